@@ -1,0 +1,1 @@
+"""The Hydra groups. Data, packaged so that an installed `sparring` finds it."""

@@ -1,0 +1,295 @@
+"""Artifacts: shards that are renamed into place, and a manifest that is created last, exclusively.
+
+    store/pairs-3f9c2a1b/manifest.json             with a valid one the artifact is done; nothing else is state
+    store/pairs-3f9c2a1b/part-00007.<attempt>.parquet
+    store/pairs-3f9c2a1b/part-00007.<attempt>.json what the shard's manifest row will say, until the manifest says it
+
+Every attempt writes files of its own name. The first manifest wins (link() fails when the name exists) and the loser
+adopts it, so that two writers by mistake cost work and never bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.fingerprint import digest
+from pipeline.job import File, Input, Job, Part, Shard, sha256_file
+
+MANIFEST = "manifest.json"
+_PART = re.compile(r"part-(\d{5})\.([0-9a-z]+)\.json$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an artifact says of itself."""
+
+    fingerprint: str
+    step: str
+    version: int
+    identity: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    """role -> {name: fingerprint or digest of the definition, digest: content read}."""
+    files: tuple[File, ...]
+    rows: dict[str, Any]
+    """{in, out, dropped: {reason: count}}."""
+    summary: dict[str, Any]
+    seconds: float
+    """Work in all attempts that are part of the artifact."""
+    stats: dict[str, float]
+    attempts: list[str]
+    made_with: dict[str, Any]
+    """Code version, packages, hardware, creation time."""
+
+    @property
+    def content(self) -> str:
+        """Digest of the artifact's bytes, independent of attempts and of the time it was made."""
+        return content_digest(self.files)
+
+
+def content_digest(files: Iterable[File]) -> str:
+    """Return the sha256 over (logical name, sha256) of all files."""
+    return digest({file.name: file.sha256 for file in files})
+
+
+class CorruptManifest(DataError):
+    """A manifest that is there but is not what was published."""
+
+
+class Artifact:
+    """One artifact's folder in the store."""
+
+    def __init__(self, store: Path, kind: str, fingerprint: str) -> None:
+        self.kind = kind
+        self.fingerprint = fingerprint
+        self.path = store / f"{kind}-{fingerprint[:8]}"
+        self.lease = store / ".leases" / f"{kind}-{fingerprint[:8]}.json"
+
+    def manifest(self) -> Manifest | None:
+        """Return the manifest, None when there is none; CorruptManifest when it is not what was published."""
+        path = self.path / MANIFEST
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        manifest = _parse(path, raw)
+        if manifest.fingerprint != self.fingerprint:
+            raise CorruptManifest(f"{path}: names another step ({manifest.fingerprint[:16]}); it will be redone.")
+        return manifest
+
+    def missing_file(self, manifest: Manifest) -> str | None:
+        """Return what is wrong with the files' presence and sizes (not their bytes), None when nothing is."""
+        for file in manifest.files:
+            path = self.path / file.path
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != file.bytes:
+                return f"{path} has {path.stat().st_size} bytes, recorded {file.bytes}"
+        return None
+
+    def corrupt_files(self, manifest: Manifest) -> list[str]:
+        """Re-hash every file and return the messages of those that differ."""
+        bad = []
+        for file in manifest.files:
+            path = self.path / file.path
+            if not path.is_file():
+                bad.append(f"{path}: missing")
+            elif sha256_file(path) != file.sha256:
+                bad.append(f"{path}: sha256 differs from the manifest")
+        return bad
+
+    def set_aside(self) -> None:
+        """Make the artifact undone: its manifest goes first, then everything else, so that no kill leaves a half."""
+        manifest = self.path / MANIFEST
+        if manifest.exists():
+            manifest.unlink()
+            _sync_folder(self.path)
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def as_input(self, role: str, manifest: Manifest) -> Input:
+        """Return the finished artifact as the input `role` of another step."""
+        return Input(role=role, root=self.path, digest=manifest.content, files=manifest.files, summary=manifest.summary)
+
+
+def _parse(path: Path, raw: bytes) -> Manifest:
+    try:
+        body = json.loads(raw)
+        seal = body.pop("seal")
+        if seal != digest(body):
+            raise ValueError("its seal does not match its text")
+        files = tuple(File(**file) for file in body.pop("files"))
+        return Manifest(files=files, **body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptManifest(f"{path}: corrupt manifest ({error}); the step will be redone.") from None
+
+
+def write_part(job: Job, shard: Shard, part: Part, seconds: float) -> dict[str, Any]:
+    """Write a shard's table under its final name, then its record; return the record."""
+    import pyarrow.parquet as pq
+
+    lost = part.rows_in - part.table.num_rows - sum(part.dropped.values())
+    if lost:
+        raise DataError(f"{job.spec.kind} shard {shard.index}: {lost} rows are neither written nor counted as dropped.")
+    stem = f"part-{shard.index:05d}.{job.attempt}"
+    path = job.out / f"{stem}.parquet"
+    with _disk_errors(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(part.table, temporary, compression="zstd")
+        _sync_file(temporary)
+        record = {
+            "fingerprint": job.fingerprint,
+            "inputs": {role: source.digest for role, source in sorted(job.inputs.items())},
+            "file": asdict(
+                File(
+                    name=f"part-{shard.index:05d}.parquet",
+                    path=path.name,
+                    sha256=sha256_file(temporary),
+                    bytes=temporary.stat().st_size,
+                )
+            ),
+            "attempt": job.attempt,
+            "rows_in": part.rows_in,
+            "rows_out": part.table.num_rows,
+            "dropped": part.dropped,
+            "stats": part.stats,
+            "seconds": seconds,
+        }
+        os.replace(temporary, path)
+        _write_text(job.out / f"{stem}.json", json.dumps(record))
+    return record
+
+
+def finished_parts(job: Job) -> dict[int, dict[str, Any]]:
+    """Return index -> record of the shards that are done for exactly this job; anything else found is ignored."""
+    done: dict[int, dict[str, Any]] = {}
+    inputs = {role: source.digest for role, source in sorted(job.inputs.items())}
+    for path in sorted(job.out.glob("part-*.json")):
+        match = _PART.search(path.name)
+        record = _record(path)
+        if not match or record.get("fingerprint") != job.fingerprint or record.get("inputs") != inputs:
+            continue
+        part = job.out / record["file"]["path"]
+        if part.is_file() and sha256_file(part) == record["file"]["sha256"]:
+            done.setdefault(int(match[1]), record)
+    return done
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def publish(artifact: Artifact, manifest: Manifest) -> Manifest:
+    """Create the manifest exclusively and return the one that stands: ours, or the one that was first."""
+    body = asdict(manifest)
+    body["files"] = [asdict(file) for file in manifest.files]
+    text = json.dumps({**body, "seal": digest(body)}, indent=1)
+    temporary = artifact.path / f".{MANIFEST}.{manifest.attempts[-1]}"
+    with _disk_errors(artifact.path):
+        _write_text(temporary, text)
+        try:
+            os.link(temporary, artifact.path / MANIFEST)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+        _sync_folder(artifact.path)
+    standing = artifact.manifest()
+    if standing is None:
+        raise DataError(f"{artifact.path}: the manifest vanished while it was published; run again.")
+    return standing
+
+
+def tidy(artifact: Artifact, manifest: Manifest) -> None:
+    """Remove what no manifest names: records, parts of lost attempts, checkpoints."""
+    keep = {MANIFEST} | {Path(file.path).parts[0] for file in manifest.files}
+    for path in artifact.path.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def files_below(root: Path, names: dict[str, Path]) -> tuple[File, ...]:
+    """Return File records of logical name -> absolute path, hashed and synced."""
+    for path in names.values():
+        _sync_file(path)
+    return tuple(
+        File(name=name, path=str(path.relative_to(root)), sha256=sha256_file(path), bytes=path.stat().st_size)
+        for name, path in sorted(names.items())
+    )
+
+
+class _disk_errors:
+    """Turn a full disk into one message."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(full_disk(self.place)) from None
+
+
+def full_disk(place: Path) -> str:
+    """Return the message for a full disk at `place`."""
+    return f"{place}: the disk is full. Free space, or set paths.store to another disk, then run again: it resumes."
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    _sync_file(temporary)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def external(role: str, path: Path, hashes: Callable[[Path], str] = sha256_file) -> Input:
+    """Return a file, or all files of a folder, that the user brings, as an input with its content digest.
+
+    DataError when it is not there. Hidden files and folders are left out. `hashes` may be a cached hash.
+    """
+    if not path.exists():
+        raise DataError(f"{role}: {path} does not exist; check the path.")
+    root, found = (path, sorted(p for p in path.rglob("*") if p.is_file())) if path.is_dir() else (path.parent, [path])
+    shown = [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+    files = tuple(
+        File(
+            name=str(p.relative_to(root)),
+            path=str(p.relative_to(root)),
+            sha256=hashes(p),
+            bytes=p.stat().st_size,
+        )
+        for p in shown
+    )
+    named = (
+        tuple(File(name=role, path=f.path, sha256=f.sha256, bytes=f.bytes) for f in files) if path.is_file() else files
+    )
+    return Input(role=role, root=root.absolute(), digest=content_digest(named), files=named)

@@ -1,0 +1,89 @@
+"""sparring run | plan | status | report | verify | doctor
+
+sparring run iterations=3 run.name=myrun experiment=sppo
+sparring run -m experiment=sppo,s_sppo        # arms as one plan: what they share is computed once
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from pipeline.errors import SparringError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, 2 for an error that the user can mend, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(arguments.call(arguments))
+    except SparringError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to resume.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        log = Path(f"sparring-crash-{time.strftime('%Y%m%d-%H%M%S')}.log")
+        log.write_text(traceback.format_exc())
+        print(
+            f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sparring", description="Iterative self-play preference optimization.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, help_: str, call: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(call=lambda arguments: _call(call, arguments))
+        return sub
+
+    for name, help_ in (
+        ("run", "Make what is missing of N iterations."),
+        ("plan", "Show the steps and their cost."),
+    ):
+        sub = command(name, help_, f"pipeline.commands:{name}")
+        sub.add_argument("-m", "--multirun", action="store_true", help="sweep values a=1,2 as arms of one plan")
+        if name == "plan":
+            sub.add_argument("--why", action="store_true", help="say how a step differs from the nearest artifact")
+            sub.add_argument("--config", action="store_true", help="print the resolved configuration instead")
+        sub.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. iterations=3 experiment=sppo")
+    status = command("status", "Show the steps of a run.", "pipeline.commands:status")
+    status.add_argument("run", nargs="?", default="default")
+    status.add_argument("--why", action="store_true", help="say why a step is not done")
+    status.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    report = command("report", "Print the table of a run.", "pipeline.commands:report")
+    report.add_argument("run", nargs="?", default="default")
+    report.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    verify = command("verify", "Re-hash every file of the store; undo what is corrupt.", "pipeline.commands:verify")
+    verify.add_argument("--store", default="store", help="the store (paths.store)")
+    doctor = command("doctor", "Check versions, hardware, cache, chat template and disk.", "pipeline.commands:doctor")
+    doctor.add_argument("overrides", nargs="*")
+    return parser
+
+
+def _call(target: str, arguments: argparse.Namespace) -> int:
+    from pipeline.execute import resolve
+
+    return int(resolve(target)(arguments) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

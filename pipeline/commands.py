@@ -1,0 +1,266 @@
+"""What the commands of the command line do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import cluster, config, estimate
+from pipeline.artifact import Artifact, Manifest
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError, SparringError
+from pipeline.events import Events
+from pipeline.execute import Executor, link
+from pipeline.lease import Lease, LeaseHeld
+from pipeline.plan import Plan, State, Step, build, explain, inspect
+from pipeline.report.table import print_report
+from pipeline.sources import Sources
+from stages.sample import embedded
+
+
+def _arms(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
+    """Return arm -> overrides; the arm of a single run is ''."""
+    chosen = config.detect_hardware(overrides, cluster.gpu_count())
+    return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
+
+
+def _plan(arms: dict[str, list[str]]) -> Plan:
+    configs = {arm: config.load(overrides) for arm, overrides in arms.items()}
+    for key in ("run", "paths"):
+        if len({str(getattr(c, key)) for c in configs.values()}) > 1:
+            raise ConfigError(f"{key} must be the same for all arms of a multirun.")
+    return build(configs, Sources())
+
+
+def _first(plan: Plan) -> Config:
+    return next(iter(plan.configs.values()))
+
+
+def _arm_folder(plan: Plan, arm: str) -> Path:
+    first = _first(plan)
+    return Path(first.paths.runs) / first.run.name / arm
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make what is missing, then print the report."""
+    begun = time.monotonic()
+    arms = _arms(arguments.overrides, arguments.multirun)
+    plan = _plan(arms)
+    first = _first(plan)
+    store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
+    states = inspect(plan, store)
+    with ExitStack() as held:
+        for arm in arms:
+            held.enter_context(_run_lease(_arm_folder(plan, arm)))
+        for arm, overrides in arms.items():
+            _record(_arm_folder(plan, arm), plan.configs[arm], overrides)
+        if all(state.kind == "hit" for state in states.values()):
+            _link_all(plan, store, states)
+            print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
+        else:
+            plan = _prepare(plan, arms, states)
+            _check_disk(plan, states, store)
+            _execute(plan, store, folder)
+    for arm in arms:
+        print_report(_arm_folder(plan, arm), store, Console())
+
+
+def _run_lease(folder: Path) -> Lease:
+    lease = Lease(folder / ".lease.json", f"run {folder.name}")
+    try:
+        return lease.acquire(wait=False)
+    except LeaseHeld as error:
+        raise LeaseHeld(
+            f"{folder} is already being driven by {error}. Wait for it, stop it, or choose another run.name."
+        ) from None
+
+
+def _record(folder: Path, resolved: Config, overrides: Sequence[str]) -> None:
+    """Write the resolved configuration and the overrides that gave it."""
+    (folder / "config.yaml").write_text(config.render(resolved))
+    path = folder / "run.json"
+    book = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**book, "overrides": list(overrides), "store": resolved.paths.store}, indent=1))
+
+
+def _prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
+    """Prepare the embedded policy if it is used and not there, and look at the prompts before anything starts."""
+    if any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared():
+        print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
+        done = subprocess.run([sys.executable, "-m", "stages.sample.embedded"], check=False)
+        if done.returncode:
+            raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
+        plan = _plan(arms)
+    from stages.sample.prompts import check_source
+
+    for name, step in plan.steps.items():
+        if step.spec.kind == "prompts" and states[name].kind != "hit":
+            source = plan.externals[step.inputs["source"]]
+            check_source(source.root / source.files[0].path, step.identity["column"])
+    return plan
+
+
+def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
+    need = estimate.total(plan, states, []).peak_bytes
+    store.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(store).free
+    if free < need:
+        raise DataError(
+            f"{store}: {free / 2**30:.1f} GiB are free, this plan needs about {need / 2**30:.1f} GiB at its peak. "
+            "Free space, or set paths.store to another disk."
+        )
+
+
+def _execute(plan: Plan, store: Path, folder: Path) -> None:
+    events = Events(folder / "events.jsonl")
+    todo = sum(state.kind != "hit" for state in inspect(plan, store).values())
+    events(
+        "message",
+        text=f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}",
+    )
+    try:
+        Executor(
+            plan=plan,
+            store=store,
+            run=folder.name,
+            scratch=folder / "logs",
+            events=events,
+            on_done=partial(_link_step, plan, store),
+            gpus=cluster.gpu_count(),
+        ).execute()
+    except SparringError as error:
+        events("failed", text=str(error))
+        raise
+    finally:
+        events.close()
+
+
+def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:
+    for arm in {use.arm for use in step.uses}:
+        link(_arm_folder(plan, arm), store, step, manifest, arm)
+
+
+def _link_all(plan: Plan, store: Path, states: dict[str, State]) -> None:
+    for name, step in plan.steps.items():
+        manifest = states[name].manifest
+        assert manifest is not None
+        _link_step(plan, store, step, manifest)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Print the steps with their state, and what the missing ones will cost."""
+    arms = _arms(arguments.overrides, arguments.multirun)
+    if arguments.config:
+        for overrides in arms.values():
+            print(config.render(config.load(overrides)))
+        return
+    _print_plan(_plan(arms), arguments.why)
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Print the steps of a run that was begun, from the overrides it recorded."""
+    folder = Path(arguments.runs) / arguments.run
+    books = {
+        p.parent.name if p.parent != folder else "": json.loads(p.read_text()) for p in sorted(folder.rglob("run.json"))
+    }
+    arms = {arm: book["overrides"] for arm, book in books.items() if "overrides" in book}
+    if not arms:
+        begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
+        raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
+    _print_plan(_plan(arms), arguments.why)
+
+
+def _print_plan(plan: Plan, why: bool) -> None:
+    store = Path(_first(plan).paths.store)
+    states, known = inspect(plan, store), estimate.manifests(store)
+    table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
+    for name, step in plan.steps.items():
+        state = states[name]
+        cost = estimate.cost(step, plan, known) if state.kind != "hit" else None
+        reason = state.why
+        if why and state.kind == "miss":
+            reason = "; ".join(explain(plan, step, [m for m in known if m.step == step.spec.kind]))
+        table.add_row(
+            str(step.uses[0].iteration),
+            step.uses[0].label + (f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""),
+            step.name,
+            state.kind,
+            f"{cost.tokens:,.0f}" if cost and cost.tokens else "",
+            f"{cost.seconds / 60:.1f}" if cost else "",
+            reason,
+        )
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    whole = estimate.total(plan, states, known)
+    todo = sum(state.kind != "hit" for state in states.values())
+    console.print(
+        f"{len(states)} steps, {todo} to do: about {whole.tokens:,.0f} tokens, {whole.seconds / 60:.1f} minutes, "
+        f"{whole.peak_bytes / 2**30:.1f} GiB of disk at the peak ({whole.kept_bytes / 2**30:.1f} GiB kept)"
+    )
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Print the table of a run."""
+    folder = Path(arguments.runs) / arguments.run
+    found = sorted(folder.rglob("run.json"))
+    if not found:
+        raise DataError(f"{folder}: no such run.")
+    for path in found:
+        book = json.loads(path.read_text())
+        if "steps" in book:
+            print_report(path.parent, Path(book["store"]), Console())
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Re-hash every artifact; a corrupt one is named and undone, so that the next run makes it again."""
+    store = Path(arguments.store)
+    bad = 0
+    paths = sorted(p for p in store.glob("*-????????") if p.is_dir())
+    for path in paths:
+        kind, _, _ = path.name.rpartition("-")
+        bad += _verify_one(store, kind, path)
+    print(f"{store}: {len(paths)} artifacts, {bad} corrupt")
+    return 2 if bad else 0
+
+
+def _verify_one(store: Path, kind: str, path: Path) -> bool:
+    manifest_path = path / "manifest.json"
+    if not manifest_path.exists():
+        print(f"{path.name}: not finished")
+        return False
+    artifact = Artifact(store, kind, estimate.fingerprint_of(manifest_path))
+    artifact.path = path
+    try:
+        manifest = artifact.manifest()
+        problems = artifact.corrupt_files(manifest) if manifest else []
+    except DataError as error:
+        problems = [str(error)]
+    for problem in problems:
+        print(f"{path.name}: {problem}; undone, the next run makes it again")
+    if problems:
+        with Lease(artifact.lease, "verify").acquire(wait=True):
+            artifact.set_aside()
+    return bool(problems)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Check what a run needs, a line each; 1 when something is wrong."""
+    from pipeline.doctor import checks
+
+    chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
+    bad = 0
+    for good, name, text in checks(chosen):
+        bad += not good
+        print(f"{'ok ' if good else 'BAD'} {name}: {text}")
+    return 1 if bad else 0

@@ -1,0 +1,336 @@
+"""Configuration: Hydra groups in conf/, composed, checked against the dataclasses below, errors name the key.
+
+The identity of a step lives beside the step (stages/*/config.py); here is what a user writes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+import conf
+from pipeline.errors import ConfigError
+from stages.train.config import ObjectiveIdentity, RepulsionIdentity
+
+CONF = Path(conf.__file__).parent
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str
+    """Folder under paths.runs."""
+
+    def __post_init__(self) -> None:
+        if not RUN_NAME.fullmatch(self.name):
+            raise ConfigError(f"run.name={self.name}: use letters, digits, '.', '_' and '-' only.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathsConfig:
+    store: str
+    runs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    source: str
+    """embedded or folder."""
+    name: str
+    path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    source: str
+    """starter or file."""
+    path: str | None
+    column: str
+    limit: int | None
+    heldout: int
+    per_iteration: int
+    """S: slice t is rows [(t-1)*S, t*S) of the dealt order."""
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    engine: str
+    k: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    dtype: str
+    shard_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Of the oracle and of the second judge."""
+
+    kind: str
+    path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    source: str
+    path: str | None
+    window: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    name: str
+    floor: float
+    floor_quantile: float | None
+    ceil: float
+    scope: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    optimizer: str
+    lr: float
+    warmup_ratio: float
+    epochs: int
+    global_batch: int
+    max_grad_norm: float
+    max_length: int
+    min_steps: int
+    dtype: str
+    publish_dtype: str
+    checkpoint_steps: int
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectConfig:
+    """What `sparring plan` reckons with before the store holds a measured step."""
+
+    sample_tokens_per_s: float
+    reference_tokens_per_s: float
+    train_tokens_per_s: float
+    start_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Runtime only: where things run. In no fingerprint."""
+
+    name: str
+    engines: int
+    engine_cpus: int | None
+    engine_gpus: int
+    kv_cache_gb: int
+    gpu_memory: float
+    annotators: int
+    annotator_cpus: int | None
+    annotator_gpus: int
+    workers: int
+    worker_cpus: int | None
+    worker_gpus: int
+    micro_batch: int
+    max_failures: int
+    expect: ExpectConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    by: str
+    require_head_to_head: bool
+    capped: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    k: int
+    """Responses per held-out prompt."""
+    resamples: int
+    confidence: float
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.resamples < 100 or not 0.5 < self.confidence < 1:
+            raise ConfigError("evaluate: k must be >= 1, resamples >= 100 and confidence in (0.5, 1).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    iterations: int
+    seed: int
+    run: RunConfig
+    paths: PathsConfig
+    policy: PolicyConfig
+    prompts: PromptsConfig
+    sampler: SamplerConfig
+    oracle: JudgeConfig
+    judge: JudgeConfig
+    encoder: EncoderConfig
+    gate: GateConfig
+    objective: ObjectiveIdentity
+    repulsion: RepulsionIdentity
+    trainer: TrainerConfig
+    hardware: HardwareConfig
+    win_rate: str
+    selection: SelectionConfig
+    evaluate: EvaluateConfig
+
+    def __post_init__(self) -> None:
+        for complaint in _complaints(self):
+            raise ConfigError(complaint)
+
+
+def _complaints(config: Config) -> Iterable[str]:
+    """Yield what no single group can see."""
+    trainer, prompts, hardware = config.trainer, config.prompts, config.hardware
+    longest = prompts.max_tokens + config.sampler.max_tokens
+    steps = trainer.epochs * -(-prompts.per_iteration // max(1, trainer.global_batch))
+    if config.iterations < 1:
+        yield f"iterations={config.iterations}: N must be at least 1 (make iter N=1)."
+    if config.sampler.k < 2:
+        yield f"sampler.k={config.sampler.k}: a preference needs at least 2 responses per prompt; set sampler.k=2."
+    if prompts.per_iteration < 1 or trainer.global_batch < 1 or trainer.epochs < 1 or trainer.checkpoint_steps < 1:
+        yield "prompts.per_iteration and trainer.global_batch, epochs, checkpoint_steps must be at least 1."
+    if longest > trainer.max_length:
+        yield (
+            f"prompts.max_tokens={prompts.max_tokens} + sampler.max_tokens={config.sampler.max_tokens} = {longest} "
+            f"exceeds trainer.max_length={trainer.max_length}: what is sampled could not be trained whole. "
+            f"Lower one of the two or set trainer.max_length={longest}."
+        )
+    if trainer.min_steps < 8:
+        yield f"trainer.min_steps={trainer.min_steps}: fewer than 8 optimizer steps teach nothing; use 8 or more."
+    if steps < trainer.min_steps:
+        yield (
+            f"too few optimizer steps: {prompts.per_iteration} prompts per iteration / trainer.global_batch="
+            f"{trainer.global_batch} * trainer.epochs={trainer.epochs} = {steps} steps, at least {trainer.min_steps} "
+            "are needed to learn anything. Raise prompts.per_iteration or trainer.epochs, lower trainer.global_batch."
+        )
+    if min(hardware.engines, hardware.annotators, hardware.workers, hardware.micro_batch) < 1:
+        yield "hardware.engines, annotators, workers and micro_batch must be at least 1."
+    if trainer.global_batch % max(1, hardware.workers):
+        yield (
+            f"trainer.global_batch={trainer.global_batch} is not a multiple of hardware.workers={hardware.workers}: "
+            "every worker must get the same number of pairs."
+        )
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """Compose the groups with Hydra overrides; ConfigError names the wrong key and the nearest right one."""
+    composed = _compose(list(overrides))
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set; add {missing[0]}=... to the command.")
+    plain = OmegaConf.to_container(composed, resolve=True)
+    try:
+        config = TypeAdapter(Config).validate_python(plain)
+    except ValidationError as error:
+        raise ConfigError(_type_message(error)) from None
+    unknown = sorted(set(_dotted(plain)) - set(_dotted(asdict(config))))
+    if unknown:
+        raise ConfigError(_unknown(unknown[0]))
+    return config
+
+
+def expand(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return (arm name, overrides) for every combination of the sweeps in `overrides` (a=1,2 or a=range(..))."""
+    choices = [_choices(override) for override in _parse(overrides)]
+    arms = []
+    for combination in product(*choices):
+        swept = [text for text, options in zip(combination, choices, strict=True) if len(options) > 1]
+        arms.append((",".join(swept).replace("/", "-") or "only", list(combination)))
+    return arms
+
+
+def detect_hardware(overrides: Sequence[str], gpus: int) -> list[str]:
+    """Return overrides with hardware=auto (or none) replaced by what the machine has."""
+    kept = [o for o in overrides if o.strip() != "hardware=auto"]
+    named = any(o.strip().startswith("hardware=") for o in kept)
+    return kept if named else [*kept, f"hardware={'cuda' if gpus else 'cpu'}"]
+
+
+def render(config: Config) -> str:
+    """Return the resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def _choices(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}: write overrides as key=value.") from None
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    _parse(overrides)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error)
+    raise ConfigError(_hydra_message(text, overrides))
+
+
+def _hydra_message(text: str, overrides: Sequence[str]) -> str:
+    group = re.search(r"Could not find '([\w-]+)/([^']*)'", text)
+    if group:
+        names = [path.stem for path in sorted((CONF / group[1]).glob("*.yaml"))]
+        return f"{group[1]}={group[2]} is not known.{_nearest(group[2], names)} There are: {', '.join(names)}."
+    key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
+    if key:
+        return _unknown(key[1] or key[2])
+    if "Ambiguous value" in text:
+        sweep = re.findall(r"'([^']+)'", text)[0]
+        return f"{sweep} is a sweep; add -m to run every value as an arm of one plan."
+    return f"{text.splitlines()[0]} (in: {' '.join(overrides)})"
+
+
+def _unknown(key: str) -> str:
+    return f"{key} is not a configuration key.{_nearest(key, known_keys())} `sparring plan --config` prints them all."
+
+
+def _type_message(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}={first['input']}: {first['msg']}."
+
+
+def known_keys() -> list[str]:
+    """Return every key and every group of the default configuration, dotted."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides=[]))
+    groups = [path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")]
+    return sorted({*_dotted(plain), *groups})
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    return [leaf for key, value in node.items() for leaf in _dotted(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:
+        tail = name.split(".")[-1]
+        close = [k for k in known if k.split(".")[-1] == tail][:1]
+    return f" Did you mean {close[0]}?" if close else ""

@@ -1,0 +1,17 @@
+"""Errors a user can act on. Each carries one message: what is wrong, where (file, row, key), and what to do."""
+
+
+class SparringError(Exception):
+    """Base of all expected errors; the command line prints its message alone and exits with 2."""
+
+
+class ConfigError(SparringError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(SparringError):
+    """An input file, a model folder or a stored artifact is wrong."""
+
+
+class TrainingFault(SparringError):
+    """Training cannot go on: a loss or a gradient is not finite, or too few optimizer steps are left."""

@@ -1,0 +1,121 @@
+"""What a plan will cost: tokens, minutes, disk. Measured rates of the store where there are any, else the profile's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifact import Artifact, CorruptManifest, Manifest
+from pipeline.config import Config, ExpectConfig
+from pipeline.plan import Plan, State, Step
+
+MEAN_SHARE = 0.8
+"""Share of max_tokens a response is reckoned to take before any was measured."""
+LIGHT_S = 2.0
+"""Seconds of a step without a model."""
+CHECKPOINT_COPIES = 3
+"""A training checkpoint in model sizes: weights, one optimizer moment, slack for writing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one step still to be made."""
+
+    tokens: float
+    seconds: float
+    kept_bytes: float
+    """Disk the artifact keeps."""
+    peak_bytes: float
+    """Disk it needs while it runs, beside what it keeps."""
+
+
+def manifests(store: Path) -> list[Manifest]:
+    """Return all readable manifests of the store, oldest first."""
+    found = []
+    for path in sorted(store.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
+        kind, _, _ = path.parent.name.rpartition("-")
+        try:
+            manifest = Artifact(store, kind, fingerprint_of(path)).manifest()
+        except CorruptManifest:
+            continue
+        if manifest:
+            found.append(manifest)
+    return found
+
+
+def fingerprint_of(path: Path) -> str:
+    """Return the fingerprint a manifest file claims, zeros when it cannot be read."""
+    import json
+
+    try:
+        return str(json.loads(path.read_bytes())["fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return "0" * 64
+
+
+def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
+    """Return what `step` is expected to cost; tokens are what it reads or samples."""
+    config = plan.configs[step.uses[0].arm]
+    expect = config.hardware.expect
+    tokens = _tokens(step, config)
+    rate = measured_rate(step, known) or _profile_rate(step, expect)
+    model = _model_bytes(plan, config)
+    kept = {"train": model, "sample": tokens * 12, "score": tokens * 0.1}.get(step.spec.kind, 1e5)
+    peak = CHECKPOINT_COPIES * model if step.spec.kind == "train" else 0.0
+    heavy = step.spec.kind in ("sample", "score", "embed", "reference", "train")
+    seconds = (expect.start_s if heavy else LIGHT_S) + (tokens / rate if rate else 0.0)
+    return Cost(tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak)
+
+
+def total(plan: Plan, states: dict[str, State], known: list[Manifest]) -> Cost:
+    """Return the sum over the steps that are not hits; the peak is kept plus the largest step's need."""
+    costs = [cost(step, plan, known) for name, step in plan.steps.items() if states[name].kind != "hit"]
+    kept = sum(c.kept_bytes for c in costs)
+    return Cost(
+        tokens=sum(c.tokens for c in costs),
+        seconds=sum(c.seconds for c in costs),
+        kept_bytes=kept,
+        peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
+    )
+
+
+def measured_rate(step: Step, known: Iterable[Manifest]) -> float | None:
+    """Return tokens per second of the latest artifact of this kind with the same engine and dtype, None without one."""
+    rate = None
+    for manifest in known:
+        same = all(manifest.identity.get(key) == step.identity.get(key) for key in ("engine", "dtype"))
+        if manifest.step == step.spec.kind and same and manifest.stats.get("tokens") and manifest.seconds:
+            rate = manifest.stats["tokens"] / manifest.seconds
+    return rate
+
+
+def _tokens(step: Step, config: Config) -> float:
+    length = config.sampler.max_tokens * MEAN_SHARE
+    prompt = config.prompts.max_tokens / 4
+    pairs = config.prompts.per_iteration
+    match step.spec.kind:
+        case "sample":
+            return float(step.identity["count"] * step.identity["k"] * length)
+        case "reference":
+            return 2 * pairs * (prompt + length)
+        case "train":
+            return 2 * pairs * (prompt + length) * config.trainer.epochs
+    return 0.0
+
+
+def _profile_rate(step: Step, expect: ExpectConfig) -> float | None:
+    return {
+        "sample": expect.sample_tokens_per_s,
+        "reference": expect.reference_tokens_per_s,
+        "train": expect.train_tokens_per_s,
+    }.get(step.spec.kind)
+
+
+def _model_bytes(plan: Plan, config: Config) -> float:
+    """Return the size of a published policy: the base's weights, at the width they are published in."""
+    widest = 0.0
+    for source in plan.externals.values():
+        if source.role == "policy":
+            widest = max(widest, float(sum(f.bytes for f in source.files if f.path.endswith(".safetensors"))))
+    return widest * (2 if config.trainer.publish_dtype == "float32" else 1) or 6e8

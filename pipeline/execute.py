@@ -1,0 +1,259 @@
+"""Drives a plan on Ray, step by step: lease, shards on actors or tasks, manifest, links. Ray schedules and retries.
+
+A step that is a hit costs a look at its manifest; Ray starts only when something is to be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline import cluster
+from pipeline.artifact import (
+    Artifact,
+    Manifest,
+    files_below,
+    finished_parts,
+    publish,
+    tidy,
+)
+from pipeline.events import Events
+from pipeline.job import File, Input, Job
+from pipeline.lease import Lease
+from pipeline.plan import Plan, State, Step, input_digest, step_state
+
+
+def resolve(path: str) -> Callable[..., Any]:
+    """Return what "module:attribute" names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(kw_only=True)
+class Executor:
+    """Executes a plan; `states` grows as steps are found or made."""
+
+    plan: Plan
+    store: Path
+    run: str
+    scratch: Path
+    events: Events
+    on_done: Callable[[Step, Manifest], None]
+    gpus: int = 0
+
+    def __post_init__(self) -> None:
+        self.states: dict[str, State] = {}
+        self._ray = False
+        self._made_with: dict[str, Any] = {}
+
+    def execute(self) -> int:
+        """Make every step that is not a hit; return how many were made."""
+        made = 0
+        try:
+            for step in self.plan.steps.values():
+                made += self._ensure(step)
+        finally:
+            if self._ray:
+                import ray
+
+                ray.shutdown()
+        return made
+
+    def _ensure(self, step: Step) -> bool:
+        artifact = Artifact(self.store, step.spec.kind, step.fingerprint)
+        state = step_state(self.plan, step, artifact, self.states)
+        if state.kind != "hit":
+            lease = Lease(artifact.lease, f"run {self.run}")
+            with lease.acquire(wait=True, waiting=partial(self._waiting, step)):
+                state = step_state(self.plan, step, artifact, self.states)
+                if state.kind != "hit":
+                    self._make(step, artifact, state)
+                    self.states[step.fingerprint] = State(kind="hit", manifest=artifact.manifest())
+                    self._finish(step)
+                    return True
+        self.states[step.fingerprint] = state
+        self._finish(step)
+        return False
+
+    def _waiting(self, step: Step, holder: str) -> None:
+        self.events("message", text=f"{step.name} is being made by {holder}; waiting to adopt it")
+
+    def _finish(self, step: Step) -> None:
+        manifest = self.states[step.fingerprint].manifest
+        assert manifest is not None
+        self.on_done(step, manifest)
+
+    def _make(self, step: Step, artifact: Artifact, state: State) -> None:
+        if state.kind == "stale":
+            self.events("message", text=f"{step.name}: {state.why}")
+            artifact.set_aside()
+        self._start_ray()
+        job = self._job(step, artifact)
+        label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
+        show = {"step": step.name, "kind": step.spec.kind, "label": label}
+        make = self._run_driver if step.spec.run else self._run_shards
+        manifest = make(job, show, state)
+        standing = publish(artifact, manifest)
+        tidy(artifact, standing)
+        self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
+
+    def _job(self, step: Step, artifact: Artifact) -> Job:
+        inputs = {role: self._input(role, name) for role, name in step.inputs.items()}
+        artifact.path.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return Job(
+            spec=step.spec,
+            fingerprint=step.fingerprint,
+            identity=step.identity,
+            runtime=step.runtime,
+            inputs=inputs,
+            out=artifact.path.absolute(),
+            attempt=uuid.uuid4().hex[:8],
+            scratch=self.scratch.absolute(),
+        )
+
+    def _input(self, role: str, name: str) -> Input:
+        if name in self.plan.externals:
+            return replace(self.plan.externals[name], role=role)
+        step, state = self.plan.steps[name], self.states[name]
+        assert state.manifest is not None and input_digest(self.plan, name, self.states)
+        found = Artifact(self.store, step.spec.kind, name).as_input(role, state.manifest)
+        return replace(found, root=found.root.absolute())
+
+    def _start_ray(self) -> None:
+        if not self._ray:
+            self.events(
+                "message",
+                text="starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining the Ray cluster",
+            )
+            cluster.start_ray(self.gpus)
+            self._ray = True
+            self._made_with = {
+                "code": cluster.code_version(),
+                "packages": cluster.packages(),
+                "hardware": cluster.hardware(),
+            }
+
+    def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
+        from pipeline.pool import Pool
+
+        shards = resolve(job.spec.shards)(job)
+        records = finished_parts(job)
+        todo = [shard for shard in shards if shard.index not in records]
+        why = "resumed" if records else state.why
+        self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
+        begun, tokens = time.monotonic(), 0.0
+        with Pool(job, len(todo)) as pool:
+            for index, record in pool.map(todo, lambda pid: self.events("worker", **show, pid=pid)):
+                records[index] = record
+                tokens += record["stats"].get("tokens", 0)
+                spent = time.monotonic() - begun
+                left = len(shards) - len(records)
+                done = len(records) - (len(shards) - len(todo))
+                self.events(
+                    "shard",
+                    **show,
+                    done=len(records),
+                    of=len(shards),
+                    tokens_per_s=tokens / spent,
+                    eta_s=spent / done * left,
+                )
+            ordered = [records[shard.index] for shard in shards]
+            summary = pool.finish(ordered)
+        return self._manifest(job, ordered, summary)
+
+    def _manifest(self, job: Job, records: list[dict[str, Any]], summary: dict[str, Any]) -> Manifest:
+        dropped, stats = _add(r["dropped"] for r in records), _add(r["stats"] for r in records)
+        rows = {
+            "in": sum(r["rows_in"] for r in records),
+            "out": sum(r["rows_out"] for r in records),
+            "dropped": dropped,
+        }
+        attempts = [*sorted({r["attempt"] for r in records} - {job.attempt}), job.attempt]
+        return Manifest(
+            **self._common(job),
+            files=tuple(File(**r["file"]) for r in records),
+            rows=rows,
+            summary=summary,
+            seconds=sum(r["seconds"] for r in records),
+            stats=stats,
+            attempts=attempts,
+        )
+
+    def _run_driver(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
+        begun = time.monotonic()
+        self.events("step_started", **show, why=state.why, done=0, of=0, attempt=job.attempt)
+
+        def report(fields: dict[str, Any]) -> None:
+            name = "train_step" if "done" in fields else fields.pop("event", "worker")
+            spent = time.monotonic() - begun
+            extra = {"eta_s": spent / fields["done"] * (fields["of"] - fields["done"])} if fields.get("done") else {}
+            self.events(name, **show, **{**extra, **fields})
+
+        made = resolve(job.spec.run)(job, report)
+        return Manifest(
+            **self._common(job),
+            files=files_below(job.out, made.files),
+            rows=made.rows,
+            summary=made.summary,
+            seconds=time.monotonic() - begun,
+            stats=made.stats,
+            attempts=[job.attempt],
+        )
+
+    def _common(self, job: Job) -> dict[str, Any]:
+        names = self.plan.steps[job.fingerprint].inputs
+        return {
+            "fingerprint": job.fingerprint,
+            "step": job.spec.kind,
+            "version": job.spec.version,
+            "identity": job.identity,
+            "inputs": {r: {"name": names[r], "digest": source.digest} for r, source in job.inputs.items()},
+            "made_with": {**self._made_with, "created": datetime.now(UTC).isoformat(timespec="seconds")},
+        }
+
+
+def _add(records: Iterator[dict[str, float]] | Any) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for record in records:
+        for key, value in record.items():
+            total[key] = total.get(key, 0) + value
+    return total
+
+
+def link(run_folder: Path, store: Path, step: Step, manifest: Manifest, arm: str) -> None:
+    """Note (t, step) -> fingerprint in run.json and link the artifact under iter-NN, for each use in `arm`."""
+    path = run_folder / "run.json"
+    book = json.loads(path.read_text()) if path.exists() else {}
+    changed = False
+    for use in step.uses:
+        if use.arm != arm:
+            continue
+        entry = {"fingerprint": step.fingerprint, "content": manifest.content}
+        row = book.setdefault("steps", {}).setdefault(f"{use.iteration:02d}", {})
+        changed |= row.get(use.label) != entry
+        row[use.label] = entry
+        _symlink(run_folder / f"iter-{use.iteration:02d}" / step.name, store.absolute() / step.name)
+    if changed:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(book, indent=1))
+        os.replace(temporary, path)
+
+
+def _symlink(name: Path, target: Path) -> None:
+    name.parent.mkdir(parents=True, exist_ok=True)
+    if name.is_symlink() and name.resolve() == target.resolve():
+        return
+    with contextlib.suppress(FileNotFoundError):
+        name.unlink()
+    name.symlink_to(os.path.relpath(target, name.parent))

@@ -1,0 +1,136 @@
+"""What a step is given and what it gives back: the only types that `stages` and `pipeline` share.
+
+A stage declares a `StepSpec` beside its configuration and implements a worker class. The worker sees a `Job` (its
+identity, its runtime settings, its inputs) and turns each `Shard` into a `Part`; writing, retrying and publishing are
+the orchestrator's. Light on purpose: the standard library, with pyarrow only where a table is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """How one kind of step is run. `worker`, `shards`, `finish` and `run` are "module:attribute" paths.
+
+    A sharded step names `worker` (class), `shards` (Job -> list[Shard]) and `finish` (Job, tables, parts -> summary).
+    A step that drives its own workers (training) names `run` (Job -> (files folder, summary)) instead.
+    """
+
+    kind: str
+    version: int
+    worker: str = ""
+    shards: str = ""
+    finish: str = ""
+    run: str = ""
+    pool: str = "tasks"
+    """`actors`: workers load a model and live as long as the step. `tasks`: a worker is made for each shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of an artifact or of an external folder."""
+
+    name: str
+    """Logical name, stable over attempts: `part-00007.parquet`, `model/model.safetensors`."""
+    path: str
+    """Where it lies, relative to the root: `part-00007.1f3a.parquet`."""
+    sha256: str
+    bytes: int
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of a file, read in blocks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A finished artifact, or an external file or folder, opened by role. Every file is verified when it is opened."""
+
+    role: str
+    root: Path
+    digest: str
+    files: tuple[File, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[File]:
+        """The parquet parts, in shard order."""
+        return sorted((f for f in self.files if f.name.startswith("part-")), key=lambda f: f.name)
+
+    @property
+    def n_parts(self) -> int:
+        """Number of parquet parts."""
+        return len(self.parts)
+
+    def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
+        """Read part `index`; DataError if its bytes are not the recorded ones."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self._verified(self.parts[index]), columns=columns)
+
+    def folder(self) -> Path:
+        """Return the model folder, every file verified (`model/` of a train artifact, else the external folder)."""
+        for file in self.files:
+            self._verified(file)
+        inside = [f for f in self.files if f.name.startswith("model/")]
+        return self.root / Path(inside[0].path).parts[0] if inside else self.root
+
+    def _verified(self, file: File) -> Path:
+        path = self.root / file.path
+        if not path.is_file():
+            raise DataError(f"{path}: missing although recorded as {self.role}; run `sparring verify`, then run again.")
+        if sha256_file(path) != file.sha256:
+            raise DataError(
+                f"{path}: its bytes changed since it was recorded (sha256 differs); "
+                "run `sparring verify` to set the artifact aside, then run again."
+            )
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One step to execute."""
+
+    spec: StepSpec
+    fingerprint: str
+    identity: dict[str, Any]
+    runtime: dict[str, Any]
+    inputs: dict[str, Input]
+    out: Path
+    """The artifact's folder in the store."""
+    attempt: str
+    """Short random name of this attempt; files of an attempt carry it."""
+    scratch: Path
+    """A folder under the run for logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The unit of work and of resume. `payload` is small and picklable."""
+
+    index: int
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a worker makes of a shard: rows_in == table.num_rows + sum(dropped.values())."""
+
+    table: pa.Table
+    rows_in: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, float] = field(default_factory=dict)
+    """Additive numbers (counts, sums), e.g. tokens; may hold no times."""

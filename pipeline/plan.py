@@ -1,0 +1,327 @@
+"""A configuration becomes the steps of N iterations, named by fingerprint; and what the store says of each.
+
+Neither Ray nor torch is loaded here: planning, `status` and a run with nothing to do stay instant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import Artifact, CorruptManifest, Manifest
+from pipeline.config import Config, JudgeConfig
+from pipeline.fingerprint import fingerprint
+from pipeline.job import Input, StepSpec
+from pipeline.sources import Sources
+from stages.annotate.config import (
+    CALIBRATE,
+    EMBED,
+    PAIRS,
+    SCORE,
+    EmbedIdentity,
+    GateIdentity,
+    PairsIdentity,
+    PoolRuntime,
+    ScoreIdentity,
+)
+from stages.evaluate.config import EVALUATE, EvaluateIdentity
+from stages.sample.config import PROMPTS, SAMPLE, PromptsIdentity, SampleIdentity, SampleRuntime
+from stages.train.config import REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """One place of a step in an arm: (arm, iteration, label)."""
+
+    arm: str
+    iteration: int
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the plan."""
+
+    spec: StepSpec
+    identity: dict[str, Any]
+    runtime: dict[str, Any]
+    inputs: dict[str, str]
+    """role -> name: the fingerprint of a step, or the digest of an external input."""
+    fingerprint: str
+    uses: list[Use] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """`sample-1f2e3d4c`."""
+        return f"{self.spec.kind}-{self.fingerprint[:8]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The steps of all arms in an order that can be executed, shared ones once."""
+
+    steps: dict[str, Step]
+    externals: dict[str, Input]
+    configs: dict[str, Config]
+    """arm -> configuration."""
+
+    def arm(self, arm: str) -> list[tuple[Use, Step]]:
+        """Return the steps of one arm in order."""
+        return [(use, step) for step in self.steps.values() for use in step.uses if use.arm == arm]
+
+
+class _Builder:
+    def __init__(self, arm: str, config: Config, sources: Sources, plan: Plan) -> None:
+        self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
+
+    def external(self, source: Input) -> str:
+        return self.plan.externals.setdefault(source.digest, source).digest
+
+    def step(
+        self,
+        t: int,
+        label: str,
+        spec: StepSpec,
+        identity: object,
+        runtime: object | None,
+        inputs: Mapping[str, str],
+    ) -> str:
+        frozen = asdict(identity)  # type: ignore[call-overload]
+        name = fingerprint(spec.kind, spec.version, frozen, inputs)
+        settings = asdict(runtime) if runtime else {}  # type: ignore[call-overload]
+        step = Step(spec=spec, identity=frozen, runtime=settings, inputs=dict(inputs), fingerprint=name)
+        self.plan.steps.setdefault(name, step).uses.append(Use(arm=self.arm, iteration=t, label=label))
+        return name
+
+    def sample(self, t: int, label: str, prompts: str, policy: str, k: int, split: str, start: int, count: int) -> str:
+        sampler, hardware = self.config.sampler, self.config.hardware
+        identity = SampleIdentity(
+            engine=sampler.engine,
+            dtype=sampler.dtype,
+            k=k,
+            max_tokens=sampler.max_tokens,
+            temperature=sampler.temperature,
+            top_p=sampler.top_p,
+            seed=self.config.seed,
+            shard_rows=sampler.shard_rows,
+            split=split,
+            start=start,
+            count=count,
+        )
+        runtime = SampleRuntime(
+            actors=hardware.engines,
+            cpus=hardware.engine_cpus or _share(hardware.engines),
+            gpus=hardware.engine_gpus,
+            kv_cache_gb=hardware.kv_cache_gb,
+            gpu_memory=hardware.gpu_memory,
+            max_model_len=self.config.prompts.max_tokens + sampler.max_tokens,
+        )
+        return self.step(t, label, SAMPLE, identity, runtime, {"prompts": prompts, "policy": policy})
+
+    def score(self, t: int, label: str, judge: JudgeConfig, samples: str, opponents: str | None = None) -> str:
+        inputs = {"samples": samples, "judge": self.external(self.sources.judge(judge))}
+        if opponents:
+            inputs["opponents"] = opponents
+        if judge.kind == "mini":
+            inputs["encoder"] = self.external(self.sources.minilm())
+        return self.step(t, label, SCORE, ScoreIdentity(oracle=judge.kind), self.pool(), inputs)
+
+    def pool(self) -> PoolRuntime:
+        hardware = self.config.hardware
+        return PoolRuntime(
+            actors=hardware.annotators,
+            cpus=hardware.annotator_cpus or _share(hardware.annotators),
+            gpus=hardware.annotator_gpus,
+        )
+
+    def prompts(self) -> str:
+        prompts = self.config.prompts
+        identity = PromptsIdentity(
+            column=prompts.column, heldout=prompts.heldout, limit=prompts.limit, max_tokens=prompts.max_tokens
+        )
+        source = self.external(self.sources.prompts(prompts))
+        policy = self.external(self.sources.policy(self.config.policy))
+        return self.step(0, "prompts", PROMPTS, identity, None, {"source": source, "policy": policy})
+
+    def annotate(self, t: int, samples: str) -> tuple[str, str]:
+        """Return (pairs, targets)."""
+        config = self.config
+        scores = self.score(t, "score", config.oracle, samples)
+        encoder = self.external(self.sources.encoder(config.encoder))
+        window = EmbedIdentity(window=config.encoder.window)
+        similar = self.step(t, "embed", EMBED, window, self.pool(), {"samples": samples, "encoder": encoder})
+        selection = PairsIdentity(
+            win_rate=config.win_rate,
+            selection=config.selection.by,
+            require_head_to_head=config.selection.require_head_to_head,
+            capped=config.selection.capped,
+        )
+        pairs = self.step(t, "pairs", PAIRS, selection, None, {"samples": samples, "scores": scores})
+        gate, inputs = self.gate(), {"pairs": pairs}
+        if gate.name != "off":
+            inputs["embeddings"] = similar
+        return pairs, self.step(t, "calibrate", CALIBRATE, gate, None, inputs)
+
+    def gate(self) -> GateIdentity:
+        """Return the gate without what it does not use: `off` has no floor, only `permuted` has a seed."""
+        gate = self.config.gate
+        if gate.name == "off":
+            return GateIdentity(name="off", floor=0.0, floor_quantile=None, ceil=1.0, scope="pairwise", seed=0)
+        return GateIdentity(**asdict(gate), seed=self.config.seed if gate.name == "permuted" else 0)
+
+    def train(self, t: int, samples: str, pairs: str, targets: str, policy: str) -> str:
+        trainer = self.config.trainer
+        inputs = {"samples": samples, "pairs": pairs, "policy": policy}
+        forward = ReferenceIdentity(dtype=trainer.dtype, max_length=trainer.max_length)
+        reference = self.step(t, "reference", REFERENCE, forward, self.pool(), inputs)
+        identity = TrainIdentity(
+            objective=self.config.objective,
+            repulsion=self.config.repulsion,
+            optimizer=trainer.optimizer,
+            lr=trainer.lr,
+            warmup_ratio=trainer.warmup_ratio,
+            epochs=trainer.epochs,
+            global_batch=trainer.global_batch,
+            max_grad_norm=trainer.max_grad_norm,
+            max_length=trainer.max_length,
+            min_steps=trainer.min_steps,
+            dtype=trainer.dtype,
+            publish_dtype=trainer.publish_dtype,
+            seed=self.config.seed,
+        )
+        inputs = {"samples": samples, "targets": targets, "reference": reference, "policy": policy}
+        return self.step(t, "train", TRAIN, identity, self.workers(), inputs)
+
+    def workers(self) -> TrainRuntime:
+        hardware, trainer = self.config.hardware, self.config.trainer
+        return TrainRuntime(
+            workers=hardware.workers,
+            cpus=hardware.worker_cpus or _share(hardware.workers),
+            gpus=hardware.worker_gpus,
+            micro_batch=hardware.micro_batch,
+            checkpoint_steps=trainer.checkpoint_steps,
+            max_failures=hardware.max_failures,
+            gradient_checkpointing=trainer.gradient_checkpointing,
+        )
+
+    def evaluate(self, t: int, new: str, previous: str, base: str) -> str:
+        evaluate = self.config.evaluate
+        inputs = {"samples": new}
+        for judge, name in ((self.config.oracle, "oracle"), (self.config.judge, "second")):
+            for old, opponent in ((previous, "previous"), (base, "base")):
+                inputs[f"{name}_{opponent}"] = self.score(t, f"score_{name}_{opponent}", judge, new, old)
+        identity = EvaluateIdentity(resamples=evaluate.resamples, confidence=evaluate.confidence, seed=self.config.seed)
+        return self.step(t, "evaluate", EVALUATE, identity, None, inputs)
+
+    def build(self) -> None:
+        config = self.config
+        size, heldout = config.prompts.per_iteration, config.prompts.heldout
+        prompts = self.prompts()
+        policy = base_policy = self.external(self.sources.policy(config.policy))
+        base = previous = ""
+        for t in range(1, config.iterations + 1):
+            samples = self.sample(t, "sample", prompts, policy, config.sampler.k, "train", (t - 1) * size, size)
+            pairs, targets = self.annotate(t, samples)
+            policy = self.train(t, samples, pairs, targets, policy)
+            if not base:
+                held = self.sample(0, "sample_heldout", prompts, base_policy, config.evaluate.k, "heldout", 0, heldout)
+                base = previous = held
+            new = self.sample(t, "sample_heldout", prompts, policy, config.evaluate.k, "heldout", 0, heldout)
+            self.evaluate(t, new, previous, base)
+            previous = new
+
+
+def _share(actors: int) -> int:
+    return max(1, (os.cpu_count() or 1) // actors)
+
+
+def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
+    """Return one plan for all arms: steps that arms share are computed once."""
+    plan = Plan(steps={}, externals={}, configs=dict(configs))
+    for arm, config in configs.items():
+        _Builder(arm, config, sources, plan).build()
+    return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the store says of a step."""
+
+    kind: str
+    """hit, miss, resume (some shards are there) or stale."""
+    why: str = ""
+    manifest: Manifest | None = None
+
+
+def inspect(plan: Plan, store: Path) -> dict[str, State]:
+    """Return fingerprint -> state for all steps; reads manifests and file sizes only."""
+    states: dict[str, State] = {}
+    for name, step in plan.steps.items():
+        states[name] = step_state(plan, step, Artifact(store, step.spec.kind, name), states)
+    return states
+
+
+def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, State]) -> State:
+    """Return the state of one step, given those of the steps before it. A hit needs its definition and its inputs."""
+    try:
+        manifest = artifact.manifest()
+    except CorruptManifest as error:
+        return State(kind="stale", why=str(error))
+    if manifest is None:
+        parts = len(list(artifact.path.glob("part-*.json"))) + len(list(artifact.path.glob("checkpoints*/*")))
+        return (
+            State(kind="resume", why=f"{artifact.path.name} was begun")
+            if parts
+            else State(kind="miss", why="never made")
+        )
+    for role, name in step.inputs.items():
+        current = input_digest(plan, name, states)
+        if current is None:
+            return State(kind="stale", why=f"input {role} ({plan.steps[name].name}) is to be redone", manifest=manifest)
+        if manifest.inputs.get(role, {}).get("digest") != current:
+            return State(kind="stale", why=f"input {role} changed bytes", manifest=manifest)
+    missing = artifact.missing_file(manifest)
+    if missing:
+        return State(kind="stale", why=missing, manifest=manifest)
+    return State(kind="hit", manifest=manifest)
+
+
+def input_digest(plan: Plan, name: str, states: Mapping[str, State]) -> str | None:
+    """Return the content digest of an input as it is now, None when it is yet to be made."""
+    if name in plan.externals:
+        return name
+    state = states[name]
+    return state.manifest.content if state.kind == "hit" and state.manifest else None
+
+
+def explain(plan: Plan, step: Step, manifests: Sequence[Manifest]) -> list[str]:
+    """Return how `step` differs from the nearest existing artifact of its kind: `identity.lr: 5e-07 -> 1e-05`."""
+    best: list[str] | None = None
+    for manifest in manifests:
+        differences = _differences(step, manifest)
+        if best is None or len(differences) < len(best):
+            best = differences
+    return ["nothing of this kind in the store"] if best is None else best
+
+
+def _differences(step: Step, manifest: Manifest) -> list[str]:
+    here = _flat({"version": step.spec.version, "identity": step.identity})
+    there = _flat({"version": manifest.version, "identity": manifest.identity})
+    changed = [
+        f"{key}: {there.get(key)} -> {here.get(key)}"
+        for key in sorted({*here, *there})
+        if here.get(key) != there.get(key)
+    ]
+    old = {role: entry.get("name") for role, entry in manifest.inputs.items()}
+    return changed + [
+        f"input {role} is another" for role in sorted({*old, *step.inputs}) if old.get(role) != step.inputs.get(role)
+    ]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}

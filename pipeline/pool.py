@@ -1,0 +1,160 @@
+"""A pool of workers on Ray for one step: shards handed out as workers come free, a dead worker restarted by Ray.
+
+An actor loads its model at its first shard, so that an error in loading reaches the driver as itself and not as a
+dead actor. Everything a worker prints goes to a file under the run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+from pipeline.artifact import write_part
+from pipeline.errors import SparringError
+from pipeline.job import File, Input, Job, Shard
+
+RESTARTS = 3
+"""Times Ray restarts a worker, or hands its shard out again, before the step fails."""
+
+
+class Pool:
+    """Workers of one step; use as a context manager, so that its processes are gone before the next step."""
+
+    def __init__(self, job: Job, shards: int) -> None:
+        self.job = job
+        self.size = min(int(job.runtime.get("actors", 1)), shards)
+        self.actors: list[Any] = []
+
+    def __enter__(self) -> Pool:
+        if self.job.spec.pool == "actors":
+            options = ray.remote(
+                num_cpus=self.job.runtime["cpus"],
+                num_gpus=self.job.runtime["gpus"],
+                max_restarts=RESTARTS,
+                max_task_retries=RESTARTS,
+            )
+            self.actors = [options(_Worker).remote(self.job, number) for number in range(self.size)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pids = [pid for actor in self.actors for pid in _pid(actor)]
+        for actor in self.actors:
+            ray.kill(actor)
+        deadline = time.monotonic() + 20
+        while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def map(self, shards: list[Shard], worker: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (shard index, record) as shards are done; `worker` is told each worker's pid, new ones too."""
+        hands: list[Any] = self.actors or [None] * min(len(shards), _light_workers())
+        seen = {_call(self.job, actor.pid.remote()) for actor in self.actors}
+        for pid in sorted(seen):
+            worker(pid)
+        waiting, running = iter(shards), {}
+        for hand, shard in zip(hands, waiting, strict=False):
+            running[self._submit(hand, shard)] = (hand, shard)
+        while running:
+            ready, _ = ray.wait(list(running), num_returns=1)
+            hand, shard = running.pop(ready[0])
+            pid, record = _call(self.job, ready[0])
+            if pid not in seen:
+                seen.add(pid)
+                worker(pid)
+            yield shard.index, record
+            following = next(waiting, None)
+            if following:
+                running[self._submit(hand, following)] = (hand, following)
+
+    def finish(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
+        if not self.job.spec.finish:
+            return {}
+        return _call(self.job, _light(_finish).remote(self.job, records))
+
+    def _submit(self, actor: Any, shard: Shard) -> Any:
+        return actor.run.remote(shard) if actor else _light(_run_once).remote(self.job, shard)
+
+
+class _Worker:
+    def __init__(self, job: Job, number: int) -> None:
+        _quiet(job, number)
+        self.job = job
+        self.worker: Callable[[Shard], Any] | None = None
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def run(self, shard: Shard) -> tuple[int, dict[str, Any]]:
+        begun = time.monotonic()
+        self.worker = self.worker or _make(self.job)
+        part = self.worker(shard)
+        return os.getpid(), write_part(self.job, shard, part, time.monotonic() - begun)
+
+
+def _light(function: Callable[..., Any]) -> Any:
+    return ray.remote(num_cpus=1, max_retries=RESTARTS)(function)
+
+
+def _run_once(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
+    _quiet(job, 0)
+    begun = time.monotonic()
+    return os.getpid(), write_part(job, shard, _make(job)(shard), time.monotonic() - begun)
+
+
+def _finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
+    from pipeline.execute import resolve
+
+    _quiet(job, 0)
+    files = tuple(File(**record["file"]) for record in records)
+    own = Input(role="own", root=job.out, digest="", files=files)
+    return resolve(job.spec.finish)(job, (own.table(i) for i in range(len(files))), records)
+
+
+def _make(job: Job) -> Callable[[Shard], Any]:
+    from pipeline.execute import resolve
+
+    return resolve(job.spec.worker)(job)
+
+
+def _quiet(job: Job, number: int) -> None:
+    """Send what this process prints to a file of its own under the run."""
+    job.scratch.mkdir(parents=True, exist_ok=True)
+    path = job.scratch / f"{job.out.name}-{number}-{os.getpid()}.log"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def _call(job: Job, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, SparringError):
+            raise error.cause from None
+        raise SparringError(f"{job.out.name} failed: {error.cause!r}; details: {_logs(job)}") from error
+    except (RayActorError, WorkerCrashedError):
+        raise SparringError(
+            f"{job.out.name}: a worker died {RESTARTS + 1} times (out of memory, or killed); details: {_logs(job)}. "
+            "Run again to resume from the finished shards."
+        ) from None
+
+
+def _logs(job: Job) -> str:
+    return f"{job.scratch}/{job.out.name}-*.log"
+
+
+def _pid(actor: Any) -> list[int]:
+    try:
+        return [ray.get(actor.pid.remote(), timeout=5)]
+    except Exception:  # a dead or busy actor has no process to wait for
+        return []
+
+
+def _light_workers() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,0 +1,162 @@
+"""The table of a run: a column for each iteration, a row for each figure, read from manifests alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.artifact import Artifact, CorruptManifest, Manifest
+
+Steps = dict[str, Manifest]
+"""label -> manifest of one iteration."""
+Figure = Callable[[Steps], str | None]
+
+
+def iterations(folder: Path, store: Path) -> dict[int, Steps]:
+    """Return iteration -> label -> manifest for what run.json names and the store has."""
+    book = json.loads((folder / "run.json").read_text())
+    found: dict[int, Steps] = {}
+    for iteration, labels in sorted(book.get("steps", {}).items()):
+        for label, entry in labels.items():
+            manifest = _manifest(store, label, entry["fingerprint"])
+            if manifest:
+                found.setdefault(int(iteration), {})[label] = manifest
+    return found
+
+
+def print_report(folder: Path, store: Path, console: Console) -> None:
+    """Print the table of the run in `folder`, then what the judges are worth."""
+    done = {t: steps for t, steps in iterations(folder, store).items() if t > 0}
+    table = Table(title=f"run {folder.name}", title_justify="left")
+    table.add_column("iteration")
+    for t in done:
+        table.add_column(str(t), justify="right")
+    for name, figure in FIGURES:
+        cells = [figure(steps) for steps in done.values()]
+        if any(cell is not None for cell in cells):
+            table.add_row(name, *(cell or "" for cell in cells))
+    console.print(table)
+    for t, steps in done.items():
+        for line in _warnings(steps):
+            console.print(f"iteration {t}: {line}", markup=False, highlight=False)
+    for line in _judges(done):
+        console.print(line, markup=False, highlight=False)
+
+
+def _manifest(store: Path, label: str, fingerprint: str) -> Manifest | None:
+    kind = label.partition("_")[0]
+    try:
+        return Artifact(store, kind, fingerprint).manifest()
+    except CorruptManifest:
+        return None
+
+
+def _number(label: str, key: str, form: str) -> Figure:
+    def figure(steps: Steps) -> str | None:
+        value = steps[label].summary.get(key) if label in steps else None
+        return None if value is None else format(value, form)
+
+    return figure
+
+
+def _dropped(steps: Steps) -> str | None:
+    if "pairs" not in steps:
+        return None
+    reasons = steps["pairs"].rows["dropped"]
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "0"
+
+
+def _kept(steps: Steps) -> str | None:
+    return str(steps["pairs"].rows["out"]) if "pairs" in steps else None
+
+
+def _win(judge: str, opponent: str) -> Figure:
+    def figure(steps: Steps) -> str | None:
+        for row in steps["evaluate"].summary["comparisons"] if "evaluate" in steps else []:
+            if (row["judge"], row["opponent"]) == (judge, opponent):
+                return win_rate(row)
+        return None
+
+    return figure
+
+
+def win_rate(row: dict[str, Any]) -> str:
+    """Return `.540 [.512, .568]`, with "not informative" where the interval contains 1/2."""
+    if row["win_rate"] is None:
+        return "no prompts"
+    text = f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return text if row["informative"] else f"{text}\nnot informative"
+
+
+def _rate(label: str) -> Figure:
+    def figure(steps: Steps) -> str | None:
+        manifest = steps.get(label)
+        tokens = manifest.stats.get("tokens") if manifest else None
+        return f"{tokens / manifest.seconds:.0f}" if manifest and tokens and manifest.seconds else None
+
+    return figure
+
+
+def _seconds(*labels: str) -> Figure:
+    def figure(steps: Steps) -> str | None:
+        there = [steps[label].seconds for label in labels if label in steps]
+        return f"{sum(there):.1f}" if there else None
+
+    return figure
+
+
+SCORES = tuple(f"score_{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base"))
+
+FIGURES: tuple[tuple[str, Figure], ...] = (
+    ("prompts", _number("sample", "prompts", "d")),
+    ("responses", _number("sample", "responses", "d")),
+    ("pairs kept", _kept),
+    ("pairs dropped", _dropped),
+    ("response tokens, mean", _number("sample", "length_mean", ".1f")),
+    ("response tokens, p95", _number("sample", "length_p95", ".0f")),
+    ("similarity, mean", _number("embed", "similarity_mean", ".3f")),
+    ("|P̃-P|, mean", _number("calibrate", "mean_shift", ".4f")),
+    ("oracle: vs previous", _win("oracle", "previous")),
+    ("oracle: vs base", _win("oracle", "base")),
+    ("second judge: vs previous", _win("second", "previous")),
+    ("second judge: vs base", _win("second", "base")),
+    ("optimizer steps", _number("train", "steps", "d")),
+    ("h chosen, after training", _number("train", "h_w", ".4f")),
+    ("h rejected, after training", _number("train", "h_l", ".4f")),
+    ("parameters changed", _number("train", "changed_fraction", ".1%")),
+    ("sampled tokens/s", _rate("sample")),
+    ("trained tokens/s", _rate("train")),
+    ("seconds: sample", _seconds("sample")),
+    ("seconds: score", _seconds("score")),
+    ("seconds: embed", _seconds("embed")),
+    ("seconds: pairs, calibrate", _seconds("pairs", "calibrate")),
+    ("seconds: reference", _seconds("reference")),
+    ("seconds: train", _seconds("train")),
+    ("seconds: held-out sample", _seconds("sample_heldout")),
+    ("seconds: evaluate", _seconds(*SCORES, "evaluate")),
+)
+
+
+def _warnings(steps: Steps) -> list[str]:
+    lines = []
+    if "sample" in steps and steps["sample"].summary.get("redealt"):
+        lines.append("the prompts were dealt again under a new permutation: they had been played before")
+    for opponent in steps["evaluate"].summary["alarms"] if "evaluate" in steps else []:
+        lines.append(f"ALARM: against {opponent} the oracle rises while the second judge falls; it may be gamed")
+    return lines
+
+
+def _judges(done: dict[int, Steps]) -> list[str]:
+    """Return what stands beside every win rate: the judges' accuracy and how their errors correlate."""
+    last = next(reversed(done.values()), {})
+    lines = []
+    for name, label in (("oracle", "score"), ("second judge", "score_second_base")):
+        card = last[label].summary.get("card") if label in last else None
+        if card:
+            lines.append(f"{name} {card}")
+    return lines

@@ -1,0 +1,1 @@
+"""What an iteration does: sample, annotate, train, evaluate. No stage imports another."""

@@ -1,0 +1,102 @@
+"""Configuration of the annotate stage: score, embed, pairs, calibrate. No heavy import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+from pipeline.job import StepSpec
+
+
+def _spec(kind: str, worker: str, pool: str) -> StepSpec:
+    module = f"stages.annotate.{kind}"
+    return StepSpec(
+        kind=kind,
+        version=1,
+        worker=f"{module}:{worker}",
+        shards=f"{module}:shards",
+        finish=f"{module}:finish",
+        pool=pool,
+    )
+
+
+SCORE = _spec("score", "Scorer", "actors")
+EMBED = _spec("embed", "Embedder", "actors")
+PAIRS = _spec("pairs", "Pairer", "tasks")
+CALIBRATE = _spec("calibrate", "Calibrator", "tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreIdentity:
+    """Inputs: `samples`, `judge` (a folder), optionally `encoder`, `opponents` (other samples)."""
+
+    oracle: str
+    """mini or lexical."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedIdentity:
+    """Inputs: `samples`, `encoder`."""
+
+    window: int
+    """Longest text of one pass in the encoder's tokens, special ones too; longer responses are chunked."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"encoder.window={self.window}: use a positive number of tokens.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsIdentity:
+    """Inputs: `samples`, `scores`."""
+
+    win_rate: str
+    """matrix (default) or aggregate_score (the published mode, which erases cycles)."""
+    selection: str
+    """extremes: chosen = argmax, rejected = argmin of the win rate."""
+    require_head_to_head: bool
+    capped: str
+    """keep or drop pairs with a response that hit max_tokens."""
+
+    def __post_init__(self) -> None:
+        if self.win_rate not in ("matrix", "aggregate_score"):
+            raise ConfigError(f"pairs.win_rate={self.win_rate}: choose matrix or aggregate_score.")
+        if self.selection != "extremes":
+            raise ConfigError(f"pairs.selection={self.selection}: choose extremes.")
+        if self.capped not in ("keep", "drop"):
+            raise ConfigError(f"pairs.capped={self.capped}: choose keep or drop.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateIdentity:
+    """Inputs of calibrate: `pairs`, and `embeddings` unless the gate is off. methods.md section 2."""
+
+    name: str
+    """off, linear, or permuted (the control: g matrices shuffled across prompts of equal K)."""
+    floor: float
+    floor_quantile: float | None
+    """When set, floor is this quantile of all off-diagonal similarities of the iteration."""
+    ceil: float
+    scope: str
+    """pairwise, pair or row_mean."""
+    seed: int
+    """Of the permuted control."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ("off", "linear", "permuted"):
+            raise ConfigError(f"gate.name={self.name}: choose off, linear or permuted.")
+        if self.scope not in ("pairwise", "pair", "row_mean"):
+            raise ConfigError(f"gate.scope={self.scope}: choose pairwise, pair or row_mean.")
+        if not self.floor < self.ceil:
+            raise ConfigError(f"gate.floor={self.floor} must be below gate.ceil={self.ceil}.")
+        if self.floor_quantile is not None and not 0 <= self.floor_quantile < 1:
+            raise ConfigError(f"gate.floor_quantile={self.floor_quantile}: use a number in [0, 1), or null.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolRuntime:
+    """Actors of score, embed and reference; changes at most rounding."""
+
+    actors: int
+    cpus: int
+    gpus: int

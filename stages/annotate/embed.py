@@ -1,0 +1,154 @@
+"""The step `embed`: how alike the K responses of a prompt are, cosine of their sentence embeddings.
+
+A response longer than the encoder's window is cut into windows on token boundaries, none dropped; the
+windows' unit vectors are averaged, weighted by their tokens, and scaled to length one. Texts are compared
+without the white space around them: equal texts have similarity exactly 1, and each is embedded once per
+part. An empty response says nothing: its similarity is 0 with every text but another empty one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+from pipeline.job import Job, Part, Shard
+from stages.annotate.gate import off_diagonal
+from stages.annotate.rows import histogram, matrix, one_shard_per_part, place, rows_by_id, total
+
+EMBEDDINGS_SCHEMA = pa.schema(
+    [("id", pa.string()), ("similarity", pa.list_(pa.float32())), ("chunks", pa.int32())]
+)
+
+BATCH = 32
+"""Windows in one pass; they are ordered by length, so that little is padding."""
+
+
+class TextEncoder:
+    """A sentence-transformers folder; texts of any length become unit vectors."""
+
+    def __init__(self, folder: Path, window: int, device: str = "cpu") -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.model = SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
+        self.special = self.model.tokenizer.num_special_tokens_to_add()
+        longest = self.model.get_max_seq_length() or window
+        if not self.special < window <= longest:
+            raise ConfigError(
+                f"encoder.window={window}: {folder} reads {self.special + 1} to {longest} tokens at once; "
+                f"use {longest}."
+            )
+        self.window = window
+
+    def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+        """Return unit vectors (len(texts), d) and the number of windows of each text."""
+        tokenizer = self.model.tokenizer
+        windows = tokenizer(
+            list(texts), truncation=True, max_length=self.window, stride=0, return_overflowing_tokens=True
+        )
+        owner = np.asarray(windows["overflow_to_sample_mapping"])
+        lengths = np.array([len(ids) for ids in windows["input_ids"]])
+        names = [name for name in tokenizer.model_input_names if name in windows]
+        order = np.argsort(-lengths, kind="stable")
+        vectors = [
+            self._forward({name: [windows[name][c] for c in order[start : start + BATCH]] for name in names})
+            for start in range(0, len(order), BATCH)
+        ]
+        weighted = np.concatenate(vectors) * np.maximum(lengths[order] - self.special, 1)[:, None]
+        sums = np.zeros((len(texts), weighted.shape[1]))
+        np.add.at(sums, owner[order], weighted)
+        return _unit(sums), np.bincount(owner, minlength=len(texts)).tolist()
+
+    def _forward(self, features: dict[str, list[list[int]]]) -> NDArray[np.float64]:
+        import torch
+
+        batch = dict(self.model.tokenizer.pad(features, return_tensors="pt").to(self.model.device))
+        with torch.inference_mode():
+            vectors = self.model(batch)["sentence_embedding"]
+        return _unit(vectors.double().cpu().numpy())
+
+
+class Embedder:
+    """Embeds a part of `samples`; the encoder is loaded once."""
+
+    def __init__(self, job: Job) -> None:
+        device = "cuda" if job.runtime["gpus"] else "cpu"
+        self.encoder = TextEncoder(job.inputs["encoder"].folder(), job.identity["window"], device)
+        self.samples = job.inputs["samples"]
+
+    def __call__(self, shard: Shard) -> Part:
+        responses = {
+            row_id: [response["text"].strip() for response in row["responses"]]
+            for row_id, row in rows_by_id(self.samples, shard.index, ["responses"]).items()
+        }
+        texts = list(dict.fromkeys(text for row in responses.values() for text in row if text))
+        vectors, windows = self.encoder(texts) if texts else (np.zeros((0, 1)), [])
+        index = {text: i for i, text in enumerate(texts)}
+        extra = {text: n - 1 for text, n in zip(texts, windows, strict=True)} | {"": 0}
+        rows = [
+            {
+                "id": row_id,
+                "similarity": self._similarity(row, vectors, index, place(self.samples, shard.index, row_id)),
+                "chunks": sum(extra[text] for text in row),
+            }
+            for row_id, row in responses.items()
+        ]
+        every = [text for row in responses.values() for text in row]
+        stats = {
+            "responses": float(len(every)),
+            "embedded": float(len(texts)),
+            "chunked": float(sum(extra[text] > 0 for text in every)),
+            "chunks": float(sum(extra[text] for text in every)),
+            "empty": float(every.count("")),
+        }
+        return Part(
+            table=pa.Table.from_pylist(rows, schema=EMBEDDINGS_SCHEMA), rows_in=len(rows), stats=stats
+        )
+
+    def _similarity(
+        self, texts: list[str], vectors: NDArray[np.float64], index: dict[str, int], where: str
+    ) -> NDArray[np.float32]:
+        units = np.stack([vectors[index[text]] if text else np.zeros(vectors.shape[1]) for text in texts])
+        values = similarity(units, texts)
+        return matrix(values.ravel(), values.shape, "similarity", where).astype(np.float32).ravel()
+
+
+def similarity(units: NDArray[np.float64], texts: Sequence[str]) -> NDArray[np.float64]:
+    """Cosines of unit vectors (K, d), (K, K): symmetric, in [-1, 1], exactly 1 where the texts are equal."""
+    above = np.triu(np.clip(units @ units.T, -1.0, 1.0), 1)
+    equal = np.array([[a == b for b in texts] for a in texts])
+    return np.where(equal, 1.0, above + above.T)
+
+
+def shards(job: Job) -> list[Shard]:
+    """One shard for each part of `samples`."""
+    return one_shard_per_part(job, "samples")
+
+
+def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarise; `similarity` is the histogram of all off-diagonal similarities, each pair once."""
+    shape = histogram((row for table in tables for row in off_diagonals(table)), -1.0, 1.0)
+    return {
+        "n": sum(part["rows_out"] for part in parts),
+        "similarity_mean": shape["mean"],
+        "similarity": shape,
+        **{name: int(total(parts, name)) for name in ("responses", "embedded", "chunked", "chunks", "empty")},
+    }
+
+
+def off_diagonals(table: pa.Table) -> Iterator[NDArray[np.float64]]:
+    """The off-diagonal similarities of each row of an embeddings table, float64."""
+    for row in table.column("similarity").to_pylist():
+        k = round(len(row) ** 0.5)
+        yield off_diagonal(np.asarray(row, dtype=np.float64).reshape(k, k))
+
+
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale rows to length one; a zero row becomes NaN, which the caller reports with its row."""
+    with np.errstate(invalid="ignore"):
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,0 +1,92 @@
+"""What the steps of this stage share when they read tables: rows by id, checked matrices, histograms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+from pipeline.job import Input, Job, Shard
+
+BINS = 20
+
+
+def one_shard_per_part(job: Job, *roles: str) -> list[Shard]:
+    """One shard for each part of the first role; DataError when another role is cut differently."""
+    first = job.inputs[roles[0]]
+    for role in roles[1:]:
+        if job.inputs[role].n_parts != first.n_parts:
+            raise DataError(
+                f"{job.inputs[role].root}: {role} has {job.inputs[role].n_parts} parts, "
+                f"{first.role} has {first.n_parts}; "
+                "both must be made of the same slice with the same sampler.shard_rows."
+            )
+    return [Shard(index=i) for i in range(first.n_parts)]
+
+
+def place(source: Input, index: int, row_id: str) -> str:
+    """Name a row for an error message: the file of part `index`, and the row's id."""
+    return f"{source.root / source.parts[index].path}, row {row_id!r}"
+
+
+def rows_by_id(source: Input, index: int, columns: list[str]) -> dict[str, dict[str, Any]]:
+    """Read part `index` as {id: row}; DataError when an id comes twice."""
+    table = source.table(index, columns=["id", *columns])
+    rows = {row["id"]: row for row in table.to_pylist()}
+    if len(rows) != table.num_rows:
+        twice = Counter(table.column("id").to_pylist()).most_common(1)[0][0]
+        raise DataError(f"{place(source, index, twice)}: this id comes twice; make {source.role} again.")
+    return rows
+
+
+def joined(rows: dict[str, dict[str, Any]], row_id: str, source: Input, index: int) -> dict[str, Any]:
+    """The row `row_id` of part `index` of `source`; DataError when it is not there."""
+    if row_id not in rows:
+        raise DataError(
+            f"{place(source, index, row_id)}: not there, although another input of this step has it; "
+            f"{source.role} was made of other prompts or with another sampler.shard_rows: make it again."
+        )
+    return rows[row_id]
+
+
+def matrix(
+    values: Sequence[float] | NDArray[np.float64], shape: tuple[int, int], name: str, where: str
+) -> NDArray[np.float64]:
+    """Return row-major `values` as a finite float64 matrix; DataError names the entry and its place."""
+    flat = np.asarray(values, dtype=np.float64)
+    if flat.size != shape[0] * shape[1]:
+        raise DataError(
+            f"{where}: {name} has {flat.size} entries instead of {shape[0]} x {shape[1]}; make it again."
+        )
+    bad = np.flatnonzero(~np.isfinite(flat))
+    if bad.size:
+        i, j = divmod(int(bad[0]), shape[1])
+        raise DataError(
+            f"{where}: {name}[{i}, {j}] is {flat[bad[0]]}, not a finite number; "
+            "check the model that computed it (its weights, its dtype), then run again."
+        )
+    return flat.reshape(shape)
+
+
+def histogram(values: Iterable[NDArray[np.float64]], low: float, high: float) -> dict[str, Any]:
+    """Count the values in BINS equal bins of [low, high], with their mean (null without values)."""
+    counts, total = np.zeros(BINS, dtype=np.int64), 0.0
+    for array in values:
+        counts += np.histogram(array, bins=BINS, range=(low, high))[0]
+        total += float(array.sum())
+    n = int(counts.sum())
+    return {"low": low, "high": high, "counts": counts.tolist(), "n": n, "mean": ratio(total, n)}
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """part / whole; None when there is nothing to take a share of."""
+    return part / whole if whole else None
+
+
+def total(parts: list[dict[str, Any]], name: str) -> float:
+    """Sum the statistic `name` over the parts of a step."""
+    return float(sum(part["stats"].get(name, 0.0) for part in parts))

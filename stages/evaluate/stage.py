@@ -1,0 +1,137 @@
+"""The step `evaluate`: is the new policy better than the previous one, and the base, on held-out prompts?
+
+Two judges are asked: the oracle that trained it, and a second one of another family that training never saw.
+Prompts that a judge was trained on are left out for that judge, and counted. A win rate whose interval
+contains 1/2 is not informative. The alarm: the oracle rises beyond doubt while the second judge falls, so the
+policy may be gaming the oracle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+from pipeline.job import Input, Job, Part, Shard
+from stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
+
+OPPONENTS = ("previous", "base")
+JUDGES = ("oracle", "second")
+
+EVALUATE_SCHEMA = pa.schema(
+    [
+        ("opponent", pa.string()),
+        ("judge", pa.string()),
+        ("win_rate", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("n", pa.int32()),
+        ("dropped", pa.int32()),
+        ("informative", pa.bool_()),
+    ]
+)
+
+
+class Evaluator:
+    """Compares; one row per opponent and judge."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, shard: Shard) -> Part:
+        versus = [(opponent, judge) for opponent in OPPONENTS for judge in JUDGES]
+        ids = _ids(self.job.inputs["samples"])
+        values = np.stack(
+            [_win_rates(self.job.inputs[f"{judge}_{opponent}"], ids) for opponent, judge in versus], axis=1
+        )
+        identity = self.job.identity
+        means, lows, highs = paired_bootstrap(
+            values, identity["resamples"], identity["confidence"], identity["seed"]
+        )
+        dropped = np.isnan(values).sum(axis=0)
+        rows = [
+            {
+                "opponent": opponent,
+                "judge": judge,
+                "win_rate": _null(means[c]),
+                "low": _null(lows[c]),
+                "high": _null(highs[c]),
+                "n": len(ids) - int(dropped[c]),
+                "dropped": int(dropped[c]),
+                "informative": informative(lows[c], highs[c]),
+            }
+            for c, (opponent, judge) in enumerate(versus)
+        ]
+        return Part(table=pa.Table.from_pylist(rows, schema=EVALUATE_SCHEMA), rows_in=len(rows))
+
+
+def shards(job: Job) -> list[Shard]:
+    """A single shard: every comparison shares its resamples."""
+    return [Shard(index=0)]
+
+
+def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarise: the comparisons, and the opponents against which the alarm rings."""
+    rows = [row for table in tables for row in table.to_pylist()]
+    by_key = {(row["opponent"], row["judge"]): row for row in rows}
+    alarms = [opponent for opponent in OPPONENTS if _rings(*(by_key[opponent, judge] for judge in JUDGES))]
+    return {
+        "prompts": len(_ids(job.inputs["samples"])),
+        "resamples": job.identity["resamples"],
+        "confidence": job.identity["confidence"],
+        "comparisons": rows,
+        "alarm": bool(alarms),
+        "alarms": alarms,
+    }
+
+
+def _rings(oracle: dict[str, Any], second: dict[str, Any]) -> bool:
+    known = oracle["low"] is not None and second["win_rate"] is not None
+    return known and alarm(oracle["low"], second["win_rate"])
+
+
+def _ids(samples: Input) -> list[str]:
+    return [
+        i
+        for part in range(samples.n_parts)
+        for i in samples.table(part, columns=["id"]).column("id").to_pylist()
+    ]
+
+
+def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
+    """The win rate of the new policy on each held-out prompt, NaN where the judge was trained on it."""
+    found: dict[str, float] = {}
+    for part in range(scores.n_parts):
+        for row in scores.table(part).to_pylist():
+            where = f"{scores.root / scores.parts[part].path}, row {row['id']!r}"
+            found[row["id"]] = math.nan if row["trained_on"] else _win_rate(row, where)
+    missing = next((i for i in ids if i not in found), None)
+    if missing is not None:
+        raise DataError(
+            f"{scores.root}: {scores.role} has no row {missing!r}, which the held-out samples have; "
+            "score them again."
+        )
+    return np.array([found[i] for i in ids], dtype=np.float64)
+
+
+def _win_rate(row: dict[str, Any], where: str) -> float:
+    logits, swapped = (np.asarray(row[name], dtype=np.float64) for name in ("logits", "swapped"))
+    if not np.isfinite(logits).all() or not np.isfinite(swapped).all():
+        raise DataError(
+            f"{where}: an oracle logit is not a finite number; check the judge, then score again."
+        )
+    if not logits.size == swapped.size == row["n_left"] * row["n_right"] > 0:
+        raise DataError(
+            f"{where}: {logits.size} and {swapped.size} logits for {row['n_left']} x {row['n_right']} "
+            "responses; score again."
+        )
+    return prompt_win_rate(logits, swapped)
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

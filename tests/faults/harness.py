@@ -1,0 +1,152 @@
+"""Runs the real command line on a tiny policy, watches its events, kills a process at a chosen moment, runs again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PROMPTS = 24
+DEADLINE_S = 240
+
+
+def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
+    """Return the smallest run with every step: 8 prompts in 2 shards, K=2, 8 optimizer steps, 4 held-out prompts."""
+    return [
+        "hardware=cpu",
+        "policy=folder",
+        f"policy.path={policy}",
+        "prompts=file",
+        f"prompts.path={folder / 'prompts.jsonl'}",
+        "prompts.per_iteration=8",
+        "prompts.heldout=4",
+        "prompts.max_tokens=96",
+        "sampler.k=2",
+        "sampler.max_tokens=8",
+        "sampler.shard_rows=4",
+        "trainer.global_batch=1",
+        "trainer.max_length=128",
+        "trainer.lr=1e-3",
+        "hardware.micro_batch=1",
+        "evaluate.k=1",
+        "evaluate.resamples=100",
+        f"paths.store={folder / 'store'}",
+        f"paths.runs={folder / 'runs'}",
+        *more,
+    ]
+
+
+def write_prompts(path: Path, rows: int = PROMPTS) -> None:
+    """Write `rows` different short prompts."""
+    words = ["river", "engine", "garden", "letter", "bridge", "mirror"]
+    lines = [
+        json.dumps({"prompt": f"Tell me {i + 1} things about a {words[i % 6]} and a {words[i // 6 % 6]}."})
+        for i in range(rows)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@dataclass
+class Run:
+    """A `sparring run` in a process of its own."""
+
+    folder: Path
+    arguments: list[str]
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the driver."""
+        log = (self.folder / "driver.log").open("a")
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "run", *self.arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+        )
+
+    def finish(self) -> None:
+        """Run to the end; the log is the failure's message."""
+        process = self.start()
+        code = process.wait(DEADLINE_S)
+        assert code == 0, (self.folder / "driver.log").read_text()[-3000:]
+
+    @property
+    def events(self) -> Path:
+        """The event stream."""
+        return self.folder / "runs" / "default" / "events.jsonl"
+
+
+def wait_for(
+    run: Run, process: subprocess.Popen[str], since: int, wanted: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Return the first event after byte `since` that is wanted."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        for event in _events(run.events, since):
+            if wanted(event):
+                return event
+        assert process.poll() is None, (
+            "ended before the moment to kill: " + (run.folder / "driver.log").read_text()[-3000:]
+        )
+        time.sleep(0.02)
+    raise AssertionError("the awaited event never came")
+
+
+def _events(path: Path, since: int) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open() as handle:
+        handle.seek(since)
+        for line in handle:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def kill_driver(process: subprocess.Popen[str]) -> None:
+    """kill -9 the driver; everything it started must be gone soon after."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive, f"left behind: {alive}"
+
+
+def kill_pid(pid: int) -> None:
+    """kill -9 a worker; it may have ended by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return iteration/label -> content digest of every artifact of the run."""
+    book = json.loads((folder / "runs" / "default" / "run.json").read_text())
+    return {f"{t}/{label}": entry["content"] for t, row in book["steps"].items() for label, entry in row.items()}
+
+
+def without(base: Path, folder: Path, label: str) -> None:
+    """Copy a finished run's folder, without the artifact of iteration `label` ("01/sample")."""
+    t, _, name = label.partition("/")
+    book = json.loads((base / "runs" / "default" / "run.json").read_text())
+    fingerprint = book["steps"][t][name]["fingerprint"]
+    shutil.copytree(base / "store", folder / "store")
+    shutil.copy(base / "prompts.jsonl", folder / "prompts.jsonl")
+    kind = name.partition("_")[0]
+    shutil.rmtree(folder / "store" / f"{kind}-{fingerprint[:8]}")
+
+
+def moment(rng: random.Random, longest: float) -> None:
+    """Wait a random while."""
+    time.sleep(rng.random() * longest)

@@ -1,0 +1,158 @@
+"""The command line: one message for bad input, nothing heavy loaded to plan, answers in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.digests import cached_sha256
+from pipeline.lease import Lease
+from tests.faults.harness import overrides, write_prompts
+from tests.tiny import tiny_policy
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
+
+
+def sparring(*words: str, cwd: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = (
+        f"import sys; {before}; from pipeline.cli import main; code = main(sys.argv[1:]);"
+        "print(sorted({'ray', 'torch'} & set(sys.modules))); sys.exit(code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one message of a command that stopped; no stack trace anywhere."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: "), done.stderr
+    return done.stderr.strip()
+
+
+def run_error(folder: Path, policy: Path, *more: str) -> str:
+    if not (folder / "prompts.jsonl").exists():
+        write_prompts(folder / "prompts.jsonl")
+    message = error_of(sparring("run", *overrides(folder, policy, *more), cwd=folder))
+    assert not list((folder / "store").glob("*/part-*")), "half-written"
+    return message
+
+
+@pytest.mark.parametrize("command", ["plan", "plan --why"])
+def test_plan_loads_neither_ray_nor_torch_and_answers_at_once(tmp_path: Path, policy: Path, command: str) -> None:
+    write_prompts(tmp_path / "prompts.jsonl")
+    begun = time.monotonic()
+    done = sparring(*command.split(), *overrides(tmp_path, policy), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "15 steps, 15 to do" in done.stdout and "GiB of disk at the peak" in done.stdout
+    assert time.monotonic() - begun < 15, "5 s on an idle machine"
+
+
+def test_config_is_printed_whole(tmp_path: Path, policy: Path) -> None:
+    done = sparring("plan", "--config", *overrides(tmp_path, policy), cwd=tmp_path)
+    assert "global_batch: 1" in done.stdout and "oracle:" in done.stdout
+
+
+BAD_FILES = [
+    ("empty", b"", r"is empty"),
+    ("truncated", b'{"prompt": "one"}\n{"prompt": "tw', r"line 2"),
+    ("not UTF-8", b'{"prompt": "one"}\n{"prompt": "caf\xe9"}\n', r"line 2.*UTF-8|UTF-8.*line 2"),
+    ("lacks the column", b'{"promt": "one"}\n', r"promt"),
+    ("empty prompt", b'{"prompt": "one"}\n{"prompt": "  "}\n', r"line 2|row 2"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+def test_a_bad_prompts_file_stops_before_anything_starts(
+    tmp_path: Path, policy: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / "prompts.jsonl").write_bytes(content)
+    import re
+
+    found = run_error(tmp_path, policy)
+    assert re.search(message, found), found
+    assert "prompts.jsonl" in found
+
+
+def test_a_missing_prompts_file(tmp_path: Path, policy: Path) -> None:
+    assert "there is no such file" in run_error(tmp_path, policy, "prompts.path=nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("tokenizer.json", "no tokenizer"),
+        ("chat_template.jinja", "no chat template"),
+        ("model.safetensors", r"no *.safetensors"),
+        ("config.json", "no config.json"),
+    ],
+)
+def test_a_policy_folder_that_lacks_something(tmp_path: Path, policy: Path, remove: str, message: str) -> None:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    for path in policy.iterdir():
+        if path.name != remove:
+            (folder / path.name).symlink_to(path)
+    if remove == "chat_template.jinja":
+        settings = json.loads((policy / "tokenizer_config.json").read_text())
+        settings.pop("chat_template", None)
+        (folder / "tokenizer_config.json").unlink()
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert message in run_error(tmp_path, folder)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    assert "there is no such folder" in run_error(tmp_path, tmp_path / "nowhere")
+
+
+def test_the_same_run_twice_at_once(tmp_path: Path, policy: Path) -> None:
+    with Lease(tmp_path / "runs" / "default" / ".lease.json", "run default").acquire(wait=False):
+        found = run_error(tmp_path, policy)
+    assert "already being driven by run default" in found and "choose another run.name" in found
+
+
+def test_too_little_disk_is_said_before_anything_starts(tmp_path: Path, policy: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl")
+    before = "import shutil, collections; shutil.disk_usage = lambda p: collections.namedtuple('u', 'free')(10_000)"
+    done = sparring("run", *overrides(tmp_path, policy), cwd=tmp_path, before=before)
+    assert "this plan needs about" in error_of(done)
+
+
+def test_unknown_key(tmp_path: Path, policy: Path) -> None:
+    assert "Did you mean sampler.k?" in run_error(tmp_path, policy, "samplr.k=2")
+
+
+def test_status_of_a_run_that_never_was(tmp_path: Path) -> None:
+    assert "no such run" in error_of(sparring("status", "ghost", cwd=tmp_path))
+
+
+def test_an_unexpected_error_is_one_line_with_its_log(tmp_path: Path) -> None:
+    before = "import pipeline.commands; pipeline.commands.verify = lambda a: 1 / 0"
+    done = sparring("verify", cwd=tmp_path, before=before)
+    assert done.returncode == 1 and done.stderr.startswith("error: unexpected ZeroDivisionError")
+    assert "Traceback" in next(tmp_path.glob("sparring-crash-*.log")).read_text()
+
+
+def test_digests_are_cached_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    first = cached_sha256(path)
+    monkeypatch.setattr("pipeline.digests.sha256_file", lambda p: "wrong")
+    assert cached_sha256(path) == first
+    path.write_bytes(b"three")
+    assert cached_sha256(path) == "wrong"

@@ -1,0 +1,82 @@
+"""Configuration: what is composed, and that every mistake gets one message that names the key and the remedy."""
+
+import pytest
+
+from pipeline import config
+from pipeline.errors import ConfigError
+
+
+def test_default_is_s_sppo_on_the_embedded_parts() -> None:
+    found = config.load(["hardware=cpu"])
+    assert (found.objective.name, found.gate.name, found.repulsion.name) == ("sppo", "linear", "hinge")
+    assert (found.policy.name, found.oracle.kind, found.judge.kind) == ("smollm2-135m", "mini", "lexical")
+    assert found.prompts.per_iteration >= 64 and found.prompts.heldout >= 64
+    assert found.sampler.k >= 4 and found.sampler.max_tokens >= 96
+
+
+def test_experiment_sppo_is_without_gate_and_repulsion() -> None:
+    found = config.load(["experiment=sppo"])
+    assert (found.gate.name, found.repulsion.name, found.repulsion.weight) == ("off", "off", 0.0)
+
+
+def test_the_command_line_wins_over_the_experiment() -> None:
+    assert config.load(["experiment=sppo", "gate=permuted"]).gate.name == "permuted"
+
+
+MESSAGES = [
+    ("trainer.lrr=1", r"trainer\.lrr is not a configuration key\. Did you mean trainer\.lr\?"),
+    ("samplr.k=3", r"samplr\.k is not a configuration key\. Did you mean sampler\.k\?"),
+    ("+extra=1", r"extra is not a configuration key\."),
+    ("gate=linearr", r"gate=linearr is not known\. Did you mean linear\? There are: linear, off, permuted"),
+    ("experiment=spo", r"experiment=spo is not known\. Did you mean sppo\?"),
+    ("hardware=gpu", r"hardware=gpu is not known\."),
+    ("lr", r"Error parsing override 'lr'.*key=value"),
+    ("trainer.lr=abc", r"trainer\.lr=abc: .*number"),
+    ("sampler.k=2.5", r"sampler\.k=2\.5: .*integer"),
+    ("trainer.lr=1e-5,2e-5", r"trainer\.lr=1e-5,2e-5.*-m"),
+    ("sampler.k=1", r"sampler\.k=1: a preference needs at least 2 responses"),
+    ("iterations=0", r"iterations=0: N must be at least 1"),
+    ("trainer.min_steps=4", r"trainer\.min_steps=4: fewer than 8"),
+    ("trainer.global_batch=16", r"too few optimizer steps: 64 prompts .* = 4 steps, at least 8"),
+    ("prompts.max_tokens=500", r"500 \+ sampler\.max_tokens=96 = 596 exceeds trainer\.max_length=512"),
+    ("hardware.workers=3", r"trainer\.global_batch=8 is not a multiple of hardware\.workers=3"),
+    ("prompts=file", r"prompts\.path is not set; add prompts\.path="),
+    ("policy=folder", r"policy\.path is not set; add policy\.path="),
+    ("run.name='a/b'", r"run\.name=a/b: use letters"),
+    ("evaluate.k=0", r"evaluate: k must be"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MESSAGES)
+def test_a_mistake_has_one_message(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_several_steps_of_two_epochs_are_enough() -> None:
+    assert config.load(["trainer.global_batch=16", "trainer.epochs=2"]).trainer.epochs == 2
+
+
+def test_sweeps_become_named_arms() -> None:
+    arms = config.expand(["experiment=sppo,s_sppo", "seed=1"])
+    assert arms == [
+        ("experiment=sppo", ["experiment=sppo", "seed=1"]),
+        ("experiment=s_sppo", ["experiment=s_sppo", "seed=1"]),
+    ]
+    assert len(config.expand(["seed=range(0,3)", "gate=off,linear"])) == 6
+
+
+def test_a_sweep_of_one_is_still_an_arm_with_a_name() -> None:
+    assert config.expand(["seed=1"]) == [("only", ["seed=1"])]
+
+
+def test_hardware_auto_asks_the_machine() -> None:
+    assert config.detect_hardware(["hardware=auto", "seed=1"], gpus=0) == ["seed=1", "hardware=cpu"]
+    assert config.detect_hardware([], gpus=8) == ["hardware=cuda"]
+    assert config.detect_hardware(["hardware=cpu"], gpus=8) == ["hardware=cpu"]
+
+
+def test_rendered_configuration_is_complete() -> None:
+    text = config.render(config.load([]))
+    assert "beta: 0.001" in text and "shard_rows" in text

@@ -1,0 +1,91 @@
+"""Leases: a live holder keeps it, a dead one loses it, and only the counter tells across machines."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import lease
+from pipeline.lease import Lease, LeaseHeld
+
+
+def test_a_live_holder_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with (
+        Lease(path, "run a").acquire(wait=False),
+        pytest.raises(LeaseHeld, match=r"run a \(host .*, pid \d+\)"),
+    ):
+        Lease(path, "run b").acquire(wait=False)
+    with Lease(path, "run b").acquire(wait=False):
+        assert json.loads(path.read_text())["owner"] == "run b"
+    assert not path.exists()
+
+
+def test_waiting_says_for_whom_and_then_takes_it(tmp_path: Path) -> None:
+    path, said = tmp_path / "x.json", []
+    first = Lease(path, "run a").acquire(wait=False)
+
+    def waiting(who: str) -> None:
+        said.append(who)
+        first.release()
+
+    Lease(path, "run b").acquire(wait=True, waiting=waiting).release()
+    assert len(said) == 1 and said[0].startswith("run a")
+
+
+def test_a_killed_holder_loses_it_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    code = (
+        "import os, signal; from pathlib import Path; from pipeline.lease import Lease;"
+        f"Lease(Path({str(path)!r}), 'dead').acquire(wait=False); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert json.loads(path.read_text())["owner"] == "dead"
+    begun = time.monotonic()
+    Lease(path, "heir").acquire(wait=False).release()
+    assert time.monotonic() - begun < 5
+
+
+def foreign(path: Path, counter: int) -> None:
+    path.write_text(
+        json.dumps(
+            {
+                "token": "t",
+                "machine": "elsewhere",
+                "host": "far",
+                "pid": 1,
+                "counter": counter,
+                "owner": "run c",
+            }
+        )
+    )
+
+
+def test_a_foreign_counter_that_stands_still_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 1.0)
+    path = tmp_path / "x.json"
+    foreign(path, 7)
+    begun = time.monotonic()
+    with Lease(path, "heir").acquire(wait=True):
+        assert time.monotonic() - begun >= 1.0
+        assert json.loads(path.read_text())["owner"] == "heir"
+
+
+def test_a_foreign_counter_that_moves_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 30.0)
+    path = tmp_path / "x.json"
+    foreign(path, 7)
+    monkeypatch.setattr(lease.time, "sleep", lambda _: foreign(path, 8))
+    with pytest.raises(LeaseHeld, match="run c"):
+        Lease(path, "b").acquire(wait=False)
+
+
+def test_the_counter_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    path = tmp_path / "x.json"
+    with Lease(path, "run a").acquire(wait=False):
+        time.sleep(0.5)
+        assert json.loads(path.read_text())["counter"] >= 2

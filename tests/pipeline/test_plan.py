@@ -1,0 +1,205 @@
+"""Plans: fingerprints name definitions, hits need equal inputs, arms share, ablations redo little."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.artifact import Artifact, Manifest, publish
+from pipeline.config import Config, EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
+from pipeline.digests import cache_folder
+from pipeline.job import File, Input, sha256_file
+from pipeline.plan import Plan, State, Step, build, explain, inspect
+from pipeline.sources import Sources
+
+HERE = Path(__file__).parent
+
+
+class Fixed(Sources):
+    """Inputs with constant digests, so that golden fingerprints depend on the code alone."""
+
+    def policy(self, config: PolicyConfig) -> Input:
+        return Input(role="policy", root=HERE, digest="1" * 64)
+
+    def encoder(self, config: EncoderConfig) -> Input:
+        return self.minilm()
+
+    def minilm(self) -> Input:
+        return Input(role="encoder", root=HERE, digest="2" * 64)
+
+    def judge(self, config: JudgeConfig) -> Input:
+        return Input(role="judge", root=HERE, digest=("3" if config.kind == "mini" else "4") * 64)
+
+    def prompts(self, config: PromptsConfig) -> Input:
+        return Input(role="source", root=HERE, digest="5" * 64)
+
+
+def plan_of(*overrides: str) -> Plan:
+    return build({"": config.load(["hardware=cpu", *overrides])}, Fixed())
+
+
+def labels(plan: Plan, arm: str = "") -> dict[tuple[int, str], str]:
+    return {(use.iteration, use.label): step.fingerprint for use, step in plan.arm(arm)}
+
+
+def changed(*overrides: str) -> set[str]:
+    """Kinds of iteration 1 that an override redoes."""
+    before, after = labels(plan_of()), labels(plan_of(*overrides))
+    return {label for (t, label), name in after.items() if t == 1 and before.get((t, label)) != name}
+
+
+def test_golden_fingerprints_of_the_default_config() -> None:
+    """A change here redoes every user's artifacts: mean it, and bump the step's version if its output changed."""
+    found = {label: name[:16] for (t, label), name in labels(plan_of()).items()}
+    assert found == GOLDEN
+
+
+def test_n_is_in_no_fingerprint() -> None:
+    one, three = labels(plan_of("iterations=1")), labels(plan_of("iterations=3"))
+    assert one.items() <= three.items() and len(three) > len(one)
+
+
+def test_runtime_is_in_no_fingerprint() -> None:
+    runtime = [
+        "hardware.micro_batch=2",
+        "hardware.workers=2",
+        "hardware.engines=2",
+        "run.name=other",
+        "paths.store=x",
+    ]
+    assert labels(plan_of(*runtime)) == labels(plan_of())
+
+
+AFTER_TRAIN = {
+    "train",
+    "sample_heldout",
+    "score_oracle_previous",
+    "score_oracle_base",
+    "score_second_previous",
+    "score_second_base",
+    "evaluate",
+}
+
+
+@pytest.mark.parametrize(
+    ("override", "redone"),
+    [
+        ("trainer.lr=2e-5", AFTER_TRAIN),
+        ("repulsion=off", AFTER_TRAIN),
+        ("gate.floor=0.3", AFTER_TRAIN | {"calibrate"}),
+        ("gate=off", AFTER_TRAIN | {"calibrate"}),
+        ("win_rate=aggregate_score", AFTER_TRAIN | {"pairs", "calibrate", "reference"}),
+        ("evaluate.resamples=500", {"evaluate"}),
+        ("judge=mini", {"score_second_previous", "score_second_base", "evaluate"}),
+    ],
+)
+def test_an_ablation_redoes_only_what_it_changes(override: str, redone: set[str], tmp_path: Path) -> None:
+    if override == "judge=mini":
+        override = "judge.kind=mini"
+    assert changed(override) == redone
+
+
+def test_a_gate_that_is_off_has_no_parameters() -> None:
+    assert labels(plan_of("gate=off", "gate.floor=0.4")) == labels(plan_of("gate=off"))
+
+
+def test_arms_share_what_they_have_in_common() -> None:
+    arms = {
+        name: config.load(overrides) for name, overrides in config.expand(["hardware=cpu", "experiment=sppo,s_sppo"])
+    }
+    plan = build(arms, Fixed())
+    kinds = [step.spec.kind for step in plan.steps.values()]
+    assert kinds.count("prompts") == kinds.count("pairs") == kinds.count("reference") == 1
+    assert kinds.count("train") == kinds.count("calibrate") == 2
+    assert {len(step.uses) for step in plan.steps.values() if step.spec.kind == "pairs"} == {2}
+
+
+def finish(plan: Plan, step: Step, store: Path, content: str = "x") -> Manifest:
+    """Publish a one-file artifact for `step` that records the inputs as they are now."""
+    artifact = Artifact(store, step.spec.kind, step.fingerprint)
+    artifact.path.mkdir(parents=True)
+    path = artifact.path / "part-00000.aaaa.parquet"
+    path.write_text(content)
+    states = inspect(plan, store)
+
+    def content_of(name: str) -> str:
+        manifest = states[name].manifest if name in states else None
+        return manifest.content if manifest else name
+
+    file = File(name="part-00000.parquet", path=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
+    manifest = Manifest(
+        fingerprint=step.fingerprint,
+        step=step.spec.kind,
+        version=step.spec.version,
+        identity=step.identity,
+        inputs={role: {"name": name, "digest": content_of(name)} for role, name in step.inputs.items()},
+        files=(file,),
+        rows={"in": 1, "out": 1, "dropped": {}},
+        summary={},
+        seconds=1.0,
+        stats={},
+        attempts=["aaaa"],
+        made_with={},
+    )
+    return publish(artifact, manifest)
+
+
+def states_by_label(plan: Plan, store: Path) -> dict[str, State]:
+    states = inspect(plan, store)
+    return {use.label: states[step.fingerprint] for use, step in plan.arm("") if use.iteration <= 1}
+
+
+def test_a_hit_needs_the_inputs_bytes(tmp_path: Path) -> None:
+    plan = plan_of()
+    assert {state.kind for state in inspect(plan, tmp_path).values()} == {"miss"}
+    for step in plan.steps.values():
+        finish(plan, step, tmp_path)
+    assert {state.kind for state in inspect(plan, tmp_path).values()} == {"hit"}
+    sample = next(step for step in plan.steps.values() if step.spec.kind == "sample")
+    Artifact(tmp_path, "sample", sample.fingerprint).set_aside()
+    finish(plan, sample, tmp_path, content="other bytes")
+    found = states_by_label(plan, tmp_path)
+    assert found["sample"].kind == "hit"
+    assert (found["score"].kind, found["score"].why) == ("stale", "input samples changed bytes")
+    assert found["pairs"].why.startswith("input samples changed bytes")
+    assert found["train"].kind == "stale" and found["sample_heldout"].kind == "stale"
+
+
+def test_missing_and_resized_files_are_stale(tmp_path: Path) -> None:
+    plan = plan_of()
+    step = next(iter(plan.steps.values()))
+    manifest = finish(plan, step, tmp_path)
+    path = Artifact(tmp_path, step.spec.kind, step.fingerprint).path / manifest.files[0].path
+    path.write_text("longer than it was")
+    assert "bytes, recorded" in inspect(plan, tmp_path)[step.fingerprint].why
+    path.unlink()
+    assert "is missing" in inspect(plan, tmp_path)[step.fingerprint].why
+
+
+def test_a_corrupt_manifest_is_stale_and_named(tmp_path: Path) -> None:
+    plan = plan_of()
+    step = next(iter(plan.steps.values()))
+    finish(plan, step, tmp_path)
+    (Artifact(tmp_path, step.spec.kind, step.fingerprint).path / "manifest.json").write_text("{}")
+    state = inspect(plan, tmp_path)[step.fingerprint]
+    assert state.kind == "stale" and "corrupt manifest" in state.why
+
+
+def test_why_names_the_fields_that_differ_from_the_nearest(tmp_path: Path) -> None:
+    before, after = plan_of(), plan_of("sampler.temperature=0.7")
+    made = [finish(before, step, tmp_path) for step in before.steps.values()]
+    step = next(s for s in after.steps.values() if s.spec.kind == "sample" and s.identity["split"] == "train")
+    near = [m for m in made if m.step == "sample"]
+    assert explain(after, step, near) == ["identity.temperature: 1.0 -> 0.7"]
+    assert explain(after, step, []) == ["nothing of this kind in the store"]
+
+
+def test_the_cache_is_the_users() -> None:
+    assert cache_folder().is_absolute()
+
+
+def test_configs_are_kept_by_arm() -> None:
+    assert isinstance(plan_of().configs[""], Config)
+
+
+GOLDEN: dict[str, str] = {}

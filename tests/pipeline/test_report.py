@@ -1,0 +1,52 @@
+"""The table's figures."""
+
+from pipeline.artifact import Manifest
+from pipeline.report.table import FIGURES, win_rate
+
+
+def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifest:
+    plain = {
+        "rows": {"in": 64, "out": 61, "dropped": {"tie": 3}},
+        "seconds": 20.0,
+        "stats": {"tokens": 5000.0},
+    }
+    return Manifest(
+        fingerprint="a" * 64,
+        step=step,
+        version=1,
+        identity={},
+        inputs={},
+        files=(),
+        summary=summary,
+        attempts=["x"],
+        made_with={},
+        **{**plain, **fields},  # type: ignore[arg-type]
+    )
+
+
+COMPARISON = {
+    "opponent": "base",
+    "judge": "oracle",
+    "win_rate": 0.55,
+    "low": 0.51,
+    "high": 0.59,
+    "informative": True,
+}
+
+
+def test_a_win_rate_carries_its_interval_and_says_when_it_means_nothing() -> None:
+    assert win_rate(COMPARISON) == "0.550 [0.510, 0.590]"
+    assert win_rate({**COMPARISON, "low": 0.49, "informative": False}).endswith("not informative")
+    assert win_rate({**COMPARISON, "win_rate": None}) == "no prompts"
+
+
+def test_figures_come_from_manifests() -> None:
+    steps = {
+        "sample": manifest("sample", {"prompts": 64, "responses": 256, "length_mean": 80.25}),
+        "pairs": manifest("pairs", {}),
+        "evaluate": manifest("evaluate", {"comparisons": [COMPARISON], "alarms": []}),
+    }
+    shown = {name: figure(steps) for name, figure in FIGURES}
+    assert shown["pairs kept"] == "61" and shown["pairs dropped"] == "tie 3"
+    assert shown["sampled tokens/s"] == "250" and shown["oracle: vs base"] == "0.550 [0.510, 0.590]"
+    assert shown["oracle: vs previous"] is None and shown["seconds: train"] is None
