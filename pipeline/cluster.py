@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,6 +79,7 @@ def start_ray(gpus: int) -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     import ray
 
+    terminate = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
@@ -90,6 +92,7 @@ def start_ray(gpus: int) -> None:
             object_store_memory=256 * 2**20,
             **quiet,
         )
+    signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the driver without a word
 
 
 def _cpu_name() -> str:

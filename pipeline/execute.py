@@ -145,7 +145,7 @@ class Executor:
             }
 
     def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
-        from pipeline.pool import Pool
+        from pipeline.pool import Pool, finish
 
         shards = resolve(job.spec.shards)(job)
         records = finished_parts(job)
@@ -168,9 +168,8 @@ class Executor:
                     tokens_per_s=tokens / spent,
                     eta_s=spent / done * left,
                 )
-            ordered = [records[shard.index] for shard in shards]
-            summary = pool.finish(ordered)
-        return self._manifest(job, ordered, summary)
+        ordered = [records[shard.index] for shard in shards]
+        return self._manifest(job, ordered, finish(job, ordered))
 
     def _manifest(self, job: Job, records: list[dict[str, Any]], summary: dict[str, Any]) -> Manifest:
         dropped, stats = _add(r["dropped"] for r in records), _add(r["stats"] for r in records)

@@ -70,14 +70,16 @@ class Pool:
             if following:
                 running[self._submit(hand, following)] = (hand, following)
 
-    def finish(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
-        if not self.job.spec.finish:
-            return {}
-        return _call(self.job, _light(_finish).remote(self.job, records))
-
     def _submit(self, actor: Any, shard: Shard) -> Any:
         return actor.run.remote(shard) if actor else _light(_run_once).remote(self.job, shard)
+
+
+def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the step's summary, computed in a task from the written parts, one at a time in memory.
+
+    Called when the pool is gone: its workers may hold every core.
+    """
+    return _call(job, _light(_finish).remote(job, records)) if job.spec.finish else {}
 
 
 class _Worker:

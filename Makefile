@@ -1,0 +1,54 @@
+# Everything a person runs, by name; `make` alone lists it.
+
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+HARDWARE ?= auto
+N ?= 1
+RUN ?= default
+ARGS ?=
+
+PY := .venv/bin/python
+STAMP := .venv/.sparring-setup-$(HARDWARE)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+# Engines of 8,000 modules start in half the time from compiled bytecode: always keep it.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup iter test test-all lint lock bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@echo 'example:    make iter N=3 RUN=mine ARGS="experiment=sppo prompts.limit=64"'
+	@echo 'variables:  N iterations, RUN name of the run, ARGS overrides, PYTHON a Python 3.11, HARDWARE auto|cpu|cuda'
+
+setup: $(STAMP)  ## creates .venv from the lock of this hardware and prepares the embedded models
+
+$(STAMP): requirements/cpu.txt requirements/cuda.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo 'set-up: "$(PYTHON)" is not a Python 3.11: install one, or say which: make setup PYTHON=/path/to/python3.11' >&2; \
+	  exit 1; }
+	@$(PYTHON) -B -m scripts.install $(HARDWARE)
+
+iter: setup  ## runs N iterations of the run RUN, redoing nothing that is done
+	@.venv/bin/sparring run iterations=$(N) run.name=$(RUN) $(ARGS)
+
+test: setup  ## unit and parity tests, and one kill per step
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-all: setup  ## all tests, every kill among them
+	$(PY) -m pytest $(ARGS)
+
+lint: setup  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy pipeline stages scripts
+
+lock:  ## resolves both locks anew from pyproject.toml; ARGS=--upgrade takes newer versions
+	@$(PYTHON) -B -m scripts.lock $(ARGS)
+
+bench: setup  ## every benchmark, one after another
+	@for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do $(PY) $$file $(ARGS) || exit 1; done
+
+clean:  ## removes caches and build output; runs, store and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
