@@ -10,6 +10,7 @@ was sampled. The judges of this stage read every text whole, so no pair is flagg
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,7 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
     pairs, identical = total(parts, "pairs"), total(parts, "identical")
     return {
         "oracle": job.identity["oracle"],
+        "card": _card(job.inputs["judge"].folder()),
         "n": sum(part["rows_out"] for part in parts),
         "trained_on": int(total(parts, "trained_on")),
         "pairs": int(pairs),
@@ -112,6 +114,18 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
         "tie_rate": ratio(total(parts, "ties"), pairs),
         "position_disagreement": ratio(total(parts, "disagreements"), pairs - identical),
     }
+
+
+CARD = ("accuracy", "length_matched", "error_phi")
+"""Figures of a judge's card.json that belong beside every win rate, each with its interval."""
+
+
+def _card(folder: Path) -> dict[str, float] | None:
+    path = folder / "card.json"
+    if not path.is_file():
+        return None
+    card = json.loads(path.read_text())
+    return {key: card[key] for name in CARD for key in (name, f"{name}_low", f"{name}_high") if key in card}
 
 
 def _bouts(samples: Input, opponents: Input | None, index: int) -> list[Bout]:

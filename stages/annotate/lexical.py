@@ -1,0 +1,102 @@
+"""The oracle `lexical`: a linear ranker on hashed word and character n-grams. The second judge.
+
+    logit(a over b | x) = w · (n(x, a) - n(x, b))
+
+n stacks three vectors, each of length one (so a longer text has smaller entries, not larger ones; no feature
+counts length): word 1- and 2-grams; character 2- to 4-grams inside words; and habits: per content word of the
+response whether the prompt has it, per word 3-gram whether the response had it before. It shares no input, no
+code for features and no training prompt with `mini`. Antisymmetric by construction; a score per response, so
+it cannot express a cycle. Hashing is scikit-learn's HashingVectorizer (MurmurHash3, stateless). Training:
+`python -m scripts.train_judges`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from pipeline.errors import DataError
+from stages.annotate.oracle import Duel, Messages
+from stages.annotate.weights import read_weights
+
+WORDS, CHARACTERS, HABITS = 2**15, 2**16, 2**12
+"""Buckets of the three vectors."""
+MIN_CONTENT_LETTERS = 4
+
+
+def last_user_text(messages: Messages) -> str:
+    """Return the text of the last user message."""
+    return next((content for role, content in reversed(messages) if role == "user"), "")
+
+
+def habit_tokens(pair: tuple[str, str]) -> list[str]:
+    """Return what a response does, as tokens, in the order of its words.
+
+    A word of four letters or more: `in` and `in:word` where the prompt has it, else `out`. A word 3-gram:
+    `again` where it occurred earlier in the response, else `new`.
+    """
+    prompt, response = pair
+    asked = set(re.findall(r"\w+", prompt.lower()))
+    words = re.findall(r"\w+", response.lower())
+    content = [word for word in words if len(word) >= MIN_CONTENT_LETTERS]
+    tokens = [token for word in content for token in (("in", f"in:{word}") if word in asked else ("out",))]
+    seen: set[tuple[str, str, str]] = set()
+    for gram in zip(words, words[1:], words[2:], strict=False):
+        tokens.append("again" if gram in seen else "new")
+        seen.add(gram)
+    return tokens
+
+
+@cache
+def vectorizers() -> tuple[HashingVectorizer, HashingVectorizer, HashingVectorizer]:
+    """Return the word, character and habit vectorizers; each gives rows of length one."""
+    return (
+        HashingVectorizer(n_features=WORDS, ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", norm="l2"),
+        HashingVectorizer(n_features=CHARACTERS, analyzer="char_wb", ngram_range=(2, 4), norm="l2"),
+        HashingVectorizer(n_features=HABITS, analyzer=habit_tokens, norm="l2"),
+    )
+
+
+def ngram_features(pairs: Sequence[tuple[str, str]]) -> csr_matrix:
+    """Return the (n, WORDS + CHARACTERS + HABITS) float64 features of (prompt, response) pairs."""
+    words, characters, habits = vectorizers()
+    responses = [response for _, response in pairs]
+    blocks = [words.transform(responses), characters.transform(responses), habits.transform(pairs)]
+    return csr_matrix(hstack(blocks))
+
+
+class LexicalOracle:
+    """See the module. `trained_on`: keys of the prompts that trained or tuned it."""
+
+    def __init__(self, weight: np.ndarray, trained_on: frozenset[int]) -> None:
+        self.weight, self.trained_on = weight, trained_on
+
+    @classmethod
+    def load(cls, folder: Path) -> LexicalOracle:
+        """Load a judge folder."""
+        tensors, trained_on = read_weights(folder, ["weight"])
+        if tensors["weight"].shape != (WORDS + CHARACTERS + HABITS,):
+            raise DataError(
+                f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges."
+            )
+        return cls(tensors["weight"], trained_on)
+
+    def logits(self, duels: Sequence[Duel]) -> np.ndarray:
+        """Return float64 (len(duels),), antisymmetric; every unique (prompt, response) is hashed once."""
+        pairs = {(last_user_text(d.prompt), text): 0 for d in duels for text in (d.first, d.second)}
+        if not pairs:
+            return np.zeros(0)
+        scores = dict(zip(pairs, ngram_features(list(pairs)) @ self.weight, strict=True))
+        logits: np.ndarray = np.array(
+            [
+                scores[last_user_text(d.prompt), d.first] - scores[last_user_text(d.prompt), d.second]
+                for d in duels
+            ]
+        )
+        return logits

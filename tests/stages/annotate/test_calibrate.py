@@ -1,0 +1,202 @@
+"""The step calibrate: targets by hand, gate off bit for bit, the quantile floor, the permuted control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.job import Job
+from stages.annotate.calibrate import TARGETS_SCHEMA, Calibrator, finish, shards
+from stages.annotate.config import CALIBRATE
+from stages.annotate.embed import EMBEDDINGS_SCHEMA
+from stages.annotate.pairs import PAIRS_SCHEMA
+from stages.annotate.winrate import extremes, preference_matrix, win_rates
+from tests.artifacts import as_input, as_job, run_step
+
+IDENTITY = {
+    "name": "linear",
+    "floor": 0.0,
+    "floor_quantile": None,
+    "ceil": 1.0,
+    "scope": "pairwise",
+    "seed": 7,
+}
+P = [[0.5, 0.9, 0.8], [0.1, 0.5, 0.7], [0.2, 0.3, 0.5]]
+S = [[1.0, 0.5, 0.25], [0.5, 1.0, 0.75], [0.25, 0.75, 1.0]]
+
+
+def pair_row(row_id: str, p: Any, chosen: int, rejected: int) -> dict[str, Any]:
+    p = np.asarray(p, dtype=np.float64)
+    return {
+        "id": row_id,
+        "n": len(p),
+        "P": p.ravel(),
+        "win_rates": win_rates(p),
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
+def pairs_table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=PAIRS_SCHEMA)
+
+
+def embeddings_table(similarities: dict[str, Any]) -> pa.Table:
+    rows = [
+        {"id": row_id, "similarity": np.asarray(s, dtype=np.float32).ravel(), "chunks": 0}
+        for row_id, s in similarities.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=EMBEDDINGS_SCHEMA)
+
+
+def job_of(folder: Path, pairs: list[pa.Table], embeddings: list[pa.Table] | None, **identity: Any) -> Job:
+    inputs = [as_input("pairs", folder / "pairs", pairs)]
+    if embeddings is not None:
+        inputs.append(as_input("embeddings", folder / "embeddings", embeddings))
+    return as_job(CALIBRATE, {**IDENTITY, **identity}, inputs, folder)
+
+
+def run(job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    tables, _, summary = run_step(job, Calibrator(job), shards, finish)
+    assert all(table.schema == TARGETS_SCHEMA for table in tables)
+    return [row for table in tables for row in table.to_pylist()], summary
+
+
+def random_iteration(
+    k_of: list[list[int]], seed: int = 0
+) -> tuple[list[pa.Table], list[pa.Table], dict[str, Any]]:
+    """Parts of random prompts with the given K; every third prompt has an embedding but no pair."""
+    rng = np.random.default_rng(seed)
+    pairs, embeddings, similarities = [], [], {}
+    for part, sizes in enumerate(k_of):
+        rows, own = [], {}
+        for row, k in enumerate(sizes):
+            p = preference_matrix(rng.normal(size=(k, k)))
+            above = np.triu(rng.uniform(-0.2, 0.95, size=(k, k)).astype(np.float32), 1)
+            own[f"{part}-{row}"] = above + above.T + np.eye(k, dtype=np.float32)
+            pair = extremes(win_rates(p))
+            if row % 3 != 2 and pair is not None:
+                rows.append(pair_row(f"{part}-{row}", p, *pair))
+        pairs.append(pairs_table(*rows))
+        embeddings.append(embeddings_table(own))
+        similarities.update(own)
+    return pairs, embeddings, similarities
+
+
+def test_pairwise_targets_by_hand(tmp_path: Path) -> None:
+    rows, summary = run(job_of(tmp_path, [pairs_table(pair_row("a", P, 0, 2))], [embeddings_table({"a": S})]))
+    (row,) = rows
+    assert (row["chosen"], row["rejected"]) == (0, 2)
+    assert (row["p_w"], row["p_l"], row["p_wl"]) == pytest.approx((2.2 / 3, 1 / 3, 0.8), abs=1e-15)
+    # P~ = [[.5, .7, .725], [.3, .5, .55], [.275, .45, .5]]
+    targets = (row["target_w"], row["target_l"], row["target_wl"])
+    assert targets == pytest.approx((1.925 / 3, 1.225 / 3, 0.725), abs=1e-15)
+    assert row["gate_wl"] == 0.25 and row["gate"] == [x for line in S for x in line]
+    assert row["similarity_mean"] == 0.5
+    assert row["shift"] == pytest.approx((0.2 + 0.075 + 0.15) / 3, abs=1e-15)
+    assert row["flipped"] is False
+    assert summary["floor"] == 0.0 and summary["flips"] == 0 and summary["pairs"] == 1
+    assert summary["mean_shift"] == row["shift"] and summary["similarity_mean"] == 0.5
+    left = (1.925 / 3 - 0.5) + (0.5 - 1.225 / 3)
+    assert summary["strength"] == pytest.approx(left / ((2.2 / 3 - 0.5) + (0.5 - 1 / 3)), abs=1e-12)
+    assert summary["g"]["n"] == 3 and summary["g"]["mean"] == 0.5
+    assert [i for i, count in enumerate(summary["g"]["counts"]) if count] == [5, 10, 15]
+
+
+@pytest.mark.parametrize(
+    ("scope", "left_w", "left_l", "gate_wl"), [("pair", 0.75, 0.75, 0.25), ("row_mean", 0.625, 0.5, 0.375)]
+)
+def test_other_scopes_by_hand(
+    scope: str, left_w: float, left_l: float, gate_wl: float, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, [pairs_table(pair_row("a", P, 0, 2))], [embeddings_table({"a": S})], scope=scope)
+    (row,), _ = run(job)
+    assert row["target_w"] == pytest.approx(0.5 + left_w * (2.2 / 3 - 0.5), abs=1e-15)
+    assert row["target_l"] == pytest.approx(0.5 + left_l * (1 / 3 - 0.5), abs=1e-15)
+    assert row["target_wl"] == pytest.approx(0.5 + left_w * 0.3, abs=1e-15)
+    assert row["gate_wl"] == gate_wl
+
+
+def test_flips_are_counted(tmp_path: Path) -> None:
+    p = [[0.5, 0.9, 0.45], [0.1, 0.5, 0.6], [0.55, 0.4, 0.5]]
+    s = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    table = pairs_table(pair_row("flips", p, 0, 1), pair_row("stays", P, 0, 2))
+    rows, summary = run(job_of(tmp_path, [table], [embeddings_table({"flips": s, "stays": S})]))
+    assert [row["flipped"] for row in rows] == [True, False] and summary["flips"] == 1
+
+
+def test_gate_off_hands_win_rates_on_bit_for_bit(tmp_path: Path) -> None:
+    pairs, _, _ = random_iteration([[5] * 9, [2, 3, 16, 9]])
+    rows, summary = run(job_of(tmp_path, pairs, None, name="off"))
+    kept = [row for table in pairs for row in table.to_pylist()]
+    assert len(rows) == len(kept)
+    for row, pair in zip(rows, kept, strict=True):
+        w, loser, n = pair["chosen"], pair["rejected"], pair["n"]
+        assert row["target_w"] == row["p_w"] == pair["win_rates"][w]
+        assert row["target_l"] == row["p_l"] == pair["win_rates"][loser]
+        assert row["target_wl"] == row["p_wl"] == pair["P"][w * n + loser]
+        assert row["similarity_mean"] is None and not any(row["gate"]) and row["shift"] == row["gate_wl"] == 0
+        assert not row["flipped"]
+    assert summary["similarity_mean"] is None and summary["floor"] is None
+    assert summary["strength"] == 1.0 and summary["g"]["counts"][0] == summary["g"]["n"]
+
+
+def test_quantile_floor_is_of_the_whole_iteration(tmp_path: Path) -> None:
+    pairs, embeddings, similarities = random_iteration([[3] * 4, [4] * 5, [2]])
+    values = [s[i, j] for s in similarities.values() for i in range(len(s)) for j in range(i)]
+    floor = float(np.quantile(np.array(values, dtype=np.float64), 0.3))
+    job = job_of(tmp_path, pairs, embeddings, floor_quantile=0.3)
+    assert [shard.payload["floor"] for shard in shards(job)] == [floor] * 3
+    rows, summary = run(job)
+    assert summary["floor"] == floor
+    for row in rows:
+        s = similarities[row["id"]].astype(np.float64).ravel()
+        np.testing.assert_allclose(row["gate"], np.clip((s - floor) / (1 - floor), 0, 1), atol=1e-12)
+
+
+def test_a_quantile_at_the_ceil_is_refused(tmp_path: Path) -> None:
+    same = embeddings_table({"a": np.ones((3, 3))})
+    job = job_of(tmp_path, [pairs_table(pair_row("a", P, 0, 2))], [same], floor_quantile=0.5)
+    with pytest.raises(ConfigError, match=r"gate\.floor_quantile=0\.5.*1\.0000, not below gate\.ceil=1\.0"):
+        shards(job)
+
+
+def test_permuted_control_deals_out_the_same_gates(tmp_path: Path) -> None:
+    sizes = [[3] * 6 + [4] * 3, [3] * 5 + [4] * 4, [3] * 7, [4]]
+    pairs, embeddings, similarities = random_iteration(sizes)
+    linear, _ = run(job_of(tmp_path / "linear", pairs, embeddings))
+    permuted, summary = run(job_of(tmp_path / "permuted", pairs, embeddings, name="permuted"))
+    assert [row["id"] for row in permuted] == [row["id"] for row in linear]
+    own, dealt = ([tuple(row["gate"]) for row in rows] for rows in (linear, permuted))
+    assert sorted(own) == sorted(dealt)
+    assert not any(a == b for a, b in zip(own, dealt, strict=True))
+    for row, before in zip(permuted, linear, strict=True):
+        assert len(row["gate"]) == len(before["gate"]) and row["similarity_mean"] == before["similarity_mean"]
+        n = len(similarities[row["id"]])
+        assert row["gate_wl"] == row["gate"][row["chosen"] * n + row["rejected"]]
+        assert row["target_wl"] == pytest.approx(0.5 + (1 - row["gate_wl"]) * (row["p_wl"] - 0.5), abs=1e-15)
+    again, _ = run(job_of(tmp_path / "again", pairs, embeddings, name="permuted"))
+    other, _ = run(job_of(tmp_path / "other", pairs, embeddings, name="permuted", seed=8))
+    assert again == permuted and other != permuted
+    assert summary["gate"] == "permuted"
+
+
+def test_a_similarity_that_is_not_finite_names_part_and_row(tmp_path: Path) -> None:
+    bad = np.array(S)
+    bad[1, 2] = np.nan
+    pairs = [pairs_table(pair_row("a", P, 0, 2)), pairs_table(pair_row("b", P, 0, 2))]
+    job = job_of(tmp_path, pairs, [embeddings_table({"a": S}), embeddings_table({"b": bad})])
+    with pytest.raises(DataError, match=r"part-00001.*row 'b': similarity\[1, 2\] is nan"):
+        run(job)
+
+
+def test_an_iteration_without_pairs(tmp_path: Path) -> None:
+    for name in ("off", "linear", "permuted"):
+        job = job_of(tmp_path / name, [pairs_table()], [embeddings_table({"a": S})], name=name)
+        rows, summary = run(job)
+        assert rows == [] and summary["pairs"] == 0 and summary["strength"] is None

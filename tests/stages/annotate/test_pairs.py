@@ -1,0 +1,150 @@
+"""The step pairs: what is chosen, what is dropped and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.job import Job
+from stages.annotate.config import PAIRS
+from stages.annotate.pairs import PAIRS_SCHEMA, Pairer, finish, shards
+from stages.annotate.score import SCORES_SCHEMA
+from tests.artifacts import as_input, as_job, run_step, samples_table
+
+IDENTITY = {"win_rate": "matrix", "selection": "extremes", "require_head_to_head": False, "capped": "keep"}
+
+CLEAR = [[0, 2, 4], [-2, 0, 2], [-4, -2, 0]]
+"""Response 0 beats 1 beats 2; L = M, since M is antisymmetric."""
+CYCLE = [[0, 2, -2], [-2, 0, 2], [2, -2, 0]]
+LOSER = [[0, -0.2, 3], [0.2, 0, -2], [-3, 2, 0]]
+"""0 has the best win rate and 1 the worst, but 1 beats 0."""
+
+
+def score_row(row_id: str, logits: list[list[float]], trained_on: bool = False) -> dict[str, Any]:
+    m = np.array(logits, dtype=np.float64)
+    return {
+        "id": row_id,
+        "n_left": len(m),
+        "n_right": len(m),
+        "logits": m.ravel(),
+        "swapped": m.T.ravel(),
+        "truncated": [False] * m.size,
+        "trained_on": trained_on,
+    }
+
+
+def scores_table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=SCORES_SCHEMA)
+
+
+def job_of(folder: Path, samples: list[pa.Table], scores: list[pa.Table], **identity: Any) -> Job:
+    inputs = [as_input("samples", folder / "samples", samples), as_input("scores", folder / "scores", scores)]
+    return as_job(PAIRS, {**IDENTITY, **identity}, inputs, folder)
+
+
+def mixed(folder: Path, **identity: Any) -> Job:
+    """Four prompts: a clear one (its chosen one is capped), a cycle, one the judge saw, one lost duel."""
+    texts = ["long text", "text", "t"]
+    samples = [
+        samples_table({"clear": texts, "cycle": texts}, capped=[("clear", 0)]),
+        samples_table({"seen": texts, "loser": texts}, capped=[("loser", 2)]),
+    ]
+    scores = [
+        scores_table(score_row("clear", CLEAR), score_row("cycle", CYCLE)),
+        scores_table(score_row("loser", LOSER), score_row("seen", CLEAR, trained_on=True)),
+    ]
+    return job_of(folder, samples, scores, **identity)
+
+
+def run(job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    tables, _, summary = run_step(job, Pairer(job), shards, finish)
+    assert all(table.schema == PAIRS_SCHEMA for table in tables)
+    return [row for table in tables for row in table.to_pylist()], summary
+
+
+def sigmoid(x: float) -> float:
+    return float(1 / (1 + np.exp(-x)))
+
+
+def test_pairs_and_drops(tmp_path: Path) -> None:
+    rows, summary = run(mixed(tmp_path))
+    assert [(row["id"], row["n"], row["chosen"], row["rejected"]) for row in rows] == [
+        ("clear", 3, 0, 2),
+        ("loser", 3, 0, 1),
+    ]
+    a, b = sigmoid(2), sigmoid(4)
+    expected = [[0.5, a, b], [1 - a, 0.5, a], [1 - b, 1 - a, 0.5]]
+    np.testing.assert_allclose(np.reshape(rows[0]["P"], (3, 3)), expected, atol=1e-15)
+    np.testing.assert_allclose(rows[0]["win_rates"], np.mean(expected, axis=1), atol=1e-15)
+    p_w = (0.5 + sigmoid(-0.2) + sigmoid(3)) / 3
+    assert rows[1]["win_rates"][0] == pytest.approx(p_w, abs=1e-15)
+    assert summary["dropped"] == {"oracle_trained_on_prompt": 1, "tie": 1}
+    assert (summary["prompts"], summary["pairs"]) == (4, 2)
+    assert (summary["capped"], summary["chosen_loses_head_to_head"]) == (1, 1)
+    assert summary["mean_p_w"] == pytest.approx((rows[0]["win_rates"][0] + p_w) / 2, abs=1e-15)
+    assert summary["mean_p_l"] == pytest.approx(
+        (rows[0]["win_rates"][2] + rows[1]["win_rates"][1]) / 2, abs=1e-15
+    )
+    assert summary["cycle_rate"] == pytest.approx(2 / 3)  # the seen prompt is left out
+
+
+def test_length_correlation_is_of_tokens_within_prompts(tmp_path: Path) -> None:
+    job = job_of(tmp_path, [samples_table({"a": ["xxxx", "xx", "x"]})], [scores_table(score_row("a", CLEAR))])
+    rows, summary = run(job)
+    expected = np.corrcoef([4, 2, 1], rows[0]["win_rates"])[0, 1]
+    assert summary["length_correlation"] == pytest.approx(expected, abs=1e-12) and expected > 0.9
+
+
+def test_capped_pairs_can_be_dropped(tmp_path: Path) -> None:
+    rows, summary = run(mixed(tmp_path, capped="drop"))
+    assert [row["id"] for row in rows] == ["loser"]  # its capped response is neither chosen nor rejected
+    assert summary["dropped"] == {"capped": 1, "oracle_trained_on_prompt": 1, "tie": 1}
+
+
+def test_lost_duels_can_be_dropped(tmp_path: Path) -> None:
+    rows, summary = run(mixed(tmp_path, require_head_to_head=True))
+    assert [row["id"] for row in rows] == ["clear"]
+    assert summary["dropped"] == {"head_to_head": 1, "oracle_trained_on_prompt": 1, "tie": 1}
+
+
+def test_position_bias_is_averaged_out(tmp_path: Path) -> None:
+    biased = (np.array(CLEAR) + 3 * (1 - np.eye(3))).tolist()
+    samples = [samples_table({"a": ["x", "y", "z"], "b": ["x", "y", "z"]})]
+    rows, _ = run(job_of(tmp_path, samples, [scores_table(score_row("a", CLEAR), score_row("b", biased))]))
+    np.testing.assert_allclose(rows[0]["P"], rows[1]["P"], atol=1e-15)
+
+
+def test_aggregate_score_is_the_published_recipe(tmp_path: Path) -> None:
+    m = np.log(0.668 / 0.332)
+    samples = [samples_table({"a": ["x", "y"]})]
+    scores = [scores_table(score_row("a", [[0, m], [-m, 0]]))]
+    rows, _ = run(job_of(tmp_path / "matrix", samples, scores))
+    assert rows[0]["P"][1] == pytest.approx(0.668, abs=1e-12)
+    rows, _ = run(job_of(tmp_path / "aggregate", samples, scores, win_rate="aggregate_score"))
+    assert rows[0]["P"][1] == pytest.approx(0.802, abs=5e-4)
+    assert rows[0]["win_rates"] == pytest.approx([(0.5 + rows[0]["P"][1]) / 2, (0.5 + rows[0]["P"][2]) / 2])
+
+
+def test_a_logit_that_is_not_finite_names_part_and_row(tmp_path: Path) -> None:
+    bad = score_row("b", [[0, float("inf")], [1, 0]])
+    samples = [samples_table({"a": ["x", "y"]}), samples_table({"b": ["x", "y"]})]
+    job = job_of(tmp_path, samples, [scores_table(score_row("a", [[0, 1], [-1, 0]])), scores_table(bad)])
+    with pytest.raises(DataError, match=r"part-00001.*row 'b': oracle logit\[0, 1\] is inf"):
+        run(job)
+
+
+def test_scores_of_other_responses_are_refused(tmp_path: Path) -> None:
+    job = job_of(tmp_path, [samples_table({"a": ["x", "y"]})], [scores_table(score_row("a", CLEAR))])
+    with pytest.raises(DataError, match="row 'a': scores of 3 x 3 responses, but the prompt has 2"):
+        run(job)
+
+
+def test_a_prompt_without_scores_is_refused(tmp_path: Path) -> None:
+    job = job_of(tmp_path, [samples_table({"a": ["x", "y", "z"]})], [scores_table(score_row("b", CLEAR))])
+    with pytest.raises(DataError, match="row 'a': not there"):
+        run(job)

