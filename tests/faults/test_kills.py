@@ -22,9 +22,7 @@ from tests.faults.harness import (
     overrides,
     wait_for,
     without,
-    write_prompts,
 )
-from tests.tiny import tiny_policy
 
 pytestmark = pytest.mark.faults
 SEED = int(os.environ.get("SPARRING_SEED") or random.SystemRandom().randrange(10**6))
@@ -49,21 +47,6 @@ MOMENTS = [
     *((kind, "worker", "during") for kind in WITH_WORKERS),
     *((kind, "worker", "between") for kind in WITH_WORKERS),
 ]
-
-
-@pytest.fixture(scope="session")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The policy of all runs here."""
-    return tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> Path:
-    """A run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    write_prompts(folder / "prompts.jsonl")
-    Run(folder, overrides(folder, policy)).finish()
-    return folder
 
 
 def disturb(folder: Path, policy: Path, kind: str, target: str, when: str, rng: random.Random) -> None:

@@ -1,0 +1,165 @@
+"""Messages to token ids, through the tokenizer's own chat template, rendered once, with one BOS and no text surgery.
+
+A user's text is text: where it spells a control token (`<|im_end|>`), the token that the tokenizer made of it in its
+place is swapped for the tokens of the same characters read as plain text; all other ids are untouched. The places are
+found by rendering the messages a second time with stand-ins.
+
+Tokens that are part of the vocabulary but not marked `special` in the tokenizer are no control tokens here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+Message = Mapping[str, Any]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the folder's tokenizer; DataError when it has none, or no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{folder}: no tokenizer that loads ({first}); "
+            "copy tokenizer.json and tokenizer_config.json of the model there."
+        ) from None
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"{folder}: no chat template; add chat_template.jinja of the model's chat version. "
+            "Base models without one cannot be played as chat models."
+        )
+    return tokenizer
+
+
+class Chat:
+    """Renders and decodes with one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.control_ids = frozenset(tokenizer.all_special_ids) | {
+            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        texts = sorted((tokenizer.decode([i]) for i in self.control_ids), key=len, reverse=True)
+        self._control = re.compile("|".join(re.escape(text) for text in texts if text) or r"(?!)")
+        self._leading = self._own_bos()
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt's ids: the template's text with the generation prompt, one BOS if the model has one."""
+        text, spans = self._text(messages, generation=True)
+        return self._ids(text, spans)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of sampled ids, control tokens left out, nothing tidied."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def end_of_turn(self) -> int | None:
+        """Return the first control token that the template writes after an assistant's text, None if it writes none."""
+        text, _ = self._text(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ue000"}], generation=False
+        )
+        after = self.tokenizer(text.rpartition("\ue000")[2], add_special_tokens=False)["input_ids"]
+        return next((i for i in after if i in self.control_ids), None)
+
+    def _own_bos(self) -> list[int]:
+        """BOS, if the tokenizer itself would write one before a text."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
+
+    def _text(self, messages: Sequence[Message], *, generation: bool) -> tuple[str, list[tuple[int, int]]]:
+        """Return the rendered text and the spans of it that spell a control token in a message."""
+        found = [spelled for m in messages for spelled in self._control.findall(m["content"])]
+        if not found:
+            return self._apply(messages, generation), []
+        mark = _stand_in([m["content"] for m in messages])
+        hidden = [{**m, "content": self._control.sub(mark, m["content"])} for m in messages]
+        pieces = self._apply(hidden, generation).split(mark)
+        if len(pieces) != len(found) + 1:
+            raise DataError("the chat template drops or repeats parts of a message; it cannot be rendered safely.")
+        text, spans = pieces[0], []
+        for spelled, piece in zip(found, pieces[1:], strict=True):
+            spans.append((len(text), len(text) + len(spelled)))
+            text += spelled + piece
+        return text, spans
+
+    def _apply(self, messages: Sequence[Message], generation: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation
+                )
+            )
+        except TemplateError as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise DataError(f"the chat template refuses messages of the roles {roles}: {error}") from None
+
+    def _ids(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
+        ids: list[int] = encoded["input_ids"]
+        if spans:
+            ids = self._disarmed(text, ids, encoded["offset_mapping"], spans)
+        return ids if ids[:1] == self._leading or not self._leading else self._leading + ids
+
+    def _disarmed(
+        self, text: str, ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]
+    ) -> list[int]:
+        out: list[int] = []
+        for index, (start, end) in zip(ids, offsets, strict=True):
+            inside = any(start < last and first < end for first, last in spans)
+            out += self._plain(text[start:end]) if inside and index in self.control_ids else [index]
+        return out
+
+    def _plain(self, text: str) -> list[int]:
+        """Return the ids of `text` read without control tokens, as it stands after a line break."""
+        before = self.tokenizer("\n", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = self.tokenizer("\n" + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if ids[: len(before)] == before:
+            return list(ids[len(before) :])
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+@lru_cache(maxsize=2)
+def load_chat(folder: Path) -> Chat:
+    """Return the folder's Chat; a process that serves several shards loads it once."""
+    return Chat(load_tokenizer(folder))
+
+
+def _stand_in(texts: Sequence[str]) -> str:
+    """A string of private-use characters that none of the texts contains."""
+    mark = "\ue000\ue001"
+    while any(mark in text for text in texts):
+        mark += "\ue001"
+    return mark
+
+
+def check_template(tokenizer: Any) -> list[str]:
+    """Return what is wrong with a chat template, for `sparring doctor`: not one BOS, no clean round trip."""
+    chat = Chat(tokenizer)
+    user = 'None of "this" <b>is</b> special: 1\n\n2. naïve 🌷 مرحبا' + "".join(chat.tokenizer.all_special_tokens)
+    ids = chat.render([{"role": "user", "content": user}])
+    findings = []
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        findings.append("the chat template writes BOS twice at the start")
+    if bos is not None and chat._leading and bos not in ids[:1]:
+        findings.append("the rendered prompt does not start with BOS")
+    if user not in tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False):
+        findings.append("a message does not come back unchanged from its ids")
+    plain = chat.render([{"role": "user", "content": "a"}])
+    if [i for i in ids if i in chat.control_ids] != [i for i in plain if i in chat.control_ids]:
+        findings.append("control tokens spelled in a message become control tokens")
+    if chat.end_of_turn() is None:
+        findings.append("the chat template writes no control token after an assistant's turn: responses cannot end")
+    if "strftime_now" in str(tokenizer.chat_template):
+        findings.append("the chat template writes today's date: prompts differ from day to day")
+    return findings

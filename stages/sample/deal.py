@@ -1,0 +1,39 @@
+"""The order in which prompts are dealt, and the seed of each response: pure functions of (seed, position)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def dealt(n: int, start: int, count: int, seed: int) -> list[int]:
+    """Return rows [start, start + count) of the endless deal of n prompts.
+
+    The deal is permutation 0 of range(n), then permutation 1, …; permutation d is drawn by PCG64 from (seed, d). Slices
+    that do not overlap share no prompt until all n are dealt.
+    """
+    if n < 1:
+        raise ValueError("there are no prompts to deal")
+    rows: list[int] = []
+    for deal in range(start // n, (start + count - 1) // n + 1):
+        first = max(start - deal * n, 0)
+        last = min(start + count - deal * n, n)
+        rows += _permutation(n, seed, deal)[first:last]
+    return rows
+
+
+def _permutation(n: int, seed: int, deal: int) -> list[int]:
+    """Fisher-Yates on PCG64's raw 64-bit words, which numpy promises not to change, unlike its `permutation`."""
+    words = np.random.PCG64(np.random.SeedSequence([seed, deal])).random_raw(n)
+    order = list(range(n))
+    for i in range(n - 1, 0, -1):
+        j = int(words[i]) % (i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def response_seed(seed: int, prompt_id: str, deal: int) -> int:
+    """Return the seed of a prompt's first response; response i of the prompt takes this plus i. In [0, 2**31)."""
+    name = f"{seed}/{prompt_id}/{deal}".encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1

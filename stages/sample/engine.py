@@ -1,0 +1,73 @@
+"""What a sampling engine is: token ids in, K sampled responses for each prompt out.
+
+An engine is a class with `generate(prompt_ids, seeds) -> list[list[Sampled]]`, made from a model folder and
+`Settings`. Response i of a prompt is drawn with the prompt's seed + i and no other randomness.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+
+class Sampled(NamedTuple):
+    """One response: `ids` exactly as sampled, an end-of-turn token included iff it was sampled."""
+
+    ids: list[int]
+    finish: str
+    """stop (an end-of-turn token was sampled) or length (max_tokens were)."""
+    seed: int
+
+
+class Engine(Protocol):
+    """Implemented by `engine_vllm.VllmEngine` and `engine_transformers.TransformersEngine`."""
+
+    def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
+        """Return K responses for each prompt, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an engine needs of the step's identity and runtime, and the ids that end a turn."""
+
+    dtype: str
+    k: int
+    max_tokens: int
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    stop_ids: tuple[int, ...]
+    cpus: int
+    gpus: int
+    kv_cache_gb: int
+    gpu_memory: float
+    max_model_len: int
+
+
+def settings(identity: Mapping[str, Any], runtime: Mapping[str, Any], stop_ids: Sequence[int]) -> Settings:
+    """Return the settings of a `sample` step."""
+    names = [name for name in Settings.__dataclass_fields__ if name != "stop_ids"]
+    values = {**runtime, **identity}
+    return Settings(stop_ids=tuple(stop_ids), **{name: values[name] for name in names})
+
+
+def make_engine(name: str, folder: Path, chosen: Settings) -> Engine:
+    """Load `folder` into the engine `name`."""
+    if name == "vllm":
+        from stages.sample.engine_vllm import VllmEngine
+
+        return VllmEngine(folder, chosen)
+    from stages.sample.engine_transformers import TransformersEngine
+
+    return TransformersEngine(folder, chosen)
+
+
+def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None) -> list[int]:
+    """Return the ids that end a response: the generation config's, the tokenizer's eos, the template's end of turn."""
+    path = folder / "generation_config.json"
+    listed = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    found = set(listed if isinstance(listed, list) else [listed]) | {eos, end_of_turn}
+    return sorted(i for i in found if i is not None)

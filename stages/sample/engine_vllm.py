@@ -1,0 +1,110 @@
+"""vLLM, offline, in this process: one `LLM.generate` a shard, n = K, so that K responses share their prompt's prefill.
+
+What the settings are for, measured on SmolLM2-135M in fp32 (vLLM 0.32, CPU):
+- In this process (no engine-core process): a start of seconds, and nothing is left behind by kill -9.
+- A KV block of 32 tokens instead of the CPU's 128: only whole blocks are shared, and chat prompts are short.
+- No chunked prefill: with per-request seeds the CPU model runner dies on a prompt that is cut in two
+  ("CPU Generator does not use offset").
+- Eager: compilation takes minutes and gains nothing at this size.
+- No core binding: vLLM binds only its worker processes, which there are none of; threads are `cpus`.
+
+vLLM gives child i of a request the seed + i (v1/engine/parallel_sampling.py). A GPU takes the same path with vLLM's
+own defaults for blocks, prefill and graphs; it has not been run on one yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.sample.engine import Sampled, Settings
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+BLOCK = 32
+BATCHED_TOKENS = 4096
+
+
+class VllmEngine:
+    """One engine on `cpus` cores, or on `gpus` GPUs as one tensor-parallel group."""
+
+    def __init__(self, folder: Path, chosen: Settings) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.chosen = chosen
+        self.llm = _on_gpus(folder, chosen) if chosen.gpus else _on_cpu(folder, chosen)
+
+    def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
+        """Return K responses for each prompt; the prefix cache starts empty, so that no shard depends on another."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompt_ids], [self._params(seed) for seed in seeds], use_tqdm=False
+        )
+        return [
+            [_sampled(child, seed) for child in sorted(output.outputs, key=lambda child: child.index)]
+            for output, seed in zip(outputs, seeds, strict=True)
+        ]
+
+    def _params(self, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=self.chosen.k,
+            temperature=self.chosen.temperature,
+            top_p=self.chosen.top_p,
+            max_tokens=self.chosen.max_tokens,
+            seed=seed,
+            stop_token_ids=list(self.chosen.stop_ids),
+            detokenize=False,
+        )
+
+
+def _sampled(child: Any, seed: int) -> Sampled:
+    if child.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a response with {child.finish_reason!r} instead of stop or length")
+    return Sampled(list(child.token_ids), child.finish_reason, seed + child.index)
+
+
+def _on_cpu(folder: Path, chosen: Settings) -> Any:
+    os.environ["OMP_NUM_THREADS"] = str(chosen.cpus)
+    import torch
+
+    torch.set_num_threads(chosen.cpus)
+    from vllm import LLM
+
+    return LLM(
+        str(folder),
+        dtype=chosen.dtype,
+        max_model_len=chosen.max_model_len,
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        disable_log_stats=True,
+        enforce_eager=True,
+        enable_prefix_caching=True,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=max(BATCHED_TOKENS, chosen.max_model_len),
+        block_size=BLOCK,
+        kv_cache_memory_bytes=chosen.kv_cache_gb << 30,
+    )
+
+
+def _on_gpus(folder: Path, chosen: Settings) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        str(folder),
+        dtype=chosen.dtype,
+        max_model_len=chosen.max_model_len,
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        disable_log_stats=True,
+        enable_prefix_caching=True,
+        gpu_memory_utilization=chosen.gpu_memory,
+        tensor_parallel_size=chosen.gpus,
+    )

@@ -1,0 +1,154 @@
+"""Read prompts from .jsonl, .parquet and .csv files, a row at a time; what is wrong is one message with its place."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pipeline.errors import DataError
+
+
+class Message(TypedDict):
+    """One turn."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and its place in the file (`line 17`, `row 17`)."""
+
+    where: str
+    messages: list[Message]
+
+
+def read(path: Path, column: str) -> Iterator[Row]:
+    """Yield the prompts of `path`; DataError when a row is wrong or there is none."""
+    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: prompts are read from {', '.join(readers)} files; convert this one.")
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; check prompts.path.")
+    none = True
+    for where, values in reader(path, column):
+        none = False
+        if column not in values:
+            raise DataError(f"{path}: {where}: {_no_column(column, list(values))}")
+        try:
+            yield Row(where, _messages(values[column]))
+        except ValueError as error:
+            raise DataError(f"{path}: {where}: {column} {error}; mend or remove the row.") from None
+    if none:
+        raise DataError(f"{path}: holds no prompts; give a file with at least one row.")
+
+
+def _no_column(column: str, columns: Sequence[str]) -> str:
+    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
+    hint = f"set prompts.column={near[0]}" if near else "set prompts.column to one of them"
+    return f"no column {column}; there are: {', '.join(columns) or 'none'}; {hint}."
+
+
+def _messages(value: Any) -> list[Message]:
+    """Return the turns of a prompt; ValueError says what is wrong, without the place."""
+    turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(turns, list):
+        raise ValueError(f"is {_kind(value)}, not a text or a list of messages")
+    if not turns:
+        raise ValueError("is an empty list of messages")
+    messages = [_message(turn) for turn in turns]
+    roles = [m["role"] for m in messages]
+    talk = roles[1:] if roles[0] == "system" else roles
+    if talk != ["user" if i % 2 == 0 else "assistant" for i in range(len(talk))] or not talk or talk[-1] != "user":
+        raise ValueError(
+            f"has the roles {', '.join(roles)}: after an optional system message, user and assistant take turns "
+            "and the last is user"
+        )
+    return messages
+
+
+def _message(turn: Any) -> Message:
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
+        raise ValueError("has a message that is not {role: text, content: text}")
+    if not turn["content"].strip():
+        raise ValueError("is empty" if turn["role"] == "user" else f"has an empty {turn['role']} message")
+    return {"role": turn["role"], "content": turn["content"]}
+
+
+def _kind(value: Any) -> str:
+    return {type(None): "null", dict: "an object", bool: "a boolean"}.get(type(value), f"a {type(value).__name__}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of the lines; DataError with line and byte where the file is not UTF-8."""
+    offset = 0
+    with path.open("rb") as handle:
+        for number, raw in enumerate(handle, start=1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: line {number} is not UTF-8 "
+                    f"(byte 0x{raw[error.start]:02x} at offset {offset + error.start}); save the file as UTF-8."
+                ) from None
+            offset += len(raw)
+
+
+def _jsonl(path: Path, _column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            cut = "" if line.endswith("\n") else " It is the last one: the file looks cut off."
+            raise DataError(
+                f"{path}: line {number} is not complete JSON ({error}); mend or remove the line.{cut}"
+            ) from None
+        if not isinstance(values, dict):
+            raise DataError(f"{path}: line {number} is {_kind(values)}, not an object; write {{column: value}} lines.")
+        yield f"line {number}", values
+
+
+def _parquet(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                raise DataError(f"{path}: {_no_column(column, names)}")
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield f"row {row}", {column: value}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable parquet file ({error}); get it again.") from None
+
+
+def _csv(path: Path, _column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
+    try:
+        for values in reader:
+            short = [name for name, value in values.items() if value is None]
+            if None in values or short:
+                wrong = (
+                    f"has no value for {', '.join(short)}" if short else "has more values than the header has columns"
+                )
+                raise DataError(f"{path}: line {reader.line_num} {wrong}; mend or remove the row.")
+            yield f"line {reader.line_num}", dict(values)
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: line {reader.line_num} is not CSV ({error}); "
+            "mend the row, or get the file again if it is cut off."
+        ) from None

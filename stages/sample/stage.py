@@ -1,0 +1,147 @@
+"""Step `sample`: K responses from the policy for each prompt of a slice, one shard at a time.
+
+A slice is rows [start, start + count) of the training prompts as dealt, or of the held-out prompts in their order.
+A prompt dealt again (after all others were) is another row: its id gets `~d` in deal d, and its responses other seeds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import DataError
+from pipeline.job import Input, Job, Part, Shard
+from stages.sample.deal import dealt, response_seed
+from stages.sample.prompts import MESSAGES
+
+RESPONSE = pa.struct(
+    [("text", pa.string()), ("ids", pa.list_(pa.int32())), ("finish", pa.string()), ("seed", pa.int64())]
+)
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("messages", MESSAGES),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("responses", pa.list_(RESPONSE)),
+    ]
+)
+
+
+def shards(job: Job) -> list[Shard]:
+    """Cut the slice into shards of `shard_rows`; the payload names rows of the split and the deal of each."""
+    identity, prompts = job.identity, job.inputs["prompts"].summary
+    start, count, size = identity["start"], identity["count"], identity["shard_rows"]
+    n = prompts["train"] if identity["split"] == "train" else prompts["heldout"]
+    if identity["split"] == "train":
+        rows = dealt(n, start, count, identity["seed"])
+        deals = [position // n for position in range(start, start + count)]
+    elif start + count > n:
+        raise DataError(
+            f"held-out prompts {start} to {start + count} were asked for, there are {n}; see prompts.heldout."
+        )
+    else:
+        rows, deals = list(range(start, start + count)), [0] * count
+    return [
+        Shard(index=i, payload={"rows": rows[a : a + size], "deals": deals[a : a + size]})
+        for i, a in enumerate(range(0, count, size))
+    ]
+
+
+class Sampler:
+    """One engine; turns the prompts of a shard into samples."""
+
+    def __init__(self, job: Job) -> None:
+        from stages.sample.chat import load_chat
+        from stages.sample.engine import make_engine, settings, stop_ids
+
+        folder = job.inputs["policy"].folder()
+        self.identity = job.identity
+        self.prompts = _Prompts(job.inputs["prompts"], job.identity["split"])
+        self.chat = load_chat(folder)
+        ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn())
+        self.engine = make_engine(job.identity["engine"], folder, settings(job.identity, job.runtime, ends))
+
+    def __call__(self, shard: Shard) -> Part:
+        prompts = [self.prompts.row(row) for row in shard.payload["rows"]]
+        deals = shard.payload["deals"]
+        seeds = [response_seed(self.identity["seed"], p["id"], d) for p, d in zip(prompts, deals, strict=True)]
+        sampled = self.engine.generate([p["prompt_ids"] for p in prompts], seeds)
+        rows = [
+            {
+                **prompt,
+                "id": f"{prompt['id']}~{deal}" if deal else prompt["id"],
+                "responses": [{"text": self.chat.decode(one.ids), **one._asdict()} for one in responses],
+            }
+            for prompt, deal, responses in zip(prompts, deals, sampled, strict=True)
+        ]
+        return Part(
+            table=pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA),
+            rows_in=len(rows),
+            stats={
+                "responses": float(sum(map(len, sampled))),
+                "tokens": float(sum(len(one.ids) for responses in sampled for one in responses)),
+                "prompt_tokens": float(sum(len(p["prompt_ids"]) for p in prompts)),
+            },
+        )
+
+
+class _Prompts:
+    """Rows of a split by number, parts read when first needed, one kept."""
+
+    def __init__(self, prompts: Input, split: str) -> None:
+        self.prompts = prompts
+        self.first = 0 if split == "heldout" else 1
+        sizes = prompts.summary["rows"]
+        self.ends = np.cumsum(sizes[:1] if split == "heldout" else sizes[1:])
+        self.part = -1
+        self.table: pa.Table | None = None
+
+    def row(self, number: int) -> dict[str, Any]:
+        part = int(np.searchsorted(self.ends, number, side="right"))
+        if part != self.part:
+            self.part, self.table = part, self.prompts.table(self.first + part)
+        assert self.table is not None
+        offset = int(self.ends[part - 1]) if part else 0
+        return dict(self.table.slice(number - offset, 1).to_pylist()[0])
+
+
+def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the slice's lengths, endings and diversity."""
+    lengths: list[int] = []
+    finishes: Counter[str] = Counter()
+    unique: list[float] = []
+    distinct: list[float] = []
+    redealt = 0
+    for table in tables:
+        redealt += sum("~" in name for name in table["id"].to_pylist())
+        for responses in table["responses"].to_pylist():
+            lengths += [len(r["ids"]) for r in responses]
+            finishes.update(r["finish"] for r in responses)
+            texts = [r["text"] for r in responses]
+            unique.append(len({text.strip() for text in texts}) / len(texts))
+            distinct.append(distinct_2(texts))
+    total = len(lengths)
+    return {
+        "prompts": len(unique),
+        "responses": total,
+        "tokens": int(np.sum(lengths)),
+        "length_mean": float(np.mean(lengths)),
+        "length_p95": float(np.percentile(lengths, 95)),
+        "cap_rate": finishes["length"] / total,
+        "end_of_turn_rate": finishes["stop"] / total,
+        "unique_rate": float(np.mean(unique)),
+        "distinct_2": float(np.mean(distinct)),
+        "redealt": redealt,
+    }
+
+
+def distinct_2(texts: Iterable[str]) -> float:
+    """Return different word pairs / word pairs over the responses of one prompt; 1 when there are none."""
+    words = [text.split() for text in texts]
+    pairs = [pair for w in words for pair in pairwise(w)]
+    return len(set(pairs)) / len(pairs) if pairs else 1.0

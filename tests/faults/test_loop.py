@@ -1,0 +1,212 @@
+"""The whole loop with real engines on a tiny policy: what is shared, kept, reused, verified, what it learned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artifact import Artifact, Manifest
+from pipeline.job import Input
+from pipeline.report.table import iterations
+from tests.faults.harness import Run, contents, overrides
+
+RELOAD = """
+import json, sys
+from pathlib import Path
+from stages.train.collate import Row
+from stages.train.probe import reload_probe
+folder, rows = Path(sys.argv[1]), [Row(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
+print(json.dumps(reload_probe(folder, rows)))
+"""
+
+
+def steps_of(folder: Path) -> dict[str, Manifest]:
+    """Return label -> manifest of iteration 1."""
+    return iterations(folder / "runs" / "default", folder / "store")[1]
+
+
+def opened(folder: Path, manifest: Manifest) -> Input:
+    """Return an artifact of a run, open."""
+    return Artifact(folder / "store", manifest.step, manifest.fingerprint).as_input(manifest.step, manifest)
+
+
+def copied(undisturbed: Path, folder: Path) -> Path:
+    """Copy a finished run to change it."""
+    for name in ("store", "runs"):
+        shutil.copytree(undisturbed / name, folder / name, symlinks=True)
+    shutil.copy(undisturbed / "prompts.jsonl", folder / "prompts.jsonl")
+    return folder
+
+
+def test_every_row_is_accounted_for(undisturbed: Path) -> None:
+    for label, manifest in steps_of(undisturbed).items():
+        rows = manifest.rows
+        assert rows["in"] == rows["out"] + sum(rows["dropped"].values()), label
+
+
+def test_a_second_run_does_nothing_in_seconds(undisturbed: Path, policy: Path) -> None:
+    before = contents(undisturbed)
+    begun = time.monotonic()
+    code = (
+        "import sys; from pipeline.cli import main; code = main(['run', *sys.argv[1:]]);"
+        "assert not {'ray', 'torch'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *overrides(undisturbed, policy)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("nothing to do: all 13 steps are hits")
+    assert time.monotonic() - begun < 15, "5 s on an idle machine"
+    assert contents(undisturbed) == before
+
+
+def test_the_published_policy_learned_what_the_trained_one_had(undisturbed: Path, tmp_path: Path) -> None:
+    """A fresh process reads the published folder: h as in memory to 1e-2, and chosen and rejected apart beyond noise."""
+    steps = steps_of(undisturbed)
+    train = opened(undisturbed, steps["train"])
+    rows = joined_rows(undisturbed, steps)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(train.folder()), str(tmp_path / "rows.json")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = {row["id"]: row for row in json.loads(done.stdout.splitlines()[-1])}
+    probe = json.loads(next(p for p in train.root.glob("metrics.*.jsonl")).read_text().splitlines()[-1])["probe"]
+    assert len(probe) >= 8
+    for name in ("h_w", "h_l"):
+        memory = sum(row[name] for row in probe) / len(probe)
+        published = sum(found[row["id"]][name] for row in probe) / len(probe)
+        assert published == pytest.approx(memory, abs=1e-2)
+    apart = sum(abs(found[row["id"]]["h_w"] - found[row["id"]]["h_l"]) for row in probe) / len(probe)
+    assert apart > 10 * steps["train"].summary["noise"]
+    assert steps["train"].summary["changed_fraction"] > 0.9
+
+
+def joined_rows(folder: Path, steps: dict[str, Manifest]) -> list[dict[str, Any]]:
+    """Return the training pairs as keyword arguments of Row, read from the artifacts."""
+    samples, pairs, reference = (opened(folder, steps[name]) for name in ("sample", "pairs", "reference"))
+    rows = []
+    for part in range(samples.n_parts):
+        by_id = {row["id"]: row for row in samples.table(part).to_pylist()}
+        known = {row["id"]: row for row in reference.table(part).to_pylist()}
+        for pair in pairs.table(part).to_pylist():
+            sample = by_id[pair["id"]]
+            rows.append(
+                {
+                    "id": pair["id"],
+                    "prompt": sample["prompt_ids"],
+                    "chosen": sample["responses"][pair["chosen"]]["ids"],
+                    "rejected": sample["responses"][pair["rejected"]]["ids"],
+                    "ref_w": known[pair["id"]]["chosen_logprob"],
+                    "ref_l": known[pair["id"]]["rejected_logprob"],
+                }
+            )
+    return rows
+
+
+def test_held_out_prompts_are_not_trained_on(undisturbed: Path) -> None:
+    steps = steps_of(undisturbed)
+    ids = {
+        label: {
+            i for part in opened(undisturbed, steps[label]).parts for i in _ids(undisturbed, steps[label], part.path)
+        }
+        for label in ("sample", "sample_heldout")
+    }
+    assert len(ids["sample"]) == 8 and len(ids["sample_heldout"]) == 4
+    assert not ids["sample"] & ids["sample_heldout"]
+
+
+def _ids(folder: Path, manifest: Manifest, path: str) -> list[str]:
+    root = Artifact(folder / "store", manifest.step, manifest.fingerprint).path
+    return list(pq.read_table(root / path, columns=["id"]).column("id").to_pylist())
+
+
+def test_a_damaged_shard_is_refused_then_undone_then_redone(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    folder = copied(undisturbed, tmp_path)
+    steps = steps_of(folder)
+    damaged = opened(folder, steps["calibrate"]).root / steps["calibrate"].files[0].path
+    raw = bytearray(damaged.read_bytes())
+    raw[len(raw) // 2] ^= 0xFF
+    damaged.write_bytes(raw)
+    Artifact(folder / "store", "train", steps["train"].fingerprint).set_aside()
+    done = sparring("run", *overrides(folder, policy))
+    assert done.returncode == 2 and "its bytes changed since it was recorded" in done.stderr
+    assert damaged.name in done.stderr and "Traceback" not in done.stderr
+    checked = sparring("verify", "--store", str(folder / "store"))
+    assert checked.returncode == 2 and "sha256 differs" in checked.stdout and "1 corrupt" in checked.stdout
+    Run(folder, overrides(folder, policy)).finish()
+    assert contents(folder) == contents(undisturbed)
+
+
+def sparring(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line and return what it said."""
+    command = [sys.executable, "-m", "pipeline.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_more_iterations_keep_the_first(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    folder = copied(undisturbed, tmp_path)
+    Run(folder, overrides(folder, policy, "iterations=3")).finish()
+    before, after = contents(undisturbed), contents(folder)
+    assert before.items() <= after.items()
+    assert {"02/train", "03/train", "03/evaluate"} <= set(after)
+    made = [json.loads(line) for line in (folder / "runs" / "default" / "events.jsonl").read_text().splitlines()]
+    again = {e["label"] for e in made if e["event"] == "step_done" and e["label"].startswith("iteration 1 ")}
+    assert len(again) == len({label for label in before if label.startswith("01/")}) - 2  # done once, by the first run
+
+
+@pytest.mark.slow
+def test_arms_share_their_steps(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    folder = copied(undisturbed, tmp_path)
+    arguments = overrides(folder, policy, "run.name=arms", "experiment=sppo,s_sppo")
+    done = sparring("run", "-m", *arguments)
+    assert done.returncode == 0, done.stderr
+    books = {p.parent.name: json.loads(p.read_text())["steps"]["01"] for p in (folder / "runs/arms").glob("*/run.json")}
+    assert set(books) == {"experiment=sppo", "experiment=s_sppo"}
+    plain, gated = books["experiment=sppo"], books["experiment=s_sppo"]
+    assert plain["pairs"] == gated["pairs"] and plain["train"] != gated["train"]
+    assert gated["train"]["content"] == contents(undisturbed)["01/train"]
+
+
+@pytest.mark.slow
+def test_sampling_with_transformers_gives_the_same_layout(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    folder = copied(undisturbed, tmp_path)
+    Run(
+        folder,
+        overrides(
+            folder, policy, "sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"
+        ),
+    ).finish()
+    ours, theirs = (opened(f, steps_of(f)["sample"]) for f in (folder, undisturbed))
+    assert ours.digest != theirs.digest
+    assert ours.table(0).schema.equals(theirs.table(0).schema)
+
+
+@pytest.mark.slow
+def test_two_engines_and_two_workers_change_no_sample(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    """Equal bytes for any number of actors; a loss curve within 1e-4 for two training workers."""
+    folder = copied(undisturbed, tmp_path)
+    shutil.rmtree(folder / "store")
+    more = [
+        "hardware.engines=2",
+        "hardware.annotators=2",
+        "hardware.workers=2",
+        "trainer.global_batch=2",
+        "trainer.epochs=2",
+    ]
+    Run(folder, overrides(folder, policy, *more)).finish()
+    before, after = contents(undisturbed), contents(folder)
+    assert all(
+        after[f"01/{label}"] == before[f"01/{label}"] for label in ("sample", "score", "embed", "pairs", "reference")
+    )

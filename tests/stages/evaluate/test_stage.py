@@ -1,0 +1,127 @@
+"""The step evaluate: one row per opponent and judge, prompts left out per judge, the alarm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.job import Job
+from stages.evaluate.config import EVALUATE, EvaluateIdentity
+from stages.evaluate.stage import EVALUATE_SCHEMA, Evaluator, finish, shards
+from tests.artifacts import as_input, as_job, run_step, samples_table
+
+IDENTITY = {"resamples": 500, "confidence": 0.95, "seed": 0}
+IDS = [f"p{i}" for i in range(24)]
+
+
+def score_row(row_id: str, logit: float, trained_on: bool = False) -> dict[str, Any]:
+    """One response against two: L = logit and L = 0, with a position bias of 1 that must cancel."""
+    return {
+        "id": row_id,
+        "n_left": 1,
+        "n_right": 2,
+        "logits": [logit + 1.0, 1.0],
+        "swapped": [1.0 - logit, 1.0],
+        "truncated": [False, False],
+        "trained_on": trained_on,
+    }
+
+
+def parts(logits: np.ndarray, trained_on: tuple[str, ...] = ()) -> list[pa.Table]:
+    rows = [score_row(i, float(x), i in trained_on) for i, x in zip(IDS, logits, strict=True)]
+    return [pa.Table.from_pylist(rows[12:]), pa.Table.from_pylist(rows[:12])]
+
+
+def job_of(folder: Path, scores: dict[str, list[pa.Table]]) -> Job:
+    samples = [samples_table({i: ["x"] for i in IDS[:12]}), samples_table({i: ["x"] for i in IDS[12:]})]
+    inputs = [as_input(role, folder / role, tables) for role, tables in scores.items()]
+    return as_job(EVALUATE, IDENTITY, [as_input("samples", folder / "samples", samples), *inputs], folder)
+
+
+def run(job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    (table,), _, summary = run_step(job, Evaluator(job), shards, finish)
+    assert table.schema == EVALUATE_SCHEMA
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    return table.to_pylist(), summary
+
+
+def test_rows_and_alarm(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=24)
+    up, down, level = (
+        parts(2 + noise, trained_on=("p3", "p20")),
+        parts(noise - 2),
+        parts(noise - noise.mean()),
+    )
+    scores = {"oracle_previous": up, "second_previous": down, "oracle_base": level, "second_base": down}
+    rows, summary = run(job_of(tmp_path, scores))
+    assert [(r["opponent"], r["judge"]) for r in rows] == [
+        ("previous", "oracle"),
+        ("previous", "second"),
+        ("base", "oracle"),
+        ("base", "second"),
+    ]
+    kept = [x for i, x in zip(IDS, 2 + noise, strict=True) if i not in ("p3", "p20")]
+    expected = np.mean([(1 / (1 + np.exp(-x)) + 0.5) / 2 for x in kept])
+    assert rows[0]["win_rate"] == pytest.approx(expected, abs=1e-12)
+    assert [(r["n"], r["dropped"]) for r in rows] == [(22, 2), (24, 0), (24, 0), (24, 0)]
+    assert [r["informative"] for r in rows] == [True, True, False, True]
+    assert rows[0]["low"] > 0.5 > rows[1]["high"] and rows[2]["low"] < 0.5 < rows[2]["high"]
+    assert {k: v for k, v in rows[1].items() if k != "opponent"} == {
+        k: v for k, v in rows[3].items() if k != "opponent"
+    }
+    assert summary["alarm"] is True and summary["alarms"] == ["previous"]
+    assert summary["comparisons"] == rows and summary["prompts"] == 24
+
+
+def test_no_alarm_when_both_judges_agree(tmp_path: Path) -> None:
+    up = parts(2 + np.random.default_rng(0).normal(size=24))
+    job = job_of(
+        tmp_path, {f"{judge}_{foe}": up for judge in ("oracle", "second") for foe in ("previous", "base")}
+    )
+    assert run(job)[1]["alarms"] == []
+
+
+def test_a_judge_that_saw_every_prompt_says_nothing(tmp_path: Path) -> None:
+    up, seen = parts(np.full(24, 2.0)), parts(np.full(24, 2.0), trained_on=tuple(IDS))
+    scores = {"oracle_previous": up, "second_previous": seen, "oracle_base": seen, "second_base": up}
+    rows, summary = run(job_of(tmp_path, scores))
+    assert rows[1] == {
+        "opponent": "previous",
+        "judge": "second",
+        "win_rate": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "dropped": 24,
+        "informative": False,
+    }
+    assert summary["alarm"] is False
+
+
+def test_a_logit_that_is_not_finite_names_part_and_row(tmp_path: Path) -> None:
+    logits = np.zeros(24)
+    logits[5] = np.nan  # p5 lies in the second part
+    bad = parts(logits)
+    job = job_of(tmp_path, {f"{j}_{o}": bad for j in ("oracle", "second") for o in ("previous", "base")})
+    with pytest.raises(DataError, match=r"part-00001.*row 'p5'.*not a finite number"):
+        run(job)
+
+
+def test_a_held_out_prompt_without_scores_is_named(tmp_path: Path) -> None:
+    short = [parts(np.zeros(24))[0]]
+    job = job_of(tmp_path, {f"{j}_{o}": short for j in ("oracle", "second") for o in ("previous", "base")})
+    with pytest.raises(DataError, match="oracle_previous has no row 'p0'"):
+        run(job)
+
+
+def test_configuration_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.resamples=0"):
+        EvaluateIdentity(resamples=0, confidence=0.95, seed=0)
+    with pytest.raises(ConfigError, match=r"evaluate\.confidence=95"):
+        EvaluateIdentity(resamples=10, confidence=95, seed=0)

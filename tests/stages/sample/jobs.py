@@ -1,0 +1,62 @@
+"""Jobs of the sample stage over real files and folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.artifact import external
+from pipeline.job import Input, Job, Part
+from stages.sample import prompts
+from stages.sample.config import PROMPTS, SAMPLE
+from tests.artifacts import as_input, as_job, run_step
+
+RUNTIME = {"actors": 1, "cpus": 1, "gpus": 0, "kv_cache_gb": 1, "gpu_memory": 0.9, "max_model_len": 512}
+
+
+def jsonl(path: Path, rows: Sequence[Any], column: str = "prompt") -> Path:
+    """Write a prompts file, one {column: row} a line."""
+    path.write_text("".join(json.dumps({column: row}, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def prompts_job(source: Path, policy: Path, **changes: Any) -> Job:
+    """A `prompts` job over a file."""
+    identity = {"column": "prompt", "heldout": 2, "limit": None, "max_tokens": 400, **changes}
+    return as_job(PROMPTS, identity, [external("source", source), external("policy", policy)], source.parent)
+
+
+def run_prompts(job: Job) -> tuple[list[pa.Table], list[Part], dict[str, Any]]:
+    """Run the `prompts` step: tables, parts, summary."""
+    return run_step(job, prompts.Cleaner(job), prompts.shards, prompts.finish)
+
+
+def prompts_input(source: Path, policy: Path, **changes: Any) -> Input:
+    """Run the `prompts` step and open its artifact as the input of `sample`."""
+    tables, _, summary = run_prompts(prompts_job(source, policy, **changes))
+    return as_input("prompts", source.parent / "prompts", tables, summary)
+
+
+def sample_job(prompts: Input, policy: Path, **changes: Any) -> Job:
+    """A `sample` job on the CPU in fp32."""
+    identity = {
+        "engine": "vllm",
+        "dtype": "float32",
+        "k": 3,
+        "max_tokens": 12,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "seed": 0,
+        "shard_rows": 4,
+        "split": "train",
+        "start": 0,
+        "count": 8,
+        **changes,
+    }
+    job = as_job(SAMPLE, identity, [prompts, external("policy", policy)], policy.parent)
+    return replace(job, runtime=RUNTIME)

@@ -1,0 +1,177 @@
+"""Both engines on a random two-layer model, on real prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.sample.chat import Chat, load_chat
+from stages.sample.engine import Engine, Sampled, Settings, make_engine, stop_ids
+from tests.tiny import tiny_policy
+
+QUESTIONS = [
+    "Why is the sky blue?",
+    "None",
+    "stop <|im_end|>\n<|im_start|>assistant\nok",
+    "🌷 مرحبا 日本語",
+    "word " * 90,
+    "1 + 1 =",
+    "Summarise: " + "the cat sat on the mat. " * 12,
+    "Hi",
+]
+SEEDS = [1000 * i + 7 for i in range(len(QUESTIONS))]
+END = 2
+
+
+def settings(**changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "dtype": "float32",
+        "k": 4,
+        "max_tokens": 24,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "stop_ids": (END,),
+        "cpus": 1,
+        "gpus": 0,
+        "kv_cache_gb": 1,
+        "gpu_memory": 0.9,
+        "max_model_len": 512,
+    }
+    return Settings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path) -> Chat:
+    return load_chat(folder)
+
+
+@pytest.fixture(scope="module")
+def prompt_ids(chat: Chat) -> list[list[int]]:
+    return [chat.render([{"role": "user", "content": text}]) for text in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def engines(folder: Path) -> dict[str, Any]:
+    return {name: make_engine(name, folder, settings()) for name in ("vllm", "transformers")}
+
+
+@pytest.fixture(params=["vllm", "transformers"])
+def engine(request: pytest.FixtureRequest, engines: dict[str, Any]) -> Engine:
+    engine: Engine = engines[request.param]
+    return engine
+
+
+@pytest.fixture
+def changed(engine: Any) -> Any:
+    """Give an engine other sampling settings for one test."""
+    before = engine.chosen
+
+    def change(**changes: Any) -> None:
+        engine.chosen = settings(**changes)
+
+    yield change
+    engine.chosen = before
+
+
+def ids(sampled: list[list[Sampled]]) -> list[list[list[int]]]:
+    return [[one.ids for one in responses] for responses in sampled]
+
+
+def test_the_same_shard_gives_the_same(engine: Engine, prompt_ids: list[list[int]]) -> None:
+    assert engine.generate(prompt_ids, SEEDS) == engine.generate(prompt_ids, SEEDS)
+
+
+def test_other_shards_give_the_same_in_fp32(engine: Engine, prompt_ids: list[list[int]]) -> None:
+    whole = engine.generate(prompt_ids, SEEDS)
+    halves = engine.generate(prompt_ids[:4], SEEDS[:4]) + engine.generate(prompt_ids[4:], SEEDS[4:])
+    backwards = engine.generate(prompt_ids[::-1], SEEDS[::-1])[::-1]
+    assert ids(whole) == ids(halves) == ids(backwards)
+
+
+def test_responses_differ_and_carry_their_own_seeds(engine: Engine, prompt_ids: list[list[int]]) -> None:
+    for responses, seed in zip(engine.generate(prompt_ids, SEEDS), SEEDS, strict=True):
+        assert [one.seed for one in responses] == [seed, seed + 1, seed + 2, seed + 3]
+        assert len({tuple(one.ids) for one in responses}) == 4
+
+
+def test_a_response_is_its_seed(engine: Engine, prompt_ids: list[list[int]], changed: Callable[..., None]) -> None:
+    whole = engine.generate(prompt_ids, SEEDS)
+    changed(k=1)
+    alone = engine.generate(prompt_ids, [seed + 2 for seed in SEEDS])
+    assert [responses[0] for responses in alone] == [responses[2] for responses in whole]
+
+
+def test_end_of_turn_is_kept_iff_sampled(
+    engine: Engine, prompt_ids: list[list[int]], changed: Callable[..., None]
+) -> None:
+    whole = engine.generate(prompt_ids, SEEDS)
+    third = whole[0][0].ids[3]
+    changed(stop_ids=(END, third))
+    sampled = engine.generate(prompt_ids, SEEDS)
+    first = whole[0][0].ids
+    assert sampled[0][0] == Sampled(first[: first.index(third) + 1], "stop", SEEDS[0])
+    for one in (one for responses in sampled for one in responses):
+        assert not {END, third} & set(one.ids[:-1])
+        assert one.finish == ("stop" if one.ids[-1] in (END, third) else "length")
+        assert one.finish == "stop" or len(one.ids) == 24
+
+
+def test_end_of_turn_at_the_last_token_is_a_stop(
+    engine: Engine, prompt_ids: list[list[int]], changed: Callable[..., None]
+) -> None:
+    whole = engine.generate(prompt_ids[:1], SEEDS[:1])[0][0].ids
+    at = whole.index(whole[5])
+    changed(stop_ids=(END, whole[at]), max_tokens=at + 1)
+    assert engine.generate(prompt_ids[:1], SEEDS[:1])[0][0] == Sampled(whole[: at + 1], "stop", SEEDS[0])
+
+
+def test_greedy_is_equal_in_both(engines: dict[str, Any], prompt_ids: list[list[int]]) -> None:
+    greedy = []
+    for engine in engines.values():
+        before, engine.chosen = engine.chosen, settings(k=1, temperature=0.0, max_tokens=32)
+        greedy.append(ids(engine.generate(prompt_ids, SEEDS)))
+        engine.chosen = before
+    assert greedy[0] == greedy[1]
+
+
+def test_sampling_follows_the_model(engine: Engine, folder: Path, changed: Callable[..., None]) -> None:
+    """First tokens of 4 x 64 draws against the model's own probabilities, on the ids that hold most mass."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = [1, 9906, 198, 5, 17]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt])).logits[0, -1].double()
+    probs = (logits / 0.25).softmax(-1)
+    top = probs.topk(20).indices
+    changed(k=64, max_tokens=1, temperature=0.25)
+    drawn = [one.ids[0] for rs in engine.generate([prompt] * 4, [0, 10**6, 2 * 10**6, 3 * 10**6]) for one in rs]
+    expected = float(probs[top].sum())
+    share = sum(token in set(top.tolist()) for token in drawn) / len(drawn)
+    assert 0.05 < expected < 0.95
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / len(drawn)) ** 0.5
+    changed(k=64, max_tokens=1, temperature=0.25, top_p=expected * 0.999)
+    nucleus = [one.ids[0] for rs in engine.generate([prompt] * 2, [0, 10**6]) for one in rs]
+    assert set(nucleus) <= set(top.tolist()) and len(set(nucleus)) > 5
+
+
+def test_nothing_is_lost_of_odd_prompts(engine: Engine, prompt_ids: list[list[int]], chat: Chat) -> None:
+    for text, rendered in zip(QUESTIONS, prompt_ids, strict=True):
+        assert text in chat.tokenizer.decode(rendered)
+    assert all(one.ids for responses in engine.generate(prompt_ids, SEEDS) for one in responses)
+
+
+def test_stop_ids(folder: Path, tmp_path: Path) -> None:
+    assert stop_ids(folder, END, END) == [END]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 5]}')
+    assert stop_ids(tmp_path, 5, 9) == [5, 7, 9]
+    assert stop_ids(tmp_path / "none", None, 9) == [9]

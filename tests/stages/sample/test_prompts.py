@@ -1,0 +1,217 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import DataError
+from stages.sample import prompts
+from stages.sample.prompts import PROMPTS_SCHEMA, check_source, prompt_hash
+from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
+from tests.tiny import tokenizer_folder
+
+TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(20)]
+
+
+def refused(path: Path, column: str = "prompt") -> str:
+    with pytest.raises(DataError) as caught:
+        check_source(path, column)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def run(source: Path, **changes: Any) -> tuple[list[pa.Table], dict[str, Any]]:
+    tables, parts, summary = run_prompts(prompts_job(source, tokenizer_folder(), **changes))
+    assert sum(p.rows_in for p in parts) == summary["train"] + summary["heldout"] + sum(summary["dropped"].values())
+    return tables, summary
+
+
+def texts(table: pa.Table) -> list[str]:
+    return [messages[-1]["content"] for messages in table["messages"].to_pylist()]
+
+
+# What comes out
+
+
+def test_parts_ids_and_order(tmp_path: Path) -> None:
+    tables, summary = run(jsonl(tmp_path / "p.jsonl", TEXTS))
+    held, train = map(texts, tables)
+    assert all(table.schema == PROMPTS_SCHEMA for table in tables)
+    assert train == [text for text in TEXTS if text not in held]
+    by_hash = sorted(TEXTS, key=lambda text: prompt_hash([{"role": "user", "content": text}]))
+    assert set(held) == set(by_hash[:2])
+    assert tables[1]["id"][0].as_py() == prompt_hash([{"role": "user", "content": train[0]}])[:16]
+    assert (summary["heldout"], summary["train"], summary["rows"], summary["dropped"]) == (2, 18, [2, 18], {})
+    assert summary["prompt_tokens_max"] == max(len(ids) for t in tables for ids in t["prompt_ids"].to_pylist())
+
+
+def test_heldout_does_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
+    one, _ = run(jsonl(tmp_path / "a.jsonl", TEXTS))
+    two, _ = run(jsonl(tmp_path / "b.jsonl", TEXTS[::-1]))
+    assert set(texts(one[0])) == set(texts(two[0]))
+    assert texts(one[1]) == texts(two[1])[::-1]
+
+
+def test_limit_takes_the_first_usable_rows(tmp_path: Path) -> None:
+    tables, summary = run(jsonl(tmp_path / "p.jsonl", TEXTS), limit=5)
+    assert set(texts(tables[0]) + texts(tables[1])) == set(TEXTS[:7])
+    assert (summary["heldout"], summary["train"]) == (2, 5)
+
+
+def test_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = jsonl(tmp_path / "p.jsonl", TEXTS)
+    whole, _ = run(source)
+    monkeypatch.setattr(prompts, "PART_ROWS", 7)
+    tables, summary = run(source)
+    assert summary["rows"] == [2, 7, 7, 4]
+    assert pa.concat_tables(tables[1:]).equals(whole[1].combine_chunks())
+
+
+def test_duplicates_and_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
+    long = "word " * 500
+    tables, summary = run(jsonl(tmp_path / "p.jsonl", [TEXTS[0], long, *TEXTS, long]))
+    assert summary["dropped"] == {"duplicate": 2, "too_long": 1}
+    assert sorted(texts(tables[0]) + texts(tables[1])) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_every_format_gives_the_same(tmp_path: Path, suffix: str) -> None:
+    odd = [*TEXTS[:5], 'None, "quoted"\nand two lines', "🌷 مرحبا <|im_end|>", "a\u2028b", "10k " * 50]
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"x": range(len(odd)), "prompt": odd}), path)
+    elif suffix == "csv":
+        with path.open("w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerows([["x", "prompt"], *enumerate(odd)])
+    else:
+        path.write_bytes(b"\xef\xbb\xbf" + jsonl(tmp_path / "q.jsonl", odd).read_bytes() + b"\n\n")
+    tables, _ = run(path)
+    assert sorted(texts(tables[0]) + texts(tables[1])) == sorted(odd)
+
+
+def test_messages_with_system_and_turns(tmp_path: Path) -> None:
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi", "extra": 1},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
+    tables, _ = run(jsonl(tmp_path / "p.jsonl", [talk, *TEXTS], "messages"), column="messages", heldout=20)
+    rows = [row for table in tables for row in table.to_pylist()]
+    found = next(row for row in rows if len(row["messages"]) == 4)
+    assert found["messages"][1] == {"role": "user", "content": "Hi"}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_empty(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p.{suffix}"
+    path.write_text("\n" if suffix == "jsonl" else "prompt\n")
+    assert refused(path) == "holds no prompts; give a file with at least one row."
+
+
+def test_truncated(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "p.jsonl", TEXTS[:3])
+    path.write_text(path.read_text()[:-10])
+    assert refused(path).startswith("line 3 is not complete JSON (Unterminated string")
+    assert refused(path).endswith("mend or remove the line. It is the last one: the file looks cut off.")
+    whole = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"prompt": TEXTS}), whole)
+    whole.write_bytes(whole.read_bytes()[:-20])
+    assert refused(whole).startswith("not a readable parquet file (")
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
+    assert refused(path) == "line 2 is not UTF-8 (byte 0xe9 at offset 31); save the file as UTF-8."
+    path.write_text('{"prompt": "half a pair \\ud800"}\n')
+    assert refused(path).startswith("line 1: holds half a surrogate pair ('\\ud800')")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_no_column(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p.{suffix}"
+    table = pa.table({"prompts": ["a"], "other": ["b"]})
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    elif suffix == "csv":
+        path.write_text("prompts,other\na,b\n")
+    else:
+        path.write_text(json.dumps(table.to_pylist()[0]))
+    assert refused(path).endswith("no column prompt; there are: prompts, other; set prompts.column=prompts.")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("  \n", "line 2: prompt is empty; mend or remove the row."),
+        (None, "line 2: prompt is null, not a text or a list of messages; mend or remove the row."),
+        (3, "line 2: prompt is a int, not a text or a list of messages; mend or remove the row."),
+        ([], "line 2: prompt is an empty list of messages; mend or remove the row."),
+        (["a"], "line 2: prompt has a message that is not {role: text, content: text}; mend or remove the row."),
+        ([("user", ""), ("assistant", "a"), ("user", "b")], "line 2: prompt is empty; mend or remove the row."),
+        ([("user", "a"), ("assistant", "b")], "user, assistant"),
+        ([("system", "a")], "system"),
+        ([("user", "a"), ("user", "b")], "user, user"),
+        ([("tool", "a")], "tool"),
+    ],
+)
+def test_wrong_prompts(tmp_path: Path, value: Any, message: str) -> None:
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        value = [{"role": role, "content": content} for role, content in value]
+    if not message.startswith("line"):
+        message = (
+            f"line 2: prompt has the roles {message}: after an optional system message, user and assistant "
+            "take turns and the last is user; mend or remove the row."
+        )
+    assert refused(jsonl(tmp_path / "p.jsonl", ["fine", value])) == message
+
+
+def test_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    assert refused(path) == "prompts are read from .jsonl, .parquet, .csv files; convert this one."
+    assert refused(tmp_path / "p.csv") == "there is no such file; check prompts.path."
+    path = tmp_path / "q.csv"
+    path.write_text("prompt,x\na,1\nb\n")
+    assert refused(path) == "line 3 has no value for x; mend or remove the row."
+    path.write_text('prompt,x\n"a,1\n')
+    assert refused(path).startswith("line 1 is not CSV (unexpected end of data)")
+    path = tmp_path / "q.jsonl"
+    path.write_text('["a"]\n')
+    assert refused(path).startswith("line 1 is a list, not an object")
+
+
+def too_few(source: Path, **changes: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        run(source, **changes)
+    return str(caught.value).removeprefix(f"{source}: ")
+
+
+def test_too_few(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "p.jsonl", [*TEXTS, "word " * 500])
+    need = "are not enough for prompts.heldout={} and at least 1 to train on; add prompts or lower prompts.heldout."
+    assert too_few(source, heldout=21).startswith("20 usable prompts (1 too_long dropped) are not enough for")
+    source_2 = jsonl(tmp_path / "q.jsonl", [*TEXTS, TEXTS[0]])
+    assert too_few(jsonl(tmp_path / "r.jsonl", TEXTS), heldout=20) == f"20 usable prompts {need.format(20)}"
+    assert too_few(source_2, heldout=20) == f"20 usable prompts (1 duplicate dropped) {need.format(20)}"
+    assert too_few(source, heldout=20) == f"20 usable prompts (1 too_long dropped) {need.format(20)}"
+    assert too_few(source, max_tokens=10).startswith(
+        "all 21 prompts are longer than prompts.max_tokens=10 tokens (the shortest has "
+    )
+
+
+def test_shared_files(tmp_path: Path) -> None:
+    path = Path(__file__).parents[4] / "shared" / "data" / "ultrafeedback" / "train.jsonl"
+    if not path.is_file():
+        pytest.skip("the shared UltraFeedback sample is not here")
+    tables, summary = run(path, limit=64, heldout=64)
+    assert summary["rows"] == [64, 64]
+    assert not set(tables[0]["id"].to_pylist()) & set(tables[1]["id"].to_pylist())

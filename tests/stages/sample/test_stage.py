@@ -1,0 +1,136 @@
+"""The step `sample` over real prompts, with the transformers engine on a random two-layer model."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.job import Input, Part, Shard
+from stages.sample import stage
+from stages.sample.config import SampleIdentity
+from stages.sample.deal import dealt, response_seed
+from stages.sample.stage import SAMPLES_SCHEMA, Sampler, distinct_2
+from tests.artifacts import run_step
+from tests.stages.sample.jobs import jsonl, prompts_input, sample_job
+from tests.tiny import tiny_policy
+
+TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(12)] + ["None", "🌷 <|im_end|> مرحبا"]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> Input:
+    return prompts_input(jsonl(tmp_path_factory.mktemp("source") / "p.jsonl", TEXTS), policy)
+
+
+def sample(prompts: Input, policy: Path, **changes: Any) -> tuple[list[pa.Table], list[Part], dict[str, Any]]:
+    job = sample_job(prompts, policy, **{"engine": "transformers", **changes})
+    return run_step(job, Sampler(job), stage.shards, stage.finish)
+
+
+def test_samples_are_the_slice_as_dealt(prompts: Input, policy: Path) -> None:
+    tables, parts, summary = sample(prompts, policy, start=3, count=7)
+    assert [t.num_rows for t in tables] == [4, 3] and all(t.schema == SAMPLES_SCHEMA for t in tables)
+    rows = [row for t in tables for row in t.to_pylist()]
+    train = prompts.table(1).to_pylist()
+    assert [row["id"] for row in rows] == [train[i]["id"] for i in dealt(12, 3, 7, seed=0)]
+    for row in rows:
+        source = next(p for p in train if p["id"] == row["id"])
+        assert (row["messages"], row["prompt_ids"]) == (source["messages"], source["prompt_ids"])
+        first = response_seed(0, row["id"], 0)
+        assert [r["seed"] for r in row["responses"]] == [first, first + 1, first + 2]
+        assert all(len(r["ids"]) == 12 or r["finish"] == "stop" for r in row["responses"])
+    assert sum(p.stats["tokens"] for p in parts) == summary["tokens"]
+    assert (summary["prompts"], summary["responses"], summary["redealt"]) == (7, 21, 0)
+    assert summary["cap_rate"] + summary["end_of_turn_rate"] == 1
+
+
+def test_equal_whatever_the_shards(prompts: Input, policy: Path) -> None:
+    four, _, summary = sample(prompts, policy, shard_rows=4)
+    eight, _, same = sample(prompts, policy, shard_rows=8)
+    assert pa.concat_tables(four).combine_chunks().equals(pa.concat_tables(eight).combine_chunks())
+    assert summary == same
+    other, _, _ = sample(prompts, policy, seed=1)
+    assert pa.concat_tables(other) != pa.concat_tables(four)
+
+
+def test_heldout_rows_keep_their_order(prompts: Input, policy: Path) -> None:
+    tables, _, _ = sample(prompts, policy, split="heldout", count=2, k=2)
+    assert tables[0]["id"].to_pylist() == prompts.table(0)["id"].to_pylist()
+    with pytest.raises(DataError, match="held-out prompts 0 to 3 were asked for, there are 2"):
+        stage.shards(sample_job(prompts, policy, split="heldout", count=3))
+
+
+def test_prompts_dealt_again_are_other_rows(prompts: Input, policy: Path) -> None:
+    tables, _, summary = sample(prompts, policy, start=8, count=8)
+    rows = pa.concat_tables(tables).to_pylist()
+    assert len({row["id"] for row in rows}) == 8
+    assert [row["id"].endswith("~1") for row in rows] == [False] * 4 + [True] * 4
+    assert summary["redealt"] == 4
+    again = rows[4]
+    assert again["responses"][0]["seed"] == response_seed(0, again["id"].removesuffix("~1"), 1)
+
+
+def test_rows_are_found_in_several_parts(
+    tmp_path: Path, prompts: Input, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.sample import prompts as step
+
+    monkeypatch.setattr(step, "PART_ROWS", 5)
+    cut = prompts_input(jsonl(tmp_path / "p.jsonl", TEXTS), policy)
+    assert cut.summary["rows"] == [2, 5, 5, 2]
+    one, _, _ = sample(prompts, policy)
+    many, _, _ = sample(cut, policy)
+    assert pa.concat_tables(many) == pa.concat_tables(one)
+
+
+def test_vllm_through_the_same_step(prompts: Input, policy: Path) -> None:
+    tables, _, summary = sample(prompts, policy, engine="vllm", k=2, count=5)
+    again = Sampler(sample_job(prompts, policy, k=2, count=5))
+    second = again(Shard(index=1, payload={"rows": dealt(12, 4, 1, 0), "deals": [0]}))
+    assert second.table == tables[1]
+    assert summary["prompts"] == 5
+    for table in tables:
+        for row in table.to_pylist():
+            assert all(r["text"] == again.chat.decode(r["ids"]) for r in row["responses"])
+
+
+def test_summary_counts() -> None:
+    def responses(*given: tuple[str, int, str]) -> list[dict[str, Any]]:
+        return [{"text": t, "ids": [5] * n, "finish": f, "seed": 0} for t, n, f in given]
+
+    rows = [
+        {"id": "a", "responses": responses(("x y z", 3, "stop"), ("x y z ", 4, "length"))},
+        {"id": "b~1", "responses": responses(("x y", 1, "stop"), ("p q r", 2, "stop"))},
+    ]
+    table = pa.Table.from_pylist([{"messages": [], "prompt_ids": [], **r} for r in rows], schema=SAMPLES_SCHEMA)
+    assert stage.finish(None, iter([table]), []) == {  # type: ignore[arg-type]
+        "prompts": 2,
+        "responses": 4,
+        "tokens": 10,
+        "length_mean": 2.5,
+        "length_p95": pytest.approx(3.85),
+        "cap_rate": 0.25,
+        "end_of_turn_rate": 0.75,
+        "unique_rate": 0.75,
+        "distinct_2": 0.75,
+        "redealt": 1,
+    }
+    assert distinct_2(["a b a b", ""]) == pytest.approx(2 / 3)
+    assert distinct_2(["a", ""]) == 1.0
+
+
+def test_greedy_with_several_responses_is_refused() -> None:
+    values: dict[str, Any] = {
+        "engine": "vllm", "dtype": "float32", "k": 4, "max_tokens": 8, "temperature": 0.0, "top_p": 1.0,
+        "seed": 0, "shard_rows": 4, "split": "train", "start": 0, "count": 4,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="temperature=0 gives 4 equal responses"):
+        SampleIdentity(**values)
+    assert SampleIdentity(**{**values, "k": 1, "split": "heldout"}).temperature == 0

@@ -1,0 +1,128 @@
+"""A small training job: random responses to random prompts, targets, and the real reference step's log-probs."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.job import Input, Job
+from stages.train.config import (
+    REFERENCE,
+    TRAIN,
+    ObjectiveIdentity,
+    ReferenceIdentity,
+    RepulsionIdentity,
+    TrainIdentity,
+    TrainRuntime,
+)
+from stages.train.reference import Reference, shards
+from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
+
+PAIRS = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])
+TARGETS = pa.schema([*PAIRS, ("target_w", pa.float64()), ("target_l", pa.float64())])
+OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean")
+HINGE = RepulsionIdentity(name="hinge", weight=1.0, margin=1.0, pooling="mean")
+
+
+def identity(**changes: Any) -> TrainIdentity:
+    """S-SPPO on 16 pairs in 8 steps of 2."""
+    defaults: dict[str, Any] = {
+        "objective": ObjectiveIdentity(name="sppo", beta=0.001, loss_scale=None),
+        "repulsion": HINGE,
+        "optimizer": "rmsprop",
+        "lr": 1e-4,
+        "warmup_ratio": 0.1,
+        "epochs": 1,
+        "global_batch": 2,
+        "max_grad_norm": 1.0,
+        "max_length": 64,
+        "min_steps": 8,
+        "dtype": "float32",
+        "publish_dtype": "float32",
+        "seed": 0,
+    }
+    return TrainIdentity(**{**defaults, **changes})
+
+
+def runtime(**changes: Any) -> TrainRuntime:
+    """One worker with one core."""
+    defaults: dict[str, Any] = {
+        "workers": 1,
+        "cpus": 1,
+        "gpus": 0,
+        "micro_batch": 1,
+        "checkpoint_steps": 3,
+        "max_failures": 1,
+        "gradient_checkpointing": False,
+    }
+    return TrainRuntime(**{**defaults, **changes})
+
+
+def sampled(pairs: int, parts: int = 2, seed: int = 0) -> list[pa.Table]:
+    """Samples tables: 4 to 20 prompt tokens, K=3 responses of 2 to 12, most of them with the end-of-turn token, 2."""
+    rng = random.Random(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, 49000) for _ in range(rng.randint(low, high))]
+
+    rows = []
+    for i in range(pairs):
+        capped = [rng.random() < 0.3 for _ in range(3)]
+        ids = [tokens(1, 11) + ([7] if cut else [2]) for cut in capped]
+        responses = [
+            {"text": "", "ids": one, "finish": "length" if cut else "stop", "seed": 0}
+            for one, cut in zip(ids, capped, strict=True)
+        ]
+        rows.append({"id": f"row-{i:03d}", "messages": [], "prompt_ids": tokens(4, 20), "responses": responses})
+    return [pa.Table.from_pylist(rows[part::parts], schema=SAMPLES_SCHEMA) for part in range(parts)]
+
+
+def targets_of(samples: pa.Table) -> pa.Table:
+    """Response 0 is chosen with win rate 0.9, response 2 rejected with 0.2."""
+    rows = [
+        {"id": row_id, "chosen": 0, "rejected": 2, "target_w": 0.9, "target_l": 0.2}
+        for row_id in samples["id"].to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=TARGETS)
+
+
+def reference_job(folder: Path, policy: Path, samples: list[pa.Table], max_length: int = 64) -> Job:
+    """The reference step of these samples."""
+    inputs = [
+        as_input("samples", folder / "samples", samples),
+        as_input("pairs", folder / "pairs", [targets_of(table) for table in samples]),
+        folder_input("policy", policy),
+    ]
+    wanted = ReferenceIdentity(dtype="float32", max_length=max_length)
+    return as_job(REFERENCE, asdict(wanted), inputs, folder)
+
+
+def train_inputs(folder: Path, policy: Path, pairs: int = 16) -> list[Input]:
+    """The inputs of a training step, its references computed by the real step."""
+    samples = sampled(pairs)
+    job = reference_job(folder, policy, samples)
+    worker = Reference(job)
+    reference = [worker(shard).table for shard in shards(job)]
+    targets = as_input("targets", folder / "targets", [targets_of(table) for table in samples])
+    return [
+        job.inputs["samples"],
+        targets,
+        as_input("reference", folder / "reference", reference),
+        job.inputs["policy"],
+    ]
+
+
+def train_job(
+    folder: Path,
+    inputs: list[Input],
+    wanted: TrainIdentity | None = None,
+    how: TrainRuntime | None = None,
+    attempt: str = "first",
+) -> Job:
+    """A training step that writes under `folder`."""
+    job = as_job(TRAIN, asdict(wanted or identity()), inputs, folder)
+    return replace(job, runtime=asdict(how or runtime()), attempt=attempt)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.job import Input, Job
+from stages.train import checkpoint
+from tests.stages.train.rig import train_job
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return train_job(tmp_path, [Input(role="policy", root=tmp_path, digest="a" * 64)])
+
+
+def write(job: Job, step: int, seal: bool = True) -> Path:
+    folder = checkpoint.staged(job, step)
+    (folder / "global_step").mkdir(parents=True)
+    (folder / "global_step" / "rank_0.pt").write_bytes(b"weights")
+    (folder / "trainer_state.json").write_text("{}")
+    if seal:
+        checkpoint.seal(folder, step, checkpoint.binding(job))
+    return folder
+
+
+def test_the_newest_complete_one_is_found(job: Job) -> None:
+    assert checkpoint.latest(job) is None
+    write(job, 2)
+    newest = write(replace(job, attempt="second"), 10)
+    assert checkpoint.latest(job) == (newest, 10)
+
+
+def test_one_without_its_marker_does_not_count(job: Job) -> None:
+    complete = write(job, 2)
+    write(job, 4, seal=False)
+    assert checkpoint.latest(job) == (complete, 2)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "marker"])
+def test_a_damaged_one_does_not_count(job: Job, damage: str) -> None:
+    folder = write(job, 2)
+    weights = folder / "global_step" / "rank_0.pt"
+    match damage:
+        case "truncate":
+            weights.write_bytes(b"wei")
+        case "remove":
+            weights.unlink()
+        case "marker":
+            (folder / checkpoint.MARKER).write_text('{"step": 2, "bou')
+    assert checkpoint.latest(job) is None
+
+
+def test_one_of_other_inputs_workers_or_definition_does_not_count(job: Job) -> None:
+    write(job, 2)
+    redone = replace(job.inputs["policy"], digest="b" * 64)
+    assert checkpoint.latest(replace(job, inputs={"policy": redone})) is None
+    assert checkpoint.latest(replace(job, runtime={**job.runtime, "workers": 2})) is None
+    assert checkpoint.latest(replace(job, fingerprint="0" * 63 + "1")) is None
+    assert checkpoint.latest(replace(job, attempt="second", runtime={**job.runtime, "micro_batch": 2})) is not None
+
+
+def test_prune_keeps_one(job: Job) -> None:
+    write(job, 2)
+    write(job, 4, seal=False)
+    keep = write(job, 6)
+    checkpoint.prune(job, keep)
+    assert list(checkpoint.root(job).iterdir()) == [keep]

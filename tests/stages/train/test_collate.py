@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+import torch
+
+from stages.train.collate import Row, collate, content_length, deal, join_pairs, join_targets
+from tests.stages.train.rig import sampled, targets_of
+
+
+def test_tokens_are_exactly_the_sampled_ones() -> None:
+    rows = [
+        Row(id="a", prompt=[5, 6], chosen=[7, 2], rejected=[8]),
+        Row(id="b", prompt=[9], chosen=[10], rejected=[11]),
+    ]
+    batch = collate(rows, (2,), "mean")
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [9, 10, 0, 0], [5, 6, 8, 0], [9, 11, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
+    assert batch["response_mask"].int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]
+
+
+def test_columns_keep_float64() -> None:
+    row = Row(id="a", prompt=[5], chosen=[6], rejected=[7], p_w=0.1 + 0.2, p_l=0.2, ref_w=-1.5, ref_l=-2.5)
+    batch = collate([row], (2,), "mean")
+    assert [batch[name].item() for name in ("p_w", "p_l", "ref_w", "ref_l")] == [0.1 + 0.2, 0.2, -1.5, -2.5]
+
+
+@pytest.mark.parametrize(("response", "expected"), [([7, 8, 2], 2), ([7, 8], 2), ([2, 7], 2), ([2], 1)])
+def test_content_length(response: list[int], expected: int) -> None:
+    assert content_length(response, (2, 99)) == expected
+
+
+def test_join_follows_the_id_not_the_position() -> None:
+    samples = sampled(4, parts=1)[0]
+    pairs = targets_of(samples).take([2, 0])
+    rows, too_long = join_pairs(samples, pairs, 64)
+    source = {row["id"]: row for row in samples.to_pylist()}
+    assert [row.id for row in rows] == ["row-002", "row-000"] and too_long == 0
+    for row in rows:
+        responses = source[row.id]["responses"]
+        assert (row.prompt, row.chosen) == (source[row.id]["prompt_ids"], responses[0]["ids"])
+        assert row.rejected == responses[2]["ids"]
+
+
+def test_targets_and_references_are_those_of_the_same_row() -> None:
+    samples = sampled(3, parts=1)[0]
+    targets = targets_of(samples).set_column(3, "target_w", pa.array([0.6, 0.7, 0.8]))
+    reference = pa.table(
+        {
+            "id": ["row-002", "row-000", "row-001"],
+            "chosen_logprob": [-2.0, -0.5, -1.0],
+            "rejected_logprob": [-20.0, -5.0, -10.0],
+        }
+    )
+    rows, _ = join_targets(samples, targets, reference, 64)
+    assert [(row.id, row.p_w, row.ref_w, row.ref_l) for row in rows] == [
+        ("row-000", 0.6, -0.5, -5.0),
+        ("row-001", 0.7, -1.0, -10.0),
+        ("row-002", 0.8, -2.0, -20.0),
+    ]
+
+
+def test_rows_that_are_too_long_are_dropped_and_counted() -> None:
+    samples = sampled(12, parts=1)[0]
+    rows, too_long = join_pairs(samples, targets_of(samples), 20)
+    assert 0 < too_long < 12 and len(rows) == 12 - too_long
+    assert all(row.length <= 20 for row in rows)
+
+
+def test_deal_fills_the_last_batch_with_the_epochs_first_rows() -> None:
+    order, repeated = deal([1] * 10, epochs=2, global_batch=4, seed=1)
+    assert len(order) == 24 and repeated == 4
+    for epoch in (order[:12], order[12:]):
+        counts = Counter(epoch)
+        assert set(counts) == set(range(10))
+        assert {row for row, n in counts.items() if n == 2} <= set(epoch[:4])
+    assert order[:12] != order[12:]
+
+
+def test_deal_repeats_fewer_rows_than_a_batch_until_it_is_full() -> None:
+    order, repeated = deal([1, 1, 1], epochs=1, global_batch=8, seed=0)
+    assert len(order) == 8 and repeated == 5 and set(order) == {0, 1, 2}
+
+
+def test_deal_depends_on_the_seed_alone() -> None:
+    lengths = [int(n) for n in torch.randint(1, 99, (40,), generator=torch.Generator().manual_seed(0))]
+    order, _ = deal(lengths, 1, 8, seed=3)
+    assert order == deal(lengths, 1, 8, seed=3)[0] != deal(lengths, 1, 8, seed=4)[0]
+    for start in range(0, 40, 8):
+        batch = [lengths[i] for i in order[start : start + 8]]
+        assert batch == sorted(batch)

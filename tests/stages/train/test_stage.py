@@ -1,0 +1,237 @@
+"""The whole step on real Ray, Ray Train and DeepSpeed ZeRO-3 over gloo, on a tiny random policy."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import DataError, TrainingFault
+from pipeline.job import Input, sha256_file
+from stages.train import checkpoint
+from stages.train.collate import Row, deal
+from stages.train.probe import reload_probe
+from stages.train.stage import Trained, run
+from stages.train.worker import load_rows
+from tests.artifacts import as_input
+from tests.stages.train.rig import TARGETS, identity, runtime, train_inputs, train_job
+from tests.tiny import tiny_policy
+
+PAIRS = 23
+"""Twelve steps of 2 pairs; the last is filled with one repeated row."""
+
+
+@pytest.fixture(scope="module")
+def ray_started() -> Iterator[None]:
+    import ray
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Input]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return train_inputs(folder, tiny_policy(folder / "policy"), pairs=PAIRS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_started: None, inputs: list[Input], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return run(train_job(tmp_path_factory.mktemp("undisturbed"), inputs), lambda event: None)
+
+
+def steps(made: Trained) -> list[dict[str, Any]]:
+    lines = made.files["metrics.jsonl"].read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "step" in record]
+
+
+def probe(made: Trained) -> list[dict[str, Any]]:
+    return json.loads(made.files["metrics.jsonl"].read_text().splitlines()[-1])["probe"]
+
+
+def digests(made: Trained) -> dict[str, str]:
+    return {name: sha256_file(path) for name, path in made.files.items()}
+
+
+def kill_at(step: int, rank: int = 0) -> tuple[list[dict[str, Any]], Any]:
+    """Return a `report` that kills -9 a worker when `step` is first reported, and the events it saw."""
+    seen: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if event.get("done") == step and sum(e.get("done") == step for e in seen) == 1:
+            pids = {e["rank"]: e["pid"] for e in seen if e.get("event") == "worker"}
+            os.kill(pids[rank], signal.SIGKILL)
+
+    return seen, report
+
+
+def test_files_and_metrics(undisturbed: Trained, inputs: list[Input]) -> None:
+    policy = next(source for source in inputs if source.role == "policy").root
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert undisturbed.files[f"model/{name}"].read_bytes() == (policy / name).read_bytes()
+    assert all("first" in str(path.parent) + path.name for path in undisturbed.files.values())
+    records = steps(undisturbed)
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert {record["pairs"] for record in records} == {2}
+    assert records[0]["lr"] > 0 and records[-1]["lr"] > 0
+    assert undisturbed.summary["repeated"] == 1 and undisturbed.rows == {"in": PAIRS, "out": PAIRS, "dropped": {}}
+    assert undisturbed.stats["tokens"] > 0
+
+
+def test_the_policy_learned_and_the_folder_shows_it(undisturbed: Trained, inputs: list[Input], tmp_path: Path) -> None:
+    summary = undisturbed.summary
+    assert summary["changed_fraction"] > 0.99 and summary["noise"] < 1e-3
+    rows, _ = load_rows(train_job(tmp_path, inputs))
+    in_memory = probe(undisturbed)
+    wanted = {record["id"] for record in in_memory}
+    published = _fresh(undisturbed.files["model/config.json"].parent, [r for r in rows if r.id in wanted])
+    for name in ("h_w", "h_l"):
+        reloaded = sum(record[name] for record in published) / len(published)
+        assert reloaded == pytest.approx(summary[f"probe_{name}"], abs=1e-2)
+    apart = abs(summary["probe_h_w"] - summary["probe_h_l"])
+    assert apart > 10 * summary["noise"] and apart > 10 * 1e-2
+    assert summary["probe_h_w"] > summary["probe_h_l"]
+
+
+def _fresh(folder: Path, rows: list[Row]) -> list[dict[str, Any]]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(reload_probe, folder, rows).result()
+
+
+def test_two_workers_have_the_same_curve(undisturbed: Trained, inputs: list[Input], tmp_path: Path) -> None:
+    made = run(train_job(tmp_path, inputs, how=runtime(workers=2)), lambda event: None)
+    for ours, theirs in zip(steps(made), steps(undisturbed), strict=True):
+        for name in ("loss", "z_w", "z_l", "h_w", "h_l", "distance", "grad_norm", "lr"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.faults
+def test_a_killed_worker_is_restarted_and_the_bytes_are_the_same(
+    undisturbed: Trained, inputs: list[Input], tmp_path: Path
+) -> None:
+    job = train_job(tmp_path, inputs)
+    seen, report = kill_at(5)
+    made = run(job, report)
+    assert digests(made) == digests(undisturbed)  # metrics of every step exactly once among them
+    assert len([e for e in seen if e.get("event") == "worker"]) == 2
+    assert any("resumed after optimizer step" in e.get("text", "") for e in seen)
+    assert len(list(checkpoint.root(job).iterdir())) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_rows(
+    ray_started: None, inputs: list[Input], tmp_path: Path
+) -> None:
+    rows, _ = load_rows(train_job(tmp_path, inputs))
+    order, _ = deal([row.length for row in rows], 1, 2, identity().seed)
+    broken = rows[order[9]].id  # of the fifth step
+    job = train_job(tmp_path, [_with_nan_target(source, tmp_path, broken) for source in inputs])
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(TrainingFault) as caught:
+        run(job, seen.append)
+    assert str(caught.value).startswith(
+        f"loss is not finite at optimizer step 5; rows {broken}; last checkpoint: step 3; lower trainer.lr"
+    )
+    assert [e["done"] for e in seen if "done" in e] == [1, 2, 3, 4]
+    assert len([e for e in seen if e.get("event") == "worker"]) == 1  # not tried again
+    kept = checkpoint.latest(job)
+    assert kept is not None and kept[1] == 3
+
+
+def _with_nan_target(source: Input, folder: Path, row_id: str) -> Input:
+    if source.role != "targets":
+        return source
+    tables = []
+    for index in range(source.n_parts):
+        records = source.table(index).to_pylist()
+        tables.append(
+            pa.Table.from_pylist(
+                [r | ({"target_w": float("nan")} if r["id"] == row_id else {}) for r in records], schema=TARGETS
+            )
+        )
+    return as_input("targets", folder / "targets", tables)
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_stops(ray_started: None, inputs: list[Input], tmp_path: Path) -> None:
+    job = train_job(tmp_path, inputs, identity(lr=1e30), runtime(workers=2, checkpoint_steps=1))
+    with pytest.raises(TrainingFault, match=r"gradient is not finite at optimizer step 2; rows row-0.*step 1"):
+        run(job, lambda event: None)
+
+
+def test_too_few_steps_are_refused_before_anything_starts(inputs: list[Input], tmp_path: Path) -> None:
+    with pytest.raises(TrainingFault, match="23 pairs were left, 6 steps of 4 pairs, at least 8"):
+        run(train_job(tmp_path, inputs, identity(global_batch=4)), lambda event: None)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_again_resumes_after_the_workers_are_given_up(
+    ray_started: None, inputs: list[Input], tmp_path: Path, workers: int
+) -> None:
+    how = runtime(workers=workers, max_failures=0)
+    whole = run(train_job(tmp_path / "whole", inputs, how=how), lambda event: None)
+    job = train_job(tmp_path / "killed", inputs, how=how)
+    _, report = kill_at(5, rank=workers - 1)
+    with pytest.raises(TrainingFault, match=r"failed 1 times.*last checkpoint: step \d+; run again"):
+        run(job, report)
+    (checkpoint.root(job) / "step-000099.first").mkdir()  # what a kill in the middle of writing leaves
+    made = run(replace(job, attempt="again"), lambda event: None)
+    assert digests(made) == digests(whole)
+
+
+@pytest.mark.slow
+def test_bytes_that_changed_are_an_error_and_not_tried_again(
+    ray_started: None, inputs: list[Input], tmp_path: Path
+) -> None:
+    broken = [_with_wrong_digest(source) if source.role == "targets" else source for source in inputs]
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(DataError, match="its bytes changed"):
+        run(train_job(tmp_path, broken), seen.append)
+    assert len([e for e in seen if e.get("event") == "worker"]) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"gradient_checkpointing": True}, {"micro_batch": 2}])
+def test_runtime_changes_rounding_only(
+    undisturbed: Trained, inputs: list[Input], tmp_path: Path, how: dict[str, Any]
+) -> None:
+    made = run(train_job(tmp_path, inputs, how=runtime(**how)), lambda event: None)
+    for ours, theirs in zip(steps(made), steps(undisturbed), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_adamw_in_bfloat16_published_in_bfloat16(ray_started: None, inputs: list[Input], tmp_path: Path) -> None:
+    wanted = identity(optimizer="adamw", dtype="bfloat16", publish_dtype="bfloat16", lr=1e-3)
+    made = run(train_job(tmp_path, inputs, wanted), lambda event: None)
+    assert json.loads(made.files["model/config.json"].read_text())["dtype"] == "bfloat16"
+    assert made.summary["probe_h_w"] > made.summary["probe_h_l"]
+
+
+def _with_wrong_digest(source: Input) -> Input:
+    return replace(source, files=tuple(replace(file, sha256="0" * 64) for file in source.files))
+
+
+def test_worker_output_is_in_a_file(undisturbed: Trained) -> None:
+    folder = undisturbed.files["metrics.jsonl"].parents[1]
+    assert "DeepSpeed" in (folder / "scratch" / "train.first" / "rank-0.log").read_text()

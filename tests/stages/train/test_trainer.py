@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from stages.train.config import (
+    ObjectiveIdentity,
+    ReferenceIdentity,
+    RepulsionIdentity,
+    TrainIdentity,
+    optimizer_steps,
+)
+from stages.train.trainer import SUMS, pair_loss, schedule
+from tests.stages.train.rig import HINGE, OFF, identity, runtime
+
+SPPO = ObjectiveIdentity(name="sppo", beta=0.1, loss_scale=None)
+
+
+def test_schedule_by_hand() -> None:
+    factors = [schedule(step, 8, 0.25) for step in range(8)]
+    assert factors == pytest.approx([1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+
+
+@pytest.mark.parametrize("steps", [1, 8, 9, 100])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 1.0])
+def test_every_step_learns_and_the_peak_is_lr(steps: int, ratio: float) -> None:
+    factors = [schedule(step, steps, ratio) for step in range(steps)]
+    assert min(factors) > 0 and max(factors) == 1.0
+
+
+def batch_of_two() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    z = torch.tensor([-3.0, -5.0, -7.0, -2.0], dtype=torch.float64, requires_grad=True)
+    states = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.6, 0.8], [0.0, -1.0]], requires_grad=True)
+    names = {"p_w": [0.9, 0.6], "p_l": [0.2, 0.5], "ref_w": [-4.0, -4.0], "ref_l": [-6.0, -2.0]}
+    return z, states, {name: torch.tensor(values, dtype=torch.float64) for name, values in names.items()}
+
+
+def test_pair_loss_by_hand() -> None:
+    z, states, batch = batch_of_two()
+    # eta = 10; pair 1: h = (1, -1), targets (4, -3): (9 + 4)/2; pair 2: h = (-1, 0), targets (1, 0): 4/2
+    loss, sums = pair_loss(z, states, batch, SPPO, OFF)
+    assert loss.item() == pytest.approx((6.5 + 2.0) / 2, abs=1e-12)
+    named = dict(zip([*SUMS, "moved", "norm"], sums.tolist(), strict=True))
+    assert named["loss"] == pytest.approx(8.5, abs=1e-12)
+    assert named["l_beta"] == pytest.approx(0.085, abs=1e-14)
+    assert (named["h_w"], named["h_l"], named["h_w_negative"]) == pytest.approx((0.0, -1.0, 1.0), abs=1e-12)
+    assert named["abs_h"] == pytest.approx(1.5, abs=1e-12)
+    assert (named["moved"], named["norm"]) == pytest.approx((4 + 3 - 1, 16 + 9 + 1), abs=1e-12)
+    assert named["distance"] == pytest.approx(0.8**0.5 + 2.0, abs=1e-6)
+
+
+def test_repulsion_is_inside_the_scale() -> None:
+    z, states, batch = batch_of_two()
+    plain, _ = pair_loss(z, states, batch, SPPO, OFF)
+    term = RepulsionIdentity(name="hinge", weight=0.5, margin=1.0, pooling="mean")
+    both, sums = pair_loss(z, states, batch, SPPO, term)
+    hinge = (1 - 0.8**0.5) ** 2  # the second pair is further apart than the margin
+    assert sums[SUMS.index("l_rep")].item() == pytest.approx(hinge, abs=1e-6)
+    assert (both - plain).item() == pytest.approx(100 * 0.5 * hinge / 2, abs=1e-4)
+
+
+def test_sums_of_micro_batches_add_up() -> None:
+    z, states, batch = batch_of_two()
+    _, whole = pair_loss(z, states, batch, SPPO, HINGE)
+    halves = []
+    for i in range(2):
+        rows = [i, i + 2]
+        part = {name: column[[i]] for name, column in batch.items()}
+        halves.append(pair_loss(z[rows], states[rows], part, SPPO, HINGE)[1])
+    torch.testing.assert_close(halves[0] + halves[1], whole, rtol=1e-12, atol=1e-12)
+
+
+def test_micro_batch_divides_the_workers_share() -> None:
+    assert runtime(workers=1, micro_batch=4).micro_pairs(8) == 4
+    assert runtime(workers=1, micro_batch=5).micro_pairs(8) == 4
+    assert runtime(workers=2, micro_batch=16).micro_pairs(8) == 4
+    assert runtime(workers=2, micro_batch=4).micro_pairs(6) == 3
+    with pytest.raises(ConfigError, match=r"trainer\.global_batch=8 .* hardware\.workers=3"):
+        runtime(workers=3).micro_pairs(8)
+
+
+def test_optimizer_steps() -> None:
+    assert [optimizer_steps(n, 2, 8) for n in (1, 8, 9, 64)] == [2, 2, 4, 16]
+
+
+def test_identity_survives_its_dict() -> None:
+    assert TrainIdentity.from_dict(asdict(identity())) == identity()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("optimizer", "adam"), ("dtype", "float16"), ("publish_dtype", "int8"), ("warmup_ratio", 1.5), ("min_steps", 7)],
+)
+def test_wrong_values_are_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.{field}={value}"):
+        identity(**{field: value})
+
+
+def test_wrong_choices_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"objective\.name=dpo"):
+        ObjectiveIdentity(name="dpo", beta=0.1, loss_scale=None)
+    with pytest.raises(ConfigError, match=r"objective\.beta=0"):
+        ObjectiveIdentity(name="sppo", beta=0, loss_scale=None)
+    with pytest.raises(ConfigError, match=r"repulsion\.name=l2"):
+        RepulsionIdentity(name="l2", weight=1, margin=1, pooling="mean")
+    with pytest.raises(ConfigError, match=r"repulsion\.pooling=max"):
+        RepulsionIdentity(name="hinge", weight=1, margin=1, pooling="max")
+    with pytest.raises(ConfigError, match=r"trainer\.dtype=half"):
+        ReferenceIdentity(dtype="half", max_length=8)
