@@ -106,7 +106,7 @@ class _Builder:
             temperature=sampler.temperature,
             top_p=sampler.top_p,
             seed=self.config.seed,
-            shard_rows=sampler.shard_rows,
+            shard_rows=max(1, sampler.shard_rows * sampler.k // k),  # as many responses whatever K is
             split=split,
             start=start,
             count=count,

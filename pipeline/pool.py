@@ -29,6 +29,7 @@ class Pool:
         self.job = job
         self.size = min(int(job.runtime.get("actors", 1)), shards)
         self.actors: list[Any] = []
+        self.pids: set[int] = set()
 
     def __enter__(self) -> Pool:
         if self.job.spec.pool == "actors":
@@ -42,18 +43,18 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pids = [pid for actor in self.actors for pid in _pid(actor)]
         for actor in self.actors:
             ray.kill(actor)
         deadline = time.monotonic() + 20
-        while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        here = self.pids if self.actors and len(ray.nodes()) == 1 else set()
+        while any(os.path.exists(f"/proc/{pid}") for pid in here) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def map(self, shards: list[Shard], worker: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as shards are done; `worker` is told each worker's pid, new ones too."""
         hands: list[Any] = self.actors or [None] * min(len(shards), _light_workers())
-        seen = {_call(self.job, actor.pid.remote()) for actor in self.actors}
-        for pid in sorted(seen):
+        self.pids = {_call(self.job, actor.pid.remote()) for actor in self.actors}
+        for pid in sorted(self.pids):
             worker(pid)
         waiting, running = iter(shards), {}
         for hand, shard in zip(hands, waiting, strict=False):
@@ -62,8 +63,8 @@ class Pool:
             ready, _ = ray.wait(list(running), num_returns=1)
             hand, shard = running.pop(ready[0])
             pid, record = _call(self.job, ready[0])
-            if pid not in seen:
-                seen.add(pid)
+            if pid not in self.pids:
+                self.pids.add(pid)
                 worker(pid)
             yield shard.index, record
             following = next(waiting, None)
@@ -149,13 +150,6 @@ def _call(job: Job, reference: Any) -> Any:
 
 def _logs(job: Job) -> str:
     return f"{job.scratch}/{job.out.name}-*.log"
-
-
-def _pid(actor: Any) -> list[int]:
-    try:
-        return [ray.get(actor.pid.remote(), timeout=5)]
-    except Exception:  # a dead or busy actor has no process to wait for
-        return []
 
 
 def _light_workers() -> int:

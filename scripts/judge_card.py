@@ -102,9 +102,7 @@ def draws(groups: np.ndarray, seed: int) -> np.ndarray:
 
 def figure(name: str, value: float, resampled: np.ndarray, groups: np.ndarray) -> Card:
     """Return the five entries of a figure; resamples in which it is undefined are left out."""
-    low, high = (
-        np.nanquantile(resampled, [0.025, 0.975]) if np.isfinite(resampled).any() else (np.nan, np.nan)
-    )
+    low, high = np.nanquantile(resampled, [0.025, 0.975]) if np.isfinite(resampled).any() else (np.nan, np.nan)
     return {
         name: round(float(value), 6),
         f"{name}_low": round(float(low), 6),
@@ -178,15 +176,11 @@ def judge_logits(oracle: Oracle, pairs: Sequence[Pair]) -> np.ndarray:
     return oracle.logits([Duel(pair.prompt, pair.chosen, pair.rejected) for pair in pairs])
 
 
-def test_figures(
-    logits: np.ndarray, tfidf: np.ndarray, pairs: Sequence[Pair], groups: np.ndarray, seed: int
-) -> Card:
+def test_figures(logits: np.ndarray, tfidf: np.ndarray, pairs: Sequence[Pair], groups: np.ndarray, seed: int) -> Card:
     """Return every figure of one judge on the real test pairs."""
     sources, matched = np.array([pair.source for pair in pairs]), length_matched(pairs)
     right, long, base = correct(logits), correct(longer(pairs)), correct(tfidf)
-    card = accuracy_figure("accuracy", right, groups, seed) | macro_figure(
-        "macro", right, groups, sources, seed
-    )
+    card = accuracy_figure("accuracy", right, groups, seed) | macro_figure("macro", right, groups, sources, seed)
     card |= accuracy_figure("length_matched", right[matched], groups[matched], seed)
     for name, baseline in (("longer_wins", long), ("tfidf", base)):
         card |= accuracy_figure(name, baseline, groups, seed)
@@ -255,9 +249,7 @@ def publish(folder: Path, content: bytes, card: Card) -> None:
 
 def table(card: Card) -> str:
     """Return the figures of a card as rows of a Markdown table."""
-    figures = [
-        name.removesuffix("_low") for name in card if name.endswith("_low") and name != "error_phi_low"
-    ]
+    figures = [name.removesuffix("_low") for name in card if name.endswith("_low") and name != "error_phi_low"]
     return "\n".join(
         f"| {name} | {card[name]:.3f} | {card[f'{name}_low']:.3f}-{card[f'{name}_high']:.3f} | "
         f"{card[f'{name}_pairs']} | {card[f'{name}_prompts']} |"
@@ -267,9 +259,7 @@ def table(card: Card) -> str:
 
 def readme(card: Card) -> str:
     """Return the model card as Markdown."""
-    counts = {
-        key.removeprefix("train_pairs_"): n for key, n in card.items() if key.startswith("train_pairs_")
-    }
+    counts = {key.removeprefix("train_pairs_"): n for key, n in card.items() if key.startswith("train_pairs_")}
     sources = [f"- {n} pairs: {SOURCES.get(name, name.replace('_', ' '))}" for name, n in counts.items()]
     return README.format(
         title=f"Judge `{card['kind']}`",

@@ -50,9 +50,7 @@ class Pair(NamedTuple):
 def existing(path: Path) -> Path:
     """Return the path; DataError if there is no such file."""
     if not path.is_file():
-        raise DataError(
-            f"{path}: missing; the layout of the data folder is what scripts/judge_data.py reads."
-        )
+        raise DataError(f"{path}: missing; the layout of the data folder is what scripts/judge_data.py reads.")
     return path
 
 
@@ -96,9 +94,7 @@ def parse_dialogue(text: str) -> Messages:
     """Split an HH dialogue ("\\n\\nHuman: …\\n\\nAssistant: …") into messages."""
     turns = re.split(r"\n\n(Human|Assistant):", text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(
-        (roles[role], content.strip()) for role, content in zip(turns[::2], turns[1::2], strict=True)
-    )
+    return tuple((roles[role], content.strip()) for role, content in zip(turns[::2], turns[1::2], strict=True))
 
 
 def read_hh(data: Path) -> Iterator[Pair]:
@@ -112,9 +108,7 @@ def read_hh(data: Path) -> Iterator[Pair]:
 def read_llmfao(data: Path) -> Iterator[Pair]:
     """Yield 60 random pairs per LLMFAO prompt, labelled by the net vote of crowd and GPT-4; ties dropped."""
     prompts = {row["id"]: row["text"] for row in read_lines(data / "llmfao/prompts.jsonl")}
-    results = {
-        (row["prompt"], row["model"]): row["result"] for row in read_lines(data / "llmfao/results.jsonl")
-    }
+    results = {(row["prompt"], row["model"]): row["result"] for row in read_lines(data / "llmfao/results.jsonl")}
     votes: dict[tuple[int, int, int], int] = defaultdict(int)
     for name in ("crowd", "gpt4"):
         text = existing(data / f"llmfao/{name}-comparisons.csv").read_text(encoding="utf-8")
@@ -126,30 +120,22 @@ def read_llmfao(data: Path) -> Iterator[Pair]:
         if net and taken[prompt] < LLMFAO_PAIRS_PER_PROMPT:
             taken[prompt] += 1
             better, worse = (x, y) if net > 0 else (y, x)
-            yield Pair(
-                "llmfao", (("user", prompts[prompt]),), results[prompt, better], results[prompt, worse]
-            )
+            yield Pair("llmfao", (("user", prompts[prompt]),), results[prompt, better], results[prompt, worse])
 
 
 def read_pairs(data: Path) -> list[Pair]:
     """Read every source, without pairs of equal or empty texts."""
     readers = (read_ultrafeedback, read_llmbar, read_dpo_demo, read_hh, read_llmfao)
     pairs = [pair for reader in readers for pair in reader(data)]
-    return [
-        p for p in pairs if p.chosen.strip() and p.rejected.strip() and p.chosen.strip() != p.rejected.strip()
-    ]
+    return [p for p in pairs if p.chosen.strip() and p.rejected.strip() and p.chosen.strip() != p.rejected.strip()]
 
 
 def test_only_keys(data: Path) -> set[int]:
     """Return the keys of prompts that no judge may train on: the suites' and those to play on."""
     texts = [row["prompt"] for row in read_lines(data / "ultrafeedback/train.jsonl")[:ULTRAFEEDBACK_FIRST]]
     texts += [turn for row in read_lines(data / "mt_bench/question.jsonl") for turn in row["turns"]]
-    texts += [
-        row["instruction"] for row in read_json(data / "alpaca_eval/gpt4_1106_preview/model_outputs.json")
-    ]
-    texts += [
-        turn["content"] for row in read_lines(data / "prompts/arena_hard_v0.1.jsonl") for turn in row["turns"]
-    ]
+    texts += [row["instruction"] for row in read_json(data / "alpaca_eval/gpt4_1106_preview/model_outputs.json")]
+    texts += [turn["content"] for row in read_lines(data / "prompts/arena_hard_v0.1.jsonl") for turn in row["turns"]]
     texts += [row["instruction"] for row in read_lines(data / "prompts/self_instruct_seed_tasks.jsonl")]
     texts += [row["instruction"] for row in read_lines(data / "prompts/user_oriented_instructions.jsonl")]
     return {prompt_key([("user", text)]) for text in texts}

@@ -154,9 +154,7 @@ class MiniDesign:
         vectors = dict(zip(unique, encode(unique), strict=True))
         self.x, self.a, self.b = np.stack([vectors[text] for text in texts]).reshape(3, len(pairs), -1)
         raw_a, raw_b = (
-            np.stack(
-                [raw_surface(x, r, vectors[x], vectors[r]) for x, r in zip(prompts, responses, strict=True)]
-            )
+            np.stack([raw_surface(x, r, vectors[x], vectors[r]) for x, r in zip(prompts, responses, strict=True)])
             for responses in ([p.chosen for p in pairs], [p.rejected for p in pairs])
         )
         both = np.concatenate([raw_a, raw_b])
@@ -254,9 +252,7 @@ def train(data: Path, out: Path, encode: Encode, seed: int) -> dict[str, dict[st
         oracle: Oracle
         keys = frozenset(trained_on.tolist())
         if name == "mini":
-            oracle = MiniOracle(
-                MiniWeights(**{k: v.astype(np.float64) for k, v in tensors.items()}), encode, keys
-            )
+            oracle = MiniOracle(MiniWeights(**{k: v.astype(np.float64) for k, v in tensors.items()}), encode, keys)
         else:
             oracle = LexicalOracle(tensors["weight"].astype(np.float64), keys)
         results[name] = JudgeResult(
@@ -273,16 +269,10 @@ def train(data: Path, out: Path, encode: Encode, seed: int) -> dict[str, dict[st
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description="Train the two small judges.")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with ultrafeedback/, preferences/, llmfao/"
-    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with ultrafeedback/, preferences/, llmfao/")
     parser.add_argument("--encoder", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="where the folders mini/ and lexical/ are written"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the synthetic pairs and of the bootstrap"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="where the folders mini/ and lexical/ are written")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic pairs and of the bootstrap")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(options.data, options.out, sentence_encoder(options.encoder), options.seed)

@@ -24,9 +24,7 @@ SAMPLES_SCHEMA = pa.schema(
 )
 
 
-def as_input(
-    role: str, folder: Path, tables: Sequence[pa.Table], summary: dict[str, Any] | None = None
-) -> Input:
+def as_input(role: str, folder: Path, tables: Sequence[pa.Table], summary: dict[str, Any] | None = None) -> Input:
     """Write `tables` as the parquet parts of an artifact under `folder` and open it as the input `role`."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -107,6 +105,4 @@ def samples_table(prompts: dict[str, Sequence[str]], capped: Sequence[tuple[str,
 
 
 def _file(name: str, path: Path, root: Path) -> File:
-    return File(
-        name=name, path=str(path.relative_to(root)), sha256=sha256_file(path), bytes=path.stat().st_size
-    )
+    return File(name=name, path=str(path.relative_to(root)), sha256=sha256_file(path), bytes=path.stat().st_size)

@@ -126,8 +126,9 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("second judge: vs previous", _win("second", "previous")),
     ("second judge: vs base", _win("second", "base")),
     ("optimizer steps", _number("train", "steps", "d")),
-    ("h chosen, after training", _number("train", "h_w", ".4f")),
-    ("h rejected, after training", _number("train", "h_l", ".4f")),
+    ("h chosen, after training", _number("train", "probe_h_w", "+.3f")),
+    ("h rejected, after training", _number("train", "probe_h_l", "+.3f")),
+    ("|h| before training (noise)", _number("train", "noise", ".1e")),
     ("parameters changed", _number("train", "changed_fraction", ".1%")),
     ("sampled tokens/s", _rate("sample")),
     ("trained tokens/s", _rate("train")),
@@ -156,7 +157,15 @@ def _judges(done: dict[int, Steps]) -> list[str]:
     last = next(reversed(done.values()), {})
     lines = []
     for name, label in (("oracle", "score"), ("second judge", "score_second_base")):
-        card = last[label].summary.get("card") if label in last else None
-        if card:
-            lines.append(f"{name} {card}")
+        score = last[label].summary if label in last else {}
+        if score.get("card"):
+            lines.append(f"{name} ({score['oracle']}): {_card(score['card'])}")
     return lines
+
+
+def _card(card: dict[str, float]) -> str:
+    def figure(name: str) -> str:
+        return f"{card[name]:.3f} [{card[f'{name}_low']:.3f}, {card[f'{name}_high']:.3f}]"
+
+    names = {"accuracy": "accuracy", "length_matched": "length-matched", "error_phi": "error correlation"}
+    return ", ".join(f"{text} {figure(name)}" for name, text in names.items() if name in card)

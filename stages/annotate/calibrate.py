@@ -36,10 +36,7 @@ TARGETS_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("chosen", pa.int32()),
         ("rejected", pa.int32()),
-        *(
-            (name, pa.float64())
-            for name in ("p_w", "p_l", "p_wl", "target_w", "target_l", "target_wl", "gate_wl")
-        ),
+        *((name, pa.float64()) for name in ("p_w", "p_l", "p_wl", "target_w", "target_l", "target_wl", "gate_wl")),
         ("gate", pa.list_(pa.float64())),
         ("similarity_mean", pa.float64()),
         ("shift", pa.float64()),
@@ -57,9 +54,7 @@ class Calibrator:
         self.embeddings = None if job.identity["name"] == "off" else job.inputs["embeddings"]
 
     def __call__(self, shard: Shard) -> Part:
-        pairs = list(
-            rows_by_id(self.pairs, shard.index, ["n", "P", "win_rates", "chosen", "rejected"]).values()
-        )
+        pairs = list(rows_by_id(self.pairs, shard.index, ["n", "P", "win_rates", "chosen", "rejected"]).values())
         if self.embeddings is None:
             rows = [self._row(pair, np.zeros((pair["n"], pair["n"])), None, shard.index) for pair in pairs]
         else:
@@ -73,9 +68,7 @@ class Calibrator:
         table = pa.Table.from_pylist(rows, schema=TARGETS_SCHEMA)
         return Part(table=table, rows_in=len(pairs), stats=_stats(rows))
 
-    def _row(
-        self, pair: dict[str, Any], g: gate.Array, similarity: float | None, part: int
-    ) -> dict[str, Any]:
+    def _row(self, pair: dict[str, Any], g: gate.Array, similarity: float | None, part: int) -> dict[str, Any]:
         n, w, loser = pair["n"], pair["chosen"], pair["rejected"]
         where = place(self.pairs, part, pair["id"])
         p = matrix(pair["P"], (n, n), "P", where)
@@ -145,9 +138,7 @@ def effective_floor(job: Job) -> float:
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarise. `strength` = sum |target - 1/2| / sum |p - 1/2| over the pairs: what the gate leaves."""
     pairs = sum(part["rows_out"] for part in parts)
-    means = {
-        name: ratio(total(parts, name), pairs) for name in ("p_w", "p_l", "target_w", "target_l", "shift")
-    }
+    means = {name: ratio(total(parts, name), pairs) for name in ("p_w", "p_l", "target_w", "target_l", "shift")}
     off = job.identity["name"] == "off"
     return {
         "pairs": pairs,
@@ -176,10 +167,7 @@ def _sources(job: Job) -> list[list[tuple[int, str]]]:
 
 
 def _stats(rows: list[dict[str, Any]]) -> dict[str, float]:
-    stats = {
-        name: float(sum(row[name] for row in rows))
-        for name in ("p_w", "p_l", "target_w", "target_l", "shift")
-    }
+    stats = {name: float(sum(row[name] for row in rows)) for name in ("p_w", "p_l", "target_w", "target_l", "shift")}
     return {
         **stats,
         "p_pull": float(sum(abs(row["p_w"] - 0.5) + abs(row["p_l"] - 0.5) for row in rows)),

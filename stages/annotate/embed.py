@@ -21,9 +21,7 @@ from pipeline.job import Job, Part, Shard
 from stages.annotate.gate import off_diagonal
 from stages.annotate.rows import histogram, matrix, one_shard_per_part, place, rows_by_id, total
 
-EMBEDDINGS_SCHEMA = pa.schema(
-    [("id", pa.string()), ("similarity", pa.list_(pa.float32())), ("chunks", pa.int32())]
-)
+EMBEDDINGS_SCHEMA = pa.schema([("id", pa.string()), ("similarity", pa.list_(pa.float32())), ("chunks", pa.int32())])
 
 BATCH = 32
 """Windows in one pass; they are ordered by length, so that little is padding."""
@@ -106,9 +104,7 @@ class Embedder:
             "chunks": float(sum(extra[text] for text in every)),
             "empty": float(every.count("")),
         }
-        return Part(
-            table=pa.Table.from_pylist(rows, schema=EMBEDDINGS_SCHEMA), rows_in=len(rows), stats=stats
-        )
+        return Part(table=pa.Table.from_pylist(rows, schema=EMBEDDINGS_SCHEMA), rows_in=len(rows), stats=stats)
 
     def _similarity(
         self, texts: list[str], vectors: NDArray[np.float64], index: dict[str, int], where: str

@@ -82,9 +82,7 @@ class LexicalOracle:
         """Load a judge folder."""
         tensors, trained_on = read_weights(folder, ["weight"])
         if tensors["weight"].shape != (WORDS + CHARACTERS + HABITS,):
-            raise DataError(
-                f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges."
-            )
+            raise DataError(f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges.")
         return cls(tensors["weight"], trained_on)
 
     def logits(self, duels: Sequence[Duel]) -> np.ndarray:
@@ -94,9 +92,6 @@ class LexicalOracle:
             return np.zeros(0)
         scores = dict(zip(pairs, ngram_features(list(pairs)) @ self.weight, strict=True))
         logits: np.ndarray = np.array(
-            [
-                scores[last_user_text(d.prompt), d.first] - scores[last_user_text(d.prompt), d.second]
-                for d in duels
-            ]
+            [scores[last_user_text(d.prompt), d.first] - scores[last_user_text(d.prompt), d.second] for d in duels]
         )
         return logits

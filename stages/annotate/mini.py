@@ -38,9 +38,7 @@ def sentence_encoder(folder: Path) -> Encode:
     from stages.annotate.embed import TextEncoder
 
     if not (folder / "modules.json").is_file():
-        raise ConfigError(
-            f"{folder}: not a sentence-transformers folder; set the encoder to all-MiniLM-L6-v2."
-        )
+        raise ConfigError(f"{folder}: not a sentence-transformers folder; set the encoder to all-MiniLM-L6-v2.")
     encoder = TextEncoder(folder, WINDOW)
     return lambda texts: encoder(texts)[0]
 
@@ -106,12 +104,8 @@ class MiniOracle:
         """Load a judge folder; ConfigError if the encoder is not the one that it was trained with."""
         tensors, trained_on = read_weights(folder, [field.name for field in fields(MiniWeights)])
         weights = MiniWeights(**tensors)
-        if weights.surface_weight.shape != (len(NAMES) + 1,) or not np.array_equal(
-            weights.skew, -weights.skew.T
-        ):
-            raise DataError(
-                f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges."
-            )
+        if weights.surface_weight.shape != (len(NAMES) + 1,) or not np.array_equal(weights.skew, -weights.skew.T):
+            raise DataError(f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges.")
         encode = sentence_encoder(encoder_folder)
         probe = encode([PROBE])[0]
         if probe.shape != weights.encoder_probe.shape or probe @ weights.encoder_probe < 0.999:

@@ -63,9 +63,7 @@ class Pairer:
         table = pa.Table.from_pylist(kept, schema=PAIRS_SCHEMA)
         return Part(table=table, rows_in=len(samples), dropped=dict(dropped), stats=dict(stats))
 
-    def _reason(
-        self, preference: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]
-    ) -> str:
+    def _reason(self, preference: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]) -> str:
         if self.identity["capped"] == "drop" and _capped(pair, responses):
             return "capped"
         lost = self.identity["require_head_to_head"] and winrate.loses_head_to_head(preference, *pair)
@@ -74,9 +72,7 @@ class Pairer:
 
 def preferences(logits: winrate.Array, mode: str) -> winrate.Array:
     """P under `mode`: matrix, or aggregate_score, whose win rates order responses as their scores s do."""
-    return (
-        winrate.aggregate_matrix(logits) if mode == "aggregate_score" else winrate.preference_matrix(logits)
-    )
+    return winrate.aggregate_matrix(logits) if mode == "aggregate_score" else winrate.preference_matrix(logits)
 
 
 def shards(job: Job) -> list[Shard]:
@@ -124,17 +120,13 @@ def _row(row_id: str, preference: winrate.Array, pair: tuple[int, int]) -> dict[
 
 
 def _matrix_stats(preference: winrate.Array, responses: list[dict[str, Any]]) -> dict[str, float]:
-    lengths: NDArray[np.float64] = np.array(
-        [len(response["ids"]) for response in responses], dtype=np.float64
-    )
+    lengths: NDArray[np.float64] = np.array([len(response["ids"]) for response in responses], dtype=np.float64)
     cycles, triples = winrate.cycles(preference)
     xy, xx, yy = winrate.length_moments(lengths, winrate.win_rates(preference))
     return {"cycles": float(cycles), "triples": float(triples), "xy": xy, "xx": xx, "yy": yy}
 
 
-def _pair_stats(
-    preference: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]
-) -> dict[str, float]:
+def _pair_stats(preference: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]) -> dict[str, float]:
     rates = winrate.win_rates(preference)
     return {
         "p_w": float(rates[pair[0]]),

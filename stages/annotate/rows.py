@@ -59,9 +59,7 @@ def matrix(
     """Return row-major `values` as a finite float64 matrix; DataError names the entry and its place."""
     flat = np.asarray(values, dtype=np.float64)
     if flat.size != shape[0] * shape[1]:
-        raise DataError(
-            f"{where}: {name} has {flat.size} entries instead of {shape[0]} x {shape[1]}; make it again."
-        )
+        raise DataError(f"{where}: {name} has {flat.size} entries instead of {shape[0]} x {shape[1]}; make it again.")
     bad = np.flatnonzero(~np.isfinite(flat))
     if bad.size:
         i, j = divmod(int(bad[0]), shape[1])

@@ -160,9 +160,7 @@ def _counts(bout: Bout, row: dict[str, Any], *, self_mode: bool) -> dict[str, fl
     counted: NDArray[np.bool_] = np.ones(bout.shape, dtype=bool)
     counted = np.triu(counted, 1) if self_mode else counted
     identical = np.array([[a == b for b in bout.right] for a in bout.left])
-    logits, swapped, cut = (
-        np.reshape(row[name], bout.shape)[counted] for name in ("logits", "swapped", "truncated")
-    )
+    logits, swapped, cut = (np.reshape(row[name], bout.shape)[counted] for name in ("logits", "swapped", "truncated"))
     return {
         "pairs": float(counted.sum()),
         "identical": float(identical[counted].sum()),

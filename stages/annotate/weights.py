@@ -22,14 +22,10 @@ def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarr
     model, card = folder / "model.safetensors", folder / "card.json"
     for path in (model, card):
         if not path.is_file():
-            raise DataError(
-                f"{path}: missing; point the oracle at a judge folder, or run scripts.train_judges."
-            )
+            raise DataError(f"{path}: missing; point the oracle at a judge folder, or run scripts.train_judges.")
     content = model.read_bytes()
     if json.loads(card.read_text(encoding="utf-8")).get("sha256") != hashlib.sha256(content).hexdigest():
-        raise DataError(
-            f"{card}: its sha256 is not that of {model.name}; restore the folder or train the judge again."
-        )
+        raise DataError(f"{card}: its sha256 is not that of {model.name}; restore the folder or train the judge again.")
     tensors = load(content)
     missing = sorted({*names, "trained_on"} - set(tensors))
     if missing:

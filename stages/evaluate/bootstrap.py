@@ -24,9 +24,7 @@ def prompt_win_rate(logits: Array, swapped: Array) -> float:
     return float((0.5 * (1.0 + np.tanh(0.25 * (logits - swapped)))).mean())
 
 
-def paired_bootstrap(
-    values: Array, resamples: int, confidence: float, seed: int
-) -> tuple[Array, Array, Array]:
+def paired_bootstrap(values: Array, resamples: int, confidence: float, seed: int) -> tuple[Array, Array, Array]:
     """Return mean, low and high (c,) of each column of `values`.
 
     values: (n, c) float64, one row per prompt, one column per comparison; NaN where a comparison leaves a
@@ -41,9 +39,7 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     means = []
     for start in range(0, resamples, BLOCK):
-        counts = rng.multinomial(n, np.full(n, 1.0 / n), size=min(BLOCK, resamples - start)).astype(
-            np.float64
-        )
+        counts = rng.multinomial(n, np.full(n, 1.0 / n), size=min(BLOCK, resamples - start)).astype(np.float64)
         means.append(_mean(counts @ filled, counts @ present))
     tail = (1.0 - confidence) / 2.0
     low, high = (_quantile(np.concatenate(means), q) for q in (tail, 1.0 - tail))

@@ -33,6 +33,4 @@ class EvaluateIdentity:
         if self.resamples < 1:
             raise ConfigError(f"evaluate.resamples={self.resamples}: use a positive number, such as 2000.")
         if not 0 < self.confidence < 1:
-            raise ConfigError(
-                f"evaluate.confidence={self.confidence}: use a number between 0 and 1, such as 0.95."
-            )
+            raise ConfigError(f"evaluate.confidence={self.confidence}: use a number between 0 and 1, such as 0.95.")

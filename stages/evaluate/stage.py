@@ -50,9 +50,7 @@ class Evaluator:
             [_win_rates(self.job.inputs[f"{judge}_{opponent}"], ids) for opponent, judge in versus], axis=1
         )
         identity = self.job.identity
-        means, lows, highs = paired_bootstrap(
-            values, identity["resamples"], identity["confidence"], identity["seed"]
-        )
+        means, lows, highs = paired_bootstrap(values, identity["resamples"], identity["confidence"], identity["seed"])
         dropped = np.isnan(values).sum(axis=0)
         rows = [
             {
@@ -96,11 +94,7 @@ def _rings(oracle: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def _ids(samples: Input) -> list[str]:
-    return [
-        i
-        for part in range(samples.n_parts)
-        for i in samples.table(part, columns=["id"]).column("id").to_pylist()
-    ]
+    return [i for part in range(samples.n_parts) for i in samples.table(part, columns=["id"]).column("id").to_pylist()]
 
 
 def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
@@ -113,8 +107,7 @@ def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
     missing = next((i for i in ids if i not in found), None)
     if missing is not None:
         raise DataError(
-            f"{scores.root}: {scores.role} has no row {missing!r}, which the held-out samples have; "
-            "score them again."
+            f"{scores.root}: {scores.role} has no row {missing!r}, which the held-out samples have; score them again."
         )
     return np.array([found[i] for i in ids], dtype=np.float64)
 
@@ -122,9 +115,7 @@ def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
 def _win_rate(row: dict[str, Any], where: str) -> float:
     logits, swapped = (np.asarray(row[name], dtype=np.float64) for name in ("logits", "swapped"))
     if not np.isfinite(logits).all() or not np.isfinite(swapped).all():
-        raise DataError(
-            f"{where}: an oracle logit is not a finite number; check the judge, then score again."
-        )
+        raise DataError(f"{where}: an oracle logit is not a finite number; check the judge, then score again.")
     if not logits.size == swapped.size == row["n_left"] * row["n_right"] > 0:
         raise DataError(
             f"{where}: {logits.size} and {swapped.size} logits for {row['n_left']} x {row['n_right']} "

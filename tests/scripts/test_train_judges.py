@@ -63,9 +63,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with about 40 pairs of each larger source's layout, texts made up."""
     data = tmp_path_factory.mktemp("data")
     ultrafeedback = [{"prompt": f"play {k}", "chosen": "x", "rejected": "y"} for k in range(600)]
-    ultrafeedback += [
-        {"prompt": f"ask {k}", "chosen": text(k), "rejected": sentence(k + 99)} for k in range(40)
-    ]
+    ultrafeedback += [{"prompt": f"ask {k}", "chosen": text(k), "rejected": sentence(k + 99)} for k in range(40)]
     write_lines(data / "ultrafeedback/train.jsonl", ultrafeedback)
     for name, prompts in {
         "natural": ["play 3"],
@@ -235,9 +233,7 @@ def test_accuracy_interval_matches_the_binomial_one() -> None:
 
 
 def test_macro_is_the_mean_over_sources() -> None:
-    card = judge_card.macro_figure(
-        "m", np.array([1.0, 1.0, 1.0, 0.0]), np.arange(4), np.array(list("aaab")), 0
-    )
+    card = judge_card.macro_figure("m", np.array([1.0, 1.0, 1.0, 0.0]), np.arange(4), np.array(list("aaab")), 0)
     assert card["m"] == 0.5
 
 
@@ -264,17 +260,13 @@ def test_longer_counts_characters_of_the_chosen() -> None:
 
 def test_choose_takes_the_smallest_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = {(1.0, 0.0): 0.7, (1.0, 2.0): 0.5, (3.0, 0.0): 0.6, (3.0, 2.0): 0.9}
-    monkeypatch.setattr(
-        train_judges, "cross_validated", lambda rows, design, point: losses[point["c"], point["skew"]]
-    )
+    monkeypatch.setattr(train_judges, "cross_validated", lambda rows, design, point: losses[point["c"], point["skew"]])
     rows = train_judges.Rows(pairs=[], groups=np.zeros(0))
     best = train_judges.choose(rows, {"c": (1.0, 3.0), "skew": (0.0, 2.0)}, lambda point: np.zeros((0, 1)))
     assert best == {"c": 1.0, "skew": 2.0, "cv_log_loss": 0.5}
 
 
-def test_training_twice_gives_equal_bytes(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_twice_gives_equal_bytes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MINI_GRID", "LEXICAL_GRID"):
         grid = getattr(train_judges, name)
         monkeypatch.setattr(train_judges, name, {key: values[:1] for key, values in grid.items()})

@@ -67,9 +67,7 @@ def run(job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist()], summary
 
 
-def random_iteration(
-    k_of: list[list[int]], seed: int = 0
-) -> tuple[list[pa.Table], list[pa.Table], dict[str, Any]]:
+def random_iteration(k_of: list[list[int]], seed: int = 0) -> tuple[list[pa.Table], list[pa.Table], dict[str, Any]]:
     """Parts of random prompts with the given K; every third prompt has an embedding but no pair."""
     rng = np.random.default_rng(seed)
     pairs, embeddings, similarities = [], [], {}
@@ -111,9 +109,7 @@ def test_pairwise_targets_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scope", "left_w", "left_l", "gate_wl"), [("pair", 0.75, 0.75, 0.25), ("row_mean", 0.625, 0.5, 0.375)]
 )
-def test_other_scopes_by_hand(
-    scope: str, left_w: float, left_l: float, gate_wl: float, tmp_path: Path
-) -> None:
+def test_other_scopes_by_hand(scope: str, left_w: float, left_l: float, gate_wl: float, tmp_path: Path) -> None:
     job = job_of(tmp_path, [pairs_table(pair_row("a", P, 0, 2))], [embeddings_table({"a": S})], scope=scope)
     (row,), _ = run(job)
     assert row["target_w"] == pytest.approx(0.5 + left_w * (2.2 / 3 - 0.5), abs=1e-15)

@@ -64,9 +64,7 @@ def test_mean_shift_is_over_the_off_diagonal() -> None:
 
 @pytest.mark.parametrize("scope", SCOPES)
 @given(game=games(), bounds=thresholds)
-def test_entries_shrink_and_keep_their_side(
-    scope: str, game: tuple[Array, Array], bounds: tuple[float, float]
-) -> None:
+def test_entries_shrink_and_keep_their_side(scope: str, game: tuple[Array, Array], bounds: tuple[float, float]) -> None:
     p, s = game
     after, before = calibrated(p, s, bounds, scope) - 0.5, p - 0.5
     assert (np.abs(after) <= np.abs(before) + TOLERANCE).all()
@@ -104,9 +102,7 @@ def test_pairwise_ends_of_the_gate(game: tuple[Array, Array], bounds: tuple[floa
 
 
 @given(game=games(), bounds=thresholds)
-def test_row_mean_and_pair_follow_their_formula(
-    game: tuple[Array, Array], bounds: tuple[float, float]
-) -> None:
+def test_row_mean_and_pair_follow_their_formula(game: tuple[Array, Array], bounds: tuple[float, float]) -> None:
     p, s = game
     g, rates, k = gate.linear(s, *bounds), win_rates(p), len(p)
     mean = np.array([np.mean([g[i, j] for j in range(k) if j != i]) for i in range(k)])

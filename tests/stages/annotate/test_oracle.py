@@ -20,9 +20,7 @@ def test_prompt_key_golden() -> None:
 def test_prompt_key_ignores_case_and_white_space_and_other_turns() -> None:
     plain = prompt_key([("user", "tell me more")])
     assert (
-        prompt_key(
-            [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", " Tell\n me  MORE ")]
-        )
+        prompt_key([("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", " Tell\n me  MORE ")])
         == plain
     )
     assert prompt_key([("user", "tell me more"), ("assistant", "prefill")]) == plain

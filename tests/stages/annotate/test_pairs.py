@@ -87,9 +87,7 @@ def test_pairs_and_drops(tmp_path: Path) -> None:
     assert (summary["prompts"], summary["pairs"]) == (4, 2)
     assert (summary["capped"], summary["chosen_loses_head_to_head"]) == (1, 1)
     assert summary["mean_p_w"] == pytest.approx((rows[0]["win_rates"][0] + p_w) / 2, abs=1e-15)
-    assert summary["mean_p_l"] == pytest.approx(
-        (rows[0]["win_rates"][2] + rows[1]["win_rates"][1]) / 2, abs=1e-15
-    )
+    assert summary["mean_p_l"] == pytest.approx((rows[0]["win_rates"][2] + rows[1]["win_rates"][1]) / 2, abs=1e-15)
     assert summary["cycle_rate"] == pytest.approx(2 / 3)  # the seen prompt is left out
 
 

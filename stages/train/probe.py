@@ -1,0 +1,27 @@
+"""How far training moved the log-probs of training pairs: in memory, and again from the published folder.
+
+A loop that learns nothing can look green: the weights may be rounded back when they are published, or the loss may
+move by noise alone. So the numbers of the model in memory are compared with those of the folder that was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stages.train.collate import Row
+from stages.train.reference import load_scorer, score
+
+
+def changes_of_log_prob(model: nn.Module, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """h_w and h_l in nats of each row under a bound model (or an engine around one)."""
+    scores = zip(rows, score(model, rows), strict=True)
+    return [{"id": row.id, "h_w": z_w - row.ref_w, "h_l": z_l - row.ref_l} for row, (z_w, z_l) in scores]
+
+
+def reload_probe(folder: Path, rows: Sequence[Row], dtype: str = "float32") -> list[dict[str, Any]]:
+    """The same from a published folder; call it in a process that has not configured ZeRO-3."""
+    return changes_of_log_prob(load_scorer(folder, dtype), rows)

@@ -1,0 +1,123 @@
+"""The step `reference`: log-probs of each pair's chosen and rejected response under the policy that sampled them.
+
+One shard per part of `samples`. The forward pass is the trainer's own; rows are scored in passes of similar length,
+whose make-up depends on the shard alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.job import Job, Part, Shard
+from stages.train.config import ReferenceIdentity
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stages.train.collate import Row
+
+PASS_TOKENS = 2048
+"""Most tokens of a forward pass, padding included."""
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("chosen_logprob", pa.float64()),
+        ("rejected_logprob", pa.float64()),
+        ("chosen_tokens", pa.int32()),
+        ("rejected_tokens", pa.int32()),
+    ]
+)
+
+
+def load_scorer(folder: Path, dtype: str) -> nn.Module:
+    """Return the policy in a folder with fp32 weights, bound to score responses in `dtype`, on the GPU if any."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stages.train.forward import bind
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return bind(model.eval().to(device), dtype)
+
+
+def score(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Return (z_w, z_l) of each row, in the order of the rows."""
+    import torch
+
+    from stages.train.collate import collate
+    from stages.train.forward import forward
+
+    scores: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
+    device = next(model.parameters()).device
+    for indices in passes([row.length for row in rows]):
+        batch = collate([rows[i] for i in indices], (), "mean")
+        with torch.no_grad():
+            z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        for i, z_w, z_l in zip(indices, *z.view(2, -1).tolist(), strict=True):
+            scores[i] = (z_w, z_l)
+    return scores
+
+
+def passes(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield indices of rows of similar length, at most PASS_TOKENS per pass, at least one row."""
+    current: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if current and 2 * (len(current) + 1) * lengths[i] > PASS_TOKENS:
+            yield current
+            current = []
+        current.append(i)
+    if current:
+        yield current
+
+
+class Reference:
+    """Scores the pairs of a part. Inputs: `samples`, `pairs`, `policy`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.identity = ReferenceIdentity(**job.identity)
+        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype)
+
+    def __call__(self, shard: Shard) -> Part:
+        """Score one part."""
+        from stages.train.collate import join_pairs
+
+        samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
+        pairs = self.job.inputs["pairs"].table(shard.index, ["id", "chosen", "rejected"])
+        rows, too_long = join_pairs(samples, pairs, self.identity.max_length)
+        scores = score(self.model, rows)
+        records = [
+            {
+                "id": row.id,
+                "chosen_logprob": z_w,
+                "rejected_logprob": z_l,
+                "chosen_tokens": len(row.chosen),
+                "rejected_tokens": len(row.rejected),
+            }
+            for row, (z_w, z_l) in zip(rows, scores, strict=True)
+        ]
+        return Part(
+            table=pa.Table.from_pylist(records, schema=SCHEMA),
+            rows_in=pairs.num_rows,
+            dropped={"too_long": too_long} if too_long else {},
+            stats={"tokens": float(sum(row.tokens for row in rows))},
+        )
+
+
+def shards(job: Job) -> list[Shard]:
+    """One shard per part of the samples."""
+    return [Shard(index=index) for index in range(job.inputs["samples"].n_parts)]
+
+
+def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean log-probs in nats over all pairs."""
+    rows = [row for table in tables for row in table.to_pylist()]
+    names = ("chosen_logprob", "rejected_logprob", "chosen_tokens", "rejected_tokens")
+    means = {f"mean_{name}": sum(row[name] for row in rows) / max(1, len(rows)) for name in names}
+    return {"pairs": len(rows), **means}

@@ -1,0 +1,70 @@
+"""Latent repulsion of chosen and rejected responses: pooling of hidden states and the terms that push them apart.
+
+u = x/|x|, x the final-norm last hidden state pooled over a response; d = |u_w - u_l| on unit vectors, so
+d^2 = 2 - 2 cos(u_w, u_l). Pure torch. S-SPPO, arXiv 2606.01561; variant, margin and pooling are choices of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DISTANCE_EPS = 1e-12
+"""Under the root of d: equal states keep a finite gradient."""
+LOG_EPS = 1e-6
+"""Inside the log: equal states keep a finite value."""
+
+
+def pool_weights(content: Tensor, pooling: str) -> Tensor:
+    """Weights over positions whose sum is one per row.
+
+    content: (R, T) bool, True at a response's tokens without its end-of-turn. `mean`: 1/n at each of the n content
+    tokens; `last`: 1 at the last of them.
+    """
+    if pooling == "mean":
+        return content.float() / content.sum(1, keepdim=True)
+    positions = torch.arange(content.shape[1], device=content.device)
+    last = torch.where(content, positions, -1).amax(1, keepdim=True)
+    return (positions == last).float()
+
+
+def pool(states: Tensor, weights: Tensor) -> Tensor:
+    """Pool (R, T, H) states with (R, T) weights into (R, H), in fp32."""
+    return torch.einsum("rt,rth->rh", weights.float(), states.float())
+
+
+def distance(x_w: Tensor, x_l: Tensor) -> Tensor:
+    """d = sqrt(|u_w - u_l|^2 + 1e-12) of pooled states (B, H), per pair, in [0, 2]."""
+    u_w, u_l = torch.nn.functional.normalize(x_w, dim=1), torch.nn.functional.normalize(x_l, dim=1)
+    return ((u_w - u_l).square().sum(1) + DISTANCE_EPS).sqrt()
+
+
+def hinge(d: Tensor, margin: float) -> Tensor:
+    """max(0, margin - d)^2."""
+    return (margin - d).clamp_min(0).square()
+
+
+def neg_sq(d: Tensor, margin: float) -> Tensor:
+    """-d^2."""
+    return -d.square()
+
+
+def cosine(d: Tensor, margin: float) -> Tensor:
+    """cos(u_w, u_l) = 1 - d^2/2."""
+    return 1 - d.square() / 2
+
+
+def log(d: Tensor, margin: float) -> Tensor:
+    """-log(d^2 + eps)."""
+    return -(d.square() + LOG_EPS).log()
+
+
+TERMS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "hinge": hinge,
+    "neg_sq": neg_sq,
+    "cosine": cosine,
+    "log": log,
+}
+"""L_rep per pair as a function of d and the margin; only `hinge` uses the margin."""

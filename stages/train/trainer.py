@@ -1,0 +1,243 @@
+"""The transformers Trainer with a pair loss on token ids.
+
+Not TRL's DPOTrainer: its seams are private, start from text that it renders and tokenizes again, and return no hidden
+states, while here the sampled token ids and the reference's log-probs are already known. Its losses serve as parity
+tests. The Trainer brings the loop, gradient accumulation, DeepSpeed and resuming.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
+
+from stages.train import objectives, repulsion
+from stages.train.collate import Row, collate
+from stages.train.config import ObjectiveIdentity, RepulsionIdentity, TrainIdentity, TrainRuntime
+from stages.train.forward import forward
+
+SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "h_w", "h_l", "h_w_negative", "abs_h", "d_w", "d_l", "distance")
+"""Recorded as means over the pairs of the global batch; after them two sums for the saturation gauge."""
+
+
+class NotFinite(Exception):
+    """A loss or gradient is not finite; raised on every rank at the same step."""
+
+
+def schedule(step: int, steps: int, warmup_ratio: float) -> float:
+    """Factor on lr at 0-based optimizer step `step`: (s+1)/warm up to 1, then linear down; never 0."""
+    warm = math.ceil(warmup_ratio * steps)
+    if step < warm:
+        return (step + 1) / warm
+    return max(steps - step, 1) / (steps - warm) if steps > warm else 1.0
+
+
+def pair_loss(
+    z: Tensor,
+    states: Tensor,
+    batch: dict[str, Tensor],
+    objective: ObjectiveIdentity,
+    term: RepulsionIdentity,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of a batch of B pairs, and SUMS and the gauge's two sums over its pairs, float64.
+
+    loss = loss_scale * (L_beta + weight * L_rep); z: (2B,) chosen first; states: (2B, H).
+    """
+    z_w, z_l = z.chunk(2)
+    targets = (batch["p_w"], batch["p_l"])
+    h = (z_w - batch["ref_w"], z_l - batch["ref_l"])
+    scale = objectives.loss_scale(objective.loss_scale, objective.beta)
+    l_beta = objectives.sppo(*h, *targets, objective.beta)
+    on = term.name != "off"
+    d = repulsion.distance(*(states if on else states.detach()).chunk(2)).double()
+    l_rep = repulsion.TERMS[term.name](d, term.margin) if on else torch.zeros_like(d)
+    losses = scale * (l_beta + term.weight * l_rep)
+    with torch.no_grad():
+        incentives = objectives.sppo_incentives(*h, *targets, objective.beta, scale)
+        abs_h = (h[0].abs() + h[1].abs()) / 2
+        rows = (losses, l_beta, l_rep, z_w, z_l, *h, (h[0] < 0).double(), abs_h, *incentives, d)
+        gauge = objectives.saturation(*h, *targets, objective.beta)
+        sums = torch.stack([*(row.sum() for row in rows), *gauge])
+    return losses.mean(), sums
+
+
+def arguments(identity: TrainIdentity, runtime: TrainRuntime, steps: int, folder: Path) -> TrainingArguments:
+    """Arguments of the Trainer for `steps` optimizer steps under DeepSpeed ZeRO-3; fp32 master weights."""
+    micro = runtime.micro_pairs(identity.global_batch)
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=identity.global_batch // (runtime.workers * micro),
+        gradient_checkpointing=runtime.gradient_checkpointing,
+        learning_rate=identity.lr,
+        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[identity.optimizer],
+        weight_decay=0.0,
+        max_grad_norm=identity.max_grad_norm,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=runtime.checkpoint_steps,
+        seed=identity.seed,
+        bf16=False,
+        use_cpu=runtime.gpus == 0,
+        deepspeed=deepspeed_config(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=runtime.gpus > 0,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def deepspeed_config() -> dict[str, Any]:
+    """ZeRO-3 with torch's own optimizer: DeepSpeed's would be compiled with gcc at first use."""
+    return {
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": False,
+            "reduce_bucket_size": 20_000_000,
+            "stage3_prefetch_bucket_size": 20_000_000,
+            "stage3_max_live_parameters": 500_000_000,
+        },
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the trainer tells its surroundings."""
+
+    on_step: Callable[[dict[str, Any]], None]
+    """Called on every rank with the record of each optimizer step."""
+    stage_checkpoint: Callable[[int], Path]
+    """The folder for a checkpoint of a step."""
+    seal_checkpoint: Callable[[Path, int], None]
+    """Called by every rank when all files of the checkpoint are written."""
+
+
+class PairTrainer(Trainer):
+    """Trains on rows dealt in a fixed order; each optimizer step sees exactly one global batch of them."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        identity: TrainIdentity,
+        rows: Sequence[Row],
+        order: Sequence[int],
+        end_of_turn: frozenset[int],
+        hooks: Hooks,
+        resumed_from: int = 0,
+    ) -> None:
+        self.identity, self.rows, self.end_of_turn, self.hooks = identity, rows, end_of_turn, hooks
+        self.last_checkpoint = resumed_from
+        self.sums: list[tuple[int, Tensor]] = []
+        super().__init__(model=model, args=args, train_dataset=list(order), data_collator=self._collate)
+        self.model_accepts_loss_kwargs = False
+
+    def _collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = [self.rows[i] for i in indices]
+        batch = collate(rows, self.end_of_turn, self.identity.repulsion.pooling)
+        return {**batch, "rows": torch.tensor(indices)}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Loss of one micro-batch; raises NotFinite on all ranks when it is not finite on one."""
+        z, states = forward(model, inputs)
+        loss, sums = pair_loss(z, states, inputs, self.identity.objective, self.identity.repulsion)
+        self._stop_unless_finite(loss, inputs["rows"])
+        self.sums.append((len(inputs["rows"]), sums))
+        return loss.float()
+
+    def _stop_unless_finite(self, loss: Tensor, indices: Tensor) -> None:
+        flag = (~torch.isfinite(loss.detach())).float()
+        dist.all_reduce(flag)
+        if flag.item():
+            here = indices.tolist() if not torch.isfinite(loss) else []
+            self._stop("loss", here)
+
+    def _stop(self, what: str, indices: Sequence[int]) -> None:
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, [self.rows[i].id for i in indices])
+        ids = sorted({row_id for part in gathered for row_id in part})
+        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        step = self.state.global_step + (what == "loss")
+        kept = f"step {self.last_checkpoint}" if self.last_checkpoint else "none"
+        raise NotFinite(
+            f"{what} is not finite at optimizer step {step}; rows {shown}; last checkpoint: {kept}; "
+            "lower trainer.lr or trainer.max_grad_norm, or look at these rows, then run again."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Record an optimizer step over the global batch; the Trainer calls this before it saves a checkpoint."""
+        if "grad_norm" not in logs:
+            return
+        step, norm = self.state.global_step, logs["grad_norm"]
+        size = self.identity.global_batch
+        if not math.isfinite(norm) or norm < 0:  # DeepSpeed masks a norm that is not finite as -1
+            self._stop("gradient", self.train_dataset[(step - 1) * size : step * size])
+        count, means, saturation = self._reduced()
+        record = {"step": step, "of": self.state.max_steps, "pairs": count, **means, "saturation": saturation}
+        limit = self.identity.max_grad_norm
+        record |= {
+            "grad_norm": norm,
+            "clipped": bool(0 < limit < norm),
+            "lr": logs["learning_rate"],
+        }
+        self.hooks.on_step(record)
+
+    def _reduced(self) -> tuple[int, dict[str, float], float]:
+        """Pairs, means of SUMS and the saturation gauge over all micro-batches and ranks since the last call."""
+        count = torch.tensor([float(sum(n for n, _ in self.sums))], dtype=torch.float64)
+        total = torch.stack([s for _, s in self.sums]).sum(0)
+        packed = torch.cat([count.to(total.device), total])
+        dist.all_reduce(packed)
+        self.sums.clear()
+        pairs, *values, moved, norm = packed.tolist()
+        means = {name: value / pairs for name, value in zip(SUMS, values, strict=True)}
+        return int(pairs), means, moved / norm if norm else 0.0
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Linear with warm-up, lr > 0 at every step; transformers' own starts at 0."""
+        ratio = self.identity.warmup_ratio
+        chosen = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = LambdaLR(chosen, lambda step: schedule(step, num_training_steps, ratio))
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write what resuming needs, and nothing at the last step, which is published instead."""
+        step = self.state.global_step
+        if step == self.state.max_steps:
+            return
+        folder = self.hooks.stage_checkpoint(step)
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        dist.barrier()
+        self.model_wrapped.save_checkpoint(str(folder))
+        if self.is_world_process_zero():
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+        dist.barrier()
+        self.hooks.seal_checkpoint(folder, step)
+        self.last_checkpoint = step

@@ -1,0 +1,261 @@
+"""One rank of the training step, run by Ray Train: loads its inputs, trains, and rank 0 writes the artifact's files.
+
+<scratch>/train.<attempt>/   rank-0.log       all output of the process
+                             rank-0.jsonl     what the driver shows as progress
+                             fault.json       an expected error: the driver raises it, nothing is tried again
+                             result.json      files and summary of a finished training
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import SparringError, TrainingFault
+from pipeline.job import Job
+from stages.train import checkpoint
+from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps
+
+PROBE_ROWS = 8
+"""Training pairs scored once more after the last step: those of the first optimizer steps."""
+
+
+def room(job: Job) -> Path:
+    """Return the folder through which the workers of this attempt talk to the driver."""
+    return job.scratch / f"train.{job.attempt}"
+
+
+def work(config: dict[str, Job]) -> None:
+    """Run one rank of config["job"]; returns at once after a fault, so that a restarted group ends."""
+    from ray import train
+
+    job = config["job"]
+    rank = train.get_context().get_world_rank()
+    if (room(job) / "fault.json").exists():
+        return
+    _redirect_output(room(job) / f"rank-{rank}.log")
+    say = _Speaker(room(job) / f"rank-{rank}.jsonl")
+    say({"event": "worker", "rank": rank, "pid": os.getpid(), "host": socket.gethostname()})
+    try:
+        _train(job, rank, say)
+    except SparringError as error:
+        _write_json(room(job) / "fault.json", {"type": type(error).__name__, "message": str(error)})
+
+
+def _redirect_output(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+class _Speaker:
+    """Appends one JSON line per event."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event) + "\n")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
+
+
+def _train(job: Job, rank: int, say: _Speaker) -> None:
+    _settle(TrainRuntime(**job.runtime))
+    from stages.train.collate import deal
+    from stages.train.trainer import NotFinite
+
+    identity = TrainIdentity.from_dict(job.identity)
+    rows, too_long = load_rows(job)
+    order, repeated = deal([row.length for row in rows], identity.epochs, identity.global_batch, identity.seed)
+    session = _Session(job, rank, say, rows, order)
+    try:
+        session.train()
+    except NotFinite as error:
+        raise TrainingFault(str(error)) from None
+    counts = {"pairs": len(rows), "too_long": too_long, "repeated": repeated, "epochs": identity.epochs}
+    session.finish(counts)
+
+
+def _settle(runtime: TrainRuntime) -> None:
+    """Fix threads, keep DeepSpeed from compiling anything, and let it join Ray's process group before it loads."""
+    if runtime.gpus == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import torch
+
+    torch.set_num_threads(runtime.cpus)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+
+
+def load_rows(job: Job) -> tuple[list[Any], int]:
+    """Return all pairs of the training step with targets and reference, in table order, and how many were too long."""
+    from stages.train.collate import join_targets
+
+    limit = job.identity["max_length"]
+    rows, too_long = [], 0
+    for index in range(job.inputs["samples"].n_parts):
+        samples = job.inputs["samples"].table(index, ["id", "prompt_ids", "responses"])
+        targets, reference = job.inputs["targets"].table(index), job.inputs["reference"].table(index)
+        part, dropped = join_targets(samples, targets, reference, limit)
+        rows += part
+        too_long += dropped
+    return rows, too_long
+
+
+class _Session:
+    """The training of one rank, from the policy or the latest checkpoint to the published files."""
+
+    def __init__(self, job: Job, rank: int, say: _Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
+        from stages.train.trainer import Hooks, PairTrainer, arguments
+
+        self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
+        self.identity, self.runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)
+        self.policy = job.inputs["policy"].folder()
+        self.resumed = _agreed(checkpoint.latest(job))
+        self.history = self._history()
+        steps = optimizer_steps(len(rows), self.identity.epochs, self.identity.global_batch)
+        args = arguments(self.identity, self.runtime, steps, room(job))  # first: it turns ZeRO-3 loading on
+        model = load_policy(self.policy, self.identity.dtype)
+        self.trainer = PairTrainer(
+            model=model,
+            args=args,
+            identity=self.identity,
+            rows=rows,
+            order=order,
+            end_of_turn=end_of_turn(model),
+            hooks=Hooks(
+                on_step=self._on_step,
+                stage_checkpoint=lambda step: checkpoint.staged(job, step),
+                seal_checkpoint=self._seal,
+            ),
+            resumed_from=self.resumed[1] if self.resumed else 0,
+        )
+
+    def _history(self) -> list[dict[str, Any]]:
+        """Records of the steps before the checkpoint that this attempt resumes from."""
+        if self.resumed is None:
+            return []
+        path, step = self.resumed
+        if self.rank == 0:
+            self.say({"event": "message", "text": f"train: resumed after optimizer step {step}"})
+        return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+    def train(self) -> None:
+        if self.rank == 0:
+            checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
+        self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
+
+    def _on_step(self, record: dict[str, Any]) -> None:
+        self.history.append(record)
+        if self.rank == 0:
+            shown = {"done": record["step"], "of": record["of"], "loss": record["loss"], "pid": os.getpid()}
+            self.say(shown)
+
+    def _seal(self, folder: Path, step: int) -> None:
+        import torch.distributed as dist
+
+        if self.rank == 0:
+            (folder / "metrics.jsonl").write_text(_lines(self.history))
+        dist.barrier()
+        checkpoint.sync(folder)
+        dist.barrier()
+        if self.rank == 0:
+            checkpoint.seal(folder, step, checkpoint.binding(self.job))
+            checkpoint.prune(self.job, folder)
+        dist.barrier()
+
+    def finish(self, counts: dict[str, int]) -> None:
+        """Probe, gather and publish; every rank takes part in the first two."""
+        import torch
+
+        from stages.train.publish import gathered_state
+
+        probe = self._probe()
+        self.history.append({"probe": probe})
+        dtype = getattr(torch, self.identity.publish_dtype)
+        state = gathered_state(self.trainer.model, dtype, keep=self.rank == 0)
+        if self.rank == 0:
+            files, change = self._publish(state)
+            summary = {**self._summary(), **_means(probe), **change, **counts}
+            result = {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
+            _write_json(room(self.job) / "result.json", result)
+
+    def _probe(self) -> list[dict[str, Any]]:
+        """h of the first training pairs under the trained model in memory."""
+        from stages.train.probe import changes_of_log_prob
+
+        chosen = [self.rows[i] for i in dict.fromkeys(self.order[:PROBE_ROWS])]
+        self.trainer.model_wrapped.eval()
+        return changes_of_log_prob(self.trainer.model_wrapped, chosen)
+
+    def _publish(self, state: dict[str, Any]) -> tuple[dict[str, Path], dict[str, float]]:
+        from stages.train.publish import changes, files, write_model
+
+        folder = self.job.out / f"model.{self.job.attempt}"
+        write_model(self.trainer.model, state, self.policy, folder)
+        metrics = self.job.out / f"metrics.{self.job.attempt}.jsonl"
+        metrics.write_text(_lines(self.history))
+        checkpoint.sync(metrics)
+        return {**dict(files(folder)), "metrics.jsonl": metrics}, changes(self.policy, folder)
+
+    def _summary(self) -> dict[str, float]:
+        steps = [record for record in self.history if "step" in record]
+        return {
+            "steps": len(steps),
+            "tokens": sum(self.rows[i].tokens for i in self.order),
+            "first_loss": steps[0]["loss"],
+            "last_loss": steps[-1]["loss"],
+            "noise": steps[0]["abs_h"],
+            "saturation": steps[-1]["saturation"],
+            "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
+        }
+
+
+def _agreed(found: tuple[Path, int] | None) -> tuple[Path, int] | None:
+    """Return what rank 0 found: a shared file system may show the ranks different things."""
+    import torch.distributed as dist
+
+    holder = [found]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def load_policy(folder: Path, dtype: str) -> Any:
+    """Load the policy for training: fp32 weights, no dropout, bound to score responses in `dtype`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from stages.train.forward import bind
+
+    config = AutoConfig.from_pretrained(folder)
+    dropouts = [name for name in vars(config) if name.endswith(("dropout", "pdrop"))]
+    config.update(dict.fromkeys(dropouts, 0.0))
+    return bind(AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32), dtype)
+
+
+def end_of_turn(model: Any) -> frozenset[int]:
+    """Return the ids of the tokens that end a turn, from the generation config."""
+    ids = model.generation_config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [ids])
+
+
+def _means(probe: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
+
+
+def _lines(records: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
