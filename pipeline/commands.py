@@ -25,7 +25,7 @@ from pipeline.execute import Executor, link
 from pipeline.lease import Lease, LeaseHeld
 from pipeline.plan import Plan, State, Step, build, explain, inspect
 from pipeline.report.table import print_report
-from pipeline.sources import Sources
+from pipeline.sources import Sources, check_context
 from stages.sample import embedded
 
 
@@ -40,7 +40,10 @@ def _plan(arms: dict[str, list[str]]) -> Plan:
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
-    return build(configs, Sources())
+    sources = Sources()
+    for c in configs.values():
+        check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
+    return build(configs, sources)
 
 
 def _first(plan: Plan) -> Config:

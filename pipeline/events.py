@@ -50,13 +50,11 @@ def describe(record: dict[str, Any]) -> str | None:
         case "message":
             return str(record["text"])
         case "step_started":
-            return f"{name}: {record['why']}; {record['done']} of {record['of']} done"
+            return f"{name}: {record['why']}" + (f"; {record['done']} of {record['of']} done" if record["of"] else "")
         case "shard" | "train_step":
             return f"{name}: {record['done']}/{record['of']}{_rate(record)}"
         case "step_done":
             return f"{name}: done in {record['seconds']:.1f} s; {_rows(record['rows'])}"
-        case "retry":
-            return f"{name}: {record['text']}"
     return None
 
 
@@ -70,6 +68,11 @@ def _rate(record: dict[str, Any]) -> str:
 def _rows(rows: dict[str, Any]) -> str:
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(rows["dropped"].items()))
     return f"{rows['in']} rows in, {rows['out']} out" + (f", dropped: {dropped}" if dropped else "")
+
+
+def _short(rows: dict[str, Any]) -> str:
+    dropped = sum(rows["dropped"].values())
+    return f"{rows['out']} rows" + (f", {dropped} dropped" if dropped else "")
 
 
 class _Lines:
@@ -117,9 +120,9 @@ class _Bars:
                     rate=_rate({**record, "eta_s": 0}),
                 )
             case "step_done" if step in self.tasks:
-                self.progress.update(self.tasks[step], rate=_rows(record["rows"]))
+                self.progress.update(self.tasks[step], rate=_short(record["rows"]))
                 self.progress.stop_task(self.tasks[step])
-            case "message" | "retry":
+            case "message":
                 self.progress.console.print(describe(record), markup=False, highlight=False)
 
     def close(self) -> None:

@@ -54,6 +54,7 @@ class Executor:
     def __post_init__(self) -> None:
         self.states: dict[str, State] = {}
         self._ray = False
+        self._pool: Any = None
         self._made_with: dict[str, Any] = {}
 
     def execute(self) -> int:
@@ -65,6 +66,8 @@ class Executor:
         finally:
             if self._ray:
                 import ray
+
+                self._close_pool()
 
                 ray.shutdown()
         return made
@@ -84,6 +87,15 @@ class Executor:
         self.states[step.fingerprint] = state
         self._finish(step)
         return False
+
+    def _worker(self, show: dict[str, Any], pid: int) -> None:
+        self.events("worker", **show, pid=pid)
+
+    def _close_pool(self) -> None:
+        """One set of workers at a time: the memory of a step's models is free before the next one's are loaded."""
+        if self._pool:
+            self._pool.close()
+            self._pool = None
 
     def _waiting(self, step: Step, holder: str) -> None:
         self.events("message", text=f"{step.name} is being made by {holder}; waiting to adopt it")
@@ -153,21 +165,16 @@ class Executor:
         why = "resumed" if records else state.why
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         begun, tokens = time.monotonic(), 0.0
-        with Pool(job, len(todo)) as pool:
-            for index, record in pool.map(todo, lambda pid: self.events("worker", **show, pid=pid)):
-                records[index] = record
-                tokens += record["stats"].get("tokens", 0)
-                spent = time.monotonic() - begun
-                left = len(shards) - len(records)
-                done = len(records) - (len(shards) - len(todo))
-                self.events(
-                    "shard",
-                    **show,
-                    done=len(records),
-                    of=len(shards),
-                    tokens_per_s=tokens / spent,
-                    eta_s=spent / done * left,
-                )
+        if todo and not (self._pool and self._pool.fits(job, len(todo))):
+            self._close_pool()
+            self._pool = Pool(job, len(todo))
+        known = len(shards) - len(todo)
+        for index, record in self._pool.map(job, todo, partial(self._worker, show)) if todo else ():
+            records[index] = record
+            tokens += record["stats"].get("tokens", 0)
+            spent, done = time.monotonic() - begun, len(records) - known
+            eta = spent / done * (len(todo) - done)
+            self.events("shard", **show, done=len(records), of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
         return self._manifest(job, ordered, finish(job, ordered))
 
@@ -190,6 +197,7 @@ class Executor:
         )
 
     def _run_driver(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
+        self._close_pool()
         begun = time.monotonic()
         self.events("step_started", **show, why=state.why, done=0, of=0, attempt=job.attempt)
 

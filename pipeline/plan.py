@@ -220,15 +220,16 @@ class _Builder:
         config = self.config
         size, heldout = config.prompts.per_iteration, config.prompts.heldout
         prompts = self.prompts()
-        policy = base_policy = self.external(self.sources.policy(config.policy))
+        policy = self.external(self.sources.policy(config.policy))
         base = previous = ""
         for t in range(1, config.iterations + 1):
             samples = self.sample(t, "sample", prompts, policy, config.sampler.k, "train", (t - 1) * size, size)
+            if not base:  # by the engine that is already loaded
+                base = previous = self.sample(
+                    0, "sample_heldout", prompts, policy, config.evaluate.k, "heldout", 0, heldout
+                )
             pairs, targets = self.annotate(t, samples)
             policy = self.train(t, samples, pairs, targets, policy)
-            if not base:
-                held = self.sample(0, "sample_heldout", prompts, base_policy, config.evaluate.k, "heldout", 0, heldout)
-                base = previous = held
             new = self.sample(t, "sample_heldout", prompts, policy, config.evaluate.k, "heldout", 0, heldout)
             self.evaluate(t, new, previous, base)
             previous = new

@@ -20,41 +20,48 @@ from pipeline.job import File, Input, Job, Shard
 
 RESTARTS = 3
 """Times Ray restarts a worker, or hands its shard out again, before the step fails."""
+MODELS = ("policy", "judge", "encoder")
+"""Input roles that a worker loads once and keeps."""
 
 
 class Pool:
-    """Workers of one step; use as a context manager, so that its processes are gone before the next step."""
+    """Workers of one step, and of the steps after it that need the same models; `close` ends their processes."""
 
     def __init__(self, job: Job, shards: int) -> None:
         self.job = job
-        self.size = min(int(job.runtime.get("actors", 1)), shards)
-        self.actors: list[Any] = []
         self.pids: set[int] = set()
-
-    def __enter__(self) -> Pool:
-        if self.job.spec.pool == "actors":
+        self.actors: list[Any] = []
+        if job.spec.pool == "actors":
             options = ray.remote(
-                num_cpus=self.job.runtime["cpus"],
-                num_gpus=self.job.runtime["gpus"],
+                num_cpus=job.runtime["cpus"],
+                num_gpus=job.runtime["gpus"],
                 max_restarts=RESTARTS,
                 max_task_retries=RESTARTS,
             )
-            self.actors = [options(_Worker).remote(self.job, number) for number in range(self.size)]
-        return self
+            size = _wanted(job, shards)
+            self.actors = [options(_Worker).remote(job, number) for number in range(size)]
 
-    def __exit__(self, *_: object) -> None:
+    def fits(self, job: Job, shards: int) -> bool:
+        """Return whether the loaded workers can serve another step: as many of them, the same models and settings."""
+        same = (job.spec.pool, job.runtime, _models(job)) == (self.job.spec.pool, self.job.runtime, _models(self.job))
+        return bool(self.actors) and same and job.spec == self.job.spec and len(self.actors) >= _wanted(job, shards)
+
+    def close(self) -> None:
+        """End the workers and wait until their processes, and so their memory, are gone."""
         for actor in self.actors:
             ray.kill(actor)
         deadline = time.monotonic() + 20
         here = self.pids if self.actors and len(ray.nodes()) == 1 else set()
         while any(os.path.exists(f"/proc/{pid}") for pid in here) and time.monotonic() < deadline:
             time.sleep(0.05)
+        self.actors = []
 
-    def map(self, shards: list[Shard], worker: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def map(self, job: Job, shards: list[Shard], worker: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as shards are done; `worker` is told each worker's pid, new ones too."""
+        self.job = job
         hands: list[Any] = self.actors or [None] * min(len(shards), _light_workers())
-        self.pids = {_call(self.job, actor.pid.remote()) for actor in self.actors}
-        for pid in sorted(self.pids):
+        told = {_call(job, actor.pid.remote()) for actor in self.actors}
+        for pid in sorted(told):
             worker(pid)
         waiting, running = iter(shards), {}
         for hand, shard in zip(hands, waiting, strict=False):
@@ -62,45 +69,55 @@ class Pool:
         while running:
             ready, _ = ray.wait(list(running), num_returns=1)
             hand, shard = running.pop(ready[0])
-            pid, record = _call(self.job, ready[0])
-            if pid not in self.pids:
-                self.pids.add(pid)
+            pid, record = _call(job, ready[0])
+            if pid not in told:
+                told.add(pid)
                 worker(pid)
             yield shard.index, record
             following = next(waiting, None)
             if following:
                 running[self._submit(hand, following)] = (hand, following)
+        self.pids |= told
 
     def _submit(self, actor: Any, shard: Shard) -> Any:
-        return actor.run.remote(shard) if actor else _light(_run_once).remote(self.job, shard)
+        return actor.run.remote(self.job, shard) if actor else _light(_run_once).remote(self.job, shard)
+
+
+def _wanted(job: Job, shards: int) -> int:
+    return min(int(job.runtime["actors"]), shards)
+
+
+def _models(job: Job) -> dict[str, str]:
+    return {role: source.digest for role, source in job.inputs.items() if role in MODELS}
 
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the step's summary, computed in a task from the written parts, one at a time in memory.
-
-    Called when the pool is gone: its workers may hold every core.
-    """
+    """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
     return _call(job, _light(_finish).remote(job, records)) if job.spec.finish else {}
 
 
 class _Worker:
+    """An actor's process. The job comes with every shard: a restarted actor knows only its first one."""
+
     def __init__(self, job: Job, number: int) -> None:
         _quiet(job, number)
-        self.job = job
+        self.fingerprint = ""
         self.worker: Callable[[Shard], Any] | None = None
 
     def pid(self) -> int:
         return os.getpid()
 
-    def run(self, shard: Shard) -> tuple[int, dict[str, Any]]:
+    def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
         begun = time.monotonic()
-        self.worker = self.worker or _make(self.job)
+        if self.worker is None or self.fingerprint != job.fingerprint:
+            self.worker, self.fingerprint = _make(job), job.fingerprint
         part = self.worker(shard)
-        return os.getpid(), write_part(self.job, shard, part, time.monotonic() - begun)
+        return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)
 
 
 def _light(function: Callable[..., Any]) -> Any:
-    return ray.remote(num_cpus=1, max_retries=RESTARTS)(function)
+    # No core is asked for: a pool that waits for its next step may hold them all, and these tasks are light.
+    return ray.remote(num_cpus=0, max_retries=RESTARTS)(function)
 
 
 def _run_once(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:

@@ -96,6 +96,17 @@ def check_policy_folder(folder: Path) -> None:
         )
 
 
+def check_context(policy: Input, longest: int) -> None:
+    """ConfigError when prompt plus response (`longest` tokens) do not fit the policy's context."""
+    settings = policy.root / "config.json"
+    context = json.loads(settings.read_text()).get("max_position_embeddings") if settings.is_file() else None
+    if context is not None and longest > context:
+        raise ConfigError(
+            f"prompts.max_tokens + sampler.max_tokens = {longest} exceeds the policy's context of {context} tokens "
+            f"({settings}); lower one of the two."
+        )
+
+
 def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,8 @@ class VllmEngine:
     """One engine on `cpus` cores, or on `gpus` GPUs as one tensor-parallel group."""
 
     def __init__(self, folder: Path, chosen: Settings) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         self.chosen = chosen
-        self.llm = _on_gpus(folder, chosen) if chosen.gpus else _on_cpu(folder, chosen)
+        self.llm = _loaded(folder, replace(chosen, k=1, max_tokens=1, temperature=0.0, top_p=1.0))
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt; the prefix cache starts empty, so that no shard depends on another."""
@@ -69,6 +69,14 @@ def _sampled(child: Any, seed: int) -> Sampled:
     if child.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended a response with {child.finish_reason!r} instead of stop or length")
     return Sampled(list(child.token_ids), child.finish_reason, seed + child.index)
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, chosen: Settings) -> Any:
+    """Return the engine, the one in memory when the next step needs the same: how it samples comes with each call."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return _on_gpus(folder, chosen) if chosen.gpus else _on_cpu(folder, chosen)
 
 
 def _on_cpu(folder: Path, chosen: Settings) -> Any:

@@ -69,7 +69,7 @@ def test_a_second_run_does_nothing_in_seconds(undisturbed: Path, policy: Path) -
 
 
 def test_the_published_policy_learned_what_the_trained_one_had(undisturbed: Path, tmp_path: Path) -> None:
-    """A fresh process reads the published folder: h as in memory to 1e-2, and chosen and rejected apart beyond noise."""
+    """A fresh process reads the published folder: h as in memory to 1e-2, chosen and rejected apart beyond noise."""
     steps = steps_of(undisturbed)
     train = opened(undisturbed, steps["train"])
     rows = joined_rows(undisturbed, steps)

@@ -132,6 +132,11 @@ def test_too_little_disk_is_said_before_anything_starts(tmp_path: Path, policy: 
     assert "this plan needs about" in error_of(done)
 
 
+def test_more_than_the_context(tmp_path: Path, policy: Path) -> None:
+    found = run_error(tmp_path, policy, "prompts.max_tokens=4000", "trainer.max_length=5000")
+    assert "= 4008 exceeds the policy's context of 2048 tokens" in found
+
+
 def test_unknown_key(tmp_path: Path, policy: Path) -> None:
     assert "Did you mean sampler.k?" in run_error(tmp_path, policy, "samplr.k=2")
 
