@@ -30,7 +30,7 @@ $(STAMP): requirements/cpu.txt requirements/cuda.txt pyproject.toml
 	@$(PYTHON) -B -m scripts.install $(HARDWARE)
 
 iter: setup  ## runs N iterations of the run RUN, redoing nothing that is done
-	@.venv/bin/sparring run iterations=$(N) run.name=$(RUN) $(ARGS)
+	@.venv/bin/sparring run iterations=$(N) run.name=$(RUN) $(if $(findstring hardware=,$(ARGS)),,hardware=$(HARDWARE)) $(ARGS)
 
 test: setup  ## unit and parity tests, and one kill per step
 	$(PY) -m pytest -m "not slow" $(ARGS)

@@ -43,7 +43,7 @@ class Manifest:
     """{in, out, dropped: {reason: count}}."""
     summary: dict[str, Any]
     seconds: float
-    """Work in all attempts that are part of the artifact."""
+    """Work in all attempts that are part of the artifact, over the workers side by side: wall time if never stopped."""
     stats: dict[str, float]
     attempts: list[str]
     made_with: dict[str, Any]
@@ -165,7 +165,7 @@ def write_part(job: Job, shard: Shard, part: Part, seconds: float) -> dict[str, 
             "seconds": seconds,
         }
         os.replace(temporary, path)
-        _write_text(job.out / f"{stem}.json", json.dumps(record))
+        write_text(job.out / f"{stem}.json", json.dumps(record))
     return record
 
 
@@ -199,13 +199,13 @@ def publish(artifact: Artifact, manifest: Manifest) -> Manifest:
     text = json.dumps({**body, "seal": digest(body)}, indent=1)
     temporary = artifact.path / f".{MANIFEST}.{manifest.attempts[-1]}"
     with _disk_errors(artifact.path):
-        _write_text(temporary, text)
+        write_text(temporary, text)
         try:
             os.link(temporary, artifact.path / MANIFEST)
         except FileExistsError:
             pass
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         _sync_folder(artifact.path)
     standing = artifact.manifest()
     if standing is None:
@@ -250,7 +250,8 @@ def full_disk(place: Path) -> str:
     return f"{place}: the disk is full. Free space, or set paths.store to another disk, then run again: it resumes."
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file: after a kill it is the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     _sync_file(temporary)

@@ -7,8 +7,11 @@ sparring run -m experiment=sppo,s_sppo        # arms as one plan: what they shar
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -33,13 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        log = Path(f"sparring-crash-{time.strftime('%Y%m%d-%H%M%S')}.log")
-        log.write_text(traceback.format_exc())
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: the disk is full ({error}). Free space, then run again: it resumes.", file=sys.stderr)
+            return 2
+        log = _crash_log()
         print(
             f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.",
             file=sys.stderr,
         )
         return 1
+
+
+def _crash_log() -> Path:
+    """Write the stack trace to a file here, or in the temporary folder where here cannot be written."""
+    name = f"sparring-crash-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    for folder in (Path(), Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            (folder / name).write_text(traceback.format_exc())
+            return folder / name
+    return Path("/dev/null")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import SparringError
+
 PACKAGES = (
     "torch",
     "vllm",
@@ -82,7 +84,12 @@ def start_ray(gpus: int) -> None:
     terminate = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise SparringError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers ({error}); unset it to run here."
+            ) from None
     else:
         ray.init(
             num_cpus=os.cpu_count(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cluster, config, estimate
+from pipeline import book, cluster, config, estimate
 from pipeline.artifact import Artifact, Manifest
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, SparringError
 from pipeline.events import Events
-from pipeline.execute import Executor, link
+from pipeline.execute import Executor
 from pipeline.lease import Lease, LeaseHeld
 from pipeline.plan import Plan, State, Step, build, explain, inspect
 from pipeline.report.table import print_report
@@ -67,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         for arm in arms:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
         for arm, overrides in arms.items():
-            _record(_arm_folder(plan, arm), plan.configs[arm], overrides)
+            _begin(plan, arm, overrides)
         if all(state.kind == "hit" for state in states.values()):
             _link_all(plan, store, states)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
@@ -89,12 +88,10 @@ def _run_lease(folder: Path) -> Lease:
         ) from None
 
 
-def _record(folder: Path, resolved: Config, overrides: Sequence[str]) -> None:
-    """Write the resolved configuration and the overrides that gave it."""
-    (folder / "config.yaml").write_text(config.render(resolved))
-    path = folder / "run.json"
-    book = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**book, "overrides": list(overrides), "store": resolved.paths.store}, indent=1))
+def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
+    planned = {(use.iteration, use.label): step.fingerprint for use, step in plan.arm(arm)}
+    resolved = plan.configs[arm]
+    book.begin(_arm_folder(plan, arm), planned, config.render(resolved), overrides, resolved.paths.store)
 
 
 def _prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
@@ -150,8 +147,8 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
 
 
 def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:
-    for arm in {use.arm for use in step.uses}:
-        link(_arm_folder(plan, arm), store, step, manifest, arm)
+    for use in step.uses:
+        book.note(_arm_folder(plan, use.arm), store, (use.iteration, use.label), step.name, manifest)
 
 
 def _link_all(plan: Plan, store: Path, states: dict[str, State]) -> None:
@@ -174,10 +171,8 @@ def plan(arguments: argparse.Namespace) -> None:
 def status(arguments: argparse.Namespace) -> None:
     """Print the steps of a run that was begun, from the overrides it recorded."""
     folder = Path(arguments.runs) / arguments.run
-    books = {
-        p.parent.name if p.parent != folder else "": json.loads(p.read_text()) for p in sorted(folder.rglob("run.json"))
-    }
-    arms = {arm: book["overrides"] for arm, book in books.items() if "overrides" in book}
+    books = {p.parent.name if p.parent != folder else "": book.read(p.parent) for p in sorted(folder.rglob("run.json"))}
+    arms = {arm: found["overrides"] for arm, found in books.items() if "overrides" in found}
     if not arms:
         begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
         raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
@@ -220,9 +215,9 @@ def report(arguments: argparse.Namespace) -> None:
     if not found:
         raise DataError(f"{folder}: no such run.")
     for path in found:
-        book = json.loads(path.read_text())
-        if "steps" in book:
-            print_report(path.parent, Path(book["store"]), Console())
+        content = book.read(path.parent)
+        if content.get("steps"):
+            print_report(path.parent, Path(content["store"]), Console())
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -238,23 +233,28 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _verify_one(store: Path, kind: str, path: Path) -> bool:
-    manifest_path = path / "manifest.json"
-    if not manifest_path.exists():
+    if not (path / "manifest.json").exists():
         print(f"{path.name}: not finished")
         return False
-    artifact = Artifact(store, kind, estimate.fingerprint_of(manifest_path))
-    artifact.path = path
-    try:
-        manifest = artifact.manifest()
-        problems = artifact.corrupt_files(manifest) if manifest else []
-    except DataError as error:
-        problems = [str(error)]
-    for problem in problems:
-        print(f"{path.name}: {problem}; undone, the next run makes it again")
-    if problems:
-        with Lease(artifact.lease, "verify").acquire(wait=True):
+    artifact = Artifact(store, kind, estimate.fingerprint_of(path / "manifest.json"))
+    artifact.path, artifact.lease = path, store / ".leases" / f"{path.name}.json"
+    if not _problems(artifact):
+        return False
+    with Lease(artifact.lease, "verify").acquire(wait=True):
+        problems = _problems(artifact)  # again: whoever held the lease may have made it anew
+        for problem in problems:
+            print(f"{path.name}: {problem}; undone, the next run makes it again")
+        if problems:
             artifact.set_aside()
     return bool(problems)
+
+
+def _problems(artifact: Artifact) -> list[str]:
+    try:
+        manifest = artifact.manifest()
+    except DataError as error:
+        return [str(error)]
+    return artifact.corrupt_files(manifest) if manifest else []
 
 
 def doctor(arguments: argparse.Namespace) -> int:

@@ -159,12 +159,14 @@ class SelectionConfig:
 class EvaluateConfig:
     k: int
     """Responses per held-out prompt."""
+    shard_rows: int
+    """Held-out prompts per shard."""
     resamples: int
     confidence: float
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.resamples < 100 or not 0.5 < self.confidence < 1:
-            raise ConfigError("evaluate: k must be >= 1, resamples >= 100 and confidence in (0.5, 1).")
+        if self.k < 1 or self.shard_rows < 1 or self.resamples < 100 or not 0.5 < self.confidence < 1:
+            raise ConfigError("evaluate: k and shard_rows must be >= 1, resamples >= 100 and confidence in (0.5, 1).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +214,8 @@ def _complaints(config: Config) -> Iterable[str]:
             f"exceeds trainer.max_length={trainer.max_length}: what is sampled could not be trained whole. "
             f"Lower one of the two or set trainer.max_length={longest}."
         )
+    if not trainer.lr > 0 or not trainer.max_grad_norm > 0:
+        yield f"trainer.lr={trainer.lr} and trainer.max_grad_norm={trainer.max_grad_norm} must be positive."
     if trainer.min_steps < 8:
         yield f"trainer.min_steps={trainer.min_steps}: fewer than 8 optimizer steps teach nothing; use 8 or more."
     if steps < trainer.min_steps:

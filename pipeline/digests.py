@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -41,7 +42,8 @@ def _load() -> dict[str, str]:
 
 
 def _save(known: dict[str, str]) -> None:
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    temporary = _file().with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(known))
-    os.replace(temporary, _file())
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        temporary = _file().with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(known))
+        os.replace(temporary, _file())

@@ -99,9 +99,9 @@ def _disk(config: Config) -> Iterator[Check]:
 
 
 def _policy(config: Config) -> Iterator[Check]:
-    source = Sources().policy(config.policy)
-    if not source.files:
+    if config.policy.source == "embedded" and not embedded.is_prepared():
         return
+    source = Sources().policy(config.policy)
     from stages.sample.chat import check_template, load_tokenizer
 
     findings = check_template(load_tokenizer(source.root))

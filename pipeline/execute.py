@@ -5,9 +5,7 @@ A step that is a hit costs a look at its manifest; Ray starts only when somethin
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
 import os
 import time
 import uuid
@@ -27,6 +25,7 @@ from pipeline.artifact import (
     publish,
     tidy,
 )
+from pipeline.errors import SparringError
 from pipeline.events import Events
 from pipeline.job import File, Input, Job
 from pipeline.lease import Lease
@@ -80,13 +79,26 @@ class Executor:
             with lease.acquire(wait=True, waiting=partial(self._waiting, step)):
                 state = step_state(self.plan, step, artifact, self.states)
                 if state.kind != "hit":
-                    self._make(step, artifact, state)
-                    self.states[step.fingerprint] = State(kind="hit", manifest=artifact.manifest())
+                    self.states[step.fingerprint] = self._make_or_adopt(step, artifact, state)
                     self._finish(step)
                     return True
         self.states[step.fingerprint] = state
         self._finish(step)
         return False
+
+    def _make_or_adopt(self, step: Step, artifact: Artifact, state: State) -> State:
+        """Make the step. Where another run was first in spite of the lease, its artifact is as good as ours."""
+        try:
+            self._make(step, artifact, state)
+        except (SparringError, FileNotFoundError):
+            made = step_state(self.plan, step, artifact, self.states)
+            if made.kind == "hit":
+                return made
+            raise
+        made = step_state(self.plan, step, artifact, self.states)
+        if made.kind != "hit":
+            raise SparringError(f"{step.name}: published, but {made.why}; run again.")
+        return made
 
     def _worker(self, show: dict[str, Any], pid: int) -> None:
         self.events("worker", **show, pid=pid)
@@ -191,7 +203,7 @@ class Executor:
             files=tuple(File(**r["file"]) for r in records),
             rows=rows,
             summary=summary,
-            seconds=sum(r["seconds"] for r in records),
+            seconds=sum(r["seconds"] for r in records) / max(1, min(job.runtime.get("actors", 1), len(records))),
             stats=stats,
             attempts=attempts,
         )
@@ -236,31 +248,3 @@ def _add(records: Iterator[dict[str, float]] | Any) -> dict[str, Any]:
         for key, value in record.items():
             total[key] = total.get(key, 0) + value
     return total
-
-
-def link(run_folder: Path, store: Path, step: Step, manifest: Manifest, arm: str) -> None:
-    """Note (t, step) -> fingerprint in run.json and link the artifact under iter-NN, for each use in `arm`."""
-    path = run_folder / "run.json"
-    book = json.loads(path.read_text()) if path.exists() else {}
-    changed = False
-    for use in step.uses:
-        if use.arm != arm:
-            continue
-        entry = {"fingerprint": step.fingerprint, "content": manifest.content}
-        row = book.setdefault("steps", {}).setdefault(f"{use.iteration:02d}", {})
-        changed |= row.get(use.label) != entry
-        row[use.label] = entry
-        _symlink(run_folder / f"iter-{use.iteration:02d}" / step.name, store.absolute() / step.name)
-    if changed:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(book, indent=1))
-        os.replace(temporary, path)
-
-
-def _symlink(name: Path, target: Path) -> None:
-    name.parent.mkdir(parents=True, exist_ok=True)
-    if name.is_symlink() and name.resolve() == target.resolve():
-        return
-    with contextlib.suppress(FileNotFoundError):
-        name.unlink()
-    name.symlink_to(os.path.relpath(target, name.parent))

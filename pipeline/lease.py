@@ -7,6 +7,7 @@ observer's own monotonic clock. Two holders by mistake only do the work twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -66,8 +67,9 @@ class Lease:
                     raise LeaseHeld(_who(holder))
                 seen, since = mark, time.monotonic()
             if _gone(holder) or time.monotonic() - since > DEAD_AFTER_S:
-                self._take_over()
-                break
+                if self._take_over():
+                    break
+                continue
             if not wait and _alive_here(holder):
                 raise LeaseHeld(_who(holder))
             if not told:
@@ -121,18 +123,19 @@ class Lease:
         temporary.write_text(self._content())
         return temporary
 
-    def _take_over(self) -> None:
+    def _take_over(self) -> bool:
+        """Replace a dead lease; False when another observer did so too and was later."""
         os.replace(self._temporary(), self.path)
         time.sleep(0.05)
-        if self._read().get("token") != self.token:
-            raise LeaseHeld(_who(self._read()))
+        return self._read().get("token") == self.token
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             if self._read().get("token") != self.token:
                 return
             self._counter += 1
-            os.replace(self._temporary(), self.path)
+            with contextlib.suppress(OSError):  # a full disk must not end the heartbeat
+                os.replace(self._temporary(), self.path)
 
     def _read(self) -> dict[str, Any]:
         try:

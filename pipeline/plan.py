@@ -106,7 +106,7 @@ class _Builder:
             temperature=sampler.temperature,
             top_p=sampler.top_p,
             seed=self.config.seed,
-            shard_rows=max(1, sampler.shard_rows * sampler.k // k),  # as many responses whatever K is
+            shard_rows=sampler.shard_rows if split == "train" else self.config.evaluate.shard_rows,
             split=split,
             start=start,
             count=count,
@@ -226,7 +226,7 @@ class _Builder:
             samples = self.sample(t, "sample", prompts, policy, config.sampler.k, "train", (t - 1) * size, size)
             if not base:  # by the engine that is already loaded
                 base = previous = self.sample(
-                    0, "sample_heldout", prompts, policy, config.evaluate.k, "heldout", 0, heldout
+                    0, "sample_base", prompts, policy, config.evaluate.k, "heldout", 0, heldout
                 )
             pairs, targets = self.annotate(t, samples)
             policy = self.train(t, samples, pairs, targets, policy)

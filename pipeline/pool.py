@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipeline.artifact import write_part
 from pipeline.errors import SparringError
@@ -32,6 +32,7 @@ class Pool:
         self.pids: set[int] = set()
         self.actors: list[Any] = []
         if job.spec.pool == "actors":
+            _placeable(job)
             options = ray.remote(
                 num_cpus=job.runtime["cpus"],
                 num_gpus=job.runtime["gpus"],
@@ -158,11 +159,23 @@ def _call(job: Job, reference: Any) -> Any:
         if isinstance(error.cause, SparringError):
             raise error.cause from None
         raise SparringError(f"{job.out.name} failed: {error.cause!r}; details: {_logs(job)}") from error
-    except (RayActorError, WorkerCrashedError):
+    except (RayActorError, WorkerCrashedError, OutOfMemoryError):
         raise SparringError(
             f"{job.out.name}: a worker died {RESTARTS + 1} times (out of memory, or killed); details: {_logs(job)}. "
             "Run again to resume from the finished shards."
         ) from None
+
+
+def _placeable(job: Job) -> None:
+    """SparringError when no machine of the cluster has the cores or GPUs that one worker asks for."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        most = max((node.get(resource, 0) for node in nodes), default=0)
+        if job.runtime[key] > most:
+            raise SparringError(
+                f"{job.out.name}: a worker asks for {job.runtime[key]} {resource}s, the largest node has {most:.0f}; "
+                f"lower the {key} of hardware (see conf/hardware)."
+            )
 
 
 def _logs(job: Job) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import stages.annotate
 import stages.sample
@@ -99,7 +100,7 @@ def check_policy_folder(folder: Path) -> None:
 def check_context(policy: Input, longest: int) -> None:
     """ConfigError when prompt plus response (`longest` tokens) do not fit the policy's context."""
     settings = policy.root / "config.json"
-    context = json.loads(settings.read_text()).get("max_position_embeddings") if settings.is_file() else None
+    context = _json(settings).get("max_position_embeddings") if settings.is_file() else None
     if context is not None and longest > context:
         raise ConfigError(
             f"prompts.max_tokens + sampler.max_tokens = {longest} exceeds the policy's context of {context} tokens "
@@ -111,4 +112,12 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(json.loads(settings.read_text()).get("chat_template"))
+    return settings.is_file() and bool(_json(settings).get("chat_template"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: not complete JSON ({error}); copy the model folder again.") from None
+    return content if isinstance(content, dict) else {}

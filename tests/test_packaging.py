@@ -92,7 +92,7 @@ def test_the_makefile_has_its_targets_and_lists_them() -> None:
 def test_make_iter_passes_n_run_and_overrides_on() -> None:
     command = ["make", "--dry-run", "iter", "N=3", "RUN=mine", "ARGS=gate=off prompts.limit=64"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert ".venv/bin/sparring run iterations=3 run.name=mine gate=off prompts.limit=64" in shown
+    assert ".venv/bin/sparring run iterations=3 run.name=mine hardware=auto gate=off prompts.limit=64" in shown
 
 
 def test_ci_runs_make_test_alone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
 
 Steps = dict[str, Manifest]
@@ -19,9 +19,8 @@ Figure = Callable[[Steps], str | None]
 
 def iterations(folder: Path, store: Path) -> dict[int, Steps]:
     """Return iteration -> label -> manifest for what run.json names and the store has."""
-    book = json.loads((folder / "run.json").read_text())
     found: dict[int, Steps] = {}
-    for iteration, labels in sorted(book.get("steps", {}).items()):
+    for iteration, labels in sorted(book.read(folder).get("steps", {}).items()):
         for label, entry in labels.items():
             manifest = _manifest(store, label, entry["fingerprint"])
             if manifest:
@@ -31,7 +30,10 @@ def iterations(folder: Path, store: Path) -> dict[int, Steps]:
 
 def print_report(folder: Path, store: Path, console: Console) -> None:
     """Print the table of the run in `folder`, then what the judges are worth."""
-    done = {t: steps for t, steps in iterations(folder, store).items() if t > 0}
+    found = iterations(folder, store)
+    done = {t: steps for t, steps in found.items() if t > 0}
+    if 1 in done:  # what came before the first iteration is its cost
+        done[1] = {**found.get(0, {}), **done[1]}
     table = Table(title=f"run {folder.name}", title_justify="left")
     table.add_column("iteration")
     for t in done:
@@ -104,8 +106,8 @@ def _rate(label: str) -> Figure:
 
 def _seconds(*labels: str) -> Figure:
     def figure(steps: Steps) -> str | None:
-        there = [steps[label].seconds for label in labels if label in steps]
-        return f"{sum(there):.1f}" if there else None
+        there = {steps[label].fingerprint: steps[label].seconds for label in labels if label in steps}
+        return f"{sum(there.values()):.1f}" if there else None
 
     return figure
 
@@ -132,13 +134,14 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("parameters changed", _number("train", "changed_fraction", ".1%")),
     ("sampled tokens/s", _rate("sample")),
     ("trained tokens/s", _rate("train")),
+    ("seconds: prompts", _seconds("prompts")),
     ("seconds: sample", _seconds("sample")),
     ("seconds: score", _seconds("score")),
     ("seconds: embed", _seconds("embed")),
     ("seconds: pairs, calibrate", _seconds("pairs", "calibrate")),
     ("seconds: reference", _seconds("reference")),
     ("seconds: train", _seconds("train")),
-    ("seconds: held-out sample", _seconds("sample_heldout")),
+    ("seconds: held-out sample", _seconds("sample_base", "sample_heldout")),
     ("seconds: evaluate", _seconds(*SCORES, "evaluate")),
 )
 
@@ -147,9 +150,17 @@ def _warnings(steps: Steps) -> list[str]:
     lines = []
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
+    if "train" in steps and not learned(steps["train"].summary):
+        lines.append("WARNING: training changed the policy no more than noise; raise trainer.lr or take more steps")
     for opponent in steps["evaluate"].summary["alarms"] if "evaluate" in steps else []:
         lines.append(f"ALARM: against {opponent} the oracle rises while the second judge falls; it may be gamed")
     return lines
+
+
+def learned(summary: dict[str, Any]) -> bool:
+    """Return whether chosen and rejected moved apart by more than 10 times the noise before training."""
+    apart = abs(summary["probe_h_w"] - summary["probe_h_l"])
+    return apart > 10 * summary["noise"] and summary["changed_fraction"] > 0.01
 
 
 def _judges(done: dict[int, Steps]) -> list[str]:

@@ -60,11 +60,11 @@ class PairsIdentity:
 
     def __post_init__(self) -> None:
         if self.win_rate not in ("matrix", "aggregate_score"):
-            raise ConfigError(f"pairs.win_rate={self.win_rate}: choose matrix or aggregate_score.")
+            raise ConfigError(f"win_rate={self.win_rate}: choose matrix or aggregate_score.")
         if self.selection != "extremes":
-            raise ConfigError(f"pairs.selection={self.selection}: choose extremes.")
+            raise ConfigError(f"selection.by={self.selection}: choose extremes.")
         if self.capped not in ("keep", "drop"):
-            raise ConfigError(f"pairs.capped={self.capped}: choose keep or drop.")
+            raise ConfigError(f"selection.capped={self.capped}: choose keep or drop.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,15 +131,16 @@ def _choice(
     chat = load_chat(policy)
     usable: list[tuple[str, int]] = []
     seen: set[str] = set()
-    dropped = {"duplicate": 0, "too_long": 0}
+    dropped = {"duplicate": 0, "too_long": 0, "over_limit": 0}
     shortest: int | None = None
     for index, (key, row) in enumerate(_keyed(path, column)):
-        if limit is not None and len(usable) == limit + heldout:
-            break
         if key in seen:
             dropped["duplicate"] += 1
             continue
         seen.add(key)
+        if limit is not None and len(usable) == limit + heldout:
+            dropped["over_limit"] += 1
+            continue
         length = _length(chat, row, path)
         shortest = length if shortest is None else min(shortest, length)
         if length > max_tokens:

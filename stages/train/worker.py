@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -16,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SparringError, TrainingFault
-from pipeline.job import Job
+from pipeline.artifact import full_disk
+from pipeline.errors import DataError, SparringError, TrainingFault
+from pipeline.job import Input, Job
 from stages.train import checkpoint
 from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps
 
@@ -44,7 +46,15 @@ def work(config: dict[str, Job]) -> None:
     try:
         _train(job, rank, say)
     except SparringError as error:
-        _write_json(room(job) / "fault.json", {"type": type(error).__name__, "message": str(error)})
+        _fault(job, error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fault(job, DataError(full_disk(job.out)))
+
+
+def _fault(job: Job, error: SparringError) -> None:
+    _write_json(room(job) / "fault.json", {"type": type(error).__name__, "message": str(error)})
 
 
 def _redirect_output(path: Path) -> None:
@@ -136,7 +146,7 @@ class _Session:
             identity=self.identity,
             rows=rows,
             order=order,
-            end_of_turn=end_of_turn(model),
+            end_of_turn=ends_of_turn(job.inputs["samples"]),
             hooks=Hooks(
                 on_step=self._on_step,
                 stage_checkpoint=lambda step: checkpoint.staged(job, step),
@@ -247,10 +257,11 @@ def load_policy(folder: Path, dtype: str) -> Any:
     return bind(AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32), dtype)
 
 
-def end_of_turn(model: Any) -> frozenset[int]:
-    """Return the ids of the tokens that end a turn, from the generation config."""
-    ids = model.generation_config.eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [ids])
+def ends_of_turn(samples: Input) -> frozenset[int]:
+    """Return the last tokens of the responses that ended by themselves: what the sampler took for the end of a turn."""
+    tables = (samples.table(index, ["responses"]) for index in range(samples.n_parts))
+    responses = (r for table in tables for row in table.column("responses").to_pylist() for r in row)
+    return frozenset(r["ids"][-1] for r in responses if r["finish"] == "stop" and r["ids"])
 
 
 def _means(probe: Sequence[dict[str, Any]]) -> dict[str, float]:

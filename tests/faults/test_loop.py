@@ -15,8 +15,11 @@ import pytest
 
 from pipeline.artifact import Artifact, Manifest
 from pipeline.job import Input
-from pipeline.report.table import iterations
+from pipeline.report.table import iterations, learned
+from stages.train.config import TRAIN
 from tests.faults.harness import Run, contents, overrides
+
+GOLDEN_TRAINING = "FILL"
 
 RELOAD = """
 import json, sys
@@ -87,8 +90,9 @@ def test_the_published_policy_learned_what_the_trained_one_had(undisturbed: Path
         memory = sum(row[name] for row in probe) / len(probe)
         published = sum(found[row["id"]][name] for row in probe) / len(probe)
         assert published == pytest.approx(memory, abs=1e-2)
-    apart = sum(abs(found[row["id"]]["h_w"] - found[row["id"]]["h_l"]) for row in probe) / len(probe)
+    apart = abs(sum(found[row["id"]]["h_w"] - found[row["id"]]["h_l"] for row in probe) / len(probe))
     assert apart > 10 * steps["train"].summary["noise"]
+    assert learned(steps["train"].summary)
     assert steps["train"].summary["changed_fraction"] > 0.9
 
 
@@ -154,6 +158,43 @@ def sparring(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def test_status_of_a_finished_run(undisturbed: Path) -> None:
+    done = sparring("status", "default", "--why", "--runs", str(undisturbed / "runs"))
+    assert done.returncode == 0, done.stderr
+    assert "13 steps, 0 to do" in done.stdout and done.stdout.count(" hit ") == 13
+
+
+def test_the_report_is_printed_from_manifests(undisturbed: Path) -> None:
+    done = sparring("report", "default", "--runs", str(undisturbed / "runs"))
+    assert done.returncode == 0, done.stderr
+    for row in ("pairs kept", "|P̃-P|, mean", "oracle: vs base", "second judge: vs previous", "seconds: train"):
+        assert row in done.stdout
+    assert "oracle (mini): accuracy" in done.stdout
+
+
+def test_two_runs_of_one_plan_at_once(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    """The second waits for the first where they need the same step, says so, and adopts."""
+    folder = copied(undisturbed, tmp_path)
+    steps = steps_of(folder)
+    for name in ("embed", "reference"):
+        Artifact(folder / "store", name, steps[name].fingerprint).set_aside()
+    first, second = (Run(folder, overrides(folder, policy, f"run.name={name}")) for name in ("one", "two"))
+    started = [first.start(), second.start()]
+    assert [process.wait(240) for process in started] == [0, 0], (folder / "driver.log").read_text()[-3000:]
+    log = (folder / "driver.log").read_text()
+    assert "is being made by run" in log and "waiting to adopt it" in log
+    for name in ("embed", "reference"):
+        manifest = Artifact(folder / "store", name, steps[name].fingerprint).manifest()
+        assert manifest is not None and manifest.content == steps[name].content and len(manifest.attempts) == 1
+
+
+def test_golden_training(undisturbed: Path) -> None:
+    """As tests/test_golden.py, for what training makes of the run of these tests."""
+    summary = steps_of(undisturbed)["train"].summary
+    assert TRAIN.version == 1
+    assert f"{summary['first_loss']:.3g} {summary['steps']} {summary['tokens']}" == GOLDEN_TRAINING
+
+
 @pytest.mark.slow
 def test_more_iterations_keep_the_first(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
     folder = copied(undisturbed, tmp_path)
@@ -195,7 +236,7 @@ def test_sampling_with_transformers_gives_the_same_layout(undisturbed: Path, pol
 
 @pytest.mark.slow
 def test_two_engines_and_two_workers_change_no_sample(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
-    """Equal bytes for any number of actors; a loss curve within 1e-4 for two training workers."""
+    """Equal bytes for any number of actors with as many threads each; the whole loop with two training workers."""
     folder = copied(undisturbed, tmp_path)
     shutil.rmtree(folder / "store")
     more = [

@@ -43,7 +43,8 @@ MESSAGES = [
     ("prompts=file", r"prompts\.path is not set; add prompts\.path="),
     ("policy=folder", r"policy\.path is not set; add policy\.path="),
     ("run.name='a/b'", r"run\.name=a/b: use letters"),
-    ("evaluate.k=0", r"evaluate: k must be"),
+    ("evaluate.k=0", r"evaluate: k and shard_rows must be"),
+    ("trainer.lr=0", r"trainer\.lr=0\.0 and .* must be positive"),
 ]
 
 

@@ -50,7 +50,7 @@ def changed(*overrides: str) -> set[str]:
 
 def test_golden_fingerprints_of_the_default_config() -> None:
     """A change here redoes every user's artifacts: mean it, and bump the step's version if its output changed."""
-    found = {label: name[:16] for (t, label), name in labels(plan_of()).items()}
+    found = {f"{t}/{label}": name[:16] for (t, label), name in labels(plan_of()).items()}
     assert found == GOLDEN
 
 
@@ -202,4 +202,20 @@ def test_configs_are_kept_by_arm() -> None:
     assert isinstance(plan_of().configs[""], Config)
 
 
-GOLDEN: dict[str, str] = {}
+GOLDEN: dict[str, str] = {
+    "0/prompts": "45a90a86fa93a645",
+    "1/sample": "8065bc72dea3231c",
+    "0/sample_base": "0aa69eb3b6127ee5",
+    "1/score": "b49af7165ca528d4",
+    "1/embed": "507122a8b8b51d04",
+    "1/pairs": "a5aa7b660db232fd",
+    "1/calibrate": "ca9d21efa694bfd4",
+    "1/reference": "32180b662505055c",
+    "1/train": "fbb83deef0f83deb",
+    "1/sample_heldout": "fd74aa7c2bd6b7ef",
+    "1/score_oracle_previous": "f5114f5d7d05991f",
+    "1/score_oracle_base": "f5114f5d7d05991f",
+    "1/score_second_previous": "43ad3e0b276f53fc",
+    "1/score_second_base": "43ad3e0b276f53fc",
+    "1/evaluate": "a33d838e8af9f62a",
+}

@@ -1,0 +1,69 @@
+"""The book of a run: run.json, which fingerprint made which step of which iteration, and links into the store.
+
+The artifacts are the truth; the book can be lost and is then written anew by the next `sparring run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import Manifest, write_text
+
+Key = tuple[int, str]
+"""(iteration, label)."""
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the book of the run in `folder`, {} when there is none that can be read."""
+    try:
+        book = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return book if isinstance(book, dict) else {}
+
+
+def begin(folder: Path, planned: Mapping[Key, str], config: str, overrides: Sequence[str], store: str) -> None:
+    """Write the configuration; forget the steps of another configuration, and keep those of more iterations of this.
+
+    planned: (iteration, label) -> fingerprint of the plan that begins.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", config)
+    old = read(folder).get("steps", {})
+    known = {(int(t), label): entry["fingerprint"] for t, row in old.items() for label, entry in row.items()}
+    if any(planned.get(key, name) != name for key, name in known.items()):
+        old = {}
+        for path in folder.glob("iter-*"):
+            shutil.rmtree(path)
+    _write(folder, {"overrides": list(overrides), "store": store, "steps": old})
+
+
+def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> None:
+    """Note that step `key` is the artifact `name` and link it under iter-NN."""
+    t, label = key
+    book = read(folder)
+    row = book.setdefault("steps", {}).setdefault(f"{t:02d}", {})
+    entry = {"fingerprint": manifest.fingerprint, "content": manifest.content}
+    if row.get(label) != entry:
+        row[label] = entry
+        _write(folder, book)
+    _symlink(folder / f"iter-{t:02d}" / name, store.absolute() / name)
+
+
+def _write(folder: Path, book: dict[str, Any]) -> None:
+    write_text(folder / "run.json", json.dumps(book, indent=1))
+
+
+def _symlink(name: Path, target: Path) -> None:
+    name.parent.mkdir(parents=True, exist_ok=True)
+    if name.is_symlink() and name.resolve() == target.resolve():
+        return
+    with contextlib.suppress(FileNotFoundError):
+        name.unlink()
+    name.symlink_to(os.path.relpath(target, name.parent.absolute()))
