@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +21,8 @@ from pipeline.report.table import iterations, learned
 from stages.train.config import TRAIN
 from tests.faults.harness import Run, contents, overrides
 
-GOLDEN_TRAINING = "FILL"
+GOLDEN_TRAINING = "142 8 812"
+"""First loss, optimizer steps, tokens."""
 
 RELOAD = """
 import json, sys
@@ -152,10 +155,10 @@ def test_a_damaged_shard_is_refused_then_undone_then_redone(undisturbed: Path, p
     assert contents(folder) == contents(undisturbed)
 
 
-def sparring(*words: str) -> subprocess.CompletedProcess[str]:
+def sparring(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line and return what it said."""
     command = [sys.executable, "-m", "pipeline.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
 def test_status_of_a_finished_run(undisturbed: Path) -> None:
@@ -172,6 +175,7 @@ def test_the_report_is_printed_from_manifests(undisturbed: Path) -> None:
     assert "oracle (mini): accuracy" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_plan_at_once(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
     """The second waits for the first where they need the same step, says so, and adopts."""
     folder = copied(undisturbed, tmp_path)
@@ -218,6 +222,55 @@ def test_arms_share_their_steps(undisturbed: Path, policy: Path, tmp_path: Path)
     plain, gated = books["experiment=sppo"], books["experiment=s_sppo"]
     assert plain["pairs"] == gated["pairs"] and plain["train"] != gated["train"]
     assert gated["train"]["content"] == contents(undisturbed)["01/train"]
+
+
+@pytest.mark.slow
+def test_joins_a_running_cluster(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    """With RAY_ADDRESS the driver starts nothing of its own; a wrong address is one message."""
+    folder = copied(undisturbed, tmp_path)
+    port = free_port()
+    command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+    command[0] = str(Path(sys.executable).with_name("ray"))
+    cluster = subprocess.Popen(
+        [*command, "--include-dashboard=false", "--disable-usage-stats"],
+        stdout=(tmp_path / "ray.log").open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        wait_for_port(port)
+        Artifact(folder / "store", "embed", steps_of(folder)["embed"].fingerprint).set_aside()
+        done = sparring("run", *overrides(folder, policy), RAY_ADDRESS=f"127.0.0.1:{port}")
+        assert done.returncode == 0, done.stderr
+        assert "joining the Ray cluster" in done.stderr and "starting Ray" not in done.stderr
+        assert contents(folder) == contents(undisturbed)
+    finally:
+        cluster.terminate()
+        cluster.wait(60)
+
+
+def test_a_cluster_that_is_not_there(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    folder = copied(undisturbed, tmp_path)
+    Artifact(folder / "store", "pairs", steps_of(folder)["pairs"].fingerprint).set_aside()
+    done = sparring("run", *overrides(folder, policy), RAY_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert done.returncode == 2 and "no cluster answers" in done.stderr and "Traceback" not in done.stderr
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until somebody listens."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the cluster did not start")
 
 
 @pytest.mark.slow
