@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 PROMPTS = 24
-DEADLINE_S = 240
+DEADLINE_S = 600
 
 
 def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
@@ -83,7 +83,10 @@ class Run:
     def finish(self) -> None:
         """Run to the end; the log is the failure's message."""
         process = self.start()
-        code = process.wait(DEADLINE_S)
+        try:
+            code = process.wait(DEADLINE_S)
+        finally:
+            process.kill()
         assert code == 0, (self.folder / "driver.log").read_text()[-3000:]
 
     @property

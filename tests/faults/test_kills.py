@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.faults.harness import (
+    DEADLINE_S,
     Run,
     contents,
     kill_driver,
@@ -71,7 +72,7 @@ def disturb(folder: Path, policy: Path, kind: str, target: str, when: str, rng: 
             run.finish()
         else:
             kill_pid(pid)
-            assert process.wait(240) == 0, (folder / "driver.log").read_text()[-3000:]
+            assert process.wait(DEADLINE_S) == 0, (folder / "driver.log").read_text()[-3000:]
         if hit:
             return
         shutil.rmtree(folder / "store" / event["step"])

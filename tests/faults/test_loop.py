@@ -19,7 +19,7 @@ from pipeline.artifact import Artifact, Manifest
 from pipeline.job import Input
 from pipeline.report.table import iterations, learned
 from stages.train.config import TRAIN
-from tests.faults.harness import Run, contents, overrides
+from tests.faults.harness import DEADLINE_S, Run, contents, overrides
 
 GOLDEN_TRAINING = "142 8 812"
 """First loss, optimizer steps, tokens."""
@@ -184,7 +184,7 @@ def test_two_runs_of_one_plan_at_once(undisturbed: Path, policy: Path, tmp_path:
         Artifact(folder / "store", name, steps[name].fingerprint).set_aside()
     first, second = (Run(folder, overrides(folder, policy, f"run.name={name}")) for name in ("one", "two"))
     started = [first.start(), second.start()]
-    assert [process.wait(240) for process in started] == [0, 0], (folder / "driver.log").read_text()[-3000:]
+    assert [process.wait(DEADLINE_S) for process in started] == [0, 0], (folder / "driver.log").read_text()[-3000:]
     log = (folder / "driver.log").read_text()
     assert "is being made by run" in log and "waiting to adopt it" in log
     for name in ("embed", "reference"):
