@@ -92,6 +92,7 @@ def start_ray(gpus: int) -> None:
             ) from None
     else:
         ray.init(
+            address="local",  # never a cluster that happens to run here
             num_cpus=os.cpu_count(),
             num_gpus=gpus,
             include_dashboard=False,
