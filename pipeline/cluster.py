@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,12 +85,8 @@ def start_ray(gpus: int) -> None:
     terminate = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise SparringError(
-                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers ({error}); unset it to run here."
-            ) from None
+        check_address(os.environ["RAY_ADDRESS"])
+        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
     else:
         ray.init(
             address="local",  # never a cluster that happens to run here
@@ -101,6 +98,17 @@ def start_ray(gpus: int) -> None:
             **quiet,
         )
     signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the driver without a word
+
+
+def check_address(address: str) -> None:
+    """SparringError when nobody listens at host:port; Ray itself would try for minutes. Other forms are its own."""
+    host, _, port = address.rpartition(":")
+    if not host or "//" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise SparringError(f"RAY_ADDRESS={address}: no cluster answers ({error}); unset it to run here.") from None
 
 
 def _cpu_name() -> str:

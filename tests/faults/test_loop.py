@@ -235,11 +235,12 @@ def test_joins_a_running_cluster(undisturbed: Path, policy: Path, tmp_path: Path
         [*command, "--include-dashboard=false", "--disable-usage-stats"],
         stdout=(tmp_path / "ray.log").open("w"),
         stderr=subprocess.STDOUT,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
     )
     try:
         wait_for_port(port)
         Artifact(folder / "store", "embed", steps_of(folder)["embed"].fingerprint).set_aside()
-        done = sparring("run", *overrides(folder, policy), RAY_ADDRESS=f"127.0.0.1:{port}")
+        done = sparring("run", *overrides(folder, policy), RAY_ADDRESS=f"127.0.0.1:{port}", RAY_AUTH_MODE="disabled")
         assert done.returncode == 0, done.stderr
         assert "joining the Ray cluster" in done.stderr and "starting Ray" not in done.stderr
         assert contents(folder) == contents(undisturbed)
