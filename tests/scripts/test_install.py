@@ -174,8 +174,10 @@ def test_another_hardware_is_set_up_anew(folder: Path, monkeypatch: pytest.Monke
     assert [path.name for path in folder.glob(".sparring-setup-*")] == [".sparring-setup-cuda"]
 
 
-def test_a_second_set_up_waits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_set_up_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    said = threading.Event()
+    monkeypatch.setattr(install, "say", lambda text: said.set() if "waiting" in text else None)
 
     def second() -> None:
         with install.alone():
@@ -184,8 +186,7 @@ def test_a_second_set_up_waits(folder: Path, capsys: pytest.CaptureFixture[str])
     with install.alone():
         thread = threading.Thread(target=second)
         thread.start()
-        while "waiting" not in capsys.readouterr().out:
-            assert thread.is_alive()
+        assert said.wait(30)
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
