@@ -79,6 +79,7 @@ def test_self_mode(tmp_path: Path) -> None:
     assert oracle.asked[0].prompt == (("user", "Say a."),)
     assert summary == {
         "oracle": "length",
+        "card": None,
         "n": 2,
         "trained_on": 1,
         "pairs": 4,
