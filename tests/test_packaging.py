@@ -77,7 +77,9 @@ def test_both_locks_agree_on_what_computes() -> None:
 
 
 def test_the_environment_is_the_locked_one() -> None:
-    here = {canonicalize_name(dist.name): dist.version for dist in importlib.metadata.distributions()}
+    here: dict[str, str] = {}
+    for dist in importlib.metadata.distributions():
+        here.setdefault(canonicalize_name(dist.name), dist.version)  # setuptools, once imported, adds older copies behind
     hardware = "cpu" if here.get("torch", "").endswith("+cpu") else "cuda"
     wrong = {name: (pin, here.get(name)) for name, pin in pins(hardware).items() if here.get(name) != pin}
     assert not wrong, f"(locked, installed) differ: {wrong}; make setup"

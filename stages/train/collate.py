@@ -1,4 +1,7 @@
-"""Rows of the stage's tables to padded batches: [all chosen; all rejected], right-padded, exactly the sampled tokens.
+"""Rows of the stage's tables to right-padded batches of exactly the sampled tokens.
+
+Both responses of a pair follow one copy of their prompt where the model allows it: the prompts are about half of all
+tokens. The rejected response does not see the chosen one, and its positions go on from the prompt's end.
 
 Pure: takes pyarrow tables and plain values, returns rows and torch tensors. Nothing is appended to a response and
 nothing cut from it; a row longer than `max_length` is dropped and counted.
@@ -38,6 +41,11 @@ class Row:
     def length(self) -> int:
         """Tokens of the longer of the two sequences."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+    @property
+    def shared_length(self) -> int:
+        """Tokens of the prompt and both responses."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
     @property
     def tokens(self) -> int:
@@ -89,26 +97,69 @@ def content_length(response: Sequence[int], end_of_turn: Collection[int]) -> int
     return len(response) - int(ends)
 
 
-def collate(rows: Sequence[Row], end_of_turn: Collection[int], pooling: str) -> dict[str, Tensor]:
-    """Batch of 2B sequences for `forward`, chosen first, with p_w, p_l, ref_w, ref_l (B,) float64."""
-    sequences = [(row.prompt, row.chosen) for row in rows] + [(row.prompt, row.rejected) for row in rows]
-    shape = (len(sequences), max(len(prompt) + len(response) for prompt, response in sequences))
-    ids = torch.zeros(shape, dtype=torch.long)
-    attention = torch.zeros(shape, dtype=torch.long)
-    response_mask, content = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    for i, (prompt, response) in enumerate(sequences):
-        start, end = len(prompt), len(prompt) + len(response)
-        ids[i, :end] = torch.tensor([*prompt, *response])
-        attention[i, :end] = 1
-        response_mask[i, start:end] = True
-        content[i, start : start + content_length(response, end_of_turn)] = True
-    return {
-        "input_ids": ids,
-        "attention_mask": attention,
-        "response_mask": response_mask,
-        "pool_weights": pool_weights(content, pooling),
-        **_columns(rows),
-    }
+def collate(rows: Sequence[Row], end_of_turn: Collection[int], pooling: str, shared_up_to: int) -> dict[str, Tensor]:
+    """Batch of B pairs for `forward`, with p_w, p_l, ref_w, ref_l (B,) float64.
+
+    Layout of the tokens, R = B rows [prompt, chosen, rejected] when every sequence is at most `shared_up_to` long,
+    else R = 2B rows [prompt, response], chosen first:
+    input_ids, position_ids (R, T) int64; attention_mask (R, 1, T, T) bool, or (R, T) int64 for R = 2B.
+
+    Of the 2B responses, chosen first, L the longest:
+    positions, predictors (2B, L) int64: where in the R*T tokens a response's token is, and the token before it;
+    response_mask (2B, L) bool: True where there is a token; pool_weights (2B, L) float32.
+    """
+    shared = max(row.length for row in rows) <= shared_up_to
+    lines = [[row.prompt, row.chosen, row.rejected] for row in rows] if shared else _sequences(rows)
+    shape = (len(lines), max(sum(map(len, line)) for line in lines))
+    ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for i, line in enumerate(lines):
+        prompt, end = len(line[0]), sum(map(len, line))
+        ids[i, :end] = torch.tensor([token for part in line for token in part])
+        positions[i, :end] = torch.tensor(
+            [*range(prompt), *(p for response in line[1:] for p in range(prompt, prompt + len(response)))]
+        )
+    mask = _shared_mask(lines, shape[1]) if shared else _padding_mask(lines, shape[1])
+    tokens = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    starts = [(i, sum(map(len, line[:j]))) for j in range(1, len(lines[0])) for i, line in enumerate(lines)]
+    return {**tokens, **_responses(rows, starts, shape[1], end_of_turn, pooling), **_columns(rows)}
+
+
+def _sequences(rows: Sequence[Row]) -> list[list[list[int]]]:
+    return [[row.prompt, row.chosen] for row in rows] + [[row.prompt, row.rejected] for row in rows]
+
+
+def _shared_mask(lines: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
+    """Causal, but the rejected response does not see the chosen one. Padding comes last, so nobody sees it."""
+    mask = torch.ones((len(lines), 1, width, width), dtype=torch.bool).tril()
+    for i, (prompt, chosen, _) in enumerate(lines):
+        end = len(prompt) + len(chosen)
+        mask[i, 0, end:, len(prompt) : end] = False
+    return mask
+
+
+def _padding_mask(lines: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
+    lengths = torch.tensor([sum(map(len, line)) for line in lines])
+    return (torch.arange(width) < lengths[:, None]).long()
+
+
+def _responses(
+    rows: Sequence[Row], starts: Sequence[tuple[int, int]], width: int, end_of_turn: Collection[int], pooling: str
+) -> dict[str, Tensor]:
+    """Indices of the responses, all chosen first; starts: (row, column) of each one's first token."""
+    responses = [row.chosen for row in rows] + [row.rejected for row in rows]
+    prompts = [len(row.prompt) for row in rows] * 2
+    shape = (len(responses), max(map(len, responses)))
+    positions, predictors = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    mask, content = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for i, (response, prompt, (row, column)) in enumerate(zip(responses, prompts, starts, strict=True)):
+        n, first = len(response), row * width + column
+        positions[i, :n] = torch.arange(first, first + n)
+        predictors[i, :n] = positions[i, :n] - 1
+        predictors[i, 0] = row * width + prompt - 1
+        mask[i, :n] = True
+        content[i, : content_length(response, end_of_turn)] = True
+    weights = pool_weights(content, pooling)
+    return {"positions": positions, "predictors": predictors, "response_mask": mask, "pool_weights": weights}
 
 
 def _columns(rows: Iterable[Row]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The one forward pass that scores responses, shared by reference and training.
 
     model = bind(AutoModelForCausalLM.from_pretrained(folder), "float32")
-    z, states = forward(model, batch)
+    z, states = forward(model, collate(rows, end_of_turn, "mean", model.shared_up_to))
 
 The language-model head runs at the response positions only: logits of prompts and padding never exist. `bind` puts
 the pass in the place of the module's own `forward`, so that calling a DeepSpeed engine around the module runs it
@@ -21,12 +21,23 @@ from stages.train.repulsion import pool
 
 SCALED_LOGITS = ("logit_scale", "logits_scaling")
 """Config fields of architectures that scale their logits in their own forward, which this one replaces."""
+NAMES = (
+    "input_ids",
+    "position_ids",
+    "attention_mask",
+    "predictors",
+    "positions",
+    "response_mask",
+    "pool_weights",
+)
+"""What the pass takes of a batch."""
 
 
 def bind(model: nn.Module, dtype: str) -> nn.Module:
     """Make `model(**batch)` score responses, computing in `dtype` (float32 or bfloat16) on weights as they are.
 
-    bfloat16 is autocast: weights and optimizer stay fp32, so that small steps are not rounded away.
+    bfloat16 is autocast: weights and optimizer stay fp32, so that small steps are not rounded away. Sets
+    `model.shared_up_to` for `collate`.
     """
     config: Any = model.config
     for name in SCALED_LOGITS:
@@ -36,35 +47,57 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
                 "pass does not do; choose a policy of another architecture."
             )
     model.scoring_dtype = getattr(torch, dtype)
+    model.shared_up_to = shared_up_to(model)
     model.forward = MethodType(_score, model)
     return model
 
 
-def forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return z and pooled states of right-padded rows through a bound model or an engine around one.
+def shared_up_to(model: nn.Module) -> int:
+    """Tokens up to which both responses of a pair may follow one copy of their prompt under a mask; 0: never.
 
-    batch: input_ids (R, T) int64; attention_mask (R, T); response_mask (R, T) bool, True at response tokens;
-    pool_weights (R, T) float32. z: (R,) float64, summed log-probs in nats of exactly the response tokens given all
-    tokens before them; states: (R, H) float32, the last hidden states at the tokens' own positions, pooled.
+    Only attention takes such a mask, and only the `sdpa` implementation in the form that `collate` gives it. A sliding
+    window changes nothing for sequences that fit in it.
     """
-    names = ("input_ids", "attention_mask", "response_mask", "pool_weights")
-    z, states = model(**{name: batch[name] for name in names})
+    config: Any = model.config
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    attends = layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
+    if not attends or getattr(config, "_attn_implementation", None) != "sdpa":
+        return 0
+    return getattr(config, "sliding_window", None) or config.max_position_embeddings
+
+
+def forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return z and pooled states of a batch of B pairs through a bound model or an engine around one.
+
+    The batch is that of `collate`. z: (2B,) float64, summed log-probs in nats of exactly the response tokens given all
+    tokens before them, chosen first; states: (2B, H) float32, the last hidden states at the tokens' own positions,
+    pooled.
+    """
+    z, states = model(**{name: batch[name] for name in NAMES})
     return z, states
 
 
 def _score(
-    self: Any, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, pool_weights: Tensor
+    self: Any,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    attention_mask: Tensor,
+    predictors: Tensor,
+    positions: Tensor,
+    response_mask: Tensor,
+    pool_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    predicts = response_mask[:, 1:]  # position t predicts token t + 1
     bf16 = self.scoring_dtype == torch.bfloat16
     # Under ZeRO-3 a cached cast would hold the full bf16 model, so the cache is off.
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
-        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        logits = self.get_output_embeddings()(hidden[:, :-1][predicts]).float()
-    token_log_probs = _log_probs(logits, input_ids[:, 1:][predicts], self.config)
-    rows = torch.zeros(predicts.shape, dtype=torch.float64, device=hidden.device)
-    z = rows.masked_scatter(predicts, token_log_probs.double()).sum(1)
-    return z, pool(hidden, pool_weights)
+        hidden = self.base_model(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        )[0].flatten(0, 1)
+        logits = self.get_output_embeddings()(hidden[predictors[response_mask]]).float()
+    token_log_probs = _log_probs(logits, input_ids.flatten()[positions[response_mask]], self.config)
+    rows = torch.zeros(response_mask.shape, dtype=torch.float64, device=hidden.device)
+    z = rows.masked_scatter(response_mask, token_log_probs.double()).sum(1)
+    return z, pool(hidden[positions], pool_weights)
 
 
 def _log_probs(logits: Tensor, tokens: Tensor, config: Any) -> Tensor:

@@ -54,9 +54,10 @@ def score(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float]]:
     from stages.train.forward import forward
 
     scores: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
-    device = next(model.parameters()).device
-    for indices in passes([row.length for row in rows]):
-        batch = collate([rows[i] for i in indices], (), "mean")
+    device, limit = next(model.parameters()).device, model.shared_up_to
+    sizes = [row.shared_length if row.length <= limit else 2 * row.length for row in rows]
+    for indices in passes(sizes):
+        batch = collate([rows[i] for i in indices], (), "mean", limit)
         with torch.no_grad():
             z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
         for i, z_w, z_l in zip(indices, *z.view(2, -1).tolist(), strict=True):
@@ -64,11 +65,11 @@ def score(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float]]:
     return scores
 
 
-def passes(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield indices of rows of similar length, at most PASS_TOKENS per pass, at least one row."""
+def passes(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Yield indices of pairs of similar size in tokens, at most PASS_TOKENS per pass, at least one pair."""
     current: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if current and 2 * (len(current) + 1) * lengths[i] > PASS_TOKENS:
+    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
+        if current and (len(current) + 1) * sizes[i] > PASS_TOKENS:
             yield current
             current = []
         current.append(i)

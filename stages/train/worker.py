@@ -89,7 +89,7 @@ def _train(job: Job, rank: int, say: _Speaker) -> None:
 
     identity = TrainIdentity.from_dict(job.identity)
     rows, too_long = load_rows(job)
-    order, repeated = deal([row.length for row in rows], identity.epochs, identity.global_batch, identity.seed)
+    order, repeated = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)
     session = _Session(job, rank, say, rows, order)
     try:
         session.train()

@@ -56,9 +56,11 @@ def trl_loss(models: tuple[Path, Any, Any], output: Path) -> tuple[float, torch.
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}]),
         processing_class=AutoTokenizer.from_pretrained(folder),
     )
-    batch = collate(ROWS, (2,), "mean")
+    batch = collate(ROWS, (2,), "mean", 0)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    inputs["completion_mask"] = batch["response_mask"].long()
+    completion = torch.zeros(inputs["input_ids"].numel(), dtype=torch.long)
+    completion[batch["positions"][batch["response_mask"]]] = 1
+    inputs["completion_mask"] = completion.view_as(inputs["input_ids"])
     loss = trainer._compute_loss(trainer.model, inputs, False)
     loss.backward()
     return loss.item(), trainer.model.model.layers[0].mlp.up_proj.weight.grad
@@ -66,7 +68,7 @@ def trl_loss(models: tuple[Path, Any, Any], output: Path) -> tuple[float, torch.
 
 def our_loss(models: tuple[Path, Any, Any]) -> tuple[float, torch.Tensor]:
     _, reference, policy = models
-    batch = collate(ROWS, (2,), "mean")
+    batch = collate(ROWS, (2,), "mean", 99)
     with torch.no_grad():
         z_ref, _ = forward(bind(reference, "float32"), batch)
     z, states = forward(bind(policy, "float32"), batch)

@@ -15,15 +15,29 @@ def test_tokens_are_exactly_the_sampled_ones() -> None:
         Row(id="a", prompt=[5, 6], chosen=[7, 2], rejected=[8]),
         Row(id="b", prompt=[9], chosen=[10], rejected=[11]),
     ]
-    batch = collate(rows, (2,), "mean")
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [9, 10, 0, 0], [5, 6, 8, 0], [9, 11, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
-    assert batch["response_mask"].int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]
+    apart = collate(rows, (2,), "mean", 0)
+    assert apart["input_ids"].tolist() == [[5, 6, 7, 2], [9, 10, 0, 0], [5, 6, 8, 0], [9, 11, 0, 0]]
+    assert apart["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
+    shared = collate(rows, (2,), "mean", 4)
+    assert shared["input_ids"].tolist() == [[5, 6, 7, 2, 8], [9, 10, 11, 0, 0]]
+    assert shared["position_ids"].tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
+    assert shared["attention_mask"][0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+    for batch in (apart, shared):
+        assert batch["response_mask"].int().tolist() == [[1, 1], [1, 0], [1, 0], [1, 0]]
+        tokens = batch["input_ids"].flatten()
+        assert tokens[batch["positions"]][batch["response_mask"]].tolist() == [7, 2, 10, 8, 11]
+        assert tokens[batch["predictors"]][batch["response_mask"]].tolist() == [6, 7, 9, 6, 9]
 
 
 def test_columns_keep_float64() -> None:
     row = Row(id="a", prompt=[5], chosen=[6], rejected=[7], p_w=0.1 + 0.2, p_l=0.2, ref_w=-1.5, ref_l=-2.5)
-    batch = collate([row], (2,), "mean")
+    batch = collate([row], (2,), "mean", 99)
     assert [batch[name].item() for name in ("p_w", "p_l", "ref_w", "ref_l")] == [0.1 + 0.2, 0.2, -1.5, -2.5]
 
 

@@ -67,21 +67,21 @@ def test_every_term_pushes_apart(name: str) -> None:
 
 
 def test_pooling_leaves_the_end_of_turn_out() -> None:
-    batch = collate(ROWS, (2,), "mean")["pool_weights"]
-    assert batch[0].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3, 0])
-    assert batch[1].tolist() == pytest.approx([0, 1 / 2, 1 / 2, 0, 0, 0])  # capped: no end-of-turn
-    last = collate(ROWS, (2,), "last")["pool_weights"]
+    weights = collate(ROWS, (2,), "mean", 99)["pool_weights"]
+    assert weights[0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0, 0])
+    assert weights[1].tolist() == pytest.approx([1 / 2, 1 / 2, 0, 0, 0])  # capped: no end-of-turn
+    last = collate(ROWS, (2,), "last", 99)["pool_weights"]
     assert last.tolist() == [
-        [0, 0, 0, 0, 1, 0],
-        [0, 0, 1, 0, 0, 0],
-        [0, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 1, 0],
+        [0, 0, 1, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0],
     ]
 
 
 def test_a_response_of_end_of_turn_alone_is_pooled_over_it() -> None:
-    batch = collate([Row(id="a", prompt=[5], chosen=[2], rejected=[6, 2])], (2,), "mean")
-    assert batch["pool_weights"][0].tolist() == [0, 1, 0]
+    batch = collate([Row(id="a", prompt=[5], chosen=[2], rejected=[6, 2])], (2,), "mean", 99)
+    assert batch["pool_weights"].tolist() == [[1, 0], [1, 0]]
 
 
 def test_pool_is_the_weighted_mean() -> None:
@@ -92,7 +92,7 @@ def test_pool_is_the_weighted_mean() -> None:
 
 def repel(model: LlamaForCausalLM, name: str) -> tuple[Tensor, float]:
     """Loss of the repulsion term alone (the objective's gradient is below rounding) and the mean distance."""
-    batch = collate(ROWS, (2,), "mean")
+    batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
     term = RepulsionIdentity(name=name, weight=1.0, margin=2.0, pooling="mean")
     loss, _ = pair_loss(z, states, batch, NO_OBJECTIVE, term)
@@ -120,7 +120,7 @@ def test_gradient_reaches_the_trunk_and_distance_grows(name: str) -> None:
 def test_off_has_no_gradient_from_the_states() -> None:
     model = small()
     bind(model, "float32")
-    batch = collate(ROWS, (2,), "mean")
+    batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
     off = RepulsionIdentity(name="off", weight=5.0, margin=1.0, pooling="mean")
     loss, _ = pair_loss(z.detach(), states, batch, NO_OBJECTIVE, off)

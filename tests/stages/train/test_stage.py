@@ -36,6 +36,7 @@ def ray_started() -> Iterator[None]:
 
     os.environ["OMP_NUM_THREADS"] = "1"
     ray.init(
+        address="local",  # never a cluster that happens to run here
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
