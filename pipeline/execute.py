@@ -104,7 +104,7 @@ class Executor:
         self.events("worker", **show, pid=pid)
 
     def _close_pool(self) -> None:
-        """One set of workers at a time: the memory of a step's models is free before the next one's are loaded."""
+        """One set of workers at a time: the memory of a step's models is free before other workers load theirs."""
         if self._pool:
             self._pool.close()
             self._pool = None
@@ -122,6 +122,8 @@ class Executor:
             self.events("message", text=f"{step.name}: {state.why}")
             artifact.set_aside()
         self._start_ray()
+        if step.spec.pool == "tasks" and not step.spec.run:
+            self._prepare_next(step)
         job = self._job(step, artifact)
         label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
@@ -134,6 +136,9 @@ class Executor:
     def _job(self, step: Step, artifact: Artifact) -> Job:
         inputs = {role: self._input(role, name) for role, name in step.inputs.items()}
         artifact.path.mkdir(parents=True, exist_ok=True)
+        return self._job_of(step, artifact, inputs)
+
+    def _job_of(self, step: Step, artifact: Artifact, inputs: dict[str, Input]) -> Job:
         self.scratch.mkdir(parents=True, exist_ok=True)
         return Job(
             spec=step.spec,
@@ -168,8 +173,22 @@ class Executor:
                 "hardware": cluster.hardware(),
             }
 
+    def _prepare_next(self, step: Step) -> None:
+        """Start the workers of the step after a light one, so that their imports take no time of their own."""
+        steps = iter(self.plan.steps.values())
+        next(one for one in steps if one is step)
+        following = next(steps, None)
+        if self._pool or following is None or not following.spec.prepare:
+            return
+        artifact = Artifact(self.store, following.spec.kind, following.fingerprint)
+        if artifact.manifest() is None:
+            from pipeline.pool import Pool
+
+            self._pool = Pool(self._job_of(following, artifact, {}), following.runtime["actors"])
+            self._pool.prepare()
+
     def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
-        from pipeline.pool import Pool, finish
+        from pipeline.pool import finish
 
         shards = resolve(job.spec.shards)(job)
         records = finished_parts(job)
@@ -177,11 +196,8 @@ class Executor:
         why = "resumed" if records else state.why
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         begun, tokens = time.monotonic(), 0.0
-        if todo and not (self._pool and self._pool.fits(job, len(todo))):
-            self._close_pool()
-            self._pool = Pool(job, len(todo))
         known = len(shards) - len(todo)
-        for index, record in self._pool.map(job, todo, partial(self._worker, show)) if todo else ():
+        for index, record in self._workers(job, len(todo)).map(job, todo, partial(self._worker, show)) if todo else ():
             records[index] = record
             tokens += record["stats"].get("tokens", 0)
             spent, done = time.monotonic() - begun, len(records) - known
@@ -189,6 +205,17 @@ class Executor:
             self.events("shard", **show, done=len(records), of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
         return self._manifest(job, ordered, finish(job, ordered))
+
+    def _workers(self, job: Job, shards: int) -> Any:
+        """Return workers for the step: those of the last steps where they fit. Tasks hold nothing, disturb nobody."""
+        from pipeline.pool import Pool
+
+        if job.spec.pool == "tasks":
+            return Pool(job, shards)
+        if not (self._pool and self._pool.fits(job, shards)):
+            self._close_pool()
+            self._pool = Pool(job, shards)
+        return self._pool
 
     def _manifest(self, job: Job, records: list[dict[str, Any]], summary: dict[str, Any]) -> Manifest:
         dropped, stats = _add(r["dropped"] for r in records), _add(r["stats"] for r in records)

@@ -33,8 +33,11 @@ class StepSpec:
     shards: str = ""
     finish: str = ""
     run: str = ""
+    prepare: str = ""
+    """Job without inputs -> None: what a worker may do before its step's inputs exist, such as slow imports."""
     pool: str = "tasks"
-    """`actors`: workers load a model and live as long as the step. `tasks`: a worker is made for each shard."""
+    """Where its workers live. `engines`: a process loads its models once and ends with them. `annotators`: a process
+    serves one step after another, and drops a step's models before it loads the next one's. `tasks`: none is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,9 @@ dead actor. Everything a worker prints goes to a file under the run.
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,13 +27,14 @@ MODELS = ("policy", "judge", "encoder")
 
 
 class Pool:
-    """Workers of one step, and of the steps after it that need the same models; `close` ends their processes."""
+    """Workers of one step, and of the steps after it that they fit; `close` ends their processes."""
 
     def __init__(self, job: Job, shards: int) -> None:
         self.job = job
+        self.loaded = False
         self.pids: set[int] = set()
         self.actors: list[Any] = []
-        if job.spec.pool == "actors":
+        if job.spec.pool != "tasks":
             _placeable(job)
             options = ray.remote(
                 num_cpus=job.runtime["cpus"],
@@ -43,9 +46,19 @@ class Pool:
             self.actors = [options(_Worker).remote(job, number) for number in range(size)]
 
     def fits(self, job: Job, shards: int) -> bool:
-        """Return whether the loaded workers can serve another step: as many of them, the same models and settings."""
-        same = (job.spec.pool, job.runtime, _models(job)) == (self.job.spec.pool, self.job.runtime, _models(self.job))
-        return bool(self.actors) and same and job.spec == self.job.spec and len(self.actors) >= _wanted(job, shards)
+        """Return whether these workers can serve another step: as many of them, with the same settings.
+
+        Engines, in addition, must have its models loaded.
+        """
+        same = (job.spec.pool, job.runtime) == (self.job.spec.pool, self.job.runtime)
+        models = (job.spec, _models(job)) == (self.job.spec, _models(self.job))
+        free = not self.loaded or job.spec.pool == "annotators"
+        return bool(self.actors) and same and (free or models) and len(self.actors) >= _wanted(job, shards)
+
+    def prepare(self) -> None:
+        """Have the workers do, in the background, what their step lets them do before its inputs exist."""
+        for actor in self.actors:
+            actor.prepare.remote(self.job)
 
     def close(self) -> None:
         """End the workers and wait until their processes, and so their memory, are gone."""
@@ -59,7 +72,7 @@ class Pool:
 
     def map(self, job: Job, shards: list[Shard], worker: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as shards are done; `worker` is told each worker's pid, new ones too."""
-        self.job = job
+        self.job, self.loaded = job, True
         hands: list[Any] = self.actors or [None] * min(len(shards), _light_workers())
         told = {_call(job, actor.pid.remote()) for actor in self.actors}
         for pid in sorted(told):
@@ -102,18 +115,35 @@ class _Worker:
 
     def __init__(self, job: Job, number: int) -> None:
         _quiet(job, number)
-        self.fingerprint = ""
+        self.number, self.fingerprint = number, ""
         self.worker: Callable[[Shard], Any] | None = None
 
     def pid(self) -> int:
         return os.getpid()
 
+    def prepare(self, job: Job) -> None:
+        from pipeline.execute import resolve
+
+        resolve(job.spec.prepare)(job)
+
     def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
         begun = time.monotonic()
         if self.worker is None or self.fingerprint != job.fingerprint:
+            if self.worker:
+                self.worker = None
+                _free_memory()
+                _quiet(job, self.number)
             self.worker, self.fingerprint = _make(job), job.fingerprint
         part = self.worker(shard)
         return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)
+
+
+def _free_memory() -> None:
+    """Give back what the last step's models held."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _light(function: Callable[..., Any]) -> Any:

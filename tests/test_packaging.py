@@ -79,7 +79,8 @@ def test_both_locks_agree_on_what_computes() -> None:
 def test_the_environment_is_the_locked_one() -> None:
     here: dict[str, str] = {}
     for dist in importlib.metadata.distributions():
-        here.setdefault(canonicalize_name(dist.name), dist.version)  # setuptools, once imported, adds older copies behind
+        # The first one is imported; setuptools, once imported itself, adds older copies of some at the end of the path.
+        here.setdefault(canonicalize_name(dist.name), dist.version)
     hardware = "cpu" if here.get("torch", "").endswith("+cpu") else "cuda"
     wrong = {name: (pin, here.get(name)) for name, pin in pins(hardware).items() if here.get(name) != pin}
     assert not wrong, f"(locked, installed) differ: {wrong}; make setup"

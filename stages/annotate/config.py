@@ -20,8 +20,8 @@ def _spec(kind: str, worker: str, pool: str) -> StepSpec:
     )
 
 
-SCORE = _spec("score", "Scorer", "actors")
-EMBED = _spec("embed", "Embedder", "actors")
+SCORE = _spec("score", "Scorer", "annotators")
+EMBED = _spec("embed", "Embedder", "annotators")
 PAIRS = _spec("pairs", "Pairer", "tasks")
 CALIBRATE = _spec("calibrate", "Calibrator", "tasks")
 

@@ -24,7 +24,8 @@ SAMPLE = StepSpec(
     worker="stages.sample.stage:Sampler",
     shards="stages.sample.stage:shards",
     finish="stages.sample.stage:finish",
-    pool="actors",
+    prepare="stages.sample.stage:prepare",
+    pool="engines",
 )
 
 

@@ -54,6 +54,14 @@ def settings(identity: Mapping[str, Any], runtime: Mapping[str, Any], stop_ids: 
     return Settings(stop_ids=tuple(stop_ids), **{name: values[name] for name in names})
 
 
+def import_engine(name: str, cpus: int) -> None:
+    """Import what the engine `name` needs, which takes longer than loading a small policy."""
+    if name == "vllm":
+        from stages.sample.engine_vllm import import_vllm
+
+        import_vllm(cpus)
+
+
 def make_engine(name: str, folder: Path, chosen: Settings) -> Engine:
     """Load `folder` into the engine `name`."""
     if name == "vllm":

@@ -71,22 +71,28 @@ def _sampled(child: Any, seed: int) -> Sampled:
     return Sampled(list(child.token_ids), child.finish_reason, seed + child.index)
 
 
+def import_vllm(cpus: int) -> Any:
+    """Import vLLM, set up for this process and, on a CPU, for so many threads; returns its class LLM."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["OMP_NUM_THREADS"] = str(cpus)
+    import torch
+
+    torch.set_num_threads(cpus)
+    from vllm import LLM
+
+    return LLM
+
+
 @lru_cache(maxsize=1)
 def _loaded(folder: Path, chosen: Settings) -> Any:
     """Return the engine, the one in memory when the next step needs the same: how it samples comes with each call."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    return _on_gpus(folder, chosen) if chosen.gpus else _on_cpu(folder, chosen)
+    make = import_vllm(chosen.cpus)
+    return _on_gpus(make, folder, chosen) if chosen.gpus else _on_cpu(make, folder, chosen)
 
 
-def _on_cpu(folder: Path, chosen: Settings) -> Any:
-    os.environ["OMP_NUM_THREADS"] = str(chosen.cpus)
-    import torch
-
-    torch.set_num_threads(chosen.cpus)
-    from vllm import LLM
-
-    return LLM(
+def _on_cpu(make: Any, folder: Path, chosen: Settings) -> Any:
+    return make(
         str(folder),
         dtype=chosen.dtype,
         max_model_len=chosen.max_model_len,
@@ -102,10 +108,8 @@ def _on_cpu(folder: Path, chosen: Settings) -> Any:
     )
 
 
-def _on_gpus(folder: Path, chosen: Settings) -> Any:
-    from vllm import LLM
-
-    return LLM(
+def _on_gpus(make: Any, folder: Path, chosen: Settings) -> Any:
+    return make(
         str(folder),
         dtype=chosen.dtype,
         max_model_len=chosen.max_model_len,

@@ -52,6 +52,13 @@ def shards(job: Job) -> list[Shard]:
     ]
 
 
+def prepare(job: Job) -> None:
+    """Import the engine."""
+    from stages.sample.engine import import_engine
+
+    import_engine(job.identity["engine"], job.runtime["cpus"])
+
+
 class Sampler:
     """One engine; turns the prompts of a shard into samples."""
 
