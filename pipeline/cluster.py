@@ -74,6 +74,11 @@ def code_version() -> dict[str, Any]:
     return {"sparring": own, "commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "-uno"))}
 
 
+def joined() -> bool:
+    """Return whether Ray is a cluster that was there before, and may be used by others."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def start_ray(gpus: int) -> None:
     """Join the cluster of RAY_ADDRESS, or start a local one bound to loopback."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -84,7 +89,7 @@ def start_ray(gpus: int) -> None:
 
     terminate = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    if os.environ.get("RAY_ADDRESS"):
+    if joined():
         check_address(os.environ["RAY_ADDRESS"])
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
     else:

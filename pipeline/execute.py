@@ -6,13 +6,13 @@ A step that is a hit costs a look at its manifest; Ray starts only when somethin
 from __future__ import annotations
 
 import importlib
-import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,21 @@ from pipeline.job import File, Input, Job
 from pipeline.lease import Lease
 from pipeline.plan import Plan, State, Step, input_digest, step_state
 
+LOOK_AHEAD = 3
+"""Steps whose workers are started early."""
+
 
 def resolve(path: str) -> Callable[..., Any]:
     """Return what "module:attribute" names."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def soon(steps: Sequence[Step], step: Step) -> list[Step]:
+    """Return those of the next steps, up to the next training, whose workers have something to prepare."""
+    first = steps.index(step) + 1
+    coming = takewhile(lambda one: not one.spec.run, steps[first : first + LOOK_AHEAD])
+    return [one for one in coming if one.spec.prepare]
 
 
 @dataclass(kw_only=True)
@@ -53,7 +63,7 @@ class Executor:
     def __post_init__(self) -> None:
         self.states: dict[str, State] = {}
         self._ray = False
-        self._pool: Any = None
+        self._pools: dict[str, Any] = {}
         self._made_with: dict[str, Any] = {}
 
     def execute(self) -> int:
@@ -66,8 +76,7 @@ class Executor:
             if self._ray:
                 import ray
 
-                self._close_pool()
-
+                self._close_pools(lambda pool: True)
                 ray.shutdown()
         return made
 
@@ -103,11 +112,11 @@ class Executor:
     def _worker(self, show: dict[str, Any], pid: int) -> None:
         self.events("worker", **show, pid=pid)
 
-    def _close_pool(self) -> None:
-        """One set of workers at a time: the memory of a step's models is free before other workers load theirs."""
-        if self._pool:
-            self._pool.close()
-            self._pool = None
+    def _close_pools(self, chosen: Callable[[Any], bool]) -> None:
+        for kind, pool in list(self._pools.items()):
+            if chosen(pool):
+                del self._pools[kind]
+                pool.close()
 
     def _waiting(self, step: Step, holder: str) -> None:
         self.events("message", text=f"{step.name} is being made by {holder}; waiting to adopt it")
@@ -122,9 +131,11 @@ class Executor:
             self.events("message", text=f"{step.name}: {state.why}")
             artifact.set_aside()
         self._start_ray()
-        if step.spec.pool == "tasks" and not step.spec.run:
-            self._prepare_next(step)
         job = self._job(step, artifact)
+        if step.spec.run:
+            self._close_pools(lambda pool: pool.loaded)
+        if step.spec.pool == "tasks":
+            self._look_ahead(step)
         label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
         make = self._run_driver if step.spec.run else self._run_shards
@@ -163,7 +174,7 @@ class Executor:
         if not self._ray:
             self.events(
                 "message",
-                text="starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining the Ray cluster",
+                text="joining the Ray cluster" if cluster.joined() else "starting Ray",
             )
             cluster.start_ray(self.gpus)
             self._ray = True
@@ -173,19 +184,20 @@ class Executor:
                 "hardware": cluster.hardware(),
             }
 
-    def _prepare_next(self, step: Step) -> None:
-        """Start the workers of the step after a light one, so that their imports take no time of their own."""
-        steps = iter(self.plan.steps.values())
-        next(one for one in steps if one is step)
-        following = next(steps, None)
-        if self._pool or following is None or not following.spec.prepare:
-            return
-        artifact = Artifact(self.store, following.spec.kind, following.fingerprint)
-        if artifact.manifest() is None:
-            from pipeline.pool import Pool
+    def _look_ahead(self, step: Step) -> None:
+        """Start the workers of the next steps beside a step that has none loaded: slow imports keep one core busy each.
 
-            self._pool = Pool(self._job_of(following, artifact, {}), following.runtime["actors"])
-            self._pool.prepare()
+        Only on this machine and its CPUs: elsewhere a worker that waits would hold what this step is waiting for.
+        """
+        from pipeline.pool import Pool
+
+        for later in soon(list(self.plan.steps.values()), step):
+            artifact = Artifact(self.store, later.spec.kind, later.fingerprint)
+            needed = later.spec.pool not in self._pools and artifact.manifest() is None
+            if needed and later.runtime["gpus"] == 0 and not cluster.joined():
+                pool = Pool(self._job_of(later, artifact, {}), later.runtime["actors"])
+                pool.prepare()
+                self._pools[later.spec.pool] = pool
 
     def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
         from pipeline.pool import finish
@@ -207,15 +219,22 @@ class Executor:
         return self._manifest(job, ordered, finish(job, ordered))
 
     def _workers(self, job: Job, shards: int) -> Any:
-        """Return workers for the step: those of the last steps where they fit. Tasks hold nothing, disturb nobody."""
+        """Return workers for the step: those of the last steps where they fit. Tasks hold nothing, disturb nobody.
+
+        One set of models at a time: the memory of a step's workers is free before others load theirs.
+        """
         from pipeline.pool import Pool
 
-        if job.spec.pool == "tasks":
+        kind = job.spec.pool
+        if kind == "tasks":
             return Pool(job, shards)
-        if not (self._pool and self._pool.fits(job, shards)):
-            self._close_pool()
-            self._pool = Pool(job, shards)
-        return self._pool
+        kept = self._pools.get(kind)
+        if kept and not kept.fits(job, shards):
+            kept = None
+        self._close_pools(lambda pool: pool is not kept and (pool.loaded or pool is self._pools.get(kind)))
+        if kept is None:
+            self._pools[kind] = Pool(job, shards)
+        return self._pools[kind]
 
     def _manifest(self, job: Job, records: list[dict[str, Any]], summary: dict[str, Any]) -> Manifest:
         dropped, stats = _add(r["dropped"] for r in records), _add(r["stats"] for r in records)
@@ -236,7 +255,6 @@ class Executor:
         )
 
     def _run_driver(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
-        self._close_pool()
         begun = time.monotonic()
         self.events("step_started", **show, why=state.why, done=0, of=0, attempt=job.attempt)
 

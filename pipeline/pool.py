@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
+from pipeline import cluster
 from pipeline.artifact import write_part
 from pipeline.errors import SparringError
 from pipeline.job import File, Input, Job, Shard
@@ -36,8 +37,10 @@ class Pool:
         self.actors: list[Any] = []
         if job.spec.pool != "tasks":
             _placeable(job)
+            # On this machine alone one step follows another, and a worker that waits for its step must not hold cores.
+            reserved = job.runtime["cpus"] if cluster.joined() or job.runtime["gpus"] else 0
             options = ray.remote(
-                num_cpus=job.runtime["cpus"],
+                num_cpus=reserved,
                 num_gpus=job.runtime["gpus"],
                 max_restarts=RESTARTS,
                 max_task_retries=RESTARTS,
@@ -115,6 +118,7 @@ class _Worker:
 
     def __init__(self, job: Job, number: int) -> None:
         _quiet(job, number)
+        os.environ["OMP_NUM_THREADS"] = str(job.runtime["cpus"])
         self.number, self.fingerprint = number, ""
         self.worker: Callable[[Shard], Any] | None = None
 

@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.job import StepSpec
 
 
-def _spec(kind: str, worker: str, pool: str) -> StepSpec:
+def _spec(kind: str, worker: str, pool: str, prepare: str = "") -> StepSpec:
     module = f"stages.annotate.{kind}"
     return StepSpec(
         kind=kind,
@@ -16,12 +16,13 @@ def _spec(kind: str, worker: str, pool: str) -> StepSpec:
         worker=f"{module}:{worker}",
         shards=f"{module}:shards",
         finish=f"{module}:finish",
+        prepare=prepare,
         pool=pool,
     )
 
 
-SCORE = _spec("score", "Scorer", "annotators")
-EMBED = _spec("embed", "Embedder", "annotators")
+SCORE = _spec("score", "Scorer", "annotators", "stages.annotate.score:prepare")
+EMBED = _spec("embed", "Embedder", "annotators", "stages.annotate.embed:prepare")
 PAIRS = _spec("pairs", "Pairer", "tasks")
 CALIBRATE = _spec("calibrate", "Calibrator", "tasks")
 

@@ -27,6 +27,11 @@ BATCH = 32
 """Windows in one pass; they are ordered by length, so that little is padding."""
 
 
+def prepare(job: Job) -> None:
+    """Import what encoders are made of, which takes longer than loading a small one."""
+    import sentence_transformers  # noqa: F401
+
+
 class TextEncoder:
     """A sentence-transformers folder; texts of any length become unit vectors."""
 

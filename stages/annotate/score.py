@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.job import Input, Job, Part, Shard
-from stages.annotate import winrate
+from stages.annotate import embed, winrate
 from stages.annotate.oracle import Duel, Messages, Oracle, load_oracle, prompt_key
 from stages.annotate.rows import joined, matrix, one_shard_per_part, place, ratio, rows_by_id, total
 
@@ -60,6 +60,12 @@ class Bout(NamedTuple):
                 if a != b:
                     yield Duel(self.prompt, a, b)
                     yield Duel(self.prompt, b, a)
+
+
+def prepare(job: Job) -> None:
+    """Import what the oracle embeds with."""
+    if job.identity["oracle"] == "mini":
+        embed.prepare(job)
 
 
 class Scorer:

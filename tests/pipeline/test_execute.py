@@ -1,0 +1,75 @@
+"""Which workers are started early, and which serve another step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.execute import soon
+from pipeline.job import Input, Job
+from pipeline.pool import Pool
+from stages.annotate.config import EMBED, SCORE
+from stages.sample.config import SAMPLE
+from tests.pipeline.test_plan import plan_of
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("0/prompts", ["1/sample", "0/sample_base", "1/score"]),
+        ("1/pairs", []),
+        ("1/calibrate", []),
+        ("1/train", ["1/sample_heldout", "1/score_oracle_previous", "1/score_second_previous"]),
+        ("1/evaluate", ["2/sample", "2/score", "2/embed"]),
+        ("2/evaluate", []),
+    ],
+)
+def test_workers_are_started_up_to_the_next_training(label: str, expected: list[str]) -> None:
+    steps = list(plan_of("iterations=2").steps.values())
+    names = {f"{step.uses[0].iteration}/{step.uses[0].label}": step for step in steps}
+    found = soon(steps, names[label])
+    assert [f"{step.uses[0].iteration}/{step.uses[0].label}" for step in found] == expected
+
+
+def pool(job: Job, loaded: bool) -> Pool:
+    """A pool of one worker, without Ray."""
+    made = object.__new__(Pool)
+    made.job, made.loaded, made.actors, made.pids = job, loaded, [object()], set()
+    return made
+
+
+def job(spec: object, model: str, cpus: int = 2) -> Job:
+    source = Input(role="policy", root=Path(), digest=model)
+    runtime = {"actors": 1, "cpus": cpus, "gpus": 0}
+    return Job(
+        spec=spec,  # type: ignore[arg-type]
+        fingerprint=model,
+        identity={},
+        runtime=runtime,
+        inputs={"policy": source},
+        out=Path(),
+        attempt="a",
+        scratch=Path(),
+    )
+
+
+def test_an_engine_serves_the_steps_of_its_policy_alone() -> None:
+    engine = pool(job(SAMPLE, "one"), loaded=True)
+    assert engine.fits(job(SAMPLE, "one"), 3)
+    assert not engine.fits(job(SAMPLE, "two"), 3)
+    assert not engine.fits(job(SAMPLE, "one", cpus=1), 3)
+    assert pool(job(SAMPLE, "one"), loaded=False).fits(job(SAMPLE, "two"), 3)
+
+
+def test_annotators_serve_one_step_after_another() -> None:
+    annotator = pool(job(SCORE, "one"), loaded=True)
+    assert annotator.fits(job(EMBED, "two"), 3)
+    assert not annotator.fits(job(EMBED, "two", cpus=1), 3)
+    assert not annotator.fits(job(replace(EMBED, pool="engines"), "two"), 3)
+
+
+def test_more_workers_than_there_are_do_not_fit() -> None:
+    wide = job(EMBED, "one")
+    wide.runtime["actors"] = 2
+    narrow = pool(job(SCORE, "one"), loaded=True)
+    assert not narrow.fits(wide, 2)
