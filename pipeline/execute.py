@@ -6,6 +6,7 @@ A step that is a hit costs a look at its manifest; Ray starts only when somethin
 from __future__ import annotations
 
 import importlib
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,11 @@ def resolve(path: str) -> Callable[..., Any]:
     """Return what "module:attribute" names."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _side_by_side(job: Job) -> int:
+    """Return how many shards are made at the same time."""
+    return int(job.runtime.get("actors") or os.cpu_count() or 1)
 
 
 def soon(steps: Sequence[Step], step: Step) -> list[Step]:
@@ -249,7 +255,7 @@ class Executor:
             files=tuple(File(**r["file"]) for r in records),
             rows=rows,
             summary=summary,
-            seconds=sum(r["seconds"] for r in records) / max(1, min(job.runtime.get("actors", 1), len(records))),
+            seconds=sum(r["seconds"] for r in records) / max(1, min(_side_by_side(job), len(records))),
             stats=stats,
             attempts=attempts,
         )
