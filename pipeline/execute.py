@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline import cluster
 from pipeline.artifact import (
+    MANIFEST,
     Artifact,
     Manifest,
     files_below,
@@ -106,6 +107,7 @@ class Executor:
         try:
             self._make(step, artifact, state)
         except (SparringError, FileNotFoundError):
+            self._close_pools(lambda pool: pool.loaded)
             made = step_state(self.plan, step, artifact, self.states)
             if made.kind == "hit":
                 return made
@@ -191,7 +193,7 @@ class Executor:
             }
 
     def _look_ahead(self, step: Step) -> None:
-        """Start the workers of the next steps beside a step that has none loaded: slow imports keep one core busy each.
+        """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
 
         Only on this machine and its CPUs: elsewhere a worker that waits would hold what this step is waiting for.
         """
@@ -199,7 +201,7 @@ class Executor:
 
         for later in soon(list(self.plan.steps.values()), step):
             artifact = Artifact(self.store, later.spec.kind, later.fingerprint)
-            needed = later.spec.pool not in self._pools and artifact.manifest() is None
+            needed = later.spec.pool not in self._pools and not (artifact.path / MANIFEST).exists()
             if needed and later.runtime["gpus"] == 0 and not cluster.joined():
                 pool = Pool(self._job_of(later, artifact, {}), later.runtime["actors"])
                 pool.prepare()

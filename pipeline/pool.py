@@ -22,7 +22,7 @@ from pipeline.errors import SparringError
 from pipeline.job import File, Input, Job, Shard
 
 RESTARTS = 3
-"""Times Ray restarts a worker, or hands its shard out again, before the step fails."""
+"""Times a shard is handed out again after its worker died, before the step fails."""
 MODELS = ("policy", "judge", "encoder")
 """Input roles that a worker loads once and keeps."""
 
@@ -42,7 +42,7 @@ class Pool:
             options = ray.remote(
                 num_cpus=reserved,
                 num_gpus=job.runtime["gpus"],
-                max_restarts=RESTARTS,
+                max_restarts=-1,
                 max_task_retries=RESTARTS,
             )
             size = _wanted(job, shards)
@@ -136,7 +136,7 @@ class _Worker:
             if self.worker:
                 self.worker = None
                 _free_memory()
-                _quiet(job, self.number)
+            _quiet(job, self.number)
             self.worker, self.fingerprint = _make(job), job.fingerprint
         part = self.worker(shard)
         return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)

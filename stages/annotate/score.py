@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,6 @@ SCORES_SCHEMA = pa.schema(
 )
 
 LoadOracle = Callable[[str, Path, Path | None], Oracle]
-_kept = lru_cache(maxsize=1)(load_oracle)
 
 
 class Bout(NamedTuple):
@@ -71,7 +69,7 @@ def prepare(job: Job) -> None:
 class Scorer:
     """Scores a part of `samples`; the judge is loaded once."""
 
-    def __init__(self, job: Job, load: LoadOracle = _kept) -> None:
+    def __init__(self, job: Job, load: LoadOracle = load_oracle) -> None:
         encoder = job.inputs["encoder"].folder() if "encoder" in job.inputs else None
         self.oracle = load(job.identity["oracle"], job.inputs["judge"].folder(), encoder)
         self.samples = job.inputs["samples"]

@@ -72,7 +72,7 @@ def _sampled(child: Any, seed: int) -> Sampled:
 
 
 def import_vllm(cpus: int) -> Any:
-    """Import vLLM, set up for this process and, on a CPU, for so many threads; returns its class LLM."""
+    """Import vLLM, set up for this process with so many CPU threads; returns its class LLM."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["OMP_NUM_THREADS"] = str(cpus)

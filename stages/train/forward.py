@@ -59,11 +59,12 @@ def shared_up_to(model: nn.Module) -> int:
     window changes nothing for sequences that fit in it.
     """
     config: Any = model.config
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    named = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    layers = set(named or ["full_attention"])
     attends = layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
     if not attends or getattr(config, "_attn_implementation", None) != "sdpa":
         return 0
-    return getattr(config, "sliding_window", None) or config.max_position_embeddings
+    return getattr(config, "sliding_window", None) or getattr(config, "max_position_embeddings", None) or 0
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

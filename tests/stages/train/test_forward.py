@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -129,6 +131,10 @@ def test_where_the_prompt_is_shared(model: nn.Module) -> None:
     assert shared_up_to(eager) == 0
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1))
     assert shared_up_to(recurrent) == 0
+    named_otherwise = AutoConfig.for_model("recurrent_gemma", attn_implementation="sdpa")
+    assert shared_up_to(SimpleNamespace(config=named_otherwise)) == 0
+    nested = AutoConfig.for_model("gemma3", attn_implementation="sdpa")
+    assert shared_up_to(SimpleNamespace(config=nested)) == 0
 
 
 def test_a_sliding_window_of_the_longest_sequence_changes_nothing() -> None:
