@@ -148,6 +148,7 @@ def _ids(folder: Path, manifest: Manifest, path: str) -> list[str]:
     return list(pq.read_table(root / path, columns=["id"]).column("id").to_pylist())
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_refused_then_undone_then_redone(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
     folder = copied(undisturbed, tmp_path)
     steps = steps_of(folder)

@@ -118,6 +118,7 @@ def _fresh(folder: Path, rows: list[Row]) -> list[dict[str, Any]]:
         return pool.submit(reload_probe, folder, rows).result()
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_same_curve(undisturbed: Trained, inputs: list[Input], tmp_path: Path) -> None:
     made = run(train_job(tmp_path, inputs, how=runtime(workers=2)), lambda event: None)
     for ours, theirs in zip(steps(made), steps(undisturbed), strict=True):
@@ -125,6 +126,7 @@ def test_two_workers_have_the_same_curve(undisturbed: Trained, inputs: list[Inpu
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_killed_worker_is_restarted_and_the_bytes_are_the_same(
     undisturbed: Trained, inputs: list[Input], tmp_path: Path
