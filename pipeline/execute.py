@@ -237,10 +237,9 @@ class Executor:
         if kind == "tasks":
             return Pool(job, shards)
         kept = self._pools.get(kind)
-        if kept and not kept.fits(job, shards):
-            kept = None
-        self._close_pools(lambda pool: pool is not kept and (pool.loaded or pool is self._pools.get(kind)))
-        if kept is None:
+        fits = kept is not None and kept.fits(job, shards)
+        self._close_pools(lambda pool: not fits if pool is kept else pool.loaded)
+        if not fits:
             self._pools[kind] = Pool(job, shards)
         return self._pools[kind]
 
