@@ -1,7 +1,8 @@
-"""Rows of the stage's tables to right-padded batches of exactly the sampled tokens.
+"""Rows of the stage's tables to batches of exactly the sampled tokens.
 
 Both responses of a pair follow one copy of their prompt where the model allows it: the prompts are about half of all
-tokens. The rejected response does not see the chosen one, and its positions go on from the prompt's end.
+tokens. The rejected response does not see the chosen one, and its positions go on from the prompt's end. These lines
+are packed one after another; other models get sequences, padded on the right.
 
 Pure: takes pyarrow tables and plain values, returns rows and torch tensors. Nothing is appended to a response and
 nothing cut from it; a row longer than `max_length` is dropped and counted.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from stages.train.repulsion import pool_weights
 
@@ -100,32 +102,51 @@ def content_length(response: Sequence[int], end_of_turn: Collection[int]) -> int
 def collate(rows: Sequence[Row], end_of_turn: Collection[int], pooling: str, shared_up_to: int) -> dict[str, Tensor]:
     """Batch of B pairs for `forward`, with p_w, p_l, ref_w, ref_l (B,) float64.
 
-    Layout of the tokens, R = B rows [prompt, chosen, rejected] when every sequence is at most `shared_up_to` long,
-    else R = 2B rows [prompt, response], chosen first:
-    input_ids, position_ids (R, T) int64; attention_mask (R, 1, T, T) bool, or (R, T) int64 for R = 2B.
+    Layout of the tokens, of R lines with T tokens at most, N in all:
+    packed, when every sequence is at most `shared_up_to` long: R = B lines [prompt, chosen, rejected];
+      input_ids, position_ids (1, N) int64; attention_mask (R, 1, T, T) bool; lengths (R,) int64, sum N;
+    padded: R = 2B lines [prompt, response], chosen first;
+      input_ids, position_ids, attention_mask (R, T) int64; lengths (R,) int64.
 
     Of the 2B responses, chosen first, L the longest:
-    positions, predictors (2B, L) int64: where in the R*T tokens a response's token is, and the token before it;
+    positions, predictors (2B, L) int64: where in the flattened tokens a response's token is, and the token before it;
     response_mask (2B, L) bool: True where there is a token; pool_weights (2B, L) float32.
     """
-    shared = max(row.length for row in rows) <= shared_up_to
-    lines = [[row.prompt, row.chosen, row.rejected] for row in rows] if shared else _sequences(rows)
-    shape = (len(lines), max(sum(map(len, line)) for line in lines))
-    ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    for i, line in enumerate(lines):
-        prompt, end = len(line[0]), sum(map(len, line))
-        ids[i, :end] = torch.tensor([token for part in line for token in part])
-        positions[i, :end] = torch.tensor(
-            [*range(prompt), *(p for response in line[1:] for p in range(prompt, prompt + len(response)))]
-        )
-    mask = _shared_mask(lines, shape[1]) if shared else _padding_mask(lines, shape[1])
-    tokens = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
-    starts = [(i, sum(map(len, line[:j]))) for j in range(1, len(lines[0])) for i, line in enumerate(lines)]
-    return {**tokens, **_responses(rows, starts, shape[1], end_of_turn, pooling), **_columns(rows)}
+    packed = max(row.length for row in rows) <= shared_up_to
+    lines = [[row.prompt, row.chosen, row.rejected] for row in rows] if packed else _sequences(rows)
+    lengths = [sum(map(len, line)) for line in lines]
+    tokens = [torch.tensor([token for part in line for token in part]) for line in lines]
+    places = [torch.tensor(_places(line)) for line in lines]
+    if packed:
+        ids, positions, mask = torch.cat(tokens)[None], torch.cat(places)[None], _shared_mask(lines, max(lengths))
+        firsts = [sum(lengths[:i]) for i in range(len(lines))]
+    else:
+        ids, positions = (pad_sequence(parts, batch_first=True) for parts in (tokens, places))
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        firsts = [i * max(lengths) for i in range(len(lines))]
+    starts = [
+        (first + len(line[0]), first + sum(map(len, line[:j])))
+        for j in range(1, len(lines[0]))
+        for line, first in zip(lines, firsts, strict=True)
+    ]
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": mask,
+        "lengths": torch.tensor(lengths),
+        **_responses(rows, starts, end_of_turn, pooling),
+        **_columns(rows),
+    }
 
 
 def _sequences(rows: Sequence[Row]) -> list[list[list[int]]]:
     return [[row.prompt, row.chosen] for row in rows] + [[row.prompt, row.rejected] for row in rows]
+
+
+def _places(line: Sequence[Sequence[int]]) -> list[int]:
+    """Positions of a line's tokens: each response goes on from the prompt's end."""
+    prompt = len(line[0])
+    return [*range(prompt), *(p for response in line[1:] for p in range(prompt, prompt + len(response)))]
 
 
 def _shared_mask(lines: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
@@ -137,25 +158,19 @@ def _shared_mask(lines: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor
     return mask
 
 
-def _padding_mask(lines: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
-    lengths = torch.tensor([sum(map(len, line)) for line in lines])
-    return (torch.arange(width) < lengths[:, None]).long()
-
-
 def _responses(
-    rows: Sequence[Row], starts: Sequence[tuple[int, int]], width: int, end_of_turn: Collection[int], pooling: str
+    rows: Sequence[Row], starts: Sequence[tuple[int, int]], end_of_turn: Collection[int], pooling: str
 ) -> dict[str, Tensor]:
-    """Indices of the responses, all chosen first; starts: (row, column) of each one's first token."""
+    """Indices of the responses, all chosen first; starts: the flat index after its prompt, and of its first token."""
     responses = [row.chosen for row in rows] + [row.rejected for row in rows]
-    prompts = [len(row.prompt) for row in rows] * 2
     shape = (len(responses), max(map(len, responses)))
     positions, predictors = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     mask, content = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    for i, (response, prompt, (row, column)) in enumerate(zip(responses, prompts, starts, strict=True)):
-        n, first = len(response), row * width + column
+    for i, (response, (after_prompt, first)) in enumerate(zip(responses, starts, strict=True)):
+        n = len(response)
         positions[i, :n] = torch.arange(first, first + n)
         predictors[i, :n] = positions[i, :n] - 1
-        predictors[i, 0] = row * width + prompt - 1
+        predictors[i, 0] = after_prompt - 1
         mask[i, :n] = True
         content[i, : content_length(response, end_of_turn)] = True
     weights = pool_weights(content, pooling)

@@ -11,13 +11,13 @@ from pipeline.job import StepSpec
 
 REFERENCE = StepSpec(
     kind="reference",
-    version=2,
+    version=3,
     worker="stages.train.reference:Reference",
     shards="stages.train.reference:shards",
     finish="stages.train.reference:finish",
     pool="annotators",
 )
-TRAIN = StepSpec(kind="train", version=2, run="stages.train.stage:run")
+TRAIN = StepSpec(kind="train", version=3, run="stages.train.stage:run")
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("rmsprop", "adamw")

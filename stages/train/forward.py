@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
+from stages.train import packed
 from stages.train.repulsion import pool
 
 SCALED_LOGITS = ("logit_scale", "logits_scaling")
@@ -25,6 +26,7 @@ NAMES = (
     "input_ids",
     "position_ids",
     "attention_mask",
+    "lengths",
     "predictors",
     "positions",
     "response_mask",
@@ -47,7 +49,9 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
                 "pass does not do; choose a policy of another architecture."
             )
     model.scoring_dtype = getattr(torch, dtype)
-    model.shared_up_to = shared_up_to(model)
+    if shared_up_to(model):
+        model.set_attn_implementation(packed.NAME)
+    model.shared_up_to = shared_up_to(model) if config._attn_implementation == packed.NAME else 0
     model.forward = MethodType(_score, model)
     return model
 
@@ -55,14 +59,14 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
 def shared_up_to(model: nn.Module) -> int:
     """Tokens up to which both responses of a pair may follow one copy of their prompt under a mask; 0: never.
 
-    Only attention takes such a mask, and only the `sdpa` implementation in the form that `collate` gives it. A sliding
+    Only attention takes such a mask, in the form that `collate` gives it: that of `sdpa`, packed or not. A sliding
     window changes nothing for sequences that fit in it.
     """
     config: Any = model.config
     named = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     layers = set(named or ["full_attention"])
     attends = layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
-    if not attends or getattr(config, "_attn_implementation", None) != "sdpa":
+    if not attends or getattr(config, "_attn_implementation", None) not in ("sdpa", packed.NAME):
         return 0
     return getattr(config, "sliding_window", None) or getattr(config, "max_position_embeddings", None) or 0
 
@@ -83,17 +87,18 @@ def _score(
     input_ids: Tensor,
     position_ids: Tensor,
     attention_mask: Tensor,
+    lengths: Tensor,
     predictors: Tensor,
     positions: Tensor,
     response_mask: Tensor,
     pool_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     bf16 = self.scoring_dtype == torch.bfloat16
+    layout = {"attention_mask": attention_mask} | ({"lengths": lengths.tolist()} if attention_mask.dim() == 4 else {})
     # Under ZeRO-3 a cached cast would hold the full bf16 model, so the cache is off.
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
-        hidden = self.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-        )[0].flatten(0, 1)
+        hidden = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
+        hidden = hidden.flatten(0, 1)
         logits = self.get_output_embeddings()(hidden[predictors[response_mask]]).float()
     token_log_probs = _log_probs(logits, input_ids.flatten()[positions[response_mask]], self.config)
     rows = torch.zeros(response_mask.shape, dtype=torch.float64, device=hidden.device)

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.errors import DataError
 from stages.sample.chat import Chat, check_template, load_tokenizer
@@ -49,6 +50,17 @@ def test_ordinary_text_is_what_the_tokenizer_makes_of_it(chat: Chat, text: str) 
     ]
     assert chat.render(user(text)) == of_the_tokenizer(chat, user(text))
     assert chat.render(turns) == of_the_tokenizer(chat, turns)
+
+
+def test_the_short_way_to_a_tokenizer_is_that_of_transformers(chat: Chat) -> None:
+    whole = AutoTokenizer.from_pretrained(tokenizer_folder())
+    assert type(chat.tokenizer) is type(whole)
+    assert chat.tokenizer.get_vocab() == whole.get_vocab()
+    for text in ORDINARY + HOSTILE:
+        assert chat.tokenizer(text)["input_ids"] == whole(text)["input_ids"]
+        assert chat.tokenizer.apply_chat_template(user(text), return_dict=False) == whole.apply_chat_template(
+            user(text), return_dict=False
+        )
 
 
 @pytest.mark.parametrize("text", HOSTILE)

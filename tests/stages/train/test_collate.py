@@ -19,8 +19,9 @@ def test_tokens_are_exactly_the_sampled_ones() -> None:
     assert apart["input_ids"].tolist() == [[5, 6, 7, 2], [9, 10, 0, 0], [5, 6, 8, 0], [9, 11, 0, 0]]
     assert apart["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
     shared = collate(rows, (2,), "mean", 4)
-    assert shared["input_ids"].tolist() == [[5, 6, 7, 2, 8], [9, 10, 11, 0, 0]]
-    assert shared["position_ids"].tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
+    assert shared["input_ids"].tolist() == [[5, 6, 7, 2, 8, 9, 10, 11]]
+    assert shared["position_ids"].tolist() == [[0, 1, 2, 3, 2, 0, 1, 1]]
+    assert shared["lengths"].tolist() == [5, 3]
     assert shared["attention_mask"][0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],

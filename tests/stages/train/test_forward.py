@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,9 +117,25 @@ def test_gradient_equals_full_logits(model: nn.Module, layout: int) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "mistral", "gemma2", "phi3", "olmo2"])
+def test_packed_lines_in_other_architectures(architecture: str) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2, "pad_token_id": 0}
+    config = AutoConfig.for_model(architecture, **shape, **heads, attn_implementation="sdpa")
+    packed = bind(AutoModelForCausalLM.from_config(config).eval(), "float32")
+    assert packed.shared_up_to >= max(row.length for row in ROWS)
+    batch = collate(ROWS, (2,), "mean", packed.shared_up_to)
+    assert batch["input_ids"].shape == (1, 18)
+    with torch.no_grad():
+        z, _ = forward(packed, batch)
+        expected = [naive(packed, *sequence) for sequence in sequences(ROWS)]
+    assert z.tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_long_row_puts_its_batch_into_two_sequences() -> None:
     longest = max(row.length for row in ROWS)
-    assert collate(ROWS, (2,), "mean", longest)["input_ids"].shape == (2, 9)
+    assert collate(ROWS, (2,), "mean", longest)["input_ids"].shape == (1, 9 + 9)
     assert collate(ROWS, (2,), "mean", longest - 1)["input_ids"].shape == (4, 7)
 
 
@@ -127,7 +144,7 @@ def test_where_the_prompt_is_shared(model: nn.Module) -> None:
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     sliding = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1, sliding_window=4))
     assert shared_up_to(sliding) == 4
-    eager = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager")
+    eager = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), attn_implementation="eager")
     assert shared_up_to(eager) == 0
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1))
     assert shared_up_to(recurrent) == 0
@@ -145,7 +162,7 @@ def test_a_sliding_window_of_the_longest_sequence_changes_nothing() -> None:
         config.sliding_window = window
         sliding = bind(MistralForCausalLM(config).eval(), "float32")
         batch = collate(ROWS, (2,), "mean", sliding.shared_up_to)
-        assert (len(batch["input_ids"]) == 2) is shared
+        assert (len(batch["input_ids"]) == 1) is shared
         with torch.no_grad():
             z, _ = forward(sliding, batch)
             expected = [naive(sliding, *sequence) for sequence in sequences(ROWS)]

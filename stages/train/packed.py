@@ -1,0 +1,49 @@
+"""Attention for batches without padding: everything but attention runs on all tokens of a batch in one row.
+
+    model.set_attn_implementation(NAME)                       once, in `forward.bind`
+    model(input_ids=(1, N), attention_mask=(R, 1, T, T) bool, lengths=[R lengths, sum N], ...)
+
+Registered with transformers' own interface, whose attention functions get what a model is called with. Each of the R
+lines attends by itself: torch's scaled_dot_product_attention skips no masked block, so that one row of all N tokens
+would cost N*N, and lines padded to the longest R*T*T. Without `lengths` it is transformers' `sdpa`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "packed_sdpa"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    lengths: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Return (1, N, heads, head_dim) for query, key and value (1, heads, N, head_dim) of R lines one after another.
+
+    attention_mask: (R, 1, T, T) bool, True where a token sees another; lengths: tokens of each line.
+    """
+    if lengths is None or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs = []
+    parts = (tensor.split(list(lengths), dim=2) for tensor in (query, key, value))
+    for mask, n, *line in zip(attention_mask, lengths, *parts, strict=True):
+        output, _ = sdpa_attention_forward(module, *line, mask[None, :, :n, :n], **kwargs)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
