@@ -35,8 +35,10 @@ def attention(
 
     attention_mask: (R, 1, T, T) bool, True where a token sees another; lengths: tokens of each line.
     """
-    if lengths is None or attention_mask is None:
+    if lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if attention_mask is None:
+        raise RuntimeError(f"{type(module).__name__} got no mask: packed lines would see each other")
     outputs = []
     parts = (tensor.split(list(lengths), dim=2) for tensor in (query, key, value))
     for mask, n, *line in zip(attention_mask, lengths, *parts, strict=True):
