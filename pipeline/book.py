@@ -28,10 +28,17 @@ def read(folder: Path) -> dict[str, Any]:
     return book if isinstance(book, dict) else {}
 
 
-def begin(folder: Path, planned: Mapping[Key, str], config: str, overrides: Sequence[str], store: str) -> None:
+def begin(
+    folder: Path,
+    planned: Mapping[Key, str],
+    config: str,
+    overrides: Sequence[str],
+    store: str,
+    pins: Mapping[str, str],
+) -> None:
     """Write the configuration; forget the steps of another configuration, and keep those of more iterations of this.
 
-    planned: (iteration, label) -> fingerprint of the plan that begins.
+    planned: (iteration, label) -> fingerprint of the plan that begins. pins: the commits of the hub's revisions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", config)
@@ -41,7 +48,7 @@ def begin(folder: Path, planned: Mapping[Key, str], config: str, overrides: Sequ
         old = {}
         for path in folder.glob("iter-*"):
             shutil.rmtree(path)
-    _write(folder, {"overrides": list(overrides), "store": store, "steps": old})
+    _write(folder, {"overrides": list(overrides), "store": store, "pins": dict(pins), "steps": old})
 
 
 def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> None:

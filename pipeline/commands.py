@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, estimate
+from pipeline import book, cluster, config, estimate, hub
 from pipeline.artifact import Artifact, Manifest
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, SparringError
@@ -39,10 +40,15 @@ def _plan(arms: dict[str, list[str]]) -> Plan:
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
-    sources = Sources()
+    sources = Sources(_pins(next(iter(configs.values()))))
     for c in configs.values():
         check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
-    return build(configs, sources)
+    return replace(build(configs, sources), pins=sources.hub.pins)
+
+
+def _pins(first: Config) -> dict[str, str]:
+    """Return what the run wrote down of the hub's revisions when it began."""
+    return dict(book.read(Path(first.paths.runs) / first.run.name).get("pins", {}))
 
 
 def _first(plan: Plan) -> Config:
@@ -91,23 +97,29 @@ def _run_lease(folder: Path) -> Lease:
 def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
     planned = {(use.iteration, use.label): step.fingerprint for use, step in plan.arm(arm)}
     resolved = plan.configs[arm]
-    book.begin(_arm_folder(plan, arm), planned, config.render(resolved), overrides, resolved.paths.store)
+    book.begin(_arm_folder(plan, arm), planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
 
 
 def _prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
-    """Prepare the embedded policy if it is used and not there, and look at the prompts before anything starts."""
+    """Have the policy and the prompts here, and look at the prompts, before anything starts."""
     if any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared():
         print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
         done = subprocess.run([sys.executable, "-m", "stages.sample.embedded"], check=False)
         if done.returncode:
             raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
         plan = _plan(arms)
-    from stages.sample.prompts import check_source
+    missing = [source.wanted for source in plan.externals.values() if source.wanted]
+    for kind, repo, commit in missing:
+        print(f"downloading the {kind} {repo} at {commit[:12]} (once)", file=sys.stderr)
+        hub.download(kind, repo, commit)
+    if missing:
+        plan = _plan(arms)
+    from stages.sample.prompts import check_source, sources_of
 
     for name, step in plan.steps.items():
         if step.spec.kind == "prompts" and states[name].kind != "hit":
-            source = plan.externals[step.inputs["source"]]
-            check_source(source.root / source.files[0].path, step.identity["column"])
+            inputs = {role: plan.externals[digest] for role, digest in step.inputs.items()}
+            check_source(sources_of(inputs), step.identity["column"], step.identity["on_empty"])
     return plan
 
 

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import conf
 from pipeline.errors import ConfigError
+from stages.sample.engine_args import split
 from stages.train.config import ObjectiveIdentity, RepulsionIdentity
 
 CONF = Path(conf.__file__).parent
@@ -48,21 +49,41 @@ class PathsConfig:
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     source: str
-    """embedded or folder."""
+    """embedded, hub or folder."""
     name: str
     path: str | None
+    """The folder, for source=folder."""
+    repo: str | None
+    """owner/name on the hub, for source=hub."""
+    revision: str | None
+    """A commit; a branch is resolved to one when the run begins, and written down."""
+    tensor_parallel: int
+    """GPUs that one sampling engine needs."""
+    stop: tuple[str, ...]
+    """Control tokens that end a response, beside those the folder names."""
+    dtype: str
+    """Of sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
     source: str
-    """starter or file."""
+    """starter, file or hub."""
     path: str | None
+    """A file, for source=file; `{slice}` in it stands for 1 .. slices."""
+    dataset: str | None
+    """owner/name on the hub or a local folder of its layout, for source=hub; `{slice}` as in path."""
+    revision: str | None
+    subset: str | None
+    """The hub's configuration name."""
+    split: str
     column: str
     limit: int | None
     heldout: int
-    per_iteration: int
-    """S: slice t is rows [(t-1)*S, t*S) of the dealt order."""
+    per_iteration: int | None
+    """S: slice t is rows [(t-1)*S, t*S) of the dealt order; null: cut into `slices`."""
+    slices: int | None
+    """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` says how large one is."""
     max_tokens: int
 
 
@@ -73,8 +94,16 @@ class SamplerConfig:
     max_tokens: int
     temperature: float
     top_p: float
+    min_p: float
+    stop: tuple[str, ...]
+    logprobs: bool
+    reproducible: bool
     dtype: str
     shard_rows: int
+    engine_args: dict[str, Any]
+    """Passed on to the engine; +sampler.engine_args.max_num_seqs=64."""
+    urls: tuple[str, ...]
+    """Of engine=server: http://host:port, one or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +161,12 @@ class HardwareConfig:
     """Runtime only: where things run. In no fingerprint."""
 
     name: str
-    engines: int
-    engine_cpus: int | None
+    engines: int | None
+    """null: as many as the GPUs hold, or the cores at cores_per_engine."""
+    cores_per_engine: int | None
+    """null: the machine's cores are shared by the engines."""
     engine_gpus: int
+    """The policy's tensor_parallel; 0 on the CPU."""
     kv_cache_gb: int
     gpu_memory: float
     annotators: int
@@ -145,6 +177,8 @@ class HardwareConfig:
     worker_gpus: int
     micro_batch: int
     max_failures: int
+    shard_deadline_s: float
+    """A shard of sampling that takes longer has its engine ended and is done again."""
     expect: ExpectConfig
 
 
@@ -201,13 +235,19 @@ def _complaints(config: Config) -> Iterable[str]:
     """Yield what no single group can see."""
     trainer, prompts, hardware = config.trainer, config.prompts, config.hardware
     longest = prompts.max_tokens + config.sampler.max_tokens
-    steps = trainer.epochs * -(-prompts.per_iteration // max(1, trainer.global_batch))
+    rows = prompts.per_iteration
     if config.iterations < 1:
         yield f"iterations={config.iterations}: N must be at least 1 (make iter N=1)."
     if config.sampler.k < 2:
         yield f"sampler.k={config.sampler.k}: a preference needs at least 2 responses per prompt; set sampler.k=2."
-    if prompts.per_iteration < 1 or trainer.global_batch < 1 or trainer.epochs < 1 or trainer.checkpoint_steps < 1:
-        yield "prompts.per_iteration and trainer.global_batch, epochs, checkpoint_steps must be at least 1."
+    if (rows is None) == (prompts.slices is None):
+        yield (
+            f"prompts.per_iteration={rows} and prompts.slices={prompts.slices}: one of the two says how many prompts "
+            "an iteration plays on; set the other to null."
+        )
+    counts = [1 if n is None else n for n in (rows, prompts.slices)]
+    if min(*counts, trainer.global_batch, trainer.epochs, trainer.checkpoint_steps) < 1:
+        yield "prompts.per_iteration, slices and trainer.global_batch, epochs, checkpoint_steps must be at least 1."
     if longest > trainer.max_length:
         yield (
             f"prompts.max_tokens={prompts.max_tokens} + sampler.max_tokens={config.sampler.max_tokens} = {longest} "
@@ -218,13 +258,19 @@ def _complaints(config: Config) -> Iterable[str]:
         yield f"trainer.lr={trainer.lr} and trainer.max_grad_norm={trainer.max_grad_norm} must be positive."
     if trainer.min_steps < 8:
         yield f"trainer.min_steps={trainer.min_steps}: fewer than 8 optimizer steps teach nothing; use 8 or more."
-    if steps < trainer.min_steps:
+    steps = trainer.epochs * -(-rows // max(1, trainer.global_batch)) if rows is not None else trainer.min_steps
+    if steps < trainer.min_steps:  # of slices the number of rows is not known yet: training looks again
         yield (
-            f"too few optimizer steps: {prompts.per_iteration} prompts per iteration / trainer.global_batch="
+            f"too few optimizer steps: {rows} prompts per iteration / trainer.global_batch="
             f"{trainer.global_batch} * trainer.epochs={trainer.epochs} = {steps} steps, at least {trainer.min_steps} "
             "are needed to learn anything. Raise prompts.per_iteration or trainer.epochs, lower trainer.global_batch."
         )
-    if min(hardware.engines, hardware.annotators, hardware.workers, hardware.micro_batch) < 1:
+    if hardware.shard_deadline_s <= 0:
+        yield f"hardware.shard_deadline_s={hardware.shard_deadline_s}: use seconds above 0."
+    if config.sampler.engine == "server" and not config.sampler.urls:
+        yield "sampler.urls is empty; say where the servers are: sampler.urls=[http://127.0.0.1:8000]."
+    split(config.sampler.engine, config.sampler.engine_args)
+    if min(hardware.engines or 1, hardware.annotators, hardware.workers, hardware.micro_batch) < 1:
         yield "hardware.engines, annotators, workers and micro_batch must be at least 1."
     if trainer.global_batch % max(1, hardware.workers):
         yield (

@@ -67,7 +67,7 @@ def _locked() -> dict[str, str]:
 def _hardware(config: Config) -> Iterator[Check]:
     found = cluster.hardware()
     text = f"{found['cores']} cores, {found['memory_gib']} GiB, {found['gpus']} GPUs, {found['cpu']}"
-    wanted = config.hardware.engine_gpus * config.hardware.engines
+    wanted = config.hardware.engine_gpus * (config.hardware.engines or 1)
     good = found["gpus"] >= wanted or bool(os.environ.get("RAY_ADDRESS"))
     yield good, "hardware", text if good else f"{text}; hardware={config.hardware.name} wants {wanted} GPUs"
 

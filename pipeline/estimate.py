@@ -12,6 +12,8 @@ from pipeline.plan import Plan, State, Step
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is reckoned to take before any was measured."""
+HUB_PROMPTS = 60_000
+"""Prompts a source is reckoned to hold before it was read."""
 LIGHT_S = 2.0
 """Seconds of a step without a model."""
 CHECKPOINT_COPIES = 3
@@ -93,10 +95,10 @@ def measured_rate(step: Step, known: Iterable[Manifest]) -> float | None:
 def _tokens(step: Step, config: Config) -> float:
     length = config.sampler.max_tokens * MEAN_SHARE
     prompt = config.prompts.max_tokens / 4
-    pairs = config.prompts.per_iteration
+    pairs = config.prompts.per_iteration or (config.prompts.limit or HUB_PROMPTS) // (config.prompts.slices or 1)
     match step.spec.kind:
         case "sample":
-            return float(step.identity["count"] * step.identity["k"] * length)
+            return float((step.identity["rows"] or pairs) * step.identity["k"] * length)
         case "reference":
             return 2 * pairs * (prompt + length)
         case "train":

@@ -45,7 +45,9 @@ def resolve(path: str) -> Callable[..., Any]:
 
 def _side_by_side(job: Job) -> int:
     """Return how many shards are made at the same time."""
-    return int(job.runtime.get("actors") or os.cpu_count() or 1)
+    from pipeline.pool import side_by_side
+
+    return (os.cpu_count() or 1) if job.spec.pool == "tasks" else side_by_side(job)
 
 
 def soon(steps: Sequence[Step], step: Step) -> list[Step]:

@@ -67,6 +67,8 @@ class Input:
     digest: str
     files: tuple[File, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    wanted: tuple[str, str, str] | None = None
+    """(kind, repository, commit) still to be downloaded from the hub."""
 
     @property
     def parts(self) -> list[File]:

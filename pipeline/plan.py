@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
-from pipeline.config import Config, JudgeConfig
+from pipeline.config import Config, HardwareConfig, JudgeConfig
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec
 from pipeline.sources import Sources
@@ -28,6 +28,7 @@ from stages.annotate.config import (
     ScoreIdentity,
 )
 from stages.evaluate.config import EVALUATE, EvaluateIdentity
+from stages.sample import engine_args
 from stages.sample.config import PROMPTS, SAMPLE, PromptsIdentity, SampleIdentity, SampleRuntime
 from stages.train.config import REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
 
@@ -67,6 +68,8 @@ class Plan:
     externals: dict[str, Input]
     configs: dict[str, Config]
     """arm -> configuration."""
+    pins: dict[str, str] = field(default_factory=dict)
+    """model:repo@revision -> commit, of revisions that are not commits."""
 
     def arm(self, arm: str) -> list[tuple[Use, Step]]:
         """Return the steps of one arm in order."""
@@ -96,28 +99,41 @@ class _Builder:
         self.plan.steps.setdefault(name, step).uses.append(Use(arm=self.arm, iteration=t, label=label))
         return name
 
-    def sample(self, t: int, label: str, prompts: str, policy: str, k: int, split: str, start: int, count: int) -> str:
-        sampler, hardware = self.config.sampler, self.config.hardware
+    def sample(self, t: int, label: str, prompts: str, policy: str, split: str) -> str:
+        """Add the step that samples slice t of the training prompts, or all held-out ones."""
+        config, sampler, hardware = self.config, self.config.sampler, self.config.hardware
+        train = split == "train"
+        changing, speed_only = engine_args.split(sampler.engine, sampler.engine_args)
         identity = SampleIdentity(
             engine=sampler.engine,
             dtype=sampler.dtype,
-            k=k,
+            k=sampler.k if train else config.evaluate.k,
             max_tokens=sampler.max_tokens,
             temperature=sampler.temperature,
             top_p=sampler.top_p,
-            seed=self.config.seed,
-            shard_rows=sampler.shard_rows if split == "train" else self.config.evaluate.shard_rows,
+            min_p=sampler.min_p,
+            stop=sampler.stop,
+            stop_tokens=config.policy.stop,
+            logprobs=sampler.logprobs,
+            reproducible=sampler.reproducible,
+            engine_args=changing,
+            seed=config.seed,
+            shard_rows=sampler.shard_rows if train else config.evaluate.shard_rows,
             split=split,
-            start=start,
-            count=count,
+            slice=t - 1 if train else 0,
+            rows=config.prompts.per_iteration if train else config.prompts.heldout,
+            slices=config.prompts.slices if train else None,
         )
         runtime = SampleRuntime(
-            actors=hardware.engines,
-            cpus=hardware.engine_cpus or _share(hardware.engines),
+            actors=_engines(hardware),
+            cpus=hardware.cores_per_engine or _share(_engines(hardware) or 1),
             gpus=hardware.engine_gpus,
             kv_cache_gb=hardware.kv_cache_gb,
             gpu_memory=hardware.gpu_memory,
-            max_model_len=self.config.prompts.max_tokens + sampler.max_tokens,
+            max_model_len=config.prompts.max_tokens + sampler.max_tokens,
+            engine_args=speed_only,
+            urls=sampler.urls,
+            deadline_s=hardware.shard_deadline_s,
         )
         return self.step(t, label, SAMPLE, identity, runtime, {"prompts": prompts, "policy": policy})
 
@@ -140,11 +156,15 @@ class _Builder:
     def prompts(self) -> str:
         prompts = self.config.prompts
         identity = PromptsIdentity(
-            column=prompts.column, heldout=prompts.heldout, limit=prompts.limit, max_tokens=prompts.max_tokens
+            column=prompts.column,
+            heldout=prompts.heldout,
+            limit=prompts.limit,
+            max_tokens=prompts.max_tokens,
+            on_empty="drop" if prompts.source == "hub" else "refuse",
         )
-        source = self.external(self.sources.prompts(prompts))
-        policy = self.external(self.sources.policy(self.config.policy))
-        return self.step(0, "prompts", PROMPTS, identity, None, {"source": source, "policy": policy})
+        inputs = {role: self.external(source) for role, source in self.sources.prompts(prompts).items()}
+        inputs["policy"] = self.external(self.sources.policy(self.config.policy))
+        return self.step(0, "prompts", PROMPTS, identity, None, inputs)
 
     def annotate(self, t: int, samples: str) -> tuple[str, str]:
         """Return (pairs, targets)."""
@@ -172,7 +192,7 @@ class _Builder:
             return GateIdentity(name="off", floor=0.0, floor_quantile=None, ceil=1.0, scope="pairwise", seed=0)
         return GateIdentity(**asdict(gate), seed=self.config.seed if gate.name == "permuted" else 0)
 
-    def train(self, t: int, samples: str, pairs: str, targets: str, policy: str) -> str:
+    def train(self, t: int, prompts: str, samples: str, pairs: str, targets: str, policy: str) -> str:
         trainer = self.config.trainer
         inputs = {"samples": samples, "pairs": pairs, "policy": policy}
         forward = ReferenceIdentity(dtype=trainer.dtype, max_length=trainer.max_length)
@@ -192,7 +212,13 @@ class _Builder:
             publish_dtype=trainer.publish_dtype,
             seed=self.config.seed,
         )
-        inputs = {"samples": samples, "targets": targets, "reference": reference, "policy": policy}
+        inputs = {
+            "prompts": prompts,
+            "samples": samples,
+            "targets": targets,
+            "reference": reference,
+            "policy": policy,
+        }
         return self.step(t, "train", TRAIN, identity, self.workers(), inputs)
 
     def workers(self) -> TrainRuntime:
@@ -218,21 +244,27 @@ class _Builder:
 
     def build(self) -> None:
         config = self.config
-        size, heldout = config.prompts.per_iteration, config.prompts.heldout
         prompts = self.prompts()
         policy = self.external(self.sources.policy(config.policy))
         base = previous = ""
         for t in range(1, config.iterations + 1):
-            samples = self.sample(t, "sample", prompts, policy, config.sampler.k, "train", (t - 1) * size, size)
+            samples = self.sample(t, "sample", prompts, policy, "train")
             if not base:  # by the engine that is already loaded
-                base = previous = self.sample(
-                    0, "sample_base", prompts, policy, config.evaluate.k, "heldout", 0, heldout
-                )
+                base = previous = self.sample(0, "sample_base", prompts, policy, "heldout")
             pairs, targets = self.annotate(t, samples)
-            policy = self.train(t, samples, pairs, targets, policy)
-            new = self.sample(t, "sample_heldout", prompts, policy, config.evaluate.k, "heldout", 0, heldout)
+            policy = self.train(t, prompts, samples, pairs, targets, policy)
+            new = self.sample(t, "sample_heldout", prompts, policy, "heldout")
             self.evaluate(t, new, previous, base)
             previous = new
+
+
+def _engines(hardware: HardwareConfig) -> int:
+    """Return how many engines run side by side; 0 leaves it to the cluster: one for every `engine_gpus` GPUs."""
+    if hardware.engines is not None:
+        return hardware.engines
+    if hardware.engine_gpus:
+        return 0
+    return max(1, (os.cpu_count() or 1) // (hardware.cores_per_engine or os.cpu_count() or 1))
 
 
 def _share(actors: int) -> int:
@@ -324,5 +356,6 @@ def _differences(step: Step, manifest: Manifest) -> list[str]:
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
-        return {prefix: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+        return {prefix: list(node) if isinstance(node, tuple) else node}
+    named = {f"{prefix}.{key}" if prefix else key: value for key, value in node.items()}
+    return {k: v for key, value in named.items() for k, v in _flat(value, key).items()}

@@ -101,7 +101,14 @@ class Pool:
 
 
 def _wanted(job: Job, shards: int) -> int:
-    return min(int(job.runtime["actors"]), shards)
+    return min(side_by_side(job), shards)
+
+
+def side_by_side(job: Job) -> int:
+    """Return how many workers the step has; one for every `gpus` GPUs of the cluster where it does not say."""
+    if job.runtime["actors"]:
+        return int(job.runtime["actors"])
+    return max(1, int(ray.cluster_resources().get("GPU", 0)) // max(1, job.runtime["gpus"]))
 
 
 def _models(job: Job) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What a run takes from outside: the policy, the encoder, the judges, the prompts, each with its content digest.
 
-Embedded parts come out of ordinary packages; everything else is a local path. Nothing heavy is imported.
+Embedded parts come out of ordinary packages; the rest is local, or of the hub. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -16,19 +16,30 @@ from pipeline.artifact import content_digest, external
 from pipeline.config import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from pipeline.digests import cached_sha256
 from pipeline.errors import ConfigError, DataError
+from pipeline.hub import Hub, local_dataset
 from pipeline.job import File, Input
 from stages.sample import embedded
 
 
 class Sources:
-    """Resolve configuration to inputs. Digests of large files are cached."""
+    """Resolve configuration to inputs. Digests of large files are cached; revisions of the hub are pinned."""
+
+    def __init__(self, pins: dict[str, str] | None = None) -> None:
+        self.hub = Hub(pins)
 
     def policy(self, config: PolicyConfig) -> Input:
-        """Return the base policy. An embedded one that is not prepared yet has its committed digest and no files."""
+        """Return the base policy. One that is not prepared or downloaded yet has its digest and no files to read."""
         if config.source == "embedded":
             return _embedded_policy()
+        if config.source == "hub" and config.repo is not None:
+            found = self.hub.model(config.repo, config.revision or "main")
+            if found.files:
+                check_policy_folder(found.root)
+            return found
         if config.source != "folder" or config.path is None:
-            raise ConfigError(f"policy.source={config.source}: choose embedded or folder (with policy.path).")
+            raise ConfigError(
+                f"policy.source={config.source}: choose embedded, hub (with policy.repo) or folder (with policy.path)."
+            )
         folder = Path(config.path).expanduser()
         check_policy_folder(folder)
         return _external("policy", folder)
@@ -50,13 +61,28 @@ class Sources:
         folder = Path(stages.annotate.__file__).parent / "judges" / config.kind
         return _external("judge", Path(config.path).expanduser() if config.path else folder)
 
-    def prompts(self, config: PromptsConfig) -> Input:
-        """Return the file of prompts."""
+    def prompts(self, config: PromptsConfig) -> dict[str, Input]:
+        """Return the files of prompts by role: `source`, or `source_1` .. `source_n` of a split that is published."""
+        place = config.dataset if config.source == "hub" else config.path
+        if not place or "{slice}" not in place:
+            return {"source": self._prompts(config, place)}
+        if config.slices is None:
+            raise ConfigError(f"prompts: {place} has a place for the slice; say how many there are: prompts.slices=3.")
+        numbers = range(1, config.slices + 1)
+        return {f"source_{i}": self._prompts(config, place.replace("{slice}", str(i))) for i in numbers}
+
+    def _prompts(self, config: PromptsConfig, place: str | None) -> Input:
         if config.source == "starter":
             return _external("source", Path(stages.sample.__file__).parent / "starter.jsonl")
-        if config.source != "file" or config.path is None:
-            raise ConfigError(f"prompts.source={config.source}: choose starter or file (with prompts.path).")
-        path = Path(config.path).expanduser()
+        if place is None or config.source not in ("file", "hub"):
+            raise ConfigError(
+                f"prompts.source={config.source}: choose starter, file (with prompts.path) or hub (prompts.dataset)."
+            )
+        path = Path(place).expanduser()
+        if config.source == "hub" and path.is_dir():
+            return local_dataset(path, config.subset, config.split)
+        if config.source == "hub":
+            return self.hub.dataset(place, config.revision or "main", config.subset, config.split)
         if not path.is_file():
             raise DataError(f"prompts.path={path}: there is no such file.")
         return _external("source", path)
@@ -99,6 +125,8 @@ def check_policy_folder(folder: Path) -> None:
 
 def check_context(policy: Input, longest: int) -> None:
     """ConfigError when prompt plus response (`longest` tokens) do not fit the policy's context."""
+    if policy.wanted:
+        return  # looked at again when it is here
     settings = policy.root / "config.json"
     context = _json(settings).get("max_position_embeddings") if settings.is_file() else None
     if context is not None and longest > context:

@@ -10,18 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.job import File, Input, Job, Part, Shard, StepSpec, sha256_file
-
-RESPONSE = pa.struct(
-    [("text", pa.string()), ("ids", pa.list_(pa.int32())), ("finish", pa.string()), ("seed", pa.int64())]
-)
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("responses", pa.list_(RESPONSE)),
-    ]
-)
+from stages.sample.stage import SAMPLES_SCHEMA
 
 
 def as_input(role: str, folder: Path, tables: Sequence[pa.Table], summary: dict[str, Any] | None = None) -> Input:

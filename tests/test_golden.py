@@ -90,8 +90,9 @@ def test_sample_greedy(policy: Path) -> None:
     from stages.sample.engine_transformers import TransformersEngine
 
     chosen = Settings(
-        dtype="float32", k=1, max_tokens=6, temperature=0.0, top_p=1.0, stop_ids=(2,), cpus=1, gpus=0,
-        kv_cache_gb=1, gpu_memory=0.9, max_model_len=64,
+        dtype="float32", k=1, max_tokens=6, temperature=0.0, top_p=1.0, min_p=0.0, stop=(), stop_ids=(2,),
+        logprobs=False, reproducible=True, engine_args="{}", cpus=1, gpus=0, kv_cache_gb=1, gpu_memory=0.9,
+        max_model_len=64,
     )  # fmt: skip
     found = TransformersEngine(policy, chosen).generate([[1, 20, 300, 4000], [1, 7]], [0, 0])
     check(SAMPLE, [row[0].ids for row in found], GOLDEN["sample"])
@@ -159,7 +160,7 @@ def test_evaluate(samples: Input, tmp_path: Path) -> None:
 
 GOLDEN: dict[str, Any] = {
     "prompts": (
-        1,
+        2,
         [
             [
                 ["5dde21bc4fd04bc1", [216, 36, 47, 2, 198, 1, 520, 9531, 198]],
@@ -169,7 +170,7 @@ GOLDEN: dict[str, Any] = {
             {"duplicate": 1},
         ],
     ),
-    "sample": (1, [[44600, 44600, 44600, 9742, 29724, 3457], [16122, 16122, 16122, 42705, 8140, 20103]]),
+    "sample": (2, [[44600, 44600, 44600, 9742, 29724, 3457], [16122, 16122, 16122, 42705, 8140, 20103]]),
     "score mini": (
         1,
         [

@@ -83,6 +83,15 @@ class Chat:
         after = self.tokenizer(text.rpartition("\ue000")[2], add_special_tokens=False)["input_ids"]
         return next((i for i in after if i in self.control_ids), None)
 
+    def control_tokens(self, names: Sequence[str]) -> list[int]:
+        """Return the ids of the control tokens `names`; DataError when one is none of this tokenizer's."""
+        ids = [self.tokenizer.convert_tokens_to_ids(name) for name in names]
+        for name, index in zip(names, ids, strict=True):
+            if index not in self.control_ids:
+                known = ", ".join(sorted(self.tokenizer.all_special_tokens))
+                raise DataError(f"policy.stop: {name} is no control token of this policy; it has {known}.")
+        return ids
+
     def _own_bos(self) -> list[int]:
         """BOS, if the tokenizer itself would write one before a text."""
         bos = self.tokenizer.bos_token_id

@@ -6,21 +6,23 @@ changes at most rounding and are not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.job import StepSpec
 
 PROMPTS = StepSpec(
     kind="prompts",
-    version=1,
+    version=2,
     worker="stages.sample.prompts:Cleaner",
     shards="stages.sample.prompts:shards",
     finish="stages.sample.prompts:finish",
 )
 SAMPLE = StepSpec(
     kind="sample",
-    version=1,
+    version=2,
     worker="stages.sample.stage:Sampler",
     shards="stages.sample.stage:shards",
     finish="stages.sample.stage:finish",
@@ -29,9 +31,17 @@ SAMPLE = StepSpec(
 )
 
 
+ENGINES = ("vllm", "transformers", "server")
+MOST_RESPONSES = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptsIdentity:
-    """What the cleaned prompts are. Inputs: `source` (one file), `policy` (its tokenizer and chat template)."""
+    """What the cleaned prompts are.
+
+    Inputs: `policy` (its tokenizer and chat template), and `source`, or `source_1` .. `source_n` where every slice has
+    a source of its own, as published splits have.
+    """
 
     column: str
     """Column that holds a string or a list of {role, content} messages."""
@@ -41,6 +51,8 @@ class PromptsIdentity:
     """Use only the first `limit + heldout` usable rows of the source; null uses all."""
     max_tokens: int
     """Longest rendered prompt in tokens; longer ones are dropped and counted as `too_long`."""
+    on_empty: str
+    """`refuse` stops at a row without text (a file that the user can mend), `drop` counts it as `near_empty`."""
 
     def __post_init__(self) -> None:
         if self.heldout < 1:
@@ -54,36 +66,58 @@ class SampleIdentity:
     """What is sampled. Inputs: `prompts`, `policy`."""
 
     engine: str
-    """vllm or transformers."""
+    """vllm, transformers or server."""
     dtype: str
     k: int
     """Responses per prompt."""
     max_tokens: int
     temperature: float
     top_p: float
+    min_p: float
+    """Tokens less probable than min_p times the most probable one are never drawn; 0 is off."""
+    stop: tuple[str, ...]
+    """Texts that end a response, beside the policy's control tokens."""
+    stop_tokens: tuple[str, ...]
+    """Control tokens of the policy that end a response, beside those its folder names."""
+    logprobs: bool
+    """Keep each sampled token's log-prob under the policy itself: before temperature, top_p and min_p."""
+    reproducible: bool
+    """A seed for every response. Without, sampling is faster and a second run differs."""
+    engine_args: Mapping[str, Any]
+    """Further arguments of the engine that change what is sampled."""
     seed: int
     shard_rows: int
     """Prompts per shard: one `generate` call, one unit of resume."""
     split: str
     """train or heldout."""
-    start: int
-    """First row of the dealt training prompts (0 for heldout)."""
-    count: int
-    """Rows of the slice."""
+    slice: int
+    """Which slice of the dealt training prompts, from 0 (0 for heldout)."""
+    rows: int | None
+    """Rows of a slice; null: the prompts are cut into `slices`."""
+    slices: int | None
+    """Slices of one deal: as the sources are, else of equal size; null where `rows` says how large one is."""
 
     def __post_init__(self) -> None:
-        if self.engine not in ("vllm", "transformers"):
-            raise ConfigError(f"sampler.engine={self.engine}: choose vllm or transformers.")
-        if self.split == "train" and self.k < 2:
-            raise ConfigError(f"sampler.k={self.k}: a preference needs at least 2 responses per prompt.")
-        if self.max_tokens < 1 or self.shard_rows < 1 or self.count < 1:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"sampler.engine={self.engine}: choose {', '.join(ENGINES)}.")
+        if self.split == "train" and not 2 <= self.k <= MOST_RESPONSES:
+            raise ConfigError(
+                f"sampler.k={self.k}: a preference needs at least 2 responses per prompt, "
+                f"and the K x K scores of more than {MOST_RESPONSES} are not worth their cost."
+            )
+        if self.max_tokens < 1 or self.shard_rows < 1 or (self.rows is not None and self.rows < 1):
             raise ConfigError("sampler.max_tokens, sampler.shard_rows and prompts.per_iteration must be at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("sampler.temperature must be >= 0 and sampler.top_p in (0, 1].")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise ConfigError(
+                "sampler.temperature must be >= 0, sampler.top_p in (0, 1] and sampler.min_p in [0, 1]; got "
+                f"{self.temperature}, {self.top_p} and {self.min_p}."
+            )
         if self.temperature == 0 and self.k > 1:
             raise ConfigError(
                 f"sampler.temperature=0 gives {self.k} equal responses; raise it (1.0 is the policy itself)."
             )
+        if any(not text for text in self.stop):
+            raise ConfigError("sampler.stop: an empty text would end every response at once; remove it.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +125,7 @@ class SampleRuntime:
     """How it is sampled; changes at most rounding."""
 
     actors: int
-    """Engines side by side."""
+    """Engines side by side; 0: as many as the GPUs, or the cores, hold."""
     cpus: int
     """CPU cores per engine."""
     gpus: int
@@ -102,3 +136,9 @@ class SampleRuntime:
     """Share of a GPU's memory an engine may take."""
     max_model_len: int
     """Longest prompt plus response in tokens the engine must hold."""
+    engine_args: Mapping[str, Any]
+    """Further arguments of the engine that change its speed and memory alone."""
+    urls: tuple[str, ...]
+    """Servers, for engine=server."""
+    deadline_s: float
+    """A shard that takes longer ends its engine."""

@@ -23,6 +23,11 @@ def dealt(n: int, start: int, count: int, seed: int) -> list[int]:
     return rows
 
 
+def cut(n: int, index: int, slices: int) -> tuple[int, int]:
+    """Return rows [first, last) of slice `index` of n rows cut into `slices` parts that differ by one row at most."""
+    return index * n // slices, (index + 1) * n // slices
+
+
 def _permutation(n: int, seed: int, deal: int) -> list[int]:
     """Fisher-Yates on PCG64's raw 64-bit words, which numpy promises not to change, unlike its `permutation`."""
     words = np.random.PCG64(np.random.SeedSequence([seed, deal])).random_raw(n)

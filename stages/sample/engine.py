@@ -1,7 +1,8 @@
 """What a sampling engine is: token ids in, K sampled responses for each prompt out.
 
 An engine is a class with `generate(prompt_ids, seeds) -> list[list[Sampled]]`, made from a model folder and
-`Settings`. Response i of a prompt is drawn with the prompt's seed + i and no other randomness.
+`Settings`. Where sampling is reproducible, response i of a prompt is drawn with the prompt's seed + i and no other
+randomness.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ class Sampled(NamedTuple):
 
     ids: list[int]
     finish: str
-    """stop (an end-of-turn token was sampled) or length (max_tokens were)."""
-    seed: int
+    """stop (an end-of-turn token was sampled), stop_text (a text of `stop` was) or length (max_tokens were)."""
+    seed: int | None
+    """None where sampling is not reproducible."""
+    logprobs: list[float] | None = None
+    """Of each id under the policy itself, before temperature, top_p and min_p; None unless asked for."""
 
 
 class Engine(Protocol):
@@ -39,19 +43,28 @@ class Settings:
     temperature: float
     """0 is greedy."""
     top_p: float
+    min_p: float
+    stop: tuple[str, ...]
     stop_ids: tuple[int, ...]
+    logprobs: bool
+    reproducible: bool
+    engine_args: str
+    """Further arguments as a JSON object."""
     cpus: int
     gpus: int
     kv_cache_gb: int
     gpu_memory: float
     max_model_len: int
+    urls: tuple[str, ...] = ()
 
 
 def settings(identity: Mapping[str, Any], runtime: Mapping[str, Any], stop_ids: Sequence[int]) -> Settings:
     """Return the settings of a `sample` step."""
-    names = [name for name in Settings.__dataclass_fields__ if name != "stop_ids"]
-    values = {**runtime, **identity}
-    return Settings(stop_ids=tuple(stop_ids), **{name: values[name] for name in names})
+    arguments = {**runtime["engine_args"], **identity["engine_args"]}
+    values = {**runtime, **identity, "stop_ids": tuple(stop_ids), "engine_args": json.dumps(arguments, sort_keys=True)}
+    chosen: dict[str, Any] = {name: values[name] for name in Settings.__dataclass_fields__}
+    lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
+    return Settings(**{**chosen, **lists})
 
 
 def import_engine(name: str, cpus: int) -> None:
@@ -68,14 +81,24 @@ def make_engine(name: str, folder: Path, chosen: Settings) -> Engine:
         from stages.sample.engine_vllm import VllmEngine
 
         return VllmEngine(folder, chosen)
+    if name == "server":
+        from stages.sample.engine_server import ServerEngine
+
+        return ServerEngine(folder, chosen)
     from stages.sample.engine_transformers import TransformersEngine
 
     return TransformersEngine(folder, chosen)
 
 
-def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None) -> list[int]:
-    """Return the ids that end a response: the generation config's, the tokenizer's eos, the template's end of turn."""
+def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None, named: Sequence[int] = ()) -> list[int]:
+    """Return the ids that end a response: the generation config's, the tokenizer's, the template's, `named`."""
     path = folder / "generation_config.json"
     listed = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    found = set(listed if isinstance(listed, list) else [listed]) | {eos, end_of_turn}
+    found = {*(listed if isinstance(listed, list) else [listed]), eos, end_of_turn, *named}
     return sorted(i for i in found if i is not None)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return `text` up to the first of the stop texts in it; the ids of a response keep what was sampled."""
+    places = [place for one in stop if (place := text.find(one)) >= 0]
+    return text[: min(places)] if places else text

@@ -7,6 +7,7 @@ others through rounding alone. Rows that ended are carried along until the last 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,41 +24,57 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from stages.sample.chat import load_tokenizer
+
         torch.set_num_threads(chosen.cpus)
         self.chosen = chosen
         self.device = "cuda" if chosen.gpus else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, chosen.dtype), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, chosen.dtype), local_files_only=True, **json.loads(chosen.engine_args)
+        )
         self.model = model.to(self.device).eval()
+        self.tokenizer: Any = load_tokenizer(folder) if chosen.stop else None
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt."""
         import torch
 
         k = self.chosen.k
-        row_seeds = [seed + i for seed in seeds for i in range(k)]
+        row_seeds = [seed + i if self.chosen.reproducible else None for seed in seeds for i in range(k)]
         with torch.inference_mode():
             rows = self._decode(prompt_ids, row_seeds)
-        sampled = [Sampled(ids, self._finish(ids), seed) for ids, seed in zip(rows, row_seeds, strict=True)]
+        sampled = [
+            Sampled(ids, self._ended(ids) or "length", seed, logprobs if self.chosen.logprobs else None)
+            for (ids, logprobs), seed in zip(rows, row_seeds, strict=True)
+        ]
         return [sampled[i : i + k] for i in range(0, len(sampled), k)]
 
-    def _finish(self, ids: list[int]) -> str:
-        return "stop" if ids[-1] in self.chosen.stop_ids else "length"
+    def _ended(self, ids: list[int]) -> str:
+        if ids[-1] in self.chosen.stop_ids:
+            return "stop"
+        text = self.tokenizer.decode(ids) if self.chosen.stop else ""
+        return "stop_text" if any(one in text for one in self.chosen.stop) else ""
 
-    def _decode(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+    def _decode(
+        self, prompt_ids: Sequence[list[int]], seeds: Sequence[int | None]
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return (ids, log-probs) of each row."""
         import torch
 
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator() for _ in seeds]
+        for generator, seed in zip(generators, seeds, strict=True):
+            generator.seed() if seed is None else generator.manual_seed(seed)
         logits, cache, mask = self._prefill(prompt_ids)
-        rows: list[list[int]] = [[] for _ in seeds]
+        rows: list[tuple[list[int], list[float]]] = [([], []) for _ in seeds]
         running = set(range(len(rows)))
         while True:
             tokens = self._draw(logits, generators)
-            for i, token in enumerate(tokens.tolist()):
-                if i in running:
-                    rows[i].append(token)
-            ended = {i for i in running if rows[i][-1] in self.chosen.stop_ids}
-            running -= ended
-            if not running or len(rows[min(running)]) == self.chosen.max_tokens:
+            own = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
+            for i in running:
+                rows[i][0].append(int(tokens[i]))
+                rows[i][1].append(own[i])
+            running -= {i for i in running if self._ended(rows[i][0])}
+            if not running or len(rows[min(running)][0]) == self.chosen.max_tokens:
                 return rows
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             output = self.model(
@@ -98,12 +115,19 @@ class TransformersEngine:
         if self.chosen.temperature == 0:
             return logits.argmax(-1)
         probs = (logits.double() / self.chosen.temperature).softmax(-1)
+        if self.chosen.min_p > 0:
+            probs = above_min_p(probs, self.chosen.min_p)
         if self.chosen.top_p < 1:
-            probs = nucleus(probs, self.chosen.top_p)
+            probs = nucleus(probs / probs.sum(-1, keepdim=True), self.chosen.top_p)
         u = torch.stack([torch.rand((), dtype=torch.float64, generator=g) for g in generators]).to(probs.device)
         total = probs.cumsum(-1)
         drawn = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)[:, 0]
         return drawn.clamp(max=probs.shape[-1] - 1)
+
+
+def above_min_p(probs: Any, min_p: float) -> Any:
+    """Zero the tokens less probable than `min_p` times the most probable one. probs: (rows, vocabulary)."""
+    return probs.masked_fill(probs < min_p * probs.max(-1, keepdim=True).values, 0.0)
 
 
 def nucleus(probs: Any, top_p: float) -> Any:

@@ -4,7 +4,7 @@ What the settings are for, measured on SmolLM2-135M in fp32 (vLLM 0.32, CPU):
 - In this process (no engine-core process): a start of seconds, and nothing is left behind by kill -9.
 - A KV block of 32 tokens instead of the CPU's 128: only whole blocks are shared, and chat prompts are short.
 - No chunked prefill: with per-request seeds the CPU model runner dies on a prompt that is cut in two
-  ("CPU Generator does not use offset").
+  ("CPU Generator does not use offset"); without seeds it is on.
 - Eager: compilation takes minutes and gains nothing at this size.
 - No core binding: vLLM binds only its worker processes, which there are none of; threads are `cpus`.
 
@@ -14,6 +14,7 @@ own defaults for blocks, prefill and graphs; it has not been run on one yet.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 BLOCK = 32
+LATER: dict[str, Any] = {"k": 1, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False}
+"""What comes with each call: engines that differ in these alone are one."""
 BATCHED_TOKENS = 4096
 
 
@@ -37,19 +40,32 @@ class VllmEngine:
 
     def __init__(self, folder: Path, chosen: Settings) -> None:
         self.chosen = chosen
-        self.llm = _loaded(folder, replace(chosen, k=1, max_tokens=1, temperature=0.0, top_p=1.0))
+        self.llm = _loaded(folder, replace(chosen, **LATER, stop=chosen.stop and ("",)))
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
-        """Return K responses for each prompt; the prefix cache starts empty, so that no shard depends on another."""
-        if not self.llm.reset_prefix_cache():
+        """Return K responses for each prompt.
+
+        Where sampling is reproducible the prefix cache starts empty, so that no shard depends on another.
+        """
+        if self.chosen.reproducible and not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
         outputs = self.llm.generate(
             [{"prompt_token_ids": ids} for ids in prompt_ids], [self._params(seed) for seed in seeds], use_tqdm=False
         )
         return [
-            [_sampled(child, seed) for child in sorted(output.outputs, key=lambda child: child.index)]
+            [self._sampled(child, seed) for child in sorted(output.outputs, key=lambda child: child.index)]
             for output, seed in zip(outputs, seeds, strict=True)
         ]
+
+    def _sampled(self, child: Any, seed: int) -> Sampled:
+        ids = list(child.token_ids)
+        logprobs = [step[i].logprob for i, step in zip(ids, child.logprobs, strict=True)] if child.logprobs else None
+        return Sampled(
+            ids,
+            finish_of(ids, child.finish_reason, self.chosen.stop_ids),
+            seed + child.index if self.chosen.reproducible else None,
+            logprobs,
+        )
 
     def _params(self, seed: int) -> Any:
         from vllm import SamplingParams
@@ -58,17 +74,21 @@ class VllmEngine:
             n=self.chosen.k,
             temperature=self.chosen.temperature,
             top_p=self.chosen.top_p,
+            min_p=self.chosen.min_p,
             max_tokens=self.chosen.max_tokens,
-            seed=seed,
+            seed=seed if self.chosen.reproducible else None,
+            stop=list(self.chosen.stop) or None,
             stop_token_ids=list(self.chosen.stop_ids),
-            detokenize=False,
+            detokenize=bool(self.chosen.stop),
+            logprobs=0 if self.chosen.logprobs else None,
         )
 
 
-def _sampled(child: Any, seed: int) -> Sampled:
-    if child.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a response with {child.finish_reason!r} instead of stop or length")
-    return Sampled(list(child.token_ids), child.finish_reason, seed + child.index)
+def finish_of(ids: Sequence[int], reason: str | None, stop_ids: Sequence[int]) -> str:
+    """Return how a response ended, from its ids and vLLM's finish reason."""
+    if reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a response with {reason!r} instead of stop or length")
+    return "stop_text" if reason == "stop" and ids[-1] not in stop_ids else reason
 
 
 def import_vllm(cpus: int) -> Any:
@@ -94,29 +114,36 @@ def _loaded(folder: Path, chosen: Settings) -> Any:
 def _on_cpu(make: Any, folder: Path, chosen: Settings) -> Any:
     return make(
         str(folder),
-        dtype=chosen.dtype,
-        max_model_len=chosen.max_model_len,
-        skip_tokenizer_init=True,
-        generation_config="vllm",
-        disable_log_stats=True,
-        enforce_eager=True,
-        enable_prefix_caching=True,
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=max(BATCHED_TOKENS, chosen.max_model_len),
-        block_size=BLOCK,
-        kv_cache_memory_bytes=chosen.kv_cache_gb << 30,
+        **_arguments(
+            chosen,
+            enforce_eager=True,
+            enable_chunked_prefill=not chosen.reproducible,
+            max_num_batched_tokens=max(BATCHED_TOKENS, chosen.max_model_len),
+            block_size=BLOCK,
+            kv_cache_memory_bytes=chosen.kv_cache_gb << 30,
+        ),
     )
 
 
 def _on_gpus(make: Any, folder: Path, chosen: Settings) -> Any:
     return make(
         str(folder),
-        dtype=chosen.dtype,
-        max_model_len=chosen.max_model_len,
-        skip_tokenizer_init=True,
-        generation_config="vllm",
-        disable_log_stats=True,
-        enable_prefix_caching=True,
-        gpu_memory_utilization=chosen.gpu_memory,
-        tensor_parallel_size=chosen.gpus,
+        **_arguments(chosen, gpu_memory_utilization=chosen.gpu_memory, tensor_parallel_size=chosen.gpus),
     )
+
+
+def _arguments(chosen: Settings, **own: Any) -> dict[str, Any]:
+    """Return the arguments of both kinds of hardware; the user's own win over ours."""
+    return {
+        "dtype": chosen.dtype,
+        "max_model_len": chosen.max_model_len,
+        "skip_tokenizer_init": not chosen.stop,
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "raw_logprobs",
+        # Engines that share a seed would draw the same numbers for different prompts.
+        "seed": 0 if chosen.reproducible else int.from_bytes(os.urandom(4), "big") >> 1,
+        **own,
+        **json.loads(chosen.engine_args),
+    }

@@ -1,9 +1,10 @@
-"""Step `prompts`: read a file of prompts, check it, split off the held-out ones, render and tokenize the rest.
+"""Step `prompts`: read files of prompts, check them, split off the held-out ones, render and tokenize the rest.
 
-Part 0 is the held-out prompts, parts 1.. the training prompts in the order of the source, `PART_ROWS` a part. A row is
-usable when it is no duplicate of an earlier one and its rendered prompt fits; the first `limit + heldout` usable rows
-are taken (all without a limit), and of these the `heldout` with the smallest sha256 are held out: the same ones
-whatever the order of the file. Dropped rows are counted in part 1.
+Part 0 is the held-out prompts, parts 1.. the training prompts in the order of the sources, `PART_ROWS` a part. A row is
+usable when it has text, is no duplicate of an earlier one and its rendered prompt fits; the first `limit + heldout`
+usable rows are taken (all without a limit), and of these the `heldout` with the smallest sha256 are held out: the same
+ones whatever the order of the files. Dropped rows are counted in part 1. Where there are several sources, one a slice,
+the summary says how many training prompts each has left.
 
 Left out: compression, .json files, merging of near duplicates.
 """
@@ -12,77 +13,90 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.job import Job, Part, Shard
+from pipeline.job import Input, Job, Part, Shard
 from stages.sample.source import Message, Row, read
 
 PART_ROWS = 4096
+NEAR_EMPTY = "near_empty"
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PROMPTS_SCHEMA = pa.schema([("id", pa.string()), ("messages", MESSAGES), ("prompt_ids", pa.list_(pa.int32()))])
 
 
-def check_source(path: Path, column: str) -> int:
-    """Read the whole file, DataError at the first thing wrong; return the number of different prompts. No model."""
-    return len({key for key, _ in _keyed(path, column)})
+def check_source(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> int:
+    """Read all files, DataError at the first thing wrong; return the number of different prompts. No model."""
+    return len({one.key for one in _keyed(sources, column, on_empty) if one.row})
+
+
+def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
+    """Return the files of the roles `source`, or `source_1` .. `source_n`, in order."""
+    roles = sorted((role for role in inputs if role.startswith("source")), key=lambda role: (len(role), role))
+    return [
+        Source(number, inputs[role].root / file.path)
+        for number, role in enumerate(roles)
+        for file in inputs[role].files
+    ]
 
 
 def shards(job: Job) -> list[Shard]:
     """Return the held-out part and as many training parts as the rows can fill (drops may leave the last short)."""
     heldout, limit = job.identity["heldout"], job.identity["limit"]
-    path = _source(job)
-    different = check_source(path, job.identity["column"])
+    sources = sources_of(job.inputs)
+    different = check_source(sources, job.identity["column"], job.identity["on_empty"])
     if different <= heldout:
-        raise DataError(_too_few(path, different, heldout, {}))
+        raise DataError(_too_few(_names(sources), different, heldout, {}))
     train = different - heldout if limit is None else min(limit, different - heldout)
     return [Shard(index=i, payload={"part": i}) for i in range(1 + -(-train // PART_ROWS))]
 
 
 class Cleaner:
-    """Turns the source into the rows of one part."""
+    """Turns the sources into the rows of one part."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
-        self.path = _source(job)
+        self.sources = tuple(sources_of(job.inputs))
+        self.identity = job.identity
         self.policy = job.inputs["policy"].folder()
-        self.choice = _choice(
-            self.path,
-            job.inputs["source"].digest,
-            self.policy,
-            job.identity["column"],
-            job.identity["heldout"],
-            job.identity["limit"],
-            job.identity["max_tokens"],
-        )
+        digests = tuple(source.digest for role, source in sorted(job.inputs.items()))
+        self.choice = _choice(self.sources, digests, self.policy, json.dumps(job.identity, sort_keys=True))
 
     def __call__(self, shard: Shard) -> Part:
         part = shard.payload["part"]
         chosen = self.choice.heldout if part == 0 else self.choice.train[(part - 1) * PART_ROWS : part * PART_ROWS]
         dropped = self.choice.dropped if part == 1 else {}
-        table = pa.Table.from_pylist(list(self._rows(set(chosen))), schema=PROMPTS_SCHEMA)
-        tokens = sum(len(ids) for ids in table["prompt_ids"].to_pylist())
+        rows, numbers = [], Counter[int]()
+        for one in self._chosen(set(chosen)):
+            rows.append(one)
+            numbers[one.pop("source")] += 1
+        table = pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA)
+        tokens = sum(len(row["prompt_ids"]) for row in rows)
+        slices = {f"source_{number}": float(count) for number, count in numbers.items() if part}
         return Part(
             table=table,
             rows_in=table.num_rows + sum(dropped.values()),
             dropped=dropped,
-            stats={"prompt_tokens": float(tokens)},
+            stats={"prompt_tokens": float(tokens), **slices},
         )
 
-    def _rows(self, chosen: set[int]) -> Iterator[dict[str, Any]]:
+    def _chosen(self, numbers: set[int]) -> Iterator[dict[str, Any]]:
         from stages.sample.chat import load_chat
 
         chat = load_chat(self.policy)
-        for index, (key, row) in enumerate(_keyed(self.path, self.job.identity["column"])):
-            if index in chosen:
-                yield {"id": key[:16], "messages": row.messages, "prompt_ids": chat.render(row.messages)}
+        for index, one in enumerate(_keyed(self.sources, self.identity["column"], self.identity["on_empty"])):
+            if index in numbers and one.row:
+                messages = one.row.messages
+                ids = chat.render(messages)
+                yield {"id": one.key[:16], "messages": messages, "prompt_ids": ids, "source": one.source.number}
 
 
 def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,6 +111,7 @@ def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) ->
         "heldout": len(lengths[0]),
         "train": len(tokens) - len(lengths[0]),
         "rows": [len(part) for part in lengths],
+        "slices": [int(sum(part["stats"].get(f"source_{i}", 0) for part in parts)) for i in range(_count(job))],
         "dropped": dropped,
         "prompt_tokens_mean": float(tokens.mean()),
         "prompt_tokens_max": int(tokens.max()),
@@ -107,9 +122,28 @@ def _flat(column: pa.ChunkedArray) -> pa.ListArray:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _source(job: Job) -> Path:
-    source = job.inputs["source"]
-    return source.folder() / source.files[0].path
+def _count(job: Job) -> int:
+    return sum(role.startswith("source") for role in job.inputs)
+
+
+def _names(sources: Sequence[Source]) -> str:
+    return f"{sources[0].path}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of prompts, and which of the slices it belongs to."""
+
+    number: int
+    path: Path
+
+
+class Keyed(NamedTuple):
+    """A row of a source; without `row` it is one to drop for `key`."""
+
+    key: str
+    row: Row | None
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -122,38 +156,40 @@ class Choice:
 
 
 @lru_cache(maxsize=1)
-def _choice(
-    path: Path, digest: str, policy: Path, column: str, heldout: int, limit: int | None, max_tokens: int
-) -> Choice:
+def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path, settings: str) -> Choice:
     """Read and render until enough rows are usable. Keeps numbers and keys only; cached for the parts of one source."""
     from stages.sample.chat import load_chat
 
-    chat = load_chat(policy)
+    chat, identity = load_chat(policy), json.loads(settings)
+    heldout, limit, max_tokens = identity["heldout"], identity["limit"], identity["max_tokens"]
     usable: list[tuple[str, int]] = []
     seen: set[str] = set()
-    dropped = {"duplicate": 0, "too_long": 0, "over_limit": 0}
+    dropped = {NEAR_EMPTY: 0, "duplicate": 0, "too_long": 0, "over_limit": 0}
     shortest: int | None = None
-    for index, (key, row) in enumerate(_keyed(path, column)):
-        if key in seen:
+    for index, one in enumerate(_keyed(sources, identity["column"], identity["on_empty"])):
+        if one.row is None:
+            dropped[one.key] += 1
+            continue
+        if one.key in seen:
             dropped["duplicate"] += 1
             continue
-        seen.add(key)
+        seen.add(one.key)
         if limit is not None and len(usable) == limit + heldout:
             dropped["over_limit"] += 1
             continue
-        length = _length(chat, row, path)
+        length = _length(chat, one.row, one.source.path)
         shortest = length if shortest is None else min(shortest, length)
         if length > max_tokens:
             dropped["too_long"] += 1
         else:
-            usable.append((key, index))
-    if not usable:
+            usable.append((one.key, index))
+    if not usable and seen:
         raise DataError(
-            f"{path}: all {len(seen)} prompts are longer than prompts.max_tokens={max_tokens} tokens "
+            f"{_names(sources)}: all {len(seen)} prompts are longer than prompts.max_tokens={max_tokens} tokens "
             f"(the shortest has {shortest}); raise prompts.max_tokens."
         )
     if len(usable) <= heldout:
-        raise DataError(_too_few(path, len(usable), heldout, dropped))
+        raise DataError(_too_few(_names(sources), len(usable), heldout, dropped))
     held = {index for _, index in sorted(usable)[:heldout]}
     train = [index for _, index in usable if index not in held]
     return Choice(sorted(held), train, {reason: count for reason, count in dropped.items() if count})
@@ -166,17 +202,27 @@ def _length(chat: Any, row: Row, path: Path) -> int:
         raise DataError(f"{path}: {row.where}: {error}") from None
 
 
-def _too_few(path: Path, usable: int, heldout: int, dropped: dict[str, int]) -> str:
+def _too_few(name: str, usable: int, heldout: int, dropped: dict[str, int]) -> str:
     lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
     return (
-        f"{path}: {usable} usable prompts{f' ({lost} dropped)' if lost else ''} are not enough for "
+        f"{name}: {usable} usable prompts{f' ({lost} dropped)' if lost else ''} are not enough for "
         f"prompts.heldout={heldout} and at least 1 to train on; add prompts or lower prompts.heldout."
     )
 
 
-def _keyed(path: Path, column: str) -> Iterator[tuple[str, Row]]:
-    for row in read(path, column):
-        yield prompt_hash(row.messages, f"{path}: {row.where}"), row
+def _keyed(sources: Sequence[Source], column: str, on_empty: str) -> Iterator[Keyed]:
+    for source in sources:
+        for row in read(source.path, column, drop_empty=on_empty == "drop"):
+            if near_empty(row.messages):
+                yield Keyed(NEAR_EMPTY, None, source)
+            else:
+                yield Keyed(prompt_hash(row.messages, f"{source.path}: {row.where}"), row, source)
+
+
+def near_empty(messages: Sequence[Message]) -> bool:
+    """Return whether the user's turns hold fewer than two letters or digits of any script: nothing to respond to."""
+    letters = (c for m in messages if m["role"] == "user" for c in m["content"] if c.isalnum())
+    return len(list(islice(letters, 2))) < 2
 
 
 def prompt_hash(messages: Sequence[Message], where: str = "prompt") -> str:

@@ -29,8 +29,11 @@ class Row:
     messages: list[Message]
 
 
-def read(path: Path, column: str) -> Iterator[Row]:
-    """Yield the prompts of `path`; DataError when a row is wrong or there is none."""
+def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
+    """Yield the prompts of `path`; DataError when a row is wrong or there is none.
+
+    `drop_empty`: a prompt without text comes without messages instead, for the caller to count.
+    """
     readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -44,6 +47,10 @@ def read(path: Path, column: str) -> Iterator[Row]:
             raise DataError(f"{path}: {where}: {_no_column(column, list(values))}")
         try:
             yield Row(where, _messages(values[column]))
+        except Empty as error:
+            if not drop_empty:
+                raise DataError(f"{path}: {where}: {column} {error}; mend or remove the row.") from None
+            yield Row(where, [])
         except ValueError as error:
             raise DataError(f"{path}: {where}: {column} {error}; mend or remove the row.") from None
     if none:
@@ -56,13 +63,17 @@ def _no_column(column: str, columns: Sequence[str]) -> str:
     return f"no column {column}; there are: {', '.join(columns) or 'none'}; {hint}."
 
 
+class Empty(ValueError):
+    """A prompt without text."""
+
+
 def _messages(value: Any) -> list[Message]:
     """Return the turns of a prompt; ValueError says what is wrong, without the place."""
     turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list):
-        raise ValueError(f"is {_kind(value)}, not a text or a list of messages")
+        raise (Empty if value is None else ValueError)(f"is {_kind(value)}, not a text or a list of messages")
     if not turns:
-        raise ValueError("is an empty list of messages")
+        raise Empty("is an empty list of messages")
     messages = [_message(turn) for turn in turns]
     roles = [m["role"] for m in messages]
     talk = roles[1:] if roles[0] == "system" else roles
@@ -75,10 +86,12 @@ def _messages(value: Any) -> list[Message]:
 
 
 def _message(turn: Any) -> Message:
+    if isinstance(turn, dict) and "role" not in turn:
+        turn = {"role": "user", **turn}
     if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
         raise ValueError("has a message that is not {role: text, content: text}")
     if not turn["content"].strip():
-        raise ValueError("is empty" if turn["role"] == "user" else f"has an empty {turn['role']} message")
+        raise Empty("is empty" if turn["role"] == "user" else f"has an empty {turn['role']} message")
     return {"role": turn["role"], "content": turn["content"]}
 
 
@@ -135,6 +148,17 @@ def _parquet(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: not a readable parquet file ({error}); get it again.") from None
 
 
+def _cell(text: str) -> Any:
+    """Return a CSV cell: a message list where its text is the JSON of one, else the text."""
+    if not text.lstrip().startswith("[{"):
+        return text
+    try:
+        turns = json.loads(text)
+    except ValueError:
+        return text
+    return turns if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns) else text
+
+
 def _csv(path: Path, _column: str) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
@@ -146,7 +170,7 @@ def _csv(path: Path, _column: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"has no value for {', '.join(short)}" if short else "has more values than the header has columns"
                 )
                 raise DataError(f"{path}: line {reader.line_num} {wrong}; mend or remove the row.")
-            yield f"line {reader.line_num}", dict(values)
+            yield f"line {reader.line_num}", {name: _cell(text) for name, text in values.items()}
     except csv.Error as error:
         raise DataError(
             f"{path}: line {reader.line_num} is not CSV ({error}); "

@@ -1,13 +1,13 @@
 """Step `sample`: K responses from the policy for each prompt of a slice, one shard at a time.
 
-A slice is rows [start, start + count) of the training prompts as dealt, or of the held-out prompts in their order.
-A prompt dealt again (after all others were) is another row: its id gets `~d` in deal d, and its responses other seeds.
+A slice is some rows of the training prompts as dealt, or the held-out prompts in their order. A prompt dealt again
+(after all others were) is another row: its id gets `~d` in deal d, and its responses other seeds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -16,11 +16,17 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.job import Input, Job, Part, Shard
-from stages.sample.deal import dealt, response_seed
+from stages.sample.deal import cut, dealt, response_seed
 from stages.sample.prompts import MESSAGES
 
 RESPONSE = pa.struct(
-    [("text", pa.string()), ("ids", pa.list_(pa.int32())), ("finish", pa.string()), ("seed", pa.int64())]
+    [
+        ("text", pa.string()),
+        ("ids", pa.list_(pa.int32())),
+        ("finish", pa.string()),
+        ("seed", pa.int64()),
+        ("logprobs", pa.list_(pa.float32())),
+    ]
 )
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -34,22 +40,37 @@ SAMPLES_SCHEMA = pa.schema(
 
 def shards(job: Job) -> list[Shard]:
     """Cut the slice into shards of `shard_rows`; the payload names rows of the split and the deal of each."""
-    identity, prompts = job.identity, job.inputs["prompts"].summary
-    start, count, size = identity["start"], identity["count"], identity["shard_rows"]
-    n = prompts["train"] if identity["split"] == "train" else prompts["heldout"]
-    if identity["split"] == "train":
-        rows = dealt(n, start, count, identity["seed"])
-        deals = [position // n for position in range(start, start + count)]
-    elif start + count > n:
-        raise DataError(
-            f"held-out prompts {start} to {start + count} were asked for, there are {n}; see prompts.heldout."
-        )
-    else:
-        rows, deals = list(range(start, start + count)), [0] * count
+    size = job.identity["shard_rows"]
+    rows, deals = _slice(job.identity, job.inputs["prompts"].summary)
     return [
         Shard(index=i, payload={"rows": rows[a : a + size], "deals": deals[a : a + size]})
-        for i, a in enumerate(range(0, count, size))
+        for i, a in enumerate(range(0, len(rows), size))
     ]
+
+
+def _slice(identity: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Return the rows of the split that the slice has, and the deal of each."""
+    number, rows = identity["slice"], identity["rows"]
+    if identity["split"] == "heldout":
+        if rows > prompts["heldout"]:
+            raise DataError(f"{rows} held-out prompts were asked for, there are {prompts['heldout']}; prompts.heldout.")
+        return list(range(rows)), [0] * rows
+    n, seed = prompts["train"], identity["seed"]
+    if rows is not None:
+        start = number * rows
+        return dealt(n, start, rows, seed), [position // n for position in range(start, start + rows)]
+    deal, index = divmod(number, identity["slices"])
+    if deal == 0 and len(prompts["slices"]) > 1:
+        first = sum(prompts["slices"][:index])
+        found = list(range(first, first + prompts["slices"][index]))
+    else:
+        first, last = cut(n, index, identity["slices"])
+        found = dealt(n, deal * n + first, last - first, seed) if last > first else []
+    if not found:
+        raise DataError(
+            f"slice {index + 1} of {identity['slices']} has no usable prompts; lower prompts.slices or add prompts."
+        )
+    return found, [deal] * len(found)
 
 
 def prepare(job: Job) -> None:
@@ -64,13 +85,15 @@ class Sampler:
 
     def __init__(self, job: Job) -> None:
         from stages.sample.chat import load_chat
-        from stages.sample.engine import make_engine, settings, stop_ids
+        from stages.sample.engine import cut_at_stop, make_engine, settings, stop_ids
 
         folder = job.inputs["policy"].folder()
         self.identity = job.identity
         self.prompts = _Prompts(job.inputs["prompts"], job.identity["split"])
         self.chat = load_chat(folder)
-        ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn())
+        named = self.chat.control_tokens(self.identity["stop_tokens"])
+        ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn(), named)
+        self.cut = cut_at_stop
         self.engine = make_engine(job.identity["engine"], folder, settings(job.identity, job.runtime, ends))
 
     def __call__(self, shard: Shard) -> Part:
@@ -82,7 +105,7 @@ class Sampler:
             {
                 **prompt,
                 "id": f"{prompt['id']}~{deal}" if deal else prompt["id"],
-                "responses": [{"text": self.chat.decode(one.ids), **one._asdict()} for one in responses],
+                "responses": [{"text": self._text(one.ids), **one._asdict()} for one in responses],
             }
             for prompt, deal, responses in zip(prompts, deals, sampled, strict=True)
         ]
@@ -95,6 +118,9 @@ class Sampler:
                 "prompt_tokens": float(sum(len(p["prompt_ids"]) for p in prompts)),
             },
         )
+
+    def _text(self, ids: list[int]) -> str:
+        return self.cut(self.chat.decode(ids), self.identity["stop"])
 
 
 class _Prompts:

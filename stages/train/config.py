@@ -17,7 +17,7 @@ REFERENCE = StepSpec(
     finish="stages.train.reference:finish",
     pool="annotators",
 )
-TRAIN = StepSpec(kind="train", version=3, run="stages.train.stage:run")
+TRAIN = StepSpec(kind="train", version=4, run="stages.train.stage:run")
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("rmsprop", "adamw")

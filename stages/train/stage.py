@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors
-from pipeline.errors import TrainingFault
+from pipeline.errors import DataError, TrainingFault
 from pipeline.job import Job
 from stages.train import checkpoint, worker
 from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps
@@ -73,7 +73,17 @@ def _check(job: Job) -> None:
     identity, runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)
     runtime.micro_pairs(identity.global_batch)
     reference = job.inputs["reference"]
-    pairs = sum(reference.table(index, ["id"]).num_rows for index in range(reference.n_parts))
+    heldout = set(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
+    pairs = 0
+    for index in range(reference.n_parts):
+        ids = reference.table(index, ["id"])["id"].to_pylist()
+        pairs += len(ids)
+        both = sorted(name for name in ids if name.partition("~")[0] in heldout)
+        if both:
+            raise DataError(
+                f"{len(both)} held-out prompts are among the pairs to train on ({', '.join(both[:3])} ...); what was "
+                "learned could not be measured. Remove them from what was imported, or hold out others."
+            )
     steps = optimizer_steps(pairs, identity.epochs, identity.global_batch)
     if steps < identity.min_steps:
         raise TrainingFault(

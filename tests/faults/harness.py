@@ -40,7 +40,7 @@ def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
         "trainer.max_length=128",
         "trainer.lr=1e-3",
         "hardware.micro_batch=1",
-        "hardware.engine_cpus=1",
+        "hardware.cores_per_engine=1",
         "hardware.annotator_cpus=1",
         "hardware.worker_cpus=1",
         "evaluate.k=1",

@@ -30,8 +30,8 @@ class Fixed(Sources):
     def judge(self, config: JudgeConfig) -> Input:
         return Input(role="judge", root=HERE, digest=("3" if config.kind == "mini" else "4") * 64)
 
-    def prompts(self, config: PromptsConfig) -> Input:
-        return Input(role="source", root=HERE, digest="5" * 64)
+    def prompts(self, config: PromptsConfig) -> dict[str, Input]:
+        return {"source": Input(role="source", root=HERE, digest="5" * 64)}
 
 
 def plan_of(*overrides: str) -> Plan:
@@ -203,19 +203,19 @@ def test_configs_are_kept_by_arm() -> None:
 
 
 GOLDEN: dict[str, str] = {
-    "0/prompts": "45a90a86fa93a645",
-    "1/sample": "546fdd809cc25df9",
-    "0/sample_base": "167c4cfba63d1d64",
-    "1/score": "c44606507a73f754",
-    "1/embed": "c757360082d58172",
-    "1/pairs": "df0aff76f711c2cb",
-    "1/calibrate": "51597fd4f77a8701",
-    "1/reference": "890b3060f1da5dd5",
-    "1/train": "d99fcdc55db32fd6",
-    "1/sample_heldout": "40430e942f497e87",
-    "1/score_oracle_previous": "8cf16111b8239f78",
-    "1/score_oracle_base": "8cf16111b8239f78",
-    "1/score_second_previous": "198eea3c777f1047",
-    "1/score_second_base": "198eea3c777f1047",
-    "1/evaluate": "f3657a5fdf1e7cae",
+    "0/prompts": "e27c229539ecfcd4",
+    "1/sample": "18804d5d79af9200",
+    "0/sample_base": "3fa9fe8cc310a350",
+    "1/score": "217552c0958110c3",
+    "1/embed": "abcf7fbed55d718b",
+    "1/pairs": "b6f5aedf63644b50",
+    "1/calibrate": "06f409a5d48a9cab",
+    "1/reference": "85d200364ed37a8c",
+    "1/train": "a8872d7c6a22fe40",
+    "1/sample_heldout": "23e9cd947242f725",
+    "1/score_oracle_previous": "d64d0f6a54bc9393",
+    "1/score_oracle_base": "d64d0f6a54bc9393",
+    "1/score_second_previous": "cccc18437a5146e2",
+    "1/score_second_base": "cccc18437a5146e2",
+    "1/evaluate": "16cea812f6a011a0",
 }

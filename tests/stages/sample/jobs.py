@@ -16,7 +16,37 @@ from stages.sample import prompts
 from stages.sample.config import PROMPTS, SAMPLE
 from tests.artifacts import as_input, as_job, run_step
 
-RUNTIME = {"actors": 1, "cpus": 1, "gpus": 0, "kv_cache_gb": 1, "gpu_memory": 0.9, "max_model_len": 512}
+RUNTIME: dict[str, Any] = {
+    "actors": 1,
+    "cpus": 1,
+    "gpus": 0,
+    "kv_cache_gb": 1,
+    "gpu_memory": 0.9,
+    "max_model_len": 512,
+    "engine_args": {},
+    "urls": (),
+    "deadline_s": 600.0,
+}
+SAMPLING: dict[str, Any] = {
+    "engine": "vllm",
+    "dtype": "float32",
+    "k": 3,
+    "max_tokens": 12,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "stop": (),
+    "stop_tokens": (),
+    "logprobs": False,
+    "reproducible": True,
+    "engine_args": {},
+    "seed": 0,
+    "shard_rows": 4,
+    "split": "train",
+    "slice": 0,
+    "rows": 8,
+    "slices": None,
+}
 
 
 def jsonl(path: Path, rows: Sequence[Any], column: str = "prompt") -> Path:
@@ -27,7 +57,7 @@ def jsonl(path: Path, rows: Sequence[Any], column: str = "prompt") -> Path:
 
 def prompts_job(source: Path, policy: Path, **changes: Any) -> Job:
     """A `prompts` job over a file."""
-    identity = {"column": "prompt", "heldout": 2, "limit": None, "max_tokens": 400, **changes}
+    identity = {"column": "prompt", "heldout": 2, "limit": None, "max_tokens": 400, "on_empty": "refuse", **changes}
     return as_job(PROMPTS, identity, [external("source", source), external("policy", policy)], source.parent)
 
 
@@ -44,19 +74,6 @@ def prompts_input(source: Path, policy: Path, **changes: Any) -> Input:
 
 def sample_job(prompts: Input, policy: Path, **changes: Any) -> Job:
     """A `sample` job on the CPU in fp32."""
-    identity = {
-        "engine": "vllm",
-        "dtype": "float32",
-        "k": 3,
-        "max_tokens": 12,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "seed": 0,
-        "shard_rows": 4,
-        "split": "train",
-        "start": 0,
-        "count": 8,
-        **changes,
-    }
+    identity = {**SAMPLING, **changes}
     job = as_job(SAMPLE, identity, [prompts, external("policy", policy)], policy.parent)
     return replace(job, runtime=RUNTIME)

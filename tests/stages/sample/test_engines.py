@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import ConfigError
 from stages.sample.chat import Chat, load_chat
-from stages.sample.engine import Engine, Sampled, Settings, make_engine, stop_ids
+from stages.sample.engine import Engine, Sampled, Settings, cut_at_stop, make_engine, stop_ids
+from stages.sample.engine_args import split
 from tests.tiny import tiny_policy
 
 QUESTIONS = [
@@ -33,7 +35,12 @@ def settings(**changes: Any) -> Settings:
         "max_tokens": 24,
         "temperature": 1.0,
         "top_p": 1.0,
+        "min_p": 0.0,
+        "stop": (),
         "stop_ids": (END,),
+        "logprobs": False,
+        "reproducible": True,
+        "engine_args": "{}",
         "cpus": 1,
         "gpus": 0,
         "kv_cache_gb": 1,
@@ -175,3 +182,75 @@ def test_stop_ids(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 5]}')
     assert stop_ids(tmp_path, 5, 9) == [5, 7, 9]
     assert stop_ids(tmp_path / "none", None, 9) == [9]
+
+
+def test_logprobs_are_the_policys_own(
+    engine: Engine, folder: Path, prompt_ids: list[list[int]], changed: Callable[..., None]
+) -> None:
+    """Before temperature, top_p and min_p: equal to the model's own log-softmax."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    changed(k=2, max_tokens=6, temperature=0.5, top_p=0.8, min_p=0.01, logprobs=True)
+    prompt = prompt_ids[0]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for one in engine.generate([prompt], SEEDS[:1])[0]:
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + one.ids])).logits[0, len(prompt) - 1 : -1]
+        wanted = logits.log_softmax(-1).gather(-1, torch.tensor(one.ids)[:, None])[:, 0]
+        assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+    changed()
+    assert engine.generate([prompt], SEEDS[:1])[0][0].logprobs is None
+
+
+def test_min_p_leaves_the_likely(engine: Engine, folder: Path, changed: Callable[..., None]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = [1, 9906, 198, 5, 17]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        probs = (model(torch.tensor([prompt])).logits[0, -1].double() / 0.25).softmax(-1)
+    ordered = probs.sort(descending=True).values
+    least = float((ordered[7] + ordered[8]) / 2 / ordered[0])
+    changed(k=64, max_tokens=1, temperature=0.25, min_p=least)
+    drawn = {one.ids[0] for one in engine.generate([prompt], [0])[0]}
+    assert drawn <= set(probs.topk(8).indices.tolist()) and len(drawn) > 3
+
+
+def test_without_seeds_two_calls_differ(
+    engine: Engine, prompt_ids: list[list[int]], changed: Callable[..., None]
+) -> None:
+    changed(reproducible=False, k=2)
+    one, two = engine.generate(prompt_ids, SEEDS), engine.generate(prompt_ids, SEEDS)
+    assert ids(one) != ids(two)
+    assert all(sampled.seed is None for responses in one for sampled in responses)
+
+
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_a_stop_text_ends_a_response(name: str, folder: Path, chat: Chat, prompt_ids: list[list[int]]) -> None:
+    """The ids keep the text that stopped them; the stage cuts the text before it."""
+    free = make_engine("transformers", folder, settings(k=1)).generate(prompt_ids[:1], SEEDS[:1])[0][0]
+    if name == "vllm":
+        free = make_engine(name, folder, settings(k=1, stop=("never sampled",))).generate(prompt_ids[:1], SEEDS[:1])[0][
+            0
+        ]
+    wanted = next(i for i in range(3, 20) if chat.decode([free.ids[i]]).strip().isalpha())
+    text = chat.decode([free.ids[wanted]]).strip()
+    first = next(i for i in range(len(free.ids)) if text in chat.decode(free.ids[: i + 1]))
+    stopped = make_engine(name, folder, settings(k=1, stop=(text, "zzz"))).generate(prompt_ids[:1], SEEDS[:1])[0][0]
+    assert stopped == Sampled(free.ids[: first + 1], "stop_text", SEEDS[0])
+    assert cut_at_stop(chat.decode(stopped.ids), (text, "zzz")) == chat.decode(free.ids).partition(text)[0]
+
+
+def test_what_is_passed_on_is_checked_by_name() -> None:
+    assert split("vllm", {"max_num_seqs": 8, "quantization": "fp8"}) == ({"quantization": "fp8"}, {"max_num_seqs": 8})
+    for name, said in (
+        ("max_nun_seqs", "has no such argument. Did you mean max_num_seqs?"),
+        ("dtype", "set sampler.dtype instead"),
+        ("trust_remote_code", "own code is never run"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            split("vllm", {name: 1})
+    with pytest.raises(ConfigError, match="the engine server has no such argument"):
+        split("server", {"max_num_seqs": 8})

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError
 from stages.sample import prompts
-from stages.sample.prompts import PROMPTS_SCHEMA, check_source, prompt_hash
+from stages.sample.prompts import PROMPTS_SCHEMA, Source, check_source, prompt_hash
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tokenizer_folder
 
@@ -18,7 +18,7 @@ TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(20)]
 
 def refused(path: Path, column: str = "prompt") -> str:
     with pytest.raises(DataError) as caught:
-        check_source(path, column)
+        check_source([Source(0, path)], column)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
     return message.removeprefix(f"{path}: ")

@@ -13,7 +13,7 @@ from stages.sample.config import SampleIdentity
 from stages.sample.deal import dealt, response_seed
 from stages.sample.stage import SAMPLES_SCHEMA, Sampler, distinct_2
 from tests.artifacts import run_step
-from tests.stages.sample.jobs import jsonl, prompts_input, sample_job
+from tests.stages.sample.jobs import SAMPLING, jsonl, prompts_input, sample_job
 from tests.tiny import tiny_policy
 
 TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(12)] + ["None", "🌷 <|im_end|> مرحبا"]
@@ -35,11 +35,11 @@ def sample(prompts: Input, policy: Path, **changes: Any) -> tuple[list[pa.Table]
 
 
 def test_samples_are_the_slice_as_dealt(prompts: Input, policy: Path) -> None:
-    tables, parts, summary = sample(prompts, policy, start=3, count=7)
-    assert [t.num_rows for t in tables] == [4, 3] and all(t.schema == SAMPLES_SCHEMA for t in tables)
+    tables, parts, summary = sample(prompts, policy, slice=1, rows=5)
+    assert [t.num_rows for t in tables] == [4, 1] and all(t.schema == SAMPLES_SCHEMA for t in tables)
     rows = [row for t in tables for row in t.to_pylist()]
     train = prompts.table(1).to_pylist()
-    assert [row["id"] for row in rows] == [train[i]["id"] for i in dealt(12, 3, 7, seed=0)]
+    assert [row["id"] for row in rows] == [train[i]["id"] for i in dealt(12, 5, 5, seed=0)]
     for row in rows:
         source = next(p for p in train if p["id"] == row["id"])
         assert (row["messages"], row["prompt_ids"]) == (source["messages"], source["prompt_ids"])
@@ -47,7 +47,7 @@ def test_samples_are_the_slice_as_dealt(prompts: Input, policy: Path) -> None:
         assert [r["seed"] for r in row["responses"]] == [first, first + 1, first + 2]
         assert all(len(r["ids"]) == 12 or r["finish"] == "stop" for r in row["responses"])
     assert sum(p.stats["tokens"] for p in parts) == summary["tokens"]
-    assert (summary["prompts"], summary["responses"], summary["redealt"]) == (7, 21, 0)
+    assert (summary["prompts"], summary["responses"], summary["redealt"]) == (5, 15, 0)
     assert summary["cap_rate"] + summary["end_of_turn_rate"] == 1
 
 
@@ -61,14 +61,14 @@ def test_equal_whatever_the_shards(prompts: Input, policy: Path) -> None:
 
 
 def test_heldout_rows_keep_their_order(prompts: Input, policy: Path) -> None:
-    tables, _, _ = sample(prompts, policy, split="heldout", count=2, k=2)
+    tables, _, _ = sample(prompts, policy, split="heldout", rows=2, k=2)
     assert tables[0]["id"].to_pylist() == prompts.table(0)["id"].to_pylist()
-    with pytest.raises(DataError, match="held-out prompts 0 to 3 were asked for, there are 2"):
-        stage.shards(sample_job(prompts, policy, split="heldout", count=3))
+    with pytest.raises(DataError, match="3 held-out prompts were asked for, there are 2"):
+        stage.shards(sample_job(prompts, policy, split="heldout", rows=3))
 
 
 def test_prompts_dealt_again_are_other_rows(prompts: Input, policy: Path) -> None:
-    tables, _, summary = sample(prompts, policy, start=8, count=8)
+    tables, _, summary = sample(prompts, policy, slice=1)
     rows = pa.concat_tables(tables).to_pylist()
     assert len({row["id"] for row in rows}) == 8
     assert [row["id"].endswith("~1") for row in rows] == [False] * 4 + [True] * 4
@@ -91,8 +91,8 @@ def test_rows_are_found_in_several_parts(
 
 
 def test_vllm_through_the_same_step(prompts: Input, policy: Path) -> None:
-    tables, _, summary = sample(prompts, policy, engine="vllm", k=2, count=5)
-    again = Sampler(sample_job(prompts, policy, k=2, count=5))
+    tables, _, summary = sample(prompts, policy, engine="vllm", k=2, rows=5)
+    again = Sampler(sample_job(prompts, policy, k=2, rows=5))
     second = again(Shard(index=1, payload={"rows": dealt(12, 4, 1, 0), "deals": [0]}))
     assert second.table == tables[1]
     assert summary["prompts"] == 5
@@ -127,10 +127,7 @@ def test_summary_counts() -> None:
 
 
 def test_greedy_with_several_responses_is_refused() -> None:
-    values: dict[str, Any] = {
-        "engine": "vllm", "dtype": "float32", "k": 4, "max_tokens": 8, "temperature": 0.0, "top_p": 1.0,
-        "seed": 0, "shard_rows": 4, "split": "train", "start": 0, "count": 4,
-    }  # fmt: skip
+    values = {**SAMPLING, "k": 4, "temperature": 0.0}
     with pytest.raises(ConfigError, match="temperature=0 gives 4 equal responses"):
         SampleIdentity(**values)
     assert SampleIdentity(**{**values, "k": 1, "split": "heldout"}).temperature == 0

@@ -108,7 +108,9 @@ def train_inputs(folder: Path, policy: Path, pairs: int = 16) -> list[Input]:
     worker = Reference(job)
     reference = [worker(shard).table for shard in shards(job)]
     targets = as_input("targets", folder / "targets", [targets_of(table) for table in samples])
+    heldout = pa.table({"id": ["held-a", "held-b"]})
     return [
+        as_input("prompts", folder / "prompts", [heldout, samples[0].select(["id"])]),
         job.inputs["samples"],
         targets,
         as_input("reference", folder / "reference", reference),

@@ -180,6 +180,14 @@ def test_a_gradient_that_is_not_finite_stops(ray_started: None, inputs: list[Inp
         run(job, lambda event: None)
 
 
+def test_heldout_prompts_are_refused_before_anything_starts(inputs: list[Input], tmp_path: Path) -> None:
+    ids = next(source for source in inputs if source.role == "reference").table(0, ["id"])["id"].to_pylist()
+    wrong = as_input("prompts", tmp_path / "wrong", [pa.table({"id": [ids[1], "z"]})])
+    given = [wrong if source.role == "prompts" else source for source in inputs]
+    with pytest.raises(DataError, match=f"1 held-out prompts are among the pairs to train on .{ids[1]}"):
+        run(train_job(tmp_path, given), lambda event: None)
+
+
 def test_too_few_steps_are_refused_before_anything_starts(inputs: list[Input], tmp_path: Path) -> None:
     with pytest.raises(TrainingFault, match="23 pairs were left, 6 steps of 4 pairs, at least 8"):
         run(train_job(tmp_path, inputs, identity(global_batch=4)), lambda event: None)

@@ -1,0 +1,190 @@
+"""Models and datasets of the Hugging Face hub, pinned to a commit, downloaded when a run needs them.
+
+A revision such as `main` is resolved once and written down (`pins`), so that a run goes on with what it began with.
+The commit is the identity of what comes from here. The cache is the hub's own (HF_HOME); only safetensors weights,
+tokenizers, configurations and data files are fetched, and no code.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import write_text
+from pipeline.digests import cache_folder, cached_sha256
+from pipeline.errors import ConfigError, DataError
+from pipeline.job import File, Input
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja", "merges.txt")
+DATA_FILES = ("*.parquet", "*.jsonl", "*.csv", "README.md")
+
+
+class Hub:
+    """Looks things up; `pins` maps `model:repo@revision` to a commit and grows."""
+
+    def __init__(self, pins: dict[str, str] | None = None) -> None:
+        self.pins = dict(pins or {})
+
+    def model(self, repo: str, revision: str) -> Input:
+        """Return the model's folder; without files while it is not downloaded."""
+        commit = self.commit("model", repo, revision)
+        folder = _downloaded("model", repo, commit)
+        digest = _digest("model", repo, commit)
+        if folder is None:
+            return Input(role="policy", root=Path(), digest=digest, wanted=("model", repo, commit))
+        return Input(role="policy", root=folder, digest=digest, files=_files(folder, _matching(folder, MODEL_FILES)))
+
+    def dataset(self, repo: str, revision: str, name: str | None, split: str) -> Input:
+        """Return the files of a split; without files while it is not downloaded."""
+        commit = self.commit("dataset", repo, revision)
+        folder = _downloaded("dataset", repo, commit)
+        digest = _digest("dataset", repo, commit, name or "default", split)
+        if folder is None:
+            return Input(role="source", root=Path(), digest=digest, wanted=("dataset", repo, commit))
+        return Input(role="source", root=folder, digest=digest, files=_files(folder, split_files(folder, name, split)))
+
+    def commit(self, kind: str, repo: str, revision: str) -> str:
+        """Return the commit of a revision: itself, the pinned one, the hub's, or offline that of the cache."""
+        key = f"{kind}:{repo}@{revision}"
+        if not COMMIT.fullmatch(revision) and key not in self.pins:
+            self.pins[key] = _resolve(kind, repo, revision)
+        return self.pins.get(key, revision)
+
+
+def split_files(folder: Path, name: str | None, split: str) -> list[Path]:
+    """Return the data files of a split of a folder in the hub's layout, as the datasets library finds them."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        builder = datasets.load_dataset_builder(str(folder), name=name)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{folder}: no dataset in the hub's layout ({_first_line(error)}).") from None
+    found = builder.config.data_files or {}
+    if split not in found:
+        raise ConfigError(f"prompts.split={split}: {folder} has {', '.join(map(str, found)) or 'none'}.")
+    return [Path(str(path)) for path in found[split]]
+
+
+def download(kind: str, repo: str, commit: str) -> Path:
+    """Fetch what is missing of a repository at a commit; DataError says what to do when it cannot be had."""
+    from huggingface_hub import constants, snapshot_download
+
+    patterns = MODEL_FILES if kind == "model" else DATA_FILES
+    folder = _asked(
+        kind,
+        repo,
+        commit,
+        lambda: snapshot_download(
+            repo,
+            repo_type=kind,
+            revision=commit,
+            allow_patterns=list(patterns),
+            ignore_patterns=["original/*", "consolidated*"],
+            local_files_only=constants.HF_HUB_OFFLINE,
+        ),
+    )
+    write_text(_marker(kind, repo, commit), str(folder))
+    return Path(folder)
+
+
+def local_dataset(folder: Path, name: str | None, split: str) -> Input:
+    """Return the files of a split of a local folder, named by their digests."""
+    files = _files(folder, split_files(folder, name, split))
+    content = hashlib.sha256("".join(f.sha256 for f in files).encode()).hexdigest()
+    return Input(role="source", root=folder.absolute(), digest=content, files=files)
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(("hub", *words)).encode()).hexdigest()
+
+
+def _marker(kind: str, repo: str, commit: str) -> Path:
+    return cache_folder() / "hub" / f"{kind}--{repo.replace('/', '--')}@{commit}"
+
+
+def _downloaded(kind: str, repo: str, commit: str) -> Path | None:
+    """Return the folder of a download that was completed, None without."""
+    try:
+        folder = Path(_marker(kind, repo, commit).read_text())
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    found = sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for path in found if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)]
+
+
+def _files(folder: Path, paths: Sequence[Path]) -> tuple[File, ...]:
+    """Names are relative to the folder; large files lie in the hub's cache under their sha256."""
+    root = folder.absolute()
+    named = [(str(path.absolute().relative_to(root)), path) for path in paths]
+    return tuple(File(name=name, path=name, sha256=_sha256(path), bytes=path.stat().st_size) for name, path in named)
+
+
+def _sha256(path: Path) -> str:
+    blob = path.resolve().name
+    return blob if SHA256.fullmatch(blob) else cached_sha256(path)
+
+
+def _resolve(kind: str, repo: str, revision: str) -> str:
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return _cached_commit(kind, repo, revision)
+    try:
+        info = _asked(kind, repo, revision, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision))
+    except DataError:
+        cached = _ref(kind, repo, revision)
+        if cached.is_file():
+            return cached.read_text().strip()
+        raise
+    return str(info.sha)
+
+
+def _cached_commit(kind: str, repo: str, revision: str) -> str:
+    path = _ref(kind, repo, revision)
+    if not path.is_file():
+        raise DataError(f"{kind} {repo}: revision {revision} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
+    return path.read_text().strip()
+
+
+def _ref(kind: str, repo: str, revision: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
+
+
+def _asked(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> Any:
+    """Return the hub's answer, or say in one line why there is none."""
+    import httpx
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    try:
+        return question()
+    except errors.GatedRepoError:
+        raise DataError(f"{kind} {repo} asks for its licence: accept it at {page} and set HF_TOKEN.") from None
+    except errors.RevisionNotFoundError:
+        raise DataError(f"{kind} {repo} has no revision {revision}; see {page}/commits.") from None
+    except errors.RepositoryNotFoundError:
+        raise DataError(f"{kind} {repo} is not on the hub, or is private: check the name, or set HF_TOKEN.") from None
+    except errors.HFValidationError as error:
+        raise ConfigError(f"{kind} {repo}: {_first_line(error)}") from None
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise DataError(
+            f"{kind} {repo}@{revision} cannot be had from the hub ({_first_line(error)}). Check the network, "
+            "or give a local folder of the same layout."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
