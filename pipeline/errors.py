@@ -13,5 +13,9 @@ class DataError(SparringError):
     """An input file, a model folder or a stored artifact is wrong."""
 
 
+class EngineFault(SparringError):
+    """An engine failed on a shard; it is ended, and the shard is done again by a new one."""
+
+
 class TrainingFault(SparringError):
     """Training cannot go on: a loss or a gradient is not finite, or too few optimizer steps are left."""

@@ -85,8 +85,10 @@ class Executor:
             if self._ray:
                 import ray
 
-                self._close_pools(lambda pool: True)
-                ray.shutdown()
+                try:
+                    self._close_pools(lambda pool: True)
+                finally:
+                    ray.shutdown()
         return made
 
     def _ensure(self, step: Step) -> bool:
@@ -118,6 +120,9 @@ class Executor:
         if made.kind != "hit":
             raise SparringError(f"{step.name}: published, but {made.why}; run again.")
         return made
+
+    def _say(self, text: str) -> None:
+        self.events("message", text=text)
 
     def _worker(self, show: dict[str, Any], pid: int) -> None:
         self.events("worker", **show, pid=pid)
@@ -219,7 +224,8 @@ class Executor:
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         begun, tokens = time.monotonic(), 0.0
         known = len(shards) - len(todo)
-        for index, record in self._workers(job, len(todo)).map(job, todo, partial(self._worker, show)) if todo else ():
+        made = self._workers(job, len(todo)).map(job, todo, partial(self._worker, show), self._say) if todo else ()
+        for index, record in made:
             records[index] = record
             tokens += record["stats"].get("tokens", 0)
             spent, done = time.monotonic() - begun, len(records) - known

@@ -35,6 +35,9 @@ class StepSpec:
     run: str = ""
     prepare: str = ""
     """Job without inputs -> None: what a worker may do before its step's inputs exist, such as slow imports."""
+    narrow: str = ""
+    """(Shard, rows to keep) -> Shard, of a step whose shards can be tried in parts: a prompt that kills or hangs its
+    worker is found, dropped and counted as `poison`."""
     pool: str = "tasks"
     """Where its workers live. `engines`: a process loads its models once and ends with them. `annotators`: a process
     serves one step after another, and drops a step's models before it loads the next one's. `tasks`: none is kept."""

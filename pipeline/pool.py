@@ -7,22 +7,28 @@ dead actor. Everything a worker prints goes to a file under the run.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipeline import cluster
 from pipeline.artifact import write_part
-from pipeline.errors import SparringError
+from pipeline.errors import EngineFault, SparringError
+from pipeline.faults import MOST_POISON, RESTARTS, TRIES_BEFORE_BISECTION, Watch, bisect
 from pipeline.job import File, Input, Job, Shard
 
-RESTARTS = 3
-"""Times a shard is handed out again after its worker died, before the step fails."""
+WATCH_S = 1.0
+"""Seconds between looks at deadlines."""
+ENDING_S = 30.0
+"""Seconds that killed processes have to end."""
 MODELS = ("policy", "judge", "encoder")
 """Input roles that a worker loads once and keeps."""
 
@@ -33,7 +39,8 @@ class Pool:
     def __init__(self, job: Job, shards: int) -> None:
         self.job = job
         self.loaded = False
-        self.pids: set[int] = set()
+        self.pid_of: dict[Any, int] = {}
+        self.ended: set[Any] = set()
         self.actors: list[Any] = []
         if job.spec.pool != "tasks":
             _placeable(job)
@@ -43,7 +50,7 @@ class Pool:
                 num_cpus=reserved,
                 num_gpus=job.runtime["gpus"],
                 max_restarts=-1,
-                max_task_retries=RESTARTS,
+                max_task_retries=-1,
             )
             size = _wanted(job, shards)
             self.actors = [options(_Worker).remote(job, number) for number in range(size)]
@@ -64,40 +71,144 @@ class Pool:
             actor.prepare.remote(self.job)
 
     def close(self) -> None:
-        """End the workers and wait until their processes, and so their memory, are gone."""
+        """End the workers and wait until their processes and their children, and so their memory, are gone."""
+        here = self.pid_of.values() if self.actors and len(ray.nodes()) == 1 else ()
+        processes = [process for pid in here for process in _family(pid)]
         for actor in self.actors:
             ray.kill(actor)
-        deadline = time.monotonic() + 20
-        here = self.pids if self.actors and len(ray.nodes()) == 1 else set()
-        while any(os.path.exists(f"/proc/{pid}") for pid in here) and time.monotonic() < deadline:
-            time.sleep(0.05)
         self.actors = []
+        _, alive = psutil.wait_procs(processes, timeout=ENDING_S)
+        if alive:
+            pids = ", ".join(str(process.pid) for process in alive)
+            raise SparringError(
+                f"{self.job.out.name}: the worker processes {pids} did not end, so their memory is not free; "
+                "end them, then run again."
+            )
 
-    def map(self, job: Job, shards: list[Shard], worker: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (shard index, record) as shards are done; `worker` is told each worker's pid, new ones too."""
-        self.job, self.loaded = job, True
+    def map(
+        self, job: Job, shards: list[Shard], worker: Callable[[int], None], say: Callable[[str], None]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (shard index, record) as shards are done; `worker` is told each worker's pid, new ones too.
+
+        A shard whose worker dies, fails or is past its deadline is done again by a new one; where it fails again and
+        the step's shards can be tried in parts, the prompts at fault are found and dropped. `say` is told of all that.
+        """
+        self.job, self.loaded, self.say = job, True, say
+        self.watch = Watch(float(job.runtime.get("deadline_s", math.inf)))
         hands: list[Any] = self.actors or [None] * min(len(shards), _light_workers())
-        told = {_call(job, actor.pid.remote()) for actor in self.actors}
+        for hand in self.actors:
+            self.pid_of[hand] = _sure(job, hand.pid.remote())
+        told = set(self.pid_of.values())
         for pid in sorted(told):
             worker(pid)
         waiting, running = iter(shards), {}
+        deaths: Counter[int] = Counter()
         for hand, shard in zip(hands, waiting, strict=False):
-            running[self._submit(hand, shard)] = (hand, shard)
+            running[self._submit(hand, shard)] = (hand, shard, time.monotonic())
         while running:
-            ready, _ = ray.wait(list(running), num_returns=1)
-            hand, shard = running.pop(ready[0])
-            pid, record = _call(job, ready[0])
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=WATCH_S)
+            self._end_hung([entry for reference, entry in running.items() if reference not in ready])
+            if not ready:
+                continue
+            hand, shard, begun = running.pop(ready[0])
+            try:
+                pid, record = _call(job, ready[0])
+            except EngineFault as fault:
+                deaths[shard.index] += 1
+                again = self._mended(hand, shard, deaths[shard.index], fault)
+                running[self._submit(hand, again)] = (hand, again, time.monotonic())
+                continue
+            self.watch.took(time.monotonic() - begun)
             if pid not in told:
                 told.add(pid)
                 worker(pid)
             yield shard.index, record
             following = next(waiting, None)
             if following:
-                running[self._submit(hand, following)] = (hand, following)
-        self.pids |= told
+                running[self._submit(hand, following)] = (hand, following, time.monotonic())
 
     def _submit(self, actor: Any, shard: Shard) -> Any:
-        return actor.run.remote(self.job, shard) if actor else _light(_run_once).remote(self.job, shard)
+        # Ray restarts a worker, but hands no shard out again: `map` does, which counts and looks why.
+        return (
+            actor.run.options(max_task_retries=0).remote(self.job, shard)
+            if actor
+            else _light(_run_once).remote(self.job, shard)
+        )
+
+    def _end_hung(self, running: list[Any]) -> None:
+        for hand, shard, begun in running:
+            if hand and self.watch.late(begun) and hand not in self.ended:
+                self.ended.add(hand)
+                spent = time.monotonic() - begun
+                self.say(f"{self.job.out.name}: shard {shard.index} has taken {spent:.0f} s; its worker is ended")
+                ray.kill(hand, no_restart=False)
+
+    def _mended(self, hand: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
+        """Return the shard to try next, without the prompts at fault where they are found; EngineFault at the end."""
+        name, narrow = self.job.out.name, self.job.spec.narrow
+        if hand is None or failures > RESTARTS:
+            raise EngineFault(
+                f"{name}: shard {shard.index} failed {RESTARTS + 1} times, the last time because {fault}; "
+                f"details: {_logs(self.job)}. Run again to resume from the finished shards."
+            )
+        self.say(f"{name}: shard {shard.index}: {fault}; it is done again")
+        self._renew(hand, fault)
+        if failures != TRIES_BEFORE_BISECTION or not narrow:
+            return shard
+        tried = _resolve(narrow)
+        rows = len(shard.payload["rows"])
+        poison = bisect(range(rows), lambda keep: self._fails(hand, tried(shard, keep)))
+        if len(poison) > MOST_POISON:
+            raise EngineFault(
+                f"{name}: more than {MOST_POISON} prompts of shard {shard.index} fail, so it is not the prompts; the "
+                f"last time because {fault}; details: {_logs(self.job)}."
+            )
+        if not poison:
+            return shard
+        places = ", ".join(str(shard.payload["rows"][i]) for i in poison)
+        self.say(f"{name}: its worker fails on the prompts of rows {places}; they are dropped and counted as poison")
+        kept: Shard = tried(shard, [i for i in range(rows) if i not in poison])
+        return kept
+
+    def _fails(self, hand: Any, shard: Shard) -> bool:
+        """Try a part of a shard and keep nothing; True when its worker dies, fails or hangs."""
+        begun, reference = time.monotonic(), hand.probe.options(max_task_retries=0).remote(self.job, shard)
+        while not ray.wait([reference], timeout=WATCH_S)[0]:
+            self._end_hung([(hand, shard, begun)])
+        try:
+            _call(self.job, reference)
+        except EngineFault as fault:
+            self._renew(hand, fault)
+            return True
+        return False
+
+    def _renew(self, hand: Any, fault: EngineFault) -> None:
+        """Wait for the worker that Ray starts in place of a dead one; one that only failed may be in any state."""
+        old = self.pid_of[hand]
+        if not isinstance(fault, WorkerDied):
+            ray.kill(hand, no_restart=False)
+        while (pid := _sure(self.job, hand.pid.remote())) == old:
+            time.sleep(WATCH_S / 10)
+        self.pid_of[hand] = pid
+        self.ended.discard(hand)
+
+
+class WorkerDied(EngineFault):
+    """The process of a worker is gone."""
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _resolve(path: str) -> Callable[..., Any]:
+    from pipeline.execute import resolve
+
+    return resolve(path)
 
 
 def _wanted(job: Job, shards: int) -> int:
@@ -117,7 +228,7 @@ def _models(job: Job) -> dict[str, str]:
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
-    return _call(job, _light(_finish).remote(job, records)) if job.spec.finish else {}
+    return _sure(job, _light(_finish).remote(job, records)) if job.spec.finish else {}
 
 
 class _Worker:
@@ -133,9 +244,7 @@ class _Worker:
         return os.getpid()
 
     def prepare(self, job: Job) -> None:
-        from pipeline.execute import resolve
-
-        resolve(job.spec.prepare)(job)
+        _resolve(job.spec.prepare)(job)
 
     def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
         begun = time.monotonic()
@@ -147,6 +256,12 @@ class _Worker:
             self.worker, self.fingerprint = _make(job), job.fingerprint
         part = self.worker(shard)
         return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)
+
+    def probe(self, job: Job, shard: Shard) -> None:
+        """Do a shard and keep nothing."""
+        if self.worker is None or self.fingerprint != job.fingerprint:
+            self.worker, self.fingerprint = _make(job), job.fingerprint
+        self.worker(shard)
 
 
 def _free_memory() -> None:
@@ -169,18 +284,16 @@ def _run_once(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
 
 
 def _finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
-    from pipeline.execute import resolve
-
     _quiet(job, 0)
     files = tuple(File(**record["file"]) for record in records)
     own = Input(role="own", root=job.out, digest="", files=files)
-    return resolve(job.spec.finish)(job, (own.table(i) for i in range(len(files))), records)
+    summary: dict[str, Any] = _resolve(job.spec.finish)(job, (own.table(i) for i in range(len(files))), records)
+    return summary
 
 
 def _make(job: Job) -> Callable[[Shard], Any]:
-    from pipeline.execute import resolve
-
-    return resolve(job.spec.worker)(job)
+    made: Callable[[Shard], Any] = _resolve(job.spec.worker)(job)
+    return made
 
 
 def _quiet(job: Job, number: int) -> None:
@@ -201,10 +314,15 @@ def _call(job: Job, reference: Any) -> Any:
             raise error.cause from None
         raise SparringError(f"{job.out.name} failed: {error.cause!r}; details: {_logs(job)}") from error
     except (RayActorError, WorkerCrashedError, OutOfMemoryError):
-        raise SparringError(
-            f"{job.out.name}: a worker died {RESTARTS + 1} times (out of memory, or killed); details: {_logs(job)}. "
-            "Run again to resume from the finished shards."
-        ) from None
+        raise WorkerDied("its worker died (out of memory, or killed)") from None
+
+
+def _sure(job: Job, reference: Any) -> Any:
+    """Return the result of a call that no shard hangs on."""
+    try:
+        return _call(job, reference)
+    except EngineFault as fault:
+        raise SparringError(f"{job.out.name}: {fault}; details: {_logs(job)}") from None
 
 
 def _placeable(job: Job) -> None:

@@ -27,6 +27,7 @@ SAMPLE = StepSpec(
     shards="stages.sample.stage:shards",
     finish="stages.sample.stage:finish",
     prepare="stages.sample.stage:prepare",
+    narrow="stages.sample.stage:narrow",
     pool="engines",
 )
 

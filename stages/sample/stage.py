@@ -6,19 +6,21 @@ A slice is some rows of the training prompts as dealt, or the held-out prompts i
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, EngineFault, SparringError
 from pipeline.job import Input, Job, Part, Shard
 from stages.sample.deal import cut, dealt, response_seed
 from stages.sample.prompts import MESSAGES
 
+log = logging.getLogger(__name__)
 RESPONSE = pa.struct(
     [
         ("text", pa.string()),
@@ -73,6 +75,13 @@ def _slice(identity: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[lis
     return found, [deal] * len(found)
 
 
+def narrow(shard: Shard, keep: Sequence[int]) -> Shard:
+    """Return the shard with some of its rows, by place; the others count as `poison`."""
+    kept = {name: [shard.payload[name][i] for i in keep] for name in ("rows", "deals")}
+    lost = len(shard.payload["rows"]) - len(keep)
+    return Shard(index=shard.index, payload={**kept, "poison": lost})
+
+
 def prepare(job: Job) -> None:
     """Import the engine."""
     from stages.sample.engine import import_engine
@@ -97,10 +106,11 @@ class Sampler:
         self.engine = make_engine(job.identity["engine"], folder, settings(job.identity, job.runtime, ends))
 
     def __call__(self, shard: Shard) -> Part:
+        lost = shard.payload.get("poison", 0)
         prompts = [self.prompts.row(row) for row in shard.payload["rows"]]
         deals = shard.payload["deals"]
         seeds = [response_seed(self.identity["seed"], p["id"], d) for p, d in zip(prompts, deals, strict=True)]
-        sampled = self.engine.generate([p["prompt_ids"] for p in prompts], seeds)
+        sampled = self._generate([p["prompt_ids"] for p in prompts], seeds)
         rows = [
             {
                 **prompt,
@@ -111,13 +121,25 @@ class Sampler:
         ]
         return Part(
             table=pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA),
-            rows_in=len(rows),
+            rows_in=len(rows) + lost,
+            dropped={"poison": lost} if lost else {},
             stats={
                 "responses": float(sum(map(len, sampled))),
                 "tokens": float(sum(len(one.ids) for responses in sampled for one in responses)),
                 "prompt_tokens": float(sum(len(p["prompt_ids"]) for p in prompts)),
             },
         )
+
+    def _generate(self, prompt_ids: list[list[int]], seeds: list[int]) -> list[list[Any]]:
+        if not prompt_ids:
+            return []
+        try:
+            return self.engine.generate(prompt_ids, seeds)
+        except SparringError:
+            raise
+        except Exception as error:
+            log.exception("the engine failed")
+            raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from None
 
     def _text(self, ids: list[int]) -> str:
         return self.cut(self.chat.decode(ids), self.identity["stop"])

@@ -34,7 +34,7 @@ def test_workers_are_started_up_to_the_next_training(label: str, expected: list[
 def pool(job: Job, loaded: bool) -> Pool:
     """A pool of one worker, without Ray."""
     made = object.__new__(Pool)
-    made.job, made.loaded, made.actors, made.pids = job, loaded, [object()], set()
+    made.job, made.loaded, made.actors = job, loaded, [object()]
     return made
 
 

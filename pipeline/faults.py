@@ -1,0 +1,46 @@
+"""When a shard counts as hung, and which of its prompts are at fault. Plain logic, no Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+RESTARTS = 3
+"""Times a shard is handed out again after its worker failed, before the step fails."""
+TRIES_BEFORE_BISECTION = 2
+"""A worker killed from outside is no fault of the prompts; one that fails twice on a shard may be."""
+MOST_POISON = 4
+"""More prompts of one shard than this are not dropped: then something else is wrong."""
+HANGS_AFTER, FLOOR_S = 10.0, 60.0
+
+
+class Watch:
+    """How long a shard may take: `limit_s`, or 10 times the slowest shard so far and a minute where that is less."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s, self.slowest_s = limit_s, 0.0
+
+    def took(self, seconds: float) -> None:
+        """Note a shard that was done."""
+        self.slowest_s = max(self.slowest_s, seconds)
+
+    def late(self, begun: float) -> bool:
+        """Return whether a shard begun at `begun` (time.monotonic) hangs."""
+        usual = HANGS_AFTER * self.slowest_s + FLOOR_S if self.slowest_s else math.inf
+        return time.monotonic() - begun > min(self.limit_s, usual)
+
+
+def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[int]:
+    """Return the rows that fail alone, twice, of rows that fail together; [] when none does.
+
+    Halves of what fails are tried until single rows are left: about 2 log2(n) tries for one such row. It stops looking
+    when it has found more than MOST_POISON.
+    """
+    if len(rows) == 1:
+        return list(rows) if fails(rows) else []
+    found: list[int] = []
+    for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        if len(found) <= MOST_POISON and fails(half):
+            found += bisect(half, fails)
+    return found

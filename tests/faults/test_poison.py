@@ -1,0 +1,117 @@
+"""A prompt that kills, breaks or hangs its engine is found, dropped and counted; nothing else is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import faults
+from pipeline.errors import EngineFault
+from pipeline.job import Job, Shard
+from pipeline.pool import Pool
+from stages.sample import stage
+from stages.sample.config import SAMPLE
+from tests.artifacts import as_job
+from tests.faults.poison import SICK
+from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_started() -> Iterator[None]:
+    import ray
+
+    from pipeline import cluster
+
+    cluster.start_ray(0)
+    yield
+    ray.shutdown()
+
+
+def light_job(folder: Path, how: str, sick: list[int], deadline_s: float = 600.0, actors: int = 1) -> Job:
+    spec = replace(SAMPLE, worker="tests.faults.poison:Light", finish="", prepare="")
+    made = as_job(spec, {"how": how, "sick": sick}, [], folder)
+    made.out.mkdir(parents=True)
+    return replace(made, runtime={**RUNTIME, "deadline_s": deadline_s, "actors": actors})
+
+
+def shards(rows: int, size: int) -> list[Shard]:
+    places = list(range(rows))
+    cut = [places[a : a + size] for a in range(0, rows, size)]
+    return [Shard(index=i, payload={"rows": part, "deals": [0] * len(part)}) for i, part in enumerate(cut)]
+
+
+def play(job: Job, todo: list[Shard]) -> tuple[dict[int, dict[str, Any]], list[str], list[int]]:
+    """Return records by shard, what was said, and the pids; the processes are gone at the end."""
+    said: list[str] = []
+    pids: list[int] = []
+    pool = Pool(job, len(todo))
+    try:
+        records = dict(pool.map(job, todo, pids.append, said.append))
+    finally:
+        pool.close()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    return records, said, pids
+
+
+def ids(job: Job, records: dict[int, dict[str, Any]]) -> list[str]:
+    tables = [pq.read_table(job.out / records[i]["file"]["path"]) for i in sorted(records)]
+    return [name for table in tables for name in table["id"].to_pylist()]
+
+
+@pytest.mark.parametrize("how", ["die", "raise", "hang"])
+def test_the_prompts_at_fault_are_dropped(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "FLOOR_S", 4.0)
+    job = light_job(tmp_path, how, sick=[1, 6], deadline_s=6.0 if how == "hang" else 600.0, actors=2)
+    records, said, pids = play(job, shards(12, 4))
+    assert ids(job, records) == [str(i) for i in range(12) if i not in (1, 6)]
+    assert [records[i]["dropped"] for i in range(3)] == [{"poison": 1}, {"poison": 1}, {}]
+    assert [records[i]["rows_in"] for i in range(3)] == [4, 4, 4]
+    assert any("rows 1; they are dropped" in text for text in said)
+    assert any("rows 6; they are dropped" in text for text in said)
+    assert len(pids) > 2
+
+
+def test_a_worker_killed_once_loses_nothing(tmp_path: Path) -> None:
+    job = light_job(tmp_path, "die once", sick=[5])
+    job.scratch.mkdir()
+    records, said, _ = play(job, shards(24, 8))
+    assert ids(job, records) == [str(i) for i in range(24)]
+    assert [text.partition(": ")[2] for text in said] == [
+        "shard 0: its worker died (out of memory, or killed); it is done again"
+    ]
+
+
+def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "MOST_POISON", 1)
+    monkeypatch.setattr("pipeline.pool.MOST_POISON", 1)
+    with pytest.raises(EngineFault, match="more than 1 prompts of shard 0 fail, so it is not the prompts"):
+        play(light_job(tmp_path, "raise", sick=list(range(4))), shards(4, 4))
+
+
+@pytest.mark.slow
+def test_a_real_engine_killed_by_a_prompt(tmp_path: Path, policy: Path) -> None:
+    texts = [f"Question {i}: what is {i} + {i}?" for i in range(12)]
+    texts[7] = f"{SICK} is in this one."
+    prompts = prompts_input(jsonl(tmp_path / "p.jsonl", texts), policy)
+    job = sample_job(prompts, policy, engine="transformers", k=2, rows=8, shard_rows=4)
+    todo = stage.shards(job)
+    well = replace(job, out=tmp_path / "well", scratch=tmp_path / "logs")
+    sick = replace(job, spec=replace(SAMPLE, worker="tests.faults.poison:Poisoned"), out=tmp_path / "sick")
+    tables = []
+    for one in (well, replace(sick, scratch=tmp_path / "logs")):
+        one.out.mkdir()
+        records, _, _ = play(one, todo)
+        parts = [pq.read_table(one.out / records[i]["file"]["path"]) for i in sorted(records)]
+        tables.append(pa.concat_tables(parts).to_pylist())
+        assert sum(records[i]["rows_in"] for i in records) == 8
+    lost = [row for row in tables[0] if row["messages"][-1]["content"].startswith(SICK)]
+    assert len(lost) == 1 and tables[1] == [row for row in tables[0] if row not in lost]

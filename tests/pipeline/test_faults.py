@@ -1,0 +1,64 @@
+"""Which rows are found at fault, and when a shard hangs."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import faults
+from pipeline.faults import MOST_POISON, Watch, bisect
+
+
+@given(st.integers(1, 300), st.data())
+def test_the_rows_that_fail_alone_are_found(n: int, data: st.DataObject) -> None:
+    bad = data.draw(st.sets(st.integers(0, n - 1), max_size=MOST_POISON))
+    assert bisect(range(n), lambda keep: bool(bad & set(keep))) == sorted(bad)
+
+
+def test_one_row_of_256_costs_few_tries() -> None:
+    tried: list[int] = []
+
+    def fails(keep: Sequence[int]) -> bool:
+        tried.append(len(keep))
+        return 77 in keep
+
+    assert bisect(range(256), fails) == [77]
+    assert len(tried) <= 17 and tried[-1] < 256
+
+
+def test_rows_that_fail_only_together_are_not_at_fault() -> None:
+    assert bisect(range(64), lambda keep: len(keep) > 16) == []
+
+
+def test_a_row_that_fails_once_only_is_not_at_fault() -> None:
+    """A worker killed from outside while a single row was tried."""
+    left = [True] * 3
+
+    def fails(keep: Sequence[int]) -> bool:
+        return 5 in keep and bool(left) and left.pop()
+
+    assert bisect(range(8), fails) == []
+
+
+def test_it_stops_looking_when_everything_fails() -> None:
+    tried: list[Sequence[int]] = []
+
+    def fails(keep: Sequence[int]) -> bool:
+        tried.append(keep)
+        return True
+
+    assert len(bisect(range(256), fails)) > MOST_POISON
+    assert len(tried) < 40
+
+
+def test_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(faults.time, "monotonic", lambda: now[0])
+    watch = Watch(300.0)
+    assert not watch.late(1000.0 - 299) and watch.late(1000.0 - 301)
+    watch.took(2.0)
+    watch.took(1.0)
+    assert not watch.late(1000.0 - 79) and watch.late(1000.0 - 81)
+    watch.took(100.0)
+    assert not watch.late(1000.0 - 299) and watch.late(1000.0 - 301)
