@@ -90,7 +90,9 @@ def download(kind: str, repo: str, commit: str) -> Path:
             local_files_only=constants.HF_HUB_OFFLINE,
         ),
     )
-    write_text(_marker(kind, repo, commit), str(folder))
+    marker = _marker(kind, repo, commit)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    write_text(marker, str(folder))
     return Path(folder)
 
 
@@ -165,7 +167,7 @@ def _ref(kind: str, repo: str, revision: str) -> Path:
 
 def _asked(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> Any:
     """Return the hub's answer, or say in one line why there is none."""
-    import httpx
+    import httpx2  # the hub library's own client
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
@@ -179,7 +181,7 @@ def _asked(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> 
         raise DataError(f"{kind} {repo} is not on the hub, or is private: check the name, or set HF_TOKEN.") from None
     except errors.HFValidationError as error:
         raise ConfigError(f"{kind} {repo}: {_first_line(error)}") from None
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise DataError(
             f"{kind} {repo}@{revision} cannot be had from the hub ({_first_line(error)}). Check the network, "
             "or give a local folder of the same layout."

@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.artifact import external
 from pipeline.errors import DataError
 from stages.sample import prompts
+from stages.sample.chat import load_tokenizer
 from stages.sample.prompts import PROMPTS_SCHEMA, Source, check_source, prompt_hash
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tokenizer_folder
 
+DATA = Path(os.environ.get("SPARRING_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(20)]
 
 
@@ -215,3 +220,88 @@ def test_shared_files(tmp_path: Path) -> None:
     tables, summary = run(path, limit=64, heldout=64)
     assert summary["rows"] == [64, 64]
     assert not set(tables[0]["id"].to_pylist()) & set(tables[1]["id"].to_pylist())
+
+
+# Several sources, slices, near-empty rows, real data
+
+
+def slices_job(folder: Path, *groups: list[str], **changes: Any) -> Any:
+    """A `prompts` job with one source a slice."""
+    job = prompts_job(jsonl(folder / "s1.jsonl", groups[0]), tokenizer_folder(), **changes)
+    sources = {
+        f"source_{i}": replace(external("source", jsonl(folder / f"s{i}.jsonl", texts)), role=f"source_{i}")
+        for i, texts in enumerate(groups, start=1)
+    }
+    return replace(job, inputs={"policy": job.inputs["policy"], **sources})
+
+
+def test_sources_keep_their_slices(tmp_path: Path) -> None:
+    groups = [[f"{name} {i}: what is that?" for i in range(6)] for name in ("one", "two", "three")]
+    groups[1].append("one 0: what is that?")
+    tables, _, summary = run_prompts(slices_job(tmp_path, *groups))
+    held, train = map(texts, tables)
+    assert sum(summary["slices"]) == summary["train"] == 16 and len(held) == 2
+    cut = [[text for text in group if text in train] for group in groups]
+    cut[1] = [text for text in cut[1] if not text.startswith("one")]
+    assert summary["slices"] == [len(group) for group in cut]
+    assert train == [text for group in cut for text in group]
+    assert summary["dropped"] == {"duplicate": 1}
+
+
+def test_near_empty_prompts_are_counted(tmp_path: Path) -> None:
+    odd = ["?", " . ", "🌷", "5", "\u200b!"]
+    kept = ["Hi", "你好", "17", "مر"]
+    tables, summary = run(jsonl(tmp_path / "p.jsonl", [*TEXTS, *odd, *kept]))
+    assert summary["dropped"] == {"near_empty": len(odd)}
+    assert set(kept) <= {text for table in tables for text in texts(table)}
+
+
+def test_rows_without_text_of_the_hub_are_counted(tmp_path: Path) -> None:
+    rows = [*TEXTS, "", "  ", None, [], [{"role": "user", "content": ""}]]
+    _, summary = run(jsonl(tmp_path / "p.jsonl", rows), on_empty="drop")
+    assert summary["dropped"] == {"near_empty": 5}
+    with pytest.raises(DataError, match="prompt is empty; mend or remove the row"):
+        run(jsonl(tmp_path / "p.jsonl", rows))
+
+
+def test_csv_cells_that_are_message_lists(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": 'Say "hi", please'},
+    ]
+    path = tmp_path / "p.csv"
+    with path.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["prompt"])
+        writer.writerows([[json.dumps(turns)], ["[{not a list"], ['[{"a": 1}]'], *([text] for text in TEXTS)])
+    tables, _ = run(path)
+    found = [row["messages"] for table in tables for row in table.to_pylist()]
+    assert turns in found
+    assert [{"role": "user", "content": '[{"a": 1}]'}] in found
+    assert [{"role": "user", "content": "[{not a list"}] in found
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "rows"),
+    [
+        ("ultrafeedback/train.jsonl", "prompt", 1000),
+        ("prompts/arena_hard_v0.1.jsonl", "turns", 500),
+        ("prompts/self_instruct_seed_tasks.jsonl", "instruction", 175),
+        ("prompts/user_oriented_instructions.jsonl", "instruction", 252),
+    ],
+)
+def test_real_prompts(tmp_path: Path, name: str, column: str, rows: int) -> None:
+    """Every row is a prompt or a counted drop, and what is kept comes back from its ids."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there: real prompts are not part of the project")
+    job = replace(prompts_job(path, tokenizer_folder(), column=column, max_tokens=1024), out=tmp_path / "out")
+    tables, parts, summary = run_prompts(job)
+    assert sum(part.rows_in for part in parts) == rows
+    assert summary["train"] + summary["heldout"] + sum(summary["dropped"].values()) == rows
+    assert summary["train"] > 0.9 * rows - 10
+    tokenizer = load_tokenizer(tokenizer_folder())
+    for row in tables[1].slice(0, 50).to_pylist():
+        shown = tokenizer.decode(row["prompt_ids"], clean_up_tokenization_spaces=False)
+        assert row["messages"][-1]["content"] in shown
+        assert row["prompt_ids"].count(tokenizer.bos_token_id) == 3  # SmolLM2's <|im_start|> is its BOS

@@ -1,0 +1,186 @@
+"""Models and datasets of the hub, on local folders and a cache of its layout; nothing is asked of a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import book, config, hub
+from pipeline.errors import ConfigError, DataError
+from pipeline.hub import Hub, local_dataset
+from pipeline.plan import build
+from pipeline.sources import Sources
+from stages.sample.prompts import check_source, sources_of
+from tests.tiny import tiny_policy
+
+ONE, TWO = "1" * 40, "2" * 40
+README = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train_prefs
+    path: data/train_prefs-*
+  - split: test_prefs
+    path: data/test_prefs-*
+---
+# Prompts
+"""
+
+
+def dataset(folder: Path, rows: int = 10) -> Path:
+    """Write a dataset as HuggingFaceH4/ultrafeedback_binarized is laid out: two files of a split, one of another."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(README)
+    for name, first in (
+        ("train_prefs-00000-of-00002", 0),
+        ("train_prefs-00001-of-00002", rows),
+        ("test_prefs-00000", 99),
+    ):
+        texts = [f"What is {i} + {i}?" for i in range(first, first + rows)]
+        pairs = [[{"role": "user", "content": t}, {"role": "assistant", "content": "No."}] for t in texts]
+        table = pa.table({"prompt": texts, "prompt_id": [str(i) for i in range(rows)], "chosen": pairs})
+        pq.write_table(table, folder / "data" / f"{name}.parquet")
+    return folder
+
+
+def in_cache(cache: Path, kind: str, repo: str, commit: str, content: Path, ref: str = "main") -> Path:
+    """Lay `content` out as the hub's cache does: blobs by sha256, a snapshot of links, a ref."""
+    home = cache / f"{kind}s--{repo.replace('/', '--')}"
+    snapshot = home / "snapshots" / commit
+    for path in (p for p in content.rglob("*") if p.is_file()):
+        blob = home / "blobs" / hub.cached_sha256(path)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+        link = snapshot / path.relative_to(content)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs" / ref).write_text(commit)
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, offline, and an empty cache of ours."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "ours"))
+    return tmp_path / "hub"
+
+
+def prompts_of(*overrides: str) -> dict[str, Any]:
+    return Sources().prompts(config.load([*overrides, "hardware=cpu"]).prompts)
+
+
+def test_a_local_folder_of_the_hubs_layout(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data")
+    found = prompts_of("prompts=hub", f"prompts.dataset={folder}", "prompts.split=train_prefs")
+    sources = sources_of(found)
+    assert [one.path.name for one in sources] == [f"train_prefs-0000{i}-of-00002.parquet" for i in (0, 1)]
+    assert check_source(sources, "prompt", "drop") == 20
+    again = local_dataset(folder, None, "train_prefs")
+    assert again.digest == found["source"].digest != local_dataset(folder, None, "test_prefs").digest
+
+
+def test_a_wrong_split_names_those_that_there_are(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data")
+    with pytest.raises(ConfigError, match=r"prompts\.split=train: .* has train_prefs, test_prefs"):
+        prompts_of("prompts=hub", f"prompts.dataset={folder}")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="no dataset in the hub's layout") as caught:
+        prompts_of("prompts=hub", f"prompts.dataset={empty}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_of_the_cache_is_its_commit(tmp_path: Path, cache: Path) -> None:
+    in_cache(cache, "dataset", "HuggingFaceH4/ultrafeedback_binarized", ONE, dataset(tmp_path / "data"))
+    first = Hub()
+    wanted = first.dataset("HuggingFaceH4/ultrafeedback_binarized", "main", None, "train_prefs")
+    assert wanted.wanted == ("dataset", "HuggingFaceH4/ultrafeedback_binarized", ONE) and not wanted.files
+    hub.download(*wanted.wanted)
+    found = prompts_of("prompts=ultrafeedback")["source"]
+    assert found.digest == wanted.digest and len(found.files) == 2 and found.wanted is None
+    assert check_source(sources_of({"source": found}), "prompt", "drop") == 20
+    other = Hub({"dataset:HuggingFaceH4/ultrafeedback_binarized@main": TWO})
+    assert other.dataset("HuggingFaceH4/ultrafeedback_binarized", "main", None, "train_prefs").digest != found.digest
+
+
+def test_the_published_split_is_three_datasets(tmp_path: Path, cache: Path) -> None:
+    for i in (1, 2, 3):
+        folder = tmp_path / f"data{i}"
+        (folder / "data").mkdir(parents=True)
+        texts = [f"{i}: what is {n} + {n}?" for n in range(10 * i)]
+        pq.write_table(pa.table({"prompt": texts}), folder / "data" / "train-00000-of-00001.parquet")
+        repo = f"UCLA-AGI/data-mistral-7b-instruct-sppo-iter{i}"
+        in_cache(cache, "dataset", repo, str(i) * 40, folder)
+        hub.download("dataset", repo, str(i) * 40)
+    found = prompts_of("prompts=ultrafeedback_sppo")
+    assert sorted(found) == ["source_1", "source_2", "source_3"]
+    assert [one.number for one in sources_of(found)] == [0, 1, 2]
+    assert check_source(sources_of(found), "prompt", "drop") == 60
+
+
+def test_a_policy_of_the_cache(tmp_path: Path, cache: Path) -> None:
+    snapshot = in_cache(cache, "model", "Qwen/Qwen2.5-0.5B-Instruct", ONE, tiny_policy(tmp_path / "tiny"), ref="new")
+    chosen = ["policy=qwen2.5-0.5b", "policy.revision=new", "prompts=starter", "hardware=cpu"]
+    sources = Sources()
+    found = sources.policy(config.load(chosen).policy)
+    assert found.wanted == ("model", "Qwen/Qwen2.5-0.5B-Instruct", ONE)
+    assert sources.hub.pins == {"model:Qwen/Qwen2.5-0.5B-Instruct@new": ONE}
+    hub.download(*found.wanted)
+    here = sources.policy(config.load(chosen).policy)
+    assert here.digest == found.digest and here.root.resolve() == snapshot.resolve()
+    assert here.folder().resolve() == snapshot.resolve()  # every file verified
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in here.files}
+    plan = build({"": config.load(chosen)}, sources)
+    assert here.digest in plan.externals
+
+
+def test_a_commit_needs_no_answer(cache: Path) -> None:
+    found = Sources().policy(config.load(["policy=llama-3-8b-instruct", "hardware=cpu"]).policy)
+    assert found.wanted and found.wanted[2] == "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2"
+
+
+def test_what_is_not_there_is_one_message(cache: Path) -> None:
+    with pytest.raises(DataError, match="dataset a/b: revision main is not in the hub's cache, and HF_HUB_OFFLINE"):
+        prompts_of("prompts=hub", "prompts.dataset=a/b")
+    with pytest.raises(DataError, match=r"model a/b@1{40} cannot be had from the hub .*local folder") as caught:
+        hub.download("model", "a/b", ONE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_goes_on_with_the_commit_it_began_with(tmp_path: Path) -> None:
+    book.begin(tmp_path, {}, "", [], "store", {"dataset:a/b@main": ONE})
+    pins = book.read(tmp_path)["pins"]
+    assert Hub(pins).commit("dataset", "a/b", "main") == ONE
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_the_hubs_refusals_are_one_message(status: int, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """What the hub's library makes of an answer, without a network."""
+    import httpx2
+    from huggingface_hub import HfApi, constants, utils
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        request = httpx2.Request("GET", "https://huggingface.co/api/models/a/b/revision/main")
+        code = {403: "GatedRepo"}.get(status, "")
+        answer = httpx2.Response(status, request=request, headers={"X-Error-Code": code}, content=json.dumps({}))
+        utils.hf_raise_for_status(answer)
+
+    monkeypatch.setattr(HfApi, "repo_info", refuse)
+    said = {401: "is not on the hub, or is private", 403: "asks for its licence", 404: "a/b", 500: "cannot be had"}
+    with pytest.raises(DataError, match=said[status]) as caught:
+        Hub().commit("model", "a/b", "main")
+    assert "\n" not in str(caught.value)
