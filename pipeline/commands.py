@@ -141,6 +141,8 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
         "message",
         text=f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}",
     )
+    for line in _redealt(plan):
+        events("message", text=line)
     try:
         Executor(
             plan=plan,
@@ -214,10 +216,21 @@ def _print_plan(plan: Plan, why: bool) -> None:
     console.print(table)
     whole = estimate.total(plan, states, known)
     todo = sum(state.kind != "hit" for state in states.values())
+    for line in _redealt(plan):
+        console.print(line)
     console.print(
         f"{len(states)} steps, {todo} to do: about {whole.tokens:,.0f} tokens, {whole.seconds / 60:.1f} minutes, "
         f"{whole.peak_bytes / 2**30:.1f} GiB of disk at the peak ({whole.kept_bytes / 2**30:.1f} GiB kept)"
     )
+
+
+def _redealt(plan: Plan) -> list[str]:
+    """Return a line for every arm that has more iterations than the prompts have slices."""
+    wanted = {(c.prompts.slices, c.iterations) for c in plan.configs.values()}
+    return [
+        f"iterations 1 to {slices} play on every prompt once; {slices + 1} to {n} deal them again, newly permuted"
+        for slices, n in sorted((s, n) for s, n in wanted if s and n > s)
+    ]
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -150,6 +150,11 @@ def _warnings(steps: Steps) -> list[str]:
     lines = []
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
+    for label in ("sample", "sample_base", "sample_heldout"):
+        dropped = steps[label].rows["dropped"] if label in steps else {}
+        if dropped:
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+            lines.append(f"{label}: prompts dropped: {counts}")
     if "train" in steps and not learned(steps["train"].summary):
         lines.append("WARNING: training changed the policy no more than noise; raise trainer.lr or take more steps")
     for opponent in steps["evaluate"].summary["alarms"] if "evaluate" in steps else []:

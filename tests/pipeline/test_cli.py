@@ -161,3 +161,10 @@ def test_digests_are_cached_until_the_file_changes(tmp_path: Path, monkeypatch: 
     assert cached_sha256(path) == first
     path.write_bytes(b"three")
     assert cached_sha256(path) == "wrong"
+
+
+def test_a_plan_says_when_the_prompts_are_dealt_again(tmp_path: Path, policy: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl")
+    more = ["prompts.per_iteration=null", "prompts.slices=3", "iterations=5"]
+    done = sparring("plan", *overrides(tmp_path, policy, *more), cwd=tmp_path)
+    assert "iterations 1 to 3 play on every prompt once; 4 to 5 deal them again, newly permuted" in done.stdout

@@ -1,7 +1,7 @@
 """The table's figures."""
 
 from pipeline.artifact import Manifest
-from pipeline.report.table import FIGURES, win_rate
+from pipeline.report.table import FIGURES, _warnings, win_rate
 
 
 def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifest:
@@ -50,3 +50,12 @@ def test_figures_come_from_manifests() -> None:
     assert shown["pairs kept"] == "61" and shown["pairs dropped"] == "tie 3"
     assert shown["sampled tokens/s"] == "250" and shown["oracle: vs base"] == "0.550 [0.510, 0.590]"
     assert shown["oracle: vs previous"] is None and shown["seconds: train"] is None
+
+
+def test_prompts_that_were_dropped_or_dealt_again_are_said() -> None:
+    steps = {
+        "sample": manifest("sample", {"redealt": 3}, rows={"in": 64, "out": 63, "dropped": {"poison": 1}}),
+        "sample_heldout": manifest("sample", {}, rows={"in": 64, "out": 64, "dropped": {}}),
+    }
+    again, dropped = _warnings(steps)
+    assert "dealt again under a new permutation" in again and dropped == "sample: prompts dropped: 1 poison"

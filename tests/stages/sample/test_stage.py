@@ -1,5 +1,6 @@
 """The step `sample` over real prompts, with the transformers engine on a random two-layer model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,45 @@ def test_greedy_with_several_responses_is_refused() -> None:
     with pytest.raises(ConfigError, match="temperature=0 gives 4 equal responses"):
         SampleIdentity(**values)
     assert SampleIdentity(**{**values, "k": 1, "split": "heldout"}).temperature == 0
+
+
+def of_slice(prompts: Input, policy: Path, number: int, slices: int = 3) -> tuple[list[int], list[int]]:
+    """Rows and deals of a slice, without sampling it."""
+    job = sample_job(prompts, policy, slice=number, rows=None, slices=slices)
+    cut = stage.shards(job)
+    return [r for s in cut for r in s.payload["rows"]], [d for s in cut for d in s.payload["deals"]]
+
+
+def test_thirds_are_disjoint_and_whole(prompts: Input, policy: Path) -> None:
+    thirds = [of_slice(prompts, policy, number) for number in range(3)]
+    assert sorted(row for rows, _ in thirds for row in rows) == list(range(12))
+    assert [len(rows) for rows, _ in thirds] == [4, 4, 4] and {d for _, deals in thirds for d in deals} == {0}
+
+
+def test_after_the_last_slice_the_prompts_are_dealt_again(prompts: Input, policy: Path) -> None:
+    first, again = ([of_slice(prompts, policy, n) for n in range(a, a + 3)] for a in (0, 3))
+    assert sorted(row for rows, _ in again for row in rows) == list(range(12))
+    assert {d for _, deals in again for d in deals} == {1}
+    assert [rows for rows, _ in again] != [rows for rows, _ in first]
+    fifth = [of_slice(prompts, policy, n, slices=5)[0] for n in range(5)]
+    assert sorted(map(len, fifth)) == [2, 2, 2, 3, 3] and sorted(row for rows in fifth for row in rows) == list(
+        range(12)
+    )
+    with pytest.raises(DataError, match="slice 1 of 13 has no usable prompts"):
+        of_slice(prompts, policy, 0, slices=13)
+
+
+def test_a_published_split_keeps_its_slices_and_order(prompts: Input, policy: Path) -> None:
+    published = replace(prompts, summary={**prompts.summary, "slices": [5, 3, 4]})
+    slices = [of_slice(published, policy, number)[0] for number in range(3)]
+    assert slices == [list(range(5)), list(range(5, 8)), list(range(8, 12))]
+    again = [of_slice(published, policy, number)[0] for number in range(3, 6)]
+    assert again == [of_slice(prompts, policy, number)[0] for number in range(3, 6)]  # a new permutation of all
+
+
+def test_logprobs_are_stored(prompts: Input, policy: Path) -> None:
+    tables, _, _ = sample(prompts, policy, rows=2, logprobs=True)
+    for row in tables[0].to_pylist():
+        assert all(len(r["logprobs"]) == len(r["ids"]) and max(r["logprobs"]) <= 0 for r in row["responses"])
+    plain, _, _ = sample(prompts, policy, rows=2)
+    assert all(r["logprobs"] is None for row in plain[0].to_pylist() for r in row["responses"])
