@@ -228,7 +228,7 @@ def _redealt(plan: Plan) -> list[str]:
     """Return a line for every arm that has more iterations than the prompts have slices."""
     wanted = {(c.prompts.slices, c.iterations) for c in plan.configs.values()}
     return [
-        f"iterations 1 to {slices} play on every prompt once; {slices + 1} to {n} deal them again, newly permuted"
+        f"iterations 1 to {slices} play on every prompt once; from {slices + 1} on they are dealt again, newly permuted"
         for slices, n in sorted((s, n) for s, n in wanted if s and n > s)
     ]
 

@@ -60,7 +60,7 @@ def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
     """Return what `step` is expected to cost; tokens are what it reads or samples."""
     config = plan.configs[step.uses[0].arm]
     expect = config.hardware.expect
-    tokens = _tokens(step, config)
+    tokens = _tokens(step, config, _slice(plan, config, known))
     rate = measured_rate(step, known) or _profile_rate(step, expect)
     model = _model_bytes(plan, config)
     kept = {"train": model, "sample": tokens * 12, "score": tokens * 0.1}.get(step.spec.kind, 1e5)
@@ -92,10 +92,17 @@ def measured_rate(step: Step, known: Iterable[Manifest]) -> float | None:
     return rate
 
 
-def _tokens(step: Step, config: Config) -> float:
+def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:
+    """Return the prompts of an iteration; of slices whose prompts were not read yet, a guess."""
+    if config.prompts.per_iteration is not None:
+        return config.prompts.per_iteration
+    read = [m.summary["train"] for m in known if m.step == "prompts" and m.fingerprint in plan.steps]
+    return int(read[-1] if read else config.prompts.limit or HUB_PROMPTS) // (config.prompts.slices or 1)
+
+
+def _tokens(step: Step, config: Config, pairs: int) -> float:
     length = config.sampler.max_tokens * MEAN_SHARE
     prompt = config.prompts.max_tokens / 4
-    pairs = config.prompts.per_iteration or (config.prompts.limit or HUB_PROMPTS) // (config.prompts.slices or 1)
     match step.spec.kind:
         case "sample":
             return float((step.identity["rows"] or pairs) * step.identity["k"] * length)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -316,3 +317,21 @@ def test_two_engines_and_two_workers_change_no_sample(undisturbed: Path, policy:
     assert all(
         after[f"01/{label}"] == before[f"01/{label}"] for label in ("sample", "score", "embed", "pairs", "reference")
     )
+
+
+@pytest.mark.slow
+def test_a_dataset_of_the_hubs_layout_in_thirds(tmp_path: Path, policy: Path) -> None:
+    """Slices of their own size, the same shards whatever the run's other steps; held-out prompts stay out."""
+    folder = tmp_path / "dataset"
+    (folder / "data").mkdir(parents=True)
+    texts = [f"Tell me {i} things about the number {i}, please." for i in range(31)]
+    pq.write_table(pa.table({"prompt": texts}), folder / "data" / "train-00000-of-00001.parquet")
+    chosen = ["prompts=hub", f"prompts.dataset={folder}", "prompts.per_iteration=null", "prompts.slices=3"]
+    Run(tmp_path, [one for one in overrides(tmp_path, policy, *chosen) if "prompts.path" not in one]).finish()
+    prompts = iterations(tmp_path / "runs" / "default", tmp_path / "store")[0]["prompts"]
+    sample = steps_of(tmp_path)["sample"]
+    assert prompts.summary["train"] == 27 and sample.rows["out"] == 9
+    held = set(opened(tmp_path, prompts).table(0)["id"].to_pylist())
+    samples = opened(tmp_path, sample)
+    played = {name for i in range(samples.n_parts) for name in samples.table(i)["id"].to_pylist()}
+    assert len(held) == 4 and len(played) == 9 and not held & played

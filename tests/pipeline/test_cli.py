@@ -167,4 +167,4 @@ def test_a_plan_says_when_the_prompts_are_dealt_again(tmp_path: Path, policy: Pa
     write_prompts(tmp_path / "prompts.jsonl")
     more = ["prompts.per_iteration=null", "prompts.slices=3", "iterations=5"]
     done = sparring("plan", *overrides(tmp_path, policy, *more), cwd=tmp_path)
-    assert "iterations 1 to 3 play on every prompt once; 4 to 5 deal them again, newly permuted" in done.stdout
+    assert "iterations 1 to 3 play on every prompt once; from 4 on they are dealt again, newly permuted" in done.stdout
