@@ -28,6 +28,7 @@ from stages.train.config import ObjectiveIdentity, RepulsionIdentity
 
 CONF = Path(conf.__file__).parent
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +270,9 @@ def _complaints(config: Config) -> Iterable[str]:
         yield f"hardware.shard_deadline_s={hardware.shard_deadline_s}: use seconds above 0."
     if config.sampler.engine == "server" and not config.sampler.urls:
         yield "sampler.urls is empty; say where the servers are: sampler.urls=[http://127.0.0.1:8000]."
+    for url in config.sampler.urls:
+        if not SERVER_URL.fullmatch(url):
+            yield f"sampler.urls: {url} is no address of a server; write http://host:port, with no path and no slash."
     split(config.sampler.engine, config.sampler.engine_args)
     if min(hardware.engines or 1, hardware.annotators, hardware.workers, hardware.micro_batch) < 1:
         yield "hardware.engines, annotators, workers and micro_batch must be at least 1."

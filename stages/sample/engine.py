@@ -27,7 +27,7 @@ class Sampled(NamedTuple):
 
 
 class Engine(Protocol):
-    """Implemented by `engine_vllm.VllmEngine` and `engine_transformers.TransformersEngine`."""
+    """Implemented by `VllmEngine`, `TransformersEngine` and `ServerEngine` in the modules beside this one."""
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt, in order."""
@@ -56,12 +56,22 @@ class Settings:
     gpu_memory: float
     max_model_len: int
     urls: tuple[str, ...] = ()
+    policy_name: str = ""
+    """What a server may call the policy, so that it is known without its folder."""
 
 
-def settings(identity: Mapping[str, Any], runtime: Mapping[str, Any], stop_ids: Sequence[int]) -> Settings:
+def settings(
+    identity: Mapping[str, Any], runtime: Mapping[str, Any], stop_ids: Sequence[int], policy_name: str
+) -> Settings:
     """Return the settings of a `sample` step."""
     arguments = {**runtime["engine_args"], **identity["engine_args"]}
-    values = {**runtime, **identity, "stop_ids": tuple(stop_ids), "engine_args": json.dumps(arguments, sort_keys=True)}
+    values = {
+        **runtime,
+        **identity,
+        "stop_ids": tuple(stop_ids),
+        "engine_args": json.dumps(arguments, sort_keys=True),
+        "policy_name": policy_name,
+    }
     chosen: dict[str, Any] = {name: values[name] for name in Settings.__dataclass_fields__}
     lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
     return Settings(**{**chosen, **lists})
@@ -96,6 +106,13 @@ def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None, named: Sequ
     listed = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
     found = {*(listed if isinstance(listed, list) else [listed]), eos, end_of_turn, *named}
     return sorted(i for i in found if i is not None)
+
+
+def finish_of(ids: Sequence[int], reason: str | None, stop_ids: Sequence[int]) -> str:
+    """Return how a response ended, from its ids and vLLM's finish reason."""
+    if reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a response with {reason!r} instead of stop or length")
+    return "stop_text" if reason == "stop" and ids[-1] not in stop_ids else reason
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stages.sample.engine import Sampled, Settings
+from stages.sample.engine import Sampled, Settings, finish_of
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -82,13 +82,6 @@ class VllmEngine:
             detokenize=bool(self.chosen.stop),
             logprobs=0 if self.chosen.logprobs else None,
         )
-
-
-def finish_of(ids: Sequence[int], reason: str | None, stop_ids: Sequence[int]) -> str:
-    """Return how a response ended, from its ids and vLLM's finish reason."""
-    if reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a response with {reason!r} instead of stop or length")
-    return "stop_text" if reason == "stop" and ids[-1] not in stop_ids else reason
 
 
 def import_vllm(cpus: int) -> Any:

@@ -96,14 +96,16 @@ class Sampler:
         from stages.sample.chat import load_chat
         from stages.sample.engine import cut_at_stop, make_engine, settings, stop_ids
 
-        folder = job.inputs["policy"].folder()
+        policy = job.inputs["policy"]
+        folder = policy.folder()
         self.identity = job.identity
         self.prompts = _Prompts(job.inputs["prompts"], job.identity["split"])
         self.chat = load_chat(folder)
         named = self.chat.control_tokens(self.identity["stop_tokens"])
         ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn(), named)
         self.cut = cut_at_stop
-        self.engine = make_engine(job.identity["engine"], folder, settings(job.identity, job.runtime, ends))
+        chosen = settings(job.identity, job.runtime, ends, f"sparring-{policy.digest[:8]}")
+        self.engine = make_engine(job.identity["engine"], folder, chosen)
 
     def __call__(self, shard: Shard) -> Part:
         lost = shard.payload.get("poison", 0)

@@ -55,6 +55,16 @@ def test_a_mistake_has_one_message(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_servers_are_addresses_alone() -> None:
+    for good in ("http://127.0.0.1:8000", "https://node-17.cluster", "http://[::1]:8000"):
+        assert config.load(["sampler=server", f"sampler.urls=['{good}']"]).sampler.urls == (good,)
+    for bad in ("127.0.0.1:8000", "http://a:8000/v1", "http://a:8000/", "ftp://a", "http://", "http://me:key@a"):
+        with pytest.raises(ConfigError, match=r"^sampler\.urls: .* is no address of a server; write http://host:port"):
+            config.load(["sampler=server", f"sampler.urls=['http://a:1','{bad}']"])
+    with pytest.raises(ConfigError, match=r"^sampler\.urls is empty"):
+        config.load(["sampler=server", "sampler.urls=[]"])
+
+
 def test_several_steps_of_two_epochs_are_enough() -> None:
     assert config.load(["trainer.global_batch=16", "trainer.epochs=2"]).trainer.epochs == 2
 

@@ -1,0 +1,457 @@
+"""The engine for servers: against vLLM's own on loopback, and against a stand-in that fails as servers do.
+
+The server takes a minute to start: all its tests share one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.artifact import external
+from pipeline.errors import ConfigError, DataError, SparringError
+from stages.sample import engine_server, stage
+from stages.sample.chat import Chat, load_chat
+from stages.sample.engine import Sampled, cut_at_stop, make_engine
+from stages.sample.engine_server import ServerEngine, read_answer, request_body
+from stages.sample.stage import SAMPLES_SCHEMA, Sampler
+from tests.artifacts import run_step
+from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
+from tests.stages.sample.test_engines import END, QUESTIONS, SEEDS, ids, settings
+from tests.tiny import tiny_policy
+
+NAME = "sparring-1a2b3c4d"
+START_S = 300
+MISLEADING = {"top_k": 1, "repetition_penalty": 3.0, "temperature": 0.1, "min_p": 0.9}
+"""What a policy recommends for itself must not change how it is sampled."""
+
+Reply = Callable[[str, dict[str, Any]], tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
+    recommended = folder / "generation_config.json"
+    recommended.write_text(json.dumps({**json.loads(recommended.read_text()), "do_sample": True, **MISLEADING}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path) -> Chat:
+    return load_chat(folder)
+
+
+@pytest.fixture(scope="module")
+def prompt_ids(chat: Chat) -> list[list[int]]:
+    return [chat.render([{"role": "user", "content": text}]) for text in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's server with the tiny policy, one engine process without workers of its own."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    url = f"http://127.0.0.1:{free_port()}"
+    command = f"""{sys.executable} -m vllm.entrypoints.openai.api_server --model {folder} --served-model-name {NAME}
+        --host 127.0.0.1 --port {url.rpartition(":")[2]} --dtype float32 --max-model-len 512 --enforce-eager
+        --no-enable-chunked-prefill --distributed-executor-backend uni"""
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command.split(), env={**os.environ, **environment}, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"vLLM's server did not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits."""
+    for name, seconds in (("FIRST_WAIT_S", 0.02), ("LONGEST_WAIT_S", 0.1), ("LEFT_S", 0.05), ("PATIENCE_S", 0.6)):
+        monkeypatch.setattr(engine_server, name, seconds)
+
+
+@pytest.fixture
+def stand_in() -> Iterator[Callable[[Reply], str]]:
+    """Start stand-ins that answer as told; returns the URL of each."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(reply: Reply) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send({})
+
+            def do_POST(self) -> None:
+                self.send(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def send(self, body: dict[str, Any]) -> None:
+                status, answer = reply(self.path, {**body, "key": self.headers.get("Authorization")})
+                text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def engine(folder: Path, *urls: str, **changes: Any) -> ServerEngine:
+    return ServerEngine(folder, settings(**{"urls": urls, "policy_name": NAME, **changes}))
+
+
+def healthy(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    """A server whose response to the prompt [p, ...] with seed s are the ids [p, s + i, END]; choices in disorder."""
+    if path == "/v1/models":
+        return 200, {"data": [{"id": NAME, "root": "elsewhere", "owned_by": "vllm"}]}
+    choices = [
+        {"index": i, "finish_reason": "stop", "token_ids": [body["prompt"][0], body["seed"] + i, END]}
+        for i in range(body["n"])
+    ]
+    return 200, {"choices": choices[::-1]}
+
+
+def failing(times: int, status: int, answer: Any) -> Reply:
+    """A server that fails so often before it answers a prompt."""
+    left = [times]
+
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/v1/models" or left[0] == 0:
+            return healthy(path, body)
+        left[0] -= 1
+        return status, answer
+
+    return reply
+
+
+def dead_url() -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+# vLLM's server
+
+
+def test_greedy_is_that_of_transformers(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
+    greedy: dict[str, Any] = {"k": 1, "temperature": 0.0, "max_tokens": 32}
+    wanted = make_engine("transformers", folder, settings(**greedy)).generate(prompt_ids, SEEDS)
+    assert ids(engine(folder, url, **greedy).generate(prompt_ids, SEEDS)) == ids(wanted)
+
+
+def test_k_responses_by_their_seeds_in_the_order_of_the_prompts(
+    url: str, folder: Path, prompt_ids: list[list[int]]
+) -> None:
+    served = make_engine("server", folder, settings(urls=(url,)))
+    found = served.generate(prompt_ids, SEEDS)
+    for responses, seed in zip(found, SEEDS, strict=True):
+        assert [one.seed for one in responses] == [seed, seed + 1, seed + 2, seed + 3]
+        assert len({tuple(one.ids) for one in responses}) == 4
+        assert all(one.finish == ("stop" if one.ids[-1] == END else "length") for one in responses)
+        assert all(len(one.ids) == 24 or one.finish == "stop" for one in responses)
+    assert served.generate(prompt_ids, SEEDS) == found
+    assert served.generate(prompt_ids[::-1], SEEDS[::-1])[::-1] == found
+    alone = engine(folder, url, k=1).generate(prompt_ids, [seed + 2 for seed in SEEDS])
+    assert [responses[0] for responses in alone] == [responses[2] for responses in found]
+
+
+def test_without_seeds_two_calls_differ(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
+    served = engine(folder, url, k=2, reproducible=False)
+    one, two = served.generate(prompt_ids, SEEDS), served.generate(prompt_ids, SEEDS)
+    assert ids(one) != ids(two)
+    assert all(sampled.seed is None for responses in one for sampled in responses)
+
+
+def test_logprobs_are_the_policys_own(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
+    """Before temperature, top_p and min_p: equal to the model's own log-softmax."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = prompt_ids[0]
+    served = engine(folder, url, k=2, max_tokens=6, temperature=0.5, top_p=0.8, min_p=0.01, logprobs=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for one in served.generate([prompt], SEEDS[:1])[0]:
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + one.ids])).logits[0, len(prompt) - 1 : -1]
+        wanted = logits.log_softmax(-1).gather(-1, torch.tensor(one.ids)[:, None])[:, 0]
+        assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-3)
+
+
+def test_the_three_ends_of_a_response(url: str, folder: Path, chat: Chat, prompt_ids: list[list[int]]) -> None:
+    """The ids keep the token or the text that ended them."""
+
+    def one(**changes: Any) -> Sampled:
+        return engine(folder, url, k=1, **changes).generate(prompt_ids[:1], SEEDS[:1])[0][0]
+
+    free = one()
+    assert (len(free.ids), free.finish, free.logprobs) == (24, "length", None)
+    assert one(stop_ids=(END, free.ids[3])) == Sampled(free.ids[: free.ids.index(free.ids[3]) + 1], "stop", SEEDS[0])
+    wanted = next(i for i in range(3, 20) if chat.decode([free.ids[i]]).strip().isalpha())
+    text = chat.decode([free.ids[wanted]]).strip()
+    first = next(i for i in range(len(free.ids)) if text in chat.decode(free.ids[: i + 1]))
+    stopped = one(stop=(text, "zzz"))
+    assert stopped == Sampled(free.ids[: first + 1], "stop_text", SEEDS[0])
+    assert cut_at_stop(chat.decode(stopped.ids), (text, "zzz")) == chat.decode(free.ids).partition(text)[0]
+
+
+def test_another_policy_is_refused(url: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        engine(tmp_path, url, policy_name="sparring-00000000")
+    said = str(caught.value)
+    assert f"{url} serves {NAME} ({folder}), wanted is sparring-00000000 ({tmp_path})" in said
+    assert f"`vllm serve {tmp_path} --served-model-name sparring-00000000 --dtype float32`" in said
+    assert "\n" not in said
+    assert engine(tmp_path, url).servers[0].model == NAME  # known by its name alone, as from another machine
+
+
+def test_a_dead_url_beside_a_live_one(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
+    whole = engine(folder, url).generate(prompt_ids, SEEDS)
+    assert engine(folder, dead_url(), url).generate(prompt_ids, SEEDS) == whole
+
+
+def test_what_the_server_cannot_hold_is_refused(url: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=r"cut at 12 tokens, sampler.max_tokens=24; .* --max-model-len 512 or more"):
+        engine(folder, url).generate([[5] * 500], [0])
+    with pytest.raises(DataError, match=r"refused a request with HTTP 400: .*maximum context length is 512"):
+        engine(folder, url).generate([[5] * 600], [0])
+
+
+def test_the_step_makes_the_table_of_every_engine(url: str, folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_input(jsonl(tmp_path / "p.jsonl", [f"Question {i}: {i} + {i}?" for i in range(7)]), folder)
+    job = replace(sample_job(prompts, folder, engine="server", rows=5), runtime={**RUNTIME, "urls": (url,)})
+    sampler = Sampler(job)
+    assert sampler.engine.chosen.policy_name == f"sparring-{external('policy', folder).digest[:8]}"  # type: ignore[attr-defined]
+    tables, _, summary = run_step(job, sampler, stage.shards, stage.finish)
+    assert [t.num_rows for t in tables] == [4, 1] and all(t.schema == SAMPLES_SCHEMA for t in tables)
+    assert (summary["prompts"], summary["responses"]) == (5, 15)
+    for row in (row for table in tables for row in table.to_pylist()):
+        assert all(one["text"] == sampler.chat.decode(one["ids"]) for one in row["responses"])
+
+
+# A stand-in
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (500, {"error": {"message": "engine died"}}),
+        (503, "<html>"),
+        (429, ""),
+        # as a server that shuts down ends what it has
+        (200, {"choices": [{"index": 0, "finish_reason": "abort", "token_ids": []}]}),
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    stand_in: Callable[[Reply], str], tmp_path: Path, quick: None, status: int, answer: Any
+) -> None:
+    served = engine(tmp_path, stand_in(failing(2, status, answer)), k=1)
+    assert served.generate([[7], [8]], [10, 20]) == [
+        [Sampled([7, 10, END], "stop", 10)],
+        [Sampled([8, 20, END], "stop", 20)],
+    ]
+
+
+def test_order_whatever_comes_first(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
+    def slow_first(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(0.2 / body["prompt"][0] if "prompt" in body else 0)
+        return healthy(path, body)
+
+    served = engine(tmp_path, stand_in(slow_first), stand_in(slow_first), k=2)
+    found = served.generate([[p] for p in range(1, 21)], list(range(0, 200, 10)))
+    assert [[one.ids[:2] for one in responses] for responses in found] == [
+        [[p, 10 * p - 10], [p, 10 * p - 9]] for p in range(1, 21)
+    ]
+
+
+def test_the_others_do_the_work_of_one_that_fails_and_it_comes_back(
+    stand_in: Callable[[Reply], str], tmp_path: Path, quick: None
+) -> None:
+    seen = {"good": 0, "bad": 0}
+    down = [False]
+
+    def good(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        seen["good"] += "prompt" in body
+        return healthy(path, body)
+
+    def bad(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        seen["bad"] += "prompt" in body
+        return (502, "down") if down[0] else healthy(path, body)
+
+    served = engine(tmp_path, stand_in(good), stand_in(bad), k=1)
+    prompts, seeds = [[p] for p in range(40)], list(range(40))
+    whole = served.generate(prompts, seeds)
+    assert min(seen.values()) > 5  # both share the work
+    down[0] = True
+    assert served.generate(prompts, seeds) == whole
+    before, down[0] = seen["bad"], False
+    time.sleep(0.1)
+    assert served.generate(prompts, seeds) == whole
+    assert seen["bad"] > before
+
+
+def test_a_server_that_comes_back_with_another_policy_is_refused(
+    stand_in: Callable[[Reply], str], tmp_path: Path, quick: None
+) -> None:
+    restarted: list[bool] = []
+
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "new" if restarted else NAME, "owned_by": "vllm"}]}
+        restarted.append(True)
+        return 502, "restarting"
+
+    served = engine(tmp_path, stand_in(reply), k=1)
+    with pytest.raises(DataError, match=rf"serves new \(None\), wanted is {NAME}"):
+        served.generate([[1]], [0])
+
+
+def test_no_url_that_answers(stand_in: Callable[[Reply], str], tmp_path: Path, quick: None) -> None:
+    one, two = dead_url(), stand_in(lambda path, body: (503, {"error": {"message": "loading"}}))
+    begun = time.monotonic()
+    with pytest.raises(SparringError, match="no answer for 1 s") as caught:
+        engine(tmp_path, one, two)
+    assert f"{one}: ConnectError" in str(caught.value) and f"{two}: HTTP 503: loading" in str(caught.value)
+    assert time.monotonic() - begun < 5
+    served = engine(tmp_path, stand_in(failing(10**6, 500, "no\nmore")), k=1)
+    with pytest.raises(SparringError, match=r"HTTP 500: no\). Look at the servers"):
+        served.generate([[1], [2]], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "said"),
+    [
+        (400, {"error": {"message": "too long"}}, "refused a request with HTTP 400: too long"),
+        (401, {"error": "Unauthorized"}, "HTTP 401: .*Unauthorized.* belongs into SPARRING_SERVER_KEY"),
+        (200, "<html>a proxy", "HTTP 200: <html>a proxy"),
+        (200, {"choices": []}, "0 responses came back, n=1"),
+        (200, {"choices": [{"index": 0, "finish_reason": "stop", "text": "hi"}]}, "no token ids in its answer"),
+    ],
+)
+def test_what_will_not_pass_is_said_at_once(
+    stand_in: Callable[[Reply], str], tmp_path: Path, status: int, answer: Any, said: str
+) -> None:
+    served = engine(tmp_path, stand_in(failing(1, status, answer)), k=1)
+    with pytest.raises(DataError, match=said) as caught:
+        served.generate([[1]], [0])
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_server_of_vllm(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
+    listed = {"data": [{"id": NAME, "owned_by": "sglang"}]}
+    with pytest.raises(DataError, match="a server of sglang; sampler=server needs vLLM's own"):
+        engine(tmp_path, stand_in(lambda path, body: (200, listed)))
+
+
+def test_every_url_is_checked(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
+    other = stand_in(lambda path, body: (200, {"data": [{"id": "other", "root": "x", "owned_by": "vllm"}]}))
+    with pytest.raises(DataError, match=rf"{other} serves other \(x\)"):
+        engine(tmp_path, stand_in(healthy), other)
+
+
+def test_the_key_is_sent(stand_in: Callable[[Reply], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str | None] = []
+
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        keys.append(body["key"])
+        return healthy(path, body)
+
+    url = stand_in(reply)
+    engine(tmp_path, url, k=1).generate([[1]], [0])
+    monkeypatch.setenv(engine_server.KEY, "secret\n")
+    served = engine(tmp_path, url, k=1)
+    served.generate([[1]], [0])
+    assert keys == [None, None, "Bearer secret", "Bearer secret"]
+    assert "secret" not in repr(vars(served))
+    monkeypatch.setenv(engine_server.KEY, "sec\nret")
+    with pytest.raises(ConfigError, match=r"^SPARRING_SERVER_KEY holds a character that no HTTP header can carry"):
+        engine(tmp_path, url)
+
+
+def test_a_request_leaves_nothing_to_the_server() -> None:
+    chosen = settings(k=3, temperature=0.7, top_p=0.9, min_p=0.1, stop=("\n\n",), logprobs=True)
+    assert request_body(chosen, NAME, [5, 6], 40) == {
+        "model": NAME,
+        "prompt": [5, 6],
+        "n": 3,
+        "max_tokens": 24,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": 40,
+        "stop": ["\n\n"],
+        "stop_token_ids": [END],
+        "logprobs": 0,
+        "return_token_ids": True,
+    }
+    body = request_body(replace(chosen, reproducible=False, logprobs=False), NAME, [5, 6], 40)
+    assert (body["seed"], body["logprobs"]) == (None, None)
+
+
+def test_an_answer_is_read_by_index() -> None:
+    choices = [
+        {"index": 1, "finish_reason": "stop", "token_ids": [8, 9], "logprobs": {"token_logprobs": [-3.0, -4.0]}},
+        {"index": 0, "finish_reason": "length", "token_ids": [6, 7], "logprobs": {"token_logprobs": [-1.0, -2.0]}},
+    ]
+    chosen = settings(k=2, max_tokens=2, logprobs=True, stop=("x",))
+    assert read_answer("u", {"choices": choices}, chosen, 40) == [
+        Sampled([6, 7], "length", 40, [-1.0, -2.0]),
+        Sampled([8, 9], "stop_text", 41, [-3.0, -4.0]),
+    ]
+    free = replace(chosen, reproducible=False, logprobs=False)
+    assert [(one.seed, one.logprobs) for one in read_answer("u", {"choices": choices}, free, 40)] == [(None, None)] * 2
