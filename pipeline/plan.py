@@ -124,10 +124,11 @@ class _Builder:
             rows=config.prompts.per_iteration if train else config.prompts.heldout,
             slices=config.prompts.slices if train else None,
         )
+        here = sampler.engine != "server"  # a client of servers needs no hardware
         runtime = SampleRuntime(
-            actors=_engines(hardware),
-            cpus=hardware.cores_per_engine or _share(_engines(hardware) or 1),
-            gpus=hardware.engine_gpus,
+            actors=_engines(hardware) if here else 1,
+            cpus=hardware.cores_per_engine or _share(_engines(hardware) or 1) if here else 1,
+            gpus=hardware.engine_gpus if here else 0,
             kv_cache_gb=hardware.kv_cache_gb,
             gpu_memory=hardware.gpu_memory,
             max_model_len=config.prompts.max_tokens + sampler.max_tokens,

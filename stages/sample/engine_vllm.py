@@ -14,11 +14,11 @@ own defaults for blocks, prefill and graphs; it has not been run on one yet.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,20 @@ def import_vllm(cpus: int) -> Any:
     return LLM
 
 
-@lru_cache(maxsize=1)
+_KEPT: dict[tuple[Path, Settings], Any] = {}
+
+
 def _loaded(folder: Path, chosen: Settings) -> Any:
-    """Return the engine, the one in memory when the next step needs the same: how it samples comes with each call."""
-    make = import_vllm(chosen.cpus)
-    return _on_gpus(make, folder, chosen) if chosen.gpus else _on_cpu(make, folder, chosen)
+    """Return the engine, the one in memory when the next step needs the same: how it samples comes with each call.
+
+    Another one is dropped first: vLLM ends the process groups of both when it goes later.
+    """
+    if (folder, chosen) not in _KEPT:
+        make = import_vllm(chosen.cpus)
+        _KEPT.clear()
+        gc.collect()
+        _KEPT[folder, chosen] = _on_gpus(make, folder, chosen) if chosen.gpus else _on_cpu(make, folder, chosen)
+    return _KEPT[folder, chosen]
 
 
 def _on_cpu(make: Any, folder: Path, chosen: Settings) -> Any:

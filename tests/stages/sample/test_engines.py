@@ -67,7 +67,13 @@ def prompt_ids(chat: Chat) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def engines(folder: Path) -> dict[str, Any]:
-    return {name: make_engine(name, folder, settings()) for name in ("vllm", "transformers")}
+    """Loaded once, with a tokenizer for the stop texts of one test."""
+    made: dict[str, Any] = {
+        name: make_engine(name, folder, settings(stop=("never sampled",))) for name in ("vllm", "transformers")
+    }
+    for engine in made.values():
+        engine.chosen = settings()
+    return made
 
 
 @pytest.fixture(params=["vllm", "transformers"])
@@ -227,18 +233,17 @@ def test_without_seeds_two_calls_differ(
     assert all(sampled.seed is None for responses in one for sampled in responses)
 
 
-@pytest.mark.parametrize("name", ["transformers", "vllm"])
-def test_a_stop_text_ends_a_response(name: str, folder: Path, chat: Chat, prompt_ids: list[list[int]]) -> None:
+def test_a_stop_text_ends_a_response(
+    engine: Engine, chat: Chat, prompt_ids: list[list[int]], changed: Callable[..., None]
+) -> None:
     """The ids keep the text that stopped them; the stage cuts the text before it."""
-    free = make_engine("transformers", folder, settings(k=1)).generate(prompt_ids[:1], SEEDS[:1])[0][0]
-    if name == "vllm":
-        free = make_engine(name, folder, settings(k=1, stop=("never sampled",))).generate(prompt_ids[:1], SEEDS[:1])[0][
-            0
-        ]
+    changed(k=1)
+    free = engine.generate(prompt_ids[:1], SEEDS[:1])[0][0]
     wanted = next(i for i in range(3, 20) if chat.decode([free.ids[i]]).strip().isalpha())
     text = chat.decode([free.ids[wanted]]).strip()
     first = next(i for i in range(len(free.ids)) if text in chat.decode(free.ids[: i + 1]))
-    stopped = make_engine(name, folder, settings(k=1, stop=(text, "zzz"))).generate(prompt_ids[:1], SEEDS[:1])[0][0]
+    changed(k=1, stop=(text, "zzz"))
+    stopped = engine.generate(prompt_ids[:1], SEEDS[:1])[0][0]
     assert stopped == Sampled(free.ids[: first + 1], "stop_text", SEEDS[0])
     assert cut_at_stop(chat.decode(stopped.ids), (text, "zzz")) == chat.decode(free.ids).partition(text)[0]
 
