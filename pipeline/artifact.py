@@ -54,6 +54,11 @@ class Manifest:
         """Digest of the artifact's bytes, independent of attempts and of the time it was made."""
         return content_digest(self.files)
 
+    @property
+    def imported(self) -> bool:
+        """Whether `sparring import` made it."""
+        return "provenance" in self.summary
+
 
 def content_digest(files: Iterable[File]) -> str:
     """Return the sha256 over (logical name, sha256) of all files."""
@@ -130,6 +135,25 @@ def _parse(path: Path, raw: bytes) -> Manifest:
         return Manifest(files=files, **body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptManifest(f"{path}: corrupt manifest ({error}); the step will be redone.") from None
+
+
+def fingerprint_of(path: Path) -> str:
+    """Return the fingerprint that a manifest file claims, zeros when it cannot be read."""
+    try:
+        return str(json.loads(path.read_bytes())["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "0" * 64
+
+
+def find(store: Path, name: str) -> tuple[Artifact, Manifest]:
+    """Return the finished artifact `name` (`sample-1f2e3d4c`); DataError names those of its kind that are there."""
+    kind = name.rpartition("-")[0]
+    artifact = Artifact(store, kind, fingerprint_of(store / name / MANIFEST))
+    manifest = artifact.manifest() if artifact.path.name == name else None
+    if manifest is None:
+        there = ", ".join(sorted(path.parent.name for path in store.glob(f"{kind}-*/{MANIFEST}")))
+        raise DataError(f"there is no finished artifact {name} in {store}; of its kind there are: {there or 'none'}.")
+    return artifact, manifest
 
 
 def write_part(job: Job, shard: Shard, part: Part, seconds: float) -> dict[str, Any]:

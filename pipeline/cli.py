@@ -1,4 +1,4 @@
-"""sparring run | plan | status | report | verify | doctor
+"""sparring run | plan | import | status | report | verify | doctor
 
 sparring run iterations=3 run.name=myrun experiment=sppo
 sparring run -m experiment=sppo,s_sppo        # arms as one plan: what they share is computed once
@@ -23,7 +23,7 @@ from pipeline.errors import SparringError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error that the user can mend, 130 when interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(arguments.call(arguments))
@@ -45,6 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may stand before and after options, which argparse alone would refuse."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in arguments or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _crash_log() -> Path:
@@ -80,6 +91,17 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--why", action="store_true", help="say how a step differs from the nearest artifact")
             sub.add_argument("--config", action="store_true", help="print the resolved configuration instead")
         sub.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. iterations=3 experiment=sppo")
+    imports = command("import", "Bring existing responses or pairs into the store.", "pipeline.imports:run")
+    imports.add_argument("what", choices=["responses", "pairs"])
+    imports.add_argument("file", help="a jsonl or parquet file; its columns tell the layout (stages/sample/layouts.py)")
+    imports.add_argument(
+        "--prompt-column", metavar="NAME", help="column of the prompt (default: prompt, if there is one)"
+    )
+    imports.add_argument("--cut", action="store_true", help="the responses were cut: append no end-of-turn token")
+    imports.add_argument(
+        "--drop-empty", action="store_true", help="drop rows with an empty response, do not refuse them"
+    )
+    imports.add_argument("overrides", nargs="*", help="those of the run that will use it: policy, prompts")
     status = command("status", "Show the steps of a run.", "pipeline.commands:status")
     status.add_argument("run", nargs="?", default="default")
     status.add_argument("--why", action="store_true", help="say why a step is not done")

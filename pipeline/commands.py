@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import book, cluster, config, estimate, hub
-from pipeline.artifact import Artifact, Manifest
+from pipeline.artifact import Artifact, Manifest, fingerprint_of
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, SparringError
 from pipeline.events import Events
@@ -29,13 +29,14 @@ from pipeline.sources import Sources, check_context
 from stages.sample import embedded
 
 
-def _arms(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
+def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
     """Return arm -> overrides; the arm of a single run is ''."""
     chosen = config.detect_hardware(overrides, cluster.gpu_count())
     return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
 
 
-def _plan(arms: dict[str, list[str]]) -> Plan:
+def plan_of(arms: dict[str, list[str]]) -> Plan:
+    """Return the one plan of all arms."""
     configs = {arm: config.load(overrides) for arm, overrides in arms.items()}
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
@@ -63,8 +64,8 @@ def _arm_folder(plan: Plan, arm: str) -> Path:
 def run(arguments: argparse.Namespace) -> None:
     """Make what is missing, then print the report."""
     begun = time.monotonic()
-    arms = _arms(arguments.overrides, arguments.multirun)
-    plan = _plan(arms)
+    arms = arms_of(arguments.overrides, arguments.multirun)
+    plan = plan_of(arms)
     first = _first(plan)
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
     states = inspect(plan, store)
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
             _link_all(plan, store, states)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
-            plan = _prepare(plan, arms, states)
+            plan = prepare(plan, arms, states)
             _check_disk(plan, states, store)
             _execute(plan, store, folder)
     for arm in arms:
@@ -97,23 +98,27 @@ def _run_lease(folder: Path) -> Lease:
 def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
     planned = {(use.iteration, use.label): step.fingerprint for use, step in plan.arm(arm)}
     resolved = plan.configs[arm]
-    book.begin(_arm_folder(plan, arm), planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
+    folder, entered = _arm_folder(plan, arm), [entry for entry in plan.entries if entry.arm == arm]
+    planned |= {(1, entry.label): entry.manifest.fingerprint for entry in entered}
+    book.begin(folder, planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
+    for entry in entered:
+        book.note(folder, Path(resolved.paths.store), (1, entry.label), entry.name, entry.manifest)
 
 
-def _prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
+def prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
     """Have the policy and the prompts here, and look at the prompts, before anything starts."""
     if any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared():
         print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
         done = subprocess.run([sys.executable, "-m", "stages.sample.embedded"], check=False)
         if done.returncode:
             raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
-        plan = _plan(arms)
+        plan = plan_of(arms)
     missing = [source.wanted for source in plan.externals.values() if source.wanted]
     for kind, repo, commit in missing:
         print(f"downloading the {kind} {repo} at {commit[:12]} (once)", file=sys.stderr)
         hub.download(kind, repo, commit)
     if missing:
-        plan = _plan(arms)
+        plan = plan_of(arms)
     from stages.sample.prompts import check_source, sources_of
 
     for name, step in plan.steps.items():
@@ -174,12 +179,12 @@ def _link_all(plan: Plan, store: Path, states: dict[str, State]) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Print the steps with their state, and what the missing ones will cost."""
-    arms = _arms(arguments.overrides, arguments.multirun)
+    arms = arms_of(arguments.overrides, arguments.multirun)
     if arguments.config:
         for overrides in arms.values():
             print(config.render(config.load(overrides)))
         return
-    _print_plan(_plan(arms), arguments.why)
+    _print_plan(plan_of(arms), arguments.why)
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -190,19 +195,22 @@ def status(arguments: argparse.Namespace) -> None:
     if not arms:
         begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
         raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
-    _print_plan(_plan(arms), arguments.why)
+    _print_plan(plan_of(arms), arguments.why)
 
 
 def _print_plan(plan: Plan, why: bool) -> None:
     store = Path(_first(plan).paths.store)
     states, known = inspect(plan, store), estimate.manifests(store)
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
+    for entry in plan.entries:
+        table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
     for name, step in plan.steps.items():
         state = states[name]
         cost = estimate.cost(step, plan, known) if state.kind != "hit" else None
         reason = state.why
         if why and state.kind == "miss":
-            reason = "; ".join(explain(plan, step, [m for m in known if m.step == step.spec.kind]))
+            near = [m for m in known if m.step == step.spec.kind and not m.imported]
+            reason = "; ".join(explain(plan, step, near))
         table.add_row(
             str(step.uses[0].iteration),
             step.uses[0].label + (f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""),
@@ -233,6 +241,10 @@ def _redealt(plan: Plan) -> list[str]:
     ]
 
 
+def _origin(manifest: Manifest) -> str:
+    return f"imported from {manifest.summary['provenance']['path']}" if manifest.imported else "of another run"
+
+
 def report(arguments: argparse.Namespace) -> None:
     """Print the table of a run."""
     folder = Path(arguments.runs) / arguments.run
@@ -261,14 +273,14 @@ def _verify_one(store: Path, kind: str, path: Path) -> bool:
     if not (path / "manifest.json").exists():
         print(f"{path.name}: not finished")
         return False
-    artifact = Artifact(store, kind, estimate.fingerprint_of(path / "manifest.json"))
+    artifact = Artifact(store, kind, fingerprint_of(path / "manifest.json"))
     artifact.path, artifact.lease = path, store / ".leases" / f"{path.name}.json"
     if not _problems(artifact):
         return False
     with Lease(artifact.lease, "verify").acquire(wait=True):
         problems = _problems(artifact)  # again: whoever held the lease may have made it anew
         for problem in problems:
-            print(f"{path.name}: {problem}; undone, the next run makes it again")
+            print(f"{path.name}: {problem}; undone, the next run (or import) makes it again")
         if problems:
             artifact.set_aside()
     return bool(problems)

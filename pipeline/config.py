@@ -29,6 +29,7 @@ from stages.train.config import ObjectiveIdentity, RepulsionIdentity
 CONF = Path(conf.__file__).parent
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
+ARTIFACT = r"{}-[0-9a-f]{{8}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +206,21 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EntryConfig:
+    """Artifacts of the store that iteration 1 takes in place of its own: what `sparring import` made."""
+
+    samples: str | None
+    """sample-1f2e3d4c; null samples."""
+    pairs: str | None
+    """pairs-1f2e3d4c, which brings its samples along; null scores and pairs them."""
+
+    def __post_init__(self) -> None:
+        for key, kind, name in (("samples", "sample", self.samples), ("pairs", "pairs", self.pairs)):
+            if name is not None and not re.fullmatch(ARTIFACT.format(kind), name):
+                raise ConfigError(f"entry.{key}={name}: name an artifact of the store, such as {kind}-1f2e3d4c.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -226,6 +242,7 @@ class Config:
     win_rate: str
     selection: SelectionConfig
     evaluate: EvaluateConfig
+    entry: EntryConfig
 
     def __post_init__(self) -> None:
         for complaint in _complaints(self):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifact import Artifact, CorruptManifest, Manifest
+from pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
 from pipeline.config import Config, ExpectConfig
 from pipeline.plan import Plan, State, Step
 
@@ -46,21 +46,11 @@ def manifests(store: Path) -> list[Manifest]:
     return found
 
 
-def fingerprint_of(path: Path) -> str:
-    """Return the fingerprint a manifest file claims, zeros when it cannot be read."""
-    import json
-
-    try:
-        return str(json.loads(path.read_bytes())["fingerprint"])
-    except (ValueError, KeyError, TypeError):
-        return "0" * 64
-
-
 def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
     """Return what `step` is expected to cost; tokens are what it reads or samples."""
     config = plan.configs[step.uses[0].arm]
     expect = config.hardware.expect
-    tokens = _tokens(step, config, _slice(plan, config, known))
+    tokens = _tokens(step, plan, config, _slice(plan, config, known))
     rate = measured_rate(step, known) or _profile_rate(step, expect)
     model = _model_bytes(plan, config)
     kept = {"train": model, "sample": tokens * 12, "score": tokens * 0.1}.get(step.spec.kind, 1e5)
@@ -100,9 +90,14 @@ def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:
     return int(read[-1] if read else config.prompts.limit or HUB_PROMPTS) // (config.prompts.slices or 1)
 
 
-def _tokens(step: Step, config: Config, pairs: int) -> float:
+def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
     length = config.sampler.max_tokens * MEAN_SHARE
     prompt = config.prompts.max_tokens / 4
+    use = step.uses[0]
+    for entry in plan.entries if use.iteration == 1 and step.spec.kind != "sample" else ():
+        if entry.arm == use.arm:  # what is there is known
+            pairs = entry.manifest.rows["out"]
+            length = entry.manifest.summary.get("length_mean", length)
     match step.spec.kind:
         case "sample":
             return float((step.identity["rows"] or pairs) * step.identity["k"] * length)

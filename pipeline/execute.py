@@ -1,6 +1,6 @@
 """Drives a plan on Ray, step by step: lease, shards on actors or tasks, manifest, links. Ray schedules and retries.
 
-A step that is a hit costs a look at its manifest; Ray starts only when something is to be done.
+A step that is a hit costs a look at its manifest; Ray starts only when something is to be done on it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,25 @@ def resolve(path: str) -> Callable[..., Any]:
 
 def _side_by_side(job: Job) -> int:
     """Return how many shards are made at the same time."""
+    if job.spec.pool == "here":
+        return 1
     from pipeline.pool import side_by_side
 
     return (os.cpu_count() or 1) if job.spec.pool == "tasks" else side_by_side(job)
+
+
+def _summary(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
+    if job.spec.pool == "here":
+        from pipeline.here import summary
+
+        return summary(job, records)
+    from pipeline.pool import finish
+
+    return finish(job, records)
+
+
+def _surroundings() -> dict[str, Any]:
+    return {"code": cluster.code_version(), "packages": cluster.packages(), "hardware": cluster.hardware()}
 
 
 def soon(steps: Sequence[Step], step: Step) -> list[Step]:
@@ -145,7 +161,9 @@ class Executor:
         if state.kind == "stale":
             self.events("message", text=f"{step.name}: {state.why}")
             artifact.set_aside()
-        self._start_ray()
+        self._made_with = self._made_with or _surroundings()
+        if step.spec.pool != "here":
+            self._start_ray()
         job = self._job(step, artifact)
         if step.spec.run:
             self._close_pools(lambda pool: pool.loaded)
@@ -193,11 +211,6 @@ class Executor:
             )
             cluster.start_ray(self.gpus)
             self._ray = True
-            self._made_with = {
-                "code": cluster.code_version(),
-                "packages": cluster.packages(),
-                "hardware": cluster.hardware(),
-            }
 
     def _look_ahead(self, step: Step) -> None:
         """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
@@ -215,8 +228,6 @@ class Executor:
                 self._pools[later.spec.pool] = pool
 
     def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
-        from pipeline.pool import finish
-
         shards = resolve(job.spec.shards)(job)
         records = finished_parts(job)
         todo = [shard for shard in shards if shard.index not in records]
@@ -232,16 +243,20 @@ class Executor:
             eta = spent / done * (len(todo) - done)
             self.events("shard", **show, done=len(records), of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
-        return self._manifest(job, ordered, finish(job, ordered))
+        return self._manifest(job, ordered, _summary(job, ordered))
 
     def _workers(self, job: Job, shards: int) -> Any:
         """Return workers for the step: those of the last steps where they fit. Tasks hold nothing, disturb nobody.
 
         One set of models at a time: the memory of a step's workers is free before others load theirs.
         """
+        kind = job.spec.pool
+        if kind == "here":
+            from pipeline.here import Here
+
+            return Here()
         from pipeline.pool import Pool
 
-        kind = job.spec.pool
         if kind == "tasks":
             return Pool(job, shards)
         kept = self._pools.get(kind)

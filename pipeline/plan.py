@@ -7,29 +7,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
 from pipeline.config import Config, HardwareConfig, JudgeConfig
+from pipeline.entry import Entry, entries
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec
 from pipeline.sources import Sources
 from stages.annotate.config import (
     CALIBRATE,
     EMBED,
+    IMPORT_PAIRS,
     PAIRS,
     SCORE,
     EmbedIdentity,
     GateIdentity,
+    ImportPairsIdentity,
     PairsIdentity,
     PoolRuntime,
     ScoreIdentity,
 )
 from stages.evaluate.config import EVALUATE, EvaluateIdentity
 from stages.sample import engine_args
-from stages.sample.config import PROMPTS, SAMPLE, PromptsIdentity, SampleIdentity, SampleRuntime
+from stages.sample.config import (
+    IMPORT,
+    PAIRED,
+    PROMPTS,
+    SAMPLE,
+    ImportIdentity,
+    PromptsIdentity,
+    SampleIdentity,
+    SampleRuntime,
+)
 from stages.train.config import REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
 
 
@@ -68,6 +80,8 @@ class Plan:
     externals: dict[str, Input]
     configs: dict[str, Config]
     """arm -> configuration."""
+    entries: list[Entry] = field(default_factory=list)
+    """What stands where a step of an arm's first iteration would."""
     pins: dict[str, str] = field(default_factory=dict)
     """model:repo@revision -> commit, of revisions that are not commits."""
 
@@ -167,10 +181,10 @@ class _Builder:
         inputs["policy"] = self.external(self.sources.policy(self.config.policy))
         return self.step(0, "prompts", PROMPTS, identity, None, inputs)
 
-    def annotate(self, t: int, samples: str) -> tuple[str, str]:
-        """Return (pairs, targets)."""
+    def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
+        """Return (pairs, targets); pairs that are there need no scores."""
         config = self.config
-        scores = self.score(t, "score", config.oracle, samples)
+        scores = "" if pairs else self.score(t, "score", config.oracle, samples)
         encoder = self.external(self.sources.encoder(config.encoder))
         window = EmbedIdentity(window=config.encoder.window)
         similar = self.step(t, "embed", EMBED, window, self.pool(), {"samples": samples, "encoder": encoder})
@@ -180,7 +194,7 @@ class _Builder:
             require_head_to_head=config.selection.require_head_to_head,
             capped=config.selection.capped,
         )
-        pairs = self.step(t, "pairs", PAIRS, selection, None, {"samples": samples, "scores": scores})
+        pairs = pairs or self.step(t, "pairs", PAIRS, selection, None, {"samples": samples, "scores": scores})
         gate, inputs = self.gate(), {"pairs": pairs}
         if gate.name != "off":
             inputs["embeddings"] = similar
@@ -243,16 +257,24 @@ class _Builder:
         identity = EvaluateIdentity(resamples=evaluate.resamples, confidence=evaluate.confidence, seed=self.config.seed)
         return self.step(t, "evaluate", EVALUATE, identity, None, inputs)
 
+    def enter(self, prompts: str, policy: str) -> dict[str, str]:
+        """Return label -> name of what iteration 1 does not make itself."""
+        found = entries(self.arm, self.config, prompts, policy)
+        self.plan.entries.extend(found)
+        return {entry.label: self.external(entry.source) for entry in found}
+
     def build(self) -> None:
         config = self.config
         prompts = self.prompts()
         policy = self.external(self.sources.policy(config.policy))
+        entered = self.enter(prompts, policy)
         base = previous = ""
         for t in range(1, config.iterations + 1):
-            samples = self.sample(t, "sample", prompts, policy, "train")
+            given = entered if t == 1 else {}
+            samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
             if not base:  # by the engine that is already loaded
                 base = previous = self.sample(0, "sample_base", prompts, policy, "heldout")
-            pairs, targets = self.annotate(t, samples)
+            pairs, targets = self.annotate(t, samples, given.get("pairs"))
             policy = self.train(t, prompts, samples, pairs, targets, policy)
             new = self.sample(t, "sample_heldout", prompts, policy, "heldout")
             self.evaluate(t, new, previous, base)
@@ -277,6 +299,21 @@ def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
     plan = Plan(steps={}, externals={}, configs=dict(configs))
     for arm, config in configs.items():
         _Builder(arm, config, sources, plan).build()
+    return plan
+
+
+def build_import(config: Config, sources: Sources, source: Input, identity: ImportIdentity) -> Plan:
+    """Return the plan of an import, all of it made in this process: prompts (who is held out), samples, pairs."""
+    plan = Plan(steps={}, externals={}, configs={"": config})
+    builder = _Builder("", config, sources, plan)
+    prompts = builder.prompts()
+    step = plan.steps[prompts]
+    plan.steps[prompts] = replace(step, spec=replace(step.spec, pool="here"))
+    policy = builder.external(sources.policy(config.policy))
+    inputs = {"source": builder.external(source), "policy": policy, "prompts": prompts}
+    samples = builder.step(1, "sample", IMPORT, identity, None, inputs)
+    if identity.layout in PAIRED:
+        builder.step(1, "pairs", IMPORT_PAIRS, ImportPairsIdentity(), None, {"samples": samples})
     return plan
 
 

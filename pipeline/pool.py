@@ -19,11 +19,11 @@ import psutil
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
-from pipeline import cluster
+from pipeline import cluster, here
 from pipeline.artifact import write_part
 from pipeline.errors import EngineFault, SparringError
 from pipeline.faults import MOST_POISON, RESTARTS, TRIES_BEFORE_BISECTION, Watch, bisect
-from pipeline.job import File, Input, Job, Shard
+from pipeline.job import Job, Shard
 
 WATCH_S = 1.0
 """Seconds between looks at deadlines."""
@@ -72,16 +72,16 @@ class Pool:
 
     def close(self) -> None:
         """End the workers and wait until their processes and their children, and so their memory, are gone."""
-        here = self.pid_of.values() if self.actors and len(ray.nodes()) == 1 else ()
-        processes = [process for pid in here for process in _family(pid)]
+        pids = self.pid_of.values() if self.actors and len(ray.nodes()) == 1 else ()
+        processes = [process for pid in pids for process in _family(pid)]
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
         _, alive = psutil.wait_procs(processes, timeout=ENDING_S)
         if alive:
-            pids = ", ".join(str(process.pid) for process in alive)
+            left = ", ".join(str(process.pid) for process in alive)
             raise SparringError(
-                f"{self.job.out.name}: the worker processes {pids} did not end, so their memory is not free; "
+                f"{self.job.out.name}: the worker processes {left} did not end, so their memory is not free; "
                 "end them, then run again."
             )
 
@@ -253,14 +253,14 @@ class _Worker:
                 self.worker = None
                 _free_memory()
             _quiet(job, self.number)
-            self.worker, self.fingerprint = _make(job), job.fingerprint
+            self.worker, self.fingerprint = here.make(job), job.fingerprint
         part = self.worker(shard)
         return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)
 
     def probe(self, job: Job, shard: Shard) -> None:
         """Do a shard and keep nothing."""
         if self.worker is None or self.fingerprint != job.fingerprint:
-            self.worker, self.fingerprint = _make(job), job.fingerprint
+            self.worker, self.fingerprint = here.make(job), job.fingerprint
         self.worker(shard)
 
 
@@ -280,20 +280,12 @@ def _light(function: Callable[..., Any]) -> Any:
 def _run_once(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
     _quiet(job, 0)
     begun = time.monotonic()
-    return os.getpid(), write_part(job, shard, _make(job)(shard), time.monotonic() - begun)
+    return os.getpid(), write_part(job, shard, here.make(job)(shard), time.monotonic() - begun)
 
 
 def _finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     _quiet(job, 0)
-    files = tuple(File(**record["file"]) for record in records)
-    own = Input(role="own", root=job.out, digest="", files=files)
-    summary: dict[str, Any] = _resolve(job.spec.finish)(job, (own.table(i) for i in range(len(files))), records)
-    return summary
-
-
-def _make(job: Job) -> Callable[[Shard], Any]:
-    made: Callable[[Shard], Any] = _resolve(job.spec.worker)(job)
-    return made
+    return here.summary(job, records)
 
 
 def _quiet(job: Job, number: int) -> None:

@@ -71,6 +71,12 @@ class Sources:
         numbers = range(1, config.slices + 1)
         return {f"source_{i}": self._prompts(config, place.replace("{slice}", str(i))) for i in numbers}
 
+    def imported(self, path: Path) -> Input:
+        """Return a file of responses or pairs."""
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file.")
+        return _external("source", path)
+
     def _prompts(self, config: PromptsConfig, place: str | None) -> Input:
         if config.source == "starter":
             return _external("source", Path(stages.sample.__file__).parent / "starter.jsonl")

@@ -146,12 +146,22 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
 )
 
 
+def _summary(steps: Steps, label: str) -> dict[str, Any]:
+    return steps[label].summary if label in steps else {}
+
+
+def _imported(manifest: Manifest) -> str:
+    given = manifest.summary["provenance"]
+    return f"{manifest.step} imported: {manifest.rows['out']:,} of the {given['rows']:,} rows of {given['path']}"
+
+
 def _warnings(steps: Steps) -> list[str]:
-    lines = []
+    lines = [_imported(steps[label]) for label in ("pairs", "sample") if label in steps and steps[label].imported][:1]
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
     for label in ("sample", "sample_base", "sample_heldout"):
-        dropped = steps[label].rows["dropped"] if label in steps else {}
+        there = steps.get(label)
+        dropped = there.rows["dropped"] if there and not there.imported else {}
         if dropped:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
             lines.append(f"{label}: prompts dropped: {counts}")
@@ -172,8 +182,8 @@ def _judges(done: dict[int, Steps]) -> list[str]:
     """Return what stands beside every win rate: the judges' accuracy and how their errors correlate."""
     last = next(reversed(done.values()), {})
     lines = []
-    for name, label in (("oracle", "score"), ("second judge", "score_second_base")):
-        score = last[label].summary if label in last else {}
+    for name, label in (("oracle", "score_oracle_base"), ("second judge", "score_second_base")):
+        score = _summary(last, label)
         if score.get("card"):
             lines.append(f"{name} ({score['oracle']}): {_card(score['card'])}")
     return lines

@@ -31,6 +31,8 @@ from stages.annotate.rows import (
 )
 from stages.annotate.winrate import win_rates
 
+OWN = 1e-9
+"""Win rates this close to those of P are those of P; others were published and are of more responses."""
 TARGETS_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -75,7 +77,8 @@ class Calibrator:
         full = gate.spread(g, self.identity["scope"], w, loser)
         calibrated = gate.gated(p, full)
         rates = matrix(pair["win_rates"], (1, n), "win_rates", where)[0]
-        targets = np.where(full.any(axis=1), win_rates(calibrated), rates)
+        own = np.allclose(rates, win_rates(p), rtol=0.0, atol=OWN)
+        targets = np.where(full.any(axis=1), win_rates(calibrated) if own else gate.gated_rates(rates, full), rates)
         return {
             "id": pair["id"],
             "chosen": w,

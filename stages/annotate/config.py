@@ -25,6 +25,14 @@ SCORE = _spec("score", "Scorer", "annotators", "stages.annotate.score:prepare")
 EMBED = _spec("embed", "Embedder", "annotators", "stages.annotate.embed:prepare")
 PAIRS = _spec("pairs", "Pairer", "tasks")
 CALIBRATE = _spec("calibrate", "Calibrator", "tasks")
+IMPORT_PAIRS = StepSpec(
+    kind="pairs",
+    version=1,
+    worker="stages.annotate.imported:Importer",
+    shards="stages.annotate.imported:shards",
+    finish="stages.annotate.imported:finish",
+    pool="here",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,11 @@ class PairsIdentity:
             raise ConfigError(f"selection.by={self.selection}: choose extremes.")
         if self.capped not in ("keep", "drop"):
             raise ConfigError(f"selection.capped={self.capped}: choose keep or drop.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportPairsIdentity:
+    """Input: `samples`, imported with preferences. The file says P, chosen and rejected: there is nothing to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)

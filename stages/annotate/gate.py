@@ -12,7 +12,8 @@ P~[i, j] = 1/2 + (1 - G[i, j]) (P[i, j] - 1/2), and P itself, bit for bit, where
     row_mean   G[i, j] = mean_{k != i} g[i, k]         p~_i = 1/2 + (1 - gbar_i)(p_i - 1/2)
 
 and p~_i = mean_j P~[i, j]. Entries shrink by different factors, so p~ may order the responses differently
-from p.
+from p. A published win rate may be of more responses than are there; those not there are gated as those that are:
+p~_i = 1/2 + (1 - mean_{j != i} G[i, j])(p_i - 1/2), which for two responses and their own win rates is the same.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ def spread(g: Array, scope: str, chosen: int, rejected: int) -> Array:
 def gated(preference: Array, gate: Array) -> Array:
     """P~ = 1/2 + (1 - G)(P - 1/2), and P unchanged where G = 0."""
     return np.where(gate == 0, preference, 0.5 + (1.0 - gate) * (preference - 0.5))
+
+
+def gated_rates(rates: Array, gate: Array) -> Array:
+    """p~_i = 1/2 + (1 - mean_{j != i} G[i, j])(p_i - 1/2), for win rates (K,) of more responses than the K of G."""
+    others = gate[~np.eye(len(gate), dtype=bool)].reshape(len(gate), -1).mean(axis=1)
+    return 0.5 + (1.0 - others) * (rates - 0.5)
 
 
 def off_diagonal(matrix: Array) -> Array:

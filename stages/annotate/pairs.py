@@ -52,14 +52,15 @@ class Pairer:
                 continue
             logits = _logits(score, len(row["responses"]), place(self.scores, shard.index, row_id))
             preference = preferences(logits, self.identity["win_rate"])
-            stats.update(_matrix_stats(preference, row["responses"]))
-            pair = winrate.extremes(winrate.win_rates(preference))
+            rates = winrate.win_rates(preference)
+            stats.update(matrix_stats(preference, row["responses"]))
+            pair = winrate.extremes(rates)
             reason = "tie" if pair is None else self._reason(preference, pair, row["responses"])
             if pair is None or reason:
                 dropped[reason] += 1
                 continue
-            kept.append(_row(row_id, preference, pair))
-            stats.update(_pair_stats(preference, pair, row["responses"]))
+            kept.append(pair_row(row_id, preference, rates, pair))
+            stats.update(pair_stats(preference, rates, pair, row["responses"]))
         table = pa.Table.from_pylist(kept, schema=PAIRS_SCHEMA)
         return Part(table=table, rows_in=len(samples), dropped=dict(dropped), stats=dict(stats))
 
@@ -108,26 +109,30 @@ def _logits(score: dict[str, Any], k: int, where: str) -> winrate.Array:
     return matrix(score["logits"], (k, k), "oracle logit", where)
 
 
-def _row(row_id: str, preference: winrate.Array, pair: tuple[int, int]) -> dict[str, Any]:
+def pair_row(row_id: str, preference: winrate.Array, rates: winrate.Array, pair: tuple[int, int]) -> dict[str, Any]:
+    """Return a row of PAIRS_SCHEMA; rates: (K,) win rates, pair: (chosen, rejected)."""
     return {
         "id": row_id,
         "n": len(preference),
         "P": preference.ravel(),
-        "win_rates": winrate.win_rates(preference),
+        "win_rates": rates,
         "chosen": pair[0],
         "rejected": pair[1],
     }
 
 
-def _matrix_stats(preference: winrate.Array, responses: list[dict[str, Any]]) -> dict[str, float]:
+def matrix_stats(preference: winrate.Array, responses: list[dict[str, Any]]) -> dict[str, float]:
+    """Return what `finish` adds up over every judged prompt."""
     lengths: NDArray[np.float64] = np.array([len(response["ids"]) for response in responses], dtype=np.float64)
     cycles, triples = winrate.cycles(preference)
     xy, xx, yy = winrate.length_moments(lengths, winrate.win_rates(preference))
     return {"cycles": float(cycles), "triples": float(triples), "xy": xy, "xx": xx, "yy": yy}
 
 
-def _pair_stats(preference: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]) -> dict[str, float]:
-    rates = winrate.win_rates(preference)
+def pair_stats(
+    preference: winrate.Array, rates: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Return what `finish` adds up over the pairs kept."""
     return {
         "p_w": float(rates[pair[0]]),
         "p_l": float(rates[pair[1]]),

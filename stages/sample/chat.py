@@ -75,6 +75,17 @@ class Chat:
         """Return the text of sampled ids, control tokens left out, nothing tidied."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def response_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text read alone and as plain text: what a response with that text may have been."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def spells_control(self, text: str) -> bool:
+        """Return whether the characters of a control token stand in `text`."""
+        return bool(self._control.search(text))
+
     def end_of_turn(self) -> int | None:
         """Return the first control token that the template writes after an assistant's text, None if it writes none."""
         text, _ = self._text(
@@ -127,7 +138,7 @@ class Chat:
             raise DataError(f"the chat template refuses messages of the roles {roles}: {error}") from None
 
     def _ids(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans), verbose=False)
         ids: list[int] = encoded["input_ids"]
         if spans:
             ids = self._disarmed(text, ids, encoded["offset_mapping"], spans)

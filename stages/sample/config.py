@@ -30,10 +30,19 @@ SAMPLE = StepSpec(
     narrow="stages.sample.stage:narrow",
     pool="engines",
 )
-
+IMPORT = StepSpec(
+    kind="sample",
+    version=1,
+    worker="stages.sample.imported:Importer",
+    shards="stages.sample.imported:shards",
+    finish="stages.sample.imported:finish",
+    pool="here",
+)
 
 ENGINES = ("vllm", "transformers", "server")
 MOST_RESPONSES = 64
+PAIRED = ("sppo_generated", "pairs", "sppo_pairs")
+"""Layouts of imported files that say which response is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,33 @@ class SampleIdentity:
             )
         if any(not text for text in self.stop):
             raise ConfigError("sampler.stop: an empty text would end every response at once; remove it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportIdentity:
+    """What is imported in place of a sampled slice.
+
+    Inputs: `source` (one file), `policy` (its tokenizer and chat template), `prompts` (which ones are held out).
+    """
+
+    layout: str
+    """What the file holds, and how: stages/sample/layouts.py."""
+    prompt: str | None
+    """Column of the prompt; null: the responses are message lists that hold it."""
+    columns: tuple[str, ...]
+    """All columns that are read."""
+    cut: bool
+    """The responses were cut: no end-of-turn token is appended, and they count as ended by their length."""
+    on_empty: str
+    """`refuse` stops at a response without text, `drop` counts its row as `empty_response`."""
+    max_tokens: int
+    """Longest rendered prompt in tokens; longer ones are dropped and counted as `too_long`."""
+    shard_rows: int
+    """Prompts per part: the unit of resume of every step that reads them."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.shard_rows < 1:
+            raise ConfigError("prompts.max_tokens and sampler.shard_rows must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

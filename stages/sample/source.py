@@ -1,4 +1,7 @@
-"""Read prompts from .jsonl, .parquet and .csv files, a row at a time; what is wrong is one message with its place."""
+"""Read rows from .jsonl, .parquet and .csv files, one at a time, and prompts from rows.
+
+What is wrong is one message with its place.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import difflib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from pipeline.errors import DataError
+
+FORMATS = (".jsonl", ".parquet", ".csv")
 
 
 class Message(TypedDict):
@@ -34,19 +40,17 @@ def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
 
     `drop_empty`: a prompt without text comes without messages instead, for the caller to count.
     """
-    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: prompts are read from {', '.join(readers)} files; convert this one.")
+    if path.suffix.lower() not in FORMATS:
+        raise DataError(f"{path}: prompts are read from {', '.join(FORMATS)} files; convert this one.")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; check prompts.path.")
     none = True
-    for where, values in reader(path, column):
+    for where, values in rows(path, [column]):
         none = False
         if column not in values:
             raise DataError(f"{path}: {where}: {_no_column(column, list(values))}")
         try:
-            yield Row(where, _messages(values[column]))
+            yield Row(where, messages(values[column]))
         except Empty as error:
             if not drop_empty:
                 raise DataError(f"{path}: {where}: {column} {error}; mend or remove the row.") from None
@@ -67,22 +71,38 @@ class Empty(ValueError):
     """A prompt without text."""
 
 
-def _messages(value: Any) -> list[Message]:
+def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the values of each row of a file whose suffix is one of FORMATS.
+
+    Of parquet only `columns` are read, and DataError is raised when one is not there; the others give all they have.
+    """
+    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
+    return readers[path.suffix.lower()](path, columns)
+
+
+def header(path: Path) -> list[str]:
+    """Return the columns of a file: those that parquet names, else those of its first row."""
+    if path.suffix.lower() == ".parquet":
+        return _parquet_columns(path)
+    return list(next(rows(path, []), ("", {}))[1])
+
+
+def messages(value: Any) -> list[Message]:
     """Return the turns of a prompt; ValueError says what is wrong, without the place."""
     turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list):
-        raise (Empty if value is None else ValueError)(f"is {_kind(value)}, not a text or a list of messages")
+        raise (Empty if value is None else ValueError)(f"is {kind(value)}, not a text or a list of messages")
     if not turns:
         raise Empty("is an empty list of messages")
-    messages = [_message(turn) for turn in turns]
-    roles = [m["role"] for m in messages]
+    found = [_message(turn) for turn in turns]
+    roles = [m["role"] for m in found]
     talk = roles[1:] if roles[0] == "system" else roles
     if talk != ["user" if i % 2 == 0 else "assistant" for i in range(len(talk))] or not talk or talk[-1] != "user":
         raise ValueError(
             f"has the roles {', '.join(roles)}: after an optional system message, user and assistant take turns "
             "and the last is user"
         )
-    return messages
+    return found
 
 
 def _message(turn: Any) -> Message:
@@ -95,7 +115,8 @@ def _message(turn: Any) -> Message:
     return {"role": turn["role"], "content": turn["content"]}
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """Return what a value is, in words."""
     return {type(None): "null", dict: "an object", bool: "a boolean"}.get(type(value), f"a {type(value).__name__}")
 
 
@@ -114,7 +135,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             offset += len(raw)
 
 
-def _jsonl(path: Path, _column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl(path: Path, _columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -126,24 +147,37 @@ def _jsonl(path: Path, _column: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{path}: line {number} is not complete JSON ({error}); mend or remove the line.{cut}"
             ) from None
         if not isinstance(values, dict):
-            raise DataError(f"{path}: line {number} is {_kind(values)}, not an object; write {{column: value}} lines.")
+            raise DataError(f"{path}: line {number} is {kind(values)}, not an object; write {{column: value}} lines.")
         yield f"line {number}", values
 
 
-def _parquet(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
+    names, row = _parquet_columns(path), 0
+    for column in columns:
+        if column not in names:
+            raise DataError(f"{path}: {_no_column(column, names)}")
+    with _readable(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
+            for values in batch.to_pylist():
+                row += 1
+                yield f"row {row}", values
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    with _readable(path), pq.ParquetFile(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise DataError(f"{path}: {_no_column(column, names)}")
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    yield f"row {row}", {column: value}
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}); get it again.") from None
 
@@ -159,7 +193,7 @@ def _cell(text: str) -> Any:
     return turns if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns) else text
 
 
-def _csv(path: Path, _column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(path: Path, _columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
     try:

@@ -59,3 +59,12 @@ def test_prompts_that_were_dropped_or_dealt_again_are_said() -> None:
     }
     again, dropped = _warnings(steps)
     assert "dealt again under a new permutation" in again and dropped == "sample: prompts dropped: 1 poison"
+
+
+def test_what_was_imported_is_said_once() -> None:
+    origin = {"provenance": {"path": "/data/train.parquet", "rows": 1200}}
+    imported = {name: manifest(name, origin, stats={}) for name in ("sample", "pairs")}
+    assert _warnings(imported) == ["pairs imported: 61 of the 1,200 rows of /data/train.parquet"]
+    assert _warnings({**imported, "pairs": manifest("pairs", {})})[0].startswith("sample imported: 61 of the 1,200")
+    assert _warnings({"pairs": manifest("pairs", {})}) == []
+    assert dict(FIGURES)["sampled tokens/s"](imported) is None

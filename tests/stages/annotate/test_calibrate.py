@@ -118,6 +118,20 @@ def test_other_scopes_by_hand(scope: str, left_w: float, left_l: float, gate_wl:
     assert row["gate_wl"] == gate_wl
 
 
+@pytest.mark.parametrize("scope", ["pairwise", "pair", "row_mean"])
+def test_published_win_rates_shrink_from_where_they_were(scope: str, tmp_path: Path) -> None:
+    """Of five responses two are there: their rates are not those of P, and no gate may jump to those."""
+    published = {**pair_row("a", [[0.5, 0.95], [0.05, 0.5]], 0, 1), "win_rates": [0.9, 0.2]}
+    for s, left in ((0.0, 1.0), (1e-6, 1 - 1e-6), (0.25, 0.75), (1.0, 0.0)):
+        job = job_of(
+            tmp_path / str(s), [pairs_table(published)], [embeddings_table({"a": [[1, s], [s, 1]]})], scope=scope
+        )
+        (row,), _ = run(job)
+        assert (row["p_w"], row["p_l"], row["p_wl"]) == (0.9, 0.2, 0.95)
+        targets = (row["target_w"], row["target_l"], row["target_wl"])
+        assert targets == pytest.approx((0.5 + left * 0.4, 0.5 - left * 0.3, 0.5 + left * 0.45), abs=1e-9)
+
+
 def test_flips_are_counted(tmp_path: Path) -> None:
     p = [[0.5, 0.9, 0.45], [0.1, 0.5, 0.6], [0.55, 0.4, 0.5]]
     s = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]

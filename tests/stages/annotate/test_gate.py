@@ -113,6 +113,23 @@ def test_row_mean_and_pair_follow_their_formula(game: tuple[Array, Array], bound
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@given(p=st.floats(0, 1), s=st.floats(-1, 1, width=32), bounds=thresholds)
+def test_published_win_rates_of_two_are_gated_as_those_of_p(
+    scope: str, p: float, s: float, bounds: tuple[float, float]
+) -> None:
+    game = np.array([[0.5, p], [1 - p, 0.5]])
+    full = gate.spread(gate.linear(np.array([[1.0, s], [s, 1.0]]), *bounds), scope, 0, 1)
+    after = gate.gated_rates(win_rates(game), full)
+    np.testing.assert_allclose(after, win_rates(gate.gated(game, full)), atol=TOLERANCE, rtol=0)
+
+
+def test_published_win_rates_by_hand() -> None:
+    g = np.array([[1.0, 0.5, 0.25], [0.5, 1.0, 0.75], [0.25, 0.75, 1.0]])
+    after = gate.gated_rates(np.array([0.9, 0.5, 0.1]), g)
+    np.testing.assert_allclose(after, [0.5 + 0.625 * 0.4, 0.5, 0.5 - 0.5 * 0.4], atol=1e-15)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 @given(game=games())
 def test_a_closed_gate_returns_p_bit_for_bit(scope: str, game: tuple[Array, Array]) -> None:
     p, _ = game

@@ -139,3 +139,12 @@ def test_a_template_that_refuses_is_one_message(chat: Chat) -> None:
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(DataError, match="refuses messages of the roles user: System role not supported"):
         Chat(tokenizer).render(user("a"))
+
+
+@pytest.mark.parametrize("text", ORDINARY + HOSTILE)
+def test_a_response_is_read_as_plain_text(chat: Chat, text: str) -> None:
+    (ids,) = chat.response_ids([text])
+    assert chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert not set(ids) & chat.control_ids
+    assert chat.spells_control(text) == (text in HOSTILE)
+    assert chat.response_ids([]) == []

@@ -1,0 +1,119 @@
+"""`sparring import`: responses or pairs that exist become artifacts of the store, where a run can enter.
+
+    sparring import pairs train.parquet policy=qwen2.5-0.5b prompts=ultrafeedback
+    sparring run entry.pairs=pairs-1f2e3d4c policy=qwen2.5-0.5b prompts=ultrafeedback
+
+The overrides are those of the run: its policy tokenizes, and its held-out prompts are left out, for which the step
+`prompts` is made first where it is missing. An import is a plan like any other, executed in this process without Ray:
+a kill costs the part in flight, the same import again does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.artifact import Artifact, Manifest
+from pipeline.commands import arms_of, plan_of, prepare
+from pipeline.config import Config
+from pipeline.events import Events
+from pipeline.execute import Executor
+from pipeline.plan import Plan, build_import, inspect
+from pipeline.sources import Sources
+from stages.sample.config import ImportIdentity
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Import a file, then say what came of it and how a run enters with it."""
+    begun, path = time.monotonic(), Path(arguments.file).expanduser()
+    arms = arms_of(arguments.overrides, multirun=False)
+    whole = plan_of(arms)
+    store = Path(whole.configs[""].paths.store)
+    plan = _planned(whole, path, arguments)
+    if all(state.kind == "hit" for state in inspect(plan, store).values()):
+        print(f"nothing to do: all of it is in {store} ({time.monotonic() - begun:.1f} s)")
+    else:
+        _check(plan, path)
+        whole = prepare(whole, arms, inspect(whole, store))
+        plan = _planned(whole, path, arguments)
+        _execute(plan, store)
+    made = {step.spec.kind: _manifest(store, step.spec.kind, name) for name, step in plan.steps.items()}
+    print("\n".join(described(made, plan.configs[""], arguments.overrides)))
+
+
+def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
+    from stages.sample.layouts import recognise
+
+    config, sources = whole.configs[""], Sources(whole.pins)
+    source = sources.imported(path)
+    layout = recognise(path, arguments.what, arguments.prompt_column)
+    identity = ImportIdentity(
+        layout=layout.name,
+        prompt=layout.prompt,
+        columns=layout.columns,
+        cut=arguments.cut,
+        on_empty="drop" if arguments.drop_empty else "refuse",
+        max_tokens=config.prompts.max_tokens,
+        shard_rows=config.sampler.shard_rows,
+    )
+    return build_import(config, sources, source, identity)
+
+
+def _check(plan: Plan, path: Path) -> None:
+    """Look at the whole file before anything starts."""
+    from stages.sample.imported import check
+
+    (identity,) = (step.identity for step in plan.steps.values() if step.spec.kind == "sample")
+    check(path, identity)
+
+
+def _execute(plan: Plan, store: Path) -> None:
+    scratch = store / ".imports"
+    events = Events(scratch / "events.jsonl")
+    try:
+        Executor(
+            plan=plan, store=store, run="import", scratch=scratch, events=events, on_done=lambda step, manifest: None
+        ).execute()
+    finally:
+        events.close()
+
+
+def _manifest(store: Path, kind: str, fingerprint: str) -> Manifest:
+    found = Artifact(store, kind, fingerprint).manifest()
+    assert found is not None
+    return found
+
+
+def described(made: dict[str, Manifest], config: Config, overrides: Sequence[str]) -> list[str]:
+    """Return the lines that an import ends with: names, counts, drops, what was assumed, the next command."""
+    samples, pairs = made["sample"], made.get("pairs")
+    summary, rows = samples.summary, samples.rows
+    given = summary["provenance"]
+    lines = [
+        f"{given['path']} ({given['layout']}): {rows['out']:,} of {rows['in']:,} rows{_dropped(samples)}",
+        f"  {_name(samples)}: {summary['prompts']:,} prompts, {summary['responses']:,} responses "
+        f"of {summary['length_mean']:.0f} tokens on average",
+    ]
+    if pairs:
+        lines.append(f"  {_name(pairs)}: {pairs.rows['out']:,} pairs{_dropped(pairs)}")
+    if summary["sequence_max"] > config.trainer.max_length:
+        lines.append(
+            f"  prompt + response: {summary['sequence_p95']:,.0f} tokens at the 95th percentile, "
+            f"{summary['sequence_max']:,} at most; training drops pairs above trainer.max_length="
+            f"{config.trainer.max_length}"
+        )
+    lines += [f"  assumed: {text}" for text in given["assumed"]]
+    entry = f"entry.pairs={_name(pairs)}" if pairs else f"entry.samples={_name(samples)}"
+    return [*lines, f"next: {shlex.join(['sparring', 'run', entry, *overrides])}"]
+
+
+def _name(manifest: Manifest) -> str:
+    return f"{manifest.step}-{manifest.fingerprint[:8]}"
+
+
+def _dropped(manifest: Manifest) -> str:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rows["dropped"].items())
+    return f"; dropped: {reasons}" if reasons else ""

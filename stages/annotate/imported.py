@@ -1,0 +1,63 @@
+"""The step `pairs`, imported: the pairs that a file brought along with its responses (stages/sample/imported.py).
+
+P, chosen and rejected are the file's. The win rates are those it published, else those of P: 3/4 and 1/4 for a hard
+preference, which says that chosen beats rejected for sure. No selection is made, so `selection` has no say here; rows
+without a pair are dropped and counted: `identical` (chosen and rejected are the same text), `tie` (equal win rates).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.job import Job, Part, Shard
+from stages.annotate import pairs, winrate
+from stages.annotate.rows import matrix, one_shard_per_part, place, rows_by_id
+
+
+class Importer:
+    """Takes the pairs of a part of `samples`."""
+
+    def __init__(self, job: Job) -> None:
+        self.samples = job.inputs["samples"]
+
+    def __call__(self, shard: Shard) -> Part:
+        samples = rows_by_id(self.samples, shard.index, ["responses", "preference"])
+        kept: list[dict[str, Any]] = []
+        dropped: Counter[str] = Counter()
+        stats: Counter[str] = Counter()
+        for row_id, row in samples.items():
+            given, responses = row["preference"], row["responses"]
+            shape = (len(responses), len(responses))
+            preference = matrix(given["P"], shape, "P", place(self.samples, shard.index, row_id))
+            rates = np.array(given["win_rates"]) if given["win_rates"] else winrate.win_rates(preference)
+            pair = given["chosen"], given["rejected"]
+            stats.update(pairs.matrix_stats(preference, responses))
+            if reason := _reason(rates, pair, responses):
+                dropped[reason] += 1
+                continue
+            kept.append(pairs.pair_row(row_id, preference, rates, pair))
+            stats.update(pairs.pair_stats(preference, rates, pair, responses))
+        table = pa.Table.from_pylist(kept, schema=pairs.PAIRS_SCHEMA)
+        return Part(table=table, rows_in=len(samples), dropped=dict(dropped), stats=dict(stats))
+
+
+def _reason(rates: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]) -> str:
+    chosen, rejected = (responses[i]["text"].strip() for i in pair)
+    if chosen == rejected:
+        return "tie" if pair[0] == pair[1] else "identical"
+    return "tie" if abs(rates[pair[0]] - rates[pair[1]]) <= winrate.TIE else ""
+
+
+def shards(job: Job) -> list[Shard]:
+    """One shard for each part of `samples`."""
+    return one_shard_per_part(job, "samples")
+
+
+def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the summary of selected pairs says, and where these are from."""
+    return {**pairs.finish(job, tables, parts), "provenance": job.inputs["samples"].summary["provenance"]}

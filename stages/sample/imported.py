@@ -1,0 +1,239 @@
+"""Step `sample`, imported: the prompts and responses of a file become samples, as if they had been played here.
+
+A row is usable when its prompt has text, is no duplicate of an earlier one, is not held out and fits once rendered;
+the others are dropped, and counted in part 0. The whole file is read and rendered before the first part is written.
+What a file says of its responses (layouts.py) is one more column of the samples, `preference`, for the step `pairs`.
+
+Left out: csv, a second pair of the same prompt, a file in which some responses were cut and some ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+from pipeline.job import Input, Job, Part, Shard
+from stages.sample.config import MOST_RESPONSES, PAIRED
+from stages.sample.layouts import EmptyResponse, Entry, Layout, parse
+from stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
+from stages.sample.source import Empty, Message, rows
+from stages.sample.stage import SAMPLES_SCHEMA
+from stages.sample.stage import finish as summarise
+
+if TYPE_CHECKING:
+    from stages.sample.chat import Chat
+
+MEND = "mend or remove the row."
+PREFERENCE = pa.struct(
+    [
+        ("P", pa.list_(pa.float64())),
+        ("win_rates", pa.list_(pa.float64())),
+        ("chosen", pa.int32()),
+        ("rejected", pa.int32()),
+    ]
+)
+PAIRED_SCHEMA = SAMPLES_SCHEMA.append(pa.field("preference", PREFERENCE))
+
+
+class Scan(NamedTuple):
+    """What a whole reading found: the numbers of the usable rows, and why the others are not."""
+
+    kept: list[int]
+    dropped: dict[str, int]
+
+
+def check(path: Path, identity: Mapping[str, Any]) -> None:
+    """Read the whole file, DataError at the first thing wrong. No model."""
+    scan(path, identity, frozenset(), None)
+
+
+def scan(path: Path, identity: Mapping[str, Any], heldout: frozenset[str], chat: Chat | None) -> Scan:
+    """Read every row; without a chat template no prompt is too long."""
+    kept: list[int] = []
+    seen: set[str] = set()
+    dropped = dict.fromkeys((NEAR_EMPTY, "empty_response", "duplicate", "heldout", "too_long"), 0)
+    total = k = 0
+    for number, (where, values) in enumerate(rows(path, identity["columns"])):
+        total, place = number + 1, f"{path}: {where}"
+        found = _entry(place, values, identity)
+        if isinstance(found, Entry):
+            k = _same_k(place, len(found.texts), k)
+            key = prompt_hash(found.prompt, place)[:16]
+            reason = "duplicate" if key in seen else "heldout" if key in heldout else ""
+            seen.add(key)
+            if not reason and chat and _length(chat, found.prompt, place) > identity["max_tokens"]:
+                reason = "too_long"
+        else:
+            reason = found
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(number)
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    _check_some(path, kept, total, dropped)
+    return Scan(kept, dropped)
+
+
+def _entry(place: str, values: Mapping[str, Any], identity: Mapping[str, Any]) -> Entry | str:
+    """Return a row, or why it is dropped; DataError when it is wrong."""
+    try:
+        found = parse(values, layout_of(identity))
+    except Empty:
+        return NEAR_EMPTY
+    except EmptyResponse as error:
+        if identity["on_empty"] == "drop":
+            return "empty_response"
+        raise DataError(f"{place}: {error}; {MEND[:-1]}, or drop such rows with --drop-empty.") from None
+    except ValueError as error:
+        raise DataError(f"{place}: {error}; {MEND}") from None
+    return NEAR_EMPTY if near_empty(found.prompt) else found
+
+
+def layout_of(identity: Mapping[str, Any]) -> Layout:
+    """Return the layout that an identity records."""
+    return Layout(identity["layout"], identity["prompt"], tuple(identity["columns"]))
+
+
+def _same_k(place: str, here: int, k: int) -> int:
+    if not 2 <= here <= MOST_RESPONSES:
+        raise DataError(f"{place}: has {here} responses, not 2 (for a preference) to {MOST_RESPONSES}; {MEND}")
+    if k not in (0, here):
+        raise DataError(f"{place}: has {here} responses, the rows before it {k}; {MEND}")
+    return here
+
+
+def _length(chat: Chat, prompt: Sequence[Message], place: str) -> int:
+    try:
+        return len(chat.render(prompt))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def _check_some(path: Path, kept: Sequence[int], total: int, dropped: Mapping[str, int]) -> None:
+    if not total:
+        raise DataError(f"{path}: holds no rows; give a file with at least one.")
+    if not kept:
+        lost = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+        raise DataError(f"{path}: none of its {total} rows can be used ({lost}); see prompts.max_tokens and .heldout.")
+
+
+def shards(job: Job) -> list[Shard]:
+    """Read, check and render the whole file, then cut the usable rows into parts of `shard_rows`."""
+    from stages.sample.chat import load_chat
+
+    heldout = frozenset(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
+    found = scan(_path(job.inputs["source"]), job.identity, heldout, load_chat(job.inputs["policy"].folder()))
+    size = job.identity["shard_rows"]
+    return [
+        Shard(index=i, payload={"rows": found.kept[a : a + size], "dropped": {} if i else found.dropped})
+        for i, a in enumerate(range(0, len(found.kept), size))
+    ]
+
+
+class Importer:
+    """Turns rows of the file into samples."""
+
+    def __init__(self, job: Job) -> None:
+        from stages.sample.chat import load_chat
+
+        self.chat = load_chat(job.inputs["policy"].folder())
+        self.layout, self.finish = layout_of(job.identity), "length" if job.identity["cut"] else "stop"
+        self.end = [] if job.identity["cut"] else [_end_of_turn(self.chat, job.inputs["policy"])]
+        self.path, self.at = _path(job.inputs["source"]), 0
+        self.rows = rows(self.path, self.layout.columns)
+
+    def __call__(self, shard: Shard) -> Part:
+        found = [parse(self._row(number), self.layout) for number in shard.payload["rows"]]
+        texts = [text for one in found for text in one.texts]
+        ids = iter(self.chat.response_ids(texts))
+        schema = PAIRED_SCHEMA if self.layout.name in PAIRED else SAMPLES_SCHEMA
+        dropped = shard.payload["dropped"]
+        return Part(
+            table=pa.Table.from_pylist([self._sample(one, ids) for one in found], schema=schema),
+            rows_in=len(found) + sum(dropped.values()),
+            dropped=dropped,
+            stats={
+                "responses": float(len(texts)),
+                "spell_control": float(sum(map(self.chat.spells_control, texts))),
+            },
+        )
+
+    def _row(self, number: int) -> dict[str, Any]:
+        """Return a row by its number; the file is read on from the last one, or again where that was a later one."""
+        if number < self.at:
+            self.rows, self.at = rows(self.path, self.layout.columns), 0
+        _, values = next(islice(self.rows, number - self.at, None))
+        self.at = number + 1
+        return values
+
+    def _sample(self, one: Entry, ids: Iterator[list[int]]) -> dict[str, Any]:
+        return {
+            "id": prompt_hash(one.prompt)[:16],
+            "messages": one.prompt,
+            "prompt_ids": self.chat.render(one.prompt),
+            "responses": [{"text": text, "ids": next(ids) + self.end, "finish": self.finish} for text in one.texts],
+            "preference": one.preference._asdict() if one.preference else None,
+        }
+
+
+def _path(source: Input) -> Path:
+    """Return the file, its bytes verified."""
+    return source.folder() / source.files[0].path
+
+
+def _end_of_turn(chat: Chat, policy: Input) -> int:
+    end = chat.end_of_turn()
+    end = chat.tokenizer.eos_token_id if end is None else end
+    if end is None:
+        raise DataError(f"{policy.root}: no token ends a turn of this policy; --cut imports responses without one.")
+    return int(end)
+
+
+def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the summary of sampled responses says, the length of the sequences, and where all this is from."""
+    lengths: list[NDArray[np.int64]] = []
+    summary = summarise(job, _measured(tables, lengths), parts)
+    sequences, source = np.concatenate(lengths), job.inputs["source"]
+    return {
+        **summary,
+        "sequence_p95": float(np.percentile(sequences, 95)),
+        "sequence_max": int(sequences.max()),
+        "provenance": {
+            "path": str(source.root / source.files[0].path),
+            "sha256": source.files[0].sha256,
+            "rows": sum(part["rows_in"] for part in parts),
+            "layout": job.identity["layout"],
+            "columns": list(job.identity["columns"]),
+            "assumed": assumed(job.identity, int(sum(part["stats"]["spell_control"] for part in parts))),
+        },
+    }
+
+
+def _measured(tables: Iterable[pa.Table], lengths: list[NDArray[np.int64]]) -> Iterator[pa.Table]:
+    """Pass tables on, and note the tokens of each prompt with its longest response."""
+    for table in tables:
+        prompts = pc.list_value_length(table["prompt_ids"]).to_numpy()
+        responses = pc.list_value_length(pc.struct_field(pc.list_flatten(table["responses"]), "ids")).to_numpy()
+        lengths.append(prompts + responses.reshape(len(prompts), -1).max(axis=1))
+        yield table
+
+
+def assumed(identity: Mapping[str, Any], spell_control: int) -> list[str]:
+    """Return what the file does not say and was taken to be so."""
+    end = "was cut: nothing is appended" if identity["cut"] else "ended: the end-of-turn token is appended"
+    found = [f"a response's ids are those of its text tokenized again, and every response {end}"]
+    if spell_control:
+        found.append(f"{spell_control} responses spell a control token, which is taken for text")
+    if identity["layout"] == "pairs" and "chosen_probs" not in identity["columns"]:
+        rates = "chosen_probs_win" in identity["columns"]
+        p = "1/2 + the difference of the win rates" if rates else "1: it wins for sure, win rates .75 and .25"
+        found.append(f"the probability that chosen beats rejected is {p}")
+    return found
