@@ -6,6 +6,7 @@ What the settings are for, measured on SmolLM2-135M in fp32 (vLLM 0.32, CPU):
 - No chunked prefill: with per-request seeds the CPU model runner dies on a prompt that is cut in two
   ("CPU Generator does not use offset"); without seeds it is on.
 - Eager: compilation takes minutes and gains nothing at this size.
+- An import without garbage collection and without scipy and scikit-learn: two thirds of the time, see `_quickly`.
 - No core binding: vLLM binds only its worker processes, which there are none of; threads are `cpus`.
 
 vLLM gives child i of a request the seed + i (v1/engine/parallel_sampling.py). A GPU takes the same path with vLLM's
@@ -17,7 +18,9 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,9 @@ BLOCK = 32
 LATER: dict[str, Any] = {"k": 1, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False}
 """What comes with each call: engines that differ in these alone are one."""
 BATCHED_TOKENS = 4096
+UNUSED = ("scipy", "sklearn")
+"""What transformers and vLLM import if it is there, for audio, object detection and assisted decoding; 1,200 modules
+with pandas, which comes along."""
 
 
 class VllmEngine:
@@ -89,12 +95,31 @@ def import_vllm(cpus: int) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["OMP_NUM_THREADS"] = str(cpus)
-    import torch
-
+    with _quickly():
+        import torch
+        from vllm import LLM
     torch.set_num_threads(cpus)
-    from vllm import LLM
-
     return LLM
+
+
+@contextmanager
+def _quickly() -> Iterator[None]:
+    """Import without what is `UNUSED`, and without looking for garbage among modules, then or ever after.
+
+    Once transformers is there it has made up its mind what else is, and nothing is hidden.
+    """
+    hidden = [name for name in UNUSED if not {name, "transformers"} & sys.modules.keys()]
+    collecting = gc.isenabled()
+    gc.disable()
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: as if it were not installed
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 _KEPT: dict[tuple[Path, Settings], Any] = {}
@@ -114,6 +139,11 @@ def _loaded(folder: Path, chosen: Settings) -> Any:
 
 
 def _on_cpu(make: Any, folder: Path, chosen: Settings) -> Any:
+    from vllm.model_executor.models import registry
+
+    # Else a model class met for the first time on a machine is looked at in a process that imports all of vLLM again,
+    # lest a GPU is taken; here there is none.
+    registry._run_in_subprocess = lambda look: look()
     return make(
         str(folder),
         **_arguments(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,7 @@ class Sampler:
         from stages.sample.chat import load_chat
         from stages.sample.engine import cut_at_stop, make_engine, settings, stop_ids
 
+        prepare(job)
         policy = job.inputs["policy"]
         folder = policy.folder()
         self.identity = job.identity
@@ -148,49 +149,50 @@ class Sampler:
 
 
 class _Prompts:
-    """Rows of a split by number, parts read when first needed, one kept."""
+    """Rows of a split by number. Parts are read when first needed and kept: a deal spreads a shard over all of them."""
 
     def __init__(self, prompts: Input, split: str) -> None:
         self.prompts = prompts
         self.first = 0 if split == "heldout" else 1
         sizes = prompts.summary["rows"]
         self.ends = np.cumsum(sizes[:1] if split == "heldout" else sizes[1:])
-        self.part = -1
-        self.table: pa.Table | None = None
+        self.tables: dict[int, pa.Table] = {}
 
     def row(self, number: int) -> dict[str, Any]:
         part = int(np.searchsorted(self.ends, number, side="right"))
-        if part != self.part:
-            self.part, self.table = part, self.prompts.table(self.first + part)
-        assert self.table is not None
+        if part not in self.tables:
+            self.tables[part] = self.prompts.table(self.first + part)
         offset = int(self.ends[part - 1]) if part else 0
-        return dict(self.table.slice(number - offset, 1).to_pylist()[0])
+        return dict(self.tables[part].slice(number - offset, 1).to_pylist()[0])
 
 
 def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the slice's lengths, endings and diversity."""
-    lengths: list[int] = []
+    lengths: list[np.ndarray] = []
     finishes: Counter[str] = Counter()
     unique: list[float] = []
     distinct: list[float] = []
     redealt = 0
     for table in tables:
         redealt += sum("~" in name for name in table["id"].to_pylist())
-        for responses in table["responses"].to_pylist():
-            lengths += [len(r["ids"]) for r in responses]
-            finishes.update(r["finish"] for r in responses)
-            texts = [r["text"] for r in responses]
-            unique.append(len({text.strip() for text in texts}) / len(texts))
-            distinct.append(distinct_2(texts))
-    total = len(lengths)
+        for chunk in table["responses"].chunks:
+            responses = chunk.flatten()
+            lengths.append(responses.field("ids").value_lengths().to_numpy())
+            finishes.update(responses.field("finish").to_pylist())
+            each = iter(responses.field("text").to_pylist())
+            for k in chunk.value_lengths().to_pylist():
+                texts = list(islice(each, k))
+                unique.append(len({text.strip() for text in texts}) / k)
+                distinct.append(distinct_2(texts))
+    tokens = np.concatenate(lengths)
     return {
         "prompts": len(unique),
-        "responses": total,
-        "tokens": int(np.sum(lengths)),
-        "length_mean": float(np.mean(lengths)),
-        "length_p95": float(np.percentile(lengths, 95)),
-        "cap_rate": finishes["length"] / total,
-        "end_of_turn_rate": finishes["stop"] / total,
+        "responses": len(tokens),
+        "tokens": int(tokens.sum()),
+        "length_mean": float(tokens.mean()),
+        "length_p95": float(np.percentile(tokens, 95)),
+        "cap_rate": finishes["length"] / len(tokens),
+        "end_of_turn_rate": finishes["stop"] / len(tokens),
         "unique_rate": float(np.mean(unique)),
         "distinct_2": float(np.mean(distinct)),
         "redealt": redealt,
@@ -200,5 +202,6 @@ def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) ->
 def distinct_2(texts: Iterable[str]) -> float:
     """Return different word pairs / word pairs over the responses of one prompt; 1 when there are none."""
     words = [text.split() for text in texts]
-    pairs = [pair for w in words for pair in pairwise(w)]
-    return len(set(pairs)) / len(pairs) if pairs else 1.0
+    different = set(chain.from_iterable(map(pairwise, words)))
+    total = sum(max(0, len(w) - 1) for w in words)
+    return len(different) / total if total else 1.0

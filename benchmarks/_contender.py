@@ -1,0 +1,245 @@
+"""One contender in a process of its own: loads once, then runs a round for every line it is told.
+
+    _contender.py NAME JOBS     JOBS: a pickled {case: Job}, of which `warm` is to warm up on;
+                                lines in: {"way": .., "case": ..};
+                                lines out: {"ready": true}, then {"tokens": .., "seconds": ..} for each
+
+All contenders get the same prompts as token ids in the same order, the same sampling, dtype, context length, key-value
+cache and cores, and run vLLM in their own process; what they print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from pipeline.artifact import write_part
+from pipeline.job import Job, Shard
+from stages.sample.deal import response_seed
+from stages.sample.stage import shards
+
+Way = Callable[[Job], int]
+"""Samples a job's prompts once; returns the tokens."""
+BATCH = 8
+"""Prompts that `generate` of transformers gets at once: it takes them, K times each, as one padded batch."""
+END = 2
+
+
+def prompt_ids(job: Job) -> list[list[int]]:
+    """Return the prompts in the order in which the step samples them."""
+    column = job.inputs["prompts"].table(1)["prompt_ids"].to_pylist()
+    return [column[row] for row in _shard(job).payload["rows"]]
+
+
+def official(jobs: dict[str, Job]) -> dict[str, Way]:
+    """The published scripts' way: K passes, one response each, vLLM's defaults but for what the CPU needs.
+
+    In a real run a pass is over more prompts than the cache holds, so that none is left of it by the next pass; here
+    the prefix cache is emptied between passes to the same effect. `cached` leaves it.
+    """
+    llm = _llm(next(iter(jobs.values())), enable_chunked_prefill=False)
+
+    def passes(job: Job, *, cached: bool) -> int:
+        llm.reset_prefix_cache()
+        responses: list[list[str]] = []
+        tokens = 0
+        for p in range(job.identity["k"]):
+            if not cached:
+                llm.reset_prefix_cache()
+            _set_seed(50 * p)
+            outputs = _generate(llm, job, [50 * p] * _rows(job), n=1)
+            responses.append([output.outputs[0].text for output in outputs])
+            tokens += _count(outputs)
+        return tokens
+
+    return {
+        "official": lambda job: passes(job, cached=False),
+        "official, cached": lambda job: passes(job, cached=True),
+    }
+
+
+def bare(jobs: dict[str, Job]) -> dict[str, Way]:
+    """`LLM.generate(n=K)` with our seeds and our engine settings: no detokenizing, no files."""
+    from stages.sample.engine_vllm import BATCHED_TOKENS, BLOCK
+
+    llm = _llm(
+        next(iter(jobs.values())),
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=BATCHED_TOKENS,
+        block_size=BLOCK,
+        skip_tokenizer_init=True,
+        disable_log_stats=True,
+    )
+
+    def once(job: Job) -> int:
+        llm.reset_prefix_cache()
+        column = job.inputs["prompts"].table(1)["id"].to_pylist()
+        payload = _shard(job).payload
+        seeds = [response_seed(job.identity["seed"], column[row], 0) for row in payload["rows"]]
+        return _count(_generate(llm, job, seeds, n=job.identity["k"], detokenize=False))
+
+    return {"bare": once}
+
+
+def ours(jobs: dict[str, Job]) -> dict[str, Way]:
+    """A shard as an actor does it: prompts read, sampled, decoded, written and hashed."""
+    from stages.sample.stage import Sampler
+
+    samplers = {job.fingerprint: Sampler(job) for job in jobs.values()}
+
+    def once(job: Job) -> int:
+        shard = _shard(job)
+        part = samplers[job.fingerprint](shard)
+        return int(write_part(job, shard, part, 0.0)["stats"]["tokens"])
+
+    return {"ours": once}
+
+
+def unseeded(jobs: dict[str, Job]) -> dict[str, Way]:
+    """`ours` with reproducible=False, and bare vLLM on that engine: no seeds, chunked prefill."""
+    from stages.sample.stage import Sampler
+
+    free = {name: _unseeded(job) for name, job in jobs.items()}
+    ways = ours(free)
+    llm = Sampler(next(iter(free.values()))).engine.llm  # type: ignore[attr-defined]
+
+    def once(job: Job) -> int:
+        llm.reset_prefix_cache()
+        return _count(_generate(llm, job, [None] * _rows(job), n=job.identity["k"], detokenize=False))
+
+    def our_own(job: Job) -> int:
+        llm.reset_prefix_cache()
+        return ways["ours"](_unseeded(job))
+
+    return {"ours, no seeds": our_own, "bare, no seeds": once}
+
+
+def transformers(jobs: dict[str, Job]) -> dict[str, Way]:
+    """`model.generate(num_return_sequences=K)` of transformers, `BATCH` prompts at once, padded on the left."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    job = next(iter(jobs.values()))
+    torch.set_num_threads(job.runtime["cpus"])
+    model = AutoModelForCausalLM.from_pretrained(job.inputs["policy"].root, dtype=torch.float32, local_files_only=True)
+
+    def batch(chosen: Sequence[list[int]], identity: dict[str, Any]) -> int:
+        width = max(map(len, chosen))
+        ids = torch.tensor([[END] * (width - len(row)) + row for row in chosen])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in chosen])
+        found = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=True,
+            num_return_sequences=identity["k"],
+            temperature=identity["temperature"],
+            top_p=identity["top_p"],
+            top_k=0,
+            max_new_tokens=identity["max_tokens"],
+        )
+        return sum(_sampled(row) for row in found[:, width:].tolist())
+
+    def once(job: Job) -> int:
+        ids = prompt_ids(job)
+        torch.manual_seed(0)
+        return sum(batch(ids[i : i + BATCH], job.identity) for i in range(0, len(ids), BATCH))
+
+    return {"transformers": once}
+
+
+CONTENDERS = {"official": official, "bare": bare, "ours": ours, "unseeded": unseeded, "transformers": transformers}
+
+
+def _shard(job: Job) -> Shard:
+    return shards(job)[0]
+
+
+def _rows(job: Job) -> int:
+    return len(_shard(job).payload["rows"])
+
+
+def _unseeded(job: Job) -> Job:
+    return replace(job, identity={**job.identity, "reproducible": False}, out=job.out.with_name(job.out.name + "-free"))
+
+
+def _llm(job: Job, **more: Any) -> Any:
+    from stages.sample.engine_vllm import import_vllm
+
+    return import_vllm(job.runtime["cpus"])(
+        str(job.inputs["policy"].root),
+        dtype=job.identity["dtype"],
+        max_model_len=job.runtime["max_model_len"],
+        kv_cache_memory_bytes=job.runtime["kv_cache_gb"] << 30,
+        enforce_eager=True,
+        **more,
+    )
+
+
+def _generate(llm: Any, job: Job, seeds: Sequence[int | None], **more: Any) -> Any:
+    from vllm import SamplingParams
+
+    chosen = [
+        SamplingParams(
+            temperature=job.identity["temperature"],
+            top_p=job.identity["top_p"],
+            max_tokens=job.identity["max_tokens"],
+            stop_token_ids=[END],
+            seed=seed,
+            **more,
+        )
+        for seed in seeds
+    ]
+    return llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids(job)], chosen, use_tqdm=False)
+
+
+def _count(outputs: Any) -> int:
+    return sum(len(one.token_ids) for output in outputs for one in output.outputs)
+
+
+def _sampled(ids: list[int]) -> int:
+    """Return how many ids of a padded row were sampled: all, or up to the first end of turn."""
+    return ids.index(END) + 1 if END in ids else len(ids)
+
+
+def _set_seed(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _answers() -> TextIO:
+    """Return the stdout that was; from now on prints go to stderr."""
+    kept = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return kept
+
+
+def main(name: str, path: str) -> None:
+    """Load, warm up, then answer."""
+    answers = _answers()
+    jobs: dict[str, Job] = pickle.loads(Path(path).read_bytes())
+    ways = CONTENDERS[name](jobs)
+    for way in ways.values():
+        way(jobs["warm"])
+    print(json.dumps({"ready": True}), file=answers)
+    for line in sys.stdin:
+        told = json.loads(line)
+        begun = time.perf_counter()
+        tokens = ways[told["way"]](jobs[told["case"]])
+        print(json.dumps({"tokens": tokens, "seconds": time.perf_counter() - begun}), file=answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

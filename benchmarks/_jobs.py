@@ -1,0 +1,124 @@
+"""Jobs of the step `sample` for benchmarks: prompts as an artifact, settings as the CPU profile has them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifact import content_digest
+from pipeline.fingerprint import fingerprint
+from pipeline.job import File, Input, Job, StepSpec, sha256_file
+from stages.sample import embedded
+from stages.sample.config import SampleIdentity, SampleRuntime
+from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
+
+LONG_WORDS = 740
+"""Words of a long prompt: about 1,000 tokens of SmolLM2's."""
+
+
+def starter_texts() -> list[str]:
+    """Return the starter prompts, their last turns."""
+    path = Path(embedded.__file__).with_name("starter.jsonl")
+    return [json.loads(line)["messages"][-1]["content"] for line in path.read_text().splitlines()]
+
+
+def short_texts(count: int) -> list[str]:
+    """Return every few starter prompts."""
+    texts = starter_texts()
+    return texts[:: max(1, len(texts) // count)][:count]
+
+
+def long_texts(count: int) -> list[str]:
+    """Return different stretches of all starter prompts, one after another and round again."""
+    words = " ".join(starter_texts()).split()
+    step = max(1, len(words) // count)
+    return [" ".join((words + words)[i * step : i * step + LONG_WORDS]) for i in range(count)]
+
+
+def rendered(texts: Sequence[str], policy: Path) -> list[dict[str, Any]]:
+    """Return the rows that the step `prompts` would make of texts."""
+    from stages.sample.chat import load_chat
+
+    chat = load_chat(policy)
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    return [
+        {"id": prompt_hash(messages)[:16], "messages": messages, "prompt_ids": chat.render(messages)}  # type: ignore[arg-type]
+        for messages in turns
+    ]
+
+
+def prompts_artifact(folder: Path, parts: Iterable[Sequence[dict[str, Any]]]) -> Input:
+    """Write training prompts as the artifact of the step `prompts`, without held-out ones, and open it."""
+    folder.mkdir(parents=True)
+    files, sizes = [], []
+    for index, rows in enumerate([[], *parts]):
+        path = folder / f"part-{index:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=PROMPTS_SCHEMA), path)
+        files.append(File(name=path.name, path=path.name, sha256=sha256_file(path), bytes=path.stat().st_size))
+        sizes.append(len(rows))
+    summary = {"rows": sizes, "heldout": 0, "train": sum(sizes), "slices": [sum(sizes)]}
+    return Input(role="prompts", root=folder, digest=content_digest(files), files=tuple(files), summary=summary)
+
+
+def identity(**changes: Any) -> dict[str, Any]:
+    """Return the identity of a sample step: the published scripts' sampling, fp32, one slice of everything."""
+    values: dict[str, Any] = {
+        "engine": "vllm",
+        "dtype": "float32",
+        "k": 5,
+        "max_tokens": 64,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "min_p": 0.0,
+        "stop": (),
+        "stop_tokens": (),
+        "logprobs": False,
+        "reproducible": True,
+        "engine_args": {},
+        "seed": 0,
+        "shard_rows": 256,
+        "split": "train",
+        "slice": 0,
+        "rows": None,
+        "slices": 1,
+    }
+    return asdict(SampleIdentity(**{**values, **changes}))
+
+
+def runtime(max_model_len: int) -> dict[str, Any]:
+    """Return the CPU profile's runtime settings: one engine on all cores."""
+    return asdict(
+        SampleRuntime(
+            actors=1,
+            cpus=os.cpu_count() or 1,
+            gpus=0,
+            kv_cache_gb=1,
+            gpu_memory=0.9,
+            max_model_len=max_model_len,
+            engine_args={},
+            urls=(),
+            deadline_s=3600.0,
+        )
+    )
+
+
+def sample_job(spec: StepSpec, chosen: dict[str, Any], settings: dict[str, Any], inputs: list[Input], out: Path) -> Job:
+    """Return a job of a sample step, named by what defines it."""
+    names = {source.role: source.digest for source in inputs}
+    return Job(
+        spec=spec,
+        fingerprint=fingerprint(spec.kind, spec.version, chosen, names),
+        identity=chosen,
+        runtime=settings,
+        inputs={source.role: source for source in inputs},
+        out=out,
+        attempt="bench",
+        scratch=out.parent / "scratch",
+    )

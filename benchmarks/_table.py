@@ -1,0 +1,65 @@
+"""What every benchmark gives: rows, shown as a table and written as JSON, and the machine they were taken on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.cluster import hardware
+
+LEAST = ("tokens/s",)
+"""Units of which more is better; of all others an aim is the most that there may be."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number. With a `baseline`, `ratio` is value / its value, and the aim is of the ratio."""
+
+    case: str
+    metric: str
+    value: float
+    unit: str
+    baseline: str | None = None
+    ratio: float | None = None
+    aim: float | None = None
+
+
+def with_json(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the option that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, a list of objects")
+    return parser
+
+
+def report(title: str, rows: Sequence[Row], file: Path | None) -> None:
+    """Print the table, and write the rows to `file` if there is one."""
+    found = hardware()
+    gpus = f"{found['gpus']} GPUs" if found["gpus"] else "no GPU"
+    place = f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB, {gpus}, Python {found['python']}"
+    table = Table("case", "metric", "value", "baseline", "ratio", "aim", title=title, caption=place)
+    for row in rows:
+        table.add_row(
+            row.case,
+            row.metric,
+            f"{_number(row.value)} {row.unit}",
+            row.baseline or "",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            _aim(row),
+        )
+    Console().print(table)
+    if file:
+        file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _aim(row: Row) -> str:
+    return "" if row.aim is None else f"{'>=' if row.unit in LEAST else '<'} {row.aim:g}"
