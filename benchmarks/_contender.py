@@ -2,7 +2,7 @@
 
     _contender.py NAME JOBS     JOBS: a pickled {case: Job}, of which `warm` is to warm up on;
                                 lines in: {"way": .., "case": ..};
-                                lines out: {"ready": true}, then {"tokens": .., "seconds": ..} for each
+                                lines out: {"ready": true}, then {"tokens", "seconds", "cpu_seconds"} for each
 
 All contenders get the same prompts as token ids in the same order, the same sampling, dtype, context length, key-value
 cache and cores, and run vLLM in their own process; what they print goes to stderr.
@@ -236,9 +236,10 @@ def main(name: str, path: str) -> None:
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         told = json.loads(line)
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         tokens = ways[told["way"]](jobs[told["case"]])
-        print(json.dumps({"tokens": tokens, "seconds": time.perf_counter() - begun}), file=answers)
+        spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
+        print(json.dumps({"tokens": tokens, **spent}), file=answers)
 
 
 if __name__ == "__main__":

@@ -22,25 +22,22 @@ from pipeline.job import Job
 from stages.sample import embedded
 from stages.sample.config import SAMPLE
 
-ROUND = (
-    ("official", "official"),
-    ("bare", "bare"),
-    ("ours", "ours"),
-    ("transformers", "transformers"),
-    ("unseeded", "ours, no seeds"),
-    ("unseeded", "bare, no seeds"),
-    ("official", "official, cached"),
+ROUNDS = {
+    "short": ("official", "bare", "ours", "transformers", "ours, no seeds", "bare, no seeds"),
+    "long": ("official", "bare", "ours", "transformers", "ours, no seeds", "official, cached"),
+}
+"""case -> ways, in the order of a round."""
+PROCESS = {"ours, no seeds": "unseeded", "bare, no seeds": "unseeded", "official, cached": "official"}
+"""way -> the process it runs in, where that has another name."""
+COMPARED: tuple[tuple[str, str, float | None, float | None], ...] = (
+    ("ours", "bare", 0.95, 0.95),
+    ("ours", "official", None, 1.5),
+    ("ours", "official, cached", None, None),
+    ("ours", "transformers", 3.0, 3.0),
+    ("ours", "ours, no seeds", None, None),
+    ("ours, no seeds", "bare, no seeds", None, None),
 )
-"""(process, way) in the order of a round."""
-COMPARED: tuple[tuple[str, str, dict[str, float | None]], ...] = (
-    ("ours", "bare", {"short": 0.95, "long": 0.95}),
-    ("ours", "official", {"short": None, "long": 1.5}),
-    ("ours", "official, cached", {"short": None, "long": None}),
-    ("ours", "transformers", {"short": 3.0, "long": 3.0}),
-    ("ours", "ours, no seeds", {"short": None, "long": None}),
-    ("ours, no seeds", "bare, no seeds", {"short": None, "long": None}),
-)
-"""(way, baseline, aim of each case)."""
+"""way, baseline, aim for short prompts, aim for long ones."""
 
 
 class Contender:
@@ -110,27 +107,29 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     """Load all contenders, run the rounds and return the rows: medians over the rounds."""
     jobs, lengths = make_jobs(arguments, folder)
     (folder / "jobs").write_bytes(pickle.dumps(jobs))
-    speeds: dict[tuple[str, str], list[float]] = {}
+    speeds: dict[str, dict[str, list[float]]] = {case: {} for case in ROUNDS}
     with ExitStack() as stack:
-        names = dict.fromkeys(name for name, _ in ROUND)
-        made = {name: running(name, folder / "jobs", folder / f"{name}.log") for name in names}
-        contenders = {name: stack.enter_context(one) for name, one in made.items()}
-        for contender in contenders.values():
+        names = dict.fromkeys(PROCESS.get(way, way) for ways in ROUNDS.values() for way in ways)
+        started = [stack.enter_context(running(name, folder / "jobs", folder / f"{name}.log")) for name in names]
+        contenders = {contender.name: contender for contender in started}
+        for contender in started:
             contender.answer()
         for _ in range(arguments.rounds):
-            for case in ("short", "long"):
-                for name, way in ROUND:
-                    found = contenders[name].ask(way, case)
-                    speeds.setdefault((case, way), []).append(found["tokens"] / found["seconds"])
-    return [row for case in ("short", "long") for row in _rows(case, speeds, lengths[case])]
+            for case, ways in ROUNDS.items():
+                for way in ways:
+                    found = contenders[PROCESS.get(way, way)].ask(way, case)
+                    speeds[case].setdefault(way, []).append(found["tokens"] / found["seconds"])
+    return [
+        row for i, case in enumerate(ROUNDS) for row in _rows(f"{case}, {lengths[case]:.0f} tokens", speeds[case], i)
+    ]
 
 
-def _rows(case: str, speeds: dict[tuple[str, str], list[float]], length: float) -> list[Row]:
-    name = f"{case}, {length:.0f} tokens"
-    medians = {way: statistics.median(found) for (of, way), found in speeds.items() if of == case}
-    rows = [Row(name, way, medians[way], "tokens/s") for _, way in ROUND]
-    for way, baseline, aims in COMPARED:
-        # Of each round's own: what else the machine does changes from round to round.
-        ratio = statistics.median(a / b for a, b in zip(speeds[case, way], speeds[case, baseline], strict=True))
-        rows.append(Row(name, way, medians[way], "tokens/s", baseline, ratio, aims[case]))
+def _rows(case: str, speeds: dict[str, list[float]], number: int) -> list[Row]:
+    medians = {way: statistics.median(found) for way, found in speeds.items()}
+    rows = [Row(case, way, median, "tokens/s") for way, median in medians.items()]
+    for way, baseline, *aims in COMPARED:
+        if baseline in speeds:
+            # Within each round: what else the machine does changes from round to round.
+            ratio = statistics.median(a / b for a, b in zip(speeds[way], speeds[baseline], strict=True))
+            rows.append(Row(case, way, medians[way], "tokens/s", baseline, ratio, aims[number]))
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def report(title: str, rows: Sequence[Row], file: Path | None) -> None:
             "" if row.ratio is None else f"{row.ratio:.2f}",
             _aim(row),
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
     if file:
         file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

@@ -37,7 +37,7 @@ def main() -> None:
     parser = with_json(__doc__)
     parser.add_argument("--prompts", type=int, default=6, help="prompts of each speed case")
     parser.add_argument("--k", type=int, default=5, help="responses per prompt")
-    parser.add_argument("--max-tokens", type=int, default=64, help="longest response of the speed cases")
+    parser.add_argument("--max-tokens", type=int, default=48, help="longest response of the speed cases")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed cases, starts of an engine")
     parser.add_argument("--prompts-at-scale", type=int, default=60_000, help="prompts of the bookkeeping case")
     parser.add_argument("--only", choices=PARTS, help="run this part alone")

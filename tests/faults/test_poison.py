@@ -67,7 +67,7 @@ def ids(job: Job, records: dict[int, dict[str, Any]]) -> list[str]:
     return [name for table in tables for name in table["id"].to_pylist()]
 
 
-@pytest.mark.parametrize("how", ["die", "raise", "hang"])
+@pytest.mark.parametrize("how", ["die", "raise", pytest.param("hang", marks=pytest.mark.slow)])
 def test_the_prompts_at_fault_are_dropped(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "FLOOR_S", 4.0)
     job = light_job(tmp_path, how, sick=[1, 6], deadline_s=6.0 if how == "hang" else 600.0, actors=2)

@@ -185,12 +185,14 @@ def dead_url() -> str:
 # vLLM's server
 
 
+@pytest.mark.slow
 def test_greedy_is_that_of_transformers(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
     greedy: dict[str, Any] = {"k": 1, "temperature": 0.0, "max_tokens": 32}
     wanted = make_engine("transformers", folder, settings(**greedy)).generate(prompt_ids, SEEDS)
     assert ids(engine(folder, url, **greedy).generate(prompt_ids, SEEDS)) == ids(wanted)
 
 
+@pytest.mark.slow
 def test_k_responses_by_their_seeds_in_the_order_of_the_prompts(
     url: str, folder: Path, prompt_ids: list[list[int]]
 ) -> None:
@@ -207,6 +209,7 @@ def test_k_responses_by_their_seeds_in_the_order_of_the_prompts(
     assert [responses[0] for responses in alone] == [responses[2] for responses in found]
 
 
+@pytest.mark.slow
 def test_without_seeds_two_calls_differ(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
     served = engine(folder, url, k=2, reproducible=False)
     one, two = served.generate(prompt_ids, SEEDS), served.generate(prompt_ids, SEEDS)
@@ -214,6 +217,7 @@ def test_without_seeds_two_calls_differ(url: str, folder: Path, prompt_ids: list
     assert all(sampled.seed is None for responses in one for sampled in responses)
 
 
+@pytest.mark.slow
 def test_logprobs_are_the_policys_own(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
     """Before temperature, top_p and min_p: equal to the model's own log-softmax."""
     import torch
@@ -229,6 +233,7 @@ def test_logprobs_are_the_policys_own(url: str, folder: Path, prompt_ids: list[l
         assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_three_ends_of_a_response(url: str, folder: Path, chat: Chat, prompt_ids: list[list[int]]) -> None:
     """The ids keep the token or the text that ended them."""
 
@@ -246,6 +251,7 @@ def test_the_three_ends_of_a_response(url: str, folder: Path, chat: Chat, prompt
     assert cut_at_stop(chat.decode(stopped.ids), (text, "zzz")) == chat.decode(free.ids).partition(text)[0]
 
 
+@pytest.mark.slow
 def test_another_policy_is_refused(url: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         engine(tmp_path, url, policy_name="sparring-00000000")
@@ -256,11 +262,13 @@ def test_another_policy_is_refused(url: str, folder: Path, tmp_path: Path) -> No
     assert engine(tmp_path, url).servers[0].model == NAME  # known by its name alone, as from another machine
 
 
+@pytest.mark.slow
 def test_a_dead_url_beside_a_live_one(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
     whole = engine(folder, url).generate(prompt_ids, SEEDS)
     assert engine(folder, dead_url(), url).generate(prompt_ids, SEEDS) == whole
 
 
+@pytest.mark.slow
 def test_what_the_server_cannot_hold_is_refused(url: str, folder: Path) -> None:
     with pytest.raises(DataError, match=r"cut at 12 tokens, sampler.max_tokens=24; .* --max-model-len 512 or more"):
         engine(folder, url).generate([[5] * 500], [0])
@@ -268,6 +276,7 @@ def test_what_the_server_cannot_hold_is_refused(url: str, folder: Path) -> None:
         engine(folder, url).generate([[5] * 600], [0])
 
 
+@pytest.mark.slow
 def test_the_step_makes_the_table_of_every_engine(url: str, folder: Path, tmp_path: Path) -> None:
     prompts = prompts_input(jsonl(tmp_path / "p.jsonl", [f"Question {i}: {i} + {i}?" for i in range(7)]), folder)
     job = replace(sample_job(prompts, folder, engine="server", rows=5), runtime={**RUNTIME, "urls": (url,)})
