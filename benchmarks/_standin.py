@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.job import Job, Part, Shard, StepSpec
 from stages.sample import stage
 from stages.sample.config import SAMPLE
-from stages.sample.engine import Sampled, cut_at_stop
+from stages.sample.engine import Sampled
 
 STANDIN = StepSpec(
     kind=SAMPLE.kind,
@@ -38,7 +38,6 @@ class StandIn(stage.Sampler):
     def __init__(self, job: Job) -> None:
         self.identity = job.identity
         self.prompts = stage._Prompts(job.inputs["prompts"], job.identity["split"])
-        self.cut = cut_at_stop
         self.chat = self.engine = self.made = MadeUp(job.identity["k"])  # type: ignore[assignment]
 
     def __call__(self, shard: Shard) -> Part:

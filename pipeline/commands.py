@@ -49,7 +49,9 @@ def plan_of(arms: dict[str, list[str]]) -> Plan:
 
 def _pins(first: Config) -> dict[str, str]:
     """Return what the run wrote down of the hub's revisions when it began."""
-    return dict(book.read(Path(first.paths.runs) / first.run.name).get("pins", {}))
+    folder = Path(first.paths.runs) / first.run.name
+    books = [book.read(path.parent) for path in sorted(folder.rglob("run.json"))]  # one an arm
+    return {key: commit for found in books for key, commit in found.get("pins", {}).items()}
 
 
 def _first(plan: Plan) -> Config:

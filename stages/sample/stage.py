@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.errors import DataError, EngineFault, SparringError
 from pipeline.job import Input, Job, Part, Shard
 from stages.sample.deal import cut, dealt, response_seed
+from stages.sample.engine import cut_at_stop, import_engine, make_engine, settings, stop_ids
 from stages.sample.prompts import MESSAGES
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,6 @@ def narrow(shard: Shard, keep: Sequence[int]) -> Shard:
 
 def prepare(job: Job) -> None:
     """Import the engine."""
-    from stages.sample.engine import import_engine
-
     import_engine(job.identity["engine"], job.runtime["cpus"])
 
 
@@ -94,7 +93,6 @@ class Sampler:
 
     def __init__(self, job: Job) -> None:
         from stages.sample.chat import load_chat
-        from stages.sample.engine import cut_at_stop, make_engine, settings, stop_ids
 
         prepare(job)
         policy = job.inputs["policy"]
@@ -104,7 +102,6 @@ class Sampler:
         self.chat = load_chat(folder)
         named = self.chat.control_tokens(self.identity["stop_tokens"])
         ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn(), named)
-        self.cut = cut_at_stop
         chosen = settings(job.identity, job.runtime, ends, f"sparring-{policy.digest[:8]}")
         self.engine = make_engine(job.identity["engine"], folder, chosen)
 
@@ -145,7 +142,7 @@ class Sampler:
             raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from None
 
     def _text(self, ids: list[int]) -> str:
-        return self.cut(self.chat.decode(ids), self.identity["stop"])
+        return cut_at_stop(self.chat.decode(ids), self.identity["stop"])
 
 
 class _Prompts:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import book, config, hub
+from pipeline.commands import _pins
 from pipeline.errors import ConfigError, DataError
 from pipeline.hub import Hub, local_dataset
 from pipeline.plan import build
@@ -160,9 +161,13 @@ def test_what_is_not_there_is_one_message(cache: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_commit_it_began_with(tmp_path: Path) -> None:
-    book.begin(tmp_path, {}, "", [], "store", {"dataset:a/b@main": ONE})
-    pins = book.read(tmp_path)["pins"]
-    assert Hub(pins).commit("dataset", "a/b", "main") == ONE
+    """Also an arm of a multirun, whose book lies a folder deeper."""
+    chosen = config.load(["hardware=cpu", f"paths.runs={tmp_path}", "run.name=mine"])
+    assert _pins(chosen) == {}
+    for folder, repo in (("mine", "a/b"), ("mine/arm", "c/d")):
+        book.begin(tmp_path / folder, {}, "", [], "store", {f"dataset:{repo}@main": ONE})
+    found = Hub(_pins(chosen))
+    assert found.commit("dataset", "a/b", "main") == found.commit("dataset", "c/d", "main") == ONE
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
