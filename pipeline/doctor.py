@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipeline import cluster
-from pipeline.config import Config
 from pipeline.digests import cache_folder
 from pipeline.errors import SparringError
+from pipeline.schema import Config
 from pipeline.sources import Sources
 from stages.sample import embedded
 

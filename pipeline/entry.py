@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.artifact import Artifact, Manifest, find
-from pipeline.config import Config
 from pipeline.errors import DataError
 from pipeline.job import Input
+from pipeline.schema import Config
 
 AGAIN = "import it again with the overrides of this run (`sparring import`)."
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
-from pipeline.config import Config, ExpectConfig
 from pipeline.plan import Plan, State, Step
+from pipeline.schema import Config, ExpectConfig
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is reckoned to take before any was measured."""

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from pipeline.artifact import Artifact, Manifest
 from pipeline.commands import arms_of, plan_of, prepare
-from pipeline.config import Config
 from pipeline.events import Events
 from pipeline.execute import Executor
 from pipeline.plan import Plan, build_import, inspect
+from pipeline.schema import Config
 from pipeline.sources import Sources
 from stages.sample.config import ImportIdentity
 

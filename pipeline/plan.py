@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
-from pipeline.config import Config, HardwareConfig, JudgeConfig
 from pipeline.entry import Entry, entries
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec
+from pipeline.schema import Config, HardwareConfig, JudgeConfig
 from pipeline.sources import Sources
 from stages.annotate.config import (
     CALIBRATE,

@@ -13,11 +13,11 @@ from typing import Any
 import stages.annotate
 import stages.sample
 from pipeline.artifact import content_digest, external
-from pipeline.config import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from pipeline.digests import cached_sha256
 from pipeline.errors import ConfigError, DataError
 from pipeline.hub import Hub, local_dataset
 from pipeline.job import File, Input
+from pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from stages.sample import embedded
 
 

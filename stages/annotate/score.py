@@ -1,7 +1,8 @@
 """The step `score`: raw oracle logits of both orders of every pair of responses.
 
 Self mode (input `samples`): the K responses of a prompt against each other. Versus mode (inputs `samples` and
-`opponents`): the responses of one policy, left, against those of another to the same prompt, right.
+`opponents`): the responses of one policy, left, against those of another to the same prompt, right. A prompt without
+responses of the other policy, on which its engine failed, is dropped and counted as `no_opponent`.
 
 The oracle sees plain prompts, not chat-rendered ones, and responses without the white space around them.
 Responses that are then equal get 0 without a pass, and one text is judged once per prompt however often it
@@ -76,7 +77,7 @@ class Scorer:
         self.opponents = job.inputs.get("opponents")
 
     def __call__(self, shard: Shard) -> Part:
-        bouts = _bouts(self.samples, self.opponents, shard.index)
+        bouts, alone = _bouts(self.samples, self.opponents, shard.index)
         duels = list(dict.fromkeys(duel for bout in bouts for duel in bout.duels()))
         answers = dict(zip(duels, self.oracle.logits(duels).tolist(), strict=True)) if duels else {}
         rows = [self._row(bout, answers, place(self.samples, shard.index, bout.id)) for bout in bouts]
@@ -84,7 +85,12 @@ class Scorer:
         for bout, row in zip(bouts, rows, strict=True):
             for name, count in _counts(bout, row, self_mode=self.opponents is None).items():
                 stats[name] = stats.get(name, 0.0) + count
-        return Part(table=pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), rows_in=len(bouts), stats=stats)
+        return Part(
+            table=pa.Table.from_pylist(rows, schema=SCORES_SCHEMA),
+            rows_in=len(bouts) + alone,
+            dropped={"no_opponent": alone} if alone else {},
+            stats=stats,
+        )
 
     def _row(self, bout: Bout, answers: dict[Duel, float], where: str) -> dict[str, Any]:
         logits = [_answer(answers, bout.prompt, a, b) for a in bout.left for b in bout.right]
@@ -134,19 +140,16 @@ def _card(folder: Path) -> dict[str, float] | None:
     return {key: card[key] for name in CARD for key in (name, f"{name}_low", f"{name}_high") if key in card}
 
 
-def _bouts(samples: Input, opponents: Input | None, index: int) -> list[Bout]:
+def _bouts(samples: Input, opponents: Input | None, index: int) -> tuple[list[Bout], int]:
+    """Return the bouts of a part, and how many of its prompts have no opponent; DataError when none has one."""
     columns = ["messages", "responses"]
     rows = rows_by_id(samples, index, columns)
     others = rows if opponents is None else rows_by_id(opponents, index, columns)
-    return [
-        Bout(
-            row_id,
-            _plain(row["messages"]),
-            _texts(row),
-            _texts(joined(others, row_id, opponents or samples, index)),
-        )
-        for row_id, row in rows.items()
-    ]
+    met = [row_id for row_id in rows if row_id in others]
+    if opponents and rows and others and not met:
+        joined(others, next(iter(rows)), opponents, index)
+    bouts = [Bout(name, _plain(rows[name]["messages"]), _texts(rows[name]), _texts(others[name])) for name in met]
+    return bouts, len(rows) - len(met)
 
 
 def _plain(messages: list[dict[str, str]]) -> Messages:

@@ -6,10 +6,10 @@ import pytest
 
 from pipeline import config
 from pipeline.artifact import Artifact, Manifest, publish
-from pipeline.config import Config, EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from pipeline.digests import cache_folder
 from pipeline.job import File, Input, sha256_file
 from pipeline.plan import Plan, State, Step, build, explain, inspect
+from pipeline.schema import Config, EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from pipeline.sources import Sources
 
 HERE = Path(__file__).parent

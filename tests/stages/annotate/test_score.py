@@ -106,6 +106,18 @@ def test_versus_mode_swaps_who_is_shown_first(tmp_path: Path) -> None:
     assert summary["tie_rate"] == pytest.approx(3 / 7) and summary["identical"] == 2
 
 
+@pytest.mark.parametrize("others", [{"b": ["same"], "c": ["z"]}, {}])
+def test_a_prompt_without_an_opponent_is_counted(tmp_path: Path, others: dict[str, list[str]]) -> None:
+    """As after a prompt on which the engine failed for one of the two policies only."""
+    samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x", "yy"], "b": ["not the same"]})])
+    opponents = as_input("opponents", tmp_path / "old", [samples_table(others)])
+    job = job_of(tmp_path, samples, opponents)
+    (table,), (part,), summary = run_step(job, scorer(job, LengthOracle()), shards, finish)
+    kept = ["b"] if others else []
+    assert table["id"].to_pylist() == kept and summary["n"] == len(kept)
+    assert (part.rows_in, part.dropped) == (2, {"no_opponent": 2 - len(kept)})
+
+
 def test_parts_keep_their_place_and_actors_agree(tmp_path: Path) -> None:
     tables = [samples_table({"a": ["x", "yy"]}), samples_table({"b": ["x", "yyyy"]})]
     job = job_of(tmp_path, as_input("samples", tmp_path / "samples", tables))

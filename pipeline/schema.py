@@ -1,0 +1,287 @@
+"""What a user may write: the dataclasses of conf/, and what they refuse. Composing them is pipeline/config.py.
+
+The identity of a step lives beside the step (stages/*/config.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+from stages.sample.engine_args import split
+from stages.train.config import ObjectiveIdentity, RepulsionIdentity
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
+ARTIFACT = r"{}-[0-9a-f]{{8}}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str
+    """Folder under paths.runs."""
+
+    def __post_init__(self) -> None:
+        if not RUN_NAME.fullmatch(self.name):
+            raise ConfigError(f"run.name={self.name}: use letters, digits, '.', '_' and '-' only.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathsConfig:
+    store: str
+    runs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    source: str
+    """embedded, hub or folder."""
+    name: str
+    path: str | None
+    """The folder, for source=folder."""
+    repo: str | None
+    """owner/name on the hub, for source=hub."""
+    revision: str | None
+    """A commit; a branch is resolved to one when the run begins, and written down."""
+    tensor_parallel: int
+    """GPUs that one sampling engine needs."""
+    stop: tuple[str, ...]
+    """Control tokens that end a response, beside those the folder names."""
+    dtype: str
+    """Of sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    source: str
+    """starter, file or hub."""
+    path: str | None
+    """A file, for source=file; `{slice}` in it stands for 1 .. slices."""
+    dataset: str | None
+    """owner/name on the hub or a local folder of its layout, for source=hub; `{slice}` as in path."""
+    revision: str | None
+    subset: str | None
+    """The hub's configuration name."""
+    split: str
+    column: str
+    limit: int | None
+    heldout: int
+    per_iteration: int | None
+    """S: slice t is rows [(t-1)*S, t*S) of the dealt order; null: cut into `slices`."""
+    slices: int | None
+    """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` says how large one is."""
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    engine: str
+    k: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    min_p: float
+    stop: tuple[str, ...]
+    logprobs: bool
+    reproducible: bool
+    dtype: str
+    shard_rows: int
+    engine_args: dict[str, Any]
+    """Passed on to the engine; +sampler.engine_args.max_num_seqs=64."""
+    urls: tuple[str, ...]
+    """Of engine=server: http://host:port, one or more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Of the oracle and of the second judge."""
+
+    kind: str
+    path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    source: str
+    path: str | None
+    window: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    name: str
+    floor: float
+    floor_quantile: float | None
+    ceil: float
+    scope: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    optimizer: str
+    lr: float
+    warmup_ratio: float
+    epochs: int
+    global_batch: int
+    max_grad_norm: float
+    max_length: int
+    min_steps: int
+    dtype: str
+    publish_dtype: str
+    checkpoint_steps: int
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectConfig:
+    """What `sparring plan` reckons with before the store holds a measured step."""
+
+    sample_tokens_per_s: float
+    reference_tokens_per_s: float
+    train_tokens_per_s: float
+    start_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Runtime only: where things run. In no fingerprint."""
+
+    name: str
+    engines: int | None
+    """null: as many as the GPUs hold, or the cores at cores_per_engine."""
+    cores_per_engine: int | None
+    """null: the machine's cores are shared by the engines."""
+    engine_gpus: int
+    """The policy's tensor_parallel; 0 on the CPU."""
+    kv_cache_gb: int
+    gpu_memory: float
+    annotators: int
+    annotator_cpus: int | None
+    annotator_gpus: int
+    workers: int
+    worker_cpus: int | None
+    worker_gpus: int
+    micro_batch: int
+    max_failures: int
+    shard_deadline_s: float
+    """A shard of sampling that takes longer has its engine ended and is done again."""
+    expect: ExpectConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    by: str
+    require_head_to_head: bool
+    capped: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    k: int
+    """Responses per held-out prompt."""
+    shard_rows: int
+    """Held-out prompts per shard."""
+    resamples: int
+    confidence: float
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.shard_rows < 1 or self.resamples < 100 or not 0.5 < self.confidence < 1:
+            raise ConfigError("evaluate: k and shard_rows must be >= 1, resamples >= 100 and confidence in (0.5, 1).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryConfig:
+    """Artifacts of the store that iteration 1 takes in place of its own: what `sparring import` made."""
+
+    samples: str | None
+    """sample-1f2e3d4c; null samples."""
+    pairs: str | None
+    """pairs-1f2e3d4c, which brings its samples along; null scores and pairs them."""
+
+    def __post_init__(self) -> None:
+        for key, kind, name in (("samples", "sample", self.samples), ("pairs", "pairs", self.pairs)):
+            if name is not None and not re.fullmatch(ARTIFACT.format(kind), name):
+                raise ConfigError(f"entry.{key}={name}: name an artifact of the store, such as {kind}-1f2e3d4c.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    iterations: int
+    seed: int
+    run: RunConfig
+    paths: PathsConfig
+    policy: PolicyConfig
+    prompts: PromptsConfig
+    sampler: SamplerConfig
+    oracle: JudgeConfig
+    judge: JudgeConfig
+    encoder: EncoderConfig
+    gate: GateConfig
+    objective: ObjectiveIdentity
+    repulsion: RepulsionIdentity
+    trainer: TrainerConfig
+    hardware: HardwareConfig
+    win_rate: str
+    selection: SelectionConfig
+    evaluate: EvaluateConfig
+    entry: EntryConfig
+
+    def __post_init__(self) -> None:
+        for complaint in _complaints(self):
+            raise ConfigError(complaint)
+
+
+def _complaints(config: Config) -> Iterable[str]:
+    """Yield what no single group can see."""
+    trainer, prompts, hardware = config.trainer, config.prompts, config.hardware
+    longest = prompts.max_tokens + config.sampler.max_tokens
+    rows = prompts.per_iteration
+    if config.iterations < 1:
+        yield f"iterations={config.iterations}: N must be at least 1 (make iter N=1)."
+    if config.sampler.k < 2:
+        yield f"sampler.k={config.sampler.k}: a preference needs at least 2 responses per prompt; set sampler.k=2."
+    if (rows is None) == (prompts.slices is None):
+        yield (
+            f"prompts.per_iteration={rows} and prompts.slices={prompts.slices}: one of the two says how many prompts "
+            "an iteration plays on; set the other to null."
+        )
+    counts = [1 if n is None else n for n in (rows, prompts.slices)]
+    if min(*counts, trainer.global_batch, trainer.epochs, trainer.checkpoint_steps) < 1:
+        yield "prompts.per_iteration, slices and trainer.global_batch, epochs, checkpoint_steps must be at least 1."
+    if longest > trainer.max_length:
+        yield (
+            f"prompts.max_tokens={prompts.max_tokens} + sampler.max_tokens={config.sampler.max_tokens} = {longest} "
+            f"exceeds trainer.max_length={trainer.max_length}: what is sampled could not be trained whole. "
+            f"Lower one of the two or set trainer.max_length={longest}."
+        )
+    if not trainer.lr > 0 or not trainer.max_grad_norm > 0:
+        yield f"trainer.lr={trainer.lr} and trainer.max_grad_norm={trainer.max_grad_norm} must be positive."
+    if trainer.min_steps < 8:
+        yield f"trainer.min_steps={trainer.min_steps}: fewer than 8 optimizer steps teach nothing; use 8 or more."
+    steps = trainer.epochs * -(-rows // max(1, trainer.global_batch)) if rows is not None else trainer.min_steps
+    if steps < trainer.min_steps:  # of slices the number of rows is not known yet: training looks again
+        yield (
+            f"too few optimizer steps: {rows} prompts per iteration / trainer.global_batch="
+            f"{trainer.global_batch} * trainer.epochs={trainer.epochs} = {steps} steps, at least {trainer.min_steps} "
+            "are needed to learn anything. Raise prompts.per_iteration or trainer.epochs, lower trainer.global_batch."
+        )
+    if hardware.shard_deadline_s <= 0:
+        yield f"hardware.shard_deadline_s={hardware.shard_deadline_s}: use seconds above 0."
+    if config.sampler.engine == "server" and not config.sampler.urls:
+        yield "sampler.urls is empty; say where the servers are: sampler.urls=[http://127.0.0.1:8000]."
+    for url in config.sampler.urls:
+        if not SERVER_URL.fullmatch(url):
+            yield f"sampler.urls: {url} is no address of a server; write http://host:port, with no path and no slash."
+    split(config.sampler.engine, config.sampler.engine_args)
+    if min(hardware.engines or 1, hardware.annotators, hardware.workers, hardware.micro_batch) < 1:
+        yield "hardware.engines, annotators, workers and micro_batch must be at least 1."
+    if trainer.global_batch % max(1, hardware.workers):
+        yield (
+            f"trainer.global_batch={trainer.global_batch} is not a multiple of hardware.workers={hardware.workers}: "
+            "every worker must get the same number of pairs."
+        )
