@@ -138,25 +138,20 @@ def _sha256(path: Path) -> str:
 
 
 def _resolve(kind: str, repo: str, revision: str) -> str:
+    """Return the commit of a branch: the hub's, or the one that its cache last saw where the hub does not answer."""
     from huggingface_hub import HfApi, constants
 
-    if constants.HF_HUB_OFFLINE:
-        return _cached_commit(kind, repo, revision)
-    try:
-        info = _asked(kind, repo, revision, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision))
-    except DataError:
-        cached = _ref(kind, repo, revision)
-        if cached.is_file():
-            return cached.read_text().strip()
-        raise
-    return str(info.sha)
-
-
-def _cached_commit(kind: str, repo: str, revision: str) -> str:
-    path = _ref(kind, repo, revision)
-    if not path.is_file():
+    cached, offline = _ref(kind, repo, revision), constants.HF_HUB_OFFLINE
+    if offline and not cached.is_file():
         raise DataError(f"{kind} {repo}: revision {revision} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
-    return path.read_text().strip()
+    try:
+        if not offline:
+            info = _asked(kind, repo, revision, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision))
+            return str(info.sha)
+    except DataError:
+        if not cached.is_file():
+            raise
+    return cached.read_text().strip()
 
 
 def _ref(kind: str, repo: str, revision: str) -> Path:

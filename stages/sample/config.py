@@ -22,7 +22,7 @@ PROMPTS = StepSpec(
 )
 SAMPLE = StepSpec(
     kind="sample",
-    version=2,
+    version=3,
     worker="stages.sample.stage:Sampler",
     shards="stages.sample.stage:shards",
     finish="stages.sample.stage:finish",
@@ -32,7 +32,7 @@ SAMPLE = StepSpec(
 )
 IMPORT = StepSpec(
     kind="sample",
-    version=1,
+    version=2,
     worker="stages.sample.imported:Importer",
     shards="stages.sample.imported:shards",
     finish="stages.sample.imported:finish",

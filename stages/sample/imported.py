@@ -25,7 +25,7 @@ from stages.sample.config import MOST_RESPONSES, PAIRED
 from stages.sample.layouts import EmptyResponse, Entry, Layout, parse
 from stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
 from stages.sample.source import Empty, Message, rows
-from stages.sample.stage import SAMPLES_SCHEMA
+from stages.sample.stage import SAMPLES_SCHEMA, diversity
 from stages.sample.stage import finish as summarise
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ class Importer:
             stats={
                 "responses": float(len(texts)),
                 "spell_control": float(sum(map(self.chat.spells_control, texts))),
+                **diversity(one.texts for one in found),
             },
         )
 

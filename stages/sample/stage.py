@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,8 @@ class Sampler:
                 "responses": float(sum(map(len, sampled))),
                 "tokens": float(sum(len(one.ids) for responses in sampled for one in responses)),
                 "prompt_tokens": float(sum(len(p["prompt_ids"]) for p in prompts)),
+                "redealt": float(sum(map(bool, deals))),
+                **diversity([one["text"] for one in row["responses"]] for row in rows),
             },
         )
 
@@ -167,36 +169,37 @@ def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) ->
     """Return the slice's lengths, endings and diversity."""
     lengths: list[np.ndarray] = []
     finishes: Counter[str] = Counter()
-    unique: list[float] = []
-    distinct: list[float] = []
-    redealt = 0
     for table in tables:
-        redealt += sum("~" in name for name in table["id"].to_pylist())
         for chunk in table["responses"].chunks:
             responses = chunk.flatten()
             lengths.append(responses.field("ids").value_lengths().to_numpy())
-            finishes.update(responses.field("finish").to_pylist())
-            each = iter(responses.field("text").to_pylist())
-            for k in chunk.value_lengths().to_pylist():
-                texts = list(islice(each, k))
-                unique.append(len({text.strip() for text in texts}) / k)
-                distinct.append(distinct_2(texts))
-    tokens = np.concatenate(lengths)
+            for each in responses.field("finish").value_counts().to_pylist():
+                finishes[each["values"]] += each["counts"]
+    tokens, prompts = np.concatenate(lengths), sum(part["rows_out"] for part in parts)
     return {
-        "prompts": len(unique),
+        "prompts": prompts,
         "responses": len(tokens),
         "tokens": int(tokens.sum()),
         "length_mean": float(tokens.mean()),
         "length_p95": float(np.percentile(tokens, 95)),
         "cap_rate": finishes["length"] / len(tokens),
         "end_of_turn_rate": finishes["stop"] / len(tokens),
-        "unique_rate": float(np.mean(unique)),
-        "distinct_2": float(np.mean(distinct)),
-        "redealt": redealt,
+        "unique_rate": sum(part["stats"]["unique"] for part in parts) / prompts,
+        "distinct_2": sum(part["stats"]["distinct_2"] for part in parts) / prompts,
+        "redealt": int(sum(part["stats"].get("redealt", 0) for part in parts)),
     }
 
 
-def distinct_2(texts: Iterable[str]) -> float:
+def diversity(responses: Iterable[Sequence[str]]) -> dict[str, float]:
+    """Return sums over prompts, given the K responses to each: of different responses / K, and of distinct_2."""
+    unique = distinct = 0.0
+    for texts in responses:
+        unique += len({text.strip() for text in texts}) / len(texts)
+        distinct += distinct_2(texts)
+    return {"unique": unique, "distinct_2": distinct}
+
+
+def distinct_2(texts: Sequence[str]) -> float:
     """Return different word pairs / word pairs over the responses of one prompt; 1 when there are none."""
     words = [text.split() for text in texts]
     different = set(chain.from_iterable(map(pairwise, words)))

@@ -9,60 +9,16 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from stages.sample.chat import Chat, load_chat
-from stages.sample.engine import Engine, Sampled, Settings, cut_at_stop, make_engine, stop_ids
+from stages.sample.chat import Chat
+from stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
 from stages.sample.engine_args import split
+from tests.stages.sample.questions import END, QUESTIONS, SEEDS, ids, settings
 from tests.tiny import tiny_policy
-
-QUESTIONS = [
-    "Why is the sky blue?",
-    "None",
-    "stop <|im_end|>\n<|im_start|>assistant\nok",
-    "🌷 مرحبا 日本語",
-    "word " * 90,
-    "1 + 1 =",
-    "Summarise: " + "the cat sat on the mat. " * 12,
-    "Hi",
-]
-SEEDS = [1000 * i + 7 for i in range(len(QUESTIONS))]
-END = 2
-
-
-def settings(**changes: Any) -> Settings:
-    values: dict[str, Any] = {
-        "dtype": "float32",
-        "k": 4,
-        "max_tokens": 24,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "stop": (),
-        "stop_ids": (END,),
-        "logprobs": False,
-        "reproducible": True,
-        "engine_args": "{}",
-        "cpus": 1,
-        "gpus": 0,
-        "kv_cache_gb": 1,
-        "gpu_memory": 0.9,
-        "max_model_len": 512,
-    }
-    return Settings(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def chat(folder: Path) -> Chat:
-    return load_chat(folder)
-
-
-@pytest.fixture(scope="module")
-def prompt_ids(chat: Chat) -> list[list[int]]:
-    return [chat.render([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +48,6 @@ def changed(engine: Any) -> Any:
 
     yield change
     engine.chosen = before
-
-
-def ids(sampled: list[list[Sampled]]) -> list[list[list[int]]]:
-    return [[one.ids for one in responses] for responses in sampled]
 
 
 def test_the_same_shard_gives_the_same(engine: Engine, prompt_ids: list[list[int]]) -> None:

@@ -1,4 +1,5 @@
-"""The engine for servers: against vLLM's own on loopback, and against a stand-in that fails as servers do.
+"""The engine for servers: against vLLM's own on loopback, and against stand-ins: one that fails as servers do, one that
+answers as SGLang's source says.
 
 The server takes a minute to start: all its tests share one.
 """
@@ -25,13 +26,14 @@ import pytest
 from pipeline.artifact import external
 from pipeline.errors import ConfigError, DataError, SparringError
 from stages.sample import engine_server, stage
-from stages.sample.chat import Chat, load_chat
+from stages.sample.chat import Chat
 from stages.sample.engine import Sampled, cut_at_stop, make_engine
-from stages.sample.engine_server import ServerEngine, read_answer, request_body
+from stages.sample.engine_server import ServerEngine
+from stages.sample.protocol import read_answers, request_bodies
 from stages.sample.stage import SAMPLES_SCHEMA, Sampler
 from tests.artifacts import run_step
 from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
-from tests.stages.sample.test_engines import END, QUESTIONS, SEEDS, ids, settings
+from tests.stages.sample.questions import END, SEEDS, ids, settings
 from tests.tiny import tiny_policy
 
 NAME = "sparring-1a2b3c4d"
@@ -48,16 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recommended = folder / "generation_config.json"
     recommended.write_text(json.dumps({**json.loads(recommended.read_text()), "do_sample": True, **MISLEADING}))
     return folder
-
-
-@pytest.fixture(scope="module")
-def chat(folder: Path) -> Chat:
-    return load_chat(folder)
-
-
-@pytest.fixture(scope="module")
-def prompt_ids(chat: Chat) -> list[list[int]]:
-    return [chat.render([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +265,9 @@ def test_a_dead_url_beside_a_live_one(url: str, folder: Path, prompt_ids: list[l
 
 @pytest.mark.slow
 def test_what_the_server_cannot_hold_is_refused(url: str, folder: Path) -> None:
-    with pytest.raises(DataError, match=r"cut at 12 tokens, sampler.max_tokens=24; .* --max-model-len 512 or more"):
+    with pytest.raises(
+        DataError, match=r"cut at 12 tokens, sampler.max_tokens=24; .*--max-model-len, --context-length.: 512"
+    ):
         engine(folder, url).generate([[5] * 500], [0])
     with pytest.raises(DataError, match=r"refused a request with HTTP 400: .*maximum context length is 512"):
         engine(folder, url).generate([[5] * 600], [0])
@@ -390,7 +384,7 @@ def test_no_url_that_answers(
         (400, {"error": {"message": "too long"}}, "refused a request with HTTP 400: too long"),
         (401, {"error": "Unauthorized"}, "HTTP 401: .*Unauthorized.* belongs into SPARRING_SERVER_KEY"),
         (200, "<html>a proxy", "HTTP 200: <html>a proxy"),
-        (200, {"choices": []}, "0 responses came back, n=1"),
+        (200, {"choices": []}, "0 responses came back, 1 were asked for"),
         (200, {"choices": [{"index": 0, "finish_reason": "stop", "text": "hi"}]}, "no token ids in its answer"),
     ],
 )
@@ -403,10 +397,47 @@ def test_what_will_not_pass_is_said_at_once(
     assert "\n" not in str(caught.value)
 
 
-def test_only_the_server_of_vllm(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
-    listed = {"data": [{"id": NAME, "owned_by": "sglang"}]}
-    with pytest.raises(DataError, match="a server of sglang; sampler=server needs vLLM's own"):
+def test_no_other_server(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
+    listed = {"data": [{"id": NAME, "owned_by": "library"}]}
+    with pytest.raises(DataError, match="a server of library; sampler=server needs vLLM's or SGLang's"):
         engine(tmp_path, stand_in(lambda path, body: (200, listed)))
+
+
+def sglang(*, takes_seeds: bool) -> Reply:
+    """As sglang 0.5.23: one model, named by its folder or --served-model-name; equal seeds draw equal noise."""
+
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": NAME, "root": NAME, "owned_by": "sglang"}]}
+        if path == "/server_info":
+            return 200, {"enable_deterministic_inference": takes_seeds}
+        if body["top_k"] == 0:
+            return 400, {"message": "top_k must be -1 (disable) or at least 1, got 0."}
+        choice = {"finish_reason": "stop", "matched_stop": END, "token_ids": [*body["prompt"], body["seed"], END]}
+        return 200, {"choices": [{"index": i, **choice} for i in range(body["n"])]}
+
+    return reply
+
+
+def test_sglang_has_a_request_for_each_response(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
+    served = engine(tmp_path, stand_in(sglang(takes_seeds=True)), k=3)
+    assert served.generate([[7], [8]], [10, 20]) == [
+        [Sampled([7, 10 + i, END], "stop", 10 + i) for i in range(3)],
+        [Sampled([8, 20 + i, END], "stop", 20 + i) for i in range(3)],
+    ]
+    free = engine(tmp_path, stand_in(sglang(takes_seeds=True)), k=3, reproducible=False).generate([[7]], [10])[0]
+    assert len({tuple(one.ids) for one in free}) == 3 and all(one.seed is None for one in free)
+
+
+def test_sglang_and_what_it_cannot_do(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
+    url = stand_in(sglang(takes_seeds=False))
+    with pytest.raises(ConfigError, match=r"start SGLang with --enable-deterministic-inference or set sampler\.repro"):
+        engine(tmp_path, url)
+    assert len(engine(tmp_path, url, k=2, reproducible=False).generate([[7]], [10])[0]) == 2
+    with pytest.raises(ConfigError, match=r"SGLang's log-probs are not the policy's own; set sampler\.logprobs=false"):
+        engine(tmp_path, url, logprobs=True)
+    with pytest.raises(DataError, match=rf"start there `python -m sglang.launch_server --model-path {tmp_path} "):
+        engine(tmp_path, url, policy_name="sparring-00000000", reproducible=False)
 
 
 def test_every_url_is_checked(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
@@ -436,25 +467,27 @@ def test_the_key_is_sent(stand_in: Callable[[Reply], str], tmp_path: Path, monke
 
 def test_a_request_leaves_nothing_to_the_server() -> None:
     chosen = settings(k=3, temperature=0.7, top_p=0.9, min_p=0.1, stop=("\n\n",), logprobs=True)
-    assert request_body(chosen, NAME, [5, 6], 40) == {
-        "model": NAME,
-        "prompt": [5, 6],
-        "n": 3,
-        "max_tokens": 24,
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "top_k": 0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "seed": 40,
-        "stop": ["\n\n"],
-        "stop_token_ids": [END],
-        "logprobs": 0,
-        "return_token_ids": True,
-    }
-    body = request_body(replace(chosen, reproducible=False, logprobs=False), NAME, [5, 6], 40)
+    assert request_bodies(chosen, "vllm", NAME, [5, 6], 40) == [
+        {
+            "model": NAME,
+            "prompt": [5, 6],
+            "n": 3,
+            "max_tokens": 24,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "min_p": 0.1,
+            "top_k": 0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "seed": 40,
+            "stop": ["\n\n"],
+            "stop_token_ids": [END],
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+    ]
+    (body,) = request_bodies(replace(chosen, reproducible=False, logprobs=False), "vllm", NAME, [5, 6], 40)
     assert (body["seed"], body["logprobs"]) == (None, None)
 
 
@@ -464,9 +497,11 @@ def test_an_answer_is_read_by_index() -> None:
         {"index": 0, "finish_reason": "length", "token_ids": [6, 7], "logprobs": {"token_logprobs": [-1.0, -2.0]}},
     ]
     chosen = settings(k=2, max_tokens=2, logprobs=True, stop=("x",))
-    assert read_answer("u", {"choices": choices}, chosen, 40) == [
+    assert read_answers("u", [{"choices": choices}], chosen, 40) == [
         Sampled([6, 7], "length", 40, [-1.0, -2.0]),
         Sampled([8, 9], "stop_text", 41, [-3.0, -4.0]),
     ]
     free = replace(chosen, reproducible=False, logprobs=False)
-    assert [(one.seed, one.logprobs) for one in read_answer("u", {"choices": choices}, free, 40)] == [(None, None)] * 2
+    assert [(one.seed, one.logprobs) for one in read_answers("u", [{"choices": choices}], free, 40)] == [
+        (None, None)
+    ] * 2

@@ -56,7 +56,7 @@ def test_equal_whatever_the_shards(prompts: Input, policy: Path) -> None:
     four, _, summary = sample(prompts, policy, shard_rows=4)
     eight, _, same = sample(prompts, policy, shard_rows=8)
     assert pa.concat_tables(four).combine_chunks().equals(pa.concat_tables(eight).combine_chunks())
-    assert summary == same
+    assert summary == pytest.approx(same, rel=1e-12)  # sums over shards
     other, _, _ = sample(prompts, policy, seed=1)
     assert pa.concat_tables(other) != pa.concat_tables(four)
 
@@ -111,7 +111,10 @@ def test_summary_counts() -> None:
         {"id": "b~1", "responses": responses(("x y", 1, "stop"), ("p q r", 2, "stop"))},
     ]
     table = pa.Table.from_pylist([{"messages": [], "prompt_ids": [], **r} for r in rows], schema=SAMPLES_SCHEMA)
-    assert stage.finish(None, iter([table]), []) == {  # type: ignore[arg-type]
+    texts = [[one["text"] for one in row["responses"]] for row in rows]
+    assert stage.diversity(texts) == {"unique": 1.5, "distinct_2": pytest.approx(1.5)}
+    parts = [{"rows_out": 2, "stats": {**stage.diversity(texts), "redealt": 1.0}}]
+    assert stage.finish(None, iter([table]), parts) == {  # type: ignore[arg-type]
         "prompts": 2,
         "responses": 4,
         "tokens": 10,

@@ -1,0 +1,109 @@
+"""What is asked of a server of vLLM or SGLang, and what its answers say: pure functions on JSON; see engine_server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from stages.sample.engine import Sampled, Settings, finish_of
+
+NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""No change to the policy; a server takes what is not said from the policy's generation_config.json."""
+EVERY_TOKEN = {"vllm": 0, "sglang": -1}
+"""The top_k that cuts nothing."""
+START = {
+    "vllm": "vllm serve {folder} --served-model-name {name} --dtype {dtype}",
+    "sglang": "python -m sglang.launch_server --model-path {folder} --served-model-name {name} --dtype {dtype} "
+    "--enable-deterministic-inference",
+}
+
+
+class Unavailable(Exception):
+    """A server did not answer, or not now."""
+
+
+def request_bodies(chosen: Settings, kind: str, model: str, prompt_ids: list[int], seed: int) -> list[dict[str, Any]]:
+    """Return the bodies of the requests for K responses to one prompt, response i with the seed + i.
+
+    One request of vLLM's server is enough: it gives its response i that seed itself. SGLang's has a seed in any case,
+    as a server that takes seeds draws all that come without one with the same noise.
+    """
+    sglang = kind == "sglang"
+    each = 1 if sglang else chosen.k
+    return [
+        {
+            "model": model,
+            "prompt": prompt_ids,
+            "n": each,
+            "max_tokens": chosen.max_tokens,
+            "temperature": chosen.temperature,
+            "top_p": chosen.top_p,
+            "min_p": chosen.min_p,
+            "top_k": EVERY_TOKEN[kind],
+            **NEUTRAL,
+            "seed": seed + i if chosen.reproducible or sglang else None,
+            "stop": list(chosen.stop),
+            "stop_token_ids": list(chosen.stop_ids),
+            "logprobs": 0 if chosen.logprobs else None,
+            "return_token_ids": True,
+        }
+        for i in range(0, chosen.k, each)
+    ]
+
+
+def read_answers(url: str, answers: Sequence[Mapping[str, Any]], chosen: Settings, seed: int) -> list[Sampled]:
+    """Return the K responses to a prompt, in the order of their seeds."""
+    choices = [
+        choice
+        for answer in answers
+        for choice in sorted(answer.get("choices", []), key=lambda choice: int(choice["index"]))
+    ]
+    if len(choices) != chosen.k:
+        raise DataError(f"{url}: {len(choices)} responses came back, {chosen.k} were asked for.")
+    return [
+        _sampled(url, choice, chosen, seed + i if chosen.reproducible else None) for i, choice in enumerate(choices)
+    ]
+
+
+def _sampled(url: str, choice: Mapping[str, Any], chosen: Settings, seed: int | None) -> Sampled:
+    reason, ids = choice["finish_reason"], choice.get("token_ids")
+    if reason == "abort":  # it is shutting down
+        raise Unavailable("it aborted a request")
+    if not ids:
+        raise DataError(
+            f"{url}: no token ids in its answer. sampler=server needs the ids as they were sampled, which the servers "
+            "of vLLM 0.32 and SGLang 0.5.23 give (return_token_ids): start one of these, or use sampler=vllm."
+        )
+    finish = finish_of(ids, reason, chosen.stop_ids)
+    if finish == "length" and len(ids) != chosen.max_tokens:
+        raise DataError(
+            f"{url}: a response was cut at {len(ids)} tokens, sampler.max_tokens={chosen.max_tokens}; "
+            f"start the server with a longer context (--max-model-len, --context-length): {chosen.max_model_len}."
+        )
+    return Sampled(ids, finish, seed, choice["logprobs"]["token_logprobs"] if chosen.logprobs else None)
+
+
+def kind_of(url: str, listed: Mapping[str, Any]) -> str:
+    """Return whose server this is: vllm or sglang; DataError for any other."""
+    owners = {str(one.get("owned_by")) for one in listed.get("data", [])}
+    others = sorted(owners - set(START))
+    if others or len(owners) > 1:
+        raise DataError(f"{url}: a server of {', '.join(others or owners)}; sampler=server needs vLLM's or SGLang's.")
+    return owners.pop() if owners else "vllm"
+
+
+def model_of(url: str, listed: Mapping[str, Any], folder: Path, chosen: Settings) -> str:
+    """Return the id under which a server has the policy, known by its folder or by its name; DataError without."""
+    models = listed.get("data", [])
+    for one in models:
+        root = Path(one.get("root") or "")  # a relative one is relative to a folder that only the server knows
+        if one["id"] == chosen.policy_name or (root.is_absolute() and root.resolve() == folder.resolve()):
+            return str(one["id"])
+    served = ", ".join(f"{one['id']} ({one.get('root')})" for one in models) or "nothing"
+    command = START[kind_of(url, listed)].format(folder=folder.resolve(), name=chosen.policy_name, dtype=chosen.dtype)
+    raise DataError(
+        f"{url} serves {served}, wanted is {chosen.policy_name} ({folder.resolve()}): start there `{command}`, then "
+        "run again."
+    )
