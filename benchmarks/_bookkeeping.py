@@ -105,7 +105,7 @@ def _whole(case: str, found: dict[str, Any]) -> list[Row]:
         Row(case, "of it the stand-in's own", own, "s"),
         Row(case, "overhead: all the rest", found["seconds"] - own, "s", aim=60),
         Row(case, "of it Ray's start", parts["start_ray"], "s"),
-        Row(case, "of it finish (lengths, diversity)", parts["finish"], "s"),
+        Row(case, "of it finish (lengths, endings)", parts["finish"], "s"),
         Row(case, "of it the manifest", parts["publish"], "s"),
         Row(case, "driver's memory, peak over its start", found["peak_mb"] - found["start_mb"], "MB", aim=500),
         Row(case, "driver's memory, last shard over a tenth", memory[-1][1] - early, "MB"),

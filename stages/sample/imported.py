@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.job import Input, Job, Part, Shard
 from stages.sample.config import MOST_RESPONSES, PAIRED
+from stages.sample.diversity import diversity
 from stages.sample.layouts import EmptyResponse, Entry, Layout, parse
 from stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
 from stages.sample.source import Empty, Message, rows
-from stages.sample.stage import SAMPLES_SCHEMA, diversity
+from stages.sample.stage import SAMPLES_SCHEMA
 from stages.sample.stage import finish as summarise
 
 if TYPE_CHECKING:
@@ -156,14 +157,15 @@ class Importer:
         ids = iter(self.chat.response_ids(texts))
         schema = PAIRED_SCHEMA if self.layout.name in PAIRED else SAMPLES_SCHEMA
         dropped = shard.payload["dropped"]
+        table = pa.Table.from_pylist([self._sample(one, ids) for one in found], schema=schema)
         return Part(
-            table=pa.Table.from_pylist([self._sample(one, ids) for one in found], schema=schema),
+            table=table,
             rows_in=len(found) + sum(dropped.values()),
             dropped=dropped,
             stats={
                 "responses": float(len(texts)),
                 "spell_control": float(sum(map(self.chat.spells_control, texts))),
-                **diversity(one.texts for one in found),
+                **diversity(table["responses"]),
             },
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 from pipeline.errors import DataError, EngineFault, SparringError
 from pipeline.job import Input, Job, Part, Shard
 from stages.sample.deal import cut, dealt, response_seed
+from stages.sample.diversity import diversity
 from stages.sample.engine import cut_at_stop, import_engine, make_engine, settings, stop_ids
 from stages.sample.prompts import MESSAGES
 
@@ -119,8 +119,9 @@ class Sampler:
             }
             for prompt, deal, responses in zip(prompts, deals, sampled, strict=True)
         ]
+        table = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
         return Part(
-            table=pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA),
+            table=table,
             rows_in=len(rows) + lost,
             dropped={"poison": lost} if lost else {},
             stats={
@@ -128,7 +129,7 @@ class Sampler:
                 "tokens": float(sum(len(one.ids) for responses in sampled for one in responses)),
                 "prompt_tokens": float(sum(len(p["prompt_ids"]) for p in prompts)),
                 "redealt": float(sum(map(bool, deals))),
-                **diversity([one["text"] for one in row["responses"]] for row in rows),
+                **diversity(table["responses"]),
             },
         )
 
@@ -188,20 +189,3 @@ def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) ->
         "distinct_2": sum(part["stats"]["distinct_2"] for part in parts) / prompts,
         "redealt": int(sum(part["stats"].get("redealt", 0) for part in parts)),
     }
-
-
-def diversity(responses: Iterable[Sequence[str]]) -> dict[str, float]:
-    """Return sums over prompts, given the K responses to each: of different responses / K, and of distinct_2."""
-    unique = distinct = 0.0
-    for texts in responses:
-        unique += len({text.strip() for text in texts}) / len(texts)
-        distinct += distinct_2(texts)
-    return {"unique": unique, "distinct_2": distinct}
-
-
-def distinct_2(texts: Sequence[str]) -> float:
-    """Return different word pairs / word pairs over the responses of one prompt; 1 when there are none."""
-    words = [text.split() for text in texts]
-    different = set(chain.from_iterable(map(pairwise, words)))
-    total = sum(max(0, len(w) - 1) for w in words)
-    return len(different) / total if total else 1.0

@@ -200,7 +200,7 @@ def test_golden(tmp_path: Path) -> None:
     """A change here puts users' imports out of date: bump the version of IMPORT."""
     rows, _, _ = run(job_of(write(tmp_path / "f.jsonl", plain()), "pairs"))
     found = [rows[1]["id"], rows[1]["prompt_ids"][-9:], [r["ids"] for r in rows[1]["responses"]], rows[1]["preference"]]
-    assert (IMPORT.version, found) == (1, GOLDEN)
+    assert (IMPORT.version, found) == (2, GOLDEN)
 
 
 def test_one_shard_alone(tmp_path: Path) -> None:
