@@ -76,7 +76,9 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError(f"{str(error).splitlines()[0]}: write overrides as key=value.") from None
+        braces = next((o for o in overrides if "{" in o and '"' not in o), "").partition("=")
+        hint = f"; quote what has braces: '{braces[0]}=\"{braces[2]}\"'" if braces[2] else ""
+        raise ConfigError(f"{str(error).splitlines()[0]}: write overrides as key=value{hint}.") from None
 
 
 def _compose(overrides: list[str]) -> DictConfig:

@@ -12,11 +12,14 @@ TRIES_BEFORE_BISECTION = 2
 """A worker killed from outside is no fault of the prompts; one that fails twice on a shard may be."""
 MOST_POISON = 4
 """More prompts of one shard than this are not dropped: then something else is wrong."""
-HANGS_AFTER, FLOOR_S = 10.0, 60.0
+HANGS_AFTER, FLOOR_S = 10.0, 600.0
 
 
 class Watch:
-    """How long a shard may take: `limit_s`, or 10 times the slowest shard so far and a minute where that is less."""
+    """How long a shard may take: `limit_s`, or 10 times the slowest shard so far and FLOOR_S where that is less.
+
+    FLOOR_S is what an engine may need to load again, which no shard of a step has shown where it was loaded before.
+    """
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s, self.slowest_s = limit_s, 0.0
@@ -25,10 +28,14 @@ class Watch:
         """Note a shard that was done."""
         self.slowest_s = max(self.slowest_s, seconds)
 
+    def most_s(self) -> float:
+        """Return the seconds that a shard may take."""
+        usual = HANGS_AFTER * self.slowest_s + FLOOR_S if self.slowest_s else math.inf
+        return min(self.limit_s, usual)
+
     def late(self, begun: float) -> bool:
         """Return whether a shard begun at `begun` (time.monotonic) hangs."""
-        usual = HANGS_AFTER * self.slowest_s + FLOOR_S if self.slowest_s else math.inf
-        return time.monotonic() - begun > min(self.limit_s, usual)
+        return time.monotonic() - begun > self.most_s()
 
 
 def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[int]:

@@ -63,13 +63,27 @@ def split_files(folder: Path, name: str | None, split: str) -> list[Path]:
 
     datasets.disable_progress_bars()
     try:
-        builder = datasets.load_dataset_builder(str(folder), name=name)
+        builder = datasets.load_dataset_builder(str(folder.resolve()), name=name)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        names = _configurations(folder)
+        if name not in names and len(names) > 1:
+            raise ConfigError(
+                f"prompts.subset={name}: {folder} has several configurations; choose one of {', '.join(names)}."
+            ) from None
         raise DataError(f"{folder}: no dataset in the hub's layout ({_first_line(error)}).") from None
     found = builder.config.data_files or {}
     if split not in found:
         raise ConfigError(f"prompts.split={split}: {folder} has {', '.join(map(str, found)) or 'none'}.")
     return [Path(str(path)) for path in found[split]]
+
+
+def _configurations(folder: Path) -> list[str]:
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_config_names(str(folder)))
+    except (ValueError, OSError, datasets.exceptions.DatasetsError):
+        return []
 
 
 def download(kind: str, repo: str, commit: str) -> Path:
@@ -100,7 +114,7 @@ def local_dataset(folder: Path, name: str | None, split: str) -> Input:
     """Return the files of a split of a local folder, named by their digests."""
     files = _files(folder, split_files(folder, name, split))
     content = hashlib.sha256("".join(f.sha256 for f in files).encode()).hexdigest()
-    return Input(role="source", root=folder.absolute(), digest=content, files=files)
+    return Input(role="source", root=folder.resolve(), digest=content, files=files)
 
 
 def _digest(*words: str) -> str:
@@ -121,13 +135,13 @@ def _downloaded(kind: str, repo: str, commit: str) -> Path | None:
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.is_file())
+    found = sorted(path for path in folder.resolve().iterdir() if path.is_file())
     return [path for path in found if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)]
 
 
 def _files(folder: Path, paths: Sequence[Path]) -> tuple[File, ...]:
     """Names are relative to the folder; large files lie in the hub's cache under their sha256."""
-    root = folder.absolute()
+    root = folder.resolve()  # as the datasets library finds them; files may be links into the hub's cache
     named = [(str(path.absolute().relative_to(root)), path) for path in paths]
     return tuple(File(name=name, path=name, sha256=_sha256(path), bytes=path.stat().st_size) for name, path in named)
 

@@ -15,7 +15,7 @@ from pipeline.artifact import Artifact, CorruptManifest, Manifest
 from pipeline.entry import Entry, entries
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec
-from pipeline.schema import Config, HardwareConfig, JudgeConfig
+from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig
 from pipeline.sources import Sources
 from stages.annotate.config import (
     CALIBRATE,
@@ -148,7 +148,7 @@ class _Builder:
             max_model_len=config.prompts.max_tokens + sampler.max_tokens,
             engine_args=speed_only,
             urls=sampler.urls,
-            deadline_s=hardware.shard_deadline_s,
+            deadline_s=hardware.shard_deadline_s or _deadline_s(identity, hardware.expect),
         )
         return self.step(t, label, SAMPLE, identity, runtime, {"prompts": prompts, "policy": policy})
 
@@ -288,6 +288,12 @@ def _engines(hardware: HardwareConfig) -> int:
     if hardware.engine_gpus:
         return 0
     return max(1, (os.cpu_count() or 1) // (hardware.cores_per_engine or os.cpu_count() or 1))
+
+
+def _deadline_s(identity: SampleIdentity, expect: ExpectConfig) -> float:
+    """Return how long a shard may take at most: ten times the start and the most tokens at the expected speed."""
+    tokens = identity.shard_rows * identity.k * identity.max_tokens
+    return 10 * (expect.start_s + tokens / expect.sample_tokens_per_s)
 
 
 def _share(actors: int) -> int:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +29,10 @@ WATCH_S = 1.0
 """Seconds between looks at deadlines."""
 ENDING_S = 30.0
 """Seconds that killed processes have to end."""
+RENEWAL_S = 600.0
+"""Seconds that the process has which Ray starts in place of a dead one."""
+SILENCE_S = 30.0
+"""Seconds without any worker before that is said."""
 MODELS = ("policy", "judge", "encoder")
 """Input roles that a worker loads once and keeps."""
 
@@ -44,10 +48,8 @@ class Pool:
         self.actors: list[Any] = []
         if job.spec.pool != "tasks":
             _placeable(job)
-            # On this machine alone one step follows another, and a worker that waits for its step must not hold cores.
-            reserved = job.runtime["cpus"] if cluster.joined() or job.runtime["gpus"] else 0
             options = ray.remote(
-                num_cpus=reserved,
+                num_cpus=_reserved(job),
                 num_gpus=job.runtime["gpus"],
                 max_restarts=-1,
                 max_task_retries=-1,
@@ -95,37 +97,63 @@ class Pool:
         """
         self.job, self.loaded, self.say = job, True, say
         self.watch = Watch(float(job.runtime.get("deadline_s", math.inf)))
-        hands: list[Any] = self.actors or [None] * min(len(shards), _light_workers())
-        for hand in self.actors:
-            self.pid_of[hand] = _sure(job, hand.pid.remote())
-        told = set(self.pid_of.values())
-        for pid in sorted(told):
-            worker(pid)
-        waiting, running = iter(shards), {}
+        # A worker is given its first shard when its process is there: on a busy cluster some may wait for others' GPUs.
+        starting = {hand.pid.remote(): hand for hand in self.actors}
+        waiting, running = deque(shards), {}
         deaths: Counter[int] = Counter()
-        for hand, shard in zip(hands, waiting, strict=False):
-            running[self._submit(hand, shard)] = (hand, shard, time.monotonic())
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=WATCH_S)
-            self._end_hung([entry for reference, entry in running.items() if reference not in ready])
-            if not ready:
-                continue
-            hand, shard, begun = running.pop(ready[0])
-            try:
-                pid, record = _call(job, ready[0])
-            except EngineFault as fault:
-                deaths[shard.index] += 1
-                again = self._mended(hand, shard, deaths[shard.index], fault)
-                running[self._submit(hand, again)] = (hand, again, time.monotonic())
-                continue
-            self.watch.took(time.monotonic() - begun)
+        told: set[int] = set()
+        patience = time.monotonic() + SILENCE_S
+
+        def hand_out(hand: Any) -> None:
+            if waiting:
+                shard = waiting.popleft()
+                running[self._submit(hand, shard)] = (hand, shard, time.monotonic())
+
+        def tell(pid: int) -> None:
             if pid not in told:
                 told.add(pid)
                 worker(pid)
-            yield shard.index, record
-            following = next(waiting, None)
-            if following:
-                running[self._submit(hand, following)] = (hand, following, time.monotonic())
+
+        for _ in range(0 if self.actors else _light_workers()):
+            hand_out(None)
+        while running or waiting:
+            for reference in _done([*running, *starting]):
+                if reference in starting:
+                    hand = starting.pop(reference)
+                    self.pid_of[hand] = _sure(job, reference)
+                    tell(self.pid_of[hand])
+                    hand_out(hand)
+                    continue
+                hand, shard, begun = running.pop(reference)
+                try:
+                    pid, record = _call(job, reference)
+                except EngineFault as fault:
+                    deaths[shard.index] += 1
+                    again = self._mended(hand, shard, deaths[shard.index], self._reason(hand, fault))
+                    running[self._submit(hand, again)] = (hand, again, time.monotonic())
+                    continue
+                self.watch.took(time.monotonic() - begun)
+                if hand:
+                    self.pid_of[hand] = pid
+                    self.ended.discard(hand)
+                tell(pid)
+                yield shard.index, record
+                hand_out(hand)
+            if not running and time.monotonic() > patience:
+                patience = math.inf
+                say(
+                    f"{job.out.name}: no worker has started yet; each asks for {job.runtime['cpus']} CPUs and "
+                    f"{job.runtime['gpus']} GPUs, which others of the cluster hold"
+                )
+            # A result that is there but was not looked at yet belongs to no hung worker.
+            done = set(ray.wait(list(running), num_returns=len(running), timeout=0)[0]) if running else set()
+            self._end_hung([entry for reference, entry in running.items() if reference not in done])
+
+    def _reason(self, hand: Any, fault: EngineFault) -> EngineFault:
+        """Return what is said of a failure: of a worker that was ended, why."""
+        if hand not in self.ended:
+            return fault
+        return WorkerDied(f"it took longer than {self.watch.most_s():.0f} s (hardware.shard_deadline_s) and was ended")
 
     def _submit(self, actor: Any, shard: Shard) -> Any:
         # Ray restarts a worker, but hands no shard out again: `map` does, which counts and looks why.
@@ -158,10 +186,11 @@ class Pool:
         tried = _resolve(narrow)
         rows = len(shard.payload["rows"])
         poison = bisect(range(rows), lambda keep: self._fails(hand, tried(shard, keep)))
-        if len(poison) > MOST_POISON:
+        if len(poison) > MOST_POISON or len(poison) == rows > 1:
+            many = "all" if len(poison) == rows else f"more than {MOST_POISON}"
             raise EngineFault(
-                f"{name}: more than {MOST_POISON} prompts of shard {shard.index} fail, so it is not the prompts; the "
-                f"last time because {fault}; details: {_logs(self.job)}."
+                f"{name}: {many} prompts of shard {shard.index} fail, so it is not the prompts; the last time because "
+                f"{fault}; details: {_logs(self.job)}."
             )
         if not poison:
             return shard
@@ -184,17 +213,30 @@ class Pool:
 
     def _renew(self, hand: Any, fault: EngineFault) -> None:
         """Wait for the worker that Ray starts in place of a dead one; one that only failed may be in any state."""
-        old = self.pid_of[hand]
+        old, until = self.pid_of[hand], time.monotonic() + RENEWAL_S
         if not isinstance(fault, WorkerDied):
             ray.kill(hand, no_restart=False)
-        while (pid := _sure(self.job, hand.pid.remote())) == old:
+        while self.pid_of[hand] == old:
+            reference = hand.pid.remote()
+            if not ray.wait([reference], timeout=until - time.monotonic())[0]:
+                raise SparringError(
+                    f"{self.job.out.name}: no worker came back in place of a dead one in {RENEWAL_S:.0f} s; is a node "
+                    "gone? Run again to resume."
+                )
+            self.pid_of[hand] = _sure(self.job, reference)
             time.sleep(WATCH_S / 10)
-        self.pid_of[hand] = pid
         self.ended.discard(hand)
 
 
 class WorkerDied(EngineFault):
     """The process of a worker is gone."""
+
+
+def _done(references: list[Any]) -> list[Any]:
+    """Return those that are done, after a wait for the first."""
+    ray.wait(references, num_returns=1, timeout=WATCH_S)
+    ready: list[Any] = ray.wait(references, num_returns=len(references), timeout=0)[0]
+    return ready
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -216,10 +258,24 @@ def _wanted(job: Job, shards: int) -> int:
 
 
 def side_by_side(job: Job) -> int:
-    """Return how many workers the step has; one for every `gpus` GPUs of the cluster where it does not say."""
-    if job.runtime["actors"]:
-        return int(job.runtime["actors"])
-    return max(1, int(ray.cluster_resources().get("GPU", 0)) // max(1, job.runtime["gpus"]))
+    """Return how many workers the step has: as many as it says, or as its GPUs allow, and no more than find room."""
+    room = _room(job)
+    return max(1, min(int(job.runtime["actors"] or room), room))
+
+
+def _room(job: Job) -> int:
+    """Return how many workers the cluster's machines hold side by side, were they free."""
+    asked = {kind: n for kind, n in (("CPU", _reserved(job)), ("GPU", job.runtime["gpus"])) if n}
+    if not asked:
+        return sys.maxsize
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(has.get(kind, 0) // n) for kind, n in asked.items()) for has in alive)
+
+
+def _reserved(job: Job) -> int:
+    """Return the cores a worker holds. On this machine alone none: one step follows another, and a worker that waits
+    for its step must not hold cores."""
+    return int(job.runtime["cpus"]) if cluster.joined() or job.runtime["gpus"] else 0
 
 
 def _models(job: Job) -> dict[str, str]:

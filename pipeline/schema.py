@@ -166,8 +166,9 @@ class HardwareConfig:
     worker_gpus: int
     micro_batch: int
     max_failures: int
-    shard_deadline_s: float
-    """A shard of sampling that takes longer has its engine ended and is done again."""
+    shard_deadline_s: float | None
+    """A shard of sampling that takes longer has its engine ended and is done again; null: ten times what it may take
+    by `expect`."""
     expect: ExpectConfig
 
 
@@ -270,7 +271,7 @@ def _complaints(config: Config) -> Iterable[str]:
             f"{trainer.global_batch} * trainer.epochs={trainer.epochs} = {steps} steps, at least {trainer.min_steps} "
             "are needed to learn anything. Raise prompts.per_iteration or trainer.epochs, lower trainer.global_batch."
         )
-    if hardware.shard_deadline_s <= 0:
+    if hardware.shard_deadline_s is not None and hardware.shard_deadline_s <= 0:
         yield f"hardware.shard_deadline_s={hardware.shard_deadline_s}: use seconds above 0."
     if config.sampler.engine == "server" and not config.sampler.urls:
         yield "sampler.urls is empty; say where the servers are: sampler.urls=[http://127.0.0.1:8000]."

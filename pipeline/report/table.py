@@ -159,7 +159,7 @@ def _warnings(steps: Steps) -> list[str]:
     lines = [_imported(steps[label]) for label in ("pairs", "sample") if label in steps and steps[label].imported][:1]
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
-    for label in ("sample", "sample_base", "sample_heldout"):
+    for label in ("prompts", "sample", "sample_base", "sample_heldout"):
         there = steps.get(label)
         dropped = there.rows["dropped"] if there and not there.imported else {}
         if dropped:

@@ -40,6 +40,7 @@ IMPORT = StepSpec(
 )
 
 ENGINES = ("vllm", "transformers", "server")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 MOST_RESPONSES = 64
 PAIRED = ("sppo_generated", "pairs", "sppo_pairs")
 """Layouts of imported files that say which response is better."""
@@ -126,6 +127,8 @@ class SampleIdentity:
             raise ConfigError(
                 f"sampler.temperature=0 gives {self.k} equal responses; raise it (1.0 is the policy itself)."
             )
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"sampler.dtype={self.dtype}: choose {', '.join(DTYPES)}.")
         if any(not text for text in self.stop):
             raise ConfigError("sampler.stop: an empty text would end every response at once; remove it.")
 

@@ -20,6 +20,8 @@ OURS = {
     "seed": "seed",
     "max_model_len": "prompts.max_tokens and sampler.max_tokens",
     "tensor_parallel_size": "policy.tensor_parallel",
+    "pipeline_parallel_size": "policy.tensor_parallel",
+    "data_parallel_size": "hardware.engines",
     "gpu_memory_utilization": "hardware.gpu_memory",
     "kv_cache_memory_bytes": "hardware.kv_cache_gb",
     "generation_config": "the sampling group",

@@ -117,6 +117,11 @@ class ServerEngine:
                 await self._check_sglang(client, server)
         server.model = model_of(server.url, listed, self.folder, self.chosen)
         server.said, server.left_until = "", 0.0
+        if self.chosen.reproducible and len({one.kind for one in self.servers if one.model}) > 1:
+            raise ConfigError(
+                f"{server.url}: a server of {server.kind} beside others of another kind; the same seeds give other "
+                "responses there. Use servers of one kind, or set sampler.reproducible=false."
+            )
 
     async def _check_sglang(self, client: httpx.AsyncClient, server: _Server) -> None:
         if self.chosen.logprobs:

@@ -2,18 +2,22 @@
 
 One prefill of the prompts, left-padded; its cache is repeated K times and decoded as one batch of prompts × K rows.
 Each row draws from its own generator by inverting its own cumulative distribution, so a row's tokens depend on the
-others through rounding alone. Rows that ended are carried along until the last one ends.
+others through rounding alone. Rows that ended are carried along until the last one ends. A shard that is too large for
+one batch is decoded in several.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.sample.engine import Sampled, Settings
+
+BATCH_TOKENS = 65_536
+"""Of prompts and responses with their padding in one pass: some GB of keys and values, whatever the shard."""
 
 
 class TransformersEngine:
@@ -41,8 +45,10 @@ class TransformersEngine:
 
         k = self.chosen.k
         row_seeds = [seed + i if self.chosen.reproducible else None for seed in seeds for i in range(k)]
+        rows: list[tuple[list[int], list[float]]] = []
         with torch.inference_mode():
-            rows = self._decode(prompt_ids, row_seeds)
+            for first, last in groups([len(ids) + self.chosen.max_tokens for ids in prompt_ids], BATCH_TOKENS // k):
+                rows += self._decode(prompt_ids[first:last], row_seeds[first * k : last * k])
         sampled = [
             Sampled(ids, self._ended(ids) or "length", seed, logprobs if self.chosen.logprobs else None)
             for (ids, logprobs), seed in zip(rows, row_seeds, strict=True)
@@ -123,6 +129,18 @@ class TransformersEngine:
         total = probs.cumsum(-1)
         drawn = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)[:, 0]
         return drawn.clamp(max=probs.shape[-1] - 1)
+
+
+def groups(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) of runs of rows of at most `most` tokens with padding; at least one row each."""
+    first, longest = 0, 0
+    for i, length in enumerate(lengths):
+        if i > first and (i + 1 - first) * max(longest, length) > most:
+            yield first, i
+            first, longest = i, 0
+        longest = max(longest, length)
+    if lengths:
+        yield first, len(lengths)
 
 
 def above_min_p(probs: Any, min_p: float) -> Any:

@@ -164,7 +164,8 @@ def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path,
     heldout, limit, max_tokens = identity["heldout"], identity["limit"], identity["max_tokens"]
     usable: list[tuple[str, int]] = []
     seen: set[str] = set()
-    dropped = {NEAR_EMPTY: 0, "duplicate": 0, "too_long": 0, "over_limit": 0}
+    dropped = {NEAR_EMPTY: 0, "duplicate": 0, "refused_by_template": 0, "too_long": 0, "over_limit": 0}
+    refused: DataError | None = None
     shortest: int | None = None
     for index, one in enumerate(_keyed(sources, identity["column"], identity["on_empty"])):
         if one.row is None:
@@ -177,12 +178,21 @@ def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path,
         if limit is not None and len(usable) == limit + heldout:
             dropped["over_limit"] += 1
             continue
-        length = _length(chat, one.row, one.source.path)
+        try:
+            length = _length(chat, one.row, one.source.path)
+        except DataError as error:
+            if identity["on_empty"] == "refuse":
+                raise
+            refused = error
+            dropped["refused_by_template"] += 1
+            continue
         shortest = length if shortest is None else min(shortest, length)
         if length > max_tokens:
             dropped["too_long"] += 1
         else:
             usable.append((one.key, index))
+    if refused and dropped["refused_by_template"] == len(seen):
+        raise refused
     if not usable and seen:
         raise DataError(
             f"{_names(sources)}: all {len(seen)} prompts are longer than prompts.max_tokens={max_tokens} tokens "

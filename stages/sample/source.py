@@ -36,7 +36,7 @@ class Row:
 
 
 def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
-    """Yield the prompts of `path`; DataError when a row is wrong or there is none.
+    """Yield the prompts of `path`; DataError when a row is wrong or there is none. A last answer is left out.
 
     `drop_empty`: a prompt without text comes without messages instead, for the caller to count.
     """
@@ -50,7 +50,7 @@ def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
         if column not in values:
             raise DataError(f"{path}: {where}: {_no_column(column, list(values))}")
         try:
-            yield Row(where, messages(values[column]))
+            yield Row(where, messages(_asked(values[column])))
         except Empty as error:
             if not drop_empty:
                 raise DataError(f"{path}: {where}: {column} {error}; mend or remove the row.") from None
@@ -103,6 +103,12 @@ def messages(value: Any) -> list[Message]:
             "and the last is user"
         )
     return found
+
+
+def _asked(value: Any) -> Any:
+    """Return messages without a last answer, which data to train on has: the prompt is what came before it."""
+    last = value[-1] if isinstance(value, list) and len(value) > 1 else None
+    return value[:-1] if isinstance(last, dict) and last.get("role") == "assistant" else value
 
 
 def _message(turn: Any) -> Message:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DataError, EngineFault, SparringError
+from pipeline.errors import ConfigError, DataError, EngineFault, SparringError
 from pipeline.job import Input, Job, Part, Shard
 from stages.sample.deal import cut, dealt, response_seed
 from stages.sample.diversity import diversity
@@ -103,6 +103,8 @@ class Sampler:
         named = self.chat.control_tokens(self.identity["stop_tokens"])
         ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn(), named)
         chosen = settings(job.identity, job.runtime, ends, f"sparring-{policy.digest[:8]}")
+        for text in filter(self.chat.spells_control, self.identity["stop"]):
+            raise ConfigError(f"sampler.stop: {text!r} is a control token, which is no text; name it in policy.stop.")
         self.engine = make_engine(job.identity["engine"], folder, chosen)
 
     def __call__(self, shard: Shard) -> Part:
@@ -176,7 +178,10 @@ def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) ->
             lengths.append(responses.field("ids").value_lengths().to_numpy())
             for each in responses.field("finish").value_counts().to_pylist():
                 finishes[each["values"]] += each["counts"]
-    tokens, prompts = np.concatenate(lengths), sum(part["rows_out"] for part in parts)
+    prompts = sum(part["rows_out"] for part in parts)
+    if not prompts:
+        raise DataError("no prompt has a response: the engine failed on every one of them; see the step's logs.")
+    tokens = np.concatenate(lengths)
     return {
         "prompts": prompts,
         "responses": len(tokens),

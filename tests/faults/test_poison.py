@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -12,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import faults
+from pipeline import cluster, faults
 from pipeline.errors import EngineFault
 from pipeline.job import Job, Shard
-from pipeline.pool import Pool
+from pipeline.pool import Pool, side_by_side
 from stages.sample import stage
 from stages.sample.config import SAMPLE
 from tests.artifacts import as_job
@@ -78,6 +80,8 @@ def test_the_prompts_at_fault_are_dropped(tmp_path: Path, how: str, monkeypatch:
     assert any("rows 1; they are dropped" in text for text in said)
     assert any("rows 6; they are dropped" in text for text in said)
     assert len(pids) > 2
+    if how == "hang":
+        assert any("it took longer than 6 s (hardware.shard_deadline_s) and was ended" in text for text in said)
 
 
 def test_a_worker_killed_once_loses_nothing(tmp_path: Path) -> None:
@@ -95,6 +99,40 @@ def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, monkeyp
     monkeypatch.setattr("pipeline.pool.MOST_POISON", 1)
     with pytest.raises(EngineFault, match="more than 1 prompts of shard 0 fail, so it is not the prompts"):
         play(light_job(tmp_path, "raise", sick=list(range(4))), shards(4, 4))
+
+
+def test_nor_is_one_that_fails_on_all_of_a_small_shard(tmp_path: Path) -> None:
+    with pytest.raises(EngineFault, match="all prompts of shard 0 fail, so it is not the prompts"):
+        play(light_job(tmp_path, "raise", sick=list(range(3))), shards(3, 3))
+
+
+def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster with fewer cores than the plan thought, some of them held by others."""
+    import ray
+
+    monkeypatch.setattr(cluster, "joined", lambda: True)
+    monkeypatch.setattr("pipeline.pool.SILENCE_S", 0.5)
+    cores = int(ray.cluster_resources()["CPU"])
+    made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
+    job = replace(made, runtime={**made.runtime, "cpus": 1})
+    assert side_by_side(job) == cores
+    other = ray.remote(num_cpus=cores - 0.5)(Sleeper).remote()
+    ray.get(other.ping.remote())
+    pool = Pool(job, 100)
+    said: list[str] = []
+    todo = shards(8, 2)
+    try:
+        found = pool.map(job, todo, lambda pid: None, said.append)
+        Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()
+        assert len(dict(found)) == len(todo)
+    finally:
+        pool.close()
+    assert any("no worker has started yet; each asks for 1 CPUs and 0 GPUs" in text for text in said)
+
+
+class Sleeper:
+    def ping(self) -> None:
+        pass
 
 
 @pytest.mark.slow

@@ -55,10 +55,10 @@ def test_it_stops_looking_when_everything_fails() -> None:
 def test_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(faults.time, "monotonic", lambda: now[0])
-    watch = Watch(300.0)
-    assert not watch.late(1000.0 - 299) and watch.late(1000.0 - 301)
+    watch = Watch(900.0)
+    assert not watch.late(1000.0 - 899) and watch.late(1000.0 - 901)
     watch.took(2.0)
     watch.took(1.0)
-    assert not watch.late(1000.0 - 79) and watch.late(1000.0 - 81)
+    assert not watch.late(1000.0 - 619) and watch.late(1000.0 - 621)  # 10 x 2 s, and a load
     watch.took(100.0)
-    assert not watch.late(1000.0 - 299) and watch.late(1000.0 - 301)
+    assert not watch.late(1000.0 - 899) and watch.late(1000.0 - 901)

@@ -92,6 +92,40 @@ def test_a_local_folder_of_the_hubs_layout(tmp_path: Path) -> None:
     assert again.digest == found["source"].digest != local_dataset(folder, None, "test_prefs").digest
 
 
+def test_a_link_to_a_dataset_and_links_in_it(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "elsewhere" / "data")
+    (tmp_path / "link").symlink_to(folder)
+    found = prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'link'}", "prompts.split=train_prefs")
+    assert check_source(sources_of(found), "prompt", "drop") == 20
+    assert found["source"].digest == local_dataset(folder, None, "train_prefs").digest
+
+
+def test_a_cache_that_is_a_link(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "linked"))
+    in_cache(tmp_path / "linked", "dataset", "o/n", ONE, dataset(tmp_path / "data"))
+    hub.download("dataset", "o/n", ONE)
+    found = prompts_of("prompts=hub", "prompts.dataset=o/n", "prompts.split=train_prefs")
+    assert check_source(sources_of(found), "prompt", "drop") == 20
+
+
+def test_several_configurations_are_named(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        dataset(tmp_path / "data" / name)
+    card = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/data/train_prefs-*\n"
+        for name in ("one", "two")
+    )
+    (tmp_path / "data" / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    with pytest.raises(ConfigError, match=r"prompts\.subset=None: .* choose one of one, two"):
+        prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'data'}")
+    found = prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'data'}", "prompts.subset=two")
+    assert check_source(sources_of(found), "prompt", "drop") == 20
+
+
 def test_a_wrong_split_names_those_that_there_are(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data")
     with pytest.raises(ConfigError, match=r"prompts\.split=train: .* has train_prefs, test_prefs"):

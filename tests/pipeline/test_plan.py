@@ -70,6 +70,16 @@ def test_runtime_is_in_no_fingerprint() -> None:
     assert labels(plan_of(*runtime)) == labels(plan_of())
 
 
+def test_a_shard_of_the_default_profile_has_minutes_one_of_ultrafeedback_hours() -> None:
+    def deadline(*overrides: str) -> float:
+        found = plan_of(*overrides)
+        return float(next(s for s in found.steps.values() if s.spec.kind == "sample").runtime["deadline_s"])
+
+    assert deadline() == 10 * (12 + 32 * 4 * 96 / 180)
+    assert deadline("prompts=ultrafeedback", "sampler.k=5", "sampler.max_tokens=512") > 10 * 3600
+    assert deadline("hardware.shard_deadline_s=7") == 7
+
+
 AFTER_TRAIN = {
     "train",
     "sample_heldout",

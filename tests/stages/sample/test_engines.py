@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
+from stages.sample import engine_transformers
 from stages.sample.chat import Chat
 from stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
 from stages.sample.engine_args import split
@@ -133,6 +134,16 @@ def test_nothing_is_lost_of_odd_prompts(engine: Engine, prompt_ids: list[list[in
     for text, rendered in zip(QUESTIONS, prompt_ids, strict=True):
         assert text in chat.tokenizer.decode(rendered)
     assert all(one.ids for responses in engine.generate(prompt_ids, SEEDS) for one in responses)
+
+
+def test_a_shard_of_several_batches_is_the_same(
+    engines: dict[str, Any], prompt_ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engines["transformers"].generate(prompt_ids, SEEDS)
+    monkeypatch.setattr(engine_transformers, "BATCH_TOKENS", 4 * 300)
+    parts = list(engine_transformers.groups([len(one) + 24 for one in prompt_ids], 300))
+    assert len(parts) > 2 and [a for a, _ in parts[1:]] == [b for _, b in parts[:-1]]
+    assert engines["transformers"].generate(prompt_ids, SEEDS) == whole
 
 
 def test_stop_ids(folder: Path, tmp_path: Path) -> None:

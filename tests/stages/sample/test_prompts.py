@@ -12,7 +12,7 @@ import pytest
 from pipeline.artifact import external
 from pipeline.errors import DataError
 from stages.sample import prompts
-from stages.sample.chat import load_tokenizer
+from stages.sample.chat import Chat, load_tokenizer
 from stages.sample.prompts import PROMPTS_SCHEMA, Source, check_source, prompt_hash
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tokenizer_folder
@@ -112,6 +112,14 @@ def test_messages_with_system_and_turns(tmp_path: Path) -> None:
     assert found["messages"][1] == {"role": "user", "content": "Hi"}
 
 
+def test_a_last_answer_is_left_out(tmp_path: Path) -> None:
+    """As in data to train on."""
+    asked = [{"role": "user", "content": "Why?"}]
+    rows = [[*asked, {"role": "assistant", "content": "Because."}], *TEXTS]
+    tables, _ = run(jsonl(tmp_path / "p.jsonl", rows, "messages"), column="messages", heldout=20)
+    assert asked in [row["messages"] for table in tables for row in table.to_pylist()]
+
+
 # What is refused
 
 
@@ -163,7 +171,7 @@ def test_no_column(tmp_path: Path, suffix: str) -> None:
         ([], "line 2: prompt is an empty list of messages; mend or remove the row."),
         (["a"], "line 2: prompt has a message that is not {role: text, content: text}; mend or remove the row."),
         ([("user", ""), ("assistant", "a"), ("user", "b")], "line 2: prompt is empty; mend or remove the row."),
-        ([("user", "a"), ("assistant", "b")], "user, assistant"),
+        ([("assistant", "b"), ("assistant", "b")], "assistant"),
         ([("system", "a")], "system"),
         ([("user", "a"), ("user", "b")], "user, user"),
         ([("tool", "a")], "tool"),
@@ -262,6 +270,28 @@ def test_rows_without_text_of_the_hub_are_counted(tmp_path: Path) -> None:
     assert summary["dropped"] == {"near_empty": 5}
     with pytest.raises(DataError, match="prompt is empty; mend or remove the row"):
         run(jsonl(tmp_path / "p.jsonl", rows))
+
+
+def test_prompts_that_the_template_refuses_are_counted_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a system message under Gemma."""
+    render = Chat.render
+
+    def strict(self: Chat, messages: Any) -> list[int]:
+        if messages[0]["role"] == "system":
+            raise DataError("the chat template refuses messages of the roles system, user: no system")
+        return render(self, messages)
+
+    monkeypatch.setattr(Chat, "render", strict)
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    _, summary = run(jsonl(tmp_path / "p.jsonl", [talk, *TEXTS]), on_empty="drop")
+    assert summary["dropped"] == {"refused_by_template": 1}
+    with pytest.raises(DataError, match="line 1: the chat template refuses"):
+        run(jsonl(tmp_path / "p.jsonl", [talk, *TEXTS]))
+    other = [talk, [talk[0], {"role": "user", "content": "Bye"}]]
+    with pytest.raises(DataError, match="line 2: the chat template refuses"):
+        run(jsonl(tmp_path / "q.jsonl", other), on_empty="drop", heldout=1)
 
 
 def test_csv_cells_that_are_message_lists(tmp_path: Path) -> None:

@@ -429,6 +429,13 @@ def test_sglang_has_a_request_for_each_response(stand_in: Callable[[Reply], str]
     assert len({tuple(one.ids) for one in free}) == 3 and all(one.seed is None for one in free)
 
 
+def test_servers_of_two_kinds_share_no_seeds(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
+    urls = stand_in(healthy), stand_in(sglang(takes_seeds=True))
+    with pytest.raises(ConfigError, match=r"beside others of another kind; .* or set sampler\.reproducible=false"):
+        engine(tmp_path, *urls).generate([[7]], [10])
+    assert engine(tmp_path, *urls, reproducible=False).servers[1].kind == "sglang"
+
+
 def test_sglang_and_what_it_cannot_do(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
     url = stand_in(sglang(takes_seeds=False))
     with pytest.raises(ConfigError, match=r"start SGLang with --enable-deterministic-inference or set sampler\.repro"):

@@ -126,6 +126,18 @@ def test_summary_counts() -> None:
     }
 
 
+def test_a_slice_without_any_response_is_no_artifact() -> None:
+    empty = pa.Table.from_pylist([], schema=SAMPLES_SCHEMA)
+    with pytest.raises(DataError, match="no prompt has a response: the engine failed on every one"):
+        stage.finish(None, iter([empty]), [{"rows_out": 0, "stats": {}}])  # type: ignore[arg-type]
+
+
+def test_a_stop_text_that_is_a_control_token_is_refused(prompts: Input, policy: Path) -> None:
+    """vLLM leaves control tokens out of the text that it searches."""
+    with pytest.raises(ConfigError, match=r"sampler\.stop: '<\|im_start\|>' is a control token.* policy\.stop"):
+        Sampler(sample_job(prompts, policy, stop=("x", "<|im_start|>")))
+
+
 def test_greedy_with_several_responses_is_refused() -> None:
     values = {**SAMPLING, "k": 4, "temperature": 0.0}
     with pytest.raises(ConfigError, match="temperature=0 gives 4 equal responses"):
