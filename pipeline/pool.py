@@ -62,7 +62,7 @@ class Pool:
 
         Engines, in addition, must have its models loaded.
         """
-        same = (job.spec.pool, job.runtime) == (self.job.spec.pool, self.job.runtime)
+        same = (job.spec.pool, _settings(job)) == (self.job.spec.pool, _settings(self.job))
         models = (job.spec, _models(job)) == (self.job.spec, _models(self.job))
         free = not self.loaded or job.spec.pool == "annotators"
         return bool(self.actors) and same and (free or models) and len(self.actors) >= _wanted(job, shards)
@@ -276,6 +276,11 @@ def _reserved(job: Job) -> int:
     """Return the cores a worker holds. On this machine alone none: one step follows another, and a worker that waits
     for its step must not hold cores."""
     return int(job.runtime["cpus"]) if cluster.joined() or job.runtime["gpus"] else 0
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """Return what a worker was made with; the deadline is the driver's affair."""
+    return {key: value for key, value in job.runtime.items() if key != "deadline_s"}
 
 
 def _models(job: Job) -> dict[str, str]:

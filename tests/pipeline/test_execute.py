@@ -38,9 +38,9 @@ def pool(job: Job, loaded: bool) -> Pool:
     return made
 
 
-def job(spec: object, model: str, cpus: int = 2) -> Job:
+def job(spec: object, model: str, cpus: int = 2, deadline_s: float = 60.0) -> Job:
     source = Input(role="policy", root=Path(), digest=model)
-    runtime = {"actors": 1, "cpus": cpus, "gpus": 0}
+    runtime = {"actors": 1, "cpus": cpus, "gpus": 0, "deadline_s": deadline_s}
     return Job(
         spec=spec,  # type: ignore[arg-type]
         fingerprint=model,
@@ -58,6 +58,7 @@ def test_an_engine_serves_the_steps_of_its_policy_alone() -> None:
     assert engine.fits(job(SAMPLE, "one"), 3)
     assert not engine.fits(job(SAMPLE, "two"), 3)
     assert not engine.fits(job(SAMPLE, "one", cpus=1), 3)
+    assert engine.fits(job(SAMPLE, "one", deadline_s=7.0), 3)
     assert pool(job(SAMPLE, "one"), loaded=False).fits(job(SAMPLE, "two"), 3)
 
 
