@@ -21,7 +21,7 @@ from pipeline.job import File, Input
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja", "merges.txt")
+MODEL_FILES = ("*.safetensors", "*.json", "tokenizer.model", "spm.model", "*.jinja", "merges.txt")
 DATA_FILES = ("*.parquet", "*.jsonl", "*.csv", "README.md")
 
 

@@ -158,7 +158,7 @@ class _Builder:
             inputs["opponents"] = opponents
         if judge.kind == "mini":
             inputs["encoder"] = self.external(self.sources.minilm())
-        return self.step(t, label, SCORE, ScoreIdentity(oracle=judge.kind), self.pool(), inputs)
+        return self.step(t, label, SCORE, ScoreIdentity(oracle=judge.kind, dtype=judge.dtype), self.pool(), inputs)
 
     def pool(self) -> PoolRuntime:
         hardware = self.config.hardware

@@ -100,7 +100,14 @@ class JudgeConfig:
     """Of the oracle and of the second judge."""
 
     kind: str
+    """mini, lexical or pairrm."""
     path: str | None
+    """A folder; null: the embedded judge of this kind, or that of the hub."""
+    repo: str | None
+    """owner/name on the hub."""
+    revision: str | None
+    """A commit; a branch is resolved to one when the run begins, and written down."""
+    dtype: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Embedded parts come out of ordinary packages; the rest is local, or of the hub. 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from pipeline.hub import Hub, local_dataset
 from pipeline.job import File, Input
 from pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from stages.sample import embedded
+
+EMBEDDED_JUDGES = Path(stages.annotate.__file__).parent / "judges"
 
 
 class Sources:
@@ -57,9 +60,13 @@ class Sources:
         return _external("encoder", embedded.encoder_folder())
 
     def judge(self, config: JudgeConfig) -> Input:
-        """Return the folder of an oracle or second judge."""
-        folder = Path(stages.annotate.__file__).parent / "judges" / config.kind
-        return _external("judge", Path(config.path).expanduser() if config.path else folder)
+        """Return the folder of an oracle or second judge: `path`, else of the hub's `repo`, else the embedded one."""
+        folder = Path(config.path).expanduser() if config.path else EMBEDDED_JUDGES / config.kind
+        if config.repo and not config.path:
+            return replace(self.hub.model(config.repo, config.revision or "main"), role="judge")
+        if not folder.is_dir():
+            raise DataError(f"{folder}: there is no such folder; set oracle.path (or judge.path) to a {config.kind}.")
+        return _external("judge", folder)
 
     def prompts(self, config: PromptsConfig) -> dict[str, Input]:
         """Return the files of prompts by role: `source`, or `source_1` .. `source_n` of a split that is published."""

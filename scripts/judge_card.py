@@ -173,7 +173,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def judge_logits(oracle: Oracle, pairs: Sequence[Pair]) -> np.ndarray:
     """Return the logit of (chosen shown first, rejected second) per pair."""
-    return oracle.logits([Duel(pair.prompt, pair.chosen, pair.rejected) for pair in pairs])
+    return oracle([Duel(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]).logits
 
 
 def test_figures(logits: np.ndarray, tfidf: np.ndarray, pairs: Sequence[Pair], groups: np.ndarray, seed: int) -> Card:

@@ -40,7 +40,13 @@ class ScoreIdentity:
     """Inputs: `samples`, `judge` (a folder), optionally `encoder`, `opponents` (other samples)."""
 
     oracle: str
-    """mini or lexical."""
+    """mini, lexical or pairrm."""
+    dtype: str | None
+    """Of pairrm: float32 or bfloat16; null for the others, which have their own."""
+
+    def __post_init__(self) -> None:
+        if (self.oracle == "pairrm") != (self.dtype in ("float32", "bfloat16")):
+            raise ConfigError(f"oracle.dtype={self.dtype}: pairrm needs float32 or bfloat16, the other judges null.")
 
 
 @dataclass(frozen=True, kw_only=True)

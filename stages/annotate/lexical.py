@@ -22,7 +22,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from pipeline.errors import DataError
-from stages.annotate.oracle import Duel, Messages
+from stages.annotate.oracle import Duel, Messages, Verdicts, whole
 from stages.annotate.weights import read_weights
 
 WORDS, CHARACTERS, HABITS = 2**15, 2**16, 2**12
@@ -85,13 +85,14 @@ class LexicalOracle:
             raise DataError(f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges.")
         return cls(tensors["weight"], trained_on)
 
-    def logits(self, duels: Sequence[Duel]) -> np.ndarray:
-        """Return float64 (len(duels),), antisymmetric; every unique (prompt, response) is hashed once."""
+    def __call__(self, duels: Sequence[Duel]) -> Verdicts:
+        """Return antisymmetric logits; every unique (prompt, response) is hashed once."""
         pairs = {(last_user_text(d.prompt), text): 0 for d in duels for text in (d.first, d.second)}
         if not pairs:
-            return np.zeros(0)
+            return whole(np.zeros(0))
         scores = dict(zip(pairs, ngram_features(list(pairs)) @ self.weight, strict=True))
-        logits: np.ndarray = np.array(
-            [scores[last_user_text(d.prompt), d.first] - scores[last_user_text(d.prompt), d.second] for d in duels]
+        return whole(
+            np.array(
+                [scores[last_user_text(d.prompt), d.first] - scores[last_user_text(d.prompt), d.second] for d in duels]
+            )
         )
-        return logits

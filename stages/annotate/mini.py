@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigError, DataError
-from stages.annotate.oracle import Duel, Messages
+from stages.annotate.oracle import Duel, Messages, Verdicts, whole
 from stages.annotate.surface import NAMES, surface
 from stages.annotate.weights import read_weights
 
@@ -114,16 +114,16 @@ class MiniOracle:
             )
         return cls(weights, encode, trained_on)
 
-    def logits(self, duels: Sequence[Duel]) -> np.ndarray:
-        """Return float64 (len(duels),), antisymmetric; every unique text is embedded once."""
+    def __call__(self, duels: Sequence[Duel]) -> Verdicts:
+        """Return antisymmetric logits; every unique text is embedded once."""
         pairs = {(prompt_text(d.prompt), text): 0 for d in duels for text in (d.first, d.second)}
         index = {pair: row for row, pair in enumerate(pairs)}
         if not index:
-            return np.zeros(0)
+            return whole(np.zeros(0))
         score, phi = self._responses(list(index))
         a = np.array([index[prompt_text(d.prompt), d.first] for d in duels])
         b = np.array([index[prompt_text(d.prompt), d.second] for d in duels])
-        return pair_logits(score[a], score[b], phi[a], phi[b], self.weights.skew)
+        return whole(pair_logits(score[a], score[b], phi[a], phi[b], self.weights.skew))
 
     def _responses(self, pairs: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return r (n,) and φ (n, p) of (prompt, response) pairs."""

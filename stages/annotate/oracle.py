@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Messages = tuple[tuple[str, str], ...]
 """(role, content) messages of a conversation, plain text, not rendered through a chat template."""
@@ -29,13 +28,22 @@ class Duel(NamedTuple):
     second: str
 
 
+class Verdicts(NamedTuple):
+    """Of n duels, in their order."""
+
+    logits: np.ndarray
+    """float64 (n,): > 0 where `first` is better; the raw logit of the ordered pair."""
+    truncated: np.ndarray
+    """bool (n,): whether the oracle read a text of the duel cut."""
+
+
 class Oracle(Protocol):
     """Compares responses. `trained_on`: the `prompt_key` of every prompt its training or tuning has seen."""
 
     trained_on: frozenset[int]
 
-    def logits(self, duels: Sequence[Duel]) -> np.ndarray:
-        """Return float64 (len(duels),): > 0 where `first` is better; the raw logit of the ordered pair."""
+    def __call__(self, duels: Sequence[Duel]) -> Verdicts:
+        """Judge the duels; no verdict depends on the others."""
         ...
 
 
@@ -50,8 +58,18 @@ def prompt_key(messages: Sequence[tuple[str, str]]) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def load_oracle(kind: str, folder: Path, encoder_folder: Path | None) -> Oracle:
-    """Load the judge `kind` (mini, lexical) from its folder; `mini` also needs its sentence encoder's."""
+def whole(logits: np.ndarray) -> Verdicts:
+    """Return verdicts on texts that were read whole."""
+    return Verdicts(logits, np.zeros(len(logits), dtype=bool))
+
+
+KINDS = ("mini", "lexical", "pairrm")
+
+
+def load_oracle(
+    kind: str, folder: Path, encoder_folder: Path | None, dtype: str | None = None, device: str = "cpu"
+) -> Oracle:
+    """Load the judge `kind` from its folder; `mini` also needs its sentence encoder's, `pairrm` a dtype."""
     if kind == "mini":
         from stages.annotate.mini import MiniOracle
 
@@ -62,4 +80,8 @@ def load_oracle(kind: str, folder: Path, encoder_folder: Path | None) -> Oracle:
         from stages.annotate.lexical import LexicalOracle
 
         return LexicalOracle.load(folder)
-    raise ConfigError(f"oracle kind {kind!r} is unknown; choose one of: mini, lexical.")
+    if kind == "pairrm":
+        from stages.annotate.pairrm import PairRM
+
+        return PairRM(folder, dtype or "float32", device)
+    raise ConfigError(f"oracle kind {kind!r} is unknown; choose one of: {', '.join(KINDS)}.")

@@ -6,7 +6,7 @@ responses of the other policy, on which its engine failed, is dropped and counte
 
 The oracle sees plain prompts, not chat-rendered ones, and responses without the white space around them.
 Responses that are then equal get 0 without a pass, and one text is judged once per prompt however often it
-was sampled. The judges of this stage read every text whole, so no pair is flagged as truncated.
+was sampled. A pair is flagged as truncated when the oracle read one of its texts cut, in either order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCORES_SCHEMA = pa.schema(
     ]
 )
 
-LoadOracle = Callable[[str, Path, Path | None], Oracle]
+LoadOracle = Callable[[str, Path, Path | None, str | None, str], Oracle]
 
 
 class Bout(NamedTuple):
@@ -72,14 +72,16 @@ class Scorer:
 
     def __init__(self, job: Job, load: LoadOracle = load_oracle) -> None:
         encoder = job.inputs["encoder"].folder() if "encoder" in job.inputs else None
-        self.oracle = load(job.identity["oracle"], job.inputs["judge"].folder(), encoder)
+        device = "cuda" if job.runtime.get("gpus") else "cpu"
+        self.oracle = load(job.identity["oracle"], job.inputs["judge"].folder(), encoder, job.identity["dtype"], device)
         self.samples = job.inputs["samples"]
         self.opponents = job.inputs.get("opponents")
 
     def __call__(self, shard: Shard) -> Part:
         bouts, alone = _bouts(self.samples, self.opponents, shard.index)
         duels = list(dict.fromkeys(duel for bout in bouts for duel in bout.duels()))
-        answers = dict(zip(duels, self.oracle.logits(duels).tolist(), strict=True)) if duels else {}
+        verdicts = self.oracle(duels)
+        answers = dict(zip(duels, zip(*(part.tolist() for part in verdicts), strict=True), strict=True))
         rows = [self._row(bout, answers, place(self.samples, shard.index, bout.id)) for bout in bouts]
         stats = {"duels": float(len(duels)), "trained_on": float(sum(row["trained_on"] for row in rows))}
         for bout, row in zip(bouts, rows, strict=True):
@@ -92,16 +94,16 @@ class Scorer:
             stats=stats,
         )
 
-    def _row(self, bout: Bout, answers: dict[Duel, float], where: str) -> dict[str, Any]:
-        logits = [_answer(answers, bout.prompt, a, b) for a in bout.left for b in bout.right]
-        swapped = [_answer(answers, bout.prompt, b, a) for a in bout.left for b in bout.right]
+    def _row(self, bout: Bout, answers: dict[Duel, tuple[float, bool]], where: str) -> dict[str, Any]:
+        forth = [_answer(answers, bout.prompt, a, b) for a in bout.left for b in bout.right]
+        back = [_answer(answers, bout.prompt, b, a) for a in bout.left for b in bout.right]
         return {
             "id": bout.id,
             "n_left": len(bout.left),
             "n_right": len(bout.right),
-            "logits": matrix(logits, bout.shape, "oracle logit", where).ravel(),
-            "swapped": matrix(swapped, bout.shape, "swapped oracle logit", where).ravel(),
-            "truncated": [False] * len(logits),
+            "logits": matrix([x for x, _ in forth], bout.shape, "oracle logit", where).ravel(),
+            "swapped": matrix([x for x, _ in back], bout.shape, "swapped oracle logit", where).ravel(),
+            "truncated": [a or b for (_, a), (_, b) in zip(forth, back, strict=True)],
             "trained_on": prompt_key(bout.prompt) in self.oracle.trained_on,
         }
 
@@ -160,8 +162,8 @@ def _texts(row: dict[str, Any]) -> list[str]:
     return [response["text"].strip() for response in row["responses"]]
 
 
-def _answer(answers: dict[Duel, float], prompt: Messages, first: str, second: str) -> float:
-    return 0.0 if first == second else answers[Duel(prompt, first, second)]
+def _answer(answers: dict[Duel, tuple[float, bool]], prompt: Messages, first: str, second: str) -> tuple[float, bool]:
+    return (0.0, False) if first == second else answers[Duel(prompt, first, second)]
 
 
 def _counts(bout: Bout, row: dict[str, Any], *, self_mode: bool) -> dict[str, float]:

@@ -181,6 +181,26 @@ def test_a_policy_of_the_cache(tmp_path: Path, cache: Path) -> None:
     assert here.digest in plan.externals
 
 
+def test_a_judge_of_the_cache(tmp_path: Path, cache: Path) -> None:
+    content = tmp_path / "judge"
+    content.mkdir()
+    for name in ("config.json", "model.safetensors", "spm.model", "tokenizer_config.json"):
+        (content / name).write_text(name)
+    in_cache(cache, "model", "llm-blender/PairRM", ONE, content)
+    sources = Sources()
+    chosen = config.load(["oracle=pairrm", "hardware=cpu"]).oracle
+    wanted = sources.judge(chosen)
+    assert (wanted.role, wanted.wanted) == ("judge", ("model", "llm-blender/PairRM", ONE))
+    hub.download("model", "llm-blender/PairRM", ONE)
+    found = Sources().judge(chosen)
+    assert {f.name for f in found.files} == {"config.json", "model.safetensors", "spm.model", "tokenizer_config.json"}
+    assert found.digest == wanted.digest
+    with pytest.raises(DataError, match=r"nowhere: there is no such folder; set oracle\.path"):
+        Sources().judge(config.load(["oracle=pairrm", "oracle.path=/nowhere", "hardware=cpu"]).oracle)
+    with pytest.raises(ConfigError, match=r"oracle\.dtype=None: pairrm needs float32 or bfloat16"):
+        build({"": config.load(["oracle=pairrm", "oracle.dtype=null", "hardware=cpu"])}, Sources())
+
+
 def test_a_commit_needs_no_answer(cache: Path) -> None:
     found = Sources().policy(config.load(["policy=llama-3-8b-instruct", "hardware=cpu"]).policy)
     assert found.wanted and found.wanted[2] == "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2"

@@ -207,7 +207,7 @@ def test_design_and_oracle_are_one_formula() -> None:
     coefficients = np.random.default_rng(0).normal(size=(design.matrix(point).shape[1],))
     weights = design.weights(coefficients, point, np.zeros(12))
     oracle = MiniOracle(weights, hash_encode, frozenset())
-    logits = oracle.logits([Duel(p.prompt, p.chosen, p.rejected) for p in pairs])
+    logits = oracle([Duel(p.prompt, p.chosen, p.rejected) for p in pairs]).logits
     np.testing.assert_allclose(logits, design.matrix(point) @ coefficients, atol=1e-4)
 
 

@@ -31,7 +31,7 @@ def test_logit_is_weight_times_difference() -> None:
     pairs = [("Explain how rain forms.", text) for text in RESPONSES[:2]]
     first, second = ngram_features(pairs).toarray()
     weight = np.random.default_rng(0).normal(size=WORDS + CHARACTERS + HABITS)
-    got = LexicalOracle(weight, frozenset()).logits([Duel(PROMPT, *RESPONSES[:2])])
+    got = LexicalOracle(weight, frozenset())([Duel(PROMPT, *RESPONSES[:2])]).logits
     assert got == pytest.approx([weight @ first - weight @ second])
 
 
@@ -65,17 +65,17 @@ def test_golden_buckets() -> None:
 
 def test_committed_judge_is_antisymmetric_and_batch_invariant(judge: Oracle) -> None:
     duels = [Duel(PROMPT, a, b) for a in RESPONSES for b in RESPONSES]
-    forward = judge.logits(duels)
-    backward = judge.logits([Duel(d.prompt, d.second, d.first) for d in duels])
+    forward = judge(duels).logits
+    backward = judge([Duel(d.prompt, d.second, d.first) for d in duels]).logits
     assert forward.dtype == np.float64
     assert np.abs(forward).max() > 0.1
     np.testing.assert_allclose(forward, -backward, atol=1e-12)
-    np.testing.assert_allclose(np.concatenate([judge.logits([d]) for d in duels]), forward, atol=1e-12)
+    np.testing.assert_allclose(np.concatenate([judge([d]).logits for d in duels]), forward, atol=1e-12)
 
 
 def test_no_duels_no_logits(judge: Oracle) -> None:
-    assert judge.logits([]).shape == (0,)
+    assert judge([]).logits.shape == (0,)
 
 
 def test_committed_judge_dislikes_loops(judge: Oracle) -> None:
-    assert judge.logits([Duel(PROMPT, RESPONSES[0], RESPONSES[1])])[0] > 0
+    assert judge([Duel(PROMPT, RESPONSES[0], RESPONSES[1])]).logits[0] > 0

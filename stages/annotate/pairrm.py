@@ -1,0 +1,241 @@
+"""The oracle `pairrm`: PairRM (Jiang et al., arXiv 2306.02561), a DeBERTa that reads a prompt and two responses.
+
+    [CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> first [SEP] [CLS] <|candidate2|> second [SEP]
+    logit = mean over tasks of head([x_source; x_first]) - head([x_source; x_second])
+
+x: the last layer's state at each marker; head: Linear(2H, H), tanh, Linear(H, tasks), in float32. Every pair is cut by
+itself (llm-blender cuts a pair by what else is in its batch): 2048 tokens in all, the prompt at most 1224 of them; the
+responses share the rest, and what a short one leaves goes to the other. A text that is too long keeps its head, as in
+PairRM's training. Markers and special tokens spelled in a text are read as a space, as llm-blender reads [SEP].
+
+Both published layouts are read, safetensors only: `llm-blender/PairRM` (its config.json names the backbone) and
+`llm-blender/PairRM-hf` (its config.json is the backbone's).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import DataError
+from stages.annotate.deberta import Encoder, Shape
+from stages.annotate.oracle import Duel, Messages, Verdicts
+
+SOURCE, FIRST, SECOND, EITHER = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
+SOURCE_MOST, CANDIDATE_MOST = 1224, 412
+"""Tokens, where config.json does not say."""
+BATCH_TOKENS = 8192
+"""Of one pass, padding counted."""
+BODY, HEAD = "pretrained_model.", "head_layer."
+V3 = {
+    "relative_attention": True,
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "norm_rel_ebd": "layer_norm",
+    "pos_att_type": "p2c|c2p",
+    "position_buckets": 256,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-7,
+}
+BACKBONES = {
+    f"microsoft/deberta-v3-{size}": {
+        **V3,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 64,
+    }
+    for size, hidden, layers in (("xsmall", 384, 12), ("small", 768, 6), ("base", 768, 12), ("large", 1024, 24))
+}
+"""What a checkpoint of the first layout takes from its backbone's config.json on the hub."""
+TURNS = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
+"""llm-blender's instruction for conversations, its spelling included: PairRM was trained with it."""
+
+
+class Row(NamedTuple):
+    """A pair as the model reads it."""
+
+    ids: list[int]
+    places: tuple[int, int, int]
+    """Of the three markers."""
+    truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Tokens, special ones included."""
+
+    source: int = SOURCE_MOST
+    total: int = SOURCE_MOST + 2 * CANDIDATE_MOST
+
+    def fit(self, source: int, first: int, second: int) -> tuple[int, int, int]:
+        """Return how many tokens of each text are read."""
+        source = min(source, self.source)
+        left = self.total - source
+        fair = left // 2
+        first, second = min(first, max(fair, left - second)), min(second, max(left - fair, left - first))
+        return source, first, second
+
+
+class PairRM:
+    """A checkpoint on one device. An oracle: no prompt of its training is known."""
+
+    trained_on: frozenset[int] = frozenset()
+
+    def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
+        from transformers import AutoTokenizer
+
+        self.folder = folder
+        config = _json(folder / "config.json")
+        shape, self.limits = _shape(config, folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.tokenizer.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
+        self.markers = {text: int(self.tokenizer.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
+        self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
+        weights = _weights(folder, shape, max(self.markers.values()), int(config.get("n_tasks", 1)))
+        body = {name.removeprefix(BODY): w for name, w in weights.items() if name.startswith(BODY)}
+        self.encoder = Encoder(shape, {k: w.to(device, getattr(torch, dtype)) for k, w in body.items()})
+        self.head = {k.removeprefix(HEAD): w.to(device, torch.float32) for k, w in weights.items() if HEAD in k}
+
+    def __call__(self, duels: Sequence[Duel]) -> Verdicts:
+        """Return logits and whether a text was cut; every text is tokenized once, rows of like length share a pass."""
+        rows = self.rows(duels)
+        logits = np.zeros(len(rows))
+        for batch in batches([len(row.ids) for row in rows], BATCH_TOKENS):
+            logits[batch] = self.scores([rows[i] for i in batch]).double().cpu().numpy()
+        return Verdicts(logits, np.array([row.truncated for row in rows], dtype=bool))
+
+    def rows(self, duels: Sequence[Duel]) -> list[Row]:
+        """Return each duel as the model reads it."""
+        texts = [render(duel) for duel in duels]
+        sources = self._ids(SOURCE, (source for source, _, _ in texts))
+        responses = self._ids(FIRST, (text for _, *both in texts for text in both))
+        return [self._row(sources[source], responses[first], responses[second]) for source, first, second in texts]
+
+    def scores(self, rows: Sequence[Row]) -> Tensor:
+        """Return the logits (n,) of rows that share a pass."""
+        x = self.encoder.states([row.ids for row in rows], torch.tensor([row.places for row in rows])).float()
+        first, second = (self._head(torch.cat((x[:, 0], x[:, i]), -1)) for i in (1, 2))
+        return (first - second).mean(-1)
+
+    def _head(self, x: Tensor) -> Tensor:
+        inner = torch.tanh(F.linear(x, self.head["1.weight"], self.head["1.bias"]))
+        return F.linear(inner, self.head["4.weight"], self.head["4.bias"])
+
+    def _ids(self, marker: str, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Return the tokens of each text: [CLS] marker text [SEP]."""
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return {}
+        found = self.tokenizer([marker + self._plain(text) for text in unique])["input_ids"]
+        if any(ids[1] != self.markers[marker] for ids in found):
+            raise DataError(f"{self.folder}: its tokenizer does not read {marker} as one token after a first one.")
+        return dict(zip(unique, found, strict=True))
+
+    def _plain(self, text: str) -> str:
+        for special in self.special:
+            text = text.replace(special, " ")
+        return text
+
+    def _row(self, source: list[int], first: list[int], second: list[int]) -> Row:
+        parts = (source, first, second)
+        sizes = self.limits.fit(*map(len, parts))
+        ids: list[int] = []
+        places = []
+        for part, size, marker in zip(parts, sizes, self.markers.values(), strict=True):
+            places.append(len(ids) + 1)
+            ids += [part[0], marker, *part[2 : size - 1], part[-1]]
+        return Row(ids, (places[0], places[1], places[2]), sizes != tuple(map(len, parts)))
+
+
+def render(duel: Duel) -> tuple[str, str, str]:
+    """Return prompt, first and second response as PairRM reads them: conversations as llm-blender writes them."""
+    system = "".join(f"{text}\n" for role, text in duel.prompt if role == "system")
+    users = [text for role, text in duel.prompt if role == "user"]
+    if len(users) <= 1:
+        return system + "".join(users), duel.first, duel.second
+    turns = "\n".join(f"USER: {text}\nAssistant: <Response {i}>" for i, text in enumerate(users, 1))
+    return system + TURNS + turns, _filled(duel.prompt, duel.first), _filled(duel.prompt, duel.second)
+
+
+def _filled(prompt: Messages, response: str) -> str:
+    said = [text for role, text in prompt if role == "assistant"]
+    return "\n".join(f"<Response {i}>: {text}" for i, text in enumerate([*said, response], 1))
+
+
+def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield rows of like length, longest first, as many as fit into `most` tokens with their padding; at least one."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > most:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
+    place = str(folder / "config.json")
+    source, each = config.get("source_maxlength") or SOURCE_MOST, config.get("candidate_maxlength") or CANDIDATE_MOST
+    limits = Limits(source=source, total=source + 2 * each)
+    kind = config.get("ranker_type", config.get("architectures"))
+    if kind == ["DebertaV2PairRM"]:
+        return Shape.of(config, place), limits
+    if kind != "pairranker":
+        raise DataError(
+            f"{place}: this is {kind}; oracle=pairrm reads a pair ranker of DeBERTa: ranker_type 'pairranker' "
+            "(llm-blender/PairRM) or architecture DebertaV2PairRM (llm-blender/PairRM-hf)."
+        )
+    name = str(config.get("model_name"))
+    backbone = Path(name) / "config.json"
+    if name in BACKBONES:
+        return Shape.of(BACKBONES[name], place), limits
+    if not backbone.is_file():
+        raise DataError(f"{place}: model_name is {name}; choose one of {', '.join(BACKBONES)}, or the folder of one.")
+    return Shape.of(_json(backbone), str(backbone)), limits
+
+
+def _weights(folder: Path, shape: Shape, last: int, tasks: int) -> dict[str, Tensor]:
+    """Return every weight, checked by name and shape."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
+    found: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys() if "position_ids" not in name}  # noqa: SIM118
+    words, inner = f"{BODY}embeddings.word_embeddings.weight", f"{BODY}encoder.layer.0.intermediate.dense.bias"
+    sizes = [len(found[name]) if name in found else 0 for name in (words, inner)]
+    h = shape.hidden
+    wanted: dict[str, tuple[int, ...]] = {BODY + name: size for name, size in shape.tensors(*sizes).items()}
+    wanted |= {"head_layer.1.weight": (h, 2 * h), "head_layer.1.bias": (h,)}
+    wanted |= {"head_layer.4.weight": (tasks, h), "head_layer.4.bias": (tasks,)}
+    for name in sorted(wanted.keys() | found.keys()):
+        has = tuple(found[name].shape) if name in found else "missing"
+        if has != wanted.get(name, "unknown"):
+            raise DataError(f"{folder}: weight {name} is {has}, expected is {wanted.get(name, 'none of this name')}.")
+    if sizes[0] <= last:
+        raise DataError(f"{folder}: {sizes[0]} embeddings, but its tokenizer gives a marker the id {last}.")
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; oracle=pairrm needs the folder of a checkpoint.")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: no JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not an object.")
+    return found

@@ -1,0 +1,57 @@
+"""The encoder, against transformers' own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DebertaV2Config, DebertaV2Model
+
+from pipeline.errors import DataError
+from stages.annotate.deberta import Encoder, Shape
+from tests.stages.annotate.blender import SIZES, randomised
+
+VOCABULARY = 300
+
+
+@pytest.fixture(scope="module")
+def model() -> DebertaV2Model:
+    made: DebertaV2Model = DebertaV2Model(DebertaV2Config(vocab_size=VOCABULARY, **SIZES)).eval()
+    randomised(made, 2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoder(model: DebertaV2Model) -> Encoder:
+    return Encoder(Shape.of(model.config.to_dict(), "config.json"), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("lengths", [[1, 2], [5, 9], [130, 129, 128], [300, 300], [900, 600, 3]])
+def test_states_are_those_of_transformers(model: DebertaV2Model, encoder: Encoder, lengths: list[int]) -> None:
+    """In every range of distances: own buckets, shared ones, and beyond the farthest."""
+    made = torch.Generator().manual_seed(3)
+    ids = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=made)
+    there = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        whole = model(ids, attention_mask=there.long()).last_hidden_state
+    places = torch.tensor([[0, n // 2, n - 1] for n in lengths])
+    found = encoder.states([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], places)
+    wanted = whole.gather(1, places[..., None].expand(-1, -1, whole.shape[-1]))
+    assert torch.allclose(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"share_att_key": False}, "share_att_key is False; of DeBERTa only True is supported"),
+        ({"position_biased_input": True}, "position_biased_input is True"),
+        ({"conv_kernel_size": 3}, "conv_kernel_size is 3"),
+        ({"pos_att_type": ["c2p"]}, r"pos_att_type is \['c2p'\]"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+    ],
+)
+def test_variants_that_are_not_supported_say_so(changes: dict[str, Any], said: str) -> None:
+    config = {k: v for k, v in {**SIZES, **changes}.items() if v is not None}
+    with pytest.raises(DataError, match=rf"^here: {said}"):
+        Shape.of(config, "here")
