@@ -103,7 +103,7 @@ def test_score(samples: Input, tmp_path: Path, kind: str) -> None:
     inputs = [samples, folder_input("judge", JUDGES / kind)]
     if kind == "mini":
         inputs.append(external("encoder", embedded.encoder_folder()))
-    job = as_job(SCORE, {"oracle": kind}, inputs, tmp_path)
+    job = as_job(SCORE, {"oracle": kind, "dtype": None}, inputs, tmp_path)
     tables, _, _ = run_step(job, score.Scorer(job), score.shards, score.finish)
     check(SCORE, rounded(tables[0]["logits"].to_pylist(), 4), GOLDEN[f"score {kind}"])
 
@@ -170,7 +170,7 @@ GOLDEN: dict[str, Any] = {
             {"duplicate": 1},
         ],
     ),
-    "sample": (2, [[44600, 44600, 44600, 9742, 29724, 3457], [16122, 16122, 16122, 42705, 8140, 20103]]),
+    "sample": (3, [[44600, 44600, 44600, 9742, 29724, 3457], [16122, 16122, 16122, 42705, 8140, 20103]]),
     "score mini": (
         1,
         [
