@@ -20,100 +20,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
-from stages.train import objectives, repulsion
 from stages.train.collate import Row, collate
-from stages.train.config import ObjectiveIdentity, RepulsionIdentity, TrainIdentity, TrainRuntime
+from stages.train.config import TrainIdentity
 from stages.train.forward import forward
-
-SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "h_w", "h_l", "h_w_negative", "abs_h", "d_w", "d_l", "distance")
-"""Recorded as means over the pairs of the global batch; after them two sums for the saturation gauge."""
+from stages.train.loss import SUMS, pair_loss
+from stages.train.recipe import schedule
 
 
 class NotFinite(Exception):
     """A loss or gradient is not finite; raised on every rank at the same step."""
-
-
-def schedule(step: int, steps: int, warmup_ratio: float) -> float:
-    """Factor on lr at 0-based optimizer step `step`: (s+1)/warm up to 1, then linear down; never 0."""
-    warm = math.ceil(warmup_ratio * steps)
-    if step < warm:
-        return (step + 1) / warm
-    return max(steps - step, 1) / (steps - warm) if steps > warm else 1.0
-
-
-def pair_loss(
-    z: Tensor,
-    states: Tensor,
-    batch: dict[str, Tensor],
-    objective: ObjectiveIdentity,
-    term: RepulsionIdentity,
-) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a batch of B pairs, and SUMS and the gauge's two sums over its pairs, float64.
-
-    loss = loss_scale * (L_beta + weight * L_rep); z: (2B,) chosen first; states: (2B, H).
-    """
-    z_w, z_l = z.chunk(2)
-    targets = (batch["p_w"], batch["p_l"])
-    h = (z_w - batch["ref_w"], z_l - batch["ref_l"])
-    scale = objectives.loss_scale(objective.loss_scale, objective.beta)
-    l_beta = objectives.sppo(*h, *targets, objective.beta)
-    on = term.name != "off"
-    d = repulsion.distance(*(states if on else states.detach()).chunk(2)).double()
-    l_rep = repulsion.TERMS[term.name](d, term.margin) if on else torch.zeros_like(d)
-    losses = scale * (l_beta + term.weight * l_rep)
-    with torch.no_grad():
-        incentives = objectives.sppo_incentives(*h, *targets, objective.beta, scale)
-        abs_h = (h[0].abs() + h[1].abs()) / 2
-        rows = (losses, l_beta, l_rep, z_w, z_l, *h, (h[0] < 0).double(), abs_h, *incentives, d)
-        gauge = objectives.saturation(*h, *targets, objective.beta)
-        sums = torch.stack([*(row.sum() for row in rows), *gauge])
-    return losses.mean(), sums
-
-
-def arguments(identity: TrainIdentity, runtime: TrainRuntime, steps: int, folder: Path) -> TrainingArguments:
-    """Arguments of the Trainer for `steps` optimizer steps under DeepSpeed ZeRO-3; fp32 master weights."""
-    micro = runtime.micro_pairs(identity.global_batch)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=identity.global_batch // (runtime.workers * micro),
-        gradient_checkpointing=runtime.gradient_checkpointing,
-        learning_rate=identity.lr,
-        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[identity.optimizer],
-        weight_decay=0.0,
-        max_grad_norm=identity.max_grad_norm,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=runtime.checkpoint_steps,
-        seed=identity.seed,
-        bf16=False,
-        use_cpu=runtime.gpus == 0,
-        deepspeed=deepspeed_config(),
-        remove_unused_columns=False,
-        dataloader_pin_memory=runtime.gpus > 0,
-        disable_tqdm=True,
-        report_to=[],
-    )
-
-
-def deepspeed_config() -> dict[str, Any]:
-    """ZeRO-3 with torch's own optimizer: DeepSpeed's would be compiled with gcc at first use."""
-    return {
-        "zero_optimization": {
-            "stage": 3,
-            "overlap_comm": False,
-            "reduce_bucket_size": 20_000_000,
-            "stage3_prefetch_bucket_size": 20_000_000,
-            "stage3_max_live_parameters": 500_000_000,
-        },
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "train_batch_size": "auto",
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,8 @@ class _Session:
     """The training of one rank, from the policy or the latest checkpoint to the published files."""
 
     def __init__(self, job: Job, rank: int, say: _Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
-        from stages.train.trainer import Hooks, PairTrainer, arguments
+        from stages.train.recipe import arguments
+        from stages.train.trainer import Hooks, PairTrainer
 
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
         self.identity, self.runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)

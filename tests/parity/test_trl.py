@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 from stages.train.collate import Row, collate
 from stages.train.config import ObjectiveIdentity
 from stages.train.forward import bind, forward
-from stages.train.trainer import pair_loss
+from stages.train.loss import pair_loss
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
 

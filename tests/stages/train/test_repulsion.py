@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stages.train.collate import Row, collate
 from stages.train.config import ObjectiveIdentity, RepulsionIdentity
 from stages.train.forward import bind, forward
+from stages.train.loss import pair_loss
 from stages.train.repulsion import TERMS, distance, pool, pool_weights
-from stages.train.trainer import pair_loss
 
 ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),

@@ -13,7 +13,8 @@ from stages.train.config import (
     TrainIdentity,
     optimizer_steps,
 )
-from stages.train.trainer import SUMS, pair_loss, schedule
+from stages.train.loss import SUMS, pair_loss
+from stages.train.recipe import schedule
 from tests.stages.train.rig import HINGE, OFF, identity, runtime
 
 SPPO = ObjectiveIdentity(name="sppo", beta=0.1, loss_scale=None)

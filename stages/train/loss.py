@@ -1,0 +1,48 @@
+"""The loss of a batch of pairs, objective and repulsion together, and what is recorded of it. Pure torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stages.train import objectives, repulsion
+from stages.train.config import ObjectiveIdentity, RepulsionIdentity
+from stages.train.objectives import Scores
+
+SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "h_w", "h_l", "h_w_negative", "abs_h", "d_w", "d_l", "distance")
+"""Recorded as means over the pairs of the global batch; after them two sums for the saturation gauge."""
+
+
+def scores_of(z: Tensor, batch: dict[str, Tensor]) -> Scores:
+    """Return what an objective reads of a batch of B pairs; z: (2B,) chosen first, batch: that of `collate`."""
+    z_w, z_l = z.chunk(2)
+    return Scores(z_w=z_w, z_l=z_l, **{name: batch[name] for name in ("ref_w", "ref_l", "p_w", "p_l")})
+
+
+def pair_loss(
+    z: Tensor,
+    states: Tensor,
+    batch: dict[str, Tensor],
+    objective: ObjectiveIdentity,
+    term: RepulsionIdentity,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of a batch of B pairs, and SUMS and the gauge's two sums over its pairs, float64.
+
+    loss = loss_scale * (L_beta + weight * L_rep); z: (2B,) chosen first; states: (2B, H).
+    """
+    scores = scores_of(z, batch)
+    scale = objectives.loss_scale(objective)
+    l_beta = objectives.loss(objective, scores)
+    on = term.name != "off"
+    d = repulsion.distance(*(states if on else states.detach()).chunk(2)).double()
+    l_rep = repulsion.TERMS[term.name](d, term.margin) if on else torch.zeros_like(d)
+    losses = scale * (l_beta + term.weight * l_rep)
+    with torch.no_grad():
+        d_w, d_l = objectives.incentives(objective, scores)
+        h_w, h_l = scores.h
+        abs_h = (h_w.abs() + h_l.abs()) / 2
+        z_w, z_l = z.chunk(2)
+        rows = (losses, l_beta, l_rep, z_w, z_l, h_w, h_l, (h_w < 0).double(), abs_h, scale * d_w, scale * d_l, d)
+        gauge = objectives.saturation(objective, scores)
+        sums = torch.stack([*(row.sum() for row in rows), *gauge])
+    return losses.mean(), sums
