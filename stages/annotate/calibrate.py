@@ -2,7 +2,9 @@
 
 `gate=off` reads no embeddings and hands the win rates on bit for bit. `permuted` is the control of the gate:
 each prompt gets the g matrix of another prompt of the iteration with equally many responses: same weights, no
-semantics.
+semantics. `rescaled` is the other one: all of the iteration get the same g = 1 - c, so that the targets are
+1/2 + c (p - 1/2), c = sum |p~ - 1/2| / sum |p - 1/2| over the pairs under the gate that it controls (`strength` of that
+gate's summary): as much is taken, from all alike.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class Calibrator:
             for pair in pairs:
                 place_of = shard.index, pair["id"], pair["n"]
                 mean = float(gate.off_diagonal(self.gates.similarity(*place_of)).mean())
-                rows.append(self._row(pair, self.gates(shard.payload, *place_of), mean, shard.index))
+                left = shard.payload.get("left")
+                g = self.gates(shard.payload, *place_of) if left is None else np.full((pair["n"],) * 2, 1 - left)
+                rows.append(self._row(pair, g, mean, shard.index))
         table = pa.Table.from_pylist(rows, schema=TARGETS_SCHEMA)
         return Part(table=table, rows_in=len(pairs), stats=_stats(rows))
 
@@ -93,14 +97,29 @@ class Calibrator:
 
 
 def shards(job: Job) -> list[Shard]:
-    """One shard for each part of `pairs`, told the gate's thresholds and, for `permuted`, whose g each prompt gets."""
+    """One shard for each part of `pairs`, told the gate's thresholds and what spans the iteration.
+
+    That is, for `permuted`, whose g each prompt gets, and for `rescaled` what share of the targets is left.
+    """
     if job.identity["name"] == "off":
         return one_shard_per_part(job, "pairs")
     plain = one_shard_per_part(job, "pairs", "embeddings")
     selected = job.identity["dealt_over"] == "pairs"
     prompts = gating.prompts_of(job.inputs["pairs"], "n") if selected else gating.prompts_of(job.inputs["embeddings"])
     told = gating.payloads(job.identity, job.inputs["embeddings"], prompts)
-    return [Shard(index=s.index, payload=payload) for s, payload in zip(plain, told, strict=True)]
+    gated = [Shard(index=s.index, payload=payload) for s, payload in zip(plain, told, strict=True)]
+    if job.identity["name"] != "rescaled":
+        return gated
+    left = _left(job, gated)
+    return [Shard(index=s.index, payload={**s.payload, "left": left}) for s in gated]
+
+
+def _left(job: Job, gated: list[Shard]) -> float:
+    """Return sum |p~ - 1/2| / sum |p - 1/2| over the iteration's pairs; 1 without pairs."""
+    gate_alone = Calibrator(job)
+    stats = [gate_alone(shard).stats for shard in gated]
+    before = sum(one["p_pull"] for one in stats)
+    return sum(one["target_pull"] for one in stats) / before if before else 1.0
 
 
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -112,6 +112,11 @@ class PairsIdentity:
                 "selection.values=gated with gate.scope=pair: that scope needs the pair to gate by; "
                 "use pairwise or row_mean, or selection.values=win_rates."
             )
+        if self.gate and self.gate.name == "rescaled":
+            raise ConfigError(
+                "selection.values=gated with gate=rescaled: what it shrinks by is known once pairs are selected; "
+                "use selection.values=win_rates."
+            )
         if self.capped not in ("keep", "drop"):
             raise ConfigError(f"selection.capped={self.capped}: choose keep or drop.")
 
@@ -126,7 +131,8 @@ class GateIdentity:
     """Inputs of calibrate: `pairs`, and `embeddings` unless the gate is off. methods.md section 2."""
 
     name: str
-    """off, linear, power, or permuted (the control: g matrices shuffled across prompts of equal K)."""
+    """off, linear, power, or a control: permuted (g matrices shuffled across prompts of equal K), rescaled (every
+    target shrunk by the one factor by which the gate shrinks them in sum)."""
     exponent: float
     """Of g; 1 for linear."""
     floor: float
@@ -142,8 +148,8 @@ class GateIdentity:
     """Whose g the control shuffles: that of the `pairs` kept, or of all `prompts` where the gate selects the pairs."""
 
     def __post_init__(self) -> None:
-        if self.name not in ("off", "linear", "power", "permuted"):
-            raise ConfigError(f"gate.name={self.name}: choose off, linear, power or permuted.")
+        if self.name not in ("off", "linear", "power", "permuted", "rescaled"):
+            raise ConfigError(f"gate.name={self.name}: choose off, linear, power, permuted or rescaled.")
         if not self.exponent > 0 or (self.name == "linear" and self.exponent != 1):
             raise ConfigError(f"gate.exponent={self.exponent}: use a number above 0, with gate=power.")
         if self.scope not in ("pairwise", "pair", "row_mean"):

@@ -244,7 +244,36 @@ def test_a_similarity_that_is_not_finite_names_part_and_row(tmp_path: Path) -> N
 
 
 def test_an_iteration_without_pairs(tmp_path: Path) -> None:
-    for name in ("off", "linear", "permuted"):
+    for name in ("off", "linear", "permuted", "rescaled"):
         job = job_of(tmp_path / name, [pairs_table()], [embeddings_table({"a": S})], name=name)
         rows, summary = run(job)
         assert rows == [] and summary["pairs"] == 0 and summary["strength"] is None
+
+
+def pull(rows: list[dict[str, Any]], kind: str) -> float:
+    return sum(abs(row[f"{kind}_w"] - 0.5) + abs(row[f"{kind}_l"] - 0.5) for row in rows)
+
+
+@pytest.mark.parametrize("scope", ["pairwise", "pair", "row_mean"])
+def test_the_rescaled_control_takes_as_much_from_all_alike(scope: str, tmp_path: Path) -> None:
+    pairs, embeddings, _ = random_iteration([[3] * 6 + [4] * 3, [5] * 5, [2]])
+    gated, gate_summary = run(job_of(tmp_path / "gate", pairs, embeddings, scope=scope, floor_quantile=0.3))
+    identity = {"name": "rescaled", "scope": scope, "floor_quantile": 0.3}
+    rows, summary = run(job_of(tmp_path / "control", pairs, embeddings, **identity))
+    c = pull(gated, "target") / pull(gated, "p")
+    assert 0 < c < 1 and c == pytest.approx(gate_summary["strength"], abs=1e-12)
+    assert len(rows) == len(gated)
+    for row in rows:  # of every part
+        for name in ("w", "l", "wl"):
+            assert row[f"target_{name}"] == pytest.approx(0.5 + c * (row[f"p_{name}"] - 0.5), abs=1e-12)
+        assert row["gate_wl"] == pytest.approx(1 - c, abs=1e-12)
+    assert pull(rows, "target") == pytest.approx(pull(gated, "target"), abs=1e-10)
+    assert summary["gate"] == "rescaled" and summary["strength"] == pytest.approx(c, abs=1e-12)
+    assert summary["floor"] == gate_summary["floor"] and summary["mean_shift"] > 0
+
+
+def test_the_rescaled_control_of_no_similarity_is_no_gate(tmp_path: Path) -> None:
+    apart = [embeddings_table({"a": np.eye(3)})]
+    table = [pairs_table(pair_row("a", P, 0, 2))]
+    (row,), summary = run(job_of(tmp_path, table, apart, name="rescaled"))
+    assert (row["target_w"], row["target_wl"]) == (row["p_w"], row["p_wl"]) and summary["strength"] == 1.0
