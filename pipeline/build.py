@@ -43,6 +43,7 @@ from stages.sample.config import (
     SampleRuntime,
 )
 from stages.train.config import REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
+from stages.train.objective_config import has_base, has_reference
 
 CLOSED: dict[str, Any] = {
     "exponent": 1.0,
@@ -200,9 +201,6 @@ class _Builder:
 
     def train(self, t: int, prompts: str, samples: str, pairs: str, targets: str, policy: str) -> str:
         trainer = self.config.trainer
-        inputs = {"samples": samples, "pairs": pairs, "policy": policy}
-        forward = ReferenceIdentity(dtype=trainer.dtype, max_length=trainer.max_length)
-        reference = self.step(t, "reference", REFERENCE, forward, self.pool(), inputs)
         identity = TrainIdentity(
             objective=self.config.objective,
             repulsion=self.config.repulsion,
@@ -222,10 +220,23 @@ class _Builder:
             "prompts": prompts,
             "samples": samples,
             "targets": targets,
-            "reference": reference,
             "policy": policy,
+            **self.references(t, samples, pairs, policy),
         }
         return self.step(t, "train", TRAIN, identity, self.workers(), inputs)
+
+    def references(self, t: int, samples: str, pairs: str, policy: str) -> dict[str, str]:
+        """Return what the objective reads of other policies, by role; at t = 1 the two are one step."""
+        trainer, objective = self.config.trainer, self.config.objective
+        policies = {"reference": policy} if has_reference(objective) else {}
+        if has_base(objective):
+            policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
+        forward = ReferenceIdentity(dtype=trainer.dtype, max_length=trainer.max_length)
+        inputs = {"samples": samples, "pairs": pairs}
+        return {
+            role: self.step(t, role, REFERENCE, forward, self.pool(), {**inputs, "policy": scoring})
+            for role, scoring in policies.items()
+        }
 
     def workers(self) -> TrainRuntime:
         hardware, trainer = self.config.hardware, self.config.trainer

@@ -40,7 +40,7 @@ def load(overrides: Sequence[str]) -> Config:
         raise ConfigError(_type_message(error)) from None
     unknown = sorted(set(_dotted(plain)) - set(_dotted(asdict(config))))
     if unknown:
-        raise ConfigError(_unknown(unknown[0]))
+        raise ConfigError(_unknown(unknown[0], overrides))
     return config
 
 
@@ -98,27 +98,36 @@ def _hydra_message(text: str, overrides: Sequence[str]) -> str:
         return f"{group[1]}={group[2]} is not known.{_nearest(group[2], names)} There are: {', '.join(names)}."
     key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
     if key:
-        return _unknown(key[1] or key[2])
+        return _unknown(key[1] or key[2], overrides)
     if "Ambiguous value" in text:
         sweep = re.findall(r"'([^']+)'", text)[0]
         return f"{sweep} is a sweep; add -m to run every value as an arm of one plan."
     return f"{text.splitlines()[0]} (in: {' '.join(overrides)})"
 
 
-def _unknown(key: str) -> str:
-    return f"{key} is not a configuration key.{_nearest(key, known_keys())} `sparring plan --config` prints them all."
+def _unknown(key: str, overrides: Sequence[str]) -> str:
+    nearest = _nearest(key, known_keys(overrides))
+    return f"{key} is not a configuration key.{nearest} `sparring plan --config` prints them all."
 
 
 def _type_message(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}={first['input']}: {first['msg']}."
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "union_tag_invalid":
+        return f"{'.'.join(place)}.name={first['ctx']['tag']}: choose one of {first['ctx']['expected_tags']}."
+    if place[0] == "objective":  # after it pydantic names which of the objectives it took
+        del place[1]
+    if first["type"] == "missing":
+        return f"{'.'.join(place)} is not set; add {'.'.join(place)}=... to the command."
+    return f"{'.'.join(place)}={first['input']}: {first['msg']}."
 
 
-def known_keys() -> list[str]:
-    """Return every key and every group of the default configuration, dotted."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides=[]))
+def known_keys(overrides: Sequence[str] = ()) -> list[str]:
+    """Return every key and every group of the configuration, dotted, with the groups that `overrides` choose."""
     groups = [path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")]
+    chosen = [one for one in overrides if one.partition("=")[0] in groups and "," not in one]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides=chosen))
     return sorted({*_dotted(plain), *groups})
 
 

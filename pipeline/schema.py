@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from pipeline.errors import ConfigError
 from stages.annotate import oracles
@@ -250,7 +252,7 @@ class Config:
     judge: JudgeConfig
     encoder: EncoderConfig
     gate: GateConfig
-    objective: ObjectiveIdentity
+    objective: Annotated[ObjectiveIdentity, Field(discriminator="name")]
     repulsion: RepulsionIdentity
     trainer: TrainerConfig
     hardware: HardwareConfig
@@ -347,6 +349,11 @@ def _of_judging(config: Config) -> Iterable[str]:
         yield (
             f"selection.require_head_to_head with oracle.opponents={config.oracle.opponents}: chosen and rejected may "
             "not have met; set oracle.opponents=null."
+        )
+    if config.objective.name == "sppo_single" and config.oracle.opponents is not None:
+        yield (
+            f"objective=sppo_single with oracle.opponents={config.oracle.opponents}: it trains on the duel of chosen "
+            "and rejected, which may not have met; set oracle.opponents=null, or use objective=sppo."
         )
 
 

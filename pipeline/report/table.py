@@ -144,7 +144,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("seconds: score", _seconds("score")),
     ("seconds: embed", _seconds("embed")),
     ("seconds: pairs, calibrate", _seconds("pairs", "calibrate")),
-    ("seconds: reference", _seconds("reference")),
+    ("seconds: reference", _seconds("reference", "reference_base")),
     ("seconds: train", _seconds("train")),
     ("seconds: held-out sample", _seconds("sample_base", "sample_heldout")),
     ("seconds: evaluate", _seconds(*SCORES, "evaluate")),

@@ -10,6 +10,7 @@ nothing cut from it; a row longer than `max_length` is dropped and counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,11 @@ from stages.train.repulsion import pool_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+TARGETS = ["id", "chosen", "rejected", "target_w", "target_l", "target_wl", "gate_wl"]
+"""What is read of the step `calibrate`."""
+COLUMNS = ("p_w", "p_l", "p_wl", "label", "ref_w", "ref_l", "base_w", "base_l")
+"""What an objective reads of a Row beside its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +43,16 @@ class Row:
     p_w: float = 0.5
     """Target win rate of the chosen response."""
     p_l: float = 0.5
+    p_wl: float = math.nan
+    """Target of their duel; NaN when they did not meet."""
+    label: float = 1.0
+    """Probability that the chosen response is better, were that certain before the gate: 1 - G[w,l]/2."""
     ref_w: float = 0.0
-    """Log-prob of the chosen response under the reference."""
+    """Log-prob of the chosen response under the reference; NaN when the step has none, as of the base."""
     ref_l: float = 0.0
+    base_w: float = 0.0
+    """Log-prob of the chosen response under the base."""
+    base_l: float = 0.0
 
     @property
     def length(self) -> int:
@@ -68,14 +81,19 @@ def join_pairs(samples: pa.Table, pairs: pa.Table, max_length: int) -> tuple[lis
     return kept, len(rows) - len(kept)
 
 
-def join_targets(samples: pa.Table, targets: pa.Table, reference: pa.Table, max_length: int) -> tuple[list[Row], int]:
-    """As `join_pairs`, with the gated targets and the reference's log-probs of the same pair."""
+def join_targets(
+    samples: pa.Table, targets: pa.Table, scored: Mapping[str, pa.Table], max_length: int
+) -> tuple[list[Row], int]:
+    """As `join_pairs`, with the gated targets and the log-probs of the same pair.
+
+    targets: as `calibrate` makes them; scored: what the step `reference` made, by the name in Row, `ref` or `base`.
+    """
     rows, too_long = join_pairs(samples, targets, max_length)
-    columns = ["id", "chosen", "rejected", "target_w", "target_l"]
-    wanted = {(t["id"], _pair(t)): t for t in targets.select(columns).to_pylist()}
-    logprobs = {(r["id"], _pair(r)): r for r in reference.to_pylist()}
+    wanted = {(t["id"], _pair(t)): t for t in targets.select(TARGETS).to_pylist()}
+    found = {name: {(r["id"], _pair(r)): r for r in table.to_pylist()} for name, table in scored.items()}
     keys = [(row.id, row.pair) for row in rows]
-    return [_with_targets(row, wanted[key], logprobs[key]) for row, key in zip(rows, keys, strict=True)], too_long
+    joined = zip(rows, keys, strict=True)
+    return [_with_targets(row, wanted[k], {name: by[k] for name, by in found.items()}) for row, k in joined], too_long
 
 
 def _row(sample: Mapping[str, Any], pair: Mapping[str, Any]) -> Row:
@@ -88,13 +106,18 @@ def _pair(row: Mapping[str, Any]) -> tuple[int, int]:
     return row["chosen"], row["rejected"]
 
 
-def _with_targets(row: Row, target: Mapping[str, Any], reference: Mapping[str, Any]) -> Row:
+def _with_targets(row: Row, target: Mapping[str, Any], scored: Mapping[str, Mapping[str, Any]]) -> Row:
+    duel = target["target_wl"]
+    found: dict[str, Any] = dict.fromkeys(("ref_w", "ref_l", "base_w", "base_l"), math.nan)
+    for name, logprobs in scored.items():
+        found |= {f"{name}_w": logprobs["chosen_logprob"], f"{name}_l": logprobs["rejected_logprob"]}
     return replace(
         row,
         p_w=target["target_w"],
         p_l=target["target_l"],
-        ref_w=reference["chosen_logprob"],
-        ref_l=reference["rejected_logprob"],
+        p_wl=math.nan if duel is None else duel,
+        label=1 - target["gate_wl"] / 2,
+        **found,
     )
 
 
@@ -105,7 +128,7 @@ def content_length(response: Sequence[int], end_of_turn: Collection[int]) -> int
 
 
 def collate(rows: Sequence[Row], end_of_turn: Collection[int], pooling: str, shared_up_to: int) -> dict[str, Tensor]:
-    """Batch of B pairs for `forward`, with p_w, p_l, ref_w, ref_l (B,) float64.
+    """Batch of B pairs for `forward`, with COLUMNS (B,) float64.
 
     Layout of the tokens, of R lines with T tokens at most, N in all:
     packed, when every sequence is at most `shared_up_to` long: R = B lines [prompt, chosen, rejected];
@@ -184,8 +207,7 @@ def _responses(
 
 def _columns(rows: Iterable[Row]) -> dict[str, Tensor]:
     rows = list(rows)
-    names = ("p_w", "p_l", "ref_w", "ref_l")
-    return {name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64) for name in names}
+    return {name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64) for name in COLUMNS}
 
 
 def deal(lengths: Sequence[int], epochs: int, global_batch: int, seed: int) -> tuple[list[int], int]:

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingFault
 from pipeline.job import StepSpec
+from stages.train.objective_config import ObjectiveIdentity, objective_from
 
 REFERENCE = StepSpec(
     kind="reference",
-    version=4,
+    version=5,
     worker="stages.train.reference:Reference",
     shards="stages.train.reference:shards",
     finish="stages.train.reference:finish",
     pool="annotators",
 )
-TRAIN = StepSpec(kind="train", version=4, run="stages.train.stage:run")
+TRAIN = StepSpec(kind="train", version=5, run="stages.train.stage:run")
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("rmsprop", "adamw")
@@ -48,23 +49,6 @@ class ReferenceIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveIdentity:
-    """Which loss."""
-
-    name: str
-    """sppo."""
-    beta: float
-    """1/eta."""
-    loss_scale: float | None
-    """loss = loss_scale * (L_beta + weight * L_rep); null is 1/beta**2, the official gradient."""
-
-    def __post_init__(self) -> None:
-        _one_of("objective.name", self.name, ("sppo",))
-        if self.beta <= 0:
-            raise ConfigError(f"objective.beta={self.beta}: must be positive; the paper uses 0.001.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class RepulsionIdentity:
     """Which latent repulsion."""
 
@@ -83,7 +67,8 @@ class RepulsionIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainIdentity:
-    """What is trained. Inputs: `samples`, `targets`, `reference`, `policy`."""
+    """What is trained. Inputs: `prompts`, `samples`, `targets`, `policy`, and as the objective needs them `reference`
+    (log-probs under the policy that sampled) and `reference_base` (under the base)."""
 
     objective: ObjectiveIdentity
     repulsion: RepulsionIdentity
@@ -117,10 +102,21 @@ class TrainIdentity:
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainIdentity:
         """Rebuild from `dataclasses.asdict`."""
         parts = {
-            "objective": ObjectiveIdentity(**fields["objective"]),
+            "objective": objective_from(fields["objective"]),
             "repulsion": RepulsionIdentity(**fields["repulsion"]),
         }
         return cls(**{**fields, **parts})
+
+
+def refuse_too_few_steps(pairs: int, identity: TrainIdentity) -> None:
+    """TrainingFault when `pairs` make too few optimizer steps to learn anything."""
+    steps = optimizer_steps(pairs, identity.epochs, identity.global_batch)
+    if steps < identity.min_steps:
+        raise TrainingFault(
+            f"too few optimizer steps: {pairs} pairs were left, {steps} steps of {identity.global_batch} pairs, "
+            f"at least {identity.min_steps} are needed to learn anything. Raise prompts.per_iteration or "
+            "trainer.epochs, or lower trainer.global_batch."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

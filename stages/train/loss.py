@@ -5,18 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.train import objectives, repulsion
+from stages.train import objective_config, objectives, repulsion
+from stages.train.collate import COLUMNS
 from stages.train.config import ObjectiveIdentity, RepulsionIdentity
 from stages.train.objectives import Scores
 
-SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "h_w", "h_l", "h_w_negative", "abs_h", "d_w", "d_l", "distance")
-"""Recorded as means over the pairs of the global batch; after them two sums for the saturation gauge."""
+SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "d_w", "d_l", "distance")
+"""Recorded as means over the pairs of the global batch."""
+MOVES = ("h_w", "h_l", "h_w_negative", "abs_h")
+"""Likewise, where the objective has a reference."""
+GAUGE = ("moved", "norm")
+"""Two sums whose ratio is the saturation gauge, where the objective has a target."""
+
+
+def recorded(objective: ObjectiveIdentity) -> tuple[str, ...]:
+    """Names of the sums that `pair_loss` returns."""
+    moves, gauge = objective_config.has_reference(objective), objectives.has_target(objective)
+    return (*SUMS, *(MOVES if moves else ()), *(GAUGE if gauge else ()))
 
 
 def scores_of(z: Tensor, batch: dict[str, Tensor]) -> Scores:
     """Return what an objective reads of a batch of B pairs; z: (2B,) chosen first, batch: that of `collate`."""
     z_w, z_l = z.chunk(2)
-    return Scores(z_w=z_w, z_l=z_l, **{name: batch[name] for name in ("ref_w", "ref_l", "p_w", "p_l")})
+    n_w, n_l = batch["response_mask"].sum(1).double().chunk(2)
+    return Scores(z_w=z_w, z_l=z_l, n_w=n_w, n_l=n_l, **{name: batch[name] for name in COLUMNS})
 
 
 def pair_loss(
@@ -26,7 +38,7 @@ def pair_loss(
     objective: ObjectiveIdentity,
     term: RepulsionIdentity,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a batch of B pairs, and SUMS and the gauge's two sums over its pairs, float64.
+    """Return the mean loss of a batch of B pairs, and the sums `recorded` over its pairs, float64.
 
     loss = loss_scale * (L_beta + weight * L_rep); z: (2B,) chosen first; states: (2B, H).
     """
@@ -39,10 +51,10 @@ def pair_loss(
     losses = scale * (l_beta + term.weight * l_rep)
     with torch.no_grad():
         d_w, d_l = objectives.incentives(objective, scores)
-        h_w, h_l = scores.h
-        abs_h = (h_w.abs() + h_l.abs()) / 2
-        z_w, z_l = z.chunk(2)
-        rows = (losses, l_beta, l_rep, z_w, z_l, h_w, h_l, (h_w < 0).double(), abs_h, scale * d_w, scale * d_l, d)
-        gauge = objectives.saturation(objective, scores)
+        rows = [losses, l_beta, l_rep, scores.z_w, scores.z_l, scale * d_w, scale * d_l, d]
+        if objective_config.has_reference(objective):
+            h_w, h_l = scores.h
+            rows += [h_w, h_l, (h_w < 0).double(), (h_w.abs() + h_l.abs()) / 2]
+        gauge = objectives.saturation(objective, scores) if objectives.has_target(objective) else ()
         sums = torch.stack([*(row.sum() for row in rows), *gauge])
     return losses.mean(), sums

@@ -1,35 +1,53 @@
 """The preference losses of a pair of responses, and what they push. Pure torch; methods and sources by function.
 
 Notation: z the summed log-prob of a response in nats, h = z_theta - z_ref its change; p in [0, 1] the win rate that the
-response should have; w chosen, l rejected. All tensors are (B,), one entry per pair.
+response should have; w chosen, l rejected; m = h_w - h_l. All tensors are (B,), one entry per pair.
 
-    loss(objective, scores)         L_beta, of order one where the objective has a scale of its own
+    loss(objective, scores)         L_beta: of order one for the sppo family, the published loss for the others
     loss_scale(objective)           the factor on it
     incentives(objective, scores)   d_w = -dL_beta/dz_w and d_l = dL_beta/dz_l: what is pushed up, and down, per nat
+
+The gate has its say in all of them. `sppo` and `sppo_single` read gated win rates. The others read a hard label, chosen
+beats rejected with probability 1, and the gate makes that q = 1/2 + (1 - G[w,l]) (1 - 1/2) = 1 - G[w,l]/2: they take
+the mean over a label of that probability, q l(u) + (1 - q) l(-u) of their loss l at the margin u. q = 1, the published
+loss bit for bit, where the gate is closed.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from stages.train.config import ObjectiveIdentity
+from stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveIdentity, Simpo, Spo, Sppo
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What objectives read of B pairs, each (B,) float64."""
+    """What objectives read of B pairs, each (B,) float64; NaN where an input was not there."""
 
     z_w: Tensor
     """Log-prob of the chosen response under the policy in training, in nats."""
     z_l: Tensor
     ref_w: Tensor
-    """Log-prob of the chosen response under the reference."""
+    """Log-prob of the chosen response under the reference, pi_{t-1}."""
     ref_l: Tensor
+    base_w: Tensor
+    """Log-prob of the chosen response under the base, pi_0."""
+    base_l: Tensor
+    n_w: Tensor
+    """Tokens of the chosen response."""
+    n_l: Tensor
     p_w: Tensor
     """Target win rate of the chosen response."""
     p_l: Tensor
+    p_wl: Tensor
+    """Target of their duel: gated P[w,l]."""
+    label: Tensor
+    """q, the hard label after the gate: 1 - G[w,l]/2."""
 
     @property
     def h(self) -> tuple[Tensor, Tensor]:
@@ -39,30 +57,58 @@ class Scores:
 
 def loss(objective: ObjectiveIdentity, scores: Scores) -> Tensor:
     """L_beta per pair."""
-    h_w, h_l = scores.h
-    return sppo(h_w, h_l, scores.p_w, scores.p_l, objective.beta)
+    if isinstance(objective, Sppo):
+        return sppo(*scores.h, *win_rates(objective, scores), objective.beta)
+    u, q = margin(objective, scores), scores.label
+    mean = q * of_margin(objective, u) + (1 - q) * of_margin(objective, -u)
+    return mean + objective.kappa * scores.h[1].relu() if isinstance(objective, Spo) else mean
 
 
 def incentives(objective: ObjectiveIdentity, scores: Scores) -> tuple[Tensor, Tensor]:
     """d_w = -dL_beta/dz_w, d_l = dL_beta/dz_l, per pair."""
-    h_w, h_l = scores.h
-    return sppo_incentives(h_w, h_l, scores.p_w, scores.p_l, objective.beta)
+    if isinstance(objective, Sppo):
+        return sppo_incentives(*scores.h, *win_rates(objective, scores), objective.beta)
+    u, q = margin(objective, scores), scores.label
+    pull = q * pull_of_margin(objective, u) - (1 - q) * pull_of_margin(objective, -u)
+    per_w, per_l = slopes(objective, scores)
+    d_w, d_l = per_w * pull, per_l * pull
+    return (d_w, d_l + objective.kappa * (scores.h[1] > 0).to(d_l)) if isinstance(objective, Spo) else (d_w, d_l)
 
 
 def loss_scale(objective: ObjectiveIdentity) -> float:
-    """Return the factor on L_beta; null is 1/beta^2, which gives the published gradient."""
-    return 1.0 / objective.beta**2 if objective.loss_scale is None else objective.loss_scale
+    """Return the factor on L_beta; null is 1, and for the sppo family 1/beta^2, which gives the published gradient."""
+    if objective.loss_scale is not None:
+        return objective.loss_scale
+    return 1.0 / objective.beta**2 if isinstance(objective, Sppo) else 1.0
+
+
+def has_target(objective: ObjectiveIdentity) -> bool:
+    """Whether the loss is least at a finite place; those of dpo and simpo fall for ever."""
+    return isinstance(objective, Sppo | Ipo | Spo | Inpo)
 
 
 def saturation(objective: ObjectiveIdentity, scores: Scores) -> tuple[Tensor, Tensor]:
-    """Sums over the pairs (sum h*target, sum target^2), target = eta (p - 1/2); their ratio is the gauge.
+    """Sums over the pairs (sum x*target, sum target^2); their ratio is the gauge. Of objectives that have a target.
 
-    0: h has not moved; 1: h is, on average, where the loss is least. Sums, so that batches can be added up.
+    sppo family: x = h of each response, target = eta (p - 1/2). Others: x = u, target = (2q - 1) times where l(u) is
+    least, which for spo under a gate is where its mean over labels is least only at q = 1 and 1/2.
+    0: x has not moved; 1: x is, on average, where the loss is least. Sums, so that batches can be added up.
     """
-    h_w, h_l = scores.h
-    target_w, target_l = (scores.p_w - 0.5) / objective.beta, (scores.p_l - 0.5) / objective.beta
-    moved = (h_w * target_w).sum() + (h_l * target_l).sum()
-    return moved, target_w.square().sum() + target_l.square().sum()
+    if isinstance(objective, Sppo):
+        x, rates = torch.cat(scores.h), torch.cat(win_rates(objective, scores))
+        target = (rates - 0.5) / objective.beta
+    else:
+        x, target = margin(objective, scores), (2 * scores.label - 1) * minimum(objective)
+    return (x * target).sum(), target.square().sum()
+
+
+def win_rates(objective: Sppo, scores: Scores) -> tuple[Tensor, Tensor]:
+    """The targets (p_w, p_l) of the sppo family: win rates, P[w,l] and 1 - P[w,l], or the label and its opposite."""
+    if objective.name == "sppo_single":
+        return scores.p_wl, 1 - scores.p_wl
+    if objective.name == "sppo_hard":
+        return scores.label, 1 - scores.label
+    return scores.p_w, scores.p_l
 
 
 def sppo(h_w: Tensor, h_l: Tensor, p_w: Tensor, p_l: Tensor, beta: float) -> Tensor:
@@ -81,3 +127,132 @@ def sppo_incentives(h_w: Tensor, h_l: Tensor, p_w: Tensor, p_l: Tensor, beta: fl
     Times 1/beta^2, the official scale: d_w = eta (p_w - 1/2) - h_w, d_l = h_l - eta (p_l - 1/2).
     """
     return beta * ((p_w - 0.5) - beta * h_w), beta * (beta * h_l - (p_l - 0.5))
+
+
+Margin = Dpo | Ipo | Spo | Inpo | Simpo
+"""Objectives of one number u per pair, linear in z_w and z_l."""
+
+
+def margin(objective: Margin, scores: Scores) -> Tensor:
+    """u: m; of ipo with length_normalize h_w/|w| - h_l/|l|; of inpo and simpo their own."""
+    match objective:
+        case Inpo(tau=tau, inpo_eta=eta):
+            m, m_ref, m_base = scores.z_w - scores.z_l, scores.ref_w - scores.ref_l, scores.base_w - scores.base_l
+            return inpo_margin(m, m_ref, m_base, tau, eta)
+        case Simpo():
+            per_w, per_l = slopes(objective, scores)
+            return per_w * scores.z_w - per_l * scores.z_l
+        case _:
+            (h_w, h_l), (per_w, per_l) = scores.h, slopes(objective, scores)
+            return per_w * h_w - per_l * h_l
+
+
+def slopes(objective: Margin, scores: Scores) -> tuple[Tensor, Tensor]:
+    """(du/dz_w, -du/dz_l): 1/|y| of ipo with length_normalize, beta/|y| of simpo, else 1."""
+    match objective:
+        case Simpo(beta=beta):
+            return beta / scores.n_w, beta / scores.n_l
+        case Ipo(length_normalize=True):
+            return 1 / scores.n_w, 1 / scores.n_l
+        case _:
+            return torch.ones_like(scores.z_w), torch.ones_like(scores.z_l)
+
+
+def of_margin(objective: Margin, u: Tensor) -> Tensor:
+    """l(u) per pair."""
+    match objective:
+        case Dpo(beta=beta, label_smoothing=smoothing):
+            return dpo(u, beta, smoothing)
+        case Ipo(tau=tau):
+            return squared(u, tau)
+        case Spo(alpha=alpha, z_min=z_min):
+            return spo(u, alpha, z_min)
+        case Inpo(inpo_eta=eta):
+            return squared(u, eta)
+        case Simpo(gamma=gamma):
+            return simpo(u, gamma)
+
+
+def pull_of_margin(objective: Margin, u: Tensor) -> Tensor:
+    """-dl/du per pair."""
+    match objective:
+        case Dpo(beta=beta, label_smoothing=smoothing):
+            return dpo_pull(u, beta, smoothing)
+        case Ipo(tau=tau):
+            return squared_pull(u, tau)
+        case Spo(alpha=alpha, z_min=z_min):
+            return spo_pull(u, alpha, z_min)
+        case Inpo(inpo_eta=eta):
+            return squared_pull(u, eta)
+        case Simpo(gamma=gamma):
+            return simpo_pull(u, gamma)
+
+
+def minimum(objective: Margin) -> float:
+    """Where l(u) is least."""
+    match objective:
+        case Ipo(tau=tau):
+            return 1 / (2 * tau)
+        case Inpo(inpo_eta=eta):
+            return 1 / (2 * eta)
+        case Spo(alpha=alpha):
+            return alpha
+        case _:
+            raise ValueError(f"{objective.name} has no finite minimum")
+
+
+def dpo(m: Tensor, beta: float, smoothing: float) -> Tensor:
+    """-(1 - eps) log sigma(beta m) - eps log sigma(-beta m), eps = smoothing. Rafailov et al., arXiv 2305.18290."""
+    return -(1 - smoothing) * logsigmoid(beta * m) - smoothing * logsigmoid(-beta * m)
+
+
+def dpo_pull(m: Tensor, beta: float, smoothing: float) -> Tensor:
+    """d_w = d_l = beta [(1 - eps) sigma(-beta m) - eps sigma(beta m)]."""
+    return beta * ((1 - smoothing) * torch.sigmoid(-beta * m) - smoothing * torch.sigmoid(beta * m))
+
+
+def squared(u: Tensor, tau: float) -> Tensor:
+    """(u - 1/(2 tau))^2: ipo, Azar et al., arXiv 2310.12036 eq. 17; inpo with its eta for tau."""
+    return (u - 1 / (2 * tau)).square()
+
+
+def squared_pull(u: Tensor, tau: float) -> Tensor:
+    """2 (1/(2 tau) - u)."""
+    return 2 * (1 / (2 * tau) - u)
+
+
+def inpo_margin(m: Tensor, m_ref: Tensor, m_base: Tensor, tau: float, eta: float) -> Tensor:
+    """m_theta - (tau/eta) m_0 - (1 - tau/eta) m_{t-1}, m_x = log pi_x(y_w) - log pi_x(y_l). arXiv 2407.00617.
+
+    Zhang et al.'s loss is the square of its distance from 1/(2 eta); eta is inpo's own, not 1/beta.
+    """
+    share = tau / eta
+    return m - share * m_base - (1 - share) * m_ref
+
+
+def spo(m: Tensor, alpha: float, z_min: float) -> Tensor:
+    """f(z) = -z e^-z at z = m/alpha, least at m = alpha, where it is -1/e. arXiv 2508.07137.
+
+    Below z_min on along the tangent, f(z_min) + f'(z_min) (z - z_min), f'(z) = (z - 1) e^-z: f itself would grow
+    exponentially there, and a clamp would leave those pairs without a gradient. The tangent and alpha are ours.
+    """
+    z = m / alpha
+    curved = z.clamp_min(z_min)
+    slope = (z_min - 1) * math.exp(-z_min)
+    return -curved * torch.exp(-curved) + slope * torch.where(z < z_min, z - z_min, 0.0)
+
+
+def spo_pull(m: Tensor, alpha: float, z_min: float) -> Tensor:
+    """d_w = d_l = (1 - z) e^-z / alpha at z = m/alpha, and below z_min what it is there."""
+    z = (m / alpha).clamp_min(z_min)
+    return (1 - z) * torch.exp(-z) / alpha
+
+
+def simpo(u: Tensor, gamma: float) -> Tensor:
+    """-log sigma(u - gamma), u = beta (z_w/|w| - z_l/|l|), |y| in tokens. Meng et al., arXiv 2405.14734."""
+    return -logsigmoid(u - gamma)
+
+
+def simpo_pull(u: Tensor, gamma: float) -> Tensor:
+    """sigma(gamma - u); times beta/|y|, d of each response."""
+    return torch.sigmoid(gamma - u)

@@ -20,7 +20,7 @@ from pipeline import errors
 from pipeline.errors import DataError, TrainingFault
 from pipeline.job import Job
 from stages.train import checkpoint, worker
-from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps
+from stages.train.config import TrainIdentity, TrainRuntime, refuse_too_few_steps
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -72,11 +72,11 @@ def _check(job: Job) -> None:
     """Refuse a training that cannot teach anything, before anything starts."""
     identity, runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)
     runtime.micro_pairs(identity.global_batch)
-    reference = job.inputs["reference"]
+    scored = job.inputs.get("reference", job.inputs["targets"])  # without the rows that were too long, if any were read
     heldout = set(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
     pairs = 0
-    for index in range(reference.n_parts):
-        ids = reference.table(index, ["id"])["id"].to_pylist()
+    for index in range(scored.n_parts):
+        ids = scored.table(index, ["id"])["id"].to_pylist()
         pairs += len(ids)
         both = sorted(name for name in ids if name.partition("~")[0] in heldout)
         if both:
@@ -84,13 +84,7 @@ def _check(job: Job) -> None:
                 f"{len(both)} held-out prompts are among the pairs to train on ({', '.join(both[:3])} ...); what was "
                 "learned could not be measured. Remove them from what was imported, or hold out others."
             )
-    steps = optimizer_steps(pairs, identity.epochs, identity.global_batch)
-    if steps < identity.min_steps:
-        raise TrainingFault(
-            f"too few optimizer steps: {pairs} pairs were left, {steps} steps of {identity.global_batch} pairs, "
-            f"at least {identity.min_steps} are needed to learn anything. Raise prompts.per_iteration or "
-            "trainer.epochs, or lower trainer.global_batch."
-        )
+    refuse_too_few_steps(pairs, identity)
 
 
 def _fit(job: Job) -> None:

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 from stages.train.collate import Row, collate
 from stages.train.config import TrainIdentity
 from stages.train.forward import forward
-from stages.train.loss import SUMS, pair_loss
+from stages.train.loss import pair_loss, recorded
 from stages.train.recipe import schedule
 
 
@@ -110,8 +110,8 @@ class PairTrainer(Trainer):
         size = self.identity.global_batch
         if not math.isfinite(norm) or norm < 0:  # DeepSpeed masks a norm that is not finite as -1
             self._stop("gradient", self.train_dataset[(step - 1) * size : step * size])
-        count, means, saturation = self._reduced()
-        record = {"step": step, "of": self.state.max_steps, "pairs": count, **means, "saturation": saturation}
+        count, means = self._reduced()
+        record = {"step": step, "of": self.state.max_steps, "pairs": count, **means}
         limit = self.identity.max_grad_norm
         record |= {
             "grad_norm": norm,
@@ -120,16 +120,18 @@ class PairTrainer(Trainer):
         }
         self.hooks.on_step(record)
 
-    def _reduced(self) -> tuple[int, dict[str, float], float]:
-        """Pairs, means of SUMS and the saturation gauge over all micro-batches and ranks since the last call."""
+    def _reduced(self) -> tuple[int, dict[str, float]]:
+        """Pairs, and over all micro-batches and ranks since the last call means of sums and the saturation gauge."""
         count = torch.tensor([float(sum(n for n, _ in self.sums))], dtype=torch.float64)
         total = torch.stack([s for _, s in self.sums]).sum(0)
         packed = torch.cat([count.to(total.device), total])
         dist.all_reduce(packed)
         self.sums.clear()
-        pairs, *values, moved, norm = packed.tolist()
-        means = {name: value / pairs for name, value in zip(SUMS, values, strict=True)}
-        return int(pairs), means, moved / norm if norm else 0.0
+        pairs, *values = packed.tolist()
+        sums = dict(zip(recorded(self.identity.objective), values, strict=True))
+        moved, norm = sums.pop("moved", None), sums.pop("norm", None)
+        means = {name: value / pairs for name, value in sums.items()}
+        return int(pairs), means if moved is None else {**means, "saturation": moved / norm if norm else 0.0}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Linear with warm-up, lr > 0 at every step; transformers' own starts at 0."""

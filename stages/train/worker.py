@@ -21,7 +21,8 @@ from pipeline.artifact import full_disk
 from pipeline.errors import DataError, SparringError, TrainingFault
 from pipeline.job import Input, Job
 from stages.train import checkpoint
-from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps
+from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
+from stages.train.objective_config import has_reference
 
 PROBE_ROWS = 8
 """Training pairs scored once more after the last step: those of the first optimizer steps."""
@@ -89,6 +90,7 @@ def _train(job: Job, rank: int, say: _Speaker) -> None:
 
     identity = TrainIdentity.from_dict(job.identity)
     rows, too_long = load_rows(job)
+    refuse_too_few_steps(len(rows), identity)
     order, repeated = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)
     session = _Session(job, rank, say, rows, order)
     try:
@@ -111,16 +113,21 @@ def _settle(runtime: TrainRuntime) -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False)
 
 
+SCORED = {"ref": "reference", "base": "reference_base"}
+"""The roles of what the step `reference` made, by the name in Row."""
+
+
 def load_rows(job: Job) -> tuple[list[Any], int]:
-    """Return all pairs of the training step with targets and reference, in table order, and how many were too long."""
+    """Return all pairs with their targets and log-probs, in table order, and how many were too long."""
     from stages.train.collate import join_targets
 
     limit = job.identity["max_length"]
+    scored = {name: job.inputs[role] for name, role in SCORED.items() if role in job.inputs}
     rows, too_long = [], 0
     for index in range(job.inputs["samples"].n_parts):
         samples = job.inputs["samples"].table(index, ["id", "prompt_ids", "responses"])
-        targets, reference = job.inputs["targets"].table(index), job.inputs["reference"].table(index)
-        part, dropped = join_targets(samples, targets, reference, limit)
+        logprobs = {name: source.table(index) for name, source in scored.items()}
+        part, dropped = join_targets(samples, job.inputs["targets"].table(index), logprobs, limit)
         rows += part
         too_long += dropped
     return rows, too_long
@@ -136,6 +143,7 @@ class _Session:
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
         self.identity, self.runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)
         self.policy = job.inputs["policy"].folder()
+        self.probed, self.noise = self._from_start([rows[i] for i in dict.fromkeys(order[:PROBE_ROWS])])
         self.resumed = _agreed(checkpoint.latest(job))
         self.history = self._history()
         steps = optimizer_steps(len(rows), self.identity.epochs, self.identity.global_batch)
@@ -155,6 +163,14 @@ class _Session:
             ),
             resumed_from=self.resumed[1] if self.resumed else 0,
         )
+
+    def _from_start(self, chosen: list[Any]) -> tuple[list[Any], float | None]:
+        """The probe's rows with a reference, and without the step that scores one the noise of what stands in."""
+        from stages.train.probe import from_start
+
+        if has_reference(self.identity.objective) or self.rank != 0:
+            return chosen, None
+        return from_start(self.policy, chosen, self.identity.dtype)
 
     def _history(self) -> list[dict[str, Any]]:
         """Records of the steps before the checkpoint that this attempt resumes from."""
@@ -209,9 +225,8 @@ class _Session:
         """h of the first training pairs under the trained model in memory."""
         from stages.train.probe import changes_of_log_prob
 
-        chosen = [self.rows[i] for i in dict.fromkeys(self.order[:PROBE_ROWS])]
         self.trainer.model_wrapped.eval()
-        return changes_of_log_prob(self.trainer.model_wrapped, chosen)
+        return changes_of_log_prob(self.trainer.model_wrapped, self.probed)
 
     def _publish(self, state: dict[str, Any]) -> tuple[dict[str, Path], dict[str, float]]:
         from stages.train.publish import changes, files, write_model
@@ -225,13 +240,14 @@ class _Session:
 
     def _summary(self) -> dict[str, float]:
         steps = [record for record in self.history if "step" in record]
+        gauge = {"saturation": steps[-1]["saturation"]} if "saturation" in steps[-1] else {}
         return {
+            **gauge,
             "steps": len(steps),
             "tokens": sum(self.rows[i].tokens for i in self.order),
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
-            "noise": steps[0]["abs_h"],
-            "saturation": steps[-1]["saturation"],
+            "noise": steps[0]["abs_h"] if self.noise is None else self.noise,
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
         }
 

@@ -1,8 +1,14 @@
-"""Our SPPO loss against TRL's `sppo_hard` on the same tokens: TRL's is the sum of the two squares, ours half of it."""
+"""Our losses against TRL's own on the same tokens, value and gradient.
+
+sppo_hard: TRL's is the sum of the two squares, ours half of it. dpo, ipo with length_normalize, simpo: the same. ipo of
+sums: against the formula of SPPO's fork, which TRL no longer has.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +18,20 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
 from stages.train.collate import Row, collate
-from stages.train.config import ObjectiveIdentity
 from stages.train.forward import bind, forward
 from stages.train.loss import pair_loss
+from stages.train.objective_config import Dpo, Ipo, ObjectiveIdentity, Simpo, Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
 
+Models = tuple[Path, Any, Any]
+"""The policy's folder, the reference and the policy."""
+Result = tuple[float, torch.Tensor]
+"""A loss, and its gradient at one weight of the first layer."""
 BETA = 0.01
 ROWS = [
     Row(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
@@ -27,7 +40,7 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """A reference and a policy that differs from it."""
     folder = tiny_policy(tmp_path_factory.mktemp("tiny"))
     reference = AutoModelForCausalLM.from_pretrained(folder)
@@ -39,49 +52,119 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     return folder, reference, policy
 
 
-def trl_loss(models: tuple[Path, Any, Any], output: Path) -> tuple[float, torch.Tensor]:
+def trl_inputs() -> dict[str, torch.Tensor]:
+    """ROWS as TRL's DPOTrainer batches them: all chosen, then all rejected, padded on the right."""
+    batch = collate(ROWS, (2,), "mean", 0)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    responses = torch.zeros(inputs["input_ids"].numel(), dtype=torch.long)
+    responses[batch["positions"][batch["response_mask"]]] = 1
+    return {**inputs, "completion_mask": responses.view_as(inputs["input_ids"])}
+
+
+def settings(output: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(output),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": [],
+    }
+
+
+TEXTS = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
+
+
+def dpo_trainer_loss(models: Models, output: Path, loss_type: str, beta: float) -> Result:
+    """What TRL's DPOTrainer makes of ROWS."""
     folder, reference, policy = (models[0], *map(copy.deepcopy, models[1:]))
     trainer = DPOTrainer(
         model=policy,
         ref_model=reference,
-        args=DPOConfig(
-            output_dir=str(output),
-            loss_type=["sppo_hard"],
-            beta=BETA,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to=[],
-        ),
-        train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}]),
+        args=DPOConfig(**settings(output), loss_type=[loss_type], beta=beta),
+        train_dataset=TEXTS,
         processing_class=AutoTokenizer.from_pretrained(folder),
     )
-    batch = collate(ROWS, (2,), "mean", 0)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    completion = torch.zeros(inputs["input_ids"].numel(), dtype=torch.long)
-    completion[batch["positions"][batch["response_mask"]]] = 1
-    inputs["completion_mask"] = completion.view_as(inputs["input_ids"])
-    loss = trainer._compute_loss(trainer.model, inputs, False)
+    loss = trainer._compute_loss(trainer.model, trl_inputs(), False)
     loss.backward()
     return loss.item(), trainer.model.model.layers[0].mlp.up_proj.weight.grad
 
 
-def our_loss(models: tuple[Path, Any, Any]) -> tuple[float, torch.Tensor]:
-    _, reference, policy = models
+def cpo_trainer_loss(models: Models, output: Path, beta: float, gamma: float) -> Result:
+    """What TRL's CPOTrainer makes of ROWS with loss_type=simpo and no likelihood term."""
+    folder, policy = models[0], copy.deepcopy(models[2])
+    trainer = CPOTrainer(
+        model=policy,
+        args=CPOConfig(**settings(output), loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=gamma),
+        train_dataset=TEXTS,
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    inputs = trl_inputs()
+    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    named = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+    sides = [dict(zip(("chosen", "rejected"), tensor.chunk(2), strict=True)) for tensor in named.values()]
+    batch = {f"{side}_{name}": parts[side] for name, parts in zip(named, sides, strict=True) for side in parts}
+    loss, _ = trainer.get_batch_loss_metrics(trainer.model, batch)
+    loss.backward()
+    return loss.item(), trainer.model.model.layers[0].mlp.up_proj.weight.grad
+
+
+def our_loss(models: Models, objective: ObjectiveIdentity) -> Result:
+    reference, policy = map(copy.deepcopy, models[1:])
     batch = collate(ROWS, (2,), "mean", 99)
     with torch.no_grad():
         z_ref, _ = forward(bind(reference, "float32"), batch)
     z, states = forward(bind(policy, "float32"), batch)
-    hard = {"p_w": torch.ones(2).double(), "p_l": torch.zeros(2).double()}
-    batch |= hard | dict(zip(("ref_w", "ref_l"), z_ref.chunk(2), strict=True))
-    loss, _ = pair_loss(z, states, batch, ObjectiveIdentity(name="sppo", beta=BETA, loss_scale=None), OFF)
+    batch |= dict(zip(("ref_w", "ref_l"), z_ref.chunk(2), strict=True))
+    loss, _ = pair_loss(z, states, batch, objective, OFF)
     loss.backward()
     return loss.item(), policy.model.layers[0].mlp.up_proj.weight.grad
 
 
-def test_sppo_hard_is_twice_ours(models: tuple[Path, Any, Any], tmp_path: Path) -> None:
-    theirs, their_gradient = trl_loss(models, tmp_path)
-    ours, our_gradient = our_loss(models)
-    assert ours != pytest.approx(0.25 / BETA**2, rel=1e-4)  # h is not zero
-    assert theirs == pytest.approx(2 * ours, rel=1e-5)
-    torch.testing.assert_close(their_gradient, 2 * our_gradient, rtol=1e-3, atol=1e-4)
+def assert_same(theirs: Result, ours: Result, factor: float) -> None:
+    """Theirs is `factor` times ours, in value and gradient, to fp32's rounding."""
+    assert theirs[0] == pytest.approx(factor * ours[0], rel=1e-5)
+    assert ours[1].abs().max() > 0
+    atol = 1e-4 * min(1.0, theirs[1].abs().max().item())
+    torch.testing.assert_close(theirs[1], factor * ours[1], rtol=1e-3, atol=atol)
+
+
+def test_sppo_hard_is_twice_ours(models: Models, tmp_path: Path) -> None:
+    theirs = dpo_trainer_loss(models, tmp_path, "sppo_hard", BETA)
+    ours = our_loss(models, Sppo(name="sppo_hard", beta=BETA, loss_scale=None))
+    assert ours[0] != pytest.approx(0.25 / BETA**2, rel=1e-4)  # h is not zero
+    assert_same(theirs, ours, 2.0)
+
+
+def test_dpo_is_ours(models: Models, tmp_path: Path) -> None:
+    theirs = dpo_trainer_loss(models, tmp_path, "sigmoid", 0.1)
+    ours = our_loss(models, Dpo(name="dpo", beta=0.1, label_smoothing=0.0, loss_scale=None))
+    assert ours[0] != pytest.approx(math.log(2), rel=1e-4)
+    assert_same(theirs, ours, 1.0)
+
+
+def test_ipo_of_length_means_is_ours(models: Models, tmp_path: Path) -> None:
+    theirs = dpo_trainer_loss(models, tmp_path, "ipo", 0.1)
+    ours = our_loss(models, Ipo(name="ipo", tau=0.1, length_normalize=True, loss_scale=None))
+    assert ours[0] != pytest.approx(25.0, rel=1e-4)
+    assert_same(theirs, ours, 1.0)
+
+
+def test_ipo_of_sums_is_the_formula_of_sppos_fork(models: Models) -> None:
+    """losses = (logits - 1 / (2 * beta)) ** 2, logits = (z_w - z_l) - (ref_w - ref_l) of summed log-probs."""
+    reference, policy = (copy.deepcopy(model) for model in models[1:])
+    inputs, losses = trl_inputs(), []
+    for model in (policy, reference):
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+        of_tokens = torch.log_softmax(logits, -1).gather(2, inputs["input_ids"][:, 1:, None])[..., 0]
+        z_w, z_l = (of_tokens * inputs["completion_mask"][:, 1:]).sum(1).chunk(2)
+        losses.append(z_w - z_l)
+    loss = ((losses[0] - losses[1].detach() - 1 / (2 * 0.1)) ** 2).mean()
+    loss.backward()
+    ours = our_loss(models, Ipo(name="ipo", tau=0.1, length_normalize=False, loss_scale=None))
+    assert_same((loss.item(), policy.model.layers[0].mlp.up_proj.weight.grad), ours, 1.0)
+
+
+def test_simpo_is_ours(models: Models, tmp_path: Path) -> None:
+    theirs = cpo_trainer_loss(models, tmp_path, beta=2.0, gamma=1.0)
+    ours = our_loss(models, Simpo(name="simpo", beta=2.0, gamma=1.0, loss_scale=None))
+    assert_same(theirs, ours, 1.0)

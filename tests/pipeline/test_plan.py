@@ -134,6 +134,59 @@ def test_the_gate_is_part_of_a_selection_that_it_has_a_say_in() -> None:
     assert dealt["pairs"]["gate"] == dealt["calibrate"] and dealt["calibrate"]["dealt_over"] == "prompts"
     with pytest.raises(ConfigError, match=r"selection\.values=gated with gate\.scope=pair: that scope needs the pair"):
         plan_of("selection.values=gated", "gate.scope=pair")
+    with pytest.raises(ConfigError, match=r"selection\.values=gated with gate=rescaled: what it shrinks by is known"):
+        plan_of("selection.values=gated", "gate=rescaled")
+
+
+def references(*overrides: str) -> list[tuple[str, str, str]]:
+    """(iteration/role, the step's name, the policy it scores under) of what train is given of other policies."""
+    plan = plan_of("iterations=2", *overrides)
+    trained = [step for step in plan.steps.values() if step.spec.kind == "train"]
+    return [
+        (f"{train.uses[0].iteration}/{role}", name, plan.steps[name].inputs["policy"])
+        for train in trained
+        for role, name in sorted(train.inputs.items())
+        if role.startswith("reference")
+    ]
+
+
+@pytest.mark.parametrize("name", ["sppo", "sppo_single", "sppo_hard", "dpo", "ipo", "spo"])
+def test_an_objective_redoes_only_the_training(name: str) -> None:
+    assert changed(f"objective={name}") == (set() if name == "sppo" else AFTER_TRAIN)
+    found = references(f"objective={name}")
+    assert [place for place, _, _ in found] == ["1/reference", "2/reference"]
+
+
+def test_inpo_scores_the_pairs_under_the_base_as_well() -> None:
+    (_, first, base), (_, first_base, _), (_, second, trained), (_, second_base, policy) = references("objective=inpo")
+    assert first == first_base and len({first, second, second_base}) == 3
+    assert policy == base != trained
+    assert labels(plan_of("objective=inpo"))[1, "reference"] == labels(plan_of())[1, "reference"]
+    assert {(2, "reference"), (2, "reference_base")} <= labels(plan_of("objective=inpo", "iterations=2")).keys()
+
+
+def test_simpo_has_no_reference() -> None:
+    assert references("objective=simpo") == []
+    assert not any(label.startswith("reference") for _, label in labels(plan_of("objective=simpo", "iterations=2")))
+
+
+EXPERIMENTS = {
+    "sppo": ("sppo", "off", "off"),
+    "s_sppo": ("sppo", "linear", "hinge"),
+    "gate_only": ("sppo", "linear", "off"),
+    "repulsion_only": ("sppo", "off", "hinge"),
+    "gate_permuted": ("sppo", "permuted", "hinge"),
+    "sppo_rescaled": ("sppo", "rescaled", "off"),
+}
+
+
+def test_experiments_differ_in_targets_and_training_alone() -> None:
+    arms = {name: config.load(["hardware=cpu", f"experiment={name}"]) for name in EXPERIMENTS}
+    for name, found in arms.items():
+        assert (found.objective.name, found.gate.name, found.repulsion.name) == EXPERIMENTS[name]
+    kinds = [step.spec.kind for step in build(arms, Fixed()).steps.values()]
+    assert {kind: kinds.count(kind) for kind in ("sample", "score", "embed", "pairs", "reference")}["pairs"] == 1
+    assert (kinds.count("reference"), kinds.count("calibrate"), kinds.count("train")) == (1, 4, 6)
 
 
 def test_members_of_an_ensemble_are_inputs_of_their_own() -> None:

@@ -13,25 +13,42 @@ from pipeline.job import Input, Job
 from stages.train.config import (
     REFERENCE,
     TRAIN,
-    ObjectiveIdentity,
     ReferenceIdentity,
     RepulsionIdentity,
     TrainIdentity,
     TrainRuntime,
 )
+from stages.train.objective_config import ObjectiveIdentity, has_base, has_reference, objective_from
 from stages.train.reference import Reference, shards
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
 
 PAIRS = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])
-TARGETS = pa.schema([*PAIRS, ("target_w", pa.float64()), ("target_l", pa.float64())])
+TARGETS = pa.schema([*PAIRS, *((name, pa.float64()) for name in ("target_w", "target_l", "target_wl", "gate_wl"))])
 OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean")
 HINGE = RepulsionIdentity(name="hinge", weight=1.0, margin=1.0, pooling="mean")
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "sppo": {"beta": 0.001},
+    "sppo_single": {"beta": 0.001},
+    "sppo_hard": {"beta": 0.001},
+    "dpo": {"beta": 0.1, "label_smoothing": 0.0},
+    "ipo": {"tau": 0.1, "length_normalize": False},
+    "spo": {"alpha": 10.0, "z_min": -1.0, "kappa": 0.1},
+    "inpo": {"tau": 0.02, "inpo_eta": 0.1},
+    "simpo": {"beta": 2.0, "gamma": 1.0},
+}
+
+
+def objective(name: str) -> ObjectiveIdentity:
+    """An objective with usual parameters."""
+    return objective_from({"name": name, "loss_scale": None, **OBJECTIVES[name]})
 
 
 def identity(**changes: Any) -> TrainIdentity:
     """S-SPPO on 16 pairs in 8 steps of 2."""
     defaults: dict[str, Any] = {
-        "objective": ObjectiveIdentity(name="sppo", beta=0.001, loss_scale=None),
+        "objective": objective("sppo"),
         "repulsion": HINGE,
         "optimizer": "rmsprop",
         "lr": 1e-4,
@@ -82,11 +99,9 @@ def sampled(pairs: int, parts: int = 2, seed: int = 0) -> list[pa.Table]:
 
 
 def targets_of(samples: pa.Table) -> pa.Table:
-    """Response 0 is chosen with win rate 0.9, response 2 rejected with 0.2."""
-    rows = [
-        {"id": row_id, "chosen": 0, "rejected": 2, "target_w": 0.9, "target_l": 0.2}
-        for row_id in samples["id"].to_pylist()
-    ]
+    """Response 0 is chosen with win rate 0.9, response 2 rejected with 0.2; their duel is 0.8, their gate 0.1."""
+    pair = {"chosen": 0, "rejected": 2, "target_w": 0.9, "target_l": 0.2, "target_wl": 0.8, "gate_wl": 0.1}
+    rows = [{"id": row_id, **pair} for row_id in samples["id"].to_pylist()]
     return pa.Table.from_pylist(rows, schema=TARGETS)
 
 
@@ -116,6 +131,14 @@ def train_inputs(folder: Path, policy: Path, pairs: int = 16) -> list[Input]:
         as_input("reference", folder / "reference", reference),
         job.inputs["policy"],
     ]
+
+
+def inputs_of(wanted: ObjectiveIdentity, inputs: list[Input]) -> list[Input]:
+    """What of `train_inputs` an objective is given; at iteration 1 the base's log-probs are the reference's."""
+    reference = next(source for source in inputs if source.role == "reference")
+    others = [source for source in inputs if source is not reference]
+    base = [replace(reference, role="reference_base")] if has_base(wanted) else []
+    return [*others, *([reference] if has_reference(wanted) else []), *base]
 
 
 def train_job(

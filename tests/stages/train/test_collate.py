@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pyarrow as pa
 import pytest
 import torch
 
-from stages.train.collate import Row, collate, content_length, deal, join_pairs, join_targets
+from stages.train.collate import COLUMNS, Row, collate, content_length, deal, join_pairs, join_targets
 from tests.stages.train.rig import sampled, targets_of
 
 
@@ -37,9 +38,10 @@ def test_tokens_are_exactly_the_sampled_ones() -> None:
 
 
 def test_columns_keep_float64() -> None:
-    row = Row(id="a", prompt=[5], chosen=[6], rejected=[7], p_w=0.1 + 0.2, p_l=0.2, ref_w=-1.5, ref_l=-2.5)
+    values = [0.1 + 0.2, 0.2, 0.7, 0.9, -1.5, -2.5, -3.5, -4.5]
+    row = Row(id="a", prompt=[5], chosen=[6], rejected=[7], **dict(zip(COLUMNS, values, strict=True)))
     batch = collate([row], (2,), "mean", 99)
-    assert [batch[name].item() for name in ("p_w", "p_l", "ref_w", "ref_l")] == [0.1 + 0.2, 0.2, -1.5, -2.5]
+    assert [batch[name].item() for name in COLUMNS] == values
 
 
 @pytest.mark.parametrize(("response", "expected"), [([7, 8, 2], 2), ([7, 8], 2), ([2, 7], 2), ([2], 1)])
@@ -71,12 +73,25 @@ def test_targets_and_references_are_those_of_the_same_row() -> None:
             "rejected_logprob": [-20.0, -5.0, -10.0],
         }
     )
-    rows, _ = join_targets(samples, targets, reference, 64)
+    base = reference.set_column(3, "chosen_logprob", pa.array([-7.0, -8.0, -9.0]))
+    rows, _ = join_targets(samples, targets, {"ref": reference, "base": base}, 64)
+    assert [row.base_w for row in rows] == [-8.0, -9.0, -7.0] and rows[0].base_l == -5.0
+    assert {(row.p_wl, row.label) for row in rows} == {(0.8, 0.95)}
     assert [(row.id, row.p_w, row.ref_w, row.ref_l) for row in rows] == [
         ("row-000", 0.6, -0.5, -5.0),
         ("row-001", 0.7, -1.0, -10.0),
         ("row-002", 0.8, -2.0, -20.0),
     ]
+
+
+def test_what_is_not_there_is_nan() -> None:
+    samples = sampled(2, parts=1)[0]
+    targets = targets_of(samples)
+    place = targets.column_names.index("target_wl")
+    unknown = targets.set_column(place, "target_wl", pa.array([None, 0.8], pa.float64()))
+    (first, second), _ = join_targets(samples, unknown, {}, 64)
+    assert math.isnan(first.p_wl) and second.p_wl == 0.8
+    assert all(math.isnan(getattr(first, name)) for name in ("ref_w", "ref_l", "base_w", "base_l"))
 
 
 def test_a_prompt_may_have_several_pairs() -> None:
@@ -86,7 +101,7 @@ def test_a_prompt_may_have_several_pairs() -> None:
     both = pa.concat_tables([targets, other.set_column(3, "target_w", pa.array([0.9, 0.8]))])
     reference = both.select(["id", "chosen", "rejected"]).append_column("chosen_logprob", pa.array([-1.0, -2, -3, -4]))
     reference = reference.append_column("rejected_logprob", pa.array([0.0] * 4)).take([3, 1, 0, 2])
-    rows, _ = join_targets(samples, both, reference, 64)
+    rows, _ = join_targets(samples, both, {"ref": reference}, 64)
     found = [(row.id, row.pair, row.ref_w) for row in rows]
     assert found == [("row-000", (0, 2), -1), ("row-001", (0, 2), -2), ("row-000", (0, 1), -3), ("row-001", (0, 1), -4)]
     assert [row.p_w for row in rows[2:]] == [0.9, 0.8]

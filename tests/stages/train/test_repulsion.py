@@ -8,16 +8,17 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages.train.collate import Row, collate
-from stages.train.config import ObjectiveIdentity, RepulsionIdentity
+from stages.train.config import RepulsionIdentity
 from stages.train.forward import bind, forward
 from stages.train.loss import pair_loss
+from stages.train.objective_config import Sppo
 from stages.train.repulsion import TERMS, distance, pool, pool_weights
 
 ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
     Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
-NO_OBJECTIVE = ObjectiveIdentity(name="sppo", beta=1e-9, loss_scale=1.0)
+NO_OBJECTIVE = Sppo(name="sppo", beta=1e-9, loss_scale=1.0)
 
 
 def small(seed: int = 0) -> LlamaForCausalLM:

@@ -17,13 +17,15 @@ import pytest
 
 from pipeline.errors import DataError, TrainingFault
 from pipeline.job import Input, sha256_file
+from pipeline.report.table import learned
 from stages.train import checkpoint
 from stages.train.collate import Row, deal
+from stages.train.objective_config import has_reference
 from stages.train.probe import reload_probe
 from stages.train.stage import Trained, run
 from stages.train.worker import load_rows
 from tests.artifacts import as_input
-from tests.stages.train.rig import TARGETS, identity, runtime, train_inputs, train_job
+from tests.stages.train.rig import TARGETS, identity, inputs_of, objective, runtime, train_inputs, train_job
 from tests.tiny import tiny_policy
 
 PAIRS = 23
@@ -193,6 +195,12 @@ def test_too_few_steps_are_refused_before_anything_starts(inputs: list[Input], t
         run(train_job(tmp_path, inputs, identity(global_batch=4)), lambda event: None)
 
 
+def test_too_few_steps_without_a_reference_are_refused_as_well(inputs: list[Input], tmp_path: Path) -> None:
+    wanted = identity(objective=objective("simpo"), global_batch=4)
+    with pytest.raises(TrainingFault, match="23 pairs were left, 6 steps of 4 pairs, at least 8"):
+        run(train_job(tmp_path, inputs_of(wanted.objective, inputs), wanted), lambda event: None)
+
+
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("workers", [1, 2])
@@ -229,6 +237,19 @@ def test_runtime_changes_rounding_only(
     made = run(train_job(tmp_path, inputs, how=runtime(**how)), lambda event: None)
     for ours, theirs in zip(steps(made), steps(undisturbed), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "inpo", "simpo"])
+def test_other_objectives(ray_started: None, inputs: list[Input], tmp_path: Path, name: str) -> None:
+    wanted = identity(objective=objective(name))
+    made = run(train_job(tmp_path, inputs_of(wanted.objective, inputs), wanted), lambda event: None)
+    summary, records = made.summary, steps(made)
+    assert summary["probe_h_w"] - summary["probe_h_l"] > max(0.1, 10 * summary["noise"])
+    assert summary["noise"] < 1e-3 and learned(summary)
+    assert ("h_w" in records[0]) == has_reference(wanted.objective)
+    assert ("saturation" in summary) == ("saturation" in records[0]) == (name == "inpo")
+    assert records[-1]["d_w"] != 0 and records[-1]["l_beta"] < records[0]["l_beta"]
 
 
 @pytest.mark.slow
