@@ -3,9 +3,10 @@
     model = bind(AutoModelForCausalLM.from_pretrained(folder), "float32")
     z, states = forward(model, collate(rows, end_of_turn, "mean", model.shared_up_to))
 
-The language-model head runs at the response positions only: logits of prompts and padding never exist. `bind` puts
-the pass in the place of the module's own `forward`, so that calling a DeepSpeed engine around the module runs it
-with ZeRO-3's gathering hooks. Not used: the models' `logits_to_keep`, which keeps the same positions in all rows.
+The language-model head runs at the response positions only, in chunks of them: logits of prompts and padding never
+exist, those of a whole batch neither. `bind` puts the pass in the place of the module's own `forward`, so that calling
+a DeepSpeed engine around the module runs it with ZeRO-3's gathering hooks. Not used: the models' `logits_to_keep`,
+which keeps the same positions in all rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from stages.train import packed
+from stages.train import head, packed
 from stages.train.repulsion import pool
 
 SCALED_LOGITS = ("logit_scale", "logits_scaling")
@@ -52,6 +53,7 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
     if shared_up_to(model):
         model.set_attn_implementation(packed.NAME)
     model.shared_up_to = shared_up_to(model) if config._attn_implementation == packed.NAME else 0
+    head.chunked(model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None))
     model.forward = MethodType(_score, model)
     return model
 
@@ -63,12 +65,16 @@ def shared_up_to(model: nn.Module) -> int:
     window changes nothing for sequences that fit in it.
     """
     config: Any = model.config
-    named = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
-    layers = set(named or ["full_attention"])
-    attends = layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
-    if not attends or getattr(config, "_attn_implementation", None) not in ("sdpa", packed.NAME):
+    if not _attends(config) or getattr(config, "_attn_implementation", None) not in ("sdpa", packed.NAME):
         return 0
     return getattr(config, "sliding_window", None) or getattr(config, "max_position_embeddings", None) or 0
+
+
+def _attends(config: Any) -> bool:
+    """Whether all layers are attention that knows a token by its position id."""
+    named = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    layers = set(named or ["full_attention"])
+    return layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,16 +105,8 @@ def _score(
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
         hidden = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
         hidden = hidden.flatten(0, 1)
-        logits = self.get_output_embeddings()(hidden[predictors[response_mask]]).float()
-    token_log_probs = _log_probs(logits, input_ids.flatten()[positions[response_mask]], self.config)
+        tokens = input_ids.flatten()[positions[response_mask]]
+        token_log_probs = self.get_output_embeddings()(hidden[predictors[response_mask]], tokens)
     rows = torch.zeros(response_mask.shape, dtype=torch.float64, device=hidden.device)
     z = rows.masked_scatter(response_mask, token_log_probs.double()).sum(1)
     return z, pool(hidden[positions], pool_weights)
-
-
-def _log_probs(logits: Tensor, tokens: Tensor, config: Any) -> Tensor:
-    """Log-prob of each token, logits (N, V) fp32, tokens (N,)."""
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return -nn.functional.cross_entropy(logits, tokens, reduction="none")
