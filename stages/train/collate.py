@@ -2,7 +2,8 @@
 
 Both responses of a pair follow one copy of their prompt where the model allows it: the prompts are about half of all
 tokens. The rejected response does not see the chosen one, and its positions go on from the prompt's end. These lines
-are packed one after another; other models get sequences, padded on the right.
+are packed one after another; other models get sequences of prompt and response, one after another as well where
+flash-attn computes their attention, else padded on the right.
 
 Pure: takes pyarrow tables and plain values, returns rows and torch tensors. Nothing is appended to a response and
 nothing cut from it; a row longer than `max_length` is dropped and counted.
@@ -127,26 +128,31 @@ def content_length(response: Sequence[int], end_of_turn: Collection[int]) -> int
     return len(response) - int(ends)
 
 
-def collate(rows: Sequence[Row], end_of_turn: Collection[int], pooling: str, shared_up_to: int) -> dict[str, Tensor]:
+def collate(
+    rows: Sequence[Row], end_of_turn: Collection[int], pooling: str, shared_up_to: int, flat: bool = False
+) -> dict[str, Tensor]:
     """Batch of B pairs for `forward`, with COLUMNS (B,) float64.
 
     Layout of the tokens, of R lines with T tokens at most, N in all:
     packed, when every sequence is at most `shared_up_to` long: R = B lines [prompt, chosen, rejected];
       input_ids, position_ids (1, N) int64; attention_mask (R, 1, T, T) bool; lengths (R,) int64, sum N;
-    padded: R = 2B lines [prompt, response], chosen first;
+    else R = 2B lines [prompt, response], chosen first, and `flat`:
+      input_ids, position_ids, attention_mask (1, N) int64; lengths (R,) int64, sum N;
+    or padded:
       input_ids, position_ids, attention_mask (R, T) int64; lengths (R,) int64.
 
     Of the 2B responses, chosen first, L the longest:
     positions, predictors (2B, L) int64: where in the flattened tokens a response's token is, and the token before it;
     response_mask (2B, L) bool: True where there is a token; pool_weights (2B, L) float32.
     """
-    packed = max(row.length for row in rows) <= shared_up_to
-    lines = [[row.prompt, row.chosen, row.rejected] for row in rows] if packed else _sequences(rows)
+    shared = max(row.length for row in rows) <= shared_up_to
+    lines = [[row.prompt, row.chosen, row.rejected] for row in rows] if shared else _sequences(rows)
     lengths = [sum(map(len, line)) for line in lines]
     tokens = [torch.tensor([token for part in line for token in part]) for line in lines]
     places = [torch.tensor(_places(line)) for line in lines]
-    if packed:
-        ids, positions, mask = torch.cat(tokens)[None], torch.cat(places)[None], _shared_mask(lines, max(lengths))
+    if shared or flat:
+        ids, positions = torch.cat(tokens)[None], torch.cat(places)[None]
+        mask = _shared_mask(lines, max(lengths)) if shared else torch.ones_like(ids)
         firsts = [sum(lengths[:i]) for i in range(len(lines))]
     else:
         ids, positions = (pad_sequence(parts, batch_first=True) for parts in (tokens, places))

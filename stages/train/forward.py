@@ -1,7 +1,7 @@
 """The one forward pass that scores responses, shared by reference and training.
 
     model = bind(AutoModelForCausalLM.from_pretrained(folder), "float32")
-    z, states = forward(model, collate(rows, end_of_turn, "mean", model.shared_up_to))
+    z, states = forward(model, collate(rows, end_of_turn, "mean", model.shared_up_to, flat=model.flat))
 
 The language-model head runs at the response positions only, in chunks of them: logits of prompts and padding never
 exist, those of a whole batch neither. `bind` puts the pass in the place of the module's own `forward`, so that calling
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import is_flash_attn_2_available
 
 from pipeline.errors import DataError
 from stages.train import head, packed
@@ -40,7 +41,7 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
     """Make `model(**batch)` score responses, computing in `dtype` (float32 or bfloat16) on weights as they are.
 
     bfloat16 is autocast: weights and optimizer stay fp32, so that small steps are not rounded away. Sets
-    `model.shared_up_to` for `collate`.
+    `model.shared_up_to` and `model.flat` for `collate`.
     """
     config: Any = model.config
     for name in SCALED_LOGITS:
@@ -50,8 +51,11 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
                 "pass does not do; choose a policy of another architecture."
             )
     model.scoring_dtype = getattr(torch, dtype)
-    if shared_up_to(model):
+    if flash_runs(model, dtype):
+        model.set_attn_implementation(packed.FLASH)
+    elif shared_up_to(model):
         model.set_attn_implementation(packed.NAME)
+    model.flat = config._attn_implementation == packed.FLASH
     model.shared_up_to = shared_up_to(model) if config._attn_implementation == packed.NAME else 0
     head.chunked(model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None))
     model.forward = MethodType(_score, model)
@@ -68,6 +72,16 @@ def shared_up_to(model: nn.Module) -> int:
     if not _attends(config) or getattr(config, "_attn_implementation", None) not in ("sdpa", packed.NAME):
         return 0
     return getattr(config, "sliding_window", None) or getattr(config, "max_position_embeddings", None) or 0
+
+
+def flash_runs(model: nn.Module, dtype: str) -> bool:
+    """Whether flash-attn computes this model's attention over sequences of any length without padding.
+
+    It needs the package, a GPU and bfloat16, and a model that hands the sequences' ends to its attention function.
+    """
+    classes: Any = type(model)
+    able = classes._supports_flash_attn and classes._supports_attention_backend and _attends(model.config)
+    return bool(able and dtype == "bfloat16" and is_flash_attn_2_available())
 
 
 def _attends(config: Any) -> bool:
@@ -100,7 +114,7 @@ def _score(
     pool_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     bf16 = self.scoring_dtype == torch.bfloat16
-    layout = {"attention_mask": attention_mask} | ({"lengths": lengths.tolist()} if attention_mask.dim() == 4 else {})
+    layout = packed.arguments(attention_mask, lengths)
     # Under ZeRO-3 a cached cast would hold the full bf16 model, so the cache is off.
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
         hidden = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]

@@ -1,11 +1,15 @@
 """Attention for batches without padding: everything but attention runs on all tokens of a batch in one row.
 
     model.set_attn_implementation(NAME)                       once, in `forward.bind`
-    model(input_ids=(1, N), attention_mask=(R, 1, T, T) bool, lengths=[R lengths, sum N], ...)
+    model(input_ids=(1, N), **arguments(attention_mask, lengths), ...)
 
-Registered with transformers' own interface, whose attention functions get what a model is called with. Each of the R
-lines attends by itself: torch's scaled_dot_product_attention skips no masked block, so that one row of all N tokens
-would cost N*N, and lines padded to the longest R*T*T. Without `lengths` it is transformers' `sdpa`.
+NAME is registered with transformers' own interface, whose attention functions get what a model is called with. Each of
+the R lines attends by itself: torch's scaled_dot_product_attention skips no masked block, so that one row of all N
+tokens would cost N*N, and lines padded to the longest R*T*T. Without `lengths` it is transformers' `sdpa`.
+
+FLASH is transformers' own, over plain sequences and where they end. The kernel of flash-attn takes no mask, so the
+prompt stands before each of its two responses. It has not run here, on a GPU: the tests put another function of the
+same signature in its place.
 """
 
 from __future__ import annotations
@@ -20,6 +24,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed_sdpa"
+FLASH = "flash_attention_2"
+
+
+def arguments(attention_mask: Tensor, lengths: Tensor) -> dict[str, Any]:
+    """What a model is called with beside the tokens of one of `collate`'s layouts, by the shape of its mask."""
+    if attention_mask.dim() == 4:
+        return {"attention_mask": attention_mask, "lengths": lengths.tolist()}
+    if len(attention_mask) == len(lengths):
+        return {"attention_mask": attention_mask}
+    ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    longest = int(lengths.max())
+    both = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    return {"attention_mask": None, **both}
 
 
 def attention(

@@ -56,10 +56,11 @@ def score(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float]]:
     from stages.train.forward import forward
 
     scores: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
-    device, limit = next(model.parameters()).device, model.shared_up_to
-    sizes = [row.shared_length if row.length <= limit else 2 * row.length for row in rows]
+    device, limit, flat = next(model.parameters()).device, model.shared_up_to, model.flat
+    apart = [row.tokens if flat else 2 * row.length for row in rows]
+    sizes = [row.shared_length if row.length <= limit else size for row, size in zip(rows, apart, strict=True)]
     for indices in passes(sizes):
-        batch = collate([rows[i] for i in indices], (), "mean", limit)
+        batch = collate([rows[i] for i in indices], (), "mean", limit, flat)
         with torch.no_grad():
             z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
         for i, z_w, z_l in zip(indices, *z.view(2, -1).tolist(), strict=True):

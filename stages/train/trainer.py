@@ -59,14 +59,14 @@ class PairTrainer(Trainer):
         resumed_from: int = 0,
     ) -> None:
         self.identity, self.rows, self.end_of_turn, self.hooks = identity, rows, end_of_turn, hooks
-        self.last_checkpoint, self.shared_up_to = resumed_from, model.shared_up_to
+        self.last_checkpoint, self.shared_up_to, self.flat = resumed_from, model.shared_up_to, model.flat
         self.sums: list[tuple[int, Tensor]] = []
         super().__init__(model=model, args=args, train_dataset=list(order), data_collator=self._collate)
         self.model_accepts_loss_kwargs = False
 
     def _collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         rows = [self.rows[i] for i in indices]
-        batch = collate(rows, self.end_of_turn, self.identity.repulsion.pooling, self.shared_up_to)
+        batch = collate(rows, self.end_of_turn, self.identity.repulsion.pooling, self.shared_up_to, self.flat)
         return {**batch, "rows": torch.tensor(indices)}
 
     def compute_loss(
