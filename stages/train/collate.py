@@ -232,3 +232,18 @@ def deal(lengths: Sequence[int], epochs: int, global_batch: int, seed: int) -> t
         for start in range(0, len(epoch), global_batch):
             order += sorted(epoch[start : start + global_batch], key=lambda i: (lengths[i], i))
     return order, len(order) - epochs * len(lengths)
+
+
+def shares(order: Sequence[int], lengths: Sequence[int], workers: int, micro_batch: int) -> list[int]:
+    """Reorder so that the workers' micro-batches of the same time hold similar numbers of tokens; all wait for one.
+
+    Every workers * micro_batch rows in a row are one such time, and the workers take the next micro_batch of them each.
+    The rows of a time, by length, go to the workers in turn, there and back again: 0 1 2 2 1 0 0 1 2. So the rows of an
+    optimizer step stay the same, and one worker's order does too if they are sorted.
+    """
+    window, dealt = workers * micro_batch, []
+    for start in range(0, len(order), window):
+        rows = sorted(order[start : start + window], key=lambda i: (lengths[i], i))
+        turns = [rows[i : i + workers][:: -1 if i // workers % 2 else 1] for i in range(0, len(rows), workers)]
+        dealt += [turn[worker] for worker in range(workers) for turn in turns]
+    return dealt

@@ -137,6 +137,7 @@ class _Session:
     """The training of one rank, from the policy or the latest checkpoint to the published files."""
 
     def __init__(self, job: Job, rank: int, say: _Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
+        from stages.train.collate import shares
         from stages.train.recipe import arguments
         from stages.train.trainer import Hooks, PairTrainer
 
@@ -149,12 +150,13 @@ class _Session:
         steps = optimizer_steps(len(rows), self.identity.epochs, self.identity.global_batch)
         args = arguments(self.identity, self.runtime, steps, room(job))  # first: it turns ZeRO-3 loading on
         model = load_policy(self.policy, self.identity.dtype)
+        micro, lengths = self.runtime.micro_pairs(self.identity.global_batch), [row.shared_length for row in rows]
         self.trainer = PairTrainer(
             model=model,
             args=args,
             identity=self.identity,
             rows=rows,
-            order=order,
+            order=shares(order, lengths, self.runtime.workers, micro),
             end_of_turn=ends_of_turn(job.inputs["samples"]),
             hooks=Hooks(
                 on_step=self._on_step,

@@ -6,8 +6,10 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, SequentialSampler
 
-from stages.train.collate import COLUMNS, Row, collate, content_length, deal, join_pairs, join_targets
+from stages.train.collate import COLUMNS, Row, collate, content_length, deal, join_pairs, join_targets, shares
 from tests.stages.train.rig import sampled, targets_of
 
 
@@ -136,3 +138,27 @@ def test_deal_depends_on_the_seed_alone() -> None:
     for start in range(0, 40, 8):
         batch = [lengths[i] for i in order[start : start + 8]]
         assert batch == sorted(batch)
+
+
+def test_shares_by_hand() -> None:
+    lengths = [10, 20, 30, 40, 50, 60, 1, 2, 3, 4, 5, 6]
+    order = [*range(12)]
+    assert shares(order, lengths, workers=2, micro_batch=3) == [0, 3, 4, 1, 2, 5, 6, 9, 10, 7, 8, 11]
+    assert shares(order, lengths, workers=1, micro_batch=3) == order
+
+
+@pytest.mark.parametrize(("workers", "micro"), [(1, 4), (2, 1), (2, 4), (4, 2), (8, 1), (8, 4), (8, 8)])
+def test_workers_wait_little_for_each_other(workers: int, micro: int) -> None:
+    """Through accelerate's own sampler: at each time the longest micro-batch has at most a tenth above the mean."""
+    lengths = [int(n) for n in torch.randint(240, 900, (640,), generator=torch.Generator().manual_seed(0))]
+    dealt, _ = deal(lengths, 1, 64, seed=3)
+    order = shares(dealt, lengths, workers, micro)
+    for start in range(0, 640, 64):
+        assert sorted(order[start : start + 64]) == sorted(dealt[start : start + 64])
+    batches = BatchSampler(SequentialSampler(order), micro, drop_last=False)
+    ranks = [list(BatchSamplerShard(batches, workers, rank)) for rank in range(workers)]
+    waited = total = 0
+    for step in zip(*ranks, strict=True):
+        tokens = [sum(lengths[order[i]] for i in batch) for batch in step]
+        waited, total = waited + workers * max(tokens), total + sum(tokens)
+    assert total == sum(lengths) and waited / total < 1.1
