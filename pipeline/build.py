@@ -211,6 +211,7 @@ class _Builder:
             global_batch=trainer.global_batch,
             max_grad_norm=trainer.max_grad_norm,
             max_length=trainer.max_length,
+            truncate=trainer.truncate,
             min_steps=trainer.min_steps,
             dtype=trainer.dtype,
             publish_dtype=trainer.publish_dtype,
@@ -231,7 +232,7 @@ class _Builder:
         policies = {"reference": policy} if has_reference(objective) else {}
         if has_base(objective):
             policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
-        forward = ReferenceIdentity(dtype=trainer.dtype, max_length=trainer.max_length)
+        forward = ReferenceIdentity(dtype=trainer.dtype, max_length=trainer.max_length, truncate=trainer.truncate)
         inputs = {"samples": samples, "pairs": pairs}
         return {
             role: self.step(t, role, REFERENCE, forward, self.pool(), {**inputs, "policy": scoring})

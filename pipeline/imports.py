@@ -101,9 +101,10 @@ def described(made: dict[str, Manifest], config: Config, overrides: Sequence[str
     if pairs:
         lines.append(f"  {_name(pairs)}: {pairs.rows['out']:,} pairs{_dropped(pairs)}")
     if summary["sequence_max"] > config.trainer.max_length:
+        does = "cuts responses" if config.trainer.truncate == "keep_end" else "drops pairs"
         lines.append(
             f"  prompt + response: {summary['sequence_p95']:,.0f} tokens at the 95th percentile, "
-            f"{summary['sequence_max']:,} at most; training drops pairs above trainer.max_length="
+            f"{summary['sequence_max']:,} at most; training {does} above trainer.max_length="
             f"{config.trainer.max_length}"
         )
     lines += [f"  assumed: {text}" for text in given["assumed"]]

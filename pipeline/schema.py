@@ -155,6 +155,8 @@ class TrainerConfig:
     global_batch: int
     max_grad_norm: float
     max_length: int
+    truncate: str
+    """drop or keep_end: of a pair longer than max_length."""
     min_steps: int
     dtype: str
     publish_dtype: str
@@ -301,11 +303,11 @@ def _of_prompts(config: Config) -> Iterable[str]:
 def _of_training(config: Config) -> Iterable[str]:
     trainer, prompts, hardware = config.trainer, config.prompts, config.hardware
     rows, longest = prompts.per_iteration, prompts.max_tokens + config.sampler.max_tokens
-    if longest > trainer.max_length:
+    if longest > trainer.max_length and trainer.truncate != "keep_end":
         yield (
             f"prompts.max_tokens={prompts.max_tokens} + sampler.max_tokens={config.sampler.max_tokens} = {longest} "
             f"exceeds trainer.max_length={trainer.max_length}: what is sampled could not be trained whole. "
-            f"Lower one of the two or set trainer.max_length={longest}."
+            f"Lower one of the two, set trainer.max_length={longest}, or cut what is longer: trainer.truncate=keep_end."
         )
     if not trainer.lr > 0 or not trainer.max_grad_norm > 0:
         yield f"trainer.lr={trainer.lr} and trainer.max_grad_norm={trainer.max_grad_norm} must be positive."

@@ -150,7 +150,10 @@ def test_calibrate(samples: Input, tmp_path: Path) -> None:
 def test_reference(samples: Input, tmp_path: Path, policy: Path) -> None:
     chosen = as_input("pairs", tmp_path / "p", [paired(samples, tmp_path)])
     job = as_job(
-        REFERENCE, {"dtype": "float32", "max_length": 128}, [samples, chosen, external("policy", policy)], tmp_path
+        REFERENCE,
+        {"dtype": "float32", "max_length": 128, "truncate": "drop"},
+        [samples, chosen, external("policy", policy)],
+        tmp_path,
     )
     rows = run_step(job, reference.Reference(job), reference.shards, reference.finish)[0][0].to_pylist()
     check(REFERENCE, [rounded([r["chosen_logprob"], r["rejected_logprob"]], 2) for r in rows], GOLDEN["reference"])

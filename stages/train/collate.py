@@ -5,8 +5,8 @@ tokens. The rejected response does not see the chosen one, and its positions go 
 are packed one after another; other models get sequences of prompt and response, one after another as well where
 flash-attn computes their attention, else padded on the right.
 
-Pure: takes pyarrow tables and plain values, returns rows and torch tensors. Nothing is appended to a response and
-nothing cut from it; a row longer than `max_length` is dropped and counted.
+Pure: takes pyarrow tables and plain values, returns rows and torch tensors. Nothing is appended to a response; what
+becomes of a row longer than `max_length` is truncate.py's, and counted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stages.train.repulsion import pool_weights
+from stages.train.truncate import fitted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,6 +55,8 @@ class Row:
     base_w: float = 0.0
     """Log-prob of the chosen response under the base."""
     base_l: float = 0.0
+    truncated: bool = False
+    """A response was cut."""
 
     @property
     def length(self) -> int:
@@ -71,36 +74,42 @@ class Row:
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
-def join_pairs(samples: pa.Table, pairs: pa.Table, max_length: int) -> tuple[list[Row], int]:
+def join_pairs(samples: pa.Table, pairs: pa.Table, max_length: int, truncate: str) -> tuple[list[Row], int]:
     """Rows of one part that have a pair, in the order of `pairs`, and how many were too long.
 
-    samples: id, prompt_ids, responses; pairs (or targets): id, chosen, rejected.
+    samples: id, prompt_ids, responses; pairs (or targets): id, chosen, rejected; truncate: one of TRUNCATIONS.
     """
     by_id = {row["id"]: row for row in samples.select(["id", "prompt_ids", "responses"]).to_pylist()}
-    rows = [_row(by_id[pair["id"]], pair) for pair in pairs.select(["id", "chosen", "rejected"]).to_pylist()]
+    limit = max_length if truncate == "keep_end" else None
+    rows = [_row(by_id[pair["id"]], pair, limit) for pair in pairs.select(["id", "chosen", "rejected"]).to_pylist()]
     kept = [row for row in rows if row.length <= max_length]
     return kept, len(rows) - len(kept)
 
 
 def join_targets(
-    samples: pa.Table, targets: pa.Table, scored: Mapping[str, pa.Table], max_length: int
+    samples: pa.Table, targets: pa.Table, scored: Mapping[str, pa.Table], max_length: int, truncate: str
 ) -> tuple[list[Row], int]:
     """As `join_pairs`, with the gated targets and the log-probs of the same pair.
 
     targets: as `calibrate` makes them; scored: what the step `reference` made, by the name in Row, `ref` or `base`.
     """
-    rows, too_long = join_pairs(samples, targets, max_length)
+    rows, too_long = join_pairs(samples, targets, max_length, truncate)
     wanted = {(t["id"], _pair(t)): t for t in targets.select(TARGETS).to_pylist()}
     found = {name: {(r["id"], _pair(r)): r for r in table.to_pylist()} for name, table in scored.items()}
+
     keys = [(row.id, row.pair) for row in rows]
     joined = zip(rows, keys, strict=True)
     return [_with_targets(row, wanted[k], {name: by[k] for name, by in found.items()}) for row, k in joined], too_long
 
 
-def _row(sample: Mapping[str, Any], pair: Mapping[str, Any]) -> Row:
-    responses = sample["responses"]
-    chosen, rejected = responses[pair["chosen"]]["ids"], responses[pair["rejected"]]["ids"]
-    return Row(id=sample["id"], pair=_pair(pair), prompt=sample["prompt_ids"], chosen=chosen, rejected=rejected)
+def _row(sample: Mapping[str, Any], pair: Mapping[str, Any], limit: int | None) -> Row:
+    prompt, both = sample["prompt_ids"], [sample["responses"][i] for i in _pair(pair)]
+    whole = [each["ids"] for each in both]
+    cut = whole if limit is None else [fitted(len(prompt), r["ids"], r["finish"] == "stop", limit) for r in both]
+    chosen, rejected = cut
+    return Row(
+        id=sample["id"], pair=_pair(pair), prompt=prompt, chosen=chosen, rejected=rejected, truncated=cut != whole
+    )
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import ConfigError, TrainingFault
 from pipeline.job import StepSpec
 from stages.train.objective_config import ObjectiveIdentity, objective_from
+from stages.train.truncate import TRUNCATIONS
 
 REFERENCE = StepSpec(
     kind="reference",
@@ -43,9 +44,12 @@ class ReferenceIdentity:
     dtype: str
     max_length: int
     """Longest prompt + response in tokens."""
+    truncate: str
+    """Of what is longer: drop the pair, or keep_end: cut the response before its end-of-turn token."""
 
     def __post_init__(self) -> None:
         _one_of("trainer.dtype", self.dtype, DTYPES)
+        _one_of("trainer.truncate", self.truncate, TRUNCATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,8 @@ class TrainIdentity:
     """Pairs per optimizer step."""
     max_grad_norm: float
     max_length: int
+    truncate: str
+    """As the reference's."""
     min_steps: int
     """Fewer optimizer steps than this are refused: such a loop learns nothing."""
     dtype: str
@@ -94,6 +100,7 @@ class TrainIdentity:
             raise ConfigError(f"trainer.min_steps={self.min_steps}: fewer than 8 optimizer steps teach nothing.")
         _one_of("trainer.optimizer", self.optimizer, OPTIMIZERS)
         _one_of("trainer.dtype", self.dtype, DTYPES)
+        _one_of("trainer.truncate", self.truncate, TRUNCATIONS)
         _one_of("trainer.publish_dtype", self.publish_dtype, DTYPES)
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"trainer.warmup_ratio={self.warmup_ratio}: must lie between 0 and 1.")

@@ -94,7 +94,7 @@ class Reference:
 
         samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
         pairs = self.job.inputs["pairs"].table(shard.index, ["id", "chosen", "rejected"])
-        rows, too_long = join_pairs(samples, pairs, self.identity.max_length)
+        rows, too_long = join_pairs(samples, pairs, self.identity.max_length, self.identity.truncate)
         scores = score(self.model, rows)
         records = [
             {
@@ -112,7 +112,10 @@ class Reference:
             table=pa.Table.from_pylist(records, schema=SCHEMA),
             rows_in=pairs.num_rows,
             dropped={"too_long": too_long} if too_long else {},
-            stats={"tokens": float(sum(row.tokens for row in rows))},
+            stats={
+                "tokens": float(sum(row.tokens for row in rows)),
+                "truncated": float(sum(row.truncated for row in rows)),
+            },
         )
 
 
@@ -122,8 +125,9 @@ def shards(job: Job) -> list[Shard]:
 
 
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean log-probs in nats over all pairs."""
+    """Mean log-probs in nats over all pairs, and of how many a response was cut."""
     rows = [row for table in tables for row in table.to_pylist()]
     names = ("chosen_logprob", "rejected_logprob", "chosen_tokens", "rejected_tokens")
     means = {f"mean_{name}": sum(row[name] for row in rows) / max(1, len(rows)) for name in names}
-    return {"pairs": len(rows), **means}
+    truncated = int(sum(part["stats"]["truncated"] for part in parts))
+    return {"pairs": len(rows), "truncated": truncated, **means}

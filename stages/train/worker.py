@@ -98,6 +98,7 @@ def _train(job: Job, rank: int, say: _Speaker) -> None:
     except NotFinite as error:
         raise TrainingFault(str(error)) from None
     counts = {"pairs": len(rows), "too_long": too_long, "repeated": repeated, "epochs": identity.epochs}
+    counts["truncated"] = sum(row.truncated for row in rows)
     session.finish(counts)
 
 
@@ -121,13 +122,14 @@ def load_rows(job: Job) -> tuple[list[Any], int]:
     """Return all pairs with their targets and log-probs, in table order, and how many were too long."""
     from stages.train.collate import join_targets
 
-    limit = job.identity["max_length"]
+    limit, truncate = job.identity["max_length"], job.identity["truncate"]
     scored = {name: job.inputs[role] for name, role in SCORED.items() if role in job.inputs}
     rows, too_long = [], 0
     for index in range(job.inputs["samples"].n_parts):
         samples = job.inputs["samples"].table(index, ["id", "prompt_ids", "responses"])
         logprobs = {name: source.table(index) for name, source in scored.items()}
-        part, dropped = join_targets(samples, job.inputs["targets"].table(index), logprobs, limit)
+        part, dropped = join_targets(samples, job.inputs["targets"].table(index), logprobs, limit, truncate)
+
         rows += part
         too_long += dropped
     return rows, too_long

@@ -55,6 +55,11 @@ def test_a_mistake_has_one_message(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_cut_may_be_sampled_longer_than_it_is_trained() -> None:
+    loaded = config.load(["prompts.max_tokens=500", "trainer.truncate=keep_end"])
+    assert loaded.prompts.max_tokens + loaded.sampler.max_tokens > loaded.trainer.max_length
+
+
 def test_servers_are_addresses_alone() -> None:
     for good in ("http://127.0.0.1:8000", "https://node-17.cluster", "http://[::1]:8000"):
         assert config.load(["sampler=server", f"sampler.urls=['{good}']"]).sampler.urls == (good,)

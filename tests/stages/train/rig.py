@@ -57,6 +57,7 @@ def identity(**changes: Any) -> TrainIdentity:
         "global_batch": 2,
         "max_grad_norm": 1.0,
         "max_length": 64,
+        "truncate": "drop",
         "min_steps": 8,
         "dtype": "float32",
         "publish_dtype": "float32",
@@ -105,14 +106,16 @@ def targets_of(samples: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TARGETS)
 
 
-def reference_job(folder: Path, policy: Path, samples: list[pa.Table], max_length: int = 64) -> Job:
+def reference_job(
+    folder: Path, policy: Path, samples: list[pa.Table], max_length: int = 64, truncate: str = "drop"
+) -> Job:
     """The reference step of these samples."""
     inputs = [
         as_input("samples", folder / "samples", samples),
         as_input("pairs", folder / "pairs", [targets_of(table) for table in samples]),
         folder_input("policy", policy),
     ]
-    wanted = ReferenceIdentity(dtype="float32", max_length=max_length)
+    wanted = ReferenceIdentity(dtype="float32", max_length=max_length, truncate=truncate)
     return as_job(REFERENCE, asdict(wanted), inputs, folder)
 
 

@@ -54,7 +54,7 @@ def test_content_length(response: list[int], expected: int) -> None:
 def test_join_follows_the_id_not_the_position() -> None:
     samples = sampled(4, parts=1)[0]
     pairs = targets_of(samples).take([2, 0])
-    rows, too_long = join_pairs(samples, pairs, 64)
+    rows, too_long = join_pairs(samples, pairs, 64, "drop")
     source = {row["id"]: row for row in samples.to_pylist()}
     assert [row.id for row in rows] == ["row-002", "row-000"] and too_long == 0
     for row in rows:
@@ -76,7 +76,7 @@ def test_targets_and_references_are_those_of_the_same_row() -> None:
         }
     )
     base = reference.set_column(3, "chosen_logprob", pa.array([-7.0, -8.0, -9.0]))
-    rows, _ = join_targets(samples, targets, {"ref": reference, "base": base}, 64)
+    rows, _ = join_targets(samples, targets, {"ref": reference, "base": base}, 64, "drop")
     assert [row.base_w for row in rows] == [-8.0, -9.0, -7.0] and rows[0].base_l == -5.0
     assert {(row.p_wl, row.label) for row in rows} == {(0.8, 0.95)}
     assert [(row.id, row.p_w, row.ref_w, row.ref_l) for row in rows] == [
@@ -103,7 +103,8 @@ def test_a_prompt_may_have_several_pairs() -> None:
     both = pa.concat_tables([targets, other.set_column(3, "target_w", pa.array([0.9, 0.8]))])
     reference = both.select(["id", "chosen", "rejected"]).append_column("chosen_logprob", pa.array([-1.0, -2, -3, -4]))
     reference = reference.append_column("rejected_logprob", pa.array([0.0] * 4)).take([3, 1, 0, 2])
-    rows, _ = join_targets(samples, both, {"ref": reference}, 64)
+    rows, _ = join_targets(samples, both, {"ref": reference}, 64, "drop")
+
     found = [(row.id, row.pair, row.ref_w) for row in rows]
     assert found == [("row-000", (0, 2), -1), ("row-001", (0, 2), -2), ("row-000", (0, 1), -3), ("row-001", (0, 1), -4)]
     assert [row.p_w for row in rows[2:]] == [0.9, 0.8]
@@ -111,7 +112,7 @@ def test_a_prompt_may_have_several_pairs() -> None:
 
 def test_rows_that_are_too_long_are_dropped_and_counted() -> None:
     samples = sampled(12, parts=1)[0]
-    rows, too_long = join_pairs(samples, targets_of(samples), 20)
+    rows, too_long = join_pairs(samples, targets_of(samples), 20, "drop")
     assert 0 < too_long < 12 and len(rows) == 12 - too_long
     assert all(row.length <= 20 for row in rows)
 

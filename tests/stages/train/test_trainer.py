@@ -92,7 +92,14 @@ def test_identity_survives_its_dict() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("optimizer", "adam"), ("dtype", "float16"), ("publish_dtype", "int8"), ("warmup_ratio", 1.5), ("min_steps", 7)],
+    [
+        ("optimizer", "adam"),
+        ("dtype", "float16"),
+        ("truncate", "keep_start"),
+        ("publish_dtype", "int8"),
+        ("warmup_ratio", 1.5),
+        ("min_steps", 7),
+    ],
 )
 def test_wrong_values_are_named(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"trainer\.{field}={value}"):
@@ -105,4 +112,4 @@ def test_wrong_choices_are_named() -> None:
     with pytest.raises(ConfigError, match=r"repulsion\.pooling=max"):
         RepulsionIdentity(name="hinge", weight=1, margin=1, pooling="max")
     with pytest.raises(ConfigError, match=r"trainer\.dtype=half"):
-        ReferenceIdentity(dtype="half", max_length=8)
+        ReferenceIdentity(dtype="half", max_length=8, truncate="drop")
