@@ -25,6 +25,7 @@ DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("rmsprop", "adamw")
 REPULSIONS = ("off", "hinge", "neg_sq", "cosine", "log")
 POOLINGS = ("mean", "last")
+CALIBRATIONS = ("off", "reward")
 
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -63,10 +64,32 @@ class RepulsionIdentity:
     margin: float
     pooling: str
     """mean over the response's tokens without end-of-turn, or last content token."""
+    layer: int = -1
+    """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
+    the last but one, and so on."""
 
     def __post_init__(self) -> None:
         _one_of("repulsion.name", self.name, REPULSIONS)
         _one_of("repulsion.pooling", self.pooling, POOLINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationIdentity:
+    """Which calibration of the objective's incentives."""
+
+    name: str
+    """off or reward."""
+    ema: float
+    """Of the running means of the logs: what a new step leaves of the old ones."""
+    max_log_delta: float
+    """Bound of |log delta|."""
+
+    def __post_init__(self) -> None:
+        _one_of("calibration.name", self.name, CALIBRATIONS)
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"calibration.ema={self.ema}: must be at least 0 and below 1; the paper uses 0.98.")
+        if self.max_log_delta <= 0:
+            raise ConfigError(f"calibration.max_log_delta={self.max_log_delta}: must be positive; log 4 is 1.386.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +99,7 @@ class TrainIdentity:
 
     objective: ObjectiveIdentity
     repulsion: RepulsionIdentity
+    calibration: CalibrationIdentity
     optimizer: str
     """rmsprop or adamw."""
     lr: float
@@ -111,6 +135,7 @@ class TrainIdentity:
         parts = {
             "objective": objective_from(fields["objective"]),
             "repulsion": RepulsionIdentity(**fields["repulsion"]),
+            "calibration": CalibrationIdentity(**fields["calibration"]),
         }
         return cls(**{**fields, **parts})
 
@@ -141,6 +166,8 @@ class TrainRuntime:
     max_failures: int
     """Restarts of the worker group from the last checkpoint."""
     gradient_checkpointing: bool
+    band_every: int
+    """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
 
     def micro_pairs(self, global_batch: int) -> int:
         """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""

@@ -20,6 +20,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from pipeline.errors import DataError
 from stages.train import head, packed
+from stages.train.reading import Reading
 from stages.train.repulsion import pool
 
 SCALED_LOGITS = ("logit_scale", "logits_scaling")
@@ -91,14 +92,14 @@ def _attends(config: Any) -> bool:
     return layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
 
 
-def forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def forward(model: nn.Module, batch: dict[str, Tensor], reading: Reading | None = None) -> tuple[Tensor, Tensor]:
     """Return z and pooled states of a batch of B pairs through a bound model or an engine around one.
 
     The batch is that of `collate`. z: (2B,) float64, summed log-probs in nats of exactly the response tokens given all
-    tokens before them, chosen first; states: (2B, H) float32, the last hidden states at the tokens' own positions,
-    pooled.
+    tokens before them, chosen first; states: (2B, H) float32, the last hidden states, or those that `reading` names, at
+    the tokens' own positions, pooled.
     """
-    z, states = model(**{name: batch[name] for name in NAMES})
+    z, states = model(**{name: batch[name] for name in NAMES}, reading=reading)
     return z, states
 
 
@@ -112,15 +113,20 @@ def _score(
     positions: Tensor,
     response_mask: Tensor,
     pool_weights: Tensor,
+    reading: Reading | None = None,
 ) -> tuple[Tensor, Tensor]:
     bf16 = self.scoring_dtype == torch.bfloat16
     layout = packed.arguments(attention_mask, lengths)
+
+    def trunk() -> Tensor:
+        return self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
+
     # Under ZeRO-3 a cached cast would hold the full bf16 model, so the cache is off.
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
-        hidden = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
-        hidden = hidden.flatten(0, 1)
+        last, states = reading.through(trunk) if reading else (trunk(),) * 2
+        hidden, states = last.flatten(0, 1), states.flatten(0, 1)
         tokens = input_ids.flatten()[positions[response_mask]]
         token_log_probs = self.get_output_embeddings()(hidden[predictors[response_mask]], tokens)
     rows = torch.zeros(response_mask.shape, dtype=torch.float64, device=hidden.device)
     z = rows.masked_scatter(response_mask, token_log_probs.double()).sum(1)
-    return z, pool(hidden[positions], pool_weights)
+    return z, pool(states[positions], pool_weights)

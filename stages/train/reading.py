@@ -1,0 +1,77 @@
+"""Takes the states for the latent repulsion out of the one forward pass, and measures what flows back into them.
+
+Where they are read, the states part in two: onward to the head, which sends back the gradient of L_beta, and to the
+pool, which sends back that of lambda L_rep. Both norms come with the one backward pass, at no pass of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+LAST = -1
+"""The last hidden state, after the final norm."""
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Return the decoder layers of a transformers model."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next(module for module in lists if len(module) == count)
+
+
+def layer_at(model: Any, layer: int) -> nn.Module:
+    """Return the decoder layer of a 0-based index; -2 is the last but one."""
+    layers = decoder_layers(model)
+    if not -len(layers) <= layer < len(layers):
+        raise ConfigError(
+            f"repulsion.layer={layer}: the policy has {len(layers)} decoder layers; use 0 to {len(layers) - 1}, "
+            f"-2 to -{len(layers)} from the end, or -1 for the last hidden state after the final norm."
+        )
+    return layers[layer]
+
+
+class Reading:
+    """Reads the states behind one decoder layer, or the last hidden state.
+
+    squares: (2,) float64, |dL_beta/dx|^2 and |d(lambda L_rep)/dx|^2 of the states x that were read, summed over tokens
+    and backward passes until the owner resets it; both carry the same factors of loss_scale and accumulation.
+    """
+
+    def __init__(self, model: Any, layer: int) -> None:
+        self.module = None if layer == LAST else layer_at(model, layer)
+        self.squares = torch.zeros(2, dtype=torch.float64)
+
+    def through(self, trunk: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the trunk; return its last hidden state, to go on with, and the states to pool."""
+        if self.module is None:
+            return self._part(trunk())
+        taken: list[Tensor] = []
+
+        def take(module: nn.Module, inputs: Any, output: Any) -> Any:
+            onward, states = self._part(output if isinstance(output, Tensor) else output[0])
+            taken.append(states)
+            return onward if isinstance(output, Tensor) else (onward, *output[1:])
+
+        handle = self.module.register_forward_hook(take)
+        try:
+            hidden = trunk()
+        finally:
+            handle.remove()
+        return hidden, taken[0]
+
+    def _part(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        onward, states = x.view_as(x), x.view_as(x)
+        if x.requires_grad:
+            onward.register_hook(lambda gradient: self._add(0, gradient))
+            states.register_hook(lambda gradient: self._add(1, gradient))
+        return onward, states
+
+    def _add(self, index: int, gradient: Tensor) -> None:
+        self.squares = self.squares.to(gradient.device)
+        self.squares[index] += gradient.float().square().sum(dtype=torch.float64)
