@@ -204,6 +204,7 @@ class _Builder:
         identity = TrainIdentity(
             objective=self.config.objective,
             repulsion=self.config.repulsion,
+            calibration=self.config.calibration,
             optimizer=trainer.optimizer,
             lr=trainer.lr,
             warmup_ratio=trainer.warmup_ratio,
@@ -249,6 +250,7 @@ class _Builder:
             checkpoint_steps=trainer.checkpoint_steps,
             max_failures=hardware.max_failures,
             gradient_checkpointing=trainer.gradient_checkpointing,
+            band_every=trainer.band_every,
         )
 
     def evaluate(self, t: int, new: str, previous: str, base: str) -> str:

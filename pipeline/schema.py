@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline.errors import ConfigError
 from stages.annotate import oracles
 from stages.sample.engine_args import split
-from stages.train.config import ObjectiveIdentity, RepulsionIdentity
+from stages.train.config import CalibrationIdentity, ObjectiveIdentity, RepulsionIdentity
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
@@ -162,6 +162,8 @@ class TrainerConfig:
     publish_dtype: str
     checkpoint_steps: int
     gradient_checkpointing: bool
+    band_every: int
+    """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +258,7 @@ class Config:
     gate: GateConfig
     objective: Annotated[ObjectiveIdentity, Field(discriminator="name")]
     repulsion: RepulsionIdentity
+    calibration: CalibrationIdentity
     trainer: TrainerConfig
     hardware: HardwareConfig
     win_rate: str
@@ -311,6 +314,8 @@ def _of_training(config: Config) -> Iterable[str]:
         )
     if not trainer.lr > 0 or not trainer.max_grad_norm > 0:
         yield f"trainer.lr={trainer.lr} and trainer.max_grad_norm={trainer.max_grad_norm} must be positive."
+    if trainer.band_every < 0:
+        yield f"trainer.band_every={trainer.band_every}: measure the band every n optimizer steps, or never with 0."
     if trainer.min_steps < 8:
         yield f"trainer.min_steps={trainer.min_steps}: fewer than 8 optimizer steps teach nothing; use 8 or more."
     steps = trainer.epochs * -(-rows // max(1, trainer.global_batch)) if rows is not None else trainer.min_steps

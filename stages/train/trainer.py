@@ -7,6 +7,7 @@ tests. The Trainer brings the loop, gradient accumulation, DeepSpeed and resumin
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,9 +23,12 @@ from transformers import Trainer, TrainingArguments
 
 from stages.train.collate import Row, collate
 from stages.train.config import TrainIdentity
-from stages.train.forward import forward
+from stages.train.instruments import Instruments
 from stages.train.loss import pair_loss, recorded
 from stages.train.recipe import schedule
+
+CALIBRATION = "calibration.json"
+"""Of a checkpoint: the running means of the reward calibration."""
 
 
 class NotFinite(Exception):
@@ -57,10 +61,12 @@ class PairTrainer(Trainer):
         end_of_turn: frozenset[int],
         hooks: Hooks,
         resumed_from: int = 0,
+        band_every: int = 0,
     ) -> None:
         self.identity, self.rows, self.end_of_turn, self.hooks = identity, rows, end_of_turn, hooks
         self.last_checkpoint, self.shared_up_to, self.flat = resumed_from, model.shared_up_to, model.flat
         self.sums: list[tuple[int, Tensor]] = []
+        self.instruments = Instruments(model, identity, band_every)
         super().__init__(model=model, args=args, train_dataset=list(order), data_collator=self._collate)
         self.model_accepts_loss_kwargs = False
 
@@ -77,7 +83,7 @@ class PairTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Loss of one micro-batch; raises NotFinite on all ranks when it is not finite on one."""
-        z, states = forward(model, inputs)
+        z, states = self.instruments.forward(model, inputs, self.state.global_step)
         loss, sums = pair_loss(z, states, inputs, self.identity.objective, self.identity.repulsion)
         self._stop_unless_finite(loss, inputs["rows"])
         self.sums.append((len(inputs["rows"]), sums))
@@ -118,6 +124,7 @@ class PairTrainer(Trainer):
             "clipped": bool(0 < limit < norm),
             "lr": logs["learning_rate"],
         }
+        record |= self.instruments.record(count, means["d_w"], means["d_l"])
         self.hooks.on_step(record)
 
     def _reduced(self) -> tuple[int, dict[str, float]]:
@@ -141,6 +148,13 @@ class PairTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
+        """Train, from the folder of a checkpoint if one is given."""
+        if resume_from_checkpoint and self.instruments.calibration:
+            state = json.loads((Path(resume_from_checkpoint) / CALIBRATION).read_text())
+            self.instruments.calibration.restore(state)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write what resuming needs, and nothing at the last step, which is published instead."""
         step = self.state.global_step
@@ -155,6 +169,8 @@ class PairTrainer(Trainer):
         if self.is_world_process_zero():
             torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
             self.state.save_to_json(str(folder / "trainer_state.json"))
+            if self.instruments.calibration:
+                (folder / CALIBRATION).write_text(json.dumps(self.instruments.calibration.state()))
         dist.barrier()
         self.hooks.seal_checkpoint(folder, step)
         self.last_checkpoint = step

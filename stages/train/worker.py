@@ -27,6 +27,9 @@ from stages.train.objective_config import has_reference
 PROBE_ROWS = 8
 """Training pairs scored once more after the last step: those of the first optimizer steps."""
 
+AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
+"""What the summary gives as the mean over the steps that measured it."""
+
 
 def room(job: Job) -> Path:
     """Return the folder through which the workers of this attempt talk to the driver."""
@@ -166,6 +169,7 @@ class _Session:
                 seal_checkpoint=self._seal,
             ),
             resumed_from=self.resumed[1] if self.resumed else 0,
+            band_every=self.runtime.band_every,
         )
 
     def _from_start(self, chosen: list[Any]) -> tuple[list[Any], float | None]:
@@ -253,6 +257,8 @@ class _Session:
             "last_loss": steps[-1]["loss"],
             "noise": steps[0]["abs_h"] if self.noise is None else self.noise,
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
+            **_averages(steps, AVERAGED),
+            **_averages(steps[-1:], ("delta", "delta_skipped")),
         }
 
 
@@ -287,6 +293,12 @@ def ends_of_turn(samples: Input) -> frozenset[int]:
 
 def _means(probe: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
+
+
+def _averages(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """Mean of each name over the records that have it."""
+    there = {name: [record[name] for record in records if name in record] for name in names}
+    return {name: sum(values) / len(values) for name, values in there.items() if values}
 
 
 def _lines(records: Sequence[dict[str, Any]]) -> str:

@@ -98,6 +98,9 @@ AFTER_TRAIN = {
     [
         ("trainer.lr=2e-5", AFTER_TRAIN),
         ("repulsion=off", AFTER_TRAIN),
+        ("repulsion.layer=12", AFTER_TRAIN),
+        ("calibration=reward", AFTER_TRAIN),
+        ("trainer.band_every=1", set()),
         ("gate.floor=0.3", AFTER_TRAIN | {"calibrate"}),
         ("gate=off", AFTER_TRAIN | {"calibrate"}),
         ("win_rate=aggregate_score", AFTER_TRAIN | {"pairs", "calibrate", "reference"}),

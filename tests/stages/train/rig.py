@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.job import Input, Job
 from stages.train.config import (
     REFERENCE,
     TRAIN,
+    CalibrationIdentity,
     ReferenceIdentity,
     RepulsionIdentity,
     TrainIdentity,
@@ -25,6 +27,8 @@ from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
 PAIRS = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])
 TARGETS = pa.schema([*PAIRS, *((name, pa.float64()) for name in ("target_w", "target_l", "target_wl", "gate_wl"))])
 OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean")
+AS_IT_IS = CalibrationIdentity(name="off", ema=0.98, max_log_delta=math.log(4))
+REWARD = CalibrationIdentity(name="reward", ema=0.98, max_log_delta=math.log(4))
 HINGE = RepulsionIdentity(name="hinge", weight=1.0, margin=1.0, pooling="mean")
 
 
@@ -50,6 +54,7 @@ def identity(**changes: Any) -> TrainIdentity:
     defaults: dict[str, Any] = {
         "objective": objective("sppo"),
         "repulsion": HINGE,
+        "calibration": AS_IT_IS,
         "optimizer": "rmsprop",
         "lr": 1e-4,
         "warmup_ratio": 0.1,
@@ -76,6 +81,7 @@ def runtime(**changes: Any) -> TrainRuntime:
         "checkpoint_steps": 3,
         "max_failures": 1,
         "gradient_checkpointing": False,
+        "band_every": 1,
     }
     return TrainRuntime(**{**defaults, **changes})
 

@@ -25,7 +25,7 @@ from stages.train.probe import reload_probe
 from stages.train.stage import Trained, run
 from stages.train.worker import load_rows
 from tests.artifacts import as_input
-from tests.stages.train.rig import TARGETS, identity, inputs_of, objective, runtime, train_inputs, train_job
+from tests.stages.train.rig import REWARD, TARGETS, identity, inputs_of, objective, runtime, train_inputs, train_job
 from tests.tiny import tiny_policy
 
 PAIRS = 23
@@ -267,3 +267,49 @@ def _with_wrong_digest(source: Input) -> Input:
 def test_worker_output_is_in_a_file(undisturbed: Trained) -> None:
     folder = undisturbed.files["metrics.jsonl"].parents[1]
     assert "DeepSpeed" in (folder / "scratch" / "train.first" / "rank-0.log").read_text()
+
+
+CALIBRATED = identity(calibration=REWARD, global_batch=4, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def calibrated(ray_started: None, inputs: list[Input], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    job = train_job(tmp_path_factory.mktemp("calibrated"), inputs, CALIBRATED, runtime(micro_batch=4))
+    return run(job, lambda event: None)
+
+
+@pytest.mark.slow
+def test_two_workers_calibrate_alike(calibrated: Trained, inputs: list[Input], tmp_path: Path) -> None:
+    other = run(train_job(tmp_path, inputs, CALIBRATED, runtime(workers=2)), lambda event: None)
+    deltas, theirs = ([record["delta"] for record in steps(made)] for made in (calibrated, other))
+    assert deltas[0] == 1.0 and max(abs(delta - 1) for delta in deltas) > 0.01
+    assert theirs == pytest.approx(deltas, rel=1e-5)
+    assert calibrated.summary["delta"] == deltas[-1] and calibrated.summary["delta_skipped"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_running_means_of_the_calibration_survive_a_kill(
+    calibrated: Trained, inputs: list[Input], tmp_path: Path
+) -> None:
+    _, report = kill_at(5)
+    killed = run(train_job(tmp_path, inputs, CALIBRATED, runtime(micro_batch=4)), report)
+    assert digests(killed) == digests(calibrated)  # delta of every step among them
+
+
+def test_the_band_and_the_gradient_ratio_are_recorded(undisturbed: Trained) -> None:
+    for record in steps(undisturbed):
+        assert 0 <= record["in_band"] + record["reversed"] + record["rho_negative"] <= 1
+        assert record["repulsion_ratio"] > 0 and record["r_star"] > 0
+    assert {"in_band", "reversed", "repulsion_ratio"} <= set(undisturbed.summary)
+    assert "delta" not in undisturbed.summary
+
+
+@pytest.mark.slow
+def test_measuring_the_band_changes_no_bit_of_the_model(
+    undisturbed: Trained, inputs: list[Input], tmp_path: Path
+) -> None:
+    made = run(train_job(tmp_path, inputs, how=runtime(band_every=5)), lambda event: None)
+    assert [record["step"] for record in steps(made) if "in_band" in record] == [1, 6, 11]
+    ours, theirs = digests(made), digests(undisturbed)
+    assert ours["model/model.safetensors"] == theirs["model/model.safetensors"]

@@ -1,0 +1,116 @@
+"""What the trainer measures in its own forward and backward pass, and the reward calibration that acts on it.
+
+    z, states = instruments.forward(model, batch, step)     each micro-batch, in the place of `forward`
+    instruments.record(pairs, d_w, d_l)                     after the backward passes of an optimizer step, on all ranks
+
+All gradients are taken without a pass of their own: those of the head's weight from the states that enter the head,
+while its weight is gathered under ZeRO-3; those of the states that the repulsion reads from the one backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stages.train import band, objectives
+from stages.train.calibration import RewardCalibration, calibrate
+from stages.train.config import TrainIdentity
+from stages.train.forward import forward
+from stages.train.head_gradient import Head, add_gradient, products
+from stages.train.loss import scores_of
+from stages.train.reading import Reading
+
+
+class Instruments:
+    """Of one rank; `record` adds up the ranks."""
+
+    def __init__(self, model: Any, identity: TrainIdentity, band_every: int) -> None:
+        self.objective, self.band_every = identity.objective, band_every
+        self.head, self.cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+        repelled = identity.repulsion.name != "off"
+        self.reading = Reading(model, identity.repulsion.layer) if repelled else None
+        on = identity.calibration.name != "off"
+        self.calibration = RewardCalibration(identity.calibration) if on else None
+        self.band: Tensor | None = None
+        self.gradients: Tensor | None = None
+        """(2, V, H) fp32: sums over pairs of dz_w/dW and of dz_l/dW."""
+
+    def forward(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+        """Return z, calibrated, and the pooled states of a micro-batch of the 0-based optimizer step `step`."""
+        banded = self.band_every > 0 and step % self.band_every == 0
+        found: list[Tensor] = []
+
+        def enters_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            with torch.no_grad():
+                self._see(inputs[0].detach(), batch, found if banded else None)
+
+        watched = banded or self.calibration is not None
+        handle = self.head.register_forward_pre_hook(enters_head) if watched else None
+        try:
+            z, states = forward(model, batch, self.reading)
+        finally:
+            if handle:
+                handle.remove()
+        if found:
+            self._add_band(torch.stack(found), z.detach(), batch)
+        return (calibrate(z, self.calibration.delta) if self.calibration else z), states
+
+    def _see(self, x: Tensor, batch: dict[str, Tensor], found: list[Tensor] | None) -> None:
+        """Take in the states (N, H) that predict the N response tokens, chosen responses first."""
+        head = Head(weight=self.head.weight, bias=getattr(self.head, "bias", None), cap=self.cap)
+        mask = batch["response_mask"]
+        tokens = batch["input_ids"].flatten()[batch["positions"][mask]]
+        lengths = mask.sum(1).tolist()
+        half = len(lengths) // 2
+        if self.calibration is not None:
+            if self.gradients is None:
+                self.gradients = torch.zeros((2, *head.weight.shape), device=x.device)
+            sizes = [sum(lengths[:half]), sum(lengths[half:])]
+            for total, states, ids in zip(self.gradients, x.split(sizes), tokens.split(sizes), strict=True):
+                add_gradient(total, states, ids, head)
+        if found is not None:
+            responses = list(zip(x.split(lengths), tokens.split(lengths), strict=True))
+            for chosen, rejected in zip(responses[:half], responses[half:], strict=True):
+                found.append(products(*chosen, *rejected, head))
+
+    def _add_band(self, found: Tensor, z: Tensor, batch: dict[str, Tensor]) -> None:
+        """Add pairs to the band, by the incentives as they act: after reward calibration."""
+        d_w, d_l = objectives.incentives(self.objective, scores_of(z, batch))
+        delta = self.calibration.delta if self.calibration else 1.0
+        sums = band.sums(found, delta * d_w, d_l / delta)
+        self.band = sums if self.band is None else self.band + sums
+
+    def record(self, pairs: int, d_w: float, d_l: float) -> dict[str, float]:
+        """Return what was measured of a global batch of `pairs` with these mean incentives, and start the next one."""
+        figures: dict[str, float] = {}
+        if self.band is not None:
+            dist.all_reduce(self.band)
+            figures |= band.record(self.band, pairs)
+            self.band = None
+        if self.reading is not None:
+            figures |= self._repulsion(self.reading)
+        if self.calibration is not None and self.gradients is not None:
+            figures |= self._calibrated(self.calibration, self.gradients, pairs, d_w, d_l)
+        return figures
+
+    def _repulsion(self, reading: Reading) -> dict[str, float]:
+        """repulsion_ratio = |d(lambda L_rep)/dx| / |dL_beta/dx|, x the states that the repulsion reads."""
+        dist.all_reduce(reading.squares)
+        beta, repulsion = reading.squares.tolist()
+        reading.squares.zero_()
+        return {"repulsion_ratio": math.sqrt(repulsion / beta)} if beta else {}
+
+    def _calibrated(
+        self, calibration: RewardCalibration, gradients: Tensor, pairs: int, d_w: float, d_l: float
+    ) -> dict[str, float]:
+        """delta is the one that this step was trained with; the norms and incentives enter the next one's."""
+        dist.all_reduce(gradients)
+        norm_w, norm_l = (torch.linalg.vector_norm(g, dtype=torch.float64).item() / pairs for g in gradients)
+        gradients.zero_()
+        delta = calibration.delta
+        calibration.update(d_w, d_l, norm_w, norm_l)
+        return {"delta": delta, "delta_skipped": calibration.skipped, "norm_w": norm_w, "norm_l": norm_l}
