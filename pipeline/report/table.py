@@ -46,7 +46,7 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
     for t, steps in done.items():
         for line in _warnings(steps):
             console.print(f"iteration {t}: {line}", markup=False, highlight=False)
-    for line in _judges(done):
+    for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
 
 
@@ -187,12 +187,11 @@ def learned(summary: dict[str, Any]) -> bool:
     return apart > 10 * summary["noise"] and summary["changed_fraction"] > 0.01
 
 
-def _judges(done: dict[int, Steps]) -> list[str]:
+def worth_of_judges(steps: Steps) -> list[str]:
     """Return what stands beside every win rate: the judges' accuracy and how their errors correlate."""
-    last = next(reversed(done.values()), {})
     lines = []
     for name, label in (("oracle", "score_oracle_base"), ("second judge", "score_second_base")):
-        score = _summary(last, label)
+        score = _summary(steps, label)
         if score.get("card"):
             lines.append(f"{name} ({score['oracle']}): {_card(score['card'])}")
     return lines

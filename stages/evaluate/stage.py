@@ -97,13 +97,19 @@ def _ids(samples: Input) -> list[str]:
     return [i for part in range(samples.n_parts) for i in samples.table(part, columns=["id"]).column("id").to_pylist()]
 
 
-def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
-    """The win rate of the new policy on each held-out prompt, NaN where the judge was trained on it."""
+def win_rates(scores: Input) -> dict[str, float]:
+    """Return id -> the win rate of the left policy on that held-out prompt, NaN where the judge was trained on it."""
     found: dict[str, float] = {}
     for part in range(scores.n_parts):
         for row in scores.table(part).to_pylist():
             where = f"{scores.root / scores.parts[part].path}, row {row['id']!r}"
             found[row["id"]] = math.nan if row["trained_on"] else _win_rate(row, where)
+    return found
+
+
+def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
+    """The win rates of the new policy, in the order of `ids`."""
+    found = win_rates(scores)
     missing = next((i for i in ids if i not in found), None)
     if missing is not None:
         raise DataError(
