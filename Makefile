@@ -5,8 +5,11 @@ HARDWARE ?= auto
 N ?= 1
 RUN ?= default
 ARGS ?=
+PROMPTS ?=
 
 PY := .venv/bin/python
+STUDY := $(PY) -m scripts.study
+ON = $(if $(findstring hardware=,$(ARGS)),,hardware=$(HARDWARE))
 STAMP := .venv/.sparring-setup-$(HARDWARE)
 
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -14,12 +17,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iter test test-all lint lock bench clean
+.PHONY: help setup iter test test-all lint lock bench study-smoke study-small study-lr clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 	@echo 'example:    make iter N=3 RUN=mine ARGS="experiment=sppo prompts.limit=64"'
-	@echo 'variables:  N iterations, RUN name of the run, ARGS overrides, PYTHON a Python 3.11, HARDWARE auto|cpu|cuda'
+	@echo 'variables:  N iterations, RUN name of the run, ARGS overrides, PROMPTS a file, PYTHON a Python 3.11, HARDWARE auto|cpu|cuda'
 
 setup: $(STAMP)  ## creates .venv from the lock of this hardware and prepares the embedded models
 
@@ -30,7 +33,7 @@ $(STAMP): requirements/cpu.txt requirements/cuda.txt pyproject.toml
 	@$(PYTHON) -B -m scripts.install $(HARDWARE)
 
 iter: setup  ## runs N iterations of the run RUN, redoing nothing that is done
-	@.venv/bin/sparring run iterations=$(N) run.name=$(RUN) $(if $(findstring hardware=,$(ARGS)),,hardware=$(HARDWARE)) $(ARGS)
+	@.venv/bin/sparring run iterations=$(N) run.name=$(RUN) $(ON) $(ARGS)
 
 test: setup  ## unit and parity tests, and one kill per step
 	$(PY) -m pytest -m "not slow" $(ARGS)
@@ -48,6 +51,15 @@ lock:  ## resolves both locks anew from pyproject.toml; ARGS=--upgrade takes new
 
 bench: setup  ## every benchmark, one after another
 	@for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do $(PY) $$file $(ARGS) || exit 1; done
+
+study-smoke: setup  ## two arms, one seed, two small iterations: do studies run here? a quarter of an hour
+	@$(STUDY) smoke $(ON) $(ARGS)
+
+study-small: setup  ## six arms, two seeds, three iterations on the prompts of the file PROMPTS: a working day; resumes
+	@$(STUDY) small $(ON) $(if $(PROMPTS),prompts=file prompts.path=$(PROMPTS)) $(ARGS)
+
+study-lr: setup  ## learning rate x global batch, nine trainings on the same samples: an hour
+	@$(STUDY) sweep $(ON) $(if $(PROMPTS),prompts=file prompts.path=$(PROMPTS)) $(ARGS)
 
 clean:  ## removes caches and build output; runs, store and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

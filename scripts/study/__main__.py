@@ -1,0 +1,80 @@
+"""Runs a study and reports it: arms and seeds as one plan, compared prompt by prompt.
+
+    python -m scripts.study smoke                                          two arms, two small iterations
+    python -m scripts.study small prompts=file prompts.path=my.jsonl       six arms, two seeds, three iterations
+    python -m scripts.study sweep                                          learning rate x global batch
+
+It is a `sparring run -m`: run it again to resume; what arms share is made once; overrides that follow replace the
+study's own. The report is runs/<run.name>/report.md, with figure.png and rows.json beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline import cli, commands, config
+from pipeline.errors import ConfigError, DataError, SparringError
+from scripts.study import figure, read, report
+from scripts.study.presets import STUDIES, Study, label, overrides_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing of a study, then report it."""
+    arguments = _parser().parse_intermixed_args(argv)
+    study = STUDIES[arguments.study]
+    try:
+        overrides = overrides_of(study, arguments.overrides)
+        _check(study, overrides)
+        code = 0 if arguments.report else cli.main(["plan" if arguments.plan else "run", "-m", *overrides])
+        if code or arguments.plan:
+            return code
+        _report(study, overrides)
+    except SparringError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", choices=[*STUDIES])
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--plan", action="store_true", help="show the steps, tokens, minutes and disk; run nothing")
+    only.add_argument("--report", action="store_true", help="report what is done so far; run nothing")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, which replace those of the study")
+    return parser
+
+
+def _check(study: Study, overrides: Sequence[str]) -> None:
+    arms = {label(arm) for arm in commands.arms_of(overrides, multirun=True)}
+    if len(arms) < 2 or study.baseline not in arms:
+        raise ConfigError(
+            f"the arms are {', '.join(sorted(arms))}: a study needs two, and {study.baseline} to compare them with."
+        )
+
+
+def _report(study: Study, overrides: Sequence[str]) -> None:
+    arms = {arm: config.load(words) for arm, words in commands.arms_of(overrides, multirun=True).items()}
+    first = next(iter(arms.values()))
+    folder = Path(first.paths.runs) / first.run.name
+    found = read.read(folder, Path(first.paths.store), {arm: one.seed for arm, one in arms.items()})
+    if not found.policies:
+        raise DataError(f"{folder}: no policy of this study is evaluated yet; run it without --report.")
+    made, compared = report.make(first.run.name, study, found, first, len(arms) * first.iterations)
+    path = folder / "figure.png"
+    figures, base = report.averaged(found.policies), report.mean_of(list(found.base.values()))
+    figure.draw(path, compared, figures, base, made.title)
+    report.write(made, folder, path.name)
+    report.show(made, Console(width=None if sys.stdout.isatty() else 200))
+    print(f"{folder / 'report.md'}, {path.name}, rows.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What a study shows, in sentences. Where no difference is found they say so, and what would have been found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from scripts.study.compare import POWER, Comparison, Estimate, Judged
+from stages.evaluate.bootstrap import alarm, informative
+
+JUDGE_NAMES = {"oracle": "oracle", "second": "second judge"}
+
+
+def verdicts(last: Sequence[Judged]) -> list[str]:
+    """Return lines for each arm, of the last iteration: against the base, then against other arms, by each judge."""
+    return [line for arm in (last[0].arms if last else ()) for line in _verdict(arm, last)]
+
+
+def _verdict(arm: str, last: Sequence[Judged]) -> Iterable[str]:
+    for one in last:
+        said = [against_base(one.arms[arm]), *(against(c) for c in one.comparisons if c.arm == arm)]
+        yield f"**{arm}**, iteration {one.iteration}, {JUDGE_NAMES[one.judge]}: {'; '.join(said)}."
+    by_judge = {one.judge: one.arms[arm] for one in last}
+    if alarm(by_judge["oracle"].low, by_judge["second"].mean):
+        yield f"**{arm}**: ALARM, the oracle rises while the second judge falls; the oracle may be gamed."
+
+
+def against_base(rate: Estimate) -> str:
+    """Say whether an arm beats the base."""
+    if not rate.n:
+        return "no held-out prompt is left that did not train this judge"
+    if not informative(rate.low, rate.high):
+        return f"not to be told from the base, {interval(rate)}"
+    return f"{'better' if rate.mean > 0.5 else 'worse'} than the base, {interval(rate)}"
+
+
+def against(one: Comparison) -> str:
+    """Say what a comparison found."""
+    shown = f"{interval(one.difference, signed=True)} on {one.difference.n} prompts{_seeds(one.by_seed)}"
+    match one.finding:
+        case "better" | "worse":
+            return f"{one.finding} than {one.than}, {shown}"
+        case "luck":
+            return f"no difference from {one.than} is shown: seeds of one arm alone differ as much, {shown}"
+        case "none":
+            return (
+                f"no difference from {one.than} is detectable, {shown}; a true one of {one.detectable:.3f} would be "
+                f"found {POWER:.0%} of the time, smaller ones less often"
+            )
+    return f"no prompt in common with {one.than}"
+
+
+def interval(one: Estimate, signed: bool = False) -> str:
+    """Return `0.540 [0.512, 0.568]`."""
+    form = "+.3f" if signed else ".3f"
+    return f"{one.mean:{form}} [{one.low:{form}}, {one.high:{form}}]" if one.n else "no prompts"
+
+
+def _seeds(by_seed: Sequence[float]) -> str:
+    return f" (by seed: {', '.join(f'{d:+.3f}' for d in by_seed)})" if len(by_seed) > 1 else ""
+
+
+def limits(last: Sequence[Judged], confidence: float) -> list[str]:
+    """Return what the intervals do not cover."""
+    lines = []
+    count = sum(len(one.comparisons) for one in last)
+    if count:
+        lines.append(
+            f"{count} comparisons at {confidence:.0%}: if no arm differed from any other, "
+            f"{count * (1 - confidence):.1f} of them would be expected to look like a difference; nothing is corrected "
+            "for that."
+        )
+    if all(one.seed_sd is None for one in last):
+        return [*lines, "One seed an arm: nothing is known of how another training would have come out."]
+    return lines + [_of_seeds(one, one.seed_sd) for one in last if one.seed_sd is not None]
+
+
+def _of_seeds(one: Judged, deviation: float) -> str:
+    return (
+        f"By the {JUDGE_NAMES[one.judge]}: the win rates of one arm's seeds have a standard deviation of "
+        f"{deviation:.3f}, which the intervals over prompts do not hold. Seeds alone make differences of up to "
+        f"{max((c.luck for c in one.comparisons), default=0.0):.3f}; one that is smaller, or that has another sign "
+        "under another seed, is not counted as found."
+    )
