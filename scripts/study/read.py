@@ -35,6 +35,8 @@ FIGURES = (
     Figure(name="h rejected", step="train", key="probe_h_l", form="+.2f"),
     Figure(name="in band", step="train", key="in_band", form=".1%"),
     Figure(name="reversed", step="train", key="reversed", form=".1%"),
+    Figure(name="ρ", step="train", key="rho", form="+.3f"),
+    Figure(name="repulsion / objective", step="train", key="repulsion_ratio", form=".3f"),
     Figure(name="clipped steps", step="train", key="clipped_share", form=".0%"),
     Figure(name="saturation", step="train", key="saturation", form=".3f"),
 )
