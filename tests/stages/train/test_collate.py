@@ -91,7 +91,7 @@ def test_what_is_not_there_is_nan() -> None:
     targets = targets_of(samples)
     place = targets.column_names.index("target_wl")
     unknown = targets.set_column(place, "target_wl", pa.array([None, 0.8], pa.float64()))
-    (first, second), _ = join_targets(samples, unknown, {}, 64)
+    (first, second), _ = join_targets(samples, unknown, {}, 64, "drop")
     assert math.isnan(first.p_wl) and second.p_wl == 0.8
     assert all(math.isnan(getattr(first, name)) for name in ("ref_w", "ref_l", "base_w", "base_l"))
 
