@@ -205,6 +205,7 @@ class _Builder:
             objective=self.config.objective,
             repulsion=self.config.repulsion,
             calibration=self.config.calibration,
+            adapter=trainer.adapter,
             optimizer=trainer.optimizer,
             lr=trainer.lr,
             warmup_ratio=trainer.warmup_ratio,
@@ -233,7 +234,12 @@ class _Builder:
         policies = {"reference": policy} if has_reference(objective) else {}
         if has_base(objective):
             policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
-        forward = ReferenceIdentity(dtype=trainer.dtype, max_length=trainer.max_length, truncate=trainer.truncate)
+        forward = ReferenceIdentity(
+            dtype=trainer.dtype,
+            max_length=trainer.max_length,
+            truncate=trainer.truncate,
+            four_bit=trainer.adapter.four_bit,
+        )
         inputs = {"samples": samples, "pairs": pairs}
         return {
             role: self.step(t, role, REFERENCE, forward, self.pool(), {**inputs, "policy": scoring})
@@ -251,6 +257,7 @@ class _Builder:
             max_failures=hardware.max_failures,
             gradient_checkpointing=trainer.gradient_checkpointing,
             band_every=trainer.band_every,
+            offload=hardware.offload,
         )
 
     def evaluate(self, t: int, new: str, previous: str, base: str) -> str:

@@ -15,7 +15,13 @@ from pydantic import Field
 from pipeline.errors import ConfigError
 from stages.annotate import oracles
 from stages.sample.engine_args import split
-from stages.train.config import CalibrationIdentity, ObjectiveIdentity, RepulsionIdentity
+from stages.train.config import (
+    AdapterIdentity,
+    CalibrationIdentity,
+    ObjectiveIdentity,
+    RepulsionIdentity,
+    require_packages,
+)
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
@@ -150,6 +156,9 @@ class GateConfig:
 class TrainerConfig:
     optimizer: str
     lr: float
+    adapter_lr: float
+    """What adapter=lora and qlora set lr to."""
+    adapter: AdapterIdentity
     warmup_ratio: float
     epochs: int
     global_batch: int
@@ -196,6 +205,8 @@ class HardwareConfig:
     worker_cpus: int | None
     worker_gpus: int
     micro_batch: int
+    offload: str
+    """none, optimizer or all: what ZeRO-3 keeps in the host's memory."""
     max_failures: int
     shard_deadline_s: float | None
     """A shard of sampling that takes longer has its engine ended and is done again; null: ten times what it may take
@@ -327,6 +338,7 @@ def _of_training(config: Config) -> Iterable[str]:
         )
     if min(hardware.engines or 1, hardware.annotators, hardware.workers, hardware.micro_batch) < 1:
         yield "hardware.engines, annotators, workers and micro_batch must be at least 1."
+    require_packages(trainer.optimizer, trainer.adapter)
     if trainer.global_batch % max(1, hardware.workers):
         yield (
             f"trainer.global_batch={trainer.global_batch} is not a multiple of hardware.workers={hardware.workers}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from pipeline.errors import ConfigError, TrainingFault
@@ -22,7 +23,9 @@ REFERENCE = StepSpec(
 TRAIN = StepSpec(kind="train", version=5, run="stages.train.stage:run")
 
 DTYPES = ("float32", "bfloat16")
-OPTIMIZERS = ("rmsprop", "adamw")
+OPTIMIZERS = ("rmsprop", "adamw", "adamw_8bit")
+ADAPTERS = ("off", "lora", "qlora")
+OFFLOADS = ("none", "optimizer", "all")
 REPULSIONS = ("off", "hinge", "neg_sq", "cosine", "log")
 POOLINGS = ("mean", "last")
 CALIBRATIONS = ("off", "reward")
@@ -31,6 +34,20 @@ CALIBRATIONS = ("off", "reward")
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{key}={value}: choose one of {', '.join(choices)}.")
+
+
+def require_packages(optimizer: str, adapter: AdapterIdentity) -> None:
+    """Refuse what the installed packages cannot do."""
+    wanted = [
+        ("bitsandbytes", "trainer.optimizer=adamw_8bit", optimizer == "adamw_8bit", "trainer.optimizer=adamw"),
+        ("bitsandbytes", "adapter=qlora", adapter.four_bit, "adapter=lora"),
+        ("peft", f"adapter={adapter.name}", adapter.name != "off", "adapter=off"),
+    ]
+    for package, key, needed, other in wanted:
+        if needed and find_spec(package) is None:
+            raise ConfigError(
+                f"{key} needs the package {package}, which is not installed; run `make setup`, or {other}."
+            )
 
 
 def optimizer_steps(pairs: int, epochs: int, global_batch: int) -> int:
@@ -47,6 +64,8 @@ class ReferenceIdentity:
     """Longest prompt + response in tokens."""
     truncate: str
     """Of what is longer: drop the pair, or keep_end: cut the response before its end-of-turn token."""
+    four_bit: bool
+    """The policy's linear layers in 4 bits, as `train` holds them under adapter=qlora: h is 0 before its first step."""
 
     def __post_init__(self) -> None:
         _one_of("trainer.dtype", self.dtype, DTYPES)
@@ -93,6 +112,30 @@ class CalibrationIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterIdentity:
+    """What is trained of the policy: all of it, or W + alpha/rank B A in its linear layers, without dropout."""
+
+    name: str
+    """off: all weights; lora: B and A on frozen weights; qlora: on frozen weights in 4 bits (nf4)."""
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    """Names of layers, such as q_proj; empty: all linear layers but the head."""
+
+    def __post_init__(self) -> None:
+        _one_of("trainer.adapter.name", self.name, ADAPTERS)
+        if self.name != "off" and (self.rank < 1 or self.alpha <= 0):
+            raise ConfigError(
+                f"trainer.adapter.rank={self.rank} and alpha={self.alpha}: both must be positive; rank 16 and alpha 32 "
+                "are usual."
+            )
+
+    @property
+    def four_bit(self) -> bool:
+        return self.name == "qlora"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainIdentity:
     """What is trained. Inputs: `prompts`, `samples`, `targets`, `policy`, and as the objective needs them `reference`
     (log-probs under the policy that sampled) and `reference_base` (under the base)."""
@@ -100,8 +143,9 @@ class TrainIdentity:
     objective: ObjectiveIdentity
     repulsion: RepulsionIdentity
     calibration: CalibrationIdentity
+    adapter: AdapterIdentity
     optimizer: str
-    """rmsprop or adamw."""
+    """rmsprop, adamw or adamw_8bit."""
     lr: float
     warmup_ratio: float
     epochs: int
@@ -136,6 +180,7 @@ class TrainIdentity:
             "objective": objective_from(fields["objective"]),
             "repulsion": RepulsionIdentity(**fields["repulsion"]),
             "calibration": CalibrationIdentity(**fields["calibration"]),
+            "adapter": AdapterIdentity(**{**fields["adapter"], "targets": tuple(fields["adapter"]["targets"])}),
         }
         return cls(**{**fields, **parts})
 
@@ -168,6 +213,11 @@ class TrainRuntime:
     gradient_checkpointing: bool
     band_every: int
     """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
+    offload: str
+    """What ZeRO-3 keeps in the host's memory: none, optimizer (its states and gradients) or all (weights too)."""
+
+    def __post_init__(self) -> None:
+        _one_of("hardware.offload", self.offload, OFFLOADS)
 
     def micro_pairs(self, global_batch: int) -> int:
         """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""

@@ -10,6 +10,11 @@ from transformers import TrainingArguments
 
 from stages.train.config import TrainIdentity, TrainRuntime
 
+OPTIMIZERS = {"rmsprop": "rmsprop", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
+"""transformers' names. RMSProp: alpha 0.99, eps 1e-8, no momentum, torch's defaults, as in the official runs. Adam:
+betas 0.9 and 0.999, eps 1e-8. No weight decay. 8-bit Adam: its states in blocks of 256 of a rank's share of the
+weights, so workers change its rounding."""
+
 
 def schedule(step: int, steps: int, warmup_ratio: float) -> float:
     """Factor on lr at 0-based optimizer step `step`: (s+1)/warm up to 1, then linear down; never 0."""
@@ -29,7 +34,7 @@ def arguments(identity: TrainIdentity, runtime: TrainRuntime, steps: int, folder
         gradient_accumulation_steps=identity.global_batch // (runtime.workers * micro),
         gradient_checkpointing=runtime.gradient_checkpointing,
         learning_rate=identity.lr,
-        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[identity.optimizer],
+        optim=OPTIMIZERS[identity.optimizer],
         weight_decay=0.0,
         max_grad_norm=identity.max_grad_norm,
         train_sampling_strategy="sequential",
@@ -39,7 +44,7 @@ def arguments(identity: TrainIdentity, runtime: TrainRuntime, steps: int, folder
         seed=identity.seed,
         bf16=False,
         use_cpu=runtime.gpus == 0,
-        deepspeed=deepspeed_config(),
+        deepspeed=deepspeed_config(runtime),
         remove_unused_columns=False,
         dataloader_pin_memory=runtime.gpus > 0,
         disable_tqdm=True,
@@ -47,17 +52,24 @@ def arguments(identity: TrainIdentity, runtime: TrainRuntime, steps: int, folder
     )
 
 
-def deepspeed_config() -> dict[str, Any]:
-    """ZeRO-3 with torch's own optimizer: DeepSpeed's would be compiled with gcc at first use."""
+def deepspeed_config(runtime: TrainRuntime) -> dict[str, Any]:
+    """ZeRO-3 with the optimizer as it is, also on the CPU: DeepSpeed's own would be compiled with gcc at first use."""
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "overlap_comm": False,
+        "reduce_bucket_size": 20_000_000,
+        "stage3_prefetch_bucket_size": 20_000_000,
+        "stage3_max_live_parameters": 500_000_000,
+    }
+    to_host = {"device": "cpu", "pin_memory": runtime.gpus > 0}
+    if runtime.offload != "none":
+        zero["offload_optimizer"] = to_host
+    if runtime.offload == "all":
+        zero["offload_param"] = to_host
     return {
-        "zero_optimization": {
-            "stage": 3,
-            "overlap_comm": False,
-            "reduce_bucket_size": 20_000_000,
-            "stage3_prefetch_bucket_size": 20_000_000,
-            "stage3_max_live_parameters": 500_000_000,
-        },
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

@@ -36,14 +36,14 @@ SCHEMA = pa.schema(
 )
 
 
-def load_scorer(folder: Path, dtype: str) -> nn.Module:
+def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> nn.Module:
     """Return the policy in a folder with fp32 weights, bound to score responses in `dtype`, on the GPU if any."""
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from stages.train.adapter import load_base
     from stages.train.forward import bind
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load_base(folder, four_bit)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return bind(model.eval().to(device), dtype)
 
@@ -86,7 +86,7 @@ class Reference:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.identity = ReferenceIdentity(**job.identity)
-        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype)
+        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype, self.identity.four_bit)
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part."""

@@ -165,7 +165,7 @@ class PairTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         dist.barrier()
-        self.model_wrapped.save_checkpoint(str(folder))
+        self.model_wrapped.save_checkpoint(str(folder), exclude_frozen_parameters=True)
         if self.is_world_process_zero():
             torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
             self.state.save_to_json(str(folder / "trainer_state.json"))

@@ -154,8 +154,9 @@ class _Session:
         self.history = self._history()
         steps = optimizer_steps(len(rows), self.identity.epochs, self.identity.global_batch)
         args = arguments(self.identity, self.runtime, steps, room(job))  # first: it turns ZeRO-3 loading on
-        model = load_policy(self.policy, self.identity.dtype)
+        model = load_policy(self.policy, self.identity)
         micro, lengths = self.runtime.micro_pairs(self.identity.global_batch), [row.shared_length for row in rows]
+
         self.trainer = PairTrainer(
             model=model,
             args=args,
@@ -214,17 +215,18 @@ class _Session:
         dist.barrier()
 
     def finish(self, counts: dict[str, int]) -> None:
-        """Probe, gather and publish; every rank takes part in the first two."""
+        """Probe and publish; every rank takes part in both, and rank 0 writes."""
         import torch
 
-        from stages.train.publish import gathered_state
+        from stages.train.publish import publish
 
         probe = self._probe()
         self.history.append({"probe": probe})
+        folder = self.job.out / f"model.{self.job.attempt}"
         dtype = getattr(torch, self.identity.publish_dtype)
-        state = gathered_state(self.trainer.model, dtype, keep=self.rank == 0)
+        publish(self.trainer.model, self.policy, folder, dtype, keep=self.rank == 0)
         if self.rank == 0:
-            files, change = self._publish(state)
+            files, change = self._files(folder)
             summary = {**self._summary(), **_means(probe), **change, **counts}
             result = {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
             _write_json(room(self.job) / "result.json", result)
@@ -236,11 +238,10 @@ class _Session:
         self.trainer.model_wrapped.eval()
         return changes_of_log_prob(self.trainer.model_wrapped, self.probed)
 
-    def _publish(self, state: dict[str, Any]) -> tuple[dict[str, Path], dict[str, float]]:
-        from stages.train.publish import changes, files, write_model
+    def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
+        """Files of the artifact, and what changed in the weights of the published folder."""
+        from stages.train.publish import changes, files
 
-        folder = self.job.out / f"model.{self.job.attempt}"
-        write_model(self.trainer.model, state, self.policy, folder)
         metrics = self.job.out / f"metrics.{self.job.attempt}.jsonl"
         metrics.write_text(_lines(self.history))
         checkpoint.sync(metrics)
@@ -271,17 +272,21 @@ def _agreed(found: tuple[Path, int] | None) -> tuple[Path, int] | None:
     return holder[0]
 
 
-def load_policy(folder: Path, dtype: str) -> Any:
-    """Load the policy for training: fp32 weights, no dropout, bound to score responses in `dtype`."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def load_policy(folder: Path, identity: TrainIdentity) -> Any:
+    """Load the policy for training: no dropout, its adapter if any, bound to score responses."""
+    from transformers import AutoConfig
 
+    from stages.train.adapter import attach, load_base
     from stages.train.forward import bind
+    from stages.train.publish import adapted
 
     config = AutoConfig.from_pretrained(folder)
     dropouts = [name for name in vars(config) if name.endswith(("dropout", "pdrop"))]
     config.update(dict.fromkeys(dropouts, 0.0))
-    return bind(AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32), dtype)
+    model = load_base(folder, identity.adapter.four_bit, config)
+    attach(model, identity.adapter, identity.seed)
+    adapted(model, folder)  # refuses now what could not be published
+    return bind(model, identity.dtype)
 
 
 def ends_of_turn(samples: Input) -> frozenset[int]:

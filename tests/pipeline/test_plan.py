@@ -61,10 +61,28 @@ def test_n_is_in_no_fingerprint() -> None:
     assert one.items() <= three.items() and len(three) > len(one)
 
 
+REFUSED = [
+    ("trainer.optimizer=adam", r"trainer\.optimizer=adam: choose one of rmsprop, adamw, adamw_8bit"),
+    ("hardware.offload=gpu", r"hardware\.offload=gpu: choose one of none, optimizer, all"),
+]
+
+
+def test_an_adapter_redoes_training_and_four_bits_the_reference_too() -> None:
+    assert changed("adapter=lora") == changed("trainer.lr=3e-5")
+    assert changed("adapter=qlora") - changed("adapter=lora") == {"reference"}
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED)
+def test_a_plan_refuses_what_no_step_knows(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(override)
+
+
 def test_runtime_is_in_no_fingerprint() -> None:
     runtime = [
         "hardware.micro_batch=2",
         "hardware.workers=2",
+        "hardware.offload=all",
         "hardware.engines=2",
         "run.name=other",
         "paths.store=x",

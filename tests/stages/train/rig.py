@@ -14,6 +14,7 @@ from pipeline.job import Input, Job
 from stages.train.config import (
     REFERENCE,
     TRAIN,
+    AdapterIdentity,
     CalibrationIdentity,
     ReferenceIdentity,
     RepulsionIdentity,
@@ -29,6 +30,7 @@ TARGETS = pa.schema([*PAIRS, *((name, pa.float64()) for name in ("target_w", "ta
 OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean")
 AS_IT_IS = CalibrationIdentity(name="off", ema=0.98, max_log_delta=math.log(4))
 REWARD = CalibrationIdentity(name="reward", ema=0.98, max_log_delta=math.log(4))
+FULL = AdapterIdentity(name="off", rank=0, alpha=0.0, targets=())
 HINGE = RepulsionIdentity(name="hinge", weight=1.0, margin=1.0, pooling="mean")
 
 
@@ -55,6 +57,7 @@ def identity(**changes: Any) -> TrainIdentity:
         "objective": objective("sppo"),
         "repulsion": HINGE,
         "calibration": AS_IT_IS,
+        "adapter": FULL,
         "optimizer": "rmsprop",
         "lr": 1e-4,
         "warmup_ratio": 0.1,
@@ -82,6 +85,7 @@ def runtime(**changes: Any) -> TrainRuntime:
         "max_failures": 1,
         "gradient_checkpointing": False,
         "band_every": 1,
+        "offload": "none",
     }
     return TrainRuntime(**{**defaults, **changes})
 
@@ -113,7 +117,12 @@ def targets_of(samples: pa.Table) -> pa.Table:
 
 
 def reference_job(
-    folder: Path, policy: Path, samples: list[pa.Table], max_length: int = 64, truncate: str = "drop"
+    folder: Path,
+    policy: Path,
+    samples: list[pa.Table],
+    max_length: int = 64,
+    truncate: str = "drop",
+    four_bit: bool = False,
 ) -> Job:
     """The reference step of these samples."""
     inputs = [
@@ -121,14 +130,15 @@ def reference_job(
         as_input("pairs", folder / "pairs", [targets_of(table) for table in samples]),
         folder_input("policy", policy),
     ]
-    wanted = ReferenceIdentity(dtype="float32", max_length=max_length, truncate=truncate)
+    wanted = ReferenceIdentity(dtype="float32", max_length=max_length, truncate=truncate, four_bit=four_bit)
+
     return as_job(REFERENCE, asdict(wanted), inputs, folder)
 
 
-def train_inputs(folder: Path, policy: Path, pairs: int = 16) -> list[Input]:
+def train_inputs(folder: Path, policy: Path, pairs: int = 16, four_bit: bool = False) -> list[Input]:
     """The inputs of a training step, its references computed by the real step."""
     samples = sampled(pairs)
-    job = reference_job(folder, policy, samples)
+    job = reference_job(folder, policy, samples, four_bit=four_bit)
     worker = Reference(job)
     reference = [worker(shard).table for shard in shards(job)]
     targets = as_input("targets", folder / "targets", [targets_of(table) for table in samples])

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from pipeline.errors import ConfigError
-from stages.train.config import ReferenceIdentity, RepulsionIdentity, TrainIdentity, optimizer_steps
+from stages.train.config import (
+    AdapterIdentity,
+    ReferenceIdentity,
+    RepulsionIdentity,
+    TrainIdentity,
+    optimizer_steps,
+)
 from stages.train.loss import SUMS, pair_loss, recorded
 from stages.train.objective_config import Sppo
-from stages.train.recipe import schedule
+from stages.train.recipe import OPTIMIZERS, deepspeed_config, schedule
 from tests.stages.train.rig import HINGE, OFF, identity, runtime
 
 SPPO = Sppo(name="sppo", beta=0.1, loss_scale=None)
@@ -26,6 +35,46 @@ def test_schedule_by_hand() -> None:
 def test_every_step_learns_and_the_peak_is_lr(steps: int, ratio: float) -> None:
     factors = [schedule(step, steps, ratio) for step in range(steps)]
     assert min(factors) > 0 and max(factors) == 1.0
+
+
+def optimizer_of(name: str, parameter: torch.nn.Parameter, tmp_path: Path) -> torch.optim.Optimizer:
+    """What transformers builds for an optimizer's name, as in training."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), optim=OPTIMIZERS[name], learning_rate=0.1, use_cpu=True)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    return kind([{"params": [parameter], "weight_decay": arguments.weight_decay}], **options)
+
+
+def test_rmsprop_by_hand(tmp_path: Path) -> None:
+    """v = .99 v + .01 g^2; x -= lr g / (sqrt(v) + eps), from v = 0: the first step is 10 lr, whatever g is."""
+    x = torch.nn.Parameter(torch.tensor([5.0, -5.0], dtype=torch.float64))
+    optimizer = optimizer_of("rmsprop", x, tmp_path)
+    assert (optimizer.defaults["alpha"], optimizer.defaults["eps"]) == (0.99, 1e-8)
+    x.grad = torch.tensor([2.0, -0.5], dtype=torch.float64)
+    optimizer.step()
+    assert x.tolist() == pytest.approx([4.0, -4.0], abs=1e-6)
+    x.grad = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    optimizer.step()
+    v = 0.99 * 0.04 + 0.04
+    assert x.tolist() == pytest.approx([4.0 - 0.1 * 2 / v**0.5, -4.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_adam_by_hand(name: str, tmp_path: Path) -> None:
+    """The first step is lr against the sign of g, without weight decay; in 8 bits too."""
+    x = torch.nn.Parameter(torch.ones(8192))
+    optimizer = optimizer_of(name, x, tmp_path)
+    x.grad = torch.linspace(-1, 1, 8192)
+    optimizer.step()
+    torch.testing.assert_close(x.detach(), 1 - 0.1 * x.grad.sign(), rtol=0, atol=1e-4)
+
+
+def test_offload_is_told_to_deepspeed() -> None:
+    zero = {name: deepspeed_config(runtime(offload=name))["zero_optimization"] for name in ("none", "optimizer", "all")}
+    moved = {name: {key for key in made if key.startswith("offload_")} for name, made in zero.items()}
+    assert moved == {"none": set(), "optimizer": {"offload_optimizer"}, "all": {"offload_optimizer", "offload_param"}}
+    on_gpu = deepspeed_config(runtime(offload="all", gpus=1))
+    assert on_gpu["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True}
+    assert on_gpu["zero_force_ds_cpu_optimizer"] is False
 
 
 def batch_of_two() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -87,7 +136,9 @@ def test_optimizer_steps() -> None:
 
 
 def test_identity_survives_its_dict() -> None:
-    assert TrainIdentity.from_dict(asdict(identity())) == identity()
+    adapter = AdapterIdentity(name="lora", rank=4, alpha=8.0, targets=("q_proj",))
+    for one in (identity(), identity(adapter=adapter)):
+        assert TrainIdentity.from_dict(json.loads(json.dumps(asdict(one)))) == one
 
 
 @pytest.mark.parametrize(
@@ -112,4 +163,4 @@ def test_wrong_choices_are_named() -> None:
     with pytest.raises(ConfigError, match=r"repulsion\.pooling=max"):
         RepulsionIdentity(name="hinge", weight=1, margin=1, pooling="max")
     with pytest.raises(ConfigError, match=r"trainer\.dtype=half"):
-        ReferenceIdentity(dtype="half", max_length=8, truncate="drop")
+        ReferenceIdentity(dtype="half", max_length=8, truncate="drop", four_bit=False)

@@ -1,0 +1,130 @@
+"""Adapters: LoRA through peft in place, so that the model stays what it is, and its linear layers in 4 bits (QLoRA).
+
+    model = load_base(folder, four_bit=True)
+    attach(model, identity.adapter, seed=0)
+
+The layers in 4 bits hold their weights as buffers: ZeRO-3 partitions parameters, so every worker holds all of the
+4-bit base (half a byte per weight) and its share of everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from stages.train.config import AdapterIdentity
+
+
+def load_base(folder: Path, four_bit: bool, config: Any = None) -> Any:
+    """Load a policy with fp32 weights; `four_bit`: its linear layers but the head as FourBit."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if not four_bit:
+        return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=False,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, quantization_config=nf4)
+    return _unpartitioned(model)
+
+
+class FourBit(nn.Linear):
+    """y = x W^T + b with W in blocks of 64 of 4 bits each (nf4) and one fp32 scale a block. W gets no gradient."""
+
+    def __init__(self, quantized: Any) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = quantized.in_features, quantized.out_features
+        self.register_buffer("weight", quantized.weight.data, persistent=False)
+        self.register_parameter("bias", quantized.bias)
+        self.quant_state = quantized.weight.quant_state
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply in autocast's dtype, or else in that of `x`."""
+        import bitsandbytes
+
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return bitsandbytes.matmul_4bit(x, self.weight, quant_state=self.quant_state, bias=bias)
+
+
+def _unpartitioned(model: Any) -> Any:
+    """Put FourBit in the place of bitsandbytes' layers, whose weights are parameters."""
+    import bitsandbytes
+
+    found = [name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    for name in found:
+        model.set_submodule(name, FourBit(model.get_submodule(name)))
+    return model
+
+
+def attach(model: Any, adapter: AdapterIdentity, seed: int) -> None:
+    """Freeze the model and add A, random by `seed`, and B, zero, to the targets; nothing when the adapter is off."""
+    if adapter.name == "off":
+        return
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
+    targets: Any = list(adapter.targets) or "all-linear"
+    wanted = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=targets, bias="none")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model.add_adapter(wanted)
+        except ValueError as error:
+            raise ConfigError(f"trainer.adapter.targets={list(adapter.targets)}: {error}") from None
+    if isinstance(model.get_output_embeddings(), LoraLayer):
+        raise ConfigError(f"trainer.adapter.targets={list(adapter.targets)}: the head takes no adapter; leave it out.")
+    model.register_load_state_dict_post_hook(_frozen_are_the_policys)
+
+
+def _frozen_are_the_policys(model: nn.Module, incompatible: Any) -> None:
+    """Checkpoints leave out what is frozen; it was loaded from the policy."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in frozen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """What an adapter adds to one weight."""
+
+    a: nn.Parameter
+    """(rank, in)"""
+    b: nn.Parameter
+    """(out, rank)"""
+    scale: float
+    """alpha / rank"""
+    transposed: bool
+    """The weight is (in, out)."""
+
+    def delta(self) -> Tensor:
+        """scale * B A, shaped like the weight, fp32 on the CPU."""
+        product = self.scale * (self.b.detach().float().cpu() @ self.a.detach().float().cpu())
+        return product.T if self.transposed else product
+
+
+def low_rank(model: nn.Module) -> Iterator[tuple[str, LowRank]]:
+    """Yield the name of each weight with an adapter, as it was without one, and its adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield (
+                f"{name}.weight",
+                LowRank(
+                    a=module.lora_A["default"].weight,
+                    b=module.lora_B["default"].weight,
+                    scale=module.scaling["default"],
+                    transposed=bool(getattr(module, "fan_in_fan_out", False)),
+                ),
+            )

@@ -1,0 +1,49 @@
+"""Training steps in processes of their own, one a rank, on gloo: all of the worker but Ray Train."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.job import Job
+from stages.train import worker
+
+
+def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]]:
+    """Run the job's attempts one after the other and return each one's result: files and summary."""
+    workers = job.runtime["workers"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_rank, [(job, attempts, rank, port) for rank in range(workers)]))
+    rooms = [worker.room(replace(job, attempt=attempt)) for attempt in attempts]
+    return [json.loads((room / "result.json").read_text()) for room in rooms]
+
+
+def _rank(given: tuple[Job, Sequence[str], int, int]) -> None:
+    job, attempts, rank, port = given
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.runtime["workers"], "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    for attempt in attempts:
+        one = replace(job, attempt=attempt)
+        worker.room(one).mkdir(parents=True, exist_ok=True)
+        worker._train(one, rank, worker._Speaker(worker.room(one) / f"rank-{rank}.jsonl"))
+
+
+def steps(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the record of every optimizer step of a result."""
+    lines = Path(made["files"]["metrics.jsonl"]).read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "step" in record]
+
+
+def folder(made: dict[str, Any]) -> Path:
+    """Return the published folder of a result."""
+    return Path(made["files"]["model/config.json"]).parent

@@ -1,0 +1,120 @@
+"""Every recipe for real: ZeRO-3 on gloo, in processes of their own, on a tiny random policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.job import Job, sha256_file
+from stages.train import checkpoint
+from stages.train.config import AdapterIdentity
+from stages.train.probe import reload_probe
+from stages.train.shards import read, tensors_of
+from stages.train.worker import load_rows
+from tests.stages.train.ranks import folder, steps, train
+from tests.stages.train.rig import identity, runtime, train_inputs, train_job
+from tests.tiny import tiny_policy
+
+LORA = AdapterIdentity(name="lora", rank=4, alpha=8.0, targets=())
+QLORA = AdapterIdentity(name="qlora", rank=4, alpha=8.0, targets=())
+RECIPES: dict[str, dict[str, Any]] = {
+    "lora": {"adapter": LORA, "lr": 1e-3},
+    "qlora": {"adapter": QLORA, "lr": 1e-3, "dtype": "bfloat16"},
+    "adamw_8bit": {"optimizer": "adamw_8bit"},
+}
+
+
+def job_of(where: Path, recipe: str, **how: Any) -> Job:
+    four_bit = recipe == "qlora"
+    policy = tiny_policy(where / "policy")
+    inputs = train_inputs(where / "inputs", policy, four_bit=four_bit)
+    return train_job(where, inputs, identity(**RECIPES[recipe]), runtime(**how))
+
+
+def probed(made: dict[str, Any], job: Job) -> dict[str, float]:
+    """Mean h of the pairs of the worker's own probe, under the published folder."""
+    last = json.loads(Path(made["files"]["metrics.jsonl"]).read_text().splitlines()[-1])
+    wanted = {record["id"] for record in last["probe"]}
+    found = reload_probe(folder(made), [row for row in load_rows(job)[0] if row.id in wanted])
+    return {name: sum(row[name] for row in found) / len(found) for name in ("h_w", "h_l")}
+
+
+def in_memory(made: dict[str, Any]) -> dict[str, float]:
+    return {name: made["summary"][f"probe_{name}"] for name in ("h_w", "h_l")}
+
+
+def test_lora_trains_and_publishes_a_whole_policy(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "lora", gradient_checkpointing=True)
+    (made,) = train(job)
+    summary = made["summary"]
+    assert summary["noise"] < 1e-3 and summary["probe_h_w"] - summary["probe_h_l"] > 0.1
+    before, after = tensors_of(tmp_path / "policy"), tensors_of(folder(made))
+    assert before.keys() == after.keys()
+    for name in before:
+        delta = read(after[name], name) - read(before[name], name)
+        if ".self_attn." in name or ".mlp." in name:
+            spectrum = torch.linalg.svdvals(delta.double())
+            assert spectrum[3] > 1e-6 and spectrum[4] < 1e-3 * spectrum[3], name  # rank 4
+        else:
+            assert not delta.any(), name
+    assert probed(made, job) == pytest.approx(in_memory(made), abs=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resuming_gives_the_same_bytes(tmp_path: Path, recipe: str) -> None:
+    job = job_of(tmp_path, recipe)
+    first, again = train(job, ["first", "again"])
+    events = (tmp_path / "scratch" / "train.again" / "rank-0.jsonl").read_text()
+    assert "resumed after optimizer step 6" in events
+    for name, path in first["files"].items():
+        assert sha256_file(Path(path)) == sha256_file(Path(again["files"][name])), name
+    assert again["summary"]["probe_h_w"] > again["summary"]["probe_h_l"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_workers_have_the_same_curve(tmp_path: Path, recipe: str) -> None:
+    (one,) = train(job_of(tmp_path / "one", recipe))
+    (two,) = train(job_of(tmp_path / "two", recipe, workers=2))
+    for ours, theirs in zip(steps(two), steps(one), strict=True):
+        assert ours["pairs"] == theirs["pairs"] == 2
+        for name in ("loss", "h_w", "h_l", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_qlora_starts_at_the_reference_and_its_merged_policy_is_near(tmp_path: Path) -> None:
+    """The published weights are the full ones with the same B A: h is near what it was on the 4-bit base."""
+    job = job_of(tmp_path, "qlora")
+    (made,) = train(job)
+    assert made["summary"]["noise"] < 0.05  # of z about -60, in bfloat16
+    full = train_inputs(tmp_path / "full", tmp_path / "policy")
+    shown, trained = probed(made, train_job(tmp_path, full)), in_memory(made)
+    print(shown, trained)
+
+
+@pytest.mark.slow
+def test_states_of_8_bit_adam_take_a_byte(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "adamw_8bit")
+    train(job)
+    kept = checkpoint.latest(job)
+    assert kept is not None
+    (path,) = kept[0].rglob("*optim_states.pt")
+    states = torch.load(path, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
+    assert all(state["state1"].dtype == state["state2"].dtype == torch.uint8 for state in states.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["optimizer", "all"])
+def test_offload_changes_rounding_only(tmp_path: Path, offload: str) -> None:
+    """On the CPU both memories are one: this shows that the paths run, not that a GPU is spared."""
+    where = train_inputs(tmp_path / "inputs", tiny_policy(tmp_path / "policy"))
+    (plain,) = train(train_job(tmp_path / "plain", where))
+    (moved,) = train(train_job(tmp_path / "moved", where, how=runtime(offload=offload)))
+    for ours, theirs in zip(steps(moved), steps(plain), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
