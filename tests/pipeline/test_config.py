@@ -23,6 +23,25 @@ def test_the_command_line_wins_over_the_experiment() -> None:
     assert config.load(["experiment=sppo", "gate=permuted"]).gate.name == "permuted"
 
 
+def test_the_official_recipe_is_the_published_one() -> None:
+    found = config.load(["trainer=official", "prompts=ultrafeedback_sppo", "sampler.max_tokens=512"])
+    trainer = found.trainer
+    assert (trainer.optimizer, trainer.lr, trainer.warmup_ratio, trainer.epochs) == ("rmsprop", 5e-7, 0.1, 1)
+    assert (trainer.global_batch, trainer.max_grad_norm) == (64, 1.0)
+    assert (trainer.max_length, found.prompts.max_tokens) == (1024, 512)
+    assert (trainer.dtype, trainer.publish_dtype, trainer.adapter.name) == ("bfloat16", "bfloat16", "off")
+
+
+@pytest.mark.parametrize(("trainer", "lr"), [("default", 1e-4), ("official", 5e-6)])
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+def test_an_adapter_brings_its_lr_and_the_command_line_wins(trainer: str, lr: float, name: str) -> None:
+    enough = ["prompts.per_iteration=512"]
+    found = config.load([f"trainer={trainer}", f"adapter={name}", *enough]).trainer
+    assert (found.lr, found.adapter.name, found.adapter.rank, found.adapter.alpha) == (lr, name, 16, 32.0)
+    assert config.load(["trainer.lr=3e-5", f"adapter={name}"]).trainer.lr == 3e-5
+    assert config.load(["trainer.adapter.targets=[q_proj]", f"adapter={name}"]).trainer.adapter.targets == ("q_proj",)
+
+
 MESSAGES = [
     ("trainer.lrr=1", r"trainer\.lrr is not a configuration key\. Did you mean trainer\.lr\?"),
     ("samplr.k=3", r"samplr\.k is not a configuration key\. Did you mean sampler\.k\?"),
@@ -46,6 +65,7 @@ MESSAGES = [
     ("prompts=file", r"prompts\.path is not set; add prompts\.path="),
     ("policy=folder", r"policy\.path is not set; add policy\.path="),
     ("run.name='a/b'", r"run\.name=a/b: use letters"),
+    ("trainer.adapter.name=dora", r"trainer\.adapter\.name=dora: choose one of off, lora, qlora"),
     ("evaluate.k=0", r"evaluate: k and shard_rows must be"),
     ("trainer.lr=0", r"trainer\.lr=0\.0 and .* must be positive"),
 ]
