@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.train import objectives, repulsion
 from stages.train.collate import COLUMNS, collate
-from stages.train.config import RepulsionIdentity
+from stages.train.config import RepulsionIdentity, TrainIdentity
 from stages.train.forward import forward
 from stages.train.loss import GAUGE, MOVES, SUMS, pair_loss, recorded, scores_of
 from stages.train.objective_config import KINDS, ObjectiveIdentity, has_base, has_reference, objective_from
@@ -89,7 +89,7 @@ def test_every_objective_trains_a_policy(name: str, inputs: list[Any], tmp_path:
     wanted = objective_from({**vars(objective(name)), "loss_scale": 1.0})
     job = train_job(tmp_path, inputs_of(wanted, inputs))
     rows, _ = load_rows(job)
-    model = load_policy(job.inputs["policy"].folder(), "float32")
+    model = load_policy(job.inputs["policy"].folder(), TrainIdentity.from_dict(job.identity))
     columns = collate(rows, (2,), "mean", model.shared_up_to)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-4)
     seen = []
