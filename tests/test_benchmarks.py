@@ -69,6 +69,13 @@ def test_rounds_of_annotation(tmp_path: Path) -> None:
     assert "texts.jsonl" in printed
 
 
+@pytest.mark.slow
+def test_games(tmp_path: Path) -> None:
+    found, _ = bench(tmp_path, "game.py", "--rounds", "8", "--plot", str(tmp_path / "game.png"))
+    assert all(row["ratio"] < row["aim"] for row in found if row["aim"]) and sum(row["aim"] == 1 for row in found) == 6
+    assert (tmp_path / "game.png").stat().st_size > 10_000
+
+
 def test_a_ratio_is_the_median_within_rounds(part: Any) -> None:
     assert part("_rounds").ratio([2.0, 30.0, 4.0], [1.0, 10.0, 1.0]) == 3.0
 
