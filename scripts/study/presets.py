@@ -73,14 +73,14 @@ STUDIES: Mapping[str, Study] = {
 
 
 def overrides_of(study: Study, more: Sequence[str]) -> list[str]:
-    """Return the overrides of the study, with `more` in place of those of the same key."""
+    """Return the overrides of the study, those of `more` in the places of their keys: the order of sweeps is kept."""
     if study.own_prompts and not any(key(one) == "prompts" for one in more):
         raise ConfigError(
             "this study holds out 400 prompts and trains on 192; the starter prompts are too few. Say which to take: "
             'make study-small PROMPTS=my.jsonl (a column `prompt`), or ARGS="prompts=ultrafeedback".'
         )
-    replaced = {key(one) for one in more}
-    return [*(one for one in study.overrides if key(one) not in replaced), *more]
+    own = {key(one): [other for other in more if key(other) == key(one)] or [one] for one in study.overrides}
+    return [*(one for ones in own.values() for one in ones), *(one for one in more if key(one) not in own)]
 
 
 def key(override: str) -> str:

@@ -173,7 +173,7 @@ def test_the_arms_of_a_study_are_those_it_compares(name: str) -> None:
 
 def test_overrides_replace_those_of_the_study() -> None:
     study = Study(overrides=("seed=0,1", "experiment=sppo,s_sppo"), baseline="sppo")
-    assert overrides_of(study, ["seed=3", "gate=off"]) == ["experiment=sppo,s_sppo", "seed=3", "gate=off"]
+    assert overrides_of(study, ["seed=3", "gate=off"]) == ["seed=3", "experiment=sppo,s_sppo", "gate=off"]
     with pytest.raises(ConfigError, match="make study-small PROMPTS="):
         overrides_of(STUDIES["small"], ["prompts.heldout=500"])
 
