@@ -13,7 +13,7 @@ class Study:
     """Arms of one plan, and which are compared."""
 
     overrides: tuple[str, ...]
-    """The sweep over `seed` comes first: what is left half-done is then one seed of every arm."""
+    """`seed` comes before what else is swept: what is left half-done is then one seed of every arm."""
     baseline: str
     """The arm that every other one is compared with."""
     also: tuple[tuple[str, str], ...] = ()
@@ -34,6 +34,7 @@ STUDIES: Mapping[str, Study] = {
     "smoke": Study(
         overrides=(
             "run.name=study-smoke",
+            "seed=0",
             "experiment=sppo,s_sppo",
             "iterations=2",
             "prompts.per_iteration=24",
@@ -62,6 +63,7 @@ STUDIES: Mapping[str, Study] = {
     "sweep": Study(
         overrides=(
             "run.name=study-sweep",
+            "seed=0",
             "trainer.lr=3e-6,1e-5,3e-5",
             "trainer.global_batch=2,4,8",
             "iterations=1",
