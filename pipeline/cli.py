@@ -16,23 +16,26 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
+from pipeline import stopping
 from pipeline.errors import SparringError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, 2 for an error that the user can mend, 130 when interrupted."""
+    """Run a command; return 0, 2 for an error that the user can mend, 130 when interrupted, 143 when terminated."""
     arguments = _arguments(argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, stopping.terminate)
     try:
         return int(arguments.call(arguments))
     except SparringError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except stopping.Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
-        print("stopped; run the same command again to resume.", file=sys.stderr)
-        return 130
+        print(f"stopped; {stopping.AGAIN}", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         return 0
     except Exception as error:
@@ -66,10 +69,6 @@ def _crash_log() -> Path:
             (folder / name).write_text(traceback.format_exc())
             return folder / name
     return Path("/dev/null")
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

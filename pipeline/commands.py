@@ -170,6 +170,9 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
     except SparringError as error:
         events("failed", text=str(error))
         raise
+    except KeyboardInterrupt as stop:
+        events("stopped", text=str(stop))
+        raise
     finally:
         events.close()
 

@@ -1,0 +1,56 @@
+"""SIGTERM and SIGINT beside a step that can save its state: the first waits until it has, a second ends all at once.
+
+Slurm sends SIGTERM before it takes a machine away, a person presses Ctrl-C: both get what a training has done so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+AGAIN = "run the same command again to resume."
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run, which can be resumed."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def terminate(number: int, _frame: FrameType | None) -> None:
+    """Handle SIGTERM."""
+    raise Stopped(f"stopped; {AGAIN}", number)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Callable[[], int]]:
+    """Keep the first signal back, inside the block; yields what returns its number, 0 when none came.
+
+    One that came is delivered when the block has ended well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.Signals(number)]
+        if came and callable(handler):
+            handler(number, frame)
+        came.append(number)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: came[0] if came else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

@@ -1,0 +1,57 @@
+"""Signals beside a step that can save its state."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import stopping
+
+
+@pytest.fixture(autouse=True)
+def terminate_raises() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, stopping.terminate)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_signal_waits_for_the_end_of_the_block() -> None:
+    done = False
+    with pytest.raises(stopping.Stopped) as caught, stopping.held() as asked:
+        assert asked() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert asked() == signal.SIGTERM
+        done = True
+    assert done and caught.value.number == signal.SIGTERM and "again to resume" in str(caught.value)
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stopping.held() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        assert asked()
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("not ended")
+    assert signal.getsignal(signal.SIGTERM) is stopping.terminate
+
+
+def test_what_the_block_raises_comes_first() -> None:
+    with pytest.raises(ValueError), stopping.held():
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_elsewhere_than_on_the_main_thread_nothing_is_held() -> None:
+    found: list[int] = []
+
+    def look() -> None:
+        with stopping.held() as asked:
+            found.append(asked())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [0]
