@@ -226,7 +226,7 @@ class _Builder:
             "policy": policy,
             **self.references(t, samples, pairs, policy),
         }
-        return self.step(t, "train", TRAIN, identity, self.workers(), inputs)
+        return self.step(t, "train", TRAIN, identity, self.workers(t), inputs)
 
     def references(self, t: int, samples: str, pairs: str, policy: str) -> dict[str, str]:
         """Return what the objective reads of other policies, by role; at t = 1 the two are one step."""
@@ -246,8 +246,9 @@ class _Builder:
             for role, scoring in policies.items()
         }
 
-    def workers(self) -> TrainRuntime:
+    def workers(self, t: int) -> TrainRuntime:
         hardware, trainer = self.config.hardware, self.config.trainer
+        named = (self.config.run.name, self.arm, f"iter-{t:02d}")
         return TrainRuntime(
             workers=hardware.workers,
             cpus=hardware.worker_cpus or _share(hardware.workers),
@@ -258,6 +259,8 @@ class _Builder:
             gradient_checkpointing=trainer.gradient_checkpointing,
             band_every=trainer.band_every,
             offload=hardware.offload,
+            sinks=self.config.tracking.sinks,
+            tracked_as="/".join(name for name in named if name),
         )
 
     def evaluate(self, t: int, new: str, previous: str, base: str) -> str:

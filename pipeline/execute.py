@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from pipeline import cluster
+from pipeline import cluster, stopping
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -171,8 +171,13 @@ class Executor:
             self._look_ahead(step)
         label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
-        make = self._run_driver if step.spec.run else self._run_shards
-        manifest = make(job, show, state)
+        if step.spec.run:
+            with stopping.held() as asked:
+                self._publish(artifact, self._run_driver(job, show, state, asked), show)
+        else:
+            self._publish(artifact, self._run_shards(job, show, state), show)
+
+    def _publish(self, artifact: Artifact, manifest: Manifest, show: dict[str, Any]) -> None:
         standing = publish(artifact, manifest)
         tidy(artifact, standing)
         self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
@@ -284,7 +289,7 @@ class Executor:
             attempts=attempts,
         )
 
-    def _run_driver(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
+    def _run_driver(self, job: Job, show: dict[str, Any], state: State, asked: Callable[[], int]) -> Manifest:
         begun = time.monotonic()
         self.events("step_started", **show, why=state.why, done=0, of=0, attempt=job.attempt)
 
@@ -294,7 +299,7 @@ class Executor:
             extra = {"eta_s": spent / fields["done"] * (fields["of"] - fields["done"])} if fields.get("done") else {}
             self.events(name, **show, **{**extra, **fields})
 
-        made = resolve(job.spec.run)(job, report)
+        made = resolve(job.spec.run)(job, report, asked)
         return Manifest(
             **self._common(job),
             files=files_below(job.out, made.files),

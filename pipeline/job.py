@@ -24,7 +24,8 @@ class StepSpec:
     """How one kind of step is run. `worker`, `shards`, `finish` and `run` are "module:attribute" paths.
 
     A sharded step names `worker` (class), `shards` (Job -> list[Shard]) and `finish` (Job, tables, parts -> summary).
-    A step that drives its own workers (training) names `run` (Job -> (files folder, summary)) instead.
+    A step that drives its own workers (training) names `run` instead: (Job, report, asked) -> what stage.Trained holds;
+    `asked` returns the signal that asks the step to save its state and raise Stopped, or 0.
     """
 
     kind: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +27,7 @@ from stages.train.config import (
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 ARTIFACT = r"{}-[0-9a-f]{{8}}"
+SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,14 +206,31 @@ class HardwareConfig:
     workers: int
     worker_cpus: int | None
     worker_gpus: int
-    micro_batch: int
+    micro_batch: int | Literal["auto"]
+    """Pairs per forward pass of a training worker; auto measures when training begins."""
     offload: str
     """none, optimizer or all: what ZeRO-3 keeps in the host's memory."""
+
     max_failures: int
     shard_deadline_s: float | None
     """A shard of sampling that takes longer has its engine ended and is done again; null: ten times what it may take
     by `expect`."""
     expect: ExpectConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Runtime only. In no fingerprint."""
+
+    sinks: tuple[str, ...]
+    """Trackers that get the record of every optimizer step, beside the event stream: one or more of SINKS."""
+
+    def __post_init__(self) -> None:
+        for sink in self.sinks:
+            if sink not in SINKS:
+                raise ConfigError(f"tracking.sinks: {sink} is not known; choose of {', '.join(SINKS)}.")
+            if find_spec(sink) is None:
+                raise ConfigError(f"tracking.sinks: {sink} is not installed; pip install {sink}, or leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +294,7 @@ class Config:
     win_rate: str
     selection: SelectionConfig
     evaluate: EvaluateConfig
+    tracking: TrackingConfig
     entry: EntryConfig
 
     def __post_init__(self) -> None:
@@ -336,7 +356,8 @@ def _of_training(config: Config) -> Iterable[str]:
             f"{trainer.global_batch} * trainer.epochs={trainer.epochs} = {steps} steps, at least {trainer.min_steps} "
             "are needed to learn anything. Raise prompts.per_iteration or trainer.epochs, lower trainer.global_batch."
         )
-    if min(hardware.engines or 1, hardware.annotators, hardware.workers, hardware.micro_batch) < 1:
+    micro_batch = 1 if hardware.micro_batch == "auto" else hardware.micro_batch
+    if min(hardware.engines or 1, hardware.annotators, hardware.workers, micro_batch) < 1:
         yield "hardware.engines, annotators, workers and micro_batch must be at least 1."
     require_packages(trainer.optimizer, trainer.adapter)
     if trainer.global_batch % max(1, hardware.workers):

@@ -3,8 +3,8 @@
     <artifact>/checkpoints.<fingerprint>/step-000004.<attempt>/...    the trainer's files, each synced
                                                              /complete.json   names every file and its size
 
-The marker binds a checkpoint to the definition, to the bytes of its inputs and to the number of workers: ZeRO-3
-optimizer shards fit only as many ranks as wrote them. Whatever a kill leaves behind has no marker and is removed.
+The marker binds a checkpoint to the definition and to the bytes of its inputs, not to the number of workers (see
+reshard.py). Whatever a kill leaves behind has no marker and is removed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def root(job: Job) -> Path:
 def binding(job: Job) -> dict[str, Any]:
     """Return what a checkpoint must agree on with the job that resumes from it."""
     digests = {role: source.digest for role, source in job.inputs.items()}
-    return {"fingerprint": job.fingerprint, "inputs": digests, "workers": job.runtime["workers"]}
+    return {"fingerprint": job.fingerprint, "inputs": digests}
 
 
 def latest(job: Job) -> tuple[Path, int] | None:

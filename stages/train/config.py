@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError, TrainingFault
 from pipeline.job import StepSpec
@@ -205,8 +205,8 @@ class TrainRuntime:
     """CPU cores per worker."""
     gpus: int
     """GPUs per worker."""
-    micro_batch: int
-    """Pairs per forward pass on one worker."""
+    micro_batch: int | Literal["auto"]
+    """Pairs per forward pass on one worker; auto: as many as are fast and fit, measured when training begins."""
     checkpoint_steps: int
     max_failures: int
     """Restarts of the worker group from the last checkpoint."""
@@ -215,15 +215,24 @@ class TrainRuntime:
     """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
     offload: str
     """What ZeRO-3 keeps in the host's memory: none, optimizer (its states and gradients) or all (weights too)."""
+    sinks: tuple[str, ...] = ()
+    """Trackers that get every record, by the name that transformers gives them."""
+    tracked_as: str = "train"
+    """What the sinks call this training: run/arm/iter-01."""
 
     def __post_init__(self) -> None:
         _one_of("hardware.offload", self.offload, OFFLOADS)
 
-    def micro_pairs(self, global_batch: int) -> int:
-        """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""
+    def share(self, global_batch: int) -> int:
+        """Return the pairs of an optimizer step that one worker gets."""
         if global_batch % self.workers:
             raise ConfigError(
                 f"trainer.global_batch={global_batch} is not a multiple of hardware.workers={self.workers}; change one."
             )
-        share = global_batch // self.workers
+        return global_batch // self.workers
+
+    def micro_pairs(self, global_batch: int) -> int:
+        """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""
+        assert self.micro_batch != "auto"
+        share = self.share(global_batch)
         return max(n for n in range(1, min(self.micro_batch, share) + 1) if share % n == 0)

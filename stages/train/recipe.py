@@ -48,7 +48,9 @@ def arguments(identity: TrainIdentity, runtime: TrainRuntime, steps: int, folder
         remove_unused_columns=False,
         dataloader_pin_memory=runtime.gpus > 0,
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(runtime.sinks),
+        run_name=runtime.tracked_as,
+        project="sparring",
     )
 
 

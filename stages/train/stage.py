@@ -1,14 +1,14 @@
 """The step `train`: Ray Train's TorchTrainer runs one worker process per rank; DeepSpeed ZeRO-3 shards the policy.
 
 The driver starts the workers, passes their progress on and turns their faults into errors. Training resumes from the
-last complete checkpoint after any kill, of a worker (Ray restarts the group) or of the driver (run again).
+last complete checkpoint after any kill, of a worker (Ray restarts the group) or of the driver (run again). Workers
+that ran out of memory, or were told to end, are started anew here: that is no failure, and is not counted as one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,20 +19,13 @@ from typing import Any
 from pipeline import errors
 from pipeline.errors import DataError, TrainingFault
 from pipeline.job import Job
-from stages.train import checkpoint, worker
+from pipeline.stopping import AGAIN, Stopped
+from stages.train import checkpoint, group
+from stages.train import room as rooms
 from stages.train.config import TrainIdentity, TrainRuntime, refuse_too_few_steps
+from stages.train.room import room, told
 
 Report = Callable[[dict[str, Any]], None]
-
-POLL_S = 0.2
-ENVIRONMENT = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-"""Of the driver while Ray Train runs: see a worker's end at once, write nothing nobody reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +39,16 @@ class Trained:
     stats: dict[str, float]
 
 
-def run(job: Job, report: Report) -> Trained:
-    """Train in the cluster that Ray is connected to; `report` gets each worker's pid and each step's done, of, loss."""
+def run(job: Job, report: Report, asked: Callable[[], int] = lambda: 0) -> Trained:
+    """Train in the cluster that Ray is connected to; Stopped when `asked` returned a signal and the state is saved.
+
+    report: gets the record of each optimizer step with done, of and pid, each worker's pid, and messages.
+    """
     job = replace(job, out=job.out.absolute(), scratch=job.scratch.absolute())
     _check(job)
-    room = worker.room(job)
-    room.mkdir(parents=True, exist_ok=True)
-    with _following(room, report):
-        _fit(job)
-    if (room / "fault.json").exists():
-        fault = json.loads((room / "fault.json").read_text())
-        raise getattr(errors, fault["type"])(fault["message"])
-    result = json.loads((room / "result.json").read_text())
+    room(job).mkdir(parents=True, exist_ok=True)
+    with _following(room(job), report):
+        result = _result(job, asked, report)
     summary = result["summary"]
     dropped = {"too_long": summary["too_long"]} if summary["too_long"] else {}
     return Trained(
@@ -68,10 +59,34 @@ def run(job: Job, report: Report) -> Trained:
     )
 
 
+def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any]:
+    """Start groups of workers until one has finished."""
+    while True:
+        failed = group.fit(job, asked)
+        fault, result, again = (told(job, name) for name in (rooms.FAULT, rooms.RESULT, rooms.AGAIN))
+        if fault:
+            raise getattr(errors, fault["type"])(fault["message"])
+        if result:
+            return dict(result)
+        if asked():
+            raise Stopped(_saved(job, asked()), asked())
+        if not again:
+            raise TrainingFault(_died(job, failed)) from failed
+        report({"event": "message", "text": again["text"]})
+        (room(job) / rooms.AGAIN).unlink()
+        job = replace(job, runtime={**job.runtime, **again["runtime"]})
+
+
+def _saved(job: Job, number: int) -> str:
+    saved, kept = told(job, rooms.STOPPED), checkpoint.latest(job)
+    where = f"step {saved['step']} of {saved['of']}" if saved else f"step {kept[1]}" if kept else "the beginning"
+    return f"training stopped at {where} by {signal.Signals(number).name}; {AGAIN}"
+
+
 def _check(job: Job) -> None:
     """Refuse a training that cannot teach anything, before anything starts."""
     identity, runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)
-    runtime.micro_pairs(identity.global_batch)
+    runtime.share(identity.global_batch)
     scored = job.inputs.get("reference", job.inputs["targets"])  # without the rows that were too long, if any were read
     heldout = set(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
     pairs = 0
@@ -87,65 +102,14 @@ def _check(job: Job) -> None:
     refuse_too_few_steps(pairs, identity)
 
 
-def _fit(job: Job) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    runtime = TrainRuntime(**job.runtime)
-    resources = {"CPU": runtime.cpus} | ({"GPU": runtime.gpus} if runtime.gpus else {})
-    with _environment(), _interrupt_kept():
-        trainer = TorchTrainer(
-            worker.work,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if runtime.gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=runtime.workers, use_gpu=runtime.gpus > 0, resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name="ray",
-                storage_path=str(worker.room(job)),
-                failure_config=FailureConfig(max_failures=runtime.max_failures),
-            ),
-        )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise TrainingFault(_died(job, error)) from error
-
-
-def _died(job: Job, error: Exception) -> str:
+def _died(job: Job, error: Exception | None) -> str:
     kept = checkpoint.latest(job)
     where = f"step {kept[1]}" if kept else "none"
-    last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    last = (str(error or "").strip() or "they ended without a result").splitlines()[-1]
     return (
         f"the training workers failed {job.runtime['max_failures'] + 1} times: {last}; their output is in "
-        f"{worker.room(job)}; last checkpoint: {where}; run again to resume from it."
+        f"{room(job)}; last checkpoint: {where}; run again to resume from it."
     )
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _interrupt_kept() -> Iterator[None]:
-    """Give the interrupt handler back that Ray Train replaces."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -165,7 +129,7 @@ def _following(room: Path, report: Report) -> Iterator[None]:
                     report(json.loads(line))
 
     def follow() -> None:
-        while not ended.wait(POLL_S):
+        while not ended.wait(group.POLL_S):
             pass_on()
 
     thread = threading.Thread(target=follow, name="train-progress", daemon=True)

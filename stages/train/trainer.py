@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
+from stages.train import reshard
 from stages.train.collate import Row, collate
 from stages.train.config import TrainIdentity
 from stages.train.instruments import Instruments
@@ -45,6 +46,8 @@ class Hooks:
     """The folder for a checkpoint of a step."""
     seal_checkpoint: Callable[[Path, int], None]
     """Called by every rank when all files of the checkpoint are written."""
+    told_to_end: Callable[[], bool]
+    """Asked on every rank after each optimizer step; where one says yes, all save a checkpoint and end."""
 
 
 class PairTrainer(Trainer):
@@ -116,7 +119,7 @@ class PairTrainer(Trainer):
         size = self.identity.global_batch
         if not math.isfinite(norm) or norm < 0:  # DeepSpeed masks a norm that is not finite as -1
             self._stop("gradient", self.train_dataset[(step - 1) * size : step * size])
-        count, means = self._reduced()
+        count, means, end = self._reduced()
         record = {"step": step, "of": self.state.max_steps, "pairs": count, **means}
         limit = self.identity.max_grad_norm
         record |= {
@@ -126,19 +129,39 @@ class PairTrainer(Trainer):
         }
         record |= self.instruments.record(count, means["d_w"], means["d_l"])
         self.hooks.on_step(record)
+        self.control: Any = self.callback_handler.on_log(self.args, self.state, self.control, dict(record))
+        if end:
+            self.control.should_save = self.control.should_training_stop = True
 
-    def _reduced(self) -> tuple[int, dict[str, float]]:
-        """Pairs, and over all micro-batches and ranks since the last call means of sums and the saturation gauge."""
-        count = torch.tensor([float(sum(n for n, _ in self.sums))], dtype=torch.float64)
+    def _reduced(self) -> tuple[int, dict[str, float], bool]:
+        """Pairs, and over all micro-batches and ranks since the last call means of sums, what follows, and whether
+        a rank is to end. kl_of_pairs = -mean of h estimates KL(reference || policy) in nats a response from chosen and
+        rejected ones alone: without bias where K is 2 and no pair was dropped.
+        """
+        end, pairs = float(self.hooks.told_to_end()), float(sum(n for n, _ in self.sums))
         total = torch.stack([s for _, s in self.sums]).sum(0)
-        packed = torch.cat([count.to(total.device), total])
+        packed = torch.cat([torch.tensor([end, pairs], dtype=torch.float64, device=total.device), total])
         dist.all_reduce(packed)
         self.sums.clear()
-        pairs, *values = packed.tolist()
+        end, pairs, *values = packed.tolist()
         sums = dict(zip(recorded(self.identity.objective), values, strict=True))
         moved, norm = sums.pop("moved", None), sums.pop("norm", None)
         means = {name: value / pairs for name, value in sums.items()}
-        return int(pairs), means if moved is None else {**means, "saturation": moved / norm if norm else 0.0}
+        if moved is not None:
+            means["saturation"] = moved / norm if norm else 0.0
+        if "h_w" in means:
+            means["kl_of_pairs"] = -(means["h_w"] + means["h_l"]) / 2
+        return int(pairs), means, end > 0
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Make the engine and load the checkpoint, one of another number of workers in a way of our own."""
+        folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if folder is None or reshard.workers_of(folder) == dist.get_world_size():
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        reshard.load(self.model_wrapped, folder)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the schedule alone, under DeepSpeed
+        return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Linear with warm-up, lr > 0 at every step; transformers' own starts at 0."""

@@ -1,28 +1,23 @@
-"""One rank of the training step, run by Ray Train: loads its inputs, trains, and rank 0 writes the artifact's files.
-
-<scratch>/train.<attempt>/   rank-0.log       all output of the process
-                             rank-0.jsonl     what the driver shows as progress
-                             fault.json       an expected error: the driver raises it, nothing is tried again
-                             result.json      files and summary of a finished training
-"""
+"""One rank of the training step, run by Ray Train: loads its inputs, trains, and rank 0 writes the artifact's files."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import full_disk
-from pipeline.errors import DataError, SparringError, TrainingFault
+from pipeline.errors import TrainingFault
 from pipeline.job import Input, Job
-from stages.train import checkpoint
+from stages.train import checkpoint, sinks, term
 from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
+from stages.train.endings import noted, settled
 from stages.train.objective_config import has_reference
+from stages.train.room import AGAIN, ENDINGS, MICRO_BATCH, RESULT, STOP, STOPPED, Speaker, room, tell, told
 
 PROBE_ROWS = 8
 """Training pairs scored once more after the last step: those of the first optimizer steps."""
@@ -31,34 +26,23 @@ AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
 """What the summary gives as the mean over the steps that measured it."""
 
 
-def room(job: Job) -> Path:
-    """Return the folder through which the workers of this attempt talk to the driver."""
-    return job.scratch / f"train.{job.attempt}"
-
-
 def work(config: dict[str, Job]) -> None:
-    """Run one rank of config["job"]; returns at once after a fault, so that a restarted group ends."""
+    """Run one rank of config["job"]; returns at once after an ending, so that a restarted group ends."""
     from ray import train
 
     job = config["job"]
     rank = train.get_context().get_world_rank()
-    if (room(job) / "fault.json").exists():
+    if any((room(job) / name).exists() for name in ENDINGS):
         return
     _redirect_output(room(job) / f"rank-{rank}.log")
-    say = _Speaker(room(job) / f"rank-{rank}.jsonl")
+    say = Speaker(room(job) / f"rank-{rank}.jsonl")
     say({"event": "worker", "rank": rank, "pid": os.getpid(), "host": socket.gethostname()})
     try:
         _train(job, rank, say)
-    except SparringError as error:
-        _fault(job, error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        known = noted(job, rank, error)
+        if not known or job.runtime["workers"] > 1:  # the others may wait for this one for ever: Ray ends them
             raise
-        _fault(job, DataError(full_disk(job.out)))
-
-
-def _fault(job: Job, error: SparringError) -> None:
-    _write_json(room(job) / "fault.json", {"type": type(error).__name__, "message": str(error)})
 
 
 def _redirect_output(path: Path) -> None:
@@ -70,23 +54,7 @@ def _redirect_output(path: Path) -> None:
     os.close(handle)
 
 
-class _Speaker:
-    """Appends one JSON line per event."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        self._file.write(json.dumps(event) + "\n")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)
-
-
-def _train(job: Job, rank: int, say: _Speaker) -> None:
+def _train(job: Job, rank: int, say: Speaker) -> None:
     _settle(TrainRuntime(**job.runtime))
     from stages.train.collate import deal
     from stages.train.trainer import NotFinite
@@ -102,7 +70,8 @@ def _train(job: Job, rank: int, say: _Speaker) -> None:
         raise TrainingFault(str(error)) from None
     counts = {"pairs": len(rows), "too_long": too_long, "repeated": repeated, "epochs": identity.epochs}
     counts["truncated"] = sum(row.truncated for row in rows)
-    session.finish(counts)
+    if not session.ended_early():
+        session.finish(counts)
 
 
 def _settle(runtime: TrainRuntime) -> None:
@@ -132,7 +101,6 @@ def load_rows(job: Job) -> tuple[list[Any], int]:
         samples = job.inputs["samples"].table(index, ["id", "prompt_ids", "responses"])
         logprobs = {name: source.table(index) for name, source in scored.items()}
         part, dropped = join_targets(samples, job.inputs["targets"].table(index), logprobs, limit, truncate)
-
         rows += part
         too_long += dropped
     return rows, too_long
@@ -141,36 +109,61 @@ def load_rows(job: Job) -> tuple[list[Any], int]:
 class _Session:
     """The training of one rank, from the policy or the latest checkpoint to the published files."""
 
-    def __init__(self, job: Job, rank: int, say: _Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
-        from stages.train.collate import shares
-        from stages.train.recipe import arguments
-        from stages.train.trainer import Hooks, PairTrainer
-
+    def __init__(self, job: Job, rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
-        self.identity, self.runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)
+        self.identity = TrainIdentity.from_dict(job.identity)
         self.policy = job.inputs["policy"].folder()
         self.probed, self.noise = self._from_start([rows[i] for i in dict.fromkeys(order[:PROBE_ROWS])])
         self.resumed = _agreed(checkpoint.latest(job))
         self.history = self._history()
-        steps = optimizer_steps(len(rows), self.identity.epochs, self.identity.global_batch)
-        args = arguments(self.identity, self.runtime, steps, room(job))  # first: it turns ZeRO-3 loading on
-        model = load_policy(self.policy, self.identity)
-        micro, lengths = self.runtime.micro_pairs(self.identity.global_batch), [row.shared_length for row in rows]
+        if rank == 0:
+            sinks.settle(job)
+        self.trainer = self._trainer(self._runtime())
 
-        self.trainer = PairTrainer(
+    def _runtime(self) -> TrainRuntime:
+        """Return the runtime with a number of pairs in a forward pass, by a probe where none is known."""
+        import torch.distributed as dist
+
+        from stages.train.micro import probe
+
+        runtime = settled(self.job)
+        share = runtime.share(self.identity.global_batch)
+        if self.job.runtime["micro_batch"] != "auto" or share == 1:
+            return runtime
+        known = _agreed(told(self.job, MICRO_BATCH))
+        if known:
+            return replace(runtime, micro_batch=known)
+        pairs, text = probe(self._trainer, runtime, share, int(os.environ["LOCAL_WORLD_SIZE"]))
+        if self.rank == 0:
+            tell(self.job, MICRO_BATCH, pairs)
+            self.say({"event": "message", "text": text})
+        dist.barrier()
+        return replace(runtime, micro_batch=pairs)
+
+    def _trainer(self, runtime: TrainRuntime) -> Any:
+        from stages.train.collate import shares
+        from stages.train.recipe import arguments
+        from stages.train.trainer import Hooks, PairTrainer
+
+        steps = optimizer_steps(len(self.rows), self.identity.epochs, self.identity.global_batch)
+        args = arguments(self.identity, runtime, steps, room(self.job))  # first: it turns ZeRO-3 loading on
+        model = load_policy(self.policy, self.identity)
+        micro, lengths = runtime.micro_pairs(self.identity.global_batch), [row.shared_length for row in self.rows]
+        return PairTrainer(
             model=model,
             args=args,
             identity=self.identity,
-            rows=rows,
-            order=shares(order, lengths, self.runtime.workers, micro),
-            end_of_turn=ends_of_turn(job.inputs["samples"]),
+            rows=self.rows,
+            order=shares(self.order, lengths, runtime.workers, micro),
+            end_of_turn=ends_of_turn(self.job.inputs["samples"]),
             hooks=Hooks(
                 on_step=self._on_step,
-                stage_checkpoint=lambda step: checkpoint.staged(job, step),
+                stage_checkpoint=lambda step: checkpoint.staged(self.job, step),
                 seal_checkpoint=self._seal,
+                told_to_end=self._told_to_end,
             ),
             resumed_from=self.resumed[1] if self.resumed else 0,
-            band_every=self.runtime.band_every,
+            band_every=runtime.band_every,
         )
 
     def _from_start(self, chosen: list[Any]) -> tuple[list[Any], float | None]:
@@ -180,6 +173,21 @@ class _Session:
         if has_reference(self.identity.objective) or self.rank != 0:
             return chosen, None
         return from_start(self.policy, chosen, self.identity.dtype)
+
+    def _told_to_end(self) -> bool:
+        return term.came() or (self.rank == 0 and (room(self.job) / STOP).exists())
+
+    def ended_early(self) -> bool:
+        """Leave word for the driver where training was told to end before its last step; say whether it was."""
+        state = self.trainer.state
+        early = bool(state.global_step < state.max_steps)
+        if early and self.rank == 0:
+            saved = {"step": state.global_step, "of": state.max_steps}
+            tell(self.job, STOPPED, saved)
+            if not (room(self.job) / STOP).exists():
+                text = "a worker was told to end (SIGTERM): step {step} of {of} is saved, training goes on from there"
+                tell(self.job, AGAIN, {"text": text.format(**saved), "runtime": {}})
+        return early
 
     def _history(self) -> list[dict[str, Any]]:
         """Records of the steps before the checkpoint that this attempt resumes from."""
@@ -198,8 +206,8 @@ class _Session:
     def _on_step(self, record: dict[str, Any]) -> None:
         self.history.append(record)
         if self.rank == 0:
-            shown = {"done": record["step"], "of": record["of"], "loss": record["loss"], "pid": os.getpid()}
-            self.say(shown)
+            shown = {name: value for name, value in record.items() if name != "step"}
+            self.say({"done": record["step"], **shown, "pid": os.getpid()})
 
     def _seal(self, folder: Path, step: int) -> None:
         import torch.distributed as dist
@@ -229,7 +237,7 @@ class _Session:
             files, change = self._files(folder)
             summary = {**self._summary(), **_means(probe), **change, **counts}
             result = {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
-            _write_json(room(self.job) / "result.json", result)
+            tell(self.job, RESULT, result)
 
     def _probe(self) -> list[dict[str, Any]]:
         """h of the first training pairs under the trained model in memory."""
@@ -263,7 +271,7 @@ class _Session:
         }
 
 
-def _agreed(found: tuple[Path, int] | None) -> tuple[Path, int] | None:
+def _agreed(found: Any) -> Any:
     """Return what rank 0 found: a shared file system may show the ranks different things."""
     import torch.distributed as dist
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.job import Input, Job
+from pipeline.job import Input, Job, sha256_file
 from stages.train.config import (
     REFERENCE,
     TRAIN,
@@ -23,10 +26,13 @@ from stages.train.config import (
 )
 from stages.train.objective_config import ObjectiveIdentity, has_base, has_reference, objective_from
 from stages.train.reference import Reference, shards
+from stages.train.stage import Trained
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
 
-PAIRS = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])
-TARGETS = pa.schema([*PAIRS, *((name, pa.float64()) for name in ("target_w", "target_l", "target_wl", "gate_wl"))])
+PAIR = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])
+TARGETS = pa.schema([*PAIR, *((name, pa.float64()) for name in ("target_w", "target_l", "target_wl", "gate_wl"))])
+PAIRS = 23
+"""Twelve steps of 2 pairs; the last is filled with one repeated row."""
 OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean")
 AS_IT_IS = CalibrationIdentity(name="off", ema=0.98, max_log_delta=math.log(4))
 REWARD = CalibrationIdentity(name="reward", ema=0.98, max_log_delta=math.log(4))
@@ -90,8 +96,9 @@ def runtime(**changes: Any) -> TrainRuntime:
     return TrainRuntime(**{**defaults, **changes})
 
 
-def sampled(pairs: int, parts: int = 2, seed: int = 0) -> list[pa.Table]:
+def sampled(pairs: int, parts: int = 2, seed: int = 0, length: tuple[int, int] = (2, 12)) -> list[pa.Table]:
     """Samples tables: 4 to 20 prompt tokens, K=3 responses of 2 to 12, most of them with the end-of-turn token, 2."""
+    shortest, longest = length
     rng = random.Random(seed)
 
     def tokens(low: int, high: int) -> list[int]:
@@ -100,7 +107,7 @@ def sampled(pairs: int, parts: int = 2, seed: int = 0) -> list[pa.Table]:
     rows = []
     for i in range(pairs):
         capped = [rng.random() < 0.3 for _ in range(3)]
-        ids = [tokens(1, 11) + ([7] if cut else [2]) for cut in capped]
+        ids = [tokens(shortest - 1, longest - 1) + ([7] if cut else [2]) for cut in capped]
         responses = [
             {"text": "", "ids": one, "finish": "length" if cut else "stop", "seed": 0}
             for one, cut in zip(ids, capped, strict=True)
@@ -135,10 +142,18 @@ def reference_job(
     return as_job(REFERENCE, asdict(wanted), inputs, folder)
 
 
-def train_inputs(folder: Path, policy: Path, pairs: int = 16, four_bit: bool = False) -> list[Input]:
+def train_inputs(
+    folder: Path,
+    policy: Path,
+    pairs: int = 16,
+    length: tuple[int, int] = (2, 12),
+    max_length: int = 64,
+    four_bit: bool = False,
+) -> list[Input]:
     """The inputs of a training step, its references computed by the real step."""
-    samples = sampled(pairs)
-    job = reference_job(folder, policy, samples, four_bit=four_bit)
+    samples = sampled(pairs, length=length)
+    job = reference_job(folder, policy, samples, max_length, four_bit=four_bit)
+
     worker = Reference(job)
     reference = [worker(shard).table for shard in shards(job)]
     targets = as_input("targets", folder / "targets", [targets_of(table) for table in samples])
@@ -170,3 +185,27 @@ def train_job(
     """A training step that writes under `folder`."""
     job = as_job(TRAIN, asdict(wanted or identity()), inputs, folder)
     return replace(job, runtime=asdict(how or runtime()), attempt=attempt)
+
+
+def steps(made: Trained) -> list[dict[str, Any]]:
+    """Records of the optimizer steps."""
+    lines = made.files["metrics.jsonl"].read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "step" in record]
+
+
+def digests(made: Trained) -> dict[str, str]:
+    """Logical name -> sha256 of every file."""
+    return {name: sha256_file(path) for name, path in made.files.items()}
+
+
+def kill_at(step: int, rank: int = 0) -> tuple[list[dict[str, Any]], Any]:
+    """Return a `report` that kills -9 a worker when `step` is first reported, and the events it saw."""
+    seen: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if event.get("done") == step and sum(e.get("done") == step for e in seen) == 1:
+            pids = {e["rank"]: e["pid"] for e in seen if e.get("event") == "worker"}
+            os.kill(pids[rank], signal.SIGKILL)
+
+    return seen, report

@@ -52,11 +52,11 @@ def test_a_damaged_one_does_not_count(job: Job, damage: str) -> None:
     assert checkpoint.latest(job) is None
 
 
-def test_one_of_other_inputs_workers_or_definition_does_not_count(job: Job) -> None:
+def test_one_of_other_inputs_or_definition_does_not_count(job: Job) -> None:
     write(job, 2)
     redone = replace(job.inputs["policy"], digest="b" * 64)
     assert checkpoint.latest(replace(job, inputs={"policy": redone})) is None
-    assert checkpoint.latest(replace(job, runtime={**job.runtime, "workers": 2})) is None
+    assert checkpoint.latest(replace(job, runtime={**job.runtime, "workers": 2})) is not None
     assert checkpoint.latest(replace(job, fingerprint="0" * 63 + "1")) is None
     assert checkpoint.latest(replace(job, attempt="second", runtime={**job.runtime, "micro_batch": 2})) is not None
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DataError, TrainingFault
-from pipeline.job import Input, sha256_file
+from pipeline.job import Input
 from pipeline.report.table import learned
 from stages.train import checkpoint
 from stages.train.collate import Row, deal
@@ -25,66 +22,23 @@ from stages.train.probe import reload_probe
 from stages.train.stage import Trained, run
 from stages.train.worker import load_rows
 from tests.artifacts import as_input
-from tests.stages.train.rig import REWARD, TARGETS, identity, inputs_of, objective, runtime, train_inputs, train_job
-from tests.tiny import tiny_policy
-
-PAIRS = 23
-"""Twelve steps of 2 pairs; the last is filled with one repeated row."""
-
-
-@pytest.fixture(scope="module")
-def ray_started() -> Iterator[None]:
-    import ray
-
-    os.environ["OMP_NUM_THREADS"] = "1"
-    ray.init(
-        address="local",  # never a cluster that happens to run here
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=100 * 2**20,
-        _node_ip_address="127.0.0.1",
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Input]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return train_inputs(folder, tiny_policy(folder / "policy"), pairs=PAIRS)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_started: None, inputs: list[Input], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return run(train_job(tmp_path_factory.mktemp("undisturbed"), inputs), lambda event: None)
-
-
-def steps(made: Trained) -> list[dict[str, Any]]:
-    lines = made.files["metrics.jsonl"].read_text().splitlines()
-    return [record for record in map(json.loads, lines) if "step" in record]
+from tests.stages.train.rig import (
+    PAIRS,
+    REWARD,
+    TARGETS,
+    digests,
+    identity,
+    inputs_of,
+    kill_at,
+    objective,
+    runtime,
+    steps,
+    train_job,
+)
 
 
 def probe(made: Trained) -> list[dict[str, Any]]:
     return json.loads(made.files["metrics.jsonl"].read_text().splitlines()[-1])["probe"]
-
-
-def digests(made: Trained) -> dict[str, str]:
-    return {name: sha256_file(path) for name, path in made.files.items()}
-
-
-def kill_at(step: int, rank: int = 0) -> tuple[list[dict[str, Any]], Any]:
-    """Return a `report` that kills -9 a worker when `step` is first reported, and the events it saw."""
-    seen: list[dict[str, Any]] = []
-
-    def report(event: dict[str, Any]) -> None:
-        seen.append(event)
-        if event.get("done") == step and sum(e.get("done") == step for e in seen) == 1:
-            pids = {e["rank"]: e["pid"] for e in seen if e.get("event") == "worker"}
-            os.kill(pids[rank], signal.SIGKILL)
-
-    return seen, report
 
 
 def test_files_and_metrics(undisturbed: Trained, inputs: list[Input]) -> None:

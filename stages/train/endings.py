@@ -1,0 +1,59 @@
+"""What a rank leaves for the driver when it cannot go on: a fault, or word that memory ran out and what to try next."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+from pipeline.artifact import full_disk
+from pipeline.errors import DataError, SparringError, TrainingFault
+from pipeline.job import Job
+from stages.train.config import TrainRuntime
+from stages.train.room import AGAIN, FAULT, MICRO_BATCH, tell, told
+
+
+def noted(job: Job, rank: int, error: Exception) -> bool:
+    """Write down an error that the driver knows what to do about; say whether it is one."""
+    from stages.train.memory import out_of_memory
+
+    if out_of_memory(error):
+        _halve(job, rank)
+    elif isinstance(error, SparringError):
+        _fault(job, error)
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _fault(job, DataError(full_disk(job.out)))
+    else:
+        return False
+    return True
+
+
+def _fault(job: Job, error: SparringError) -> None:
+    tell(job, FAULT, {"type": type(error).__name__, "message": str(error)})
+
+
+def _halve(job: Job, rank: int) -> None:
+    """Have the driver start the workers anew with half the pairs in a forward pass; a fault where there is but one."""
+    pairs = settled(job).micro_pairs(job.identity["global_batch"])
+    if pairs > 1:
+        text = (
+            f"rank {rank} ran out of memory with {pairs} pairs in a forward pass; training goes on from its last "
+            f"checkpoint with {pairs // 2}"
+        )
+        tell(job, AGAIN, {"text": text, "runtime": {"micro_batch": pairs // 2}})
+        return
+    _fault(
+        job,
+        TrainingFault(
+            f"rank {rank} ran out of memory with 1 pair in a forward pass; set trainer.gradient_checkpointing=true, "
+            "raise hardware.workers (ZeRO-3 shares the policy among them), free memory on the machine, or lower "
+            "sampler.max_tokens and prompts.max_tokens; then run again to resume."
+        ),
+    )
+
+
+def settled(job: Job) -> TrainRuntime:
+    """Return the runtime with a number of pairs in a forward pass: what the probe chose, 1 while it has not."""
+    runtime = TrainRuntime(**job.runtime)
+    if runtime.micro_batch != "auto":
+        return runtime
+    return replace(runtime, micro_batch=told(job, MICRO_BATCH) or 1)

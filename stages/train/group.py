@@ -1,0 +1,99 @@
+"""One group of training workers under Ray Train: started, waited for, restarted after a death, told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline.job import Job
+from stages.train import term, worker
+from stages.train.config import TrainRuntime
+from stages.train.room import STOP, room
+
+POLL_S = 0.2
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Of the driver while Ray Train runs: see a worker's end at once, write nothing nobody reads."""
+
+
+class _Listening(TorchConfig):
+    """Ray Train's own set-up of torch, and then the handler of SIGTERM in every worker."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        base: type[Backend] = super().backend_cls
+
+        class Listening(base):
+            def on_training_start(self, worker_group: object, backend_config: TorchConfig) -> None:
+                super().on_training_start(worker_group, backend_config)
+                worker_group.execute(term.listen)  # type: ignore[attr-defined]
+
+        return Listening
+
+
+def fit(job: Job, asked: Callable[[], int]) -> TrainingFailedError | None:
+    """Run the workers until they end; return why they were given up, if they were. `asked`: as in stage.run.
+
+    Ray Train is driven from a thread: on the main one it would put its own handler of Ctrl-C in place of ours.
+    """
+    errors: list[BaseException] = []
+
+    def drive() -> None:
+        try:
+            _trainer(job).fit()
+        except BaseException as error:
+            errors.append(error)
+
+    with _environment():
+        thread = threading.Thread(target=drive, name="ray-train", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_S)
+            if asked():
+                (room(job) / STOP).touch()
+    if errors and not isinstance(errors[0], TrainingFailedError):
+        raise errors[0]
+    return errors[0] if errors else None
+
+
+def _trainer(job: Job) -> TorchTrainer:
+    runtime = TrainRuntime(**job.runtime)
+    resources = {"CPU": runtime.cpus} | ({"GPU": runtime.gpus} if runtime.gpus else {})
+    return TorchTrainer(
+        worker.work,
+        train_loop_config={"job": job},
+        torch_config=_Listening(backend="nccl" if runtime.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=runtime.workers, use_gpu=runtime.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(room(job)),
+            failure_config=FailureConfig(max_failures=runtime.max_failures),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

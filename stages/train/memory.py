@@ -1,0 +1,58 @@
+"""Memory of a device: what may still be taken, what a block took at its peak, and when it ran out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed; torch has no exception of its own for that on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
+
+
+def available(device: torch.device) -> int:
+    """Return the bytes that processes here may still take: of the GPU's memory, else of the host's or the cgroup's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    return min([int(psutil.virtual_memory().available), *_left_in_cgroups()])
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """Yield what is left in this process's group and those above it, where they have a limit (version 2 of cgroups)."""
+    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "")
+    group = CGROUPS / own.strip("/")
+    while own and group != CGROUPS.parent:
+        with contextlib.suppress(OSError, ValueError):
+            yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        group = group.parent
+
+
+@contextlib.contextmanager
+def peak(device: torch.device) -> Iterator[list[int]]:
+    """Yield a list that holds, after the block, the bytes by which memory grew at its peak."""
+    grown: list[int] = []
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        yield grown
+        grown.append(torch.cuda.max_memory_allocated() - before)
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's own peak starts anew
+    before = _resident("VmRSS")
+    yield grown
+    grown.append(max(0, _resident("VmHWM") - before))
+
+
+def _resident(name: str) -> int:
+    """Bytes of a line of /proc/self/status, which counts in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -1,0 +1,53 @@
+"""Where the workers of a training step and its driver talk: files in one folder.
+
+<scratch>/train.<attempt>/   rank-0.log         all output of the process
+                             rank-0.jsonl       what the driver passes on as events
+                             stop               the driver was told to end: save after this optimizer step, then end
+                             stopped.json       ... and this was saved: step, of
+                             again.json         the group ended to be started again: text, runtime settings to change
+                             micro_batch.json   the pairs of a forward pass that the probe chose
+                             fault.json         an expected error: the driver raises it, nothing is tried again
+                             result.json        files and summary of a finished training
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.job import Job
+
+STOP, STOPPED, AGAIN = "stop", "stopped.json", "again.json"
+MICRO_BATCH, FAULT, RESULT = "micro_batch.json", "fault.json", "result.json"
+ENDINGS = (FAULT, RESULT, AGAIN, STOP)
+"""With one of these a group that Ray Train has restarted has nothing to do."""
+
+
+def room(job: Job) -> Path:
+    """Return the folder of this attempt."""
+    return job.scratch / f"train.{job.attempt}"
+
+
+def tell(job: Job, name: str, value: Any) -> None:
+    """Write a file of the room, whole or not at all."""
+    temporary = room(job) / f".{name}.{os.getpid()}"
+    temporary.write_text(json.dumps(value))
+    temporary.replace(room(job) / name)
+
+
+def told(job: Job, name: str) -> Any:
+    """Return what a file of the room says, None when it is not there."""
+    path = room(job) / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+class Speaker:
+    """Appends one JSON line per event."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event) + "\n")

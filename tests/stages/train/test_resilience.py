@@ -1,0 +1,154 @@
+"""What training survives: signals, too little memory, another number of workers. Real Ray, ZeRO-3, signals, limits."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.errors import TrainingFault
+from pipeline.job import Input
+from pipeline.stopping import Stopped
+from stages.train import checkpoint
+from stages.train.stage import Trained, run
+from tests.stages.train.rig import OFF, digests, identity, kill_at, runtime, steps, train_inputs, train_job
+from tests.tiny import tiny_policy
+
+pytestmark = pytest.mark.faults
+BATCH, LONG = 4, {"global_batch": 4, "max_length": 256, "repulsion": OFF}
+
+
+def texts(seen: list[dict[str, Any]]) -> str:
+    return " | ".join(str(event["text"]) for event in seen if event.get("event") == "message")
+
+
+def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
+    undisturbed: Trained, inputs: list[Input], tmp_path: Path
+) -> None:
+    job = train_job(tmp_path, inputs, how=runtime(checkpoint_steps=100))
+    seen: list[dict[str, Any]] = []
+
+    with pytest.raises(Stopped, match="training stopped at step 1 of 12 by SIGTERM; run the same command"):
+        run(job, seen.append, lambda: signal.SIGTERM if seen else 0)  # as soon as a worker says that it is there
+    assert [e["done"] for e in seen if "done" in e] == [1]
+    kept = checkpoint.latest(job)
+    assert kept is not None and kept[1] == 1
+    again: list[dict[str, Any]] = []
+    made = run(replace(job, attempt="again"), again.append)
+    assert [e["done"] for e in again if "done" in e] == list(range(2, 13))
+    assert digests(made) == digests(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_told_to_end_saves_and_the_group_goes_on(
+    undisturbed: Trained, inputs: list[Input], tmp_path: Path, workers: int
+) -> None:
+    """It is no failure: none is allowed here."""
+    how = runtime(workers=workers, checkpoint_steps=100, max_failures=0)
+    whole = undisturbed if workers == 1 else run(train_job(tmp_path / "whole", inputs, how=how), lambda event: None)
+    seen: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if event.get("rank") == workers - 1 and sum(e.get("rank") == workers - 1 for e in seen) == 1:
+            os.kill(event["pid"], signal.SIGTERM)
+
+    made = run(train_job(tmp_path / "told", inputs, how=how), report)
+    assert digests(made) == digests(whole)
+    assert "a worker was told to end (SIGTERM): step 1 of 12 is saved" in texts(seen)
+    assert [e["done"] for e in seen if "done" in e] == list(range(1, 13))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after", "optimizer"), [(2, 1, "rmsprop"), (1, 2, "adamw")])
+def test_resume_with_another_number_of_workers(
+    undisturbed: Trained, inputs: list[Input], tmp_path: Path, before: int, after: int, optimizer: str
+) -> None:
+    """The curve is that of no interruption, to what the order of a sum may change; no step is done again."""
+    wanted = identity(optimizer=optimizer)
+    same = wanted == identity()
+    whole = undisturbed if same else run(train_job(tmp_path / "whole", inputs, wanted), lambda event: None)
+    job = train_job(tmp_path / "cut", inputs, wanted, runtime(workers=before, max_failures=0))
+    with pytest.raises(TrainingFault, match="failed 1 times"):
+        run(job, kill_at(5)[1])
+    kept = checkpoint.latest(job)
+    assert kept is not None and kept[1] in (3, 6)
+    seen: list[dict[str, Any]] = []
+    again = train_job(tmp_path / "cut", inputs, wanted, runtime(workers=after), attempt="again")
+    made = run(again, seen.append)
+    assert [e["done"] for e in seen if "done" in e] == list(range(kept[1] + 1, 13))
+    for ours, theirs in zip(steps(made), steps(whole), strict=True):
+        for name in ("loss", "z_w", "z_l", "h_w", "h_l", "distance", "grad_norm", "lr"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> list[Input]:
+    """Eight steps of 4 pairs; the logits of one are a block of more than 32 MB, which is always mapped anew."""
+    folder = tmp_path_factory.mktemp("wide")
+    return train_inputs(folder, tiny_policy(folder / "policy"), pairs=8 * BATCH, length=(180, 190), max_length=256)
+
+
+def limit_at(step: int) -> tuple[list[dict[str, Any]], Any]:
+    """Return a `report` that lets a worker map no more memory than it holds, once it did `step`."""
+    seen: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if event.get("done") == step and sum(e.get("done") == step for e in seen) == 1:
+            resource.prlimit(event["pid"], resource.RLIMIT_AS, (_least(event["pid"]), resource.RLIM_INFINITY))
+
+    return seen, report
+
+
+def _least(pid: int) -> int:
+    """Bytes that a process maps between its passes, and 16 MiB for what is not its tensors."""
+    found = []
+    for _ in range(100):
+        found.append(psutil.Process(pid).memory_info().vms)
+        time.sleep(0.01)
+    return int(min(found)) + 16 * 2**20
+
+
+@pytest.mark.slow
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_started: None, wide: list[Input], tmp_path: Path) -> None:
+    """No failure is allowed, and none is counted."""
+    wanted = identity(**LONG)
+    whole = run(train_job(tmp_path / "whole", wide, wanted, runtime(micro_batch=BATCH)), lambda event: None)
+    seen, report = limit_at(4)
+    how = runtime(micro_batch=BATCH, max_failures=0)
+    made = run(train_job(tmp_path / "limited", wide, wanted, how), report)
+    assert "ran out of memory with 4 pairs in a forward pass" in texts(seen) and "checkpoint with 2" in texts(seen)
+    for ours, theirs in zip(steps(made), steps(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_out_of_memory_with_one_pair_names_remedies(ray_started: None, wide: list[Input], tmp_path: Path) -> None:
+    wanted = identity(**LONG)
+    _, report = limit_at(4)
+    job = train_job(tmp_path, wide, wanted, runtime(micro_batch=1))
+    with pytest.raises(TrainingFault, match=r"with 1 pair in a forward pass; set trainer\.gradient_checkpointing=true"):
+        run(job, report)
+    kept = checkpoint.latest(job)
+    assert kept is not None and kept[1] >= 3
+
+
+def test_a_probed_micro_batch_changes_nothing_but_itself(ray_started: None, wide: list[Input], tmp_path: Path) -> None:
+    """The published bytes are those of the same number given."""
+    wanted = identity(**LONG)
+    seen: list[dict[str, Any]] = []
+    probed = run(train_job(tmp_path / "probed", wide, wanted, runtime(micro_batch="auto")), seen.append)
+    chosen = next(int(t.split()[0]) for e in seen if (t := e.get("text", "")) and "in a forward pass" in t)
+    assert f"{chosen} of 4 pairs in a forward pass" in texts(seen) and "tried 1, 2" in texts(seen)
+    print(texts(seen))
+    given = run(train_job(tmp_path / "given", wide, wanted, runtime(micro_batch=chosen)), lambda event: None)
+    assert digests(given) == digests(probed)
