@@ -20,10 +20,9 @@ from stages.train.config import CalibrationIdentity
 from stages.train.forward import bind
 from stages.train.instruments import Instruments
 from stages.train.loss import SUMS, pair_loss
-from tests.stages.train.rig import HINGE, OFF, REWARD, identity
+from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, identity, objective
 
 LOG = math.log
-WANTED = identity(repulsion=OFF, calibration=REWARD)
 
 
 def test_delta_by_hand() -> None:
@@ -46,13 +45,15 @@ def test_values_stay_to_the_bit_and_gradients_are_scaled() -> None:
     assert z.grad.tolist() == pytest.approx([1.7, 1.7, 1 / 1.7, 1 / 1.7], abs=1e-15)
 
 
-def test_the_loss_keeps_its_value_and_its_gradient_has_delta() -> None:
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_any_objective_keeps_its_value_and_its_gradient_has_delta(name: str) -> None:
     z = torch.tensor([-30.0, -50.0, -70.0, -20.0], dtype=torch.float64, requires_grad=True)
     batch = collate(rows()[:2], (2,), "mean", 99)
-    plain, sums = pair_loss(z, torch.ones(4, 3), batch, WANTED.objective, OFF)
-    changed, changed_sums = pair_loss(calibrate(z, 3.0), torch.ones(4, 3), batch, WANTED.objective, OFF)
+    plain, sums = pair_loss(z, torch.ones(4, 3), batch, objective(name), OFF)
+    changed, changed_sums = pair_loss(calibrate(z, 3.0), torch.ones(4, 3), batch, objective(name), OFF)
     assert plain.item() == changed.item() and torch.equal(sums, changed_sums)
     (before,) = torch.autograd.grad(plain, z)
+    assert before.abs().min() > 1e-12
     (after,) = torch.autograd.grad(changed, z)
     torch.testing.assert_close(
         after, before * torch.tensor([3.0, 3.0, 1 / 3, 1 / 3], dtype=torch.float64), rtol=1e-12, atol=0
@@ -112,28 +113,34 @@ def test_wrong_values_are_named() -> None:
 
 
 def rows() -> list[Row]:
+    """Four pairs of random tokens; reference and base are uniform over the 64 tokens."""
     generator = torch.Generator().manual_seed(3)
 
-    def tokens(n: int) -> list[int]:
-        return torch.randint(3, 60, (n,), generator=generator).tolist()
+    def pair(i: int, p_w: float) -> Row:
+        prompt, chosen, rejected = (
+            torch.randint(3, 60, (n,), generator=generator).tolist() for n in (2 + i, 3 + i, 6 - i // 2)
+        )
+        logs = {
+            name: -LOG(64) * len(ids)
+            for ids, end in ((chosen, "w"), (rejected, "l"))
+            for name in (f"ref_{end}", f"base_{end}")
+        }
+        return Row(id=str(i), prompt=prompt, chosen=chosen, rejected=rejected, p_w=p_w, p_l=0.4, p_wl=p_w, **logs)
 
-    return [
-        Row(id=str(i), prompt=tokens(2 + i), chosen=tokens(3 + i), rejected=tokens(6 - i // 2), p_w=p_w, p_l=0.4)
-        for i, p_w in enumerate((0.7, 0.8, 0.9, 0.95))
-    ]
+    return [pair(i, p_w) for i, p_w in enumerate((0.7, 0.8, 0.9, 0.95))]
 
 
 def batched(part: list[Row], micro: int) -> list[dict[str, Any]]:
     return [collate(part[i : i + micro], (2,), "mean", 99) for i in range(0, len(part), micro)]
 
 
-def figures(micro: int, rank: int = 0, workers: int = 1) -> list[dict[str, float]]:
+def figures(micro: int, rank: int = 0, workers: int = 1, name: str = "sppo") -> list[dict[str, float]]:
     """Records of three optimizer steps on one global batch of 4 pairs, real gradients and plain SGD between them."""
     torch.manual_seed(0)
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
     model = bind(LlamaForCausalLM(LlamaConfig(**shape, **heads)), "float32")
-    wanted = identity(repulsion=HINGE, calibration=REWARD)
+    wanted = identity(objective=objective(name), repulsion=HINGE, calibration=REWARD)
     instruments = Instruments(model, wanted, band_every=1)
     part = rows()[rank * 4 // workers : (rank + 1) * 4 // workers]
     found = []
@@ -185,6 +192,16 @@ def test_delta_moves_and_everything_is_recorded(whole_batch: list[dict[str, floa
     assert set(whole_batch[0]) == names | {"delta", "delta_skipped", "norm_w", "norm_l"}
     assert whole_batch[0]["delta"] == 1.0
     assert abs(whole_batch[1]["delta"] - 1) > 0.01 and whole_batch[2]["delta"] != whole_batch[1]["delta"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_measured_and_calibrated(whole_batch: list[dict[str, float]], name: str) -> None:
+    """The incentives of a loss of the margin are equal: delta^2 is r* then, the ratio of the two norms."""
+    first, second, _ = figures(2, name=name)
+    assert set(first) == set(whole_batch[0]) and abs(second["delta"] - 1) > 1e-4
+    if name in ("dpo", "ipo", "inpo"):
+        assert first["incentive_ratio"] == pytest.approx(1.0, abs=1e-12)
+        assert second["delta"] ** 2 == pytest.approx(first["norm_l"] / first["norm_w"], rel=1e-6)
 
 
 @pytest.mark.parametrize("micro", [1, 2])

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from pipeline.errors import ConfigError
 from stages.train.collate import Row, collate
-from stages.train.config import ObjectiveIdentity
 from stages.train.forward import bind, forward
 from stages.train.instruments import Instruments
 from stages.train.loss import SUMS, pair_loss
+from stages.train.objective_config import Sppo
 from stages.train.reading import Reading, decoder_layers
 from stages.train.repulsion import TERMS, distance, pool
 from tests.stages.train.rig import HINGE, OFF, REWARD, identity
@@ -128,7 +128,7 @@ def test_norms_by_hand() -> None:
 @pytest.mark.parametrize("layer", [-1, 1])
 def test_the_ratio_is_that_of_two_backward_passes(layer: int) -> None:
     """The gradients of L_beta and of lambda L_rep, each alone, at the states that are read."""
-    objective = ObjectiveIdentity(name="sppo", beta=0.1, loss_scale=7.0)
+    objective = Sppo(name="sppo", beta=0.1, loss_scale=7.0)
     batch = collate(ROWS, (2,), "mean", 99)
     norms = []
     for alone in ("L_beta", "L_rep"):
