@@ -151,7 +151,7 @@ def test_reference(samples: Input, tmp_path: Path, policy: Path) -> None:
     chosen = as_input("pairs", tmp_path / "p", [paired(samples, tmp_path)])
     job = as_job(
         REFERENCE,
-        {"dtype": "float32", "max_length": 128, "truncate": "drop"},
+        {"dtype": "float32", "max_length": 128, "truncate": "drop", "four_bit": False},
         [samples, chosen, external("policy", policy)],
         tmp_path,
     )
