@@ -89,13 +89,15 @@ def test_two_workers_have_the_same_curve(tmp_path: Path, recipe: str) -> None:
 
 @pytest.mark.slow
 def test_qlora_starts_at_the_reference_and_its_merged_policy_is_near(tmp_path: Path) -> None:
-    """The published weights are the full ones with the same B A: h is near what it was on the 4-bit base."""
+    """The published weights are the full ones with the same B A: chosen and rejected are apart as on the 4-bit base."""
     job = job_of(tmp_path, "qlora")
     (made,) = train(job)
     assert made["summary"]["noise"] < 0.05  # of z about -60, in bfloat16
     full = train_inputs(tmp_path / "full", tmp_path / "policy")
     shown, trained = probed(made, train_job(tmp_path, full)), in_memory(made)
-    print(shown, trained)
+    apart = trained["h_w"] - trained["h_l"]
+    assert apart > 0.05 and shown["h_w"] - shown["h_l"] == pytest.approx(apart, rel=0.5)
+    assert not shown == pytest.approx(trained, abs=1e-2)  # not the equality of the other recipes
 
 
 @pytest.mark.slow
@@ -105,8 +107,10 @@ def test_states_of_8_bit_adam_take_a_byte(tmp_path: Path) -> None:
     kept = checkpoint.latest(job)
     assert kept is not None
     (path,) = kept[0].rglob("*optim_states.pt")
-    states = torch.load(path, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
-    assert all(state["state1"].dtype == state["state2"].dtype == torch.uint8 for state in states.values())
+    saved = torch.load(path, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
+    weights, norms = (state["__bnb_optimizer_quant_state__"] for state in saved.values())
+    assert weights["state1"].dtype == weights["state2"].dtype == torch.uint8 and weights["state1"].numel() > 3e6
+    assert norms["state1"].dtype == torch.float32 and norms["state1"].numel() == 5 * 64  # too small to pay
 
 
 @pytest.mark.slow
