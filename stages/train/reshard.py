@@ -91,14 +91,15 @@ def _states(
     made: dict[int, dict[str, Any]] = {group: {} for group in range(len(groups))}
     for name, first in saved[0][STATE]["state"][0].items():
         flats = [[one[STATE]["state"][i][name] for i in sorted(one[STATE]["state"])] for one in saved]
-        if torch.is_tensor(first) and first.dim() and len(first) != len(saved[0][FLAT][0]):
+        sized = torch.is_tensor(first) and first.dim()
+        if isinstance(first, dict) or (sized and len(first) != len(saved[0][FLAT][0])):  # 8-bit Adam keeps a dict
             raise TrainingFault(
                 f"the checkpoint was written by {len(saved)} workers, and the optimizer's {name} cannot be dealt to "
                 f"another number; set hardware.workers={len(saved)} again, or run with another optimizer."
             )
         for group, names in enumerate(groups):
             made[group][name] = copy.deepcopy(first)  # a tensor that groups share would count every step twice
-            if torch.is_tensor(first) and first.dim():
+            if sized:
                 made[group][name] = torch.zeros_like(fresh[group], dtype=first.dtype)
                 layout.deal(made[group][name], names, flats)
     return made

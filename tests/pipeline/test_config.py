@@ -24,11 +24,11 @@ def test_the_command_line_wins_over_the_experiment() -> None:
 
 
 def test_the_official_recipe_is_the_published_one() -> None:
-    found = config.load(["trainer=official", "prompts=ultrafeedback_sppo", "sampler.max_tokens=512"])
+    found = config.load(["trainer=official", "prompts=ultrafeedback_sppo", "sampler.max_tokens=2048"])
     trainer = found.trainer
     assert (trainer.optimizer, trainer.lr, trainer.warmup_ratio, trainer.epochs) == ("rmsprop", 5e-7, 0.1, 1)
     assert (trainer.global_batch, trainer.max_grad_norm) == (64, 1.0)
-    assert (trainer.max_length, found.prompts.max_tokens) == (1024, 512)
+    assert (trainer.max_length, found.prompts.max_tokens, trainer.truncate) == (1024, 512, "keep_end")
     assert (trainer.dtype, trainer.publish_dtype, trainer.adapter.name) == ("bfloat16", "bfloat16", "off")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.job import Job
 from stages.train import worker
+from stages.train.room import RESULT, Speaker, room
 
 
 def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]]:
@@ -24,8 +25,8 @@ def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]
         port = probe.getsockname()[1]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_rank, [(job, attempts, rank, port) for rank in range(workers)]))
-    rooms = [worker.room(replace(job, attempt=attempt)) for attempt in attempts]
-    return [json.loads((room / "result.json").read_text()) for room in rooms]
+    results = [room(replace(job, attempt=attempt)) / RESULT for attempt in attempts]
+    return [json.loads(path.read_text()) for path in results]
 
 
 def _rank(given: tuple[Job, Sequence[str], int, int]) -> None:
@@ -34,8 +35,8 @@ def _rank(given: tuple[Job, Sequence[str], int, int]) -> None:
     os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
     for attempt in attempts:
         one = replace(job, attempt=attempt)
-        worker.room(one).mkdir(parents=True, exist_ok=True)
-        worker._train(one, rank, worker._Speaker(worker.room(one) / f"rank-{rank}.jsonl"))
+        room(one).mkdir(parents=True, exist_ok=True)
+        worker._train(one, rank, Speaker(room(one) / f"rank-{rank}.jsonl"))
 
 
 def steps(made: dict[str, Any]) -> list[dict[str, Any]]:

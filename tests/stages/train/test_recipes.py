@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.errors import TrainingFault
 from pipeline.job import Job, sha256_file
 from stages.train import checkpoint
 from stages.train.config import AdapterIdentity
@@ -88,6 +90,25 @@ def test_two_workers_have_the_same_curve(tmp_path: Path, recipe: str) -> None:
 
 
 @pytest.mark.slow
+def test_lora_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    two = job_of(tmp_path, "lora", workers=2)
+    (first,) = train(two)
+    (again,) = train(replace(two, runtime=asdict(runtime(workers=1))), ["again"])
+    assert "resumed after optimizer step 6" in (tmp_path / "scratch" / "train.again" / "rank-0.jsonl").read_text()
+    for name in ("h_w", "h_l"):
+        assert in_memory(again)[name] == pytest.approx(in_memory(first)[name], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_8_bit_adam_stays_with_its_number_of_workers(tmp_path: Path) -> None:
+    """Its blocks of 256 do not end where parts do."""
+    two = job_of(tmp_path, "adamw_8bit", workers=2)
+    train(two)
+    with pytest.raises(TrainingFault, match=r"cannot be dealt to another number; set hardware\.workers=2 again"):
+        train(replace(two, runtime=asdict(runtime(workers=1))), ["again"])
+
+
+@pytest.mark.slow
 def test_qlora_starts_at_the_reference_and_its_merged_policy_is_near(tmp_path: Path) -> None:
     """The published weights are the full ones with the same B A: chosen and rejected are apart as on the 4-bit base."""
     job = job_of(tmp_path, "qlora")
@@ -97,7 +118,7 @@ def test_qlora_starts_at_the_reference_and_its_merged_policy_is_near(tmp_path: P
     shown, trained = probed(made, train_job(tmp_path, full)), in_memory(made)
     apart = trained["h_w"] - trained["h_l"]
     assert apart > 0.05 and shown["h_w"] - shown["h_l"] == pytest.approx(apart, rel=0.5)
-    assert not shown == pytest.approx(trained, abs=1e-2)  # not the equality of the other recipes
+    assert shown != pytest.approx(trained, abs=1e-2)  # not the equality of the other recipes
 
 
 @pytest.mark.slow
