@@ -8,7 +8,7 @@ norm at the last over that at the first. One process for all: ZeRO-3 is configur
 
 The policy is a Llama without layers, since the one prompt token has nothing to attend to, whose vocabulary is the n
 responses: pi is the softmax over them, exactly. Rounds go through what a worker does: `deal`, `arguments`,
-`load_policy`, `PairTrainer` under DeepSpeed ZeRO-3, the reference's `score`, `gathered_state`, `write_model`.
+`load_policy`, `PairTrainer` under DeepSpeed ZeRO-3, the reference's `score`, `publish`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,9 @@ import torch.distributed as dist
 
 from stages.train import worker
 from stages.train.collate import Row, deal
-from stages.train.config import ObjectiveIdentity
 from tests.game.finite import Array, eta_of, multiplicities, rates
 from tests.game.games import GAMES
-from tests.stages.train.rig import OFF, identity, runtime
+from tests.stages.train.rig import OFF, identity, objective, runtime
 
 PROMPT = [0]
 STEPS = 20
@@ -95,14 +94,14 @@ def write_start(folder: Path, start: Array) -> None:
 
 def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[dict[str, Any]]]:
     """Train the policy in `old` to convergence into `new`; return its log pi and the record of each optimizer step."""
-    from stages.train.publish import gathered_state, write_model
+    from stages.train.publish import publish
     from stages.train.recipe import arguments
     from stages.train.reference import score
     from stages.train.trainer import Hooks, PairTrainer
 
     rows, eta = rows_of(play, log_pi), eta_of(len(log_pi), play.rounds)
     wanted = identity(
-        objective=ObjectiveIdentity(name="sppo", beta=1 / eta, loss_scale=None),
+        objective=replace(objective("sppo"), beta=1 / eta),
         repulsion=OFF,
         optimizer="rmsprop",
         lr=LR * eta * play.speed,
@@ -115,19 +114,24 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
     args = arguments(wanted, HOW, STEPS, new)
     records: list[dict[str, Any]] = []
     trainer = PairTrainer(
-        model=worker.load_policy(old, wanted.dtype),
+        model=worker.load_policy(old, wanted),
         args=args,
         identity=wanted,
         rows=rows,
         order=order,
         end_of_turn=frozenset(),
-        hooks=Hooks(on_step=records.append, stage_checkpoint=lambda _: new, seal_checkpoint=lambda *_: None),
+        hooks=Hooks(
+            on_step=records.append,
+            stage_checkpoint=lambda _: new,
+            seal_checkpoint=lambda *_: None,
+            told_to_end=lambda: False,
+        ),
     )
     trainer.train()
     trainer.model_wrapped.eval()
     each = [Row(id=str(y), prompt=PROMPT, chosen=[y], rejected=[y]) for y in range(len(log_pi))]
     trained = np.array([z for z, _ in score(trainer.model_wrapped, each)])
-    write_model(trainer.model, gathered_state(trainer.model, torch.float32, keep=True), old, new)
+    publish(trainer.model, old, new, torch.float32, keep=True)
     return trained, records
 
 
