@@ -86,21 +86,21 @@ def ratio(values: Sequence[float], baseline: Sequence[float]) -> float:
 
 def serve(contenders: Mapping[str, Callable[[Any], Ways]], name: str, path: str) -> None:
     """Be the contender `name`: load, warm up, then answer."""
-    answers = _answers()
+    out = answers()
     cases: dict[str, Any] = pickle.loads(Path(path).read_bytes())
     ways = contenders[name](cases)
     for way in ways.values():
         way(cases["warm"])
-    print(json.dumps({"ready": True}), file=answers)
+    print(json.dumps({"ready": True}), file=out)
     for line in sys.stdin:
         told = json.loads(line)
         begun, cpu = time.perf_counter(), time.process_time()
         found = ways[told["way"]](cases[told["case"]])
         spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
-        print(json.dumps({**found, **spent}), file=answers)
+        print(json.dumps({**found, **spent}), file=out)
 
 
-def _answers() -> TextIO:
+def answers() -> TextIO:
     """Return the stdout that was; from now on prints go to stderr."""
     kept = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

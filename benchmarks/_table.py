@@ -14,7 +14,8 @@ from rich.table import Table
 
 from pipeline.cluster import hardware
 
-LEAST = ("tokens/s", "pairs/s")
+MFU = "% of peak"
+LEAST = ("tokens/s", "pairs/s", MFU)
 """Units of which more is better; of all others an aim is the most that there may be."""
 
 

@@ -6,14 +6,20 @@ import math
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.artifact import Artifact, Manifest, external, publish
 from pipeline.errors import DataError
 from stages.annotate import winrate
+from stages.train.collate import Row
+from tests.artifacts import as_input
+from tests.stages.train.rig import sampled, targets_of
+from tests.tiny import tiny_policy
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +80,103 @@ def test_games(tmp_path: Path) -> None:
     found, _ = bench(tmp_path, "game.py", "--rounds", "8", "--plot", str(tmp_path / "game.png"))
     assert all(row["ratio"] < row["aim"] for row in found if row["aim"]) and sum(row["aim"] == 1 for row in found) == 6
     assert (tmp_path / "game.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options that name the folders of a run, its store and its policy: 16 pairs of a tiny policy."""
+    folder = tmp_path_factory.mktemp("finished")
+    policy = tiny_policy(folder / "policy")
+    samples = sampled(16)
+    steps = {}
+    for kind, tables in (("sample", samples), ("pairs", [targets_of(table) for table in samples])):
+        artifact = Artifact(folder / "store", kind, sha256(kind.encode()).hexdigest())
+        manifest = Manifest(
+            fingerprint=artifact.fingerprint,
+            step=kind,
+            version=1,
+            identity={},
+            inputs={"policy": {"name": "", "digest": external("policy", policy).digest}},
+            files=as_input(kind, artifact.path, tables).files,
+            rows={},
+            summary={},
+            seconds=0.0,
+            stats={},
+            attempts=["test"],
+            made_with={},
+        )
+        publish(artifact, manifest)
+        steps[kind] = {"fingerprint": artifact.fingerprint}
+    (folder / "run").mkdir()
+    (folder / "run" / "run.json").write_text(json.dumps({"steps": {"01": steps}}))
+    return tuple(part for name in ("run", "store", "policy") for part in (f"--{name}", str(folder / name)))
+
+
+@pytest.mark.slow
+def test_training_beside_trl(tmp_path: Path, finished_run: tuple[str, ...]) -> None:
+    size = ("--pairs", "16", "--rounds", "2", "--batches", "4")
+    found, _ = bench(tmp_path, "train.py", *finished_run, *size, "--only", "speed")
+    values = {(row["case"], row["metric"], row["baseline"]): row for row in found}
+    case = found[0]["case"]
+    assert case.startswith("16 pairs, ")
+    best = "TRL, best (batch 4)"
+    for baseline, aim in (("TRL, defaults", 1.5), (best, 1.2)):
+        ours = values[case, "ours", baseline]
+        assert (ours["unit"], ours["aim"]) == ("tokens/s", aim)
+        memory = values[case, "ours: peak memory", baseline]
+        assert memory["aim"] == 0.7 and memory["value"] / memory["ratio"] == pytest.approx(
+            values[case, f"{baseline}: peak memory", None]["value"]
+        )
+    for name in ("TRL, defaults", best, "ours"):
+        step = values[case, f"{name}: an optimizer step", None]["value"]
+        parts = ("data", "forward", "backward", "optimizer", "other")
+        assert sum(values[case, f"{name}: {part}", None]["value"] for part in parts) == pytest.approx(step, rel=0.2)
+    shares = [values[case, f"{name}: tokens computed for those served", None]["value"] for name in (best, "ours")]
+    assert shares[0] > 100 > shares[1]
+    assert values[case, "TRL, defaults: of it the reference's", None]["value"] > 0
+
+
+@pytest.mark.slow
+def test_losses_of_training_are_trls(tmp_path: Path, finished_run: tuple[str, ...]) -> None:
+    found, _ = bench(tmp_path, "train.py", *finished_run, "--pairs", "8", "--only", "parity")
+    apart = [row for row in found if row["aim"] == 1000]
+    assert len(apart) == 3 and all(row["value"] < 1000 for row in apart)
+    moved = next(row["value"] for row in found if "move the loss" in row["metric"])
+    assert moved > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["prompts", "repulsion", "band", "calibration"])
+def test_what_training_costs(tmp_path: Path, finished_run: tuple[str, ...], part: str) -> None:
+    found, _ = bench(tmp_path, "train.py", *finished_run, "--pairs", "8", "--rounds", "1", "--only", part)
+    speeds = [row for row in found if row["unit"] == "tokens/s"]
+    assert [row["baseline"] for row in speeds] == [None, speeds[0]["metric"]]
+    assert speeds[0]["metric"].startswith("ours") and speeds[1]["metric"] != speeds[0]["metric"]
+
+
+def test_training_without_a_run_says_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/train.py", "--run", str(tmp_path), "--policy", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "run `make iter N=1` first" in done.stderr
+
+
+def test_where_a_step_goes(part: Any) -> None:
+    rounds = part("_train_rounds")
+    split = {"data": 2.0, "forward": 20.0, "of it the reference's": 8.0, "backward": 40.0, "optimizer": 6.0}
+    answers = [{"seconds": seconds, "parts": split} for seconds in (70.0, 72.0, 90.0)]
+    found = {row.metric: row.value for row in rounds.split_rows("case", "it", answers, steps=4)}
+    assert found["it: an optimizer step"] == 18.0
+    assert found["it: other"] == 1.0  # 72 - (2 + 20 + 40 + 6) = 4 s in 4 steps; the reference is inside the forward
+    assert found["it: of it the reference's"] == 2.0
+
+
+def test_hard_targets(part: Any, tmp_path: Path) -> None:
+    rows = [Row(id=str(i), prompt=[1, 2], chosen=[3], rejected=[4, 5]) for i in range(2)]
+    samples = as_input("samples", tmp_path, [])
+    pairs = part("_train_pairs").Pairs(policy=tmp_path, rows=rows, samples=samples)
+    found = part("_train_rounds").with_reference(pairs, [(-1.0, -2.0), (-3.0, -4.0)])
+    assert pairs.tokens == 2 * (2 + 1 + 2 + 2)
+    assert [(row.p_w, row.p_l, row.ref_w, row.ref_l) for row in found.rows] == [(1, 0, -1, -2), (1, 0, -3, -4)]
 
 
 def test_a_ratio_is_the_median_within_rounds(part: Any) -> None:

@@ -1,0 +1,69 @@
+"""Our trainer as a worker of the step `train` builds it, in a process group of one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from _jobs import step_job
+from _train_pairs import BETA, GLOBAL_BATCH, LR, MAX_LENGTH, Setting
+
+from pipeline.artifact import external
+from pipeline.commands import plan_of
+from pipeline.job import Job
+from stages.train import worker
+from stages.train.config import TRAIN, TrainIdentity, TrainRuntime
+
+
+def trainer(setting: Setting, steps: int, folder: Path) -> Any:
+    """Return the trainer of the step's own session, on ZeRO-3; it writes no checkpoint."""
+    made = job(setting, steps, folder)
+    _group_of_one("nccl" if setting.gpu else "gloo")
+    worker._settle(TrainRuntime(**made.runtime))
+    from stages.train.collate import deal
+
+    identity, rows = TrainIdentity.from_dict(made.identity), setting.pairs.rows
+    order, _ = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)
+    worker.room(made).mkdir(parents=True)
+    session = worker._Session(made, 0, lambda event: None, rows, order)
+    if not setting.options.get("shared", True):
+        session.trainer.shared_up_to = 0
+    return session.trainer
+
+
+def job(setting: Setting, steps: int, folder: Path) -> Job:
+    """Return the job of the step: what the configuration gives it, but for what all contenders have in common."""
+    chosen = [
+        f"hardware={'cuda' if setting.gpu else 'cpu'}",
+        "hardware.workers=1",
+        f"hardware.micro_batch={setting.micro_batch}",
+        "experiment=sppo",
+        "objective=sppo_hard",
+        f"objective.beta={BETA}",
+        "trainer.optimizer=adamw",
+        f"trainer.dtype={'bfloat16' if setting.gpu else 'float32'}",
+        f"trainer.lr={LR}",
+        "trainer.warmup_ratio=0",
+        f"trainer.epochs={setting.rounds + 1}",
+        f"trainer.global_batch={GLOBAL_BATCH}",
+        f"trainer.max_length={MAX_LENGTH}",
+        f"trainer.checkpoint_steps={steps + 1}",
+        *setting.options.get("overrides", ()),
+    ]
+    step = next(step for step in plan_of({"": chosen}).steps.values() if step.spec == TRAIN)
+    inputs = [setting.pairs.samples, external("policy", setting.pairs.policy)]
+    return step_job(TRAIN, step.identity, step.runtime, inputs, folder / "train")
+
+
+def _group_of_one(backend: str) -> None:
+    """What Ray Train would have done."""
+    import torch.distributed as dist
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    dist.init_process_group(backend)

@@ -1,0 +1,66 @@
+"""A policy with random weights and pairs of random tokens: sizes of which no run has sampled here."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import _jobs
+import pyarrow as pa
+from _train_pairs import Pairs
+
+from stages.sample import embedded
+from stages.train.collate import Row
+
+VOCABULARY, END = 49152, 2
+"""SmolLM2's, whose tokenizer goes with the policy: TRL asks for one."""
+PROMPT, RESPONSE = (128, 512), (64, 512)
+"""Tokens, at least and at most."""
+CONFIGS: dict[str, dict[str, Any]] = {
+    "1.5b": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
+}
+
+
+def random_pairs(name: str, count: int, folder: Path) -> Pairs:
+    """Write a Llama of the configuration under a folder and return it with `count` random pairs."""
+    rng = random.Random(0)
+
+    def tokens(least: int, most: int) -> list[int]:
+        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(least, most))]
+
+    rows = [
+        Row(id=str(i), prompt=tokens(*PROMPT), chosen=tokens(*RESPONSE), rejected=tokens(*RESPONSE))
+        for i in range(count)
+    ]
+    responses = [[{"ids": [*ids, END], "finish": "stop"} for ids in (row.chosen, row.rejected)] for row in rows]
+    samples = _jobs.artifact("samples", folder / "samples", [pa.table({"responses": responses})])
+    return Pairs(policy=_policy(CONFIGS[name], folder / "policy"), rows=rows, samples=samples)
+
+
+def _policy(config: dict[str, Any], folder: Path) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        **config,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=END,
+        pad_token_id=END,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    for path in embedded.policy_path().glob("*token*"):
+        shutil.copyfile(path, folder / path.name)
+    return folder

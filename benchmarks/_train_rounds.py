@@ -1,0 +1,242 @@
+"""The contenders of training side by side: who takes part in which part, and the rows that come of it."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from _rounds import Contender, loaded, ratio
+from _table import MFU, Row
+from _train_pairs import GLOBAL_BATCH, Pairs, Setting
+
+DEFAULTS, BEST, OURS, REFERENCE = "TRL, defaults", "TRL, best", "ours", "reference"
+BATCHES = (1, 2, 4, 8)
+"""Pairs of a forward pass that TRL's best is looked for among; always 8 of an optimizer step."""
+TUNED: dict[str, Any] = {
+    "gradient_checkpointing": False,
+    "precompute_ref_log_probs": True,
+    "train_sampling_strategy": "group_by_length",
+    "remove_unused_columns": False,
+}
+"""What TRL offers a CPU: padding_free is switched off in 1.16, Liger needs a GPU. Lengths are an unused column."""
+PLAIN: dict[str, Any] = {**TUNED, "train_sampling_strategy": "sequential"}
+PARITY_STEPS, PARITY_MICRO = 3, 2
+"""Optimizer steps, and pairs of a forward pass."""
+
+H100_FLOPS = 989e12
+
+Answers = dict[str, list[dict[str, Any]]]
+"""contender -> what it told, round after round."""
+
+
+def measure(arguments: argparse.Namespace, folder: Path, pairs: Pairs, parts: Sequence[str]) -> list[Row]:
+    """Run the parts and return their rows."""
+    prompts = sum(len(row.prompt) for row in pairs.rows)
+    case = f"{len(pairs.rows)} pairs, {pairs.tokens} tokens, {200 * prompts / pairs.tokens:.0f}% of them prompts"
+    scoring = Setting(kind="reference", pairs=pairs, micro_batch=1, rounds=0, gpu=arguments.gpu)
+    with _one(REFERENCE, scoring, folder) as scorer:
+        scored = with_reference(pairs, scorer.ask("", "")["scores"])
+        bench = Bench(scored, folder, scorer, arguments)
+        return [row for part in parts for row in PARTS[part](bench, case)]
+
+
+def with_reference(pairs: Pairs, scores: Sequence[Sequence[float]]) -> Pairs:
+    """Return the pairs with hard targets and the reference's log-probs."""
+    rows = [
+        replace(row, p_w=1.0, p_l=0.0, ref_w=ref_w, ref_l=ref_l)
+        for row, (ref_w, ref_l) in zip(pairs.rows, scores, strict=True)
+    ]
+    return replace(pairs, rows=rows)
+
+
+class Bench:
+    """The pairs, the scorer of the reference, which stays loaded, and what was asked for."""
+
+    def __init__(self, pairs: Pairs, folder: Path, scorer: Contender, asked: argparse.Namespace) -> None:
+        self.pairs, self.folder, self.scorer, self.asked = pairs, folder, scorer, asked
+        self.common = {"pairs": pairs, "rounds": asked.rounds, "gpu": asked.gpu}
+
+    def on(self, pairs: Pairs, rounds: int) -> Bench:
+        """Return the same on other pairs, for so many rounds."""
+        return Bench(pairs, self.folder, self.scorer, argparse.Namespace(**{**vars(self.asked), "rounds": rounds}))
+
+    def trl(self, micro_batch: int = GLOBAL_BATCH, options: Mapping[str, Any] | None = None) -> Setting:
+        """Return the setting of TRL's trainer; options: arguments of DPOConfig."""
+        return Setting(kind="trl", micro_batch=micro_batch, options=options or {}, **self.common)
+
+    def ours(self, micro_batch: int | None = None, **options: Any) -> Setting:
+        """Return the setting of our trainer."""
+        return Setting(kind="ours", micro_batch=micro_batch or self.asked.micro_batch, options=options, **self.common)
+
+    def go(self, settings: Mapping[str, Setting], also: Sequence[str] = ()) -> Answers:
+        """Load the contenders, one after another so that none disturbs what another does once, and go round."""
+        told: Answers = {name: [] for name in [*settings, *also]}
+        with ExitStack() as stack:
+            contenders = {name: stack.enter_context(_one(name, it, self.folder)) for name, it in settings.items()}
+            for _ in range(self.asked.rounds):
+                for name, contender in (contenders | dict.fromkeys(also, self.scorer)).items():
+                    told[name].append(contender.ask("", ""))
+        served = {one["served"] for name in settings for one in told[name]}
+        assert served == {self.pairs.tokens}, f"a round is {self.pairs.tokens} tokens, but contenders served {served}"
+        return told
+
+
+@contextmanager
+def _one(name: str, setting: Setting, folder: Path) -> Iterator[Contender]:
+    place = folder / name.replace(" ", "-").replace(",", "")
+    place.mkdir(exist_ok=True)
+    with loaded("_train_contender.py", [name], {name: setting}, place) as found:
+        yield found[name]
+
+
+def parity(bench: Bench, case: str) -> list[Row]:
+    """Return how far the losses of the first steps are apart on 8 pairs, and the log-probs before them."""
+    eight = replace(bench.pairs, rows=bench.pairs.rows[:GLOBAL_BATCH])
+    few = bench.on(eight, PARITY_STEPS - 1)
+    told = few.go({DEFAULTS: few.trl(PARITY_MICRO, PLAIN), OURS: few.ours(PARITY_MICRO)})
+    theirs, ours = (told[name][-1] for name in (DEFAULTS, OURS))
+    losses = [_step_losses(one["losses"]) for one in (theirs, ours)]
+    case = f"{GLOBAL_BATCH} pairs, {eight.tokens} tokens"
+    rows = [
+        Row(case, f"step {step}: 2 x our loss from TRL's", 1e6 * abs(2 * b / a - 1), "millionths", aim=1000)
+        for step, (a, b) in enumerate(zip(*losses, strict=True), 1)
+    ]
+    refs = [(row.ref_w, row.ref_l) for row in eight.rows]
+    apart = max(abs(a - b) for x, y in zip(theirs["scores"], refs, strict=True) for a, b in zip(x, y, strict=True))
+    moved = abs(losses[0][-1] / losses[0][0] - 1)
+    return [
+        *rows,
+        Row(case, f"{PARITY_STEPS} steps move the loss by", 1e6 * moved, "millionths"),
+        Row(case, "log-probs of the reference apart, at most", 1e6 * apart, "millionths of a nat"),
+    ]
+
+
+def _step_losses(losses: Sequence[float]) -> list[float]:
+    """Return the loss of each optimizer step: the mean of its passes'."""
+    passes = GLOBAL_BATCH // PARITY_MICRO
+    return [statistics.mean(losses[i : i + passes]) for i in range(0, len(losses), passes)]
+
+
+def speed(bench: Bench, case: str) -> list[Row]:
+    """Return tokens/s, memory and the split of a step of TRL's defaults, its best and ours."""
+    micro = _fastest(bench)
+    best = f"TRL, best (batch {micro})"
+    settings = {DEFAULTS: bench.trl(), best: bench.trl(micro, TUNED), OURS: bench.ours()}
+    told = bench.go(settings, also=[REFERENCE])
+    tokens = bench.pairs.tokens
+    seconds = {name: [one["seconds"] for one in answers] for name, answers in told.items()}
+    whole = dict(seconds)
+    whole[best] = [one + told[best][0]["precompute"] for one in seconds[best]]
+    whole[OURS] = [a + b for a, b in zip(seconds[OURS], seconds[REFERENCE], strict=True)]
+    baselines = ((DEFAULTS, 1.5), (best, 1.2))
+    return [
+        *(_speed_row(case, name, tokens, seconds) for name in (DEFAULTS, best)),
+        *(_speed_row(case, OURS, tokens, seconds, other, aim) for other, aim in baselines),
+        *(_speed_row(f"{case}; with the reference's pass", name, tokens, whole) for name in (DEFAULTS, best)),
+        *(_speed_row(f"{case}; with the reference's pass", OURS, tokens, whole, *one) for one in baselines),
+        *_computed_rows(case, told, settings),
+        *_memory_rows(case, told, baselines),
+        *(mfu_rows(case, told[OURS], told[DEFAULTS][0]["parameters"]) if bench.asked.gpu else ()),
+        *(row for name in settings for row in split_rows(case, name, told[name], steps=_steps(bench.pairs))),
+    ]
+
+
+def _fastest(bench: Bench) -> int:
+    """Return the batch of TRL's best: each is tried for a round, alone on the machine."""
+    batches: list[int] = bench.asked.batches
+    if len(batches) == 1:
+        return batches[0]
+    tried = bench.on(bench.pairs, 1)
+    found = {micro: tried.go({BEST: tried.trl(micro, TUNED)})[BEST][0]["seconds"] for micro in batches}
+    return min(found, key=lambda micro: found[micro])
+
+
+def _steps(pairs: Pairs) -> int:
+    return len(pairs.rows) // GLOBAL_BATCH
+
+
+def _speed_row(
+    case: str,
+    name: str,
+    tokens: int,
+    seconds: Mapping[str, Sequence[float]],
+    baseline: str | None = None,
+    aim: float | None = None,
+) -> Row:
+    value = tokens / statistics.median(seconds[name])
+    times = ratio(seconds[baseline], seconds[name]) if baseline else None
+    return Row(case, name, value, "tokens/s", baseline, times, aim)
+
+
+def _computed_rows(case: str, told: Answers, names: Sequence[str] | Mapping[str, Any]) -> list[Row]:
+    share = {name: 100 * told[name][0]["computed"] / told[name][0]["served"] for name in names}
+    return [Row(case, f"{name}: tokens computed for those served", value, "%") for name, value in share.items()]
+
+
+def _memory_rows(case: str, told: Answers, baselines: Sequence[tuple[str, float]]) -> list[Row]:
+    peaks = {name: told[name][-1]["peak_mb"] for name in (OURS, *(other for other, _ in baselines))}
+    loaded_mb = {name: told[name][-1]["loaded_mb"] for name in peaks}
+    return [
+        *(Row(case, f"{name}: memory before the first step", value, "MB") for name, value in loaded_mb.items()),
+        *(Row(case, f"{name}: peak memory", peaks[name], "MB") for name, _ in baselines),
+        *(
+            Row(case, f"{OURS}: peak memory", peaks[OURS], "MB", name, peaks[OURS] / peaks[name], 0.7)
+            for name, _ in baselines
+        ),
+    ]
+
+
+def mfu_rows(case: str, answers: Sequence[Mapping[str, Any]], parameters: int) -> list[Row]:
+    """Return 6 x parameters x tokens computed per second, of what an H100 does in bf16 on dense matrices; in %."""
+    seconds = statistics.median(one["seconds"] for one in answers)
+    share = 600 * parameters * answers[0]["computed"] / seconds / H100_FLOPS
+    return [Row(case, f"{OURS}: model FLOPs of an H100's {H100_FLOPS / 1e12:.0f} T/s", share, MFU, aim=45)]
+
+
+def split_rows(case: str, name: str, answers: Sequence[Mapping[str, Any]], steps: int) -> list[Row]:
+    """Return where a contender's optimizer step goes, medians over the rounds; what no part counts is `other`."""
+    parts = {part: statistics.median(one["parts"][part] for one in answers) / steps for part in answers[0]["parts"]}
+    inside = [part for part in parts if part.startswith("of it")]
+    whole = statistics.median(one["seconds"] for one in answers) / steps
+    other = whole - sum(seconds for part, seconds in parts.items() if part not in inside)
+    shown = {"an optimizer step": whole, **parts, "other": other}
+    return [
+        Row(case, f"{name}: {part}", seconds, "s") for part, seconds in shown.items() if seconds or part not in inside
+    ]
+
+
+def _cost(*changes: str, shared: bool = True, without: str = "") -> Callable[[Bench, str], list[Row]]:
+    """Return a part: ours with something, beside ours `without`; all are overrides of the configuration."""
+    name = ", ".join([OURS, *changes, *(() if shared else ("each response after its own prompt",))])
+    plain = f"{OURS}, {without}" if without else OURS
+
+    def part(bench: Bench, case: str) -> list[Row]:
+        changed = bench.ours(overrides=changes, shared=shared)
+        told = bench.go({plain: bench.ours(overrides=[without] if without else []), name: changed})
+        seconds = {way: [one["seconds"] for one in answers] for way, answers in told.items()}
+        peaks = {way: answers[-1]["peak_mb"] for way, answers in told.items()}
+        tokens = bench.pairs.tokens
+        return [
+            _speed_row(case, plain, tokens, seconds),
+            _speed_row(case, name, tokens, seconds, plain),
+            *_computed_rows(case, told, told),
+            Row(case, f"{plain}: peak memory", peaks[plain], "MB"),
+            Row(case, f"{name}: peak memory", peaks[name], "MB", plain, peaks[name] / peaks[plain]),
+        ]
+
+    return part
+
+
+PARTS: dict[str, Callable[[Bench, str], list[Row]]] = {
+    "parity": parity,
+    "speed": speed,
+    "prompts": _cost(shared=False),
+    "repulsion": _cost("repulsion=hinge"),
+    "band": _cost("trainer.band_every=1", without="trainer.band_every=0"),
+    "calibration": _cost("calibration=reward"),
+}
