@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.artifact import Artifact, Manifest, external, publish
 from pipeline.errors import DataError
 from stages.annotate import winrate
 from stages.train.collate import Row
+from stages.train.reference import load_scorer
+from stages.train.worker import ends_of_turn
 from tests.artifacts import as_input
 from tests.stages.train.rig import sampled, targets_of
 from tests.tiny import tiny_policy
@@ -177,6 +180,17 @@ def test_hard_targets(part: Any, tmp_path: Path) -> None:
     found = part("_train_rounds").with_reference(pairs, [(-1.0, -2.0), (-3.0, -4.0)])
     assert pairs.tokens == 2 * (2 + 1 + 2 + 2)
     assert [(row.p_w, row.p_l, row.ref_w, row.ref_l) for row in found.rows] == [(1, 0, -1, -2), (1, 0, -3, -4)]
+
+
+def test_random_pairs_of_a_random_policy(part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = part("_train_random")
+    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    monkeypatch.setitem(module.CONFIGS, "1.5b", {**tiny, "num_key_value_heads": 1})
+    pairs = module.random_pairs("1.5b", 6, tmp_path)
+    assert len(pairs.rows) == 6 and all(64 <= len(row.chosen) <= 512 <= 1024 - len(row.prompt) for row in pairs.rows)
+    assert ends_of_turn(pairs.samples) == {module.END}
+    assert load_scorer(pairs.policy, "float32").num_parameters() > module.VOCABULARY * 8
+    assert len(AutoTokenizer.from_pretrained(pairs.policy)) == module.VOCABULARY
 
 
 def test_a_ratio_is_the_median_within_rounds(part: Any) -> None:
