@@ -60,6 +60,7 @@ def deepspeed_config(runtime: TrainRuntime) -> dict[str, Any]:
         "stage": 3,
         "overlap_comm": False,
         "reduce_bucket_size": 20_000_000,
+        "sub_group_size": 20_000_000,  # weights of an optimizer's step: its temporaries are no larger
         "stage3_prefetch_bucket_size": 20_000_000,
         "stage3_max_live_parameters": 500_000_000,
     }
