@@ -4,7 +4,7 @@ With u_t = W x_t + b, logits_t = cap tanh(u_t / cap) where the model caps them (
 
     dz/dW = A^T X, (V, H);  A: (n, V), a_t = (onehot(y_t) - softmax_t) (1 - (logits_t / cap)^2);  X: (n, H)
 
-Of a tied head this is the gradient through the head alone. Never are there logits of more than TOKENS tokens, or more
+Of a tied head this is the gradient through the head alone. Never are there logits of more than CHUNK tokens, or more
 than COLUMNS of the vocabulary for the tokens of one pair. Under autocast the products are rounded as in training.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-TOKENS = 256
+from stages.train.head import CHUNK, chunks
+
 COLUMNS = 8192
 
 
@@ -38,7 +39,7 @@ class Head:
         return u if self.cap is None else self.cap * torch.tanh(u / self.cap)
 
 
-def residuals(logits: Tensor, log_sum: Tensor, tokens: Tensor, head: Head, start: int = 0) -> Tensor:
+def residuals(logits: Tensor, log_sum: Tensor, tokens: Tensor, head: Head, start: int) -> Tensor:
     """Columns of A from `start` on. logits: (n, v); log_sum: (n,) over the whole vocabulary; tokens: (n,)."""
     a = -(logits - log_sum[:, None]).exp()
     here = ((tokens >= start) & (tokens < start + logits.shape[1])).nonzero().squeeze(1)
@@ -48,11 +49,9 @@ def residuals(logits: Tensor, log_sum: Tensor, tokens: Tensor, head: Head, start
 
 def add_gradient(total: Tensor, x: Tensor, tokens: Tensor, head: Head) -> None:
     """Add dz/dW = A^T X of n tokens to `total`, (V, H) fp32. x: (n, H), the states that predict `tokens`, (n,)."""
-    for states, ids in zip(x.split(TOKENS), tokens.split(TOKENS), strict=True):
-        logits = head.logits(states)
-        a = residuals(logits, logits.logsumexp(1), ids, head)
+    for rows, _, a in chunks(x, tokens, head.weight, head.bias, head.cap):
         for start in range(0, len(total), COLUMNS):
-            total[start : start + COLUMNS] += a[:, start : start + COLUMNS].T @ states
+            total[start : start + COLUMNS] += a[:, start : start + COLUMNS].T @ x[rows]
 
 
 def products(x_w: Tensor, tokens_w: Tensor, x_l: Tensor, tokens_l: Tensor, head: Head) -> Tensor:
@@ -62,7 +61,7 @@ def products(x_w: Tensor, tokens_w: Tensor, x_l: Tensor, tokens_l: Tensor, head:
     H, else from the gradients themselves, COLUMNS rows of them at a time.
     """
     x, tokens, n_w = torch.cat([x_w, x_l]), torch.cat([tokens_w, tokens_l]), len(x_w)
-    log_sum = torch.cat([head.logits(states).logsumexp(1) for states in x.split(TOKENS)])
+    log_sum = torch.cat([head.logits(states).logsumexp(1) for states in x.split(CHUNK)])
     gram = torch.zeros((len(x), len(x)), device=x.device) if len(x) < x.shape[1] else None
     found = torch.zeros(3, dtype=torch.float64, device=x.device)
     for start in range(0, len(head.weight), COLUMNS):

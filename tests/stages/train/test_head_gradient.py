@@ -38,7 +38,7 @@ def gradient(x: Tensor, tokens: Tensor, head: Head) -> Tensor:
 @HEADS
 def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None) -> None:
     torch.manual_seed(0)
-    n, v, h = head_gradient.TOKENS + 30, head_gradient.COLUMNS + 50, 6
+    n, v, h = head_gradient.CHUNK + 30, head_gradient.COLUMNS + 50, 6
     head, x, tokens = random_head(v, h, bias, cap), torch.randn(n, h), torch.randint(v, (n,))
     total = torch.zeros(v, h)
     with torch.no_grad():
