@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import random
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -209,3 +211,17 @@ def kill_at(step: int, rank: int = 0) -> tuple[list[dict[str, Any]], Any]:
             os.kill(pids[rank], signal.SIGKILL)
 
     return seen, report
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """In a process group of one rank; one that a trainer of another test has left is ended first."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -20,7 +20,7 @@ from stages.train.config import CalibrationIdentity
 from stages.train.forward import bind
 from stages.train.instruments import Instruments
 from stages.train.loss import SUMS, pair_loss
-from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, identity, objective
+from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, identity, objective
 
 LOG = math.log
 
@@ -176,9 +176,8 @@ def of_rank(rank: int, store: str) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def whole_batch() -> Iterator[list[dict[str, float]]]:
     """In a group of one rank, which the tests share."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield figures(4)
-    dist.destroy_process_group()
+    with alone():
+        yield figures(4)
 
 
 def close(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:

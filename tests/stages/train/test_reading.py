@@ -19,7 +19,7 @@ from stages.train.loss import SUMS, pair_loss
 from stages.train.objective_config import Sppo
 from stages.train.reading import Reading, decoder_layers
 from stages.train.repulsion import TERMS, distance, pool
-from tests.stages.train.rig import HINGE, OFF, REWARD, identity
+from tests.stages.train.rig import HINGE, OFF, REWARD, alone, identity
 
 ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
@@ -131,12 +131,12 @@ def test_the_ratio_is_that_of_two_backward_passes(layer: int) -> None:
     objective = Sppo(name="sppo", beta=0.1, loss_scale=7.0)
     batch = collate(ROWS, (2,), "mean", 99)
     norms = []
-    for alone in ("L_beta", "L_rep"):
+    for part in ("L_beta", "L_rep"):
         model, grads = checkpointed(), []
         place = model.model.norm if layer == -1 else model.model.layers[layer]
         place.register_forward_hook(lambda _m, _i, out, kept=grads: out.register_hook(kept.append) and None)
         z, states = forward(model, batch, Reading(model, layer))
-        loss = pair_loss(z, states, batch, objective, OFF)[0] if alone == "L_beta" else 7 * 0.5 * hinge(states)
+        loss = pair_loss(z, states, batch, objective, OFF)[0] if part == "L_beta" else 7 * 0.5 * hinge(states)
         loss.backward()
         norms.append(grads[0].norm().item())
     model = checkpointed()
@@ -195,15 +195,12 @@ def one_step(engine: nn.Module, model: Any, backward: Any) -> dict[str, float]:
 
 
 def test_under_zero3() -> None:
-    import torch.distributed as dist
-
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found = pool.submit(under_zero3).result()
     assert found["sharded"]
     for layer, below in PLACES.items():
         grads = found[str(layer)]
         assert min(grads[:below]) > 1e-7 and grads[below:] == [0.0] * (LAYERS - below), layer
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     model = checkpointed()
-    assert found["record"] == pytest.approx(one_step(model, model, lambda loss: loss.backward()), rel=1e-4)
-    dist.destroy_process_group()
+    with alone():
+        assert found["record"] == pytest.approx(one_step(model, model, lambda loss: loss.backward()), rel=1e-4)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from stages.train.reference import PASS_TOKENS, SCHEMA, Reference, finish, passes, shards
 from tests.artifacts import run_step
-from tests.stages.train.rig import PAIRS, reference_job, sampled
+from tests.stages.train.rig import TARGETS, reference_job, sampled
 from tests.tiny import tiny_policy
 
 
@@ -59,7 +59,7 @@ def test_rows_that_are_too_long_are_counted(policy: Path, tmp_path: Path) -> Non
 def test_a_part_without_pairs(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.stages.train import rig
 
-    monkeypatch.setattr(rig, "targets_of", lambda *given: PAIRS.empty_table())
+    monkeypatch.setattr(rig, "targets_of", lambda *given: TARGETS.empty_table())
     tables, _, summary = run(reference_job(tmp_path, policy, sampled(2, parts=1)))
     assert tables[0].num_rows == 0 and tables[0].schema == SCHEMA and summary["pairs"] == 0
 
