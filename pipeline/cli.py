@@ -14,11 +14,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import stopping
 from pipeline.errors import SparringError
+
+Command = Callable[[str, str, str], argparse.ArgumentParser]
+"""(name, help, "module:function") -> its parser."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(call=lambda arguments: _call(call, arguments))
         return sub
 
+    _add_runs(command)
+    _add_files(command)
+    _add_views(command)
+    return parser
+
+
+def _add_runs(command: Command) -> None:
     for name, help_ in (
         ("run", "Make what is missing of N iterations."),
         ("plan", "Show the steps and their cost."),
@@ -90,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--why", action="store_true", help="say how a step differs from the nearest artifact")
             sub.add_argument("--config", action="store_true", help="print the resolved configuration instead")
         sub.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. iterations=3 experiment=sppo")
+
+
+def _add_files(command: Command) -> None:
     imports = command("import", "Bring existing responses or pairs into the store.", "pipeline.imports:run")
     imports.add_argument("what", choices=["responses", "pairs"])
     imports.add_argument("file", help="a jsonl or parquet file; its columns tell the layout (stages/sample/layouts.py)")
@@ -116,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         "--drop-empty", action="store_true", help="leave rows with an empty response out, do not refuse them"
     )
     oracle.add_argument("overrides", nargs="*", help="those of the run: oracle, prompts, sampler.k")
+
+
+def _add_views(command: Command) -> None:
     status = command("status", "Show the steps of a run.", "pipeline.commands:status")
     status.add_argument("run", nargs="?", default="default")
     status.add_argument("--why", action="store_true", help="say why a step is not done")
@@ -135,7 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--store", default="store", help="the store (paths.store)")
     doctor = command("doctor", "Check versions, hardware, cache, chat template and disk.", "pipeline.commands:doctor")
     doctor.add_argument("overrides", nargs="*")
-    return parser
 
 
 def _call(target: str, arguments: argparse.Namespace) -> int:

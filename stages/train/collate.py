@@ -96,7 +96,6 @@ def join_targets(
     rows, too_long = join_pairs(samples, targets, max_length, truncate)
     wanted = {(t["id"], _pair(t)): t for t in targets.select(TARGETS).to_pylist()}
     found = {name: {(r["id"], _pair(r)): r for r in table.to_pylist()} for name, table in scored.items()}
-
     keys = [(row.id, row.pair) for row in rows]
     joined = zip(rows, keys, strict=True)
     return [_with_targets(row, wanted[k], {name: by[k] for name, by in found.items()}) for row, k in joined], too_long
