@@ -83,7 +83,7 @@ class RepulsionIdentity:
     margin: float
     pooling: str
     """mean over the response's tokens without end-of-turn, or last content token."""
-    layer: int = -1
+    layer: int
     """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
     the last but one, and so on."""
 
@@ -215,9 +215,9 @@ class TrainRuntime:
     """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
     offload: str
     """What ZeRO-3 keeps in the host's memory: none, optimizer (its states and gradients) or all (weights too)."""
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[str, ...]
     """Trackers that get every record, by the name that transformers gives them."""
-    tracked_as: str = "train"
+    tracked_as: str
     """What the sinks call this training: run/arm/iter-01."""
 
     def __post_init__(self) -> None:

@@ -63,8 +63,8 @@ class PairTrainer(Trainer):
         order: Sequence[int],
         end_of_turn: frozenset[int],
         hooks: Hooks,
-        resumed_from: int = 0,
-        band_every: int = 0,
+        resumed_from: int,
+        band_every: int,
     ) -> None:
         self.identity, self.rows, self.end_of_turn, self.hooks = identity, rows, end_of_turn, hooks
         self.last_checkpoint, self.shared_up_to, self.flat = resumed_from, model.shared_up_to, model.flat

@@ -126,6 +126,8 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
             seal_checkpoint=lambda *_: None,
             told_to_end=lambda: False,
         ),
+        resumed_from=0,
+        band_every=0,
     )
     trainer.train()
     trainer.model_wrapped.eval()

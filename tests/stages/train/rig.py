@@ -35,11 +35,11 @@ PAIR = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.i
 TARGETS = pa.schema([*PAIR, *((name, pa.float64()) for name in ("target_w", "target_l", "target_wl", "gate_wl"))])
 PAIRS = 23
 """Twelve steps of 2 pairs; the last is filled with one repeated row."""
-OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean")
+OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean", layer=-1)
 AS_IT_IS = CalibrationIdentity(name="off", ema=0.98, max_log_delta=math.log(4))
 REWARD = CalibrationIdentity(name="reward", ema=0.98, max_log_delta=math.log(4))
 FULL = AdapterIdentity(name="off", rank=0, alpha=0.0, targets=())
-HINGE = RepulsionIdentity(name="hinge", weight=1.0, margin=1.0, pooling="mean")
+HINGE = RepulsionIdentity(name="hinge", weight=1.0, margin=1.0, pooling="mean", layer=-1)
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -94,6 +94,8 @@ def runtime(**changes: Any) -> TrainRuntime:
         "gradient_checkpointing": False,
         "band_every": 1,
         "offload": "none",
+        "sinks": (),
+        "tracked_as": "train",
     }
     return TrainRuntime(**{**defaults, **changes})
 

@@ -23,7 +23,11 @@ from tests.tiny import tiny_policy
 PAIRS = 5
 REFERENCE, BASE = "ref", "base"
 EVERY = pytest.mark.parametrize("name", KINDS)
-REPULSIONS = [OFF, HINGE, *(RepulsionIdentity(name=n, weight=0.3, margin=1, pooling="mean") for n in ("neg_sq", "log"))]
+REPULSIONS = [
+    OFF,
+    HINGE,
+    *(RepulsionIdentity(name=n, weight=0.3, margin=1, pooling="mean", layer=-1) for n in ("neg_sq", "log")),
+]
 
 
 def batch(gated: bool, wanted: ObjectiveIdentity) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -95,7 +95,7 @@ def repel(model: LlamaForCausalLM, name: str) -> tuple[Tensor, float]:
     """Loss of the repulsion term alone (the objective's gradient is below rounding) and the mean distance."""
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
-    term = RepulsionIdentity(name=name, weight=1.0, margin=2.0, pooling="mean")
+    term = RepulsionIdentity(name=name, weight=1.0, margin=2.0, pooling="mean", layer=-1)
     loss, _ = pair_loss(z, states, batch, NO_OBJECTIVE, term)
     return loss, distance(*states.detach().chunk(2)).mean().item()
 
@@ -123,6 +123,6 @@ def test_off_has_no_gradient_from_the_states() -> None:
     bind(model, "float32")
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
-    off = RepulsionIdentity(name="off", weight=5.0, margin=1.0, pooling="mean")
+    off = RepulsionIdentity(name="off", weight=5.0, margin=1.0, pooling="mean", layer=-1)
     loss, _ = pair_loss(z.detach(), states, batch, NO_OBJECTIVE, off)
     assert not loss.requires_grad

@@ -103,7 +103,7 @@ def test_pair_loss_by_hand() -> None:
 def test_repulsion_is_inside_the_scale() -> None:
     z, states, batch = batch_of_two()
     plain, _ = pair_loss(z, states, batch, SPPO, OFF)
-    term = RepulsionIdentity(name="hinge", weight=0.5, margin=1.0, pooling="mean")
+    term = RepulsionIdentity(name="hinge", weight=0.5, margin=1.0, pooling="mean", layer=-1)
     both, sums = pair_loss(z, states, batch, SPPO, term)
     hinge = (1 - 0.8**0.5) ** 2  # the second pair is further apart than the margin
     assert sums[SUMS.index("l_rep")].item() == pytest.approx(hinge, abs=1e-6)
@@ -159,8 +159,8 @@ def test_wrong_values_are_named(field: str, value: object) -> None:
 
 def test_wrong_choices_are_named() -> None:
     with pytest.raises(ConfigError, match=r"repulsion\.name=l2"):
-        RepulsionIdentity(name="l2", weight=1, margin=1, pooling="mean")
+        RepulsionIdentity(name="l2", weight=1, margin=1, pooling="mean", layer=-1)
     with pytest.raises(ConfigError, match=r"repulsion\.pooling=max"):
-        RepulsionIdentity(name="hinge", weight=1, margin=1, pooling="max")
+        RepulsionIdentity(name="hinge", weight=1, margin=1, pooling="max", layer=-1)
     with pytest.raises(ConfigError, match=r"trainer\.dtype=half"):
         ReferenceIdentity(dtype="half", max_length=8, truncate="drop", four_bit=False)
