@@ -31,13 +31,14 @@ def terminate(number: int, _frame: FrameType | None) -> None:
 def held() -> Iterator[Callable[[], int]]:
     """Keep the first signal back, inside the block; yields what returns its number, 0 when none came.
 
-    One that came is delivered when the block has ended well.
+    One that came is delivered when the block has ended well. What is ignored, as Ctrl-C is in the background, stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:
         handler = before[signal.Signals(number)]

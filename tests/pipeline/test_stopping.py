@@ -12,10 +12,13 @@ from pipeline import stopping
 
 
 @pytest.fixture(autouse=True)
-def terminate_raises() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, stopping.terminate)
+def signals_raise() -> Iterator[None]:
+    """Also where the tests run in the background, with SIGINT ignored."""
+    handlers = {signal.SIGTERM: stopping.terminate, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_first_signal_waits_for_the_end_of_the_block() -> None:
@@ -42,6 +45,14 @@ def test_what_the_block_raises_comes_first() -> None:
         signal.raise_signal(signal.SIGTERM)
         raise ValueError
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stopping.held() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked() == 0
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_elsewhere_than_on_the_main_thread_nothing_is_held() -> None:
