@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +23,11 @@ def memory_mb(name: str, process: int | str = "self") -> float:
     """Return VmRSS (now) or VmHWM (at most so far) of a process."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def give_back() -> None:
+    """Hand memory that is free, but kept by glibc's malloc, back to the system."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def timed(owner: Any, name: str, seconds: dict[str, float]) -> None:

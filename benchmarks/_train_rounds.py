@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from _table import MFU, Row
 from _train_pairs import GLOBAL_BATCH, Pairs, Setting
 
 DEFAULTS, BEST, OURS, REFERENCE = "TRL, defaults", "TRL, best", "ours", "reference"
+LEAN_MICRO = 2
+LEAN = f"ours, {LEAN_MICRO} pairs a pass"
 BATCHES = (1, 2, 4, 8)
 """Pairs of a forward pass that TRL's best is looked for among; always 8 of an optimizer step."""
 TUNED: dict[str, Any] = {
@@ -126,21 +128,21 @@ def speed(bench: Bench, case: str) -> list[Row]:
     """Return tokens/s, memory and the split of a step of TRL's defaults, its best and ours."""
     micro = _fastest(bench)
     best = f"TRL, best (batch {micro})"
-    settings = {DEFAULTS: bench.trl(), best: bench.trl(micro, TUNED), OURS: bench.ours()}
+    theirs = {DEFAULTS: bench.trl(), best: bench.trl(micro, TUNED)}
+    ours = {OURS: bench.ours(), LEAN: bench.ours(LEAN_MICRO)}
+    settings = theirs | ours
     told = bench.go(settings, also=[REFERENCE])
     tokens = bench.pairs.tokens
     seconds = {name: [one["seconds"] for one in answers] for name, answers in told.items()}
     whole = dict(seconds)
     whole[best] = [one + told[best][0]["precompute"] for one in seconds[best]]
-    whole[OURS] = [a + b for a, b in zip(seconds[OURS], seconds[REFERENCE], strict=True)]
-    baselines = ((DEFAULTS, 1.5), (best, 1.2))
+    whole |= {name: [a + b for a, b in zip(seconds[name], seconds[REFERENCE], strict=True)] for name in ours}
+    aims = {DEFAULTS: 1.5, best: 1.2}
     return [
-        *(_speed_row(case, name, tokens, seconds) for name in (DEFAULTS, best)),
-        *(_speed_row(case, OURS, tokens, seconds, other, aim) for other, aim in baselines),
-        *(_speed_row(f"{case}; with the reference's pass", name, tokens, whole) for name in (DEFAULTS, best)),
-        *(_speed_row(f"{case}; with the reference's pass", OURS, tokens, whole, *one) for one in baselines),
+        *_speed_rows(case, tokens, seconds, ours, aims),
+        *_speed_rows(f"{case}; with the reference's pass", tokens, whole, ours, aims),
         *_computed_rows(case, told, settings),
-        *_memory_rows(case, told, baselines),
+        *_memory_rows(case, told, ours, theirs),
         *(mfu_rows(case, told[OURS], told[DEFAULTS][0]["parameters"]) if bench.asked.gpu else ()),
         *(row for name in settings for row in split_rows(case, name, told[name], steps=_steps(bench.pairs))),
     ]
@@ -173,20 +175,29 @@ def _speed_row(
     return Row(case, name, value, "tokens/s", baseline, times, aim)
 
 
+def _speed_rows(
+    case: str, tokens: int, seconds: Mapping[str, Sequence[float]], ours: Iterable[str], aims: Mapping[str, float]
+) -> list[Row]:
+    """Return the baselines' speeds, and each of ours beside each of them."""
+    beside = [_speed_row(case, name, tokens, seconds, other, aim) for name in ours for other, aim in aims.items()]
+    return [*(_speed_row(case, other, tokens, seconds) for other in aims), *beside]
+
+
 def _computed_rows(case: str, told: Answers, names: Sequence[str] | Mapping[str, Any]) -> list[Row]:
     share = {name: 100 * told[name][0]["computed"] / told[name][0]["served"] for name in names}
     return [Row(case, f"{name}: tokens computed for those served", value, "%") for name, value in share.items()]
 
 
-def _memory_rows(case: str, told: Answers, baselines: Sequence[tuple[str, float]]) -> list[Row]:
-    peaks = {name: told[name][-1]["peak_mb"] for name in (OURS, *(other for other, _ in baselines))}
-    loaded_mb = {name: told[name][-1]["loaded_mb"] for name in peaks}
+def _memory_rows(case: str, told: Answers, ours: Iterable[str], theirs: Iterable[str]) -> list[Row]:
+    peaks = {name: answers[-1]["peak_mb"] for name, answers in told.items() if name != REFERENCE}
+    before = {name: told[name][-1]["loaded_mb"] for name in peaks}
     return [
-        *(Row(case, f"{name}: memory before the first step", value, "MB") for name, value in loaded_mb.items()),
-        *(Row(case, f"{name}: peak memory", peaks[name], "MB") for name, _ in baselines),
+        *(Row(case, f"{name}: memory before the first step", value, "MB") for name, value in before.items()),
+        *(Row(case, f"{name}: peak memory", peaks[name], "MB") for name in theirs),
         *(
-            Row(case, f"{OURS}: peak memory", peaks[OURS], "MB", name, peaks[OURS] / peaks[name], 0.7)
-            for name, _ in baselines
+            Row(case, f"{name}: peak memory", peaks[name], "MB", other, peaks[name] / peaks[other], 0.7)
+            for name in ours
+            for other in theirs
         ),
     ]
 

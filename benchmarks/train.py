@@ -12,7 +12,8 @@ parity: the losses of the first 3 optimizer steps on 8 pairs; TRL's is the sum o
 speed:
     TRL, defaults      1.16 as it comes: gradient checkpointing, the reference in memory; but for bf16, which is off
     TRL, best          no checkpointing, precomputed reference, grouped by length, the fastest batch of --batches
-    ours               the step's trainer with ZeRO-3, one worker, without Ray Train around it
+    ours               the step's trainer with ZeRO-3, one worker, without Ray Train around it; and with 2 pairs in a
+                       forward pass, which takes less memory
     with the reference's pass: what TRL's best and ours computed before they began is counted in, for one epoch
     peak memory is VmHWM of the process
 prompts: ours with each response after a copy of its prompt of its own, padded.

@@ -1,10 +1,11 @@
-"""Memory of a device: what may still be taken, what a block took at its peak, and when it ran out."""
+"""Memory of a device: what may still be taken, what a block took at its peak, when it ran out; one copy of weights."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -16,6 +17,17 @@ CGROUPS = Path("/sys/fs/cgroup")
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an allocation failed; torch has no exception of its own for that on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
+
+
+def one_copy(engine: Any) -> None:
+    """Let a ZeRO-3 engine's fp32 master weights be its partitioned weights, where those are fp32 on the same device.
+
+    That saves 4 of 20 bytes a weight. DeepSpeed means to do so itself, but compares a torch.device with a string.
+    """
+    zero = engine.optimizer
+    for master, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+        if (master.dtype, master.device) == (weights.dtype, weights.device):
+            master.data = weights.data
 
 
 def available(device: torch.device) -> int:

@@ -26,6 +26,7 @@ from stages.train.collate import Row, collate
 from stages.train.config import TrainIdentity
 from stages.train.instruments import Instruments
 from stages.train.loss import pair_loss, recorded
+from stages.train.memory import one_copy
 from stages.train.recipe import schedule
 
 CALIBRATION = "calibration.json"
@@ -156,11 +157,12 @@ class PairTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Make the engine and load the checkpoint, one of another number of workers in a way of our own."""
         folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if folder is None or reshard.workers_of(folder) == dist.get_world_size():
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        reshard.load(self.model_wrapped, folder)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the schedule alone, under DeepSpeed
+        alike = folder is None or reshard.workers_of(folder) == dist.get_world_size()
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint if alike else None)
+        if folder and not alike:
+            reshard.load(self.model_wrapped, folder)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the schedule alone, under DeepSpeed
+        one_copy(self.model_wrapped)
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
