@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from _jobs import step_job
-from _train_pairs import BETA, GLOBAL_BATCH, LR, MAX_LENGTH, Setting
+from _train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, RANK, Setting
 
 from pipeline.artifact import external
 from pipeline.commands import plan_of
@@ -44,6 +44,8 @@ def job(setting: Setting, steps: int, folder: Path) -> Job:
         f"objective.beta={BETA}",
         "trainer.optimizer=adamw",
         f"trainer.dtype={'bfloat16' if setting.gpu else 'float32'}",
+        f"adapter={setting.adapter}",
+        *([f"trainer.adapter.rank={RANK}", f"trainer.adapter.alpha={ALPHA}"] if setting.adapter != "off" else ()),
         f"trainer.lr={LR}",
         "trainer.warmup_ratio=0",
         f"trainer.epochs={setting.rounds + 1}",

@@ -18,6 +18,7 @@ MAX_LENGTH = 1024
 """Tokens of prompt and response: TRL's default."""
 GLOBAL_BATCH = 8
 """Pairs of an optimizer step: TRL's default, and the CPU profile's."""
+RANK, ALPHA = 16, 32
 BETA, LR = 0.1, 1e-5
 """The same for all. beta is TRL's default: a change of the log-probs shows in the loss, as it does not at 0.001."""
 
@@ -47,6 +48,8 @@ class Setting:
     pairs: Pairs
     micro_batch: int
     rounds: int
+    adapter: str = "off"
+    """What is trained: all weights, or `lora` of RANK and ALPHA on all linear layers."""
     gpu: bool = False
     """In bf16 on one GPU, instead of fp32 on the CPU."""
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -40,6 +40,8 @@ def measure(arguments: argparse.Namespace, folder: Path, pairs: Pairs, parts: Se
     """Run the parts and return their rows."""
     prompts = sum(len(row.prompt) for row in pairs.rows)
     case = f"{len(pairs.rows)} pairs, {pairs.tokens} tokens, {200 * prompts / pairs.tokens:.0f}% of them prompts"
+    if arguments.adapter != "off":
+        case = f"{arguments.adapter}, {case}"
     scoring = Setting(kind="reference", pairs=pairs, micro_batch=1, rounds=0, gpu=arguments.gpu)
     with _one(REFERENCE, scoring, folder) as scorer:
         scored = with_reference(pairs, scorer.ask("", "")["scores"])
@@ -61,7 +63,7 @@ class Bench:
 
     def __init__(self, pairs: Pairs, folder: Path, scorer: Contender, asked: argparse.Namespace) -> None:
         self.pairs, self.folder, self.scorer, self.asked = pairs, folder, scorer, asked
-        self.common = {"pairs": pairs, "rounds": asked.rounds, "gpu": asked.gpu}
+        self.common = {"pairs": pairs, "rounds": asked.rounds, "gpu": asked.gpu, "adapter": asked.adapter}
 
     def on(self, pairs: Pairs, rounds: int) -> Bench:
         """Return the same on other pairs, for so many rounds."""
@@ -143,7 +145,7 @@ def speed(bench: Bench, case: str) -> list[Row]:
         *_speed_rows(f"{case}; with the reference's pass", tokens, whole, ours, aims),
         *_computed_rows(case, told, settings),
         *_memory_rows(case, told, ours, theirs),
-        *(mfu_rows(case, told[OURS], told[DEFAULTS][0]["parameters"]) if bench.asked.gpu else ()),
+        *(mfu_rows(case, told, bench.asked.adapter) if bench.asked.gpu else ()),
         *(row for name in settings for row in split_rows(case, name, told[name], steps=_steps(bench.pairs))),
     ]
 
@@ -202,10 +204,15 @@ def _memory_rows(case: str, told: Answers, ours: Iterable[str], theirs: Iterable
     ]
 
 
-def mfu_rows(case: str, answers: Sequence[Mapping[str, Any]], parameters: int) -> list[Row]:
-    """Return 6 x parameters x tokens computed per second, of what an H100 does in bf16 on dense matrices; in %."""
+def mfu_rows(case: str, told: Answers, adapter: str) -> list[Row]:
+    """Return the FLOPs a second of ours, of what an H100 does in bf16 on dense matrices; in %.
+
+    2 a parameter and token computed forward, 2 for the gradient of what went in, 2 for that of trained weights.
+    """
+    parameters, answers = told[DEFAULTS][0]["parameters"], told[OURS]
     seconds = statistics.median(one["seconds"] for one in answers)
-    share = 600 * parameters * answers[0]["computed"] / seconds / H100_FLOPS
+    each = 6 if adapter == "off" else 4
+    share = 100 * each * parameters * answers[0]["computed"] / seconds / H100_FLOPS
     return [Row(case, f"{OURS}: model FLOPs of an H100's {H100_FLOPS / 1e12:.0f} T/s", share, MFU, aim=45)]
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from _process import timed
-from _train_pairs import BETA, GLOBAL_BATCH, LR, Setting
+from _train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, RANK, Setting
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
+
+LORA = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear")
 
 
 class Tokenized(DPOTrainer):
@@ -28,6 +31,7 @@ def trainer(setting: Setting, steps: int, folder: Path) -> tuple[DPOTrainer, dic
         args=_arguments(setting, steps, folder),
         train_dataset=Dataset.from_list([_example(row) for row in setting.pairs.rows]),
         processing_class=AutoTokenizer.from_pretrained(setting.pairs.policy),
+        peft_config=None if setting.adapter == "off" else LORA,
     )
     told = {"parameters": sum(parameter.numel() for parameter in built.model.parameters())}
     if not seconds:

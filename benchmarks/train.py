@@ -20,7 +20,8 @@ prompts: ours with each response after a copy of its prompt of its own, padded.
 repulsion, band, calibration: ours with the hinge on the last hidden states; the band measured at every step, beside
 at none (the default, and that of ours elsewhere, is every fourth); with reward calibration.
 
-With --gpu --config 1.5b, on an H100: the same in bf16 on random pairs, memory is what torch allocated, and model FLOPs.
+With --gpu --config 1.5b, or --gpu --config 8b --adapter lora, on an H100: the same in bf16 on random pairs, memory is
+what torch allocated, and model FLOPs.
 
 Only ratios mean anything on a machine that does other things as well.
 """
@@ -52,13 +53,17 @@ def main() -> None:
     )
     parser.add_argument("--micro-batch", type=int, default=GLOBAL_BATCH, help="pairs of a forward pass of ours")
     parser.add_argument("--config", choices=CONFIGS, help="random pairs and a random Llama of this size, not a run's")
+    parser.add_argument("--adapter", choices=("off", "lora"), default="off", help="all weights, or lora on all of them")
     parser.add_argument("--gpu", action="store_true", help="in bf16 on one GPU; not tried yet")
     parser.add_argument("--only", choices=_train_rounds.PARTS, help="run this part alone")
     arguments = parser.parse_args()
     if arguments.pairs < GLOBAL_BATCH or arguments.pairs % GLOBAL_BATCH:
         parser.error(f"--pairs {arguments.pairs}: must be a multiple of {GLOBAL_BATCH}")
-    possible = [part for part in _train_rounds.PARTS if part != "parity" or not arguments.gpu]  # it is of fp32
+    alike = not arguments.gpu and arguments.adapter == "off"  # in fp32, from the same start
+    possible = [part for part in _train_rounds.PARTS if part != "parity" or alike]
     chosen = [part for part in possible if arguments.only in (None, part)]
+    if not chosen:
+        parser.error("--only parity: compares trainings of all weights in fp32; leave --gpu and --adapter out")
     with tempfile.TemporaryDirectory(prefix="sparring-bench-") as folder:
         try:
             if arguments.config:

@@ -140,6 +140,14 @@ def test_training_beside_trl(tmp_path: Path, finished_run: tuple[str, ...]) -> N
 
 
 @pytest.mark.slow
+def test_adapters_beside_trl(tmp_path: Path, finished_run: tuple[str, ...]) -> None:
+    size = ("--pairs", "16", "--rounds", "1", "--batches", "4", "--adapter", "lora")
+    found, _ = bench(tmp_path, "train.py", *finished_run, *size, "--only", "speed")
+    assert found[0]["case"].startswith("lora, 16 pairs, ")
+    assert {row["aim"] for row in found if row["unit"] == "tokens/s"} == {None, 1.5, 1.2}
+
+
+@pytest.mark.slow
 def test_losses_of_training_are_trls(tmp_path: Path, finished_run: tuple[str, ...]) -> None:
     found, _ = bench(tmp_path, "train.py", *finished_run, "--pairs", "8", "--only", "parity")
     apart = [row for row in found if row["aim"] == 1000]
