@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 import conf
+from pipeline.complaints import complaints
 from pipeline.errors import ConfigError
 from pipeline.schema import Config
 
@@ -41,6 +42,8 @@ def load(overrides: Sequence[str]) -> Config:
     unknown = sorted(set(_dotted(plain)) - set(_dotted(asdict(config))))
     if unknown:
         raise ConfigError(_unknown(unknown[0], overrides))
+    for complaint in complaints(config):
+        raise ConfigError(complaint)
     return config
 
 

@@ -292,12 +292,6 @@ class Config:
     tracking: TrackingConfig
     entry: EntryConfig
 
-    def __post_init__(self) -> None:
-        from pipeline.complaints import complaints
-
-        for complaint in complaints(self):
-            raise ConfigError(complaint)
-
 
 def judges_of(key: str, judge: JudgeConfig) -> Iterable[tuple[str, JudgeConfig]]:
     """Yield a judge and its members, each with its key."""
