@@ -9,7 +9,7 @@ from pipeline.artifact import full_disk
 from pipeline.errors import DataError, SparringError, TrainingFault
 from pipeline.job import Job
 from stages.train.config import TrainRuntime
-from stages.train.room import AGAIN, FAULT, MICRO_BATCH, tell, told
+from stages.train.room import AGAIN, FAULT, MICRO_BATCH, PROBED, tell, told
 
 
 def noted(job: Job, rank: int, error: Exception) -> bool:
@@ -17,7 +17,7 @@ def noted(job: Job, rank: int, error: Exception) -> bool:
     from stages.train.memory import out_of_memory
 
     if out_of_memory(error):
-        _halve(job, rank)
+        go_on_with_less(job, rank)
     elif isinstance(error, SparringError):
         _fault(job, error)
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -31,8 +31,16 @@ def _fault(job: Job, error: SparringError) -> None:
     tell(job, FAULT, {"type": type(error).__name__, "message": str(error)})
 
 
-def _halve(job: Job, rank: int) -> None:
-    """Have the driver start the workers anew with half the pairs in a forward pass; a fault where there is but one."""
+def go_on_with_less(job: Job, rank: int) -> None:
+    """Have the driver start the workers anew with half the pairs in a forward pass; a fault where there is but one.
+
+    After a probe that ran out of memory itself: with as many as it has seen fit.
+    """
+    fitted = None if told(job, MICRO_BATCH) else told(job, PROBED)
+    if job.runtime["micro_batch"] == "auto" and fitted:
+        text = f"rank {rank} ran out of memory trying more than {fitted} pairs in a forward pass; it stays at {fitted}"
+        tell(job, AGAIN, {"text": text, "runtime": {"micro_batch": fitted}})
+        return
     pairs = settled(job).micro_pairs(job.identity["global_batch"])
     if pairs > 1:
         text = (

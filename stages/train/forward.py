@@ -42,7 +42,8 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
     """Make `model(**batch)` score responses, computing in `dtype` (float32 or bfloat16) on weights as they are.
 
     bfloat16 is autocast: weights and optimizer stay fp32, so that small steps are not rounded away. Sets
-    `model.shared_up_to` and `model.flat` for `collate`.
+    `model.shared_up_to` and `model.flat` for `collate`. Gemma 2's attention caps its scores, which torch's fused
+    attention cannot do and transformers' drops without a word: without flash-attn such a model attends eagerly.
     """
     config: Any = model.config
     for name in SCALED_LOGITS:
@@ -54,6 +55,8 @@ def bind(model: nn.Module, dtype: str) -> nn.Module:
     model.scoring_dtype = getattr(torch, dtype)
     if flash_runs(model, dtype):
         model.set_attn_implementation(packed.FLASH)
+    elif config._attn_implementation != packed.FLASH and _capped(config):
+        model.set_attn_implementation("eager")
     elif shared_up_to(model):
         model.set_attn_implementation(packed.NAME)
     model.flat = config._attn_implementation == packed.FLASH
@@ -83,6 +86,11 @@ def flash_runs(model: nn.Module, dtype: str) -> bool:
     classes: Any = type(model)
     able = classes._supports_flash_attn and classes._supports_attention_backend and _attends(model.config)
     return bool(able and dtype == "bfloat16" and is_flash_attn_2_available())
+
+
+def _capped(config: Any) -> bool:
+    """Whether attention scores are capped (Gemma 2)."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def _attends(config: Any) -> bool:

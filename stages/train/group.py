@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.exceptions import OutOfMemoryError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.job import Job
-from stages.train import term, worker
+from stages.train import endings, memory, term, worker
 from stages.train.config import TrainRuntime
 from stages.train.room import STOP, room
 
@@ -40,6 +42,26 @@ class _Listening(TorchConfig):
                 worker_group.execute(term.listen)  # type: ignore[attr-defined]
 
         return Listening
+
+
+class Watching(UserCallback):
+    """In Ray Train's controller: sees a worker that was killed because memory ran out, which can say nothing itself.
+
+    Either Ray's memory monitor did it, and says so, or the kernel, which counts. The count is that of one machine: of
+    a kernel's kill on another one than the driver's nothing is known, and the group is started again as it was.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.host, self.kills = job, socket.gethostname(), memory.kernel_kills()
+
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, BaseException]) -> None:
+        """Have training go on with fewer pairs in a forward pass where memory ran out."""
+        by_kernel = socket.gethostname() == self.host and memory.kernel_kills() > self.kills
+        for rank, error in worker_exceptions.items():
+            cause = getattr(error, "health_check_failure", error)
+            if isinstance(cause, OutOfMemoryError) or by_kernel:
+                endings.go_on_with_less(self.job, rank)
+                return
 
 
 def fit(job: Job, asked: Callable[[], int]) -> TrainingFailedError | None:
@@ -81,6 +103,7 @@ def _trainer(job: Job) -> TorchTrainer:
             name="ray",
             storage_path=str(room(job)),
             failure_config=FailureConfig(max_failures=runtime.max_failures),
+            callbacks=[Watching(job)],
         ),
     )
 

@@ -9,7 +9,6 @@ while its weight is gathered under ZeRO-3; those of the states that the repulsio
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -98,11 +97,13 @@ class Instruments:
         return figures
 
     def _repulsion(self, reading: Reading) -> dict[str, float]:
-        """repulsion_ratio = |d(lambda L_rep)/dx| / |dL_beta/dx|, x the states that the repulsion reads."""
-        dist.all_reduce(reading.squares)
-        beta, repulsion = reading.squares.tolist()
-        reading.squares.zero_()
-        return {"repulsion_ratio": math.sqrt(repulsion / beta)} if beta else {}
+        """repulsion_ratio = |d(lambda L_rep)/db| / |dL_beta/db|, b a bias of the states that the repulsion reads."""
+        if reading.gradients is None:
+            return {}
+        dist.all_reduce(reading.gradients)
+        beta, repulsion = torch.linalg.vector_norm(reading.gradients, dim=1, dtype=torch.float64).tolist()
+        reading.gradients = None
+        return {"repulsion_ratio": repulsion / beta} if beta else {}
 
     def _calibrated(
         self, calibration: RewardCalibration, gradients: Tensor, pairs: int, d_w: float, d_l: float

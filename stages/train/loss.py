@@ -19,7 +19,7 @@ GAUGE = ("moved", "norm")
 
 
 def recorded(objective: ObjectiveIdentity) -> tuple[str, ...]:
-    """Names of the sums that `pair_loss` returns."""
+    """Names of the sums that `pair_losses` returns."""
     moves, gauge = objective_config.has_reference(objective), objectives.has_target(objective)
     return (*SUMS, *(MOVES if moves else ()), *(GAUGE if gauge else ()))
 
@@ -31,16 +31,16 @@ def scores_of(z: Tensor, batch: dict[str, Tensor]) -> Scores:
     return Scores(z_w=z_w, z_l=z_l, n_w=n_w, n_l=n_l, **{name: batch[name] for name in COLUMNS})
 
 
-def pair_loss(
+def pair_losses(
     z: Tensor,
     states: Tensor,
     batch: dict[str, Tensor],
     objective: ObjectiveIdentity,
     term: RepulsionIdentity,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a batch of B pairs, and the sums `recorded` over its pairs, float64.
+    """Return the losses (B,) of a batch of B pairs, and the sums `recorded` over its pairs, float64.
 
-    loss = loss_scale * (L_beta + weight * L_rep); z: (2B,) chosen first; states: (2B, H).
+    loss of a pair = loss_scale * (L_beta + weight * L_rep); z: (2B,) chosen first; states: (2B, H).
     """
     scores = scores_of(z, batch)
     scale = objectives.loss_scale(objective)
@@ -57,4 +57,4 @@ def pair_loss(
             rows += [h_w, h_l, (h_w < 0).double(), (h_w.abs() + h_l.abs()) / 2]
         gauge = objectives.saturation(objective, scores) if objectives.has_target(objective) else ()
         sums = torch.stack([*(row.sum() for row in rows), *gauge])
-    return losses.mean(), sums
+    return losses, sums

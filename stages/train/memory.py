@@ -12,11 +12,18 @@ import torch
 
 CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 CGROUPS = Path("/sys/fs/cgroup")
+VMSTAT = Path("/proc/vmstat")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an allocation failed; torch has no exception of its own for that on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
+
+
+def kernel_kills() -> int:
+    """Return how many processes the kernel of this machine has killed because memory ran out, since it started."""
+    counts = dict(line.split() for line in VMSTAT.read_text().splitlines()) if VMSTAT.exists() else {}
+    return int(counts.get("oom_kill", 0))
 
 
 def one_copy(engine: Any) -> None:

@@ -67,9 +67,16 @@ def fastest(passes: Sequence[Pass]) -> Pass:
 
 
 def probe(
-    build: Callable[[TrainRuntime], PairTrainer], runtime: TrainRuntime, share: int, here: int
+    build: Callable[[TrainRuntime], PairTrainer],
+    runtime: TrainRuntime,
+    share: int,
+    here: int,
+    on_fit: Callable[[int], None],
 ) -> tuple[int, str]:
-    """Return the pairs of a forward pass, agreed by all workers, and a line for people. here: workers of this host."""
+    """Return the pairs of a forward pass, agreed by all workers, and a line for people.
+
+    here: workers of this host; on_fit: told each size that fitted on all of them.
+    """
     begun = time.monotonic()
     trainer = _ready(build(replace(runtime, micro_batch=1, sinks=())))
     longest = sorted(range(len(trainer.rows)), key=lambda i: -trainer.rows[i].shared_length)
@@ -86,6 +93,7 @@ def probe(
         if not passes:
             _pass(trainer, rows)  # the first one pays for what later ones find ready
         passes.append(_pass(trainer, rows))
+        on_fit(size)
     _discard(trainer)
     chosen = fastest(passes)
     return chosen.pairs, (
@@ -100,8 +108,12 @@ def _gib(size: float) -> str:
 
 
 def _states(trainer: PairTrainer) -> int:
-    """Bytes that the optimizer will take at its first step: two states a weight at most."""
-    return sum(2 * flat.nbytes for flat in trainer.model_wrapped.optimizer.fp32_partitioned_groups_flat)
+    """Bytes of the training's device that the optimizer will take at its first step: two states a weight at most.
+
+    Under offload its states lie elsewhere.
+    """
+    flats = trainer.model_wrapped.optimizer.fp32_partitioned_groups_flat
+    return sum(2 * flat.nbytes for flat in flats if flat.device.type == trainer.args.device.type)
 
 
 class _Ready(Exception):

@@ -1,7 +1,9 @@
 """Takes the states for the latent repulsion out of the one forward pass, and measures what flows back into them.
 
 Where they are read, the states part in two: onward to the head, which sends back the gradient of L_beta, and to the
-pool, which sends back that of lambda L_rep. Both norms come with the one backward pass, at no pass of their own.
+pool, which sends back that of lambda L_rep. Both come with the one backward pass, at no pass of their own. They are
+summed over tokens, as they are for every parameter that all tokens share: what pulls all tokens of a response one way,
+as the repulsion does, adds up, and what pulls them apart cancels.
 """
 
 from __future__ import annotations
@@ -39,13 +41,14 @@ def layer_at(model: Any, layer: int) -> nn.Module:
 class Reading:
     """Reads the states behind one decoder layer, or the last hidden state.
 
-    squares: (2,) float64, |dL_beta/dx|^2 and |d(lambda L_rep)/dx|^2 of the states x that were read, summed over tokens
-    and backward passes until the owner resets it; both carry the same factors of loss_scale and accumulation.
+    gradients: (2, H) float32, sums over tokens and backward passes of dL_beta/dx and d(lambda L_rep)/dx, x the states
+    that were read, until the owner clears it: the gradients of a bias b in x + b. None before the first pass; both
+    carry the same factors of loss_scale and accumulation.
     """
 
     def __init__(self, model: Any, layer: int) -> None:
         self.module = None if layer == LAST else layer_at(model, layer)
-        self.squares = torch.zeros(2, dtype=torch.float64)
+        self.gradients: Tensor | None = None
 
     def through(self, trunk: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """Run the trunk; return its last hidden state, to go on with, and the states to pool."""
@@ -73,5 +76,6 @@ class Reading:
         return onward, states
 
     def _add(self, index: int, gradient: Tensor) -> None:
-        self.squares = self.squares.to(gradient.device)
-        self.squares[index] += gradient.float().square().sum(dtype=torch.float64)
+        if self.gradients is None:
+            self.gradients = torch.zeros((2, gradient.shape[-1]), device=gradient.device)
+        self.gradients[index] += gradient.float().flatten(0, -2).sum(0)

@@ -5,6 +5,7 @@
                              stop               the driver was told to end: save after this optimizer step, then end
                              stopped.json       ... and this was saved: step, of
                              again.json         the group ended to be started again: text, runtime settings to change
+                             probed.json        the most pairs of a forward pass that the probe has seen fit so far
                              micro_batch.json   the pairs of a forward pass that the probe chose
                              fault.json         an expected error: the driver raises it, nothing is tried again
                              result.json        files and summary of a finished training
@@ -20,7 +21,8 @@ from typing import Any
 from pipeline.job import Job
 
 STOP, STOPPED, AGAIN = "stop", "stopped.json", "again.json"
-MICRO_BATCH, FAULT, RESULT = "micro_batch.json", "fault.json", "result.json"
+PROBED, MICRO_BATCH = "probed.json", "micro_batch.json"
+FAULT, RESULT = "fault.json", "result.json"
 ENDINGS = (FAULT, RESULT, AGAIN, STOP)
 """With one of these a group that Ray Train has restarted has nothing to do."""
 

@@ -1,7 +1,7 @@
 """Trackers that get the record of every optimizer step, through what transformers offers: its reporting callbacks.
 
 They read their own environment (WANDB_MODE, MLFLOW_TRACKING_URI ...); where it is silent, this names the project and
-the run, and lets a resumed training go on in the run that it was in.
+the run. A resumed training goes on in the same folder of TensorBoard and the same run of W&B; others begin a new run.
 """
 
 from __future__ import annotations

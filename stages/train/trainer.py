@@ -25,12 +25,14 @@ from stages.train import reshard
 from stages.train.collate import Row, collate
 from stages.train.config import TrainIdentity
 from stages.train.instruments import Instruments
-from stages.train.loss import pair_loss, recorded
+from stages.train.loss import pair_losses, recorded
 from stages.train.memory import one_copy
 from stages.train.recipe import schedule
 
 CALIBRATION = "calibration.json"
 """Of a checkpoint: the running means of the reward calibration."""
+NAMED = 64
+"""Rows that a message names: a global batch of the published recipe."""
 
 
 class NotFinite(Exception):
@@ -88,23 +90,24 @@ class PairTrainer(Trainer):
     ) -> Tensor:
         """Loss of one micro-batch; raises NotFinite on all ranks when it is not finite on one."""
         z, states = self.instruments.forward(model, inputs, self.state.global_step)
-        loss, sums = pair_loss(z, states, inputs, self.identity.objective, self.identity.repulsion)
-        self._stop_unless_finite(loss, inputs["rows"])
+        losses, sums = pair_losses(z, states, inputs, self.identity.objective, self.identity.repulsion)
+        self._stop_unless_finite(losses.detach(), inputs["rows"])
         self.sums.append((len(inputs["rows"]), sums))
-        return loss.float()
+        return losses.mean().float()
 
-    def _stop_unless_finite(self, loss: Tensor, indices: Tensor) -> None:
-        flag = (~torch.isfinite(loss.detach())).float()
-        dist.all_reduce(flag)
-        if flag.item():
-            here = indices.tolist() if not torch.isfinite(loss) else []
-            self._stop("loss", here)
+    def _stop_unless_finite(self, losses: Tensor, indices: Tensor) -> None:
+        wrong = ~torch.isfinite(losses)
+        count = wrong.sum().float()
+        dist.all_reduce(count)
+        if count.item():
+            self._stop("loss", indices[wrong].tolist())
 
     def _stop(self, what: str, indices: Sequence[int]) -> None:
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, [self.rows[i].id for i in indices])
         ids = sorted({row_id for part in gathered for row_id in part})
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        shown = ", ".join(ids[:NAMED]) + more
         step = self.state.global_step + (what == "loss")
         kept = f"step {self.last_checkpoint}" if self.last_checkpoint else "none"
         raise NotFinite(

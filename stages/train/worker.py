@@ -17,7 +17,7 @@ from stages.train import checkpoint, sinks, term
 from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
 from stages.train.endings import noted, settled
 from stages.train.objective_config import has_reference
-from stages.train.room import AGAIN, ENDINGS, MICRO_BATCH, RESULT, STOP, STOPPED, Speaker, room, tell, told
+from stages.train.room import AGAIN, ENDINGS, MICRO_BATCH, PROBED, RESULT, STOP, STOPPED, Speaker, room, tell, told
 
 PROBE_ROWS = 8
 """Training pairs scored once more after the last step: those of the first optimizer steps."""
@@ -63,8 +63,8 @@ def _train(job: Job, rank: int, say: Speaker) -> None:
     rows, too_long = load_rows(job)
     refuse_too_few_steps(len(rows), identity)
     order, repeated = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)
-    session = _Session(job, rank, say, rows, order)
     try:
+        session = _Session(job, rank, say, rows, order)
         session.train()
     except NotFinite as error:
         raise TrainingFault(str(error)) from None
@@ -133,12 +133,16 @@ class _Session:
         known = _agreed(told(self.job, MICRO_BATCH))
         if known:
             return replace(runtime, micro_batch=known)
-        pairs, text = probe(self._trainer, runtime, share, int(os.environ["LOCAL_WORLD_SIZE"]))
+        pairs, text = probe(self._trainer, runtime, share, int(os.environ["LOCAL_WORLD_SIZE"]), self._fits)
         if self.rank == 0:
             tell(self.job, MICRO_BATCH, pairs)
             self.say({"event": "message", "text": text})
         dist.barrier()
         return replace(runtime, micro_batch=pairs)
+
+    def _fits(self, pairs: int) -> None:
+        if self.rank == 0:
+            tell(self.job, PROBED, pairs)
 
     def _trainer(self, runtime: TrainRuntime) -> Any:
         from stages.train.collate import shares

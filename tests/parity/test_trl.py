@@ -23,7 +23,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from stages.train.collate import Row, collate
 from stages.train.forward import bind, forward
-from stages.train.loss import pair_loss
+from stages.train.loss import pair_losses
 from stages.train.objective_config import Dpo, Ipo, ObjectiveIdentity, Simpo, Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
@@ -115,7 +115,8 @@ def our_loss(models: Models, objective: ObjectiveIdentity) -> Result:
         z_ref, _ = forward(bind(reference, "float32"), batch)
     z, states = forward(bind(policy, "float32"), batch)
     batch |= dict(zip(("ref_w", "ref_l"), z_ref.chunk(2), strict=True))
-    loss, _ = pair_loss(z, states, batch, objective, OFF)
+    loss, _ = pair_losses(z, states, batch, objective, OFF)
+    loss = loss.mean()
     loss.backward()
     return loss.item(), policy.model.layers[0].mlp.up_proj.weight.grad
 

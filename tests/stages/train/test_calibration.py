@@ -19,7 +19,7 @@ from stages.train.collate import Row, collate
 from stages.train.config import CalibrationIdentity
 from stages.train.forward import bind
 from stages.train.instruments import Instruments
-from stages.train.loss import SUMS, pair_loss
+from stages.train.loss import SUMS, pair_losses
 from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, identity, objective
 
 LOG = math.log
@@ -49,8 +49,10 @@ def test_values_stay_to_the_bit_and_gradients_are_scaled() -> None:
 def test_any_objective_keeps_its_value_and_its_gradient_has_delta(name: str) -> None:
     z = torch.tensor([-30.0, -50.0, -70.0, -20.0], dtype=torch.float64, requires_grad=True)
     batch = collate(rows()[:2], (2,), "mean", 99)
-    plain, sums = pair_loss(z, torch.ones(4, 3), batch, objective(name), OFF)
-    changed, changed_sums = pair_loss(calibrate(z, 3.0), torch.ones(4, 3), batch, objective(name), OFF)
+    plain, sums = pair_losses(z, torch.ones(4, 3), batch, objective(name), OFF)
+    plain = plain.mean()
+    changed, changed_sums = pair_losses(calibrate(z, 3.0), torch.ones(4, 3), batch, objective(name), OFF)
+    changed = changed.mean()
     assert plain.item() == changed.item() and torch.equal(sums, changed_sums)
     (before,) = torch.autograd.grad(plain, z)
     assert before.abs().min() > 1e-12
@@ -149,7 +151,8 @@ def figures(micro: int, rank: int = 0, workers: int = 1, name: str = "sppo") -> 
         parts = []
         for batch in batched(part, micro):
             z, states = instruments.forward(model, batch, step)
-            loss, added = pair_loss(z, states, batch, wanted.objective, wanted.repulsion)
+            loss, added = pair_losses(z, states, batch, wanted.objective, wanted.repulsion)
+            loss = loss.mean()
             (loss * micro / 4).backward()
             parts.append(added)
         sums = torch.stack(parts).sum(0)

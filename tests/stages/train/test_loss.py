@@ -14,7 +14,7 @@ from stages.train import objectives, repulsion
 from stages.train.collate import COLUMNS, collate
 from stages.train.config import RepulsionIdentity, TrainIdentity
 from stages.train.forward import forward
-from stages.train.loss import GAUGE, MOVES, SUMS, pair_loss, recorded, scores_of
+from stages.train.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
 from stages.train.objective_config import KINDS, ObjectiveIdentity, has_base, has_reference, objective_from
 from stages.train.worker import load_policy, load_rows
 from tests.stages.train.rig import HINGE, OFF, inputs_of, objective, train_inputs, train_job
@@ -52,7 +52,8 @@ def batch(gated: bool, wanted: ObjectiveIdentity) -> tuple[Tensor, Tensor, dict[
 def test_gate_and_repulsion_combine_with_every_objective(name: str, gated: bool, term: RepulsionIdentity) -> None:
     wanted = objective(name)
     z, states, columns = batch(gated, wanted)
-    total, sums = pair_loss(z, states, columns, wanted, term)
+    total, sums = pair_losses(z, states, columns, wanted, term)
+    total = total.mean()
     scores, scale = scores_of(z, columns), objectives.loss_scale(wanted)
     expected = scale * objectives.loss(wanted, scores).mean()
     if term.name != "off":
@@ -72,7 +73,7 @@ def test_gate_and_repulsion_combine_with_every_objective(name: str, gated: bool,
 @EVERY
 def test_the_gate_changes_every_objective(name: str) -> None:
     wanted = objective(name)
-    losses = [pair_loss(*batch(gated, wanted), wanted, OFF)[0].item() for gated in (False, True)]
+    losses = [pair_losses(*batch(gated, wanted), wanted, OFF)[0].mean().item() for gated in (False, True)]
     assert abs(losses[1] - losses[0]) > 1e-3 * abs(losses[0])
 
 
@@ -99,7 +100,8 @@ def test_every_objective_trains_a_policy(name: str, inputs: list[Any], tmp_path:
     seen = []
     for _ in range(4):
         z, states = forward(model, columns)
-        total, _ = pair_loss(z, states, columns, wanted, HINGE)
+        total, _ = pair_losses(z, states, columns, wanted, HINGE)
+        total = total.mean()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -104,8 +104,8 @@ def test_both_layouts_without_padding_equal_the_padded_one(layout: str, flash: N
     padded, *expected = scored(bind(model, "float32"))
     assert padded["input_ids"].shape == (6, 70)
     assert expected[0].std() > 5 and expected[2].abs().max() > 0.1
-    for ours, theirs in zip((z, states, gradient), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for ours, theirs, rtol in zip((z, states, gradient), expected, (0, 1e-4, 1e-4), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "mistral", "gemma2", "phi3", "olmo2"])
@@ -115,7 +115,8 @@ def test_other_architectures_hand_on_where_sequences_end(architecture: str, flas
     shape = {"vocab_size": 50000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2, "pad_token_id": 0}
     window = {"sliding_window": 6} if architecture in ("mistral", "gemma2") else {}
-    config = AutoConfig.for_model(architecture, **shape, **heads, **window, attn_implementation="eager")
+    cap = {"attn_logit_softcapping": 0.5} if architecture == "gemma2" else {}
+    config = AutoConfig.for_model(architecture, **shape, **heads, **window, **cap, attn_implementation="eager")
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         padded = collate(ROWS, (2,), "mean", 0)
@@ -124,6 +125,21 @@ def test_other_architectures_hand_on_where_sequences_end(architecture: str, flas
         z, _ = forward(flat, collate(ROWS, (2,), "mean", flat.shared_up_to, flat.flat))
     assert flat.flat and flat.shared_up_to == 0
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-4)
+
+
+def test_capped_attention_is_capped_without_flash() -> None:
+    """transformers' fused attention does not look at the cap: a policy that it loads by default must not use it."""
+    shape = {"vocab_size": 50000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, "pad_token_id": 0}
+    found = []
+    for cap, loaded in ((0.5, "sdpa"), (0.5, "eager"), (None, "sdpa")):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("gemma2", **shape, **heads, attn_implementation=loaded, attn_logit_softcapping=cap)
+        model = bind(AutoModelForCausalLM.from_config(config).eval(), "float32")
+        with torch.no_grad():
+            found.append(forward(model, collate(ROWS, (2,), "mean", model.shared_up_to, model.flat))[0])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4)
+    assert (found[0] - found[2]).abs().max() > 0.1  # the cap matters here
 
 
 def test_the_reference_scores_sequences_one_after_another(flash: None, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from stages.train.collate import Row, collate
 from stages.train.forward import bind, forward
 from stages.train.instruments import Instruments
-from stages.train.loss import SUMS, pair_loss
+from stages.train.loss import SUMS, pair_losses
 from stages.train.objective_config import Sppo
 from stages.train.reading import Reading, decoder_layers
 from stages.train.repulsion import TERMS, distance, pool
@@ -120,30 +120,34 @@ def test_norms_by_hand() -> None:
     reading = Reading(small(), -1)
     for _ in range(2):
         onward, states = reading.through(lambda: torch.ones(1, 3, 4, requires_grad=True) * 1.0)
-        # 2 at each of 12 entries; 3 and 4 at one entry each: 48 and 25, twice
-        (2 * onward.sum() + 3 * states[0, 0, 0] + 4 * states[0, 2, 1]).backward()
-    assert reading.squares.tolist() == [96.0, 50.0]
+        # 2 at each of 3 tokens; 3 and 4 at one token's entry each, and 3 and -3 at two tokens' third: twice
+        cancels = 3 * states[0, 0, 2] - 3 * states[0, 1, 2]
+        (2 * onward.sum() + 3 * states[0, 0, 0] + 4 * states[0, 2, 1] + cancels).backward()
+    assert reading.gradients is not None
+    assert reading.gradients.tolist() == [[12.0] * 4, [6.0, 8.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("layer", [-1, 1])
 def test_the_ratio_is_that_of_two_backward_passes(layer: int) -> None:
-    """The gradients of L_beta and of lambda L_rep, each alone, at the states that are read."""
+    """The gradients of L_beta and of lambda L_rep, each alone, of a bias added to the states that are read."""
     objective = Sppo(name="sppo", beta=0.1, loss_scale=7.0)
     batch = collate(ROWS, (2,), "mean", 99)
     norms = []
     for part in ("L_beta", "L_rep"):
-        model, grads = checkpointed(), []
+        model, bias = checkpointed(), torch.zeros(32, requires_grad=True)
         place = model.model.norm if layer == -1 else model.model.layers[layer]
-        place.register_forward_hook(lambda _m, _i, out, kept=grads: out.register_hook(kept.append) and None)
+        place.register_forward_hook(lambda _m, _i, out, bias=bias: out + bias)
         z, states = forward(model, batch, Reading(model, layer))
-        loss = pair_loss(z, states, batch, objective, OFF)[0] if part == "L_beta" else 7 * 0.5 * hinge(states)
+        loss = pair_losses(z, states, batch, objective, OFF)[0].mean() if part == "L_beta" else 7 * 0.5 * hinge(states)
         loss.backward()
-        norms.append(grads[0].norm().item())
+        assert bias.grad is not None
+        norms.append(bias.grad.norm().item())
     model = checkpointed()
     reading = Reading(model, layer)
     z, states = forward(model, batch, reading)
-    pair_loss(z, states, batch, objective, replace(HINGE, weight=0.5))[0].backward()
-    assert reading.squares.sqrt().tolist() == pytest.approx(norms, rel=1e-5)
+    pair_losses(z, states, batch, objective, replace(HINGE, weight=0.5))[0].mean().backward()
+    assert reading.gradients is not None
+    assert reading.gradients.norm(dim=1).tolist() == pytest.approx(norms, rel=1e-4)
 
 
 def hinge(states: Tensor) -> Tensor:
@@ -188,7 +192,8 @@ def one_step(engine: nn.Module, model: Any, backward: Any) -> dict[str, float]:
     instruments = Instruments(model, wanted, band_every=1)
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = instruments.forward(engine, batch, 0)
-    loss, sums = pair_loss(z, states, batch, wanted.objective, wanted.repulsion)
+    loss, sums = pair_losses(z, states, batch, wanted.objective, wanted.repulsion)
+    loss = loss.mean()
     backward(loss.float())
     d_w, d_l = (sums[SUMS.index(name)].item() / 2 for name in ("d_w", "d_l"))
     return instruments.record(2, d_w, d_l)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stages.train.collate import Row, collate
 from stages.train.config import RepulsionIdentity
 from stages.train.forward import bind, forward
-from stages.train.loss import pair_loss
+from stages.train.loss import pair_losses
 from stages.train.objective_config import Sppo
 from stages.train.repulsion import TERMS, distance, pool, pool_weights
 
@@ -96,7 +96,8 @@ def repel(model: LlamaForCausalLM, name: str) -> tuple[Tensor, float]:
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
     term = RepulsionIdentity(name=name, weight=1.0, margin=2.0, pooling="mean", layer=-1)
-    loss, _ = pair_loss(z, states, batch, NO_OBJECTIVE, term)
+    loss, _ = pair_losses(z, states, batch, NO_OBJECTIVE, term)
+    loss = loss.mean()
     return loss, distance(*states.detach().chunk(2)).mean().item()
 
 
@@ -124,5 +125,6 @@ def test_off_has_no_gradient_from_the_states() -> None:
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
     off = RepulsionIdentity(name="off", weight=5.0, margin=1.0, pooling="mean", layer=-1)
-    loss, _ = pair_loss(z.detach(), states, batch, NO_OBJECTIVE, off)
+    loss, _ = pair_losses(z.detach(), states, batch, NO_OBJECTIVE, off)
+    loss = loss.mean()
     assert not loss.requires_grad

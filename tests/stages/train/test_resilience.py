@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import TrainingFault
 from pipeline.job import Input
 from pipeline.stopping import Stopped
-from stages.train import checkpoint
+from stages.train import checkpoint, memory
 from stages.train.stage import Trained, run
 from tests.stages.train.rig import OFF, digests, identity, kill_at, runtime, steps, train_inputs, train_job
 from tests.tiny import tiny_policy
@@ -140,6 +140,19 @@ def test_out_of_memory_with_one_pair_names_remedies(ray_started: None, wide: lis
         run(job, report)
     kept = checkpoint.latest(job)
     assert kept is not None and kept[1] >= 3
+
+
+@pytest.mark.slow
+def test_a_worker_killed_for_its_memory_goes_on_with_less(
+    ray_started: None, wide: list[Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's count looks as if it had risen while the workers ran; the kill is real."""
+    monkeypatch.setattr(memory, "kernel_kills", lambda: -1)  # in the driver; the controller reads the real one
+    seen, report = kill_at(4)
+    wanted = identity(**LONG)
+    run(train_job(tmp_path, wide, wanted, runtime(micro_batch=BATCH, max_failures=0)), report)
+    assert "rank 0 ran out of memory with 4 pairs in a forward pass" in texts(seen) and "checkpoint with 2" in texts(seen)
+    assert [e["done"] for e in seen if "done" in e][-1] == 8
 
 
 def test_a_probed_micro_batch_changes_nothing_but_itself(ray_started: None, wide: list[Input], tmp_path: Path) -> None:

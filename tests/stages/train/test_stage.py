@@ -102,7 +102,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_rows(
     rows, _ = load_rows(train_job(tmp_path, inputs))
     order, _ = deal([row.length for row in rows], 1, 2, identity().seed)
     broken = rows[order[9]].id  # of the fifth step
-    job = train_job(tmp_path, [_with_nan_target(source, tmp_path, broken) for source in inputs])
+    given = [_with_nan_target(source, tmp_path, broken) for source in inputs]
+    job = train_job(tmp_path, given, how=runtime(micro_batch=2))  # the other pair of its pass is not named
     seen: list[dict[str, Any]] = []
     with pytest.raises(TrainingFault) as caught:
         run(job, seen.append)
@@ -113,6 +114,19 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_rows(
     assert len([e for e in seen if e.get("event") == "worker"]) == 1  # not tried again
     kept = checkpoint.latest(job)
     assert kept is not None and kept[1] == 3
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_the_probe_stops_as_well(
+    ray_started: None, inputs: list[Input], tmp_path: Path
+) -> None:
+    rows, _ = load_rows(train_job(tmp_path, inputs))
+    broken = max(rows, key=lambda row: row.shared_length).id  # the probe's first
+    given = [_with_nan_target(source, tmp_path, broken) for source in inputs]
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(TrainingFault, match=f"loss is not finite at optimizer step 1; rows {broken};"):
+        run(train_job(tmp_path, given, how=runtime(micro_batch="auto")), seen.append)
+    assert len([e for e in seen if e.get("event") == "worker"]) == 1  # not tried again
 
 
 def _with_nan_target(source: Input, folder: Path, row_id: str) -> Input:

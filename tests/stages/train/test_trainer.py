@@ -17,7 +17,7 @@ from stages.train.config import (
     TrainIdentity,
     optimizer_steps,
 )
-from stages.train.loss import SUMS, pair_loss, recorded
+from stages.train.loss import SUMS, pair_losses, recorded
 from stages.train.objective_config import Sppo
 from stages.train.recipe import OPTIMIZERS, deepspeed_config, schedule
 from tests.stages.train.rig import HINGE, OFF, identity, runtime
@@ -86,10 +86,11 @@ def batch_of_two() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
     return z, states, {**batch, "response_mask": torch.ones(4, 3, dtype=torch.bool)}
 
 
-def test_pair_loss_by_hand() -> None:
+def test_pair_losses_by_hand() -> None:
     z, states, batch = batch_of_two()
     # eta = 10; pair 1: h = (1, -1), targets (4, -3): (9 + 4)/2; pair 2: h = (-1, 0), targets (1, 0): 4/2
-    loss, sums = pair_loss(z, states, batch, SPPO, OFF)
+    loss, sums = pair_losses(z, states, batch, SPPO, OFF)
+    loss = loss.mean()
     assert loss.item() == pytest.approx((6.5 + 2.0) / 2, abs=1e-12)
     named = dict(zip(recorded(SPPO), sums.tolist(), strict=True))
     assert named["loss"] == pytest.approx(8.5, abs=1e-12)
@@ -102,9 +103,11 @@ def test_pair_loss_by_hand() -> None:
 
 def test_repulsion_is_inside_the_scale() -> None:
     z, states, batch = batch_of_two()
-    plain, _ = pair_loss(z, states, batch, SPPO, OFF)
+    plain, _ = pair_losses(z, states, batch, SPPO, OFF)
+    plain = plain.mean()
     term = RepulsionIdentity(name="hinge", weight=0.5, margin=1.0, pooling="mean", layer=-1)
-    both, sums = pair_loss(z, states, batch, SPPO, term)
+    both, sums = pair_losses(z, states, batch, SPPO, term)
+    both = both.mean()
     hinge = (1 - 0.8**0.5) ** 2  # the second pair is further apart than the margin
     assert sums[SUMS.index("l_rep")].item() == pytest.approx(hinge, abs=1e-6)
     assert (both - plain).item() == pytest.approx(100 * 0.5 * hinge / 2, abs=1e-4)
@@ -112,13 +115,13 @@ def test_repulsion_is_inside_the_scale() -> None:
 
 def test_sums_of_micro_batches_add_up() -> None:
     z, states, batch = batch_of_two()
-    _, whole = pair_loss(z, states, batch, SPPO, HINGE)
+    _, whole = pair_losses(z, states, batch, SPPO, HINGE)
     halves = []
     for i in range(2):
         rows = [i, i + 2]
         part = {name: column[[i]] for name, column in batch.items() if name != "response_mask"}
         part["response_mask"] = batch["response_mask"][rows]
-        halves.append(pair_loss(z[rows], states[rows], part, SPPO, HINGE)[1])
+        halves.append(pair_losses(z[rows], states[rows], part, SPPO, HINGE)[1])
     torch.testing.assert_close(halves[0] + halves[1], whole, rtol=1e-12, atol=1e-12)
 
 

@@ -1,0 +1,93 @@
+"""What is tried next when memory ran out, in a process that could say so and in one that was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from pipeline.job import Job
+from stages.train import memory
+from stages.train.config import TRAIN
+from stages.train.endings import noted
+from stages.train.group import Watching
+from stages.train.room import AGAIN, FAULT, MICRO_BATCH, PROBED, room, tell, told
+from tests.stages.train.rig import runtime
+
+
+@pytest.fixture
+def vmstat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's counts of this machine, in a file of the test's own."""
+    path = tmp_path / "vmstat"
+    path.write_text("pgfault 17\noom_kill 3\n")
+    monkeypatch.setattr(memory, "VMSTAT", path)
+    return path
+
+
+def job_of(tmp_path: Path, micro_batch: Any) -> Job:
+    job = Job(
+        spec=TRAIN, fingerprint="", identity={"global_batch": 8}, runtime=vars(runtime(micro_batch=micro_batch)),
+        inputs={}, out=tmp_path, attempt="a", scratch=tmp_path,
+    )  # fmt: skip
+    room(job).mkdir()
+    return job
+
+
+def test_a_failed_allocation_halves(tmp_path: Path) -> None:
+    job = job_of(tmp_path, 8)
+    assert noted(job, 0, MemoryError())
+    assert told(job, AGAIN)["runtime"] == {"micro_batch": 4}
+
+
+def test_with_one_pair_there_is_no_less(tmp_path: Path) -> None:
+    job = job_of(tmp_path, 1)
+    assert noted(job, 0, MemoryError())
+    assert told(job, AGAIN) is None and "with 1 pair in a forward pass" in told(job, FAULT)["message"]
+
+
+def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "auto")
+    tell(job, PROBED, 4)
+    assert noted(job, 1, MemoryError())
+    assert told(job, AGAIN) == {
+        "text": "rank 1 ran out of memory trying more than 4 pairs in a forward pass; it stays at 4",
+        "runtime": {"micro_batch": 4},
+    }
+
+
+def test_after_the_probe_its_number_is_halved(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "auto")
+    tell(job, PROBED, 8)
+    tell(job, MICRO_BATCH, 4)
+    assert noted(job, 0, MemoryError())
+    assert told(job, AGAIN)["runtime"] == {"micro_batch": 2}
+
+
+def test_a_kill_by_rays_memory_monitor_halves(tmp_path: Path, vmstat: Path) -> None:
+    job = job_of(tmp_path, 8)
+    killed = WorkerHealthCheckFailedError("gone", OutOfMemoryError("Memory on the node was 23.5GB / 24GB"))
+    Watching(job).after_exception(None, {1: killed})
+    assert told(job, AGAIN)["runtime"] == {"micro_batch": 4} and "rank 1" in told(job, AGAIN)["text"]
+
+
+def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmstat: Path) -> None:
+    job = job_of(tmp_path, 8)
+    watching = Watching(job)
+    died = {0: WorkerHealthCheckFailedError("gone", ActorDiedError())}
+    watching.after_exception(None, died)
+    assert told(job, AGAIN) is None
+    vmstat.write_text("pgfault 18\noom_kill 4\n")
+    watching.after_exception(None, died)
+    assert told(job, AGAIN)["runtime"] == {"micro_batch": 4}
+
+
+def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path) -> None:
+    job = job_of(tmp_path, 8)
+    watching = Watching(job)
+    watching.host = "elsewhere"
+    vmstat.write_text("oom_kill 9\n")
+    watching.after_exception(None, {0: WorkerHealthCheckFailedError("gone", ActorDiedError())})
+    assert told(job, AGAIN) is None
