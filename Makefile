@@ -58,7 +58,7 @@ study-smoke: setup  ## two arms, one seed, two small iterations: do studies run 
 study-small: setup  ## six arms, two seeds, three iterations on the prompts of the file PROMPTS: a working day; resumes
 	@$(STUDY) small $(ON) $(if $(PROMPTS),prompts=file prompts.path=$(PROMPTS)) $(ARGS)
 
-study-lr: setup  ## learning rate x global batch, nine trainings on the same samples: an hour
+study-lr: setup  ## learning rate x global batch, six trainings on the same samples: half an hour
 	@$(STUDY) sweep $(ON) $(if $(PROMPTS),prompts=file prompts.path=$(PROMPTS)) $(ARGS)
 
 clean:  ## removes caches and build output; runs, store and .venv stay

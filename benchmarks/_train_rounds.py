@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ TUNED: dict[str, Any] = {
     "remove_unused_columns": False,
 }
 """What TRL offers a CPU: padding_free is switched off in 1.16, Liger needs a GPU. Lengths are an unused column."""
+ON_GPU: dict[str, dict[str, Any]] = {
+    "flash_attn": {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}},
+    "liger_kernel": {"use_liger_kernel": True},
+}
+"""And a GPU, where the package is installed. Not tried yet."""
 PLAIN: dict[str, Any] = {**TUNED, "train_sampling_strategy": "sequential"}
 PARITY_STEPS, PARITY_MICRO = 3, 2
 """Optimizer steps, and pairs of a forward pass."""
@@ -130,7 +136,7 @@ def speed(bench: Bench, case: str) -> list[Row]:
     """Return tokens/s, memory and the split of a step of TRL's defaults, its best and ours."""
     micro = _fastest(bench)
     best = f"TRL, best (batch {micro})"
-    theirs = {DEFAULTS: bench.trl(), best: bench.trl(micro, TUNED)}
+    theirs = {DEFAULTS: bench.trl(), best: bench.trl(micro, tuned(bench.asked.gpu))}
     ours = {OURS: bench.ours(), LEAN: bench.ours(LEAN_MICRO)}
     settings = theirs | ours
     told = bench.go(settings, also=[REFERENCE])
@@ -145,7 +151,7 @@ def speed(bench: Bench, case: str) -> list[Row]:
         *_speed_rows(f"{case}; with the reference's pass", tokens, whole, ours, aims),
         *_computed_rows(case, told, settings),
         *_memory_rows(case, told, ours, theirs),
-        *(mfu_rows(case, told, bench.asked.adapter) if bench.asked.gpu else ()),
+        *(mfu_rows(case, told, bench.asked.adapter, bench.pairs) if bench.asked.gpu else ()),
         *(row for name in settings for row in split_rows(case, name, told[name], steps=_steps(bench.pairs))),
     ]
 
@@ -155,9 +161,15 @@ def _fastest(bench: Bench) -> int:
     batches: list[int] = bench.asked.batches
     if len(batches) == 1:
         return batches[0]
-    tried = bench.on(bench.pairs, 1)
-    found = {micro: tried.go({BEST: tried.trl(micro, TUNED)})[BEST][0]["seconds"] for micro in batches}
+    tried, options = bench.on(bench.pairs, 1), tuned(bench.asked.gpu)
+    found = {micro: tried.go({BEST: tried.trl(micro, options)})[BEST][0]["seconds"] for micro in batches}
     return min(found, key=lambda micro: found[micro])
+
+
+def tuned(gpu: bool) -> dict[str, Any]:
+    """Return TRL's best settings on this hardware."""
+    there = [options for package, options in ON_GPU.items() if gpu and find_spec(package)]
+    return {**TUNED, **{name: value for options in there for name, value in options.items()}}
 
 
 def _steps(pairs: Pairs) -> int:
@@ -204,15 +216,18 @@ def _memory_rows(case: str, told: Answers, ours: Iterable[str], theirs: Iterable
     ]
 
 
-def mfu_rows(case: str, told: Answers, adapter: str) -> list[Row]:
+def mfu_rows(case: str, told: Answers, adapter: str, pairs: Pairs) -> list[Row]:
     """Return the FLOPs a second of ours, of what an H100 does in bf16 on dense matrices; in %.
 
-    2 a parameter and token computed forward, 2 for the gradient of what went in, 2 for that of trained weights.
+    2 a weight and token computed forward, 2 for the gradient of what went in, 2 for that of trained weights; the head
+    at the tokens of responses alone, attention's own products not counted.
     """
-    parameters, answers = told[DEFAULTS][0]["parameters"], told[OURS]
+    sizes, answers = told[DEFAULTS][0], told[OURS]
     seconds = statistics.median(one["seconds"] for one in answers)
+    responses = sum(len(row.chosen) + len(row.rejected) for row in pairs.rows)
     each = 6 if adapter == "off" else 4
-    share = 100 * each * parameters * answers[0]["computed"] / seconds / H100_FLOPS
+    needed = each * (sizes["trunk"] * answers[0]["computed"] + sizes["head"] * responses)
+    share = 100 * needed / seconds / H100_FLOPS
     return [Row(case, f"{OURS}: model FLOPs of an H100's {H100_FLOPS / 1e12:.0f} T/s", share, MFU, aim=45)]
 
 

@@ -33,12 +33,19 @@ def trainer(setting: Setting, steps: int, folder: Path) -> tuple[DPOTrainer, dic
         processing_class=AutoTokenizer.from_pretrained(setting.pairs.policy),
         peft_config=None if setting.adapter == "off" else LORA,
     )
-    told = {"parameters": sum(parameter.numel() for parameter in built.model.parameters())}
+    told = _sizes(built.model)
     if not seconds:
         return built, told
     columns = (built.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps"))
     scores = list(zip(*(map(float, column) for column in columns), strict=True))
     return built, {**told, "precompute": seconds["_precompute_ref_logps"], "scores": scores}
+
+
+def _sizes(model: Any) -> dict[str, Any]:
+    """Return the weights that every token goes through, and those of the head, which responses alone need."""
+    inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    looked_up = 0 if inputs is head else inputs.numel()
+    return {"trunk": sum(p.numel() for p in model.parameters()) - head.numel() - looked_up, "head": head.numel()}
 
 
 def _example(row: Any) -> dict[str, Any]:

@@ -181,6 +181,25 @@ def test_where_a_step_goes(part: Any) -> None:
     assert found["it: of it the reference's"] == 2.0
 
 
+@pytest.mark.parametrize(("adapter", "each"), [("off", 6), ("lora", 4)])
+def test_model_flops_by_hand(part: Any, tmp_path: Path, adapter: str, each: int) -> None:
+    """In a second, 10 weights at each of 7 tokens, and a head of 100 at the 5 tokens of responses."""
+    rounds = part("_train_rounds")
+    rows = [Row(id="a", prompt=[1, 2], chosen=[3, 4], rejected=[5, 6, 7])]
+    pairs = part("_train_pairs").Pairs(policy=tmp_path, rows=rows, samples=as_input("samples", tmp_path, []))
+    told = {rounds.DEFAULTS: [{"trunk": 10, "head": 100}], rounds.OURS: [{"seconds": 1.0, "computed": 7}]}
+    (row,) = rounds.mfu_rows("case", told, adapter, pairs)
+    assert row.value == pytest.approx(100 * each * (70 + 500) / 989e12) and row.aim == 45
+
+
+def test_trls_best_takes_what_a_gpu_offers(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = part("_train_rounds")
+    monkeypatch.setattr(rounds, "find_spec", lambda name: name == "flash_attn")
+    assert rounds.tuned(gpu=False) == rounds.TUNED
+    added = {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}}
+    assert rounds.tuned(gpu=True) == {**rounds.TUNED, **added}
+
+
 def test_hard_targets(part: Any, tmp_path: Path) -> None:
     rows = [Row(id=str(i), prompt=[1, 2], chosen=[3], rejected=[4, 5]) for i in range(2)]
     samples = as_input("samples", tmp_path, [])

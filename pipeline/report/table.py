@@ -140,6 +140,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("pairs in the band", _number("train", "in_band", ".1%")),
     ("pairs reversed", _number("train", "reversed", ".1%")),
     ("repulsion's gradient / objective's", _number("train", "repulsion_ratio", ".3f")),
+    ("‖u_w-u_l‖ of new pairs, before training", _number("train", "distance_new", ".3f")),
     ("reward calibration δ, last step", _number("train", "delta", ".3f")),
     ("sampled tokens/s", _rate("sample")),
     ("trained tokens/s", _rate("train")),

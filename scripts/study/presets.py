@@ -37,7 +37,7 @@ STUDIES: Mapping[str, Study] = {
             "seed=0",
             "experiment=sppo,s_sppo",
             "iterations=2",
-            "prompts.per_iteration=24",
+            "prompts.per_iteration=27",
             "sampler.max_tokens=48",
             "trainer.global_batch=3",
         ),
@@ -50,9 +50,14 @@ STUDIES: Mapping[str, Study] = {
             "seed=0,1",
             "experiment=sppo,s_sppo,gate_only,repulsion_only,gate_permuted,dpo",
             "iterations=3",
-            "prompts.per_iteration=64",
+            "prompts.per_iteration=36",
             "prompts.slices=null",
             "prompts.heldout=400",
+            "prompts.max_tokens=60",
+            "sampler.max_tokens=32",
+            "sampler.shard_rows=36",
+            "evaluate.shard_rows=200",
+            "trainer.global_batch=4",
         ),
         baseline="sppo",
         also=(("s_sppo", "gate_permuted"),),
@@ -65,11 +70,11 @@ STUDIES: Mapping[str, Study] = {
             "run.name=study-sweep",
             "seed=0",
             "trainer.lr=3e-6,1e-5,3e-5",
-            "trainer.global_batch=2,4,8",
+            "trainer.global_batch=8,4",
             "iterations=1",
         ),
         baseline="lr=1e-05,global_batch=8",
-        note="The best of nine is chosen on the prompts it is measured on: its own win rate is flattered.",
+        note="The best of six is chosen on the prompts it is measured on: its own win rate is flattered.",
     ),
 }
 
@@ -78,7 +83,7 @@ def overrides_of(study: Study, more: Sequence[str]) -> list[str]:
     """Return the overrides of the study, those of `more` in the places of their keys: the order of sweeps is kept."""
     if study.own_prompts and not any(key(one) == "prompts" for one in more):
         raise ConfigError(
-            "this study holds out 400 prompts and trains on 192; the starter prompts are too few. Say which to take: "
+            "this study holds out 400 prompts and trains on 108; the starter prompts are too few. Say which to take: "
             'make study-small PROMPTS=my.jsonl (a column `prompt`), or ARGS="prompts=ultrafeedback".'
         )
     own = {key(one): [other for other in more if key(other) == key(one)] or [one] for one in study.overrides}

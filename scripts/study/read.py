@@ -37,6 +37,7 @@ FIGURES = (
     Figure(name="reversed", step="train", key="reversed", form=".1%"),
     Figure(name="ρ", step="train", key="rho", form="+.3f"),
     Figure(name="repulsion / objective", step="train", key="repulsion_ratio", form=".3f"),
+    Figure(name="‖u_w-u_l‖, new pairs", step="train", key="distance_new", form=".3f"),
     Figure(name="clipped steps", step="train", key="clipped_share", form=".0%"),
     Figure(name="saturation", step="train", key="saturation", form=".3f"),
 )

@@ -268,6 +268,7 @@ class _Session:
             "tokens": sum(self.rows[i].tokens for i in self.order),
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
+            "distance_new": steps[0]["distance"],  # under the policy it starts from, of pairs no training has seen
             "noise": steps[0]["abs_h"] if self.noise is None else self.noise,
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
             **_averages(steps, AVERAGED),

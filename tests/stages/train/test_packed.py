@@ -134,7 +134,9 @@ def test_capped_attention_is_capped_without_flash() -> None:
     found = []
     for cap, loaded in ((0.5, "sdpa"), (0.5, "eager"), (None, "sdpa")):
         torch.manual_seed(0)
-        config = AutoConfig.for_model("gemma2", **shape, **heads, attn_implementation=loaded, attn_logit_softcapping=cap)
+        config = AutoConfig.for_model(
+            "gemma2", **shape, **heads, attn_implementation=loaded, attn_logit_softcapping=cap
+        )
         model = bind(AutoModelForCausalLM.from_config(config).eval(), "float32")
         with torch.no_grad():
             found.append(forward(model, collate(ROWS, (2,), "mean", model.shared_up_to, model.flat))[0])

@@ -151,7 +151,9 @@ def test_a_worker_killed_for_its_memory_goes_on_with_less(
     seen, report = kill_at(4)
     wanted = identity(**LONG)
     run(train_job(tmp_path, wide, wanted, runtime(micro_batch=BATCH, max_failures=0)), report)
-    assert "rank 0 ran out of memory with 4 pairs in a forward pass" in texts(seen) and "checkpoint with 2" in texts(seen)
+    assert "rank 0 ran out of memory with 4 pairs in a forward pass" in texts(seen) and "checkpoint with 2" in texts(
+        seen
+    )
     assert [e["done"] for e in seen if "done" in e][-1] == 8
 
 

@@ -50,6 +50,9 @@ def test_files_and_metrics(undisturbed: Trained, inputs: list[Input]) -> None:
     assert [record["step"] for record in records] == list(range(1, 13))
     assert {record["pairs"] for record in records} == {2}
     assert records[0]["lr"] > 0 and records[-1]["lr"] > 0
+    last = records[-1]  # KL(reference || policy) is the mean of -h: positive where the responses became less likely
+    assert last["kl_of_pairs"] == pytest.approx(-(last["h_w"] + last["h_l"]) / 2, abs=1e-9) and last["h_w"] != 0
+    assert undisturbed.summary["distance_new"] == records[0]["distance"]
     assert undisturbed.summary["repeated"] == 1 and undisturbed.rows == {"in": PAIRS, "out": PAIRS, "dropped": {}}
     assert undisturbed.stats["tokens"] > 0
 
