@@ -39,7 +39,7 @@ def load(overrides: Sequence[str]) -> Config:
         config = TypeAdapter(Config).validate_python(plain)
     except ValidationError as error:
         raise ConfigError(_type_message(error)) from None
-    unknown = sorted(set(_dotted(plain)) - set(_dotted(asdict(config))))
+    unknown = sorted(set(_keys(plain)) - set(_keys(asdict(config))))
     if unknown:
         raise ConfigError(_unknown(unknown[0], overrides))
     for complaint in complaints(config):
@@ -131,13 +131,18 @@ def known_keys(overrides: Sequence[str] = ()) -> list[str]:
     chosen = [one for one in overrides if one.partition("=")[0] in groups and "," not in one]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain = OmegaConf.to_container(compose("config", overrides=chosen))
-    return sorted({*_dotted(plain), *groups})
+    return sorted({*_keys(plain), *groups})
 
 
-def _dotted(node: Any, prefix: str = "") -> list[str]:
+def dotted(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of every leaf of nested dicts."""
     if not isinstance(node, dict):
-        return [prefix]
-    return [leaf for key, value in node.items() for leaf in _dotted(value, f"{prefix}.{key}" if prefix else str(key))]
+        return [(prefix, node)]
+    return [leaf for key, value in node.items() for leaf in dotted(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _keys(node: Any) -> list[str]:
+    return [key for key, _ in dotted(node)]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -3,9 +3,10 @@
     python -m scripts.study smoke                                          two arms, two small iterations
     python -m scripts.study small prompts=file prompts.path=my.jsonl       six arms, two seeds, three iterations
     python -m scripts.study sweep                                          learning rate x global batch
+    python -m scripts.study small seed=0 --with there/policies.json ...    with what another machine has measured
 
 It is a `sparring run -m`: run it again to resume; what arms share is made once; overrides that follow replace the
-study's own. The report is runs/<run.name>/report.md, with figure.png and rows.json beside it.
+study's own. The report is runs/<run.name>/report.md, with figure.png, rows.json and policies.json beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from pipeline import cli, commands, config
 from pipeline.errors import ConfigError, DataError, SparringError
-from scripts.study import figure, read, report
+from scripts.study import elsewhere, figure, read, report
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 0 if arguments.report else cli.main(["plan" if arguments.plan else "run", "-m", *overrides])
         if code or arguments.plan:
             return code
-        _report(study, overrides)
+        _report(study, overrides, arguments.others)
     except SparringError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--plan", action="store_true", help="show the steps, tokens, minutes and disk; run nothing")
     only.add_argument("--report", action="store_true", help="report what is done so far; run nothing")
+    parser.add_argument(
+        "--with", dest="others", type=Path, action="append", default=[], metavar="FILE",
+        help="a policies.json of the same study from another machine, to be reported as well; may be repeated",
+    )  # fmt: skip
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, which replace those of the study")
     return parser
 
@@ -60,14 +65,19 @@ def _check(study: Study, overrides: Sequence[str]) -> None:
         )
 
 
-def _report(study: Study, overrides: Sequence[str]) -> None:
+def _report(study: Study, overrides: Sequence[str], others: Sequence[Path]) -> None:
     arms = {arm: config.load(words) for arm, words in commands.arms_of(overrides, multirun=True).items()}
     first = next(iter(arms.values()))
     folder = Path(first.paths.runs) / first.run.name
     found = read.read(folder, Path(first.paths.store), {arm: one.seed for arm, one in arms.items()})
     if not found.policies:
         raise DataError(f"{folder}: no policy of this study is evaluated yet; run it without --report.")
-    made, compared = report.make(first.run.name, study, found, first, len(arms) * first.iterations)
+    settings, planned = elsewhere.shared(list(arms.values())), len(arms) * first.iterations
+    elsewhere.write(folder / "policies.json", found, settings)
+    own = len(found.policies)
+    found = elsewhere.joined(found, others, settings)
+    planned += len(found.policies) - own
+    made, compared = report.make(first.run.name, study, found, first, planned)
     path = folder / "figure.png"
     figures, base = report.averaged(found.policies), report.mean_of(list(found.base.values()))
     figure.draw(path, compared, figures, base, made.title)

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from pipeline import config
-from pipeline.errors import ConfigError
-from scripts.study import compare, figure, report, words
+from pipeline.errors import ConfigError, DataError
+from scripts.study import compare, elsewhere, figure, report, words
 from scripts.study.__main__ import main
 from scripts.study.compare import Bootstrap, Comparison, Estimate, Judged
 from scripts.study.presets import STUDIES, Study, label, overrides_of
@@ -237,6 +237,41 @@ def test_the_report(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def here_and_there(tmp_path: Path) -> tuple[Found, Path, list[config.Config]]:
+    """Seed 0 here, seed 1 in the file of another machine."""
+    parts = [[policy for policy in policies() if policy.seed == seed] for seed in (0, 1)]
+    base: list[Mapping[int, Mapping[str, float]]] = [{seed: {"response tokens, mean": 60.0 + seed}} for seed in (0, 1)]
+    mine, theirs = (Found(policies=tuple(p), base=b, manifests={}, last={}) for p, b in zip(parts, base, strict=True))
+    arms = [config.load(["hardware=cpu", f"experiment={name}", "run.name=a"]) for name in ("sppo", "s_sppo")]
+    path = tmp_path / "policies.json"
+    elsewhere.write(path, theirs, elsewhere.shared(arms))
+    return mine, path, arms
+
+
+def test_policies_of_another_machine_join(tmp_path: Path) -> None:
+    mine, path, arms = here_and_there(tmp_path)
+    elsewhere_run = [config.load(["hardware=cpu", "experiment=dpo", "run.name=b", "seed=7", "iterations=3"])]
+    both = elsewhere.joined(mine, [path], elsewhere.shared([*arms, *elsewhere_run]))
+    key = lambda one: (one.arm, one.seed, one.iteration)  # noqa: E731
+    assert sorted(map(key, both.policies)) == sorted(map(key, policies())) and set(both.base) == {0, 1}
+    wanted = {key(one): one for one in policies()}
+    for one in both.policies:
+        assert one.rates["second"] == pytest.approx(wanted[key(one)].rates["second"], abs=1e-6)
+        assert one.figures == wanted[key(one)].figures
+
+
+def test_policies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    mine, path, arms = here_and_there(tmp_path)
+    other = [config.load(["hardware=cpu", "experiment=sppo", "sampler.k=5"])]
+    with pytest.raises(DataError, match=r"policies\.json: sampler\.k is 4 there and 5 here; such arms cannot"):
+        elsewhere.joined(mine, [path], elsewhere.shared(other))
+    with pytest.raises(DataError, match=r"seed 1, iteration 1 is here as well; leave one of them out"):
+        elsewhere.joined(mine, [path, path], elsewhere.shared(arms))
+    path.write_text("[]")
+    with pytest.raises(DataError, match=r"not a policies\.json that a study has written"):
+        elsewhere.joined(mine, [path], elsewhere.shared(arms))
+
+
 def test_the_last_iteration_is_one_that_most_arms_reached() -> None:
     few = [policy for policy in policies() if (policy.arm, policy.iteration) != ("b", 2)]
     found = report.rounds(few, Study(overrides=(), baseline="b"), SETTINGS)
@@ -270,6 +305,8 @@ def test_a_study_on_a_tiny_policy(tmp_path: Path, capfd: pytest.CaptureFixture[s
     capfd.readouterr()
     assert main(["--report", *arguments]) == 0
     assert (folder / "report.md").read_text() == text
+    assert main(["--report", *arguments, "--with", str(folder / "policies.json")]) == 2
+    assert "is here as well" in capfd.readouterr().err
     shown = {(row["case"], row["metric"]): row for row in json.loads((folder / "rows.json").read_text())}
     evaluated = [_evaluated(tmp_path, books[f"seed={seed},experiment=sppo"]["02"]["evaluate"]) for seed in "01"]
     assert shown["sppo, iteration 2", "win rate against the base, oracle"]["value"] == pytest.approx(fmean(evaluated))
