@@ -1,12 +1,13 @@
 """The figures of the table as JSON: the same rows, their values unrounded.
 
-    {"arms": [{"run", "arm", "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
-               "notes": {"1": [line]}, "judges": [line]}]}
+{"arms": [{"run", "arm", "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
+           "notes": {"1": [line]}, "judges": [line]}]}
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,4 +27,11 @@ def _arm(arm: Arm) -> dict[str, Any]:
     }
     notes = {str(t): lines for t, steps in arm.done.items() if (lines := warnings(steps))}
     judges = worth_of_judges(next(reversed(arm.done.values()), {}))
-    return {"run": arm.run, "arm": arm.name, "iterations": values, "notes": notes, "judges": judges}
+    return {"run": arm.run, "arm": arm.name, "iterations": _finite(values), "notes": notes, "judges": judges}
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,117 @@
+"""The answer in words: is the new policy better than the base, by whose judgement, and how sure is that?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.table import Steps, compared
+
+NAMES = {"oracle": "the oracle", "second": "the second judge"}
+ORACLE = {
+    "better": "Better than the base by the oracle",
+    "worse": "Worse than the base by the oracle",
+    "open": "The oracle cannot tell it from the base",
+    "": "Not judged by the oracle",
+}
+SECOND = {
+    "better": "the second judge calls it better",
+    "worse": "the second judge calls it worse",
+    "open": "the second judge cannot tell",
+    "": "not judged by the second judge",
+}
+"""What a judge says, by `verdict`."""
+ALARM = "Alarm: the oracle rises while the second judge falls"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is said of a run."""
+
+    t: int
+    """The last iteration that was evaluated; 0 without any."""
+    headline: str
+    sentences: tuple[str, ...]
+    tone: str
+    """`good`, `bad`, `open`, or `alarm`: a symbol stands for it, and a colour."""
+
+
+def verdict(row: Mapping[str, Any] | None) -> str:
+    """Return better, worse, open (the interval contains 1/2), or '' where nothing was judged."""
+    if row is None or row["win_rate"] is None:
+        return ""
+    if not row["informative"]:
+        return "open"
+    return "better" if row["win_rate"] > 0.5 else "worse"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Return `0.565 [0.541, 0.590]`."""
+    return f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def answer(done: Mapping[int, Steps]) -> Answer:
+    """Return the answer of a run: of its last evaluated iteration, against the base."""
+    judged = [t for t, steps in done.items() if "evaluate" in steps]
+    if not judged:
+        return Answer(t=0, headline="Not evaluated yet", sentences=(), tone="open")
+    t = max(judged)
+    steps = done[t]
+    rows = {judge: compared(steps, judge, "base") for judge in NAMES}
+    alarms = steps["evaluate"].summary["alarms"]
+    told = {judge: verdict(row) for judge, row in rows.items()}
+    sentences = [_sentence(t, steps, rows), *_alarmed(alarms), *_best(done, t)]
+    return Answer(
+        t=t,
+        headline=ALARM if alarms else headline(told["oracle"], told["second"]),
+        sentences=tuple(sentence for sentence in sentences if sentence),
+        tone="alarm" if alarms else tone(told["oracle"], told["second"]),
+    )
+
+
+def headline(oracle: str, second: str) -> str:
+    """Return what both verdicts come to."""
+    if oracle == second:
+        return {
+            "better": "Better than the base, by both judges",
+            "worse": "Worse than the base, by both judges",
+            "open": "Not informative: neither judge can tell it from the base",
+            "": "Not judged",
+        }[oracle]
+    return f"{ORACLE[oracle]}; {SECOND[second]}"
+
+
+def tone(oracle: str, second: str) -> str:
+    """Return good where both judges agree that it is better, bad where one says worse, else open."""
+    if "worse" in (oracle, second):
+        return "bad"
+    return "good" if oracle == second == "better" else "open"
+
+
+def _sentence(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> str:
+    share = f"{100 * steps['evaluate'].summary['confidence']:.0f}%"
+    parts = [_said(NAMES[judge], row, share) for judge, row in rows.items() if row]
+    return f"Iteration {t} against the base on held-out prompts: " + "; ".join(parts) + "."
+
+
+def _said(judge: str, row: Mapping[str, Any], share: str) -> str:
+    who = judge + (", which training never saw," if judge == NAMES["second"] else "")
+    if row["win_rate"] is None:
+        return f"{who} was trained on all of them"
+    left_out = f", {row['dropped']} left out that it was trained on" if row["dropped"] else ""
+    means = "" if row["informative"] else ", not informative as the interval contains ½"
+    return f"{who} gives it a win rate of {interval(row)} ({share} interval, {row['n']} prompts{left_out}){means}"
+
+
+def _alarmed(opponents: list[str]) -> list[str]:
+    against = {"previous": "the previous policy", "base": "the base"}
+    return [f"Against {against[o]} the oracle rises while the second judge falls: it may be gamed." for o in opponents]
+
+
+def _best(done: Mapping[int, Steps], last: int) -> list[str]:
+    """Say which iteration the second judge puts highest, where it is not the last one."""
+    rows = {t: row for t, steps in done.items() if verdict(row := compared(steps, "second", "base"))}
+    best = max(rows, key=lambda t: rows[t]["win_rate"] if rows[t] else 0.0, default=last)
+    row = rows.get(best)
+    return [f"By the second judge iteration {best} stands highest: {interval(row)}."] if row and best != last else []
