@@ -21,16 +21,28 @@ class Frame:
 
     x: tuple[float, float]
     y: tuple[float, float]
+    width: float = WIDTH
+    height: float = HEIGHT
+
+    @property
+    def right(self) -> float:
+        """Where the axis from left to right ends."""
+        return self.width - RIGHT
+
+    @property
+    def bottom(self) -> float:
+        """Where the axis from left to right lies."""
+        return self.height - BOTTOM
 
     def at_x(self, value: float) -> float:
         """Return the horizontal place of a value, from the left edge of the picture."""
         low, high = self.x
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - low) / (high - low) * (self.right - LEFT)
 
     def at_y(self, value: float) -> float:
         """Return the vertical place of a value, from the top: larger values lie higher."""
         low, high = self.y
-        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        return self.bottom - (value - low) / (high - low) * (self.bottom - TOP)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -52,27 +64,26 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def shown(value: float, span: float) -> str:
-    """Return a tick's label, with the decimals that a span of the axis needs."""
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    decimals = max(0, 1 - math.floor(math.log10(span))) if span < 10 else 0
+def shown(value: float, low: float, high: float) -> str:
+    """Return a tick's label on an axis from low to high: with the decimals it needs, in thousands where it is long."""
+    if max(abs(low), abs(high)) >= 10_000:
+        return f"{value / 1000:g}k".replace("-", "−")
+    decimals = max(0, 1 - math.floor(math.log10(high - low))) if high - low < 10 else 0
     return f"{value:.{min(decimals, 6)}f}".replace("-", "−")
 
 
 def grid(frame: Frame, x_ticks: Sequence[tuple[float, str]], x_name: str) -> Html:
     """Return the lines and labels of both axes."""
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    span = frame.y[1] - frame.y[0]
+    bottom, right = frame.bottom, frame.right
     parts = []
     for value in ticks(*frame.y):
         y = frame.at_y(value)
         parts.append(tag("path", d=f"M{LEFT:g} {y:.2f}H{right:g}", class_="grid"))
-        parts.append(tag("text", shown(value, span), x=LEFT - 6, y=y + 3.5, text_anchor="end"))
+        parts.append(tag("text", shown(value, *frame.y), x=LEFT - 6, y=y + 3.5, text_anchor="end"))
     for value, label in x_ticks:
         parts.append(tag("text", label, x=frame.at_x(value), y=bottom + 15, text_anchor="middle"))
     parts.append(tag("path", d=f"M{LEFT:g} {bottom:g}H{right:g}", class_="axis"))
-    parts.append(tag("text", x_name, x=(LEFT + right) / 2, y=HEIGHT - 4, text_anchor="middle", class_="name"))
+    parts.append(tag("text", x_name, x=(LEFT + right) / 2, y=frame.height - 4, text_anchor="middle", class_="name"))
     return join(parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.report.html.axes import COLOURS, WIDTH
-from pipeline.report.html.markup import Html, tag
+from pipeline.report.html.markup import Html, Value, tag
 from pipeline.report.html.svg import figure, picture
 
 SIDE = 64.0
@@ -32,7 +32,7 @@ def heat(title: str, names: Sequence[str], cells: Mapping[tuple[int, int], float
         parts.append(tag("text", name, x=SIDE - 8, y=top + size / 2 + 4, text_anchor="end"))
         for j, other in enumerate(names):
             parts.append(_cell(SIDE + j * size, top, size, cells.get((i, j)), reach, f"{name} against {other}", i == j))
-    return figure(title, picture(title, parts, SIDE / 2 + len(names) * size + 4), [])
+    return figure(title, picture(title, parts, WIDTH, SIDE / 2 + len(names) * size + 4), [])
 
 
 def _column(name: str, x: float) -> Html:
@@ -40,8 +40,8 @@ def _column(name: str, x: float) -> Html:
 
 
 def _cell(x: float, y: float, size: float, value: float | None, reach: float, said: str, own: bool) -> Html:
-    box = {"x": x + 1, "y": y + 1, "width": size - 2, "height": size - 2}
-    middle = {"x": x + size / 2, "y": y + size / 2 + 4, "text_anchor": "middle"}
+    box: dict[str, Value] = {"x": x + 1, "y": y + 1, "width": size - 2, "height": size - 2}
+    middle: dict[str, Value] = {"x": x + size / 2, "y": y + size / 2 + 4, "text_anchor": "middle"}
     if value is None:
         return tag("g", tag("rect", class_="empty", **box), tag("text", "·" if own else "", **middle))
     opacity = STRONGEST * abs(value - 0.5) / reach
@@ -73,7 +73,7 @@ def bars(title: str, unit: str, rows: Sequence[tuple[str, Mapping[str, float]]],
         (kind, tag("rect", x=2, y=1, width=24, height=10, class_=f"bar c{look % COLOURS}"))
         for look, kind in enumerate(kinds)
     ]
-    return figure(title, picture(title, parts, len(rows) * (BAR + 8) + 4), keys)
+    return figure(title, picture(title, parts, WIDTH, len(rows) * (BAR + 8) + 4), keys)
 
 
 def _part(x: float, y: float, width: float, kind: str, look: int, said: str) -> Html:

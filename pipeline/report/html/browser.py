@@ -100,14 +100,13 @@ def card(t: int, arms: str, prompt: Prompt) -> Html:
     parts += [_turn(message) for message in prompt.messages]
     parts += [_response(i, row, prompt) for i, row in enumerate(prompt.responses)]
     parts += [_matrices(prompt), *(_pair(row) for row in prompt.pairs)]
-    data = {"data_iteration": t, "data_arm": arms, "data_reason": prompt.reason}
-    return tag("details", *parts, class_="prompt", **data)
+    return tag("details", *parts, class_="prompt", data_iteration=t, data_arm=arms, data_reason=prompt.reason)
 
 
 def _outcome(prompt: Prompt) -> str:
     if not prompt.pairs:
         return f"no pair: {prompt.reason}" if prompt.reason else "no pair"
-    return ", ".join(f"{row['chosen']} beats {row['rejected']}" for row in prompt.pairs[:3])
+    return ", ".join(f"{row['chosen']} over {row['rejected']}" for row in prompt.pairs[:3])
 
 
 def cut(text: str, most: int) -> str:

@@ -54,8 +54,8 @@ def _rates(story: Story, judge: str, opponent: str) -> list[Point]:
 def lengths(stories: Sequence[Story]) -> Html:
     """Return what held-out responses are like, by policy: 0 is the base."""
     titles = {
-        "length_mean": "Tokens of a held-out response, mean",
-        "length_p95": "Tokens of a held-out response, 95th percentile",
+        "length_mean": "Tokens of held-out responses, mean",
+        "length_p95": "Tokens of held-out responses, p95",
         "cap_rate": "Held-out responses cut at the limit, %",
     }
     return charts([_by_policy(stories, key, title) for key, title in titles.items()])
@@ -90,11 +90,9 @@ def training(story: Story) -> Html:
 
 def band(story: Story) -> Html:
     """Return the disentanglement diagnostics over optimizer steps, measured at some of them."""
-    shares = _over_steps(
-        story, "Pairs in the band, reversed, with ρ < 0, %", ("in_band", "reversed", "rho_negative"), 100
-    )
-    ratio = _over_steps(story, "Ratio of incentives d_w/d_l, and its centre r*", ("incentive_ratio", "r_star"))
-    return charts([shares, ratio, _over_steps(story, "Distance of chosen and rejected states", ("distance",))])
+    shares = _over_steps(story, "Pairs in the band, %", ("in_band", "reversed", "rho_negative"), 100)
+    ratio = _over_steps(story, "Incentives d_w/d_l, and centre r*", ("incentive_ratio", "r_star"))
+    return charts([shares, ratio, _over_steps(story, "Distance of states ‖u_w − u_l‖", ("distance",))])
 
 
 NAMED = {

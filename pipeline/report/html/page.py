@@ -66,7 +66,13 @@ def _top(stories: Sequence[Story]) -> Html:
     made = max((str(m.made_with.get("created", "")) for m in steps), default="")
     named = ("run " if len(stories) == 1 else f"{len(stories)} arms: ") + ", ".join(story.name for story in stories)
     until = f" · last step made {made[:16].replace('T', ' ')} UTC" if made else ""
-    return tag("header", tag("h1", "Did it get better?"), tag("p", named + until, class_="quiet"), *_answers(stories))
+    return tag(
+        "header",
+        tag("h1", "Did it get better?"),
+        tag("p", named + until, class_="quiet"),
+        *_answers(stories),
+        _notes(stories),
+    )
 
 
 def _answers(stories: Sequence[Story]) -> list[Html]:
@@ -91,7 +97,6 @@ def _sections(stories: Sequence[Story]) -> list[Html]:
         ("Dropped", "no step is made yet", tables.drops),
     ]
     return [
-        _section("Notes", "", _notes(stories)),
         _section("Win rate by iteration", "no evaluation yet", curves.win_rates(stories)),
         _section("Length by policy", "no held-out responses yet", curves.lengths(stories)),
         *(_section(name, why, by_arm(stories, drawn)) for name, why, drawn in each),
@@ -123,16 +128,18 @@ def _folded(name: str, inside: Html) -> Html:
 
 def _notes(stories: Sequence[Story]) -> Html:
     """Return what a person should know beside the figures, and what the judges are worth."""
-    several = len(stories) > 1
-    lines = [
-        f"{f'{story.name}, ' if several else ''}iteration {t}: {line}"
-        for story in stories
-        for t, steps in story.done.items()
-        for line in warnings(steps)
-    ]
-    judges = dict.fromkeys(line for s in stories for line in worth_of_judges(next(reversed(s.done.values()), {})))
-    every = [*lines, *(f"Worth of the judges. {line}" for line in judges)]
-    return tag("ul", *(tag("li", line) for line in every)) if every else Html("")
+    said: dict[str, list[str]] = {}
+    for story in stories:
+        for line in _lines(story):
+            said.setdefault(line, []).append(story.name)
+    lines = [line if len(names) == len(stories) else f"{', '.join(names)}: {line}" for line, names in said.items()]
+    return tag("ul", *(tag("li", line) for line in lines), class_="quiet") if lines else Html("")
+
+
+def _lines(story: Story) -> list[str]:
+    noted = [f"iteration {t}: {line}" for t, steps in story.done.items() for line in warnings(steps)]
+    judges = worth_of_judges(next(reversed(story.done.values()), {}))
+    return noted + [f"what the judge is worth: {line}" for line in judges]
 
 
 def _crossplay(story: Story) -> Html:

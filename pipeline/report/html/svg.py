@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.report.html.axes import (
-    BOTTOM,
     COLOURS,
     HEIGHT,
     LEFT,
-    RIGHT,
     TOP,
     WIDTH,
     Frame,
@@ -26,6 +24,8 @@ from pipeline.report.html.axes import (
 from pipeline.report.html.bins import Counts
 from pipeline.report.html.markup import Html, join, number, tag
 
+NARROW = (270.0, 190.0)
+"""Width and height of a histogram, of which four stand beside each other."""
 DODGE = 7.0
 """Between series at one place, so that intervals do not cover each other."""
 MARKED = 24
@@ -85,7 +85,7 @@ def lines(chart: Lines) -> Html:
     marks = chart.x_ticks if chart.x_ticks is not None else _whole(frame)
     parts = [grid(frame, marks, chart.x_name), *(_split(frame, *one) for one in chart.splits)]
     if chart.level is not None:
-        parts.append(tag("path", d=f"M{LEFT:g} {frame.at_y(chart.level):.2f}H{WIDTH - RIGHT:g}", class_="level"))
+        parts.append(tag("path", d=f"M{LEFT:g} {frame.at_y(chart.level):.2f}H{frame.right:g}", class_="level"))
     for place, one in enumerate(series):
         aside = (place - (len(series) - 1) / 2) * DODGE if chart.dodge else 0.0
         parts.append(_line(frame, one, aside))
@@ -98,7 +98,7 @@ def _whole(frame: Frame) -> list[tuple[float, str]]:
 
 def _split(frame: Frame, x: float, name: str) -> Html:
     at = frame.at_x(x)
-    line = tag("path", d=f"M{at:.2f} {TOP:g}V{HEIGHT - BOTTOM:g}", class_="split")
+    line = tag("path", d=f"M{at:.2f} {TOP:g}V{frame.bottom:g}", class_="split")
     return join([line, tag("text", name, x=at + 3, y=TOP + 8, class_="name")])
 
 
@@ -157,7 +157,7 @@ def histogram(title: str, x_name: str, first: Counts, second: Counts | None = No
     if not shown:
         return Html("")
     most = max(max(one.counts) / one.n for one in shown)
-    frame = Frame((first.low, first.high), (0.0, 100 * most * 1.08))
+    frame = Frame((first.low, first.high), (0.0, 100 * most * 1.08), *NARROW)
     marks = [(tick, f"{tick:.4g}".replace("-", "−")) for tick in ticks(*frame.x)]
     parts = [grid(frame, marks, x_name)]
     for one in shown:
@@ -168,7 +168,7 @@ def histogram(title: str, x_name: str, first: Counts, second: Counts | None = No
         (one.name, tag("path", d="M2 2H26V10H2z", class_=_drawn(one, second), stroke_dasharray=dash(1)))
         for one in shown
     ]
-    return figure(title, picture(title, parts), keys)
+    return figure(title, picture(title, parts, *NARROW), keys)
 
 
 def _drawn(one: Counts, second: Counts | None) -> str:
@@ -197,6 +197,6 @@ def key(one: Series) -> tuple[str, Html]:
     return one.name, join([line, marker(one.look, 14, 6)])
 
 
-def picture(title: str, parts: Sequence[Html], height: float = HEIGHT) -> Html:
+def picture(title: str, parts: Sequence[Html], width: float = WIDTH, height: float = HEIGHT) -> Html:
     """Return the SVG element of a chart; a reader that sees none is told the title."""
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", aria_label=title)
+    return tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=title)

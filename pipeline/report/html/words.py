@@ -61,11 +61,11 @@ def answer(done: Mapping[int, Steps]) -> Answer:
     rows = {judge: compared(steps, judge, "base") for judge in NAMES}
     alarms = steps["evaluate"].summary["alarms"]
     told = {judge: verdict(row) for judge, row in rows.items()}
-    sentences = [_sentence(t, steps, rows), *_alarmed(alarms), *_best(done, t)]
+    sentences = [*_sentences(t, steps, rows), *_alarmed(alarms), *_best(done, t)]
     return Answer(
         t=t,
         headline=ALARM if alarms else headline(told["oracle"], told["second"]),
-        sentences=tuple(sentence for sentence in sentences if sentence),
+        sentences=tuple(sentences),
         tone="alarm" if alarms else tone(told["oracle"], told["second"]),
     )
 
@@ -89,19 +89,21 @@ def tone(oracle: str, second: str) -> str:
     return "good" if oracle == second == "better" else "open"
 
 
-def _sentence(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> str:
-    share = f"{100 * steps['evaluate'].summary['confidence']:.0f}%"
-    parts = [_said(NAMES[judge], row, share) for judge, row in rows.items() if row]
-    return f"Iteration {t} against the base on held-out prompts: " + "; ".join(parts) + "."
+def _sentences(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    share = 100 * steps["evaluate"].summary["confidence"]
+    said = [_said(NAMES[judge], t, row) for judge, row in rows.items() if row]
+    return [*said, f"{share:.0f}% intervals over held-out prompts."]
 
 
-def _said(judge: str, row: Mapping[str, Any], share: str) -> str:
-    who = judge + (", which training never saw," if judge == NAMES["second"] else "")
+def _said(judge: str, t: int, row: Mapping[str, Any]) -> str:
+    who = f"By {judge}{', which training never saw,' if judge == NAMES['second'] else ''}"
     if row["win_rate"] is None:
-        return f"{who} was trained on all of them"
-    left_out = f", {row['dropped']} left out that it was trained on" if row["dropped"] else ""
-    means = "" if row["informative"] else ", not informative as the interval contains ½"
-    return f"{who} gives it a win rate of {interval(row)} ({share} interval, {row['n']} prompts{left_out}){means}"
+        return f"{judge[0].upper()}{judge[1:]} was trained on every held-out prompt, so it says nothing."
+    told = verdict(row).replace("open", "not informative, as the interval contains ½")
+    left_out = f"; {row['dropped']} were left out, on which it was trained" if row["dropped"] else ""
+    return (
+        f"{who} iteration {t} wins {interval(row)} of its duels with the base, on {row['n']} prompts{left_out}: {told}."
+    )
 
 
 def _alarmed(opponents: list[str]) -> list[str]:
@@ -111,7 +113,7 @@ def _alarmed(opponents: list[str]) -> list[str]:
 
 def _best(done: Mapping[int, Steps], last: int) -> list[str]:
     """Say which iteration the second judge puts highest, where it is not the last one."""
-    rows = {t: row for t, steps in done.items() if verdict(row := compared(steps, "second", "base"))}
-    best = max(rows, key=lambda t: rows[t]["win_rate"] if rows[t] else 0.0, default=last)
-    row = rows.get(best)
-    return [f"By the second judge iteration {best} stands highest: {interval(row)}."] if row and best != last else []
+    rows = {t: compared(steps, "second", "base") for t, steps in done.items()}
+    known = {t: row for t, row in rows.items() if row and row["win_rate"] is not None}
+    best = max(known, key=lambda t: float(known[t]["win_rate"]), default=last)
+    return [] if best == last else [f"By the second judge iteration {best} stands highest: {interval(known[best])}."]

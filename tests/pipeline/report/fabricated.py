@@ -128,7 +128,8 @@ class Run:
         dropped = sum(map(len, parts)) - kept
         self.add(t, "pairs", pairs, dropped={"tie": dropped} if dropped else {}, **SELECTION)
         targets = [_targets(table, g) for table in pairs]
-        gates = histogram((np.array(row["gate"]) for table in targets for row in table.to_pylist()), 0.0, 1.0)
+        pairs_of = (len(played.texts) * (len(played.texts) - 1) // 2 for part in parts for played in part.values())
+        gates = histogram((np.full(n, g) for n in pairs_of), 0.0, 1.0)
         summary = {"gate": "linear" if g else "off", "g": gates, "strength": 1 - g}
         self.add(t, "calibrate", targets, identity={"scope": "pairwise"}, summary=summary)
 
