@@ -25,6 +25,7 @@ from pipeline.execute import Executor
 from pipeline.job import Input
 from pipeline.lease import Lease, LeaseHeld
 from pipeline.plan import Plan, State, Step, explain, inspect
+from pipeline.report.plain import printable
 from pipeline.report.table import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
@@ -268,7 +269,7 @@ def report(arguments: argparse.Namespace) -> None:
         print_report(arm.folder, arm.store, Console())
     if arguments.json:
         arguments.json.write_text(numbers.as_json(found))
-    print(page.write(runs / names[0] / "report.html", found))
+    print(printable(str(page.write(runs / names[0] / "report.html", found))))
 
 
 def inspect_prompt(arguments: argparse.Namespace) -> None:
