@@ -64,22 +64,24 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def shown(value: float, low: float, high: float) -> str:
-    """Return a tick's label on an axis from low to high: with the decimals it needs, in thousands where it is long."""
+def labelled(low: float, high: float) -> list[tuple[float, str]]:
+    """Return the ticks with their labels: as many decimals as tell them apart, thousands where they are long."""
+    values = ticks(low, high)
+    step = values[1] - values[0] if len(values) > 1 else high - low
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if max(abs(low), abs(high)) >= 10_000:
-        return f"{value / 1000:g}k".replace("-", "−")
-    decimals = max(0, 1 - math.floor(math.log10(high - low))) if high - low < 10 else 0
-    return f"{value:.{min(decimals, 6)}f}".replace("-", "−")
+        return [(value, f"{value / 1000:g}k".replace("-", "−")) for value in values]
+    return [(value, f"{value:.{decimals}f}".replace("-", "−")) for value in values]
 
 
 def grid(frame: Frame, x_ticks: Sequence[tuple[float, str]], x_name: str) -> Html:
     """Return the lines and labels of both axes."""
     bottom, right = frame.bottom, frame.right
     parts = []
-    for value in ticks(*frame.y):
+    for value, label in labelled(*frame.y):
         y = frame.at_y(value)
         parts.append(tag("path", d=f"M{LEFT:g} {y:.2f}H{right:g}", class_="grid"))
-        parts.append(tag("text", shown(value, *frame.y), x=LEFT - 6, y=y + 3.5, text_anchor="end"))
+        parts.append(tag("text", label, x=LEFT - 6, y=y + 3.5, text_anchor="end"))
     for value, label in x_ticks:
         parts.append(tag("text", label, x=frame.at_x(value), y=bottom + 15, text_anchor="middle"))
     parts.append(tag("path", d=f"M{LEFT:g} {bottom:g}H{right:g}", class_="axis"))

@@ -130,16 +130,13 @@ def _notes(stories: Sequence[Story]) -> Html:
     """Return what a person should know beside the figures, and what the judges are worth."""
     said: dict[str, list[str]] = {}
     for story in stories:
-        for line in _lines(story):
-            said.setdefault(line, []).append(story.name)
+        for t, steps in story.done.items():
+            for line in warnings(steps):
+                said.setdefault(f"iteration {t}: {line}", []).append(story.name)
     lines = [line if len(names) == len(stories) else f"{', '.join(names)}: {line}" for line, names in said.items()]
-    return tag("ul", *(tag("li", line) for line in lines), class_="quiet") if lines else Html("")
-
-
-def _lines(story: Story) -> list[str]:
-    noted = [f"iteration {t}: {line}" for t, steps in story.done.items() for line in warnings(steps)]
-    judges = worth_of_judges(next(reversed(story.done.values()), {}))
-    return noted + [f"what the judge is worth: {line}" for line in judges]
+    judged = [story.done[t] for story in stories if (t := answer(story.done).t)]
+    judges = dict.fromkeys(f"what the judge is worth: {line}" for steps in judged for line in worth_of_judges(steps))
+    return tag("ul", *(tag("li", line) for line in [*lines, *judges]), class_="quiet") if lines or judges else Html("")
 
 
 def _crossplay(story: Story) -> Html:

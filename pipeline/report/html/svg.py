@@ -17,6 +17,7 @@ from pipeline.report.html.axes import (
     Frame,
     dash,
     grid,
+    labelled,
     marker,
     padded,
     ticks,
@@ -28,6 +29,8 @@ NARROW = (270.0, 190.0)
 """Width and height of a histogram, of which four stand beside each other."""
 DODGE = 7.0
 """Between series at one place, so that intervals do not cover each other."""
+DODGED = 24.0
+"""From the first to the last of them, at most."""
 MARKED = 24
 """Points of a line that are still marked, each one."""
 DRAWN = 300
@@ -87,7 +90,7 @@ def lines(chart: Lines) -> Html:
     if chart.level is not None:
         parts.append(tag("path", d=f"M{LEFT:g} {frame.at_y(chart.level):.2f}H{frame.right:g}", class_="level"))
     for place, one in enumerate(series):
-        aside = (place - (len(series) - 1) / 2) * DODGE if chart.dodge else 0.0
+        aside = (place - (len(series) - 1) / 2) * min(DODGE, DODGED / len(series)) if chart.dodge else 0.0
         parts.append(_line(frame, one, aside))
     return figure(chart.title, picture(chart.title, parts), [key(one) for one in series])
 
@@ -158,8 +161,7 @@ def histogram(title: str, x_name: str, first: Counts, second: Counts | None = No
         return Html("")
     most = max(max(one.counts) / one.n for one in shown)
     frame = Frame((first.low, first.high), (0.0, 100 * most * 1.08), *NARROW)
-    marks = [(tick, f"{tick:.4g}".replace("-", "−")) for tick in ticks(*frame.x)]
-    parts = [grid(frame, marks, x_name)]
+    parts = [grid(frame, labelled(*frame.x), x_name)]
     for one in shown:
         said = tag("title", f"{one.name}: {one.n:,} values")
         dashes = dash(1) if one is second else None

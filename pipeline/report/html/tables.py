@@ -10,7 +10,7 @@ from pipeline.report.html.blocks import bars
 from pipeline.report.html.curves import charts
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.html.words import answer, interval, verdict
+from pipeline.report.html.words import answer, interval
 from pipeline.report.table import FIGURES, compared, win_rate
 
 COSTS = {
@@ -31,7 +31,7 @@ KINDS = ("sample", "annotate", "train", "evaluate", "other")
 
 def arms(stories: Sequence[Story]) -> Html:
     """Return the arms beside each other: their last evaluated iteration against the base."""
-    heads = ("arm", "iterations", "oracle: vs base", "second judge: vs base", "tokens, mean", "in words")
+    heads = ("arm", "last evaluated", "oracle: vs base", "second judge: vs base", "tokens, mean", "in words")
     return table(heads, [_arm(story) for story in stories], "arms")
 
 
@@ -41,26 +41,28 @@ def _arm(story: Story) -> list[str]:
     rows = [compared(steps, judge, "base") for judge in ("oracle", "second")]
     length = steps["sample_heldout"].summary.get("length_mean") if "sample_heldout" in steps else None
     cells = [win_rate(row) if row else "" for row in rows]
-    return [story.name, str(told.t), *cells, "" if length is None else f"{length:.1f}", told.headline]
+    return [
+        story.name,
+        f"iteration {told.t}" if told.t else "",
+        *cells,
+        "" if length is None else f"{length:.1f}",
+        told.headline,
+    ]
 
 
 def highest(stories: Sequence[Story]) -> str:
     """Return which arm the second judge puts highest, and how many intervals reach into its own; '' without any."""
-    found = {}
-    for story in stories:
-        row = compared(story.done.get(answer(story.done).t, {}), "second", "base")
-        if row and verdict(row):
-            found[story.name] = row
+    last = {story.name: answer(story.done).t for story in stories}
+    rows = {story.name: compared(story.done.get(last[story.name], {}), "second", "base") for story in stories}
+    found = {name: row for name, row in rows.items() if row and row["win_rate"] is not None}
     if not found:
         return ""
     best = max(found, key=lambda name: float(found[name]["win_rate"]))
-    reach = sum(row["high"] >= found[best]["low"] for name, row in found.items() if name != best)
-    others = (
-        f"the intervals of {reach} of the {len(found) - 1} other arms overlap with its own" if len(found) > 1 else ""
-    )
-    return (
-        f"By the second judge the arm {best} stands highest, {interval(found[best])}{'; ' + others if others else ''}."
-    )
+    others = [row for name, row in found.items() if name != best]
+    reach = sum(row["high"] >= found[best]["low"] for row in others)
+    overlap = f" Of the {len(others)} others that are evaluated, {reach} have an interval that overlaps with it."
+    stands = f"By the second judge {best} stands highest, at iteration {last[best]}: {interval(found[best])}."
+    return stands + (overlap if others else "")
 
 
 def cost(story: Story) -> Html:

@@ -32,9 +32,17 @@ def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(found)
 
 
-def test_labels_have_the_decimals_of_their_axis() -> None:
-    assert axes.shown(0.5, 0.4, 0.7) == "0.50" and axes.shown(-8, -9, 1) == "−8"
-    assert axes.shown(8000, 3500, 11000) == "8k" and axes.shown(8000, 3500, 9000) == "8000"
+def test_labels_have_the_decimals_that_tell_them_apart() -> None:
+    def labels(low: float, high: float) -> list[str]:
+        return [label for _, label in axes.labelled(low, high)]
+
+    assert labels(0.38, 0.71) == ["0.4", "0.5", "0.6", "0.7"] and labels(0.49, 0.57) == ["0.50", "0.52", "0.54", "0.56"]
+    assert labels(-9, 1) == ["−8", "−6", "−4", "−2", "0"]
+    assert labels(3490, 11300) == ["4k", "6k", "8k", "10k"] and labels(3500, 9000) == ["4000", "6000", "8000"]
+
+
+def test_a_range_is_wider_than_its_values() -> None:
+    assert axes.padded([0.0, 1.0]) == (-0.08, 1.08)
     assert axes.padded([2.0]) == (1.8, 2.2) and axes.padded([0.0]) == (-1.0, 1.0)
 
 
