@@ -9,12 +9,12 @@ from typing import Any
 from pipeline.report.html.gather import Record, Story
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.svg import Lines, Point, Series, lines
+from pipeline.report.html.words import OPPONENTS
 from pipeline.report.table import Steps, compared
 
 JUDGES = {"oracle": "oracle", "second": "second judge"}
 LOOKS = {"oracle": 0, "second": 1}
 """Numbers of marker, dashes and colour."""
-OPPONENTS = {"base": "the base", "previous": "the previous policy"}
 
 
 def charts(parts: Sequence[str], size: str = "") -> Html:

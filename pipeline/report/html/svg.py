@@ -102,7 +102,7 @@ def _whole(frame: Frame) -> list[tuple[float, str]]:
 def _split(frame: Frame, x: float, name: str) -> Html:
     at = frame.at_x(x)
     line = tag("path", d=f"M{at:.2f} {TOP:g}V{frame.bottom:g}", class_="split")
-    return join([line, tag("text", name, x=at + 3, y=TOP + 8, class_="name")])
+    return join([line, tag("text", name, x=at + 3, y=TOP - 2, class_="name")])
 
 
 def _line(frame: Frame, one: Series, aside: float) -> Html:

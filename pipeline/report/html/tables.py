@@ -59,10 +59,16 @@ def highest(stories: Sequence[Story]) -> str:
         return ""
     best = max(found, key=lambda name: float(found[name]["win_rate"]))
     others = [row for name, row in found.items() if name != best]
-    reach = sum(row["high"] >= found[best]["low"] for row in others)
-    overlap = f" Of the {len(others)} others that are evaluated, {reach} have an interval that overlaps with it."
     stands = f"By the second judge {best} stands highest, at iteration {last[best]}: {interval(found[best])}."
-    return stands + (overlap if others else "")
+    return stands + _overlap(sum(row["high"] >= found[best]["low"] for row in others), len(others))
+
+
+def _overlap(reach: int, others: int) -> str:
+    if others < 2:
+        return (
+            f" The interval of the other one {'overlaps' if reach else 'does not overlap'} with it." if others else ""
+        )
+    return f" Intervals that overlap with it: {reach} of the {others} others'."
 
 
 def cost(story: Story) -> Html:

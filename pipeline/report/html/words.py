@@ -22,6 +22,7 @@ SECOND = {
     "": "not judged by the second judge",
 }
 """What a judge says, by `verdict`."""
+OPPONENTS = {"base": "the base", "previous": "the previous policy"}
 ALARM = "Alarm: the oracle rises while the second judge falls"
 
 
@@ -61,10 +62,12 @@ def answer(done: Mapping[int, Steps]) -> Answer:
     rows = {judge: compared(steps, judge, "base") for judge in NAMES}
     alarms = steps["evaluate"].summary["alarms"]
     told = {judge: verdict(row) for judge, row in rows.items()}
-    sentences = [*_sentences(t, steps, rows), *_alarmed(alarms), *_best(done, t)]
+    plain = headline(told["oracle"], told["second"])
+    gamed = [f"The policy may be gaming the oracle. {plain}."] if alarms else []
+    sentences = [*gamed, *_sentences(t, steps, rows), *_best(done, t)]
     return Answer(
         t=t,
-        headline=ALARM if alarms else headline(told["oracle"], told["second"]),
+        headline=f"{ALARM}, against {' and '.join(OPPONENTS[one] for one in alarms)}" if alarms else plain,
         sentences=tuple(sentences),
         tone="alarm" if alarms else tone(told["oracle"], told["second"]),
     )
@@ -104,11 +107,6 @@ def _said(judge: str, t: int, row: Mapping[str, Any]) -> str:
     return (
         f"{who} iteration {t} wins {interval(row)} of its duels with the base, on {row['n']} prompts{left_out}: {told}."
     )
-
-
-def _alarmed(opponents: list[str]) -> list[str]:
-    against = {"previous": "the previous policy", "base": "the base"}
-    return [f"Against {against[o]} the oracle rises while the second judge falls: it may be gamed." for o in opponents]
 
 
 def _best(done: Mapping[int, Steps], last: int) -> list[str]:

@@ -43,8 +43,10 @@ def test_the_answer_is_of_the_last_iteration_and_names_a_better_one() -> None:
 
 def test_the_alarm_comes_first() -> None:
     told = answer({1: evaluated(0.6, 0.42, alarms=["base"])})
-    assert told.headline == ALARM and told.tone == "alarm"
-    assert "Against the base the oracle rises while the second judge falls: it may be gamed." in told.sentences
+    assert told.headline == f"{ALARM}, against the base" and told.tone == "alarm"
+    assert told.sentences[0] == (
+        "The policy may be gaming the oracle. Better than the base by the oracle; the second judge calls it worse."
+    )
 
 
 def test_without_an_evaluation_nothing_is_claimed() -> None:
