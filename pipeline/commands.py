@@ -25,6 +25,7 @@ from pipeline.execute import Executor
 from pipeline.job import Input
 from pipeline.lease import Lease, LeaseHeld
 from pipeline.plan import Plan, State, Step, explain, inspect
+from pipeline.report.plain import printable
 from pipeline.report.table import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
@@ -258,15 +259,17 @@ def _origin(manifest: Manifest) -> str:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Print the table of a run."""
-    folder = Path(arguments.runs) / arguments.run
-    found = sorted(folder.rglob("run.json"))
-    if not found:
-        raise DataError(f"{folder}: no such run.")
-    for path in found:
-        content = book.read(path.parent)
-        if content.get("steps"):
-            print_report(path.parent, Path(content["store"]), Console())
+    """Print the table of every arm of the runs, write it as JSON where that is asked for, and the page."""
+    from pipeline.report import arms, numbers
+    from pipeline.report.html import page
+
+    runs, names = Path(arguments.runs), arguments.run or ["default"]
+    found = arms.find(runs, names)
+    for arm in found:
+        print_report(arm.folder, arm.store, Console())
+    if arguments.json:
+        arguments.json.write_text(numbers.as_json(found))
+    print(printable(str(page.write(runs / names[0] / "report.html", found))))
 
 
 def inspect_prompt(arguments: argparse.Namespace) -> None:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
+from pipeline.report.plain import printable
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""
-Figure = Callable[[Steps], str | None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the table: its value in an iteration, None where there is none, and how the value is shown."""
+
+    value: Callable[[Steps], Any]
+    show: Callable[[Any], str] = str
+
+    def __call__(self, steps: Steps) -> str | None:
+        value = self.value(steps)
+        return None if value is None else self.show(value)
 
 
 def iterations(folder: Path, store: Path) -> dict[int, Steps]:
@@ -30,11 +44,8 @@ def iterations(folder: Path, store: Path) -> dict[int, Steps]:
 
 def print_report(folder: Path, store: Path, console: Console) -> None:
     """Print the table of the run in `folder`, then what the judges are worth."""
-    found = iterations(folder, store)
-    done = {t: steps for t, steps in found.items() if t > 0}
-    if 1 in done:  # what came before the first iteration is its cost
-        done[1] = {**found.get(0, {}), **done[1]}
-    table = Table(title=f"run {folder.name}", title_justify="left")
+    done = with_setup(iterations(folder, store))
+    table = Table(title=Text(f"run {printable(folder.name)}", style="table.title"), title_justify="left")
     table.add_column("iteration")
     for t in done:
         table.add_column(str(t), justify="right")
@@ -44,10 +55,15 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
             table.add_row(name, *(cell or "" for cell in cells))
     console.print(table)
     for t, steps in done.items():
-        for line in _warnings(steps):
-            console.print(f"iteration {t}: {line}", markup=False, highlight=False)
+        for line in warnings(steps):
+            console.print(f"iteration {t}: {printable(line)}", markup=False, highlight=False)
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
+
+
+def with_setup(found: dict[int, Steps]) -> dict[int, Steps]:
+    """Return the iterations from 1 on; what came before the first one is counted as its cost."""
+    return {t: {**found.get(0, {}), **steps} if t == 1 else steps for t, steps in found.items() if t > 0}
 
 
 def _manifest(store: Path, label: str, fingerprint: str) -> Manifest | None:
@@ -59,32 +75,32 @@ def _manifest(store: Path, label: str, fingerprint: str) -> Manifest | None:
 
 
 def _number(label: str, key: str, form: str) -> Figure:
-    def figure(steps: Steps) -> str | None:
-        value = steps[label].summary.get(key) if label in steps else None
-        return None if value is None else format(value, form)
+    def value(steps: Steps) -> Any:
+        return steps[label].summary.get(key) if label in steps else None
 
-    return figure
-
-
-def _dropped(steps: Steps) -> str | None:
-    if "pairs" not in steps:
-        return None
-    reasons = steps["pairs"].rows["dropped"]
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "0"
+    return Figure(value, lambda number: format(number, form))
 
 
-def _kept(steps: Steps) -> str | None:
-    return str(steps["pairs"].rows["out"]) if "pairs" in steps else None
+def _dropped(steps: Steps) -> dict[str, int] | None:
+    return steps["pairs"].rows["dropped"] if "pairs" in steps else None
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "0"
+
+
+def _kept(steps: Steps) -> int | None:
+    return steps["pairs"].rows["out"] if "pairs" in steps else None
+
+
+def compared(steps: Steps, judge: str, opponent: str) -> dict[str, Any] | None:
+    """Return what `evaluate` says of the new policy against `opponent` by `judge`, None where it says nothing."""
+    rows = steps["evaluate"].summary["comparisons"] if "evaluate" in steps else []
+    return next((row for row in rows if (row["judge"], row["opponent"]) == (judge, opponent)), None)
 
 
 def _win(judge: str, opponent: str) -> Figure:
-    def figure(steps: Steps) -> str | None:
-        for row in steps["evaluate"].summary["comparisons"] if "evaluate" in steps else []:
-            if (row["judge"], row["opponent"]) == (judge, opponent):
-                return win_rate(row)
-        return None
-
-    return figure
+    return Figure(lambda steps: compared(steps, judge, opponent), win_rate)
 
 
 def win_rate(row: dict[str, Any]) -> str:
@@ -96,20 +112,20 @@ def win_rate(row: dict[str, Any]) -> str:
 
 
 def _rate(label: str) -> Figure:
-    def figure(steps: Steps) -> str | None:
+    def value(steps: Steps) -> float | None:
         manifest = steps.get(label)
         tokens = manifest.stats.get("tokens") if manifest else None
-        return f"{tokens / manifest.seconds:.0f}" if manifest and tokens and manifest.seconds else None
+        return tokens / manifest.seconds if manifest and tokens and manifest.seconds else None
 
-    return figure
+    return Figure(value, "{:.0f}".format)
 
 
 def _seconds(*labels: str) -> Figure:
-    def figure(steps: Steps) -> str | None:
+    def value(steps: Steps) -> float | None:
         there = {steps[label].fingerprint: steps[label].seconds for label in labels if label in steps}
-        return f"{sum(there.values()):.1f}" if there else None
+        return sum(there.values()) if there else None
 
-    return figure
+    return Figure(value, "{:.1f}".format)
 
 
 SCORES = tuple(f"score_{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base"))
@@ -117,8 +133,8 @@ SCORES = tuple(f"score_{judge}_{opponent}" for judge in ("oracle", "second") for
 FIGURES: tuple[tuple[str, Figure], ...] = (
     ("prompts", _number("sample", "prompts", "d")),
     ("responses", _number("sample", "responses", "d")),
-    ("pairs kept", _kept),
-    ("pairs dropped", _dropped),
+    ("pairs kept", Figure(_kept)),
+    ("pairs dropped", Figure(_dropped, _reasons)),
     ("response tokens, mean", _number("sample", "length_mean", ".1f")),
     ("response tokens, p95", _number("sample", "length_p95", ".0f")),
     ("ties of the oracle", _number("score", "tie_rate", ".1%")),
@@ -165,7 +181,8 @@ def _imported(manifest: Manifest) -> str:
     return f"{manifest.step} imported: {manifest.rows['out']:,} of the {given['rows']:,} rows of {given['path']}"
 
 
-def _warnings(steps: Steps) -> list[str]:
+def warnings(steps: Steps) -> list[str]:
+    """Return what a person should know of an iteration beside its figures."""
     lines = [_imported(steps[label]) for label in ("pairs", "sample") if label in steps and steps[label].imported][:1]
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")

@@ -1,7 +1,7 @@
 """The table's figures."""
 
 from pipeline.artifact import Manifest
-from pipeline.report.table import FIGURES, _warnings, win_rate
+from pipeline.report.table import FIGURES, warnings, win_rate
 
 
 def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifest:
@@ -57,14 +57,14 @@ def test_prompts_that_were_dropped_or_dealt_again_are_said() -> None:
         "sample": manifest("sample", {"redealt": 3}, rows={"in": 64, "out": 63, "dropped": {"poison": 1}}),
         "sample_heldout": manifest("sample", {}, rows={"in": 64, "out": 64, "dropped": {}}),
     }
-    again, dropped = _warnings(steps)
+    again, dropped = warnings(steps)
     assert "dealt again under a new permutation" in again and dropped == "sample: prompts dropped: 1 poison"
 
 
 def test_what_was_imported_is_said_once() -> None:
     origin = {"provenance": {"path": "/data/train.parquet", "rows": 1200}}
     imported = {name: manifest(name, origin, stats={}) for name in ("sample", "pairs")}
-    assert _warnings(imported) == ["pairs imported: 61 of the 1,200 rows of /data/train.parquet"]
-    assert _warnings({**imported, "pairs": manifest("pairs", {})})[0].startswith("sample imported: 61 of the 1,200")
-    assert _warnings({"pairs": manifest("pairs", {})}) == []
+    assert warnings(imported) == ["pairs imported: 61 of the 1,200 rows of /data/train.parquet"]
+    assert warnings({**imported, "pairs": manifest("pairs", {})})[0].startswith("sample imported: 61 of the 1,200")
+    assert warnings({"pairs": manifest("pairs", {})}) == []
     assert dict(FIGURES)["sampled tokens/s"](imported) is None

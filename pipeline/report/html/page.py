@@ -1,0 +1,179 @@
+"""The page: sections in order, the answer first; style and script inside, everything else forbidden by its policy."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.report.arms import Arm
+from pipeline.report.html import curves, tables
+from pipeline.report.html.bins import Counts
+from pipeline.report.html.blocks import heat
+from pipeline.report.html.browser import browser
+from pipeline.report.html.curves import by_arm, charts
+from pipeline.report.html.gather import Story, gather
+from pipeline.report.html.markup import Html, join, tag
+from pipeline.report.html.svg import histogram
+from pipeline.report.html.words import answer
+from pipeline.report.table import warnings, worth_of_judges
+
+HERE = Path(__file__).parent
+SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
+"""What stands before the answer: its tone can be told without its colour."""
+
+
+def write(path: Path, arms: Sequence[Arm]) -> Path:
+    """Write the report of the arms to `path`, whole or not at all, and return it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(page(gather(arms)).encode())
+    os.replace(temporary, path)
+    return path
+
+
+def page(stories: Sequence[Story]) -> str:
+    """Return the document."""
+    style, script = (Html((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    title = "sparring: " + ", ".join(story.name for story in stories)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy(style, script)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", title),
+        tag("style", style),
+    )
+    body = tag("body", tag("main", _top(stories), *_sections(stories)), tag("script", script))
+    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def policy(style: str, script: str) -> str:
+    """Return the content security policy under which nothing is loaded, and only these two texts are applied."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _top(stories: Sequence[Story]) -> Html:
+    steps = [m for story in stories for labels in story.every.values() for m in labels.values()]
+    made = max((str(m.made_with.get("created", "")) for m in steps), default="")
+    named = ("run " if len(stories) == 1 else f"{len(stories)} arms: ") + ", ".join(story.name for story in stories)
+    until = f" · last step made {made[:16].replace('T', ' ')} UTC" if made else ""
+    return tag(
+        "header",
+        tag("h1", "Did it get better?"),
+        tag("p", named + until, class_="quiet"),
+        *_answers(stories),
+        _notes(stories),
+    )
+
+
+def _answers(stories: Sequence[Story]) -> list[Html]:
+    if len(stories) > 1:
+        return [tag("p", sentence, class_="lead") for sentence in [tables.highest(stories)] if sentence] + [
+            tables.arms(stories)
+        ]
+    told = answer(stories[0].done)
+    head = tag(
+        "p", tag("span", SYMBOLS[told.tone], aria_hidden="true"), f" {told.headline}", class_=f"answer {told.tone}"
+    )
+    return [head, *(tag("p", sentence) for sentence in told.sentences)]
+
+
+def _sections(stories: Sequence[Story]) -> list[Html]:
+    each: list[tuple[str, str, Callable[[Story], Html]]] = [
+        ("Who beats whom", "no held-out scores yet", _crossplay),
+        ("Win rates, similarity, gate", "no pairs yet", _spreads),
+        ("Training", "no training yet", curves.training),
+        ("Band and distance", "no training yet", curves.band),
+        ("Time", "no step is made yet", tables.cost),
+        ("Dropped", "no step is made yet", tables.drops),
+    ]
+    return [
+        _section("Win rate by iteration", "no evaluation yet", curves.win_rates(stories)),
+        _section("Length by policy", "no held-out responses yet", curves.lengths(stories)),
+        *(_section(name, why, by_arm(stories, drawn)) for name, why, drawn in each),
+        _section("Prompts", "nothing is sampled yet", browser(stories)),
+        _section(
+            "All figures",
+            "no iteration is begun",
+            _folded("The table of the terminal", by_arm(stories, tables.figures)),
+        ),
+        _section(
+            "Lineage",
+            "no step is made yet",
+            _folded("Artifacts, fingerprints, inputs", by_arm(stories, tables.lineage)),
+        ),
+        _section("Made with", "no step is made yet", _folded("Versions and hardware", tables.made_with(stories))),
+    ]
+
+
+def _section(name: str, why: str, inside: Html) -> Html:
+    """Return a section, or one line that says why it is left out."""
+    if inside:
+        return tag("section", tag("h2", name), inside)
+    return tag("p", f"{name}: left out, {why}.", class_="absent") if why else Html("")
+
+
+def _folded(name: str, inside: Html) -> Html:
+    return tag("details", tag("summary", name), inside) if inside else inside
+
+
+def _notes(stories: Sequence[Story]) -> Html:
+    """Return what a person should know beside the figures, and what the judges are worth."""
+    said: dict[str, list[str]] = {}
+    for story in stories:
+        for t, steps in story.done.items():
+            for line in warnings(steps):
+                said.setdefault(f"iteration {t}: {line}", []).append(story.name)
+    lines = [line if len(names) == len(stories) else f"{', '.join(names)}: {line}" for line, names in said.items()]
+    judged = [story.done[t] for story in stories if (t := answer(story.done).t)]
+    judges = dict.fromkeys(f"what the judge is worth: {line}" for steps in judged for line in worth_of_judges(steps))
+    return tag("ul", *(tag("li", line) for line in [*lines, *judges]), class_="quiet") if lines or judges else Html("")
+
+
+def _crossplay(story: Story) -> Html:
+    """Return a matrix for each judge; policies are numbered, 0 is the base."""
+    names = {t: "base" if t == 0 else f"iter {t}" for cells in story.crossplay.values() for t, _ in cells}
+    order = sorted(names)
+    drawn = []
+    for judge, cells in story.crossplay.items():
+        placed = {(order.index(i), order.index(j)): value for (i, j), value in cells.items()}
+        drawn.append(heat(f"Row beats column, {curves.JUDGES[judge]}", [names[t] for t in order], placed))
+    return charts(drawn)
+
+
+def _spreads(story: Story) -> Html:
+    return join(_spread(story, t) for t in story.done if t in story.spreads)
+
+
+def _spread(story: Story, t: int) -> Html:
+    found, steps = story.spreads[t], story.done[t]
+    embed, gate = (steps[label].summary if label in steps else {} for label in ("embed", "calibrate"))
+    drawn = [histogram("Win rates p, %", "p", found.rates)]
+    if embed.get("similarity"):
+        drawn.append(
+            histogram("Similarity of two responses, %", "cosine s", _summed("similarity", embed["similarity"]))
+        )
+    drawn.append(histogram("How clear preferences are, %", "|P − ½|", found.before, found.after))
+    if found.after and gate.get("g"):
+        drawn.append(histogram("Gate of two responses, %", "g", _summed("gate", gate["g"])))
+    name = tag("h3", f"Iteration {t}")
+    left = gate.get("strength")
+    said = (
+        f"The gate leaves {left:.0%} of the targets' distance from ½."
+        if found.after and left is not None
+        else "No gate."
+    )
+    return join([name, tag("p", said, class_="quiet"), charts(drawn, "small")])
+
+
+def _summed(name: str, shape: dict[str, object]) -> Counts:
+    return Counts(name=name, low=shape["low"], high=shape["high"], counts=shape["counts"])  # type: ignore[arg-type]

@@ -1,0 +1,187 @@
+"""The tables of a report: arms beside each other, cost, drops, lineage, what it was made with, and every figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipeline.artifact import Manifest
+from pipeline.report.html.blocks import bars
+from pipeline.report.html.curves import charts
+from pipeline.report.html.gather import Story
+from pipeline.report.html.markup import Html, join, table, tag
+from pipeline.report.html.words import answer, interval
+from pipeline.report.table import FIGURES, compared, win_rate
+
+COSTS = {
+    "sample": "sample",
+    "score": "annotate",
+    "embed": "annotate",
+    "pairs": "annotate",
+    "calibrate": "annotate",
+    "reference": "train",
+    "train": "train",
+    "sample_base": "evaluate",
+    "sample_heldout": "evaluate",
+    "evaluate": "evaluate",
+}
+"""Label of a step -> the part of an iteration whose time it takes."""
+KINDS = ("sample", "annotate", "train", "evaluate", "other")
+
+
+def arms(stories: Sequence[Story]) -> Html:
+    """Return the arms beside each other: their last evaluated iteration against the base."""
+    heads = ("arm", "last evaluated", "oracle: vs base", "second judge: vs base", "tokens, mean", "in words")
+    return table(heads, [_arm(story) for story in stories], "arms")
+
+
+def _arm(story: Story) -> list[str]:
+    told = answer(story.done)
+    steps = story.done.get(told.t, {})
+    rows = [compared(steps, judge, "base") for judge in ("oracle", "second")]
+    length = steps["sample_heldout"].summary.get("length_mean") if "sample_heldout" in steps else None
+    cells = [win_rate(row) if row else "" for row in rows]
+    return [
+        story.name,
+        f"iteration {told.t}" if told.t else "",
+        *cells,
+        "" if length is None else f"{length:.1f}",
+        told.headline,
+    ]
+
+
+def highest(stories: Sequence[Story]) -> str:
+    """Return which arm the second judge puts highest, and how many intervals reach into its own; '' without any."""
+    last = {story.name: answer(story.done).t for story in stories}
+    rows = {story.name: compared(story.done.get(last[story.name], {}), "second", "base") for story in stories}
+    found = {name: row for name, row in rows.items() if row and row["win_rate"] is not None}
+    if not found:
+        return ""
+    best = max(found, key=lambda name: float(found[name]["win_rate"]))
+    others = [row for name, row in found.items() if name != best]
+    stands = f"By the second judge {best} stands highest, at iteration {last[best]}: {interval(found[best])}."
+    return stands + _overlap(sum(row["high"] >= found[best]["low"] for row in others), len(others))
+
+
+def _overlap(reach: int, others: int) -> str:
+    if others < 2:
+        return (
+            f" The interval of the other one {'overlaps' if reach else 'does not overlap'} with it." if others else ""
+        )
+    return f" Intervals that overlap with it: {reach} of the {others} others'."
+
+
+def cost(story: Story) -> Html:
+    """Return seconds by step as bars, and as a table with tokens per second."""
+    rows = [(f"iteration {t}" if t else "before", _seconds(steps)) for t, steps in story.every.items()]
+    there = [(name.replace("iteration ", "iter "), values) for name, values in rows if values]
+    kinds = [kind for kind in KINDS if any(kind in values for _, values in there)]
+    drawn = bars("Seconds by iteration", "s", there, kinds)
+    every = [_cost(t, label, manifest) for t, label, manifest in _steps(story)]
+    if not every:
+        return Html("")
+    heads = ("step", "iteration", "seconds", "rows", "tokens", "tokens/s", "attempts")
+    return join([charts([drawn]), _folded("Every step", table(heads, every, "numbers"))])
+
+
+def _seconds(steps: Mapping[str, Manifest]) -> dict[str, float]:
+    """Return part of an iteration -> seconds; an artifact with two labels is counted once."""
+    found: dict[str, float] = {}
+    seen = set()
+    for label, manifest in steps.items():
+        if manifest.fingerprint not in seen:
+            kind = (
+                "evaluate"
+                if label.startswith("score_")
+                else COSTS.get(label.removesuffix("_base"), COSTS.get(label, "other"))
+            )
+            found[kind] = found.get(kind, 0.0) + manifest.seconds
+        seen.add(manifest.fingerprint)
+    return found
+
+
+def _cost(t: int, label: str, manifest: Manifest) -> list[str]:
+    tokens = manifest.stats.get("tokens")
+    rate = f"{tokens / manifest.seconds:,.0f}" if tokens and manifest.seconds else ""
+    amount = f"{tokens:,.0f}" if tokens else ""
+    return [
+        label,
+        str(t),
+        f"{manifest.seconds:,.1f}",
+        f"{manifest.rows['out']:,}",
+        amount,
+        rate,
+        str(len(manifest.attempts)),
+    ]
+
+
+def drops(story: Story) -> Html:
+    """Return rows that steps took in and did not give out, by reason; one line where nothing was dropped."""
+    rows = [
+        [label, str(t), f"{m.rows['in']:,}", f"{m.rows['out']:,}", reason, f"{count:,}"]
+        for t, label, m in _steps(story)
+        for reason, count in sorted(m.rows["dropped"].items())
+    ]
+    if not rows:
+        return (
+            tag("p", "Nothing was dropped: every step gave out as many rows as it took in.")
+            if story.every
+            else Html("")
+        )
+    return table(("step", "iteration", "rows in", "rows out", "reason", "dropped"), rows, "numbers drops")
+
+
+def lineage(story: Story) -> Html:
+    """Return every artifact with its fingerprint and what it was made of."""
+    rows = [
+        [f"{label}, {t}", tag("code", m.fingerprint), _inputs(m), str(m.version), str(m.made_with.get("created", ""))]
+        for t, label, m in _steps(story)
+    ]
+    return (
+        table(("step, iteration", "fingerprint", "made of", "version", "made"), rows, "lineage") if rows else Html("")
+    )
+
+
+def _inputs(manifest: Manifest) -> Html:
+    given = [join([role, " ", tag("code", entry["name"][:8])]) for role, entry in sorted(manifest.inputs.items())]
+    return join(part for one in given for part in (one, tag("br")))
+
+
+def made_with(stories: Sequence[Story]) -> Html:
+    """Return code, packages and hardware; those that differ between steps stand one under the other."""
+    kinds: dict[str, dict[str, set[str]]] = {"code": {}, "packages": {}, "hardware": {}}
+    for story in stories:
+        for _, _, manifest in _steps(story):
+            for kind, found in kinds.items():
+                for name, value in (manifest.made_with.get(kind) or {}).items():
+                    found.setdefault(name, set()).add(value if isinstance(value, str) else json.dumps(value))
+    rows = [
+        [name, kind, join(part for value in sorted(values) for part in (value, tag("br")))]
+        for kind, found in kinds.items()
+        for name, values in found.items()
+    ]
+    return table(("name", "kind", "value"), rows) if rows else Html("")
+
+
+def figures(story: Story) -> Html:
+    """Return the table that the terminal shows."""
+    rows = []
+    for name, figure in FIGURES:
+        cells = [figure(steps) for steps in story.done.values()]
+        if any(cell is not None for cell in cells):
+            rows.append([name, *(cell or "" for cell in cells)])
+    return table(("iteration", *map(str, story.done)), rows, "numbers") if rows else Html("")
+
+
+def _steps(story: Story) -> Iterator[tuple[int, str, Manifest]]:
+    """Yield (iteration, label, manifest); of an artifact with two labels the first one."""
+    seen = set()
+    for t, steps in story.every.items():
+        for label, manifest in steps.items():
+            if manifest.fingerprint not in seen:
+                yield t, label, manifest
+            seen.add(manifest.fingerprint)
+
+
+def _folded(name: str, inside: Html) -> Html:
+    return tag("details", tag("summary", name), inside)

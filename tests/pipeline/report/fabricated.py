@@ -1,0 +1,252 @@
+"""A made-up run whose figures are chosen: artifacts of the real schemas, published as the steps publish theirs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import book
+from pipeline.artifact import Artifact, Manifest, files_below, publish
+from stages.annotate.calibrate import TARGETS_SCHEMA
+from stages.annotate.config import PAIRS
+from stages.annotate.gate import gated
+from stages.annotate.pairs import PAIRS_SCHEMA, pair_row
+from stages.annotate.rows import histogram
+from stages.annotate.score import SCORES_SCHEMA
+from stages.annotate.winrate import win_rates
+from stages.sample.stage import SAMPLES_SCHEMA
+
+Array = NDArray[np.float64]
+MADE_WITH = {
+    "code": {"sparring": "0.1.0", "commit": "0" * 40, "dirty": False},
+    "packages": {"numpy": "2.3.5", "torch": "2.13.0"},
+    "hardware": {"cpu": "a processor", "cores": 2, "gpus": 0},
+    "created": "2026-01-02T03:04:05+00:00",
+}
+SELECTION = {
+    "version": PAIRS.version,
+    "identity": {
+        "win_rate": "matrix",
+        "selection": "extremes",
+        "seed": 0,
+        "gate": None,
+        "require_head_to_head": False,
+        "capped": "keep",
+    },
+}
+"""How pairs are made: `inspect` judges a prompt without one again, to say why."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """A prompt, its responses and P, which says who beats whom."""
+
+    prompt: str
+    texts: Sequence[str]
+    p: Array
+
+
+def duel(prompt: str, first: str, second: str, p: float) -> Played:
+    """Two responses, of which the first one beats the second with probability p."""
+    return Played(prompt, (first, second), np.array([[0.5, p], [1 - p, 0.5]]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, or an arm of one, that is being made up."""
+
+    root: Path
+    name: str = "mine"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "runs" / self.name
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    def begin(self) -> Run:
+        book.begin(self.folder, {}, "", [], str(self.store), {})
+        return self
+
+    def add(
+        self,
+        t: int,
+        label: str,
+        tables: Sequence[pa.Table] = (),
+        *,
+        files: Mapping[str, str] | None = None,
+        dropped: Mapping[str, int] | None = None,
+        **fields: Any,
+    ) -> Manifest:
+        """Publish the artifact of a step and note it in the run's book."""
+        kind = label.partition("_")[0]
+        fingerprint = hashlib.sha256(f"{self.name} {t} {label}".encode()).hexdigest()
+        artifact = Artifact(self.store, kind, fingerprint)
+        artifact.path.mkdir(parents=True)
+        names = {}
+        for index, table in enumerate(tables):
+            names[f"part-{index:05d}.parquet"] = artifact.path / f"part-{index:05d}.test.parquet"
+            pq.write_table(table, names[f"part-{index:05d}.parquet"])
+        for name, text in (files or {}).items():
+            names[name] = artifact.path / name
+            names[name].write_text(text)
+        out = sum(table.num_rows for table in tables)
+        rows = {"in": out + sum((dropped or {}).values()), "out": out, "dropped": dict(dropped or {})}
+        plain: dict[str, Any] = {"version": 1, "identity": {}, "summary": {}, "seconds": 10.0, "stats": {}}
+        manifest = Manifest(
+            fingerprint=fingerprint,
+            step=kind,
+            inputs={"of": {"name": "ab" * 32, "digest": "cd" * 32}},
+            files=files_below(artifact.path, names),
+            rows=rows,
+            attempts=["test"],
+            made_with=MADE_WITH,
+            **{**plain, **fields},
+        )
+        publish(artifact, manifest)
+        book.note(self.folder, self.store, (t, label), artifact.path.name, manifest)
+        return manifest
+
+    def annotated(self, t: int, parts: Sequence[Mapping[str, Played]], g: float = 0.5) -> None:
+        """Add what an iteration samples and annotates; parts: id -> prompt; every two responses have gate g."""
+        samples = [samples_table(part) for part in parts]
+        self.add(t, "sample", samples, summary={"prompts": sum(map(len, parts))}, stats={"tokens": 500.0})
+        self.add(t, "score", [_scores(part) for part in parts], summary={"tie_rate": 0.02}, seconds=20.0)
+        pairs = [_pairs(part) for part in parts]
+        kept = sum(table.num_rows for table in pairs)
+        dropped = sum(map(len, parts)) - kept
+        self.add(t, "pairs", pairs, dropped={"tie": dropped} if dropped else {}, **SELECTION)
+        targets = [_targets(table, g) for table in pairs]
+        pairs_of = (len(played.texts) * (len(played.texts) - 1) // 2 for part in parts for played in part.values())
+        gates = histogram((np.full(n, g) for n in pairs_of), 0.0, 1.0)
+        summary = {"gate": "linear" if g else "off", "g": gates, "strength": 1 - g}
+        self.add(t, "calibrate", targets, identity={"scope": "pairwise"}, summary=summary)
+
+    def trained(self, t: int, steps: int = 12) -> None:
+        """Add a training whose records are straight lines."""
+        records = [
+            {"step": s, "loss": 9.0 - s / 4, "h_w": s / 10, "h_l": -s / 5, "grad_norm": 3.0, "distance": 0.5}
+            | (
+                {"in_band": 0.5, "reversed": 0.1, "rho_negative": 0.4, "r_star": 1.2, "incentive_ratio": 1.0}
+                if s % 4 == 1
+                else {}
+            )
+            for s in range(1, steps + 1)
+        ]
+        lines = "".join(json.dumps(record) + "\n" for record in [*records, {"probe": []}])
+        summary = {"steps": steps, "probe_h_w": 1.0, "probe_h_l": -2.0, "noise": 1e-6, "changed_fraction": 1.0}
+        self.add(t, "train", files={"metrics.jsonl": lines}, summary=summary, seconds=100.0, stats={"tokens": 2000})
+
+    def evaluated(
+        self, t: int, oracle: float, second: float, *, reach: float = 0.03, alarms: Sequence[str] = ()
+    ) -> None:
+        """Add held-out responses, their scores by both judges, and the comparison; win rates are against the base."""
+        self.add(t, "sample_heldout", [samples_table({"h": duel("Held out.", "a", "b", 0.5)})], summary=lengths(t))
+        comparisons = []
+        for judge, rate in (("oracle", oracle), ("second", second)):
+            for opponent in ("previous", "base"):
+                self.add(
+                    t, f"score_{judge}_{opponent}", [scores_table([rate])], summary={"oracle": "mini", "card": None}
+                )
+                comparisons.append(comparison(judge, opponent, rate, reach))
+        summary = {"confidence": 0.95, "comparisons": comparisons, "alarms": list(alarms), "alarm": bool(alarms)}
+        self.add(t, "evaluate", summary=summary)
+
+
+def lengths(t: int) -> dict[str, float]:
+    """What held-out responses of policy t are like."""
+    return {"prompts": 1, "length_mean": 80.0 + 5 * t, "length_p95": 96.0, "cap_rate": 0.1 * t}
+
+
+def comparison(judge: str, opponent: str, rate: float, reach: float = 0.03) -> dict[str, Any]:
+    """A row of `evaluate`, with the interval rate ± reach over 64 prompts."""
+    low, high = rate - reach, rate + reach
+    informative = not low <= 0.5 <= high
+    row = {"judge": judge, "opponent": opponent, "win_rate": rate, "low": low, "high": high}
+    return {**row, "n": 64, "dropped": 0, "informative": informative}
+
+
+def samples_table(part: Mapping[str, Played]) -> pa.Table:
+    """The samples of id -> prompt; one token a character."""
+    rows = [
+        {
+            "id": row_id,
+            "messages": [{"role": "user", "content": played.prompt}],
+            "prompt_ids": [1, 2, 3],
+            "responses": [
+                {"text": text, "ids": list(range(len(text))), "finish": "stop", "seed": i}
+                for i, text in enumerate(played.texts)
+            ],
+        }
+        for row_id, played in part.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
+
+
+def scores_table(rates: Sequence[float]) -> pa.Table:
+    """Scores of held-out prompts with one response of each policy; rates: what the left one wins."""
+    logits = [float(np.log(rate / (1 - rate))) for rate in rates]
+    rows = [
+        {"id": f"h{i}", "n_left": 1, "n_right": 1, "logits": [x], "swapped": [-x], "trained_on": False}
+        for i, x in enumerate(logits)
+    ]
+    return pa.Table.from_pylist(rows, schema=SCORES_SCHEMA)
+
+
+def _scores(part: Mapping[str, Played]) -> pa.Table:
+    """Scores of responses against each other, by which they have the P that was chosen."""
+    rows = []
+    for row_id, played in part.items():
+        logits, k = np.log(played.p / (1 - played.p)).ravel(), len(played.p)
+        row = {"id": row_id, "n_left": k, "n_right": k, "logits": logits, "swapped": -logits, "trained_on": False}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=SCORES_SCHEMA)
+
+
+def _pairs(part: Mapping[str, Played]) -> pa.Table:
+    rows = []
+    for row_id, played in part.items():
+        rates = win_rates(played.p)
+        if rates.max() > rates.min():
+            rows.append(pair_row(row_id, played.p, rates, (int(rates.argmax()), int(rates.argmin()))))
+    return pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA)
+
+
+def _targets(pairs: pa.Table, g: float) -> pa.Table:
+    rows = []
+    for row in pairs.to_pylist():
+        n, w, loser = row["n"], row["chosen"], row["rejected"]
+        p = np.array(row["P"]).reshape(n, n)
+        gates = np.where(np.eye(n, dtype=bool), 1.0, g)
+        after = gated(p, gates)
+        rates = win_rates(after)
+        rows.append(
+            {
+                "id": row["id"],
+                "chosen": w,
+                "rejected": loser,
+                "p_w": row["win_rates"][w],
+                "p_l": row["win_rates"][loser],
+                "p_wl": p[w, loser],
+                "target_w": rates[w],
+                "target_l": rates[loser],
+                "target_wl": after[w, loser],
+                "gate_wl": g,
+                "gate": gates.ravel(),
+                "similarity_mean": g,
+                "shift": 0.0,
+                "flipped": False,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=TARGETS_SCHEMA)

@@ -1,0 +1,121 @@
+"""Charts, by coordinates worked out by hand: a picture of 360 x 210 whose axes run 46…348 and 176…10."""
+
+import re
+
+import pytest
+
+from pipeline.report.html import axes, svg
+from pipeline.report.html.axes import Frame, ticks
+from pipeline.report.html.bins import Counts
+from pipeline.report.html.blocks import bars, heat
+from pipeline.report.html.svg import Lines, Point, Series, histogram, lines, outline, thinned
+
+UNIT = Frame((0.0, 10.0), (0.0, 1.0))
+
+
+def test_larger_values_lie_to_the_right_and_higher() -> None:
+    assert [UNIT.at_x(x) for x in (0, 5, 10)] == [46, 197, 348]
+    assert [UNIT.at_y(y) for y in (0, 0.5, 1)] == [176, 93, 10]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        (0, 1, [0, 0.5, 1]),
+        (0.38, 0.71, [0.4, 0.5, 0.6, 0.7]),
+        (-9, 1, [-8, -6, -4, -2, 0]),
+        (3490, 11300, [4000, 6000, 8000, 10000]),
+        (0.499, 0.5011, [0.499, 0.4995, 0.5, 0.5005, 0.501]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(found)
+
+
+def test_labels_have_the_decimals_that_tell_them_apart() -> None:
+    def labels(low: float, high: float) -> list[str]:
+        return [label for _, label in axes.labelled(low, high)]
+
+    assert labels(0.38, 0.71) == ["0.4", "0.5", "0.6", "0.7"] and labels(0.49, 0.57) == ["0.50", "0.52", "0.54", "0.56"]
+    assert labels(-9, 1) == ["−8", "−6", "−4", "−2", "0"]
+    assert labels(3490, 11300) == ["4k", "6k", "8k", "10k"] and labels(3500, 9000) == ["4000", "6000", "8000"]
+
+
+def test_a_range_is_wider_than_its_values() -> None:
+    assert axes.padded([0.0, 1.0]) == (-0.08, 1.08)
+    assert axes.padded([2.0]) == (1.8, 2.2) and axes.padded([0.0]) == (-1.0, 1.0)
+
+
+def test_a_line_goes_through_its_points_and_its_intervals_reach_from_low_to_high() -> None:
+    # x: 0…2 padded to -.12…2.12; y: 0…1 (with the level .5 and the interval) padded to -.08…1.08
+    points = [Point(x=0, y=0), Point(x=1, y=0.5, low=0.0, high=1.0), Point(x=2, y=1)]
+    drawn = lines(Lines(title="A <b>", series=[Series(name="one", look=1, points=points)], level=0.5))
+    left, middle, right = 46 + 0.12 / 2.24 * 302, 197, 46 + 2.12 / 2.24 * 302
+    bottom, top = 176 - 0.08 / 1.16 * 166, 176 - 1.08 / 1.16 * 166
+    assert f'd="M{left:.2f} {bottom:.2f}L{middle:.2f} 93.00L{right:.2f} {top:.2f}"' in drawn
+    assert f'd="M{middle - 3:.2f} {top:.2f}h6m-3 0V{bottom:.2f}m-3 0h6"' in drawn
+    assert 'class="level" d="M46 93.00H348"' in drawn or 'd="M46 93.00H348" class="level"' in drawn
+    assert 'stroke-dasharray="6 3"' in drawn and "one: 0.5 [0.000, 1.000]" in drawn
+    assert "A &lt;b&gt;" in drawn and "<ul" not in drawn  # one series needs no legend
+
+
+def test_series_differ_without_their_colour() -> None:
+    shapes = {re.sub(r"M[\d.]+ [\d.]+", "", axes.marker(look, 0, 0)).split(" class")[0] for look in range(8)}
+    assert len(shapes) == 8
+    assert len({(axes.dash(look), look % 8) for look in range(56)}) == 56
+
+
+def test_several_series_have_a_legend_and_stand_beside_each_other() -> None:
+    series = [Series(name=name, look=look, points=[Point(x=1, y=0.5)]) for look, name in enumerate(("<a>", "b"))]
+    drawn = lines(Lines(title="t", series=series, dodge=True))
+    assert "&lt;a&gt;</li>" in drawn and drawn.count("<li>") == 2
+    assert "M193.50 93.00" in drawn and "M200.50 93.00" in drawn
+
+
+def test_a_break_parts_a_line_and_a_chart_without_points_is_none() -> None:
+    points = [Point(x=0, y=0), None, Point(x=1, y=1)]
+    drawn = lines(Lines(title="t", series=[Series(name="s", look=0, points=points)]))
+    assert re.search(r'd="M[\d. ]+M[\d. ]+" class="line', drawn)
+    assert lines(Lines(title="t", series=[Series(name="s", look=0, points=[])])) == ""
+
+
+def test_long_lines_are_means_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svg, "DRAWN", 3)
+    points = [Point(x=i, y=10 * i) for i in range(4)]
+    assert thinned([*points, None, Point(x=9, y=1)]) == [
+        Point(x=0.5, y=5),
+        Point(x=2.5, y=25),
+        None,
+        Point(x=9, y=1),
+    ]
+    assert thinned(points[:3]) == points[:3]
+
+
+def test_a_histogram_steps_over_its_bins() -> None:
+    counts = Counts(name="n", low=0, high=2, counts=[1, 3])
+    frame = Frame((0.0, 2.0), (0.0, 100.0))  # bins 25% and 75%: heights 134.5 and 51.5
+    assert outline(frame, counts) == "M46 176V134.5H197V51.5H348V176"
+
+
+def test_before_and_after_are_filled_and_dashed() -> None:
+    one = Counts(name="before", low=0, high=1, counts=[2, 2])
+    drawn = histogram("t", "x", one, Counts(name="after", low=0, high=1, counts=[4, 0]))
+    assert 'class="filled"' in drawn and 'class="line c1" stroke-dasharray="6 3"' in drawn
+    assert "before: 4 values" in drawn and drawn.count("<li>") == 2
+    assert histogram("t", "x", Counts(name="none", low=0, high=1, counts=[0])) == ""
+
+
+def test_a_heat_map_has_numbers_and_leaves_what_was_not_played_empty() -> None:
+    drawn = heat("t", ["base", "1", "2"], {(1, 0): 0.6, (0, 1): 0.4})
+    assert "1 against base: 0.600" in drawn and ">.60</text>" in drawn and ">.40</text>" in drawn
+    assert drawn.count('class="empty"') == 7 and drawn.count('class="cell') == 2
+    # row 1, column 0: x = 64 + 1, y = 32 + 56 + 1; .1 from 1/2 is full colour
+    assert '<rect class="cell c0" fill-opacity="0.55" x="65" y="89" width="54" height="54">' in drawn
+
+
+def test_bars_are_as_long_as_their_seconds() -> None:
+    drawn = bars("t", "s", [("1", {"a": 30.0, "b": 10.0}), ("2", {"b": 20.0})], ["a", "b"])
+    # 40 s are 256 wide, so 30 s 192 (less the gap of 1), 10 s 64, 20 s 128
+    assert re.findall(r'width="([\d.]+)" height="24"', drawn) == ["191", "63", "127"]
+    assert ">40</text>" in drawn and "1, a: 30.0 s" in drawn
+    assert bars("t", "s", [("1", {})], ["a"]) == ""

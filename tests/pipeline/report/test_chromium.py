@@ -1,0 +1,90 @@
+"""The page in a real browser, 375 pixels wide: nothing planted runs, nothing scrolls sideways, a picture is drawn."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.report.arms import find
+from pipeline.report.html import page
+from pipeline.report.html.gather import gather
+from tests.pipeline.report.planted import NAME, planted
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--window-size=375,2000",
+]
+MEASURE = """
+document.querySelectorAll("details").forEach((one) => { one.open = true; });
+const wide = [...document.querySelectorAll("body *")].filter((one) => !one.closest(".wide, svg"));
+const reach = Math.ceil(Math.max(...wide.map((one) => one.getBoundingClientRect().right)));
+parent.postMessage([reach, document.documentElement.scrollWidth, window.innerWidth].join(" "), "*");
+"""
+FRAME = """<!doctype html><iframe src="measured.html" width="375" height="2000" style="border:0"></iframe><script>
+addEventListener("message", (event) => { document.body.dataset.measured = event.data; });
+</script>"""
+"""A window that prints its elements is 500 wide at least; a frame in it may be narrower."""
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page, and a copy that measures itself when everything is unfolded."""
+    run = planted(tmp_path_factory.mktemp("chromium"))
+    html = page.page(gather(find(run.root / "runs", [NAME])))
+    (run.root / "page.html").write_text(html)
+    allowed = base64.b64encode(hashlib.sha256(MEASURE.encode()).digest()).decode()
+    copy = html.replace("script-src ", f"script-src &#x27;sha256-{allowed}&#x27; ")
+    (run.root / "measured.html").write_text(copy.replace("</body>", f"<script>{MEASURE}</script></body>"))
+    (run.root / "frame.html").write_text(FRAME)
+    return run.root
+
+
+def chromium(folder: Path, name: str, *flags: str) -> str:
+    """Open a page of `folder`; return what is printed."""
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, (folder / name).as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_nothing_planted_runs_and_the_filter_does(made: Path) -> None:
+    dom = chromium(made, "page.html", "--dump-dom")
+    root = dom[: dom.index("<head>")]
+    assert "<html" in root and "planted" not in root
+    assert dom.count("<script") == 1 and "<img" not in dom
+    assert re.search(r'<output id="matching">36 of 36</output>', dom)  # written by the page's own script
+
+
+def test_nothing_scrolls_sideways_on_a_phone(made: Path) -> None:
+    dom = chromium(made, "frame.html", "--virtual-time-budget=3000", "--dump-dom")
+    measured = re.search(r'data-measured="(\d+) (\d+) (\d+)"', dom)
+    assert measured, dom
+    reach, scroll, inner = map(int, measured.groups())
+    assert inner == 375 and scroll == 375 and reach <= 375
+
+
+@pytest.mark.parametrize("scheme", [1, 0])
+def test_a_picture_is_drawn_light_and_dark(made: Path, scheme: int) -> None:
+    from PIL import Image
+
+    out = made / f"{scheme}.png"
+    chromium(made, "page.html", f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={out}")
+    with Image.open(out) as image:
+        assert image.size == (375, 2000)
+        colours = image.convert("RGB").getcolors(1 << 20) or []
+    paper = max(colours)[1]
+    assert len(colours) > 100 and (min(paper) > 240 if scheme else max(paper) < 40)  # type: ignore[type-var, arg-type]

@@ -1,0 +1,174 @@
+"""The page: whole, small, escaped, and the same figures as the table and the JSON."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cli import main
+from pipeline.report.arms import find
+from pipeline.report.html import browser, page
+from pipeline.report.html.gather import Story, gather
+from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
+from pipeline.report.table import FIGURES
+from tests.pipeline.report.fabricated import Run, duel
+from tests.pipeline.report.planted import NAME, RUNS, TEXTS, planted
+
+
+class Elements(HTMLParser):
+    """Every start tag and its attributes, and all that is text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[Story]:
+    run = planted(tmp_path_factory.mktemp("planted"))
+    return gather(find(run.root / "runs", [NAME]))
+
+
+def test_what_was_planted_is_text(hostile: list[Story]) -> None:
+    html = page.page(hostile)
+    elements = Elements(html)
+    names = [name for name, _ in elements.found]
+    assert names.count("script") == 1 and names.count("style") == 1
+    assert not {"img", "base", "a", "iframe", "object", "link"} & set(names)
+    attributes = {key for _, attrs in elements.found for key in attrs}
+    assert not [key for key in attributes if key.startswith("on") or key in ("style", "src", "href")]
+    for text in TEXTS[:4]:
+        assert text in elements.text
+    assert NAME in elements.text and RUNS in elements.text and "<b>over</b>" in elements.text
+    assert "\\x1b[31mred" in html and "\\u202egnp.exe" in html
+    assert not set("\x1b\x00\u202e\u2066\u2028\u2029") & set(html)
+
+
+def test_the_page_loads_nothing_and_runs_nothing_but_its_own_script(hostile: list[Story]) -> None:
+    html = page.page(hostile)
+    assert not re.search(r"https?://|url\(|@import|//evil", re.sub("&lt;base.*?&gt;", "", html))
+    found = dict.fromkeys(("style", "script"), "")
+    for name in found:
+        (text,) = re.findall(rf"<{name}>(.*?)</{name}>", html, re.DOTALL)
+        found[name] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    (content,) = [attrs["content"] for _, attrs in Elements(html).found if attrs.get("http-equiv")]
+    assert content == (
+        f"default-src 'none'; style-src 'sha256-{found['style']}'; script-src 'sha256-{found['script']}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    script = (page.HERE / "page.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp", script)
+
+
+def test_the_order_begins_with_the_answer(hostile: list[Story]) -> None:
+    text = Elements(page.page(hostile)).text
+    heads = ["Did it get better?", "Better than the base by the oracle", "Win rate by iteration", "Length by policy"]
+    heads += ["Who beats whom", "Win rates, similarity, gate", "Training", "Band and distance", "Time", "Dropped"]
+    heads += ["Prompts", "All figures", "Lineage", "Made with"]
+    places = [text.index(head) for head in heads]
+    assert places == sorted(places)
+
+
+def test_what_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
+    Run(tmp_path).begin().add(0, "prompts")
+    text = Elements(page.page(gather(find(tmp_path / "runs", ["mine"])))).text
+    for line in ("Win rate by iteration: left out, no evaluation yet.", "Training: left out, no training yet."):
+        assert line in text
+    assert "Not evaluated yet" in text and "Nothing was dropped" in text and "<h2>Training" not in text
+
+
+def test_the_worst_texts_of_many_prompts_stay_below_3_mb(hostile: list[Story]) -> None:
+    k = 16
+    worst = "\u202e'\"" * 4000  # spelled out and escaped, a character becomes six
+    response = {"text": worst, "ids": [0] * 2048, "finish": "length", "seed": 0}
+    prompt = Prompt(
+        id="0" * 16,
+        messages=[{"role": "user", "content": worst}],
+        responses=[response] * k,
+        p=np.full((k, k), 0.5),
+        rates=np.full(k, 0.5),
+        gated=None,
+        pairs=(),
+        reason="tie",
+    )
+    shown = [replace(prompt, id=f"{i:016x}") for i in range(WIDEST + DRAWN)]
+    many = replace(hostile[0], prompts={t: Chosen(prompts=list(shown), of=20_000) for t in (1, 2, 3)})
+    html = page.page([many])
+    assert len(html.encode()) < 3_000_000
+    n = html.count('<details class="prompt"')
+    assert 3 <= n < 120 and f"{n} of 60,000 prompts are shown" in html
+
+
+def test_ordinary_texts_of_120_prompts_are_all_shown(hostile: list[Story]) -> None:
+    story = hostile[0]
+    prompt = next(p for p in story.prompts[1].prompts if p.id == "plain3")
+    long = [{**row, "text": "word " * 400} for row in prompt.responses]
+    shown = [replace(prompt, id=f"{i}", responses=long) for i in range(WIDEST + DRAWN)]
+    many = replace(story, prompts={t: Chosen(prompts=list(shown), of=20_000) for t in (1, 2, 3)})
+    html = page.page([many])
+    assert html.count('<details class="prompt"') == 120 and len(html.encode()) < 1_000_000
+    assert f"{'word ' * 140} … (1,300 more characters)" in html
+
+
+def test_where_there_is_little_room_both_kinds_of_prompts_remain(hostile: list[Story]) -> None:
+    prompt = hostile[0].prompts[1].prompts[0]
+    shown = [replace(prompt, id=f"{i}") for i in range(5)]
+    assert [one.id for one in browser._mixed(shown)] == ["0", "3", "1", "4", "2"]
+
+
+def test_several_arms_stand_beside_each_other(tmp_path: Path) -> None:
+    for name, rate in (("m/gate=off", 0.55), ("m/gate=linear", 0.6)):
+        run = Run(tmp_path, name).begin()
+        run.annotated(1, [{"p": duel("?", "x", "y", 0.7)}], g=0.0 if "off" in name else 0.5)
+        run.trained(1)
+        run.evaluated(1, rate, rate)
+    html = page.page(gather(find(tmp_path / "runs", ["m"])))
+    text = Elements(html).text
+    assert "By the second judge gate=linear stands highest, at iteration 1: 0.600 [0.570, 0.630]." in text
+    assert "The interval of the other one overlaps with it." in text
+    assert "Win rate against the base, oracle" in text and "No gate." in text
+    assert html.count("<summary>gate=off</summary>") >= 4 and 'id="by-arm"' in html
+
+
+def test_report_prints_the_table_and_writes_page_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run = planted(tmp_path)
+    out = tmp_path / "figures.json"
+    assert main(["report", NAME, "--runs", str(tmp_path / "runs"), "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(run.folder / "report.html")
+    assert (run.folder / "report.html").read_bytes().startswith(b"<!doctype html>")
+    assert not list(run.folder.glob(".report*"))
+    (arm,) = json.loads(out.read_text())["arms"]
+    assert arm["run"] == NAME and set(arm["iterations"]) == {"1", "2", "3"}
+    forms = dict(FIGURES)
+    for t, values in arm["iterations"].items():
+        (steps,) = (found.done[int(t)] for found in find(tmp_path / "runs", [NAME]))
+        assert {name: forms[name].show(value) for name, value in values.items()} == {
+            name: text for name, figure in FIGURES if (text := figure(steps)) is not None
+        }
+        assert forms["oracle: vs base"].show(values["oracle: vs base"]).splitlines()[0] in printed
+    assert "prompts dropped: 2 <b>over</b>" in arm["notes"]["1"][0]
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "nothing", "--runs", str(tmp_path)]) == 2
+    assert "no such run" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""The answer: what two intervals come to."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.report.html.words import ALARM, answer, headline, tone, verdict
+from pipeline.report.table import Steps
+from tests.pipeline.report.fabricated import comparison
+from tests.pipeline.test_report import manifest
+
+
+def evaluated(oracle: float, second: float, **summary: Any) -> Steps:
+    rows = [comparison("oracle", "base", oracle), comparison("second", "base", second)]
+    return {"evaluate": manifest("evaluate", {"confidence": 0.95, "comparisons": rows, "alarms": [], **summary})}
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.55, "better"), (0.52, "open"), (0.48, "open"), (0.45, "worse")])
+def test_an_interval_that_contains_one_half_says_nothing(rate: float, told: str) -> None:
+    assert verdict(comparison("oracle", "base", rate)) == told
+    assert verdict(None) == verdict({**comparison("oracle", "base", rate), "win_rate": None}) == ""
+
+
+def test_both_judges_are_heard() -> None:
+    assert headline("better", "better") == "Better than the base, by both judges"
+    assert headline("better", "open") == "Better than the base by the oracle; the second judge cannot tell"
+    assert headline("open", "open").startswith("Not informative")
+    assert [tone(*two) for two in (("better", "better"), ("better", "open"), ("better", "worse"))] == [
+        "good",
+        "open",
+        "bad",
+    ]
+
+
+def test_the_answer_is_of_the_last_iteration_and_names_a_better_one() -> None:
+    told = answer({1: evaluated(0.56, 0.57), 2: evaluated(0.6, 0.51), 3: {}})
+    assert told.t == 2 and told.headline == "Better than the base by the oracle; the second judge cannot tell"
+    first, second, share, best = told.sentences
+    assert "iteration 2 wins 0.600 [0.570, 0.630] of its duels with the base, on 64 prompts: better." in first
+    assert "which training never saw" in second and "not informative, as the interval contains ½" in second
+    assert share.startswith("95%") and best == "By the second judge iteration 1 stands highest: 0.570 [0.540, 0.600]."
+
+
+def test_the_alarm_comes_first() -> None:
+    told = answer({1: evaluated(0.6, 0.42, alarms=["base"])})
+    assert told.headline == f"{ALARM}, against the base" and told.tone == "alarm"
+    assert told.sentences[0] == (
+        "The policy may be gaming the oracle. Better than the base by the oracle; the second judge calls it worse."
+    )
+
+
+def test_without_an_evaluation_nothing_is_claimed() -> None:
+    assert answer({1: {}}).headline == "Not evaluated yet"
