@@ -30,7 +30,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def opened(runs: Path, run: str) -> tuple[Path, dict[str, Any]]:
-    """Return folder and book of a run, or of an arm of one (`myrun/experiment=sppo`); DataError when nothing is made."""
+    """Return folder and book of a run, or of an arm (`myrun/experiment=sppo`); DataError when nothing is made."""
     folder = runs / run
     content = read(folder)
     if content.get("steps"):

@@ -91,6 +91,10 @@ class Input:
 
         return pq.read_table(self._verified(self.parts[index]), columns=columns)
 
+    def path(self, name: str) -> Path:
+        """Return the file of a logical name, verified."""
+        return self._verified(next(file for file in self.files if file.name == name))
+
     def folder(self) -> Path:
         """Return the model folder, every file verified (`model/` of a train artifact, else the external folder)."""
         for file in self.files:

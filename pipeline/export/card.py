@@ -99,8 +99,8 @@ def _results(run: Run, t: int) -> Iterator[str]:
         return
     last = evaluated[max(evaluated)]
     yield (
-        f"Win rates on {last['prompts']} held-out prompts, {last['confidence']:.0%} bootstrap intervals over prompts; ½ "
-        "is as good as the other. The oracle taught the policy; the second judge, of another family, never did."
+        f"Win rates on {last['prompts']} held-out prompts, {last['confidence']:.0%} bootstrap intervals over prompts; "
+        "½ is as good as the other. The oracle taught the policy; the second judge, of another family, never did."
     )
     yield ""
     head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
@@ -260,8 +260,8 @@ def _limits(run: Run, t: int, dtype: str, cast: bool) -> Iterator[str]:
     yield "- What the base gets wrong it may still get wrong; the prompts are those above and no others."
     if cast:
         yield (
-            f"- Its weights were cast to {escaped(dtype)} for this folder: changes smaller than that format resolves are "
-            "rounded away, and the results above are those of the weights before."
+            f"- Its weights were cast to {escaped(dtype)} for this folder: changes smaller than that format resolves "
+            "are rounded away, and the results above are those of the weights before."
         )
     evaluated = run.manifest(t, "evaluate")
     if not evaluated:

@@ -78,8 +78,8 @@ def _card(run: Run, base: Base, kind: str, parts: list[_Part]) -> str:
         "",
         "## Limits",
         "",
-        "Responses are unfiltered output of a language model: they may be false or offensive, and may carry text of the "
-        "prompts. Terms of the prompts' dataset and of the base model bind them: the licence of the base is "
+        "Responses are unfiltered output of a language model: they may be false or offensive, and may carry text of "
+        "the prompts. Terms of the prompts' dataset and of the base model bind them: the licence of the base is "
         f"{escaped(base.licence)}; that of the prompts was not looked up.",
         "",
         "## Lineage",

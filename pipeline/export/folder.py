@@ -1,4 +1,4 @@
-"""The exported folder: copies of verified files, or the weights in another dtype, tensor by tensor; whole or not at all.
+"""The exported folder: copies of verified files, or weights in another dtype, tensor by tensor; whole or not at all.
 
 The folder is filled under a hidden name beside its place and renamed; a kill leaves no half export under its name.
 """
@@ -89,7 +89,7 @@ def _sizes(folder: Path, dtype: str) -> Iterator[int]:
     """Yield the bytes of each tensor in `dtype`, from the files' heads alone."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "np") as handle:
-            for name in handle.keys():  # noqa: SIM118: it is no mapping
+            for name in list(handle.keys()):
                 tensor = handle.get_slice(name)
                 kind, count = tensor.get_dtype(), 1
                 for n in tensor.get_shape():
