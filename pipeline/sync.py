@@ -5,8 +5,8 @@
 
 Two axes: `train/step`, the optimizer steps of all iterations one after another, and `iteration`. A training's records
 are those of its artifact, else, while it runs, those of the event stream; what an iteration came to is its manifests'.
-Rows have an order that only grows at its end, so W&B goes on with the same run and ignores rows that it has; TensorBoard's
-folder, MLflow's run and trackio's are replaced.
+An iteration's figures come once it is evaluated, so that the rows only grow at their end: W&B goes on with the same run
+and ignores rows that it has; TensorBoard's folder, MLflow's run and trackio's are replaced.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ def rows_of(found: Run) -> Iterator[Row]:
         for step, record in sorted(records.items()):
             yield Row(axis=TRAIN, x=before + step, time=record["time"], values=numbers("train", record))
         before += max(records, default=0)
-        values = dict(_figures(steps))
-        if values:
-            yield Row(axis=ITERATION, x=t, time=_created(steps), values=values)
+        if "evaluate" in steps or "sample_base" in steps:
+            yield Row(axis=ITERATION, x=t, time=_created(steps), values=dict(_figures(steps)))
 
 
 def numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
