@@ -34,7 +34,10 @@ def confirm(repos: list[str], yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise ConfigError("--push asks before it sends anything, and there is no terminal to ask on; add --yes.")
-    return input(f"send this to {', '.join(repos)}? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"send this to {', '.join(repos)}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def repositories(repo: str, kinds: list[str]) -> dict[str, tuple[str, str]]:
