@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Manifest, write_text
+from pipeline.errors import DataError
 
 Key = tuple[int, str]
 """(iteration, label)."""
@@ -26,6 +27,20 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return book if isinstance(book, dict) else {}
+
+
+def opened(runs: Path, run: str) -> tuple[Path, dict[str, Any]]:
+    """Return folder and book of a run, or of an arm (`myrun/experiment=sppo`); DataError when nothing is made."""
+    folder = runs / run
+    content = read(folder)
+    if content.get("steps"):
+        return folder, content
+    if content:
+        raise DataError(f"{folder}: nothing is made yet; `sparring run` goes on with it.")
+    arms = sorted(str(path.parent.relative_to(runs)) for path in folder.rglob("run.json"))
+    begun = sorted(path.name for path in runs.glob("*") if path.is_dir())
+    there = f"Its arms: {', '.join(arms)}." if arms else f"Begun in {runs}: {', '.join(begun) or 'none'}."
+    raise DataError(f"{folder}: no such run. {there}")
 
 
 def begin(

@@ -1,4 +1,4 @@
-"""sparring run | plan | import | oracle | status | report | inspect | verify | doctor
+"""sparring run | plan | import | oracle | status | report | inspect | export | sync | verify | doctor
 
 sparring run iterations=3 run.name=myrun experiment=sppo
 sparring run -m experiment=sppo,s_sppo        # arms as one plan: what they share is computed once
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_runs(command)
     _add_files(command)
     _add_views(command)
+    _add_outlets(command)
     return parser
 
 
@@ -152,6 +153,24 @@ def _add_views(command: Command) -> None:
     verify.add_argument("--store", default="store", help="the store (paths.store)")
     doctor = command("doctor", "Check versions, hardware, cache, chat template and disk.", "pipeline.commands:doctor")
     doctor.add_argument("overrides", nargs="*")
+
+
+def _add_outlets(command: Command) -> None:
+    export = command("export", "Write a policy as a folder with a model card.", "pipeline.export.command:run")
+    export.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
+    export.add_argument("--iter", type=int, metavar="T", help="the iteration (default: the best by the second judge)")
+    export.add_argument("--to", metavar="FOLDER", help="where (default: exports/RUN-iter-T)")
+    export.add_argument("--dtype", choices=["bfloat16", "float32"], help="cast the weights (default: as published)")
+    export.add_argument("--datasets", action="store_true", help="responses and pairs as datasets, under datasets/")
+    export.add_argument("--push", metavar="OWNER/NAME", help="send it to the hub as well; asks first")
+    export.add_argument("--yes", action="store_true", help="push without asking")
+    export.add_argument("--dry-run", action="store_true", help="list what would go where; write and send nothing")
+    export.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    sync = command("sync", "Feed a tracker with a run's records, after the fact.", "pipeline.sync:run")
+    sync.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
+    sync.add_argument("--to", required=True, metavar="TRACKER", help="tensorboard, wandb, mlflow or trackio")
+    sync.add_argument("--project", metavar="NAME", default="sparring", help="its project or experiment there")
+    sync.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
 
 
 def _call(target: str, arguments: argparse.Namespace) -> int:

@@ -38,16 +38,16 @@ def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
     return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
 
 
-def plan_of(arms: dict[str, list[str]]) -> Plan:
-    """Return the one plan of all arms."""
+def plan_of(arms: dict[str, list[str]], assume: bool = False) -> Plan:
+    """Return the one plan of all arms; with `assume` one to look at, even where the hub does not answer."""
     configs = {arm: config.load(overrides) for arm, overrides in arms.items()}
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
-    sources = Sources(pins_of(next(iter(configs.values()))))
+    sources = Sources(pins_of(next(iter(configs.values()))), assume)
     for c in configs.values():
         check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
-    return replace(build(configs, sources), pins=sources.hub.pins)
+    return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
 
 
 def pins_of(first: Config) -> dict[str, str]:
@@ -197,7 +197,7 @@ def plan(arguments: argparse.Namespace) -> None:
         for overrides in arms.values():
             print(config.render(config.load(overrides)))
         return
-    _print_plan(plan_of(arms), arguments.why)
+    _print_plan(plan_of(arms, assume=True), arguments.why)
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -243,6 +243,19 @@ def _print_plan(plan: Plan, why: bool) -> None:
         f"{len(states)} steps, {todo} to do: about {whole.tokens:,.0f} tokens, {whole.seconds / 60:.1f} minutes, "
         f"{whole.peak_bytes / 2**30:.1f} GiB of disk at the peak ({whole.kept_bytes / 2**30:.1f} GiB kept)"
     )
+    billed = estimate.bill(_first(plan), whole) if todo else None
+    if billed:
+        console.print(billed, highlight=False)
+    for line in _of_the_hub(plan):
+        console.print(line, markup=False, highlight=False)
+
+
+def _of_the_hub(plan: Plan) -> list[str]:
+    wanted = [f"the {kind} {repo}" for kind, repo, _ in (s.wanted for s in plan.externals.values() if s.wanted)]
+    lines = [f"to be downloaded, and not in these figures: {', '.join(wanted)}"] if wanted else []
+    if plan.assumed:
+        lines.append(f"reckoned as if nothing were made of it yet, since the hub was not heard: {plan.assumed[0]}")
+    return lines
 
 
 def _redealt(plan: Plan) -> list[str]:
@@ -276,11 +289,7 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
     """Print one prompt of an iteration, or a list of them."""
     from pipeline.report.inspect import Iteration, print_list, print_prompt
 
-    folder = Path(arguments.runs) / arguments.run
-    content = book.read(folder)
-    if not content.get("steps"):
-        arms = sorted(str(path.parent.relative_to(arguments.runs)) for path in folder.rglob("run.json"))
-        raise DataError(f"{folder}: no such run." + (f" Its arms: {', '.join(arms)}." if arms else ""))
+    folder, content = book.opened(Path(arguments.runs), arguments.run)
     iteration, console = Iteration.of(folder, Path(content["store"]), arguments.iter), Console()
     if arguments.prompt:
         print_prompt(iteration, arguments.prompt, arguments.full, console)

@@ -13,6 +13,10 @@ class DataError(SparringError):
     """An input file, a model folder or a stored artifact is wrong."""
 
 
+class HubSilent(DataError):
+    """The hub does not answer, or is not to be asked."""
+
+
 class EngineFault(SparringError):
     """An engine failed on a shard; it is ended, and the shard is done again by a new one."""
 

@@ -1,4 +1,6 @@
-"""What a plan will cost: tokens, minutes, disk. Measured rates of the store where there are any, else the profile's."""
+"""What a plan will cost: tokens, minutes, disk, a bill. Measured rates of the store where there are any, else the
+profile's, times what works side by side.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,11 @@ from pipeline.schema import Config, ExpectConfig
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is reckoned to take before any was measured."""
+MEAN_LENGTH = 512.0
+"""Tokens that it is reckoned to take at most: chat answers of 2,000 characters, the published means, have fewer."""
 HUB_PROMPTS = 60_000
 """Prompts a source is reckoned to hold before it was read."""
+EMBEDDED = ("mini", "lexical")
 LIGHT_S = 2.0
 """Seconds of a step without a model."""
 CHECKPOINT_COPIES = 3
@@ -30,6 +35,8 @@ class Cost:
     """Disk the artifact keeps."""
     peak_bytes: float
     """Disk it needs while it runs, beside what it keeps."""
+    reckoned: bool = False
+    """Whether the seconds rest on the profile's rates, nothing like it being measured yet."""
 
 
 def manifests(store: Path) -> list[Manifest]:
@@ -50,14 +57,18 @@ def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
     """Return what `step` is expected to cost; tokens are what it reads or samples."""
     config = plan.configs[step.uses[0].arm]
     expect = config.hardware.expect
-    tokens = _tokens(step, plan, config, _slice(plan, config, known))
-    rate = measured_rate(step, known) or _profile_rate(step, expect)
+    prompts = _slice(plan, config, known)
+    tokens, duels = _tokens(step, plan, config, prompts), _duels(step, config, prompts)
+    measured = measured_rate(step, known)
+    rate = measured or _profile_rate(step, expect)
     model = _model_bytes(plan, config)
     kept = {"train": model, "sample": tokens * 12, "score": tokens * 0.1}.get(step.spec.kind, 1e5)
     peak = CHECKPOINT_COPIES * model if step.spec.kind == "train" else 0.0
     heavy = step.spec.kind in ("sample", "score", "embed", "reference", "train")
-    seconds = (expect.start_s if heavy else LIGHT_S) + (tokens / rate if rate else 0.0)
-    return Cost(tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak)
+    seconds = (expect.start_s if heavy else LIGHT_S) + ((tokens or duels) / rate if rate else 0.0)
+    return Cost(
+        tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, reckoned=bool(rate) and measured is None
+    )
 
 
 def total(plan: Plan, states: dict[str, State], known: list[Manifest]) -> Cost:
@@ -69,16 +80,33 @@ def total(plan: Plan, states: dict[str, State], known: list[Manifest]) -> Cost:
         seconds=sum(c.seconds for c in costs),
         kept_bytes=kept,
         peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
+        reckoned=any(c.reckoned for c in costs),
     )
 
 
+def bill(config: Config, whole: Cost) -> str | None:
+    """Return GPU-hours and dollars of a plan, and what they rest on; None without a GPU and a price."""
+    hardware, hours = config.hardware, whole.seconds / 3600
+    many = f"{hardware.gpus} GPU{'s' * (hardware.gpus > 1)}"
+    parts = [f"{hours * hardware.gpus:.1f} GPU-hours on {many}"] if hardware.gpus else []
+    if hardware.usd_per_hour is not None:
+        parts.append(f"${hours * hardware.usd_per_hour:,.2f} at ${hardware.usd_per_hour:g} an hour")
+    basis = f" (rates of hardware={hardware.name}: {hardware.expect.basis})" if whole.reckoned else ""
+    return f"{', '.join(parts)}{basis}" if parts else None
+
+
 def measured_rate(step: Step, known: Iterable[Manifest]) -> float | None:
-    """Return tokens per second of the latest artifact of this kind with the same engine and dtype, None without one."""
-    rate = None
+    """Return tokens (of a score: ordered pairs) per second of the latest artifact of this kind, None without one.
+
+    It must have the same engine, dtype and oracle, and must have run on GPUs if this one will.
+    """
+    rate, counted = None, "duels" if step.spec.kind == "score" else "tokens"
     for manifest in known:
-        same = all(manifest.identity.get(key) == step.identity.get(key) for key in ("engine", "dtype"))
-        if manifest.step == step.spec.kind and same and manifest.stats.get("tokens") and manifest.seconds:
-            rate = manifest.stats["tokens"] / manifest.seconds
+        same = all(manifest.identity.get(key) == step.identity.get(key) for key in ("engine", "dtype", "oracle"))
+        on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
+        alike = manifest.step == step.spec.kind and same and on_gpus == bool(step.runtime.get("gpus"))
+        if alike and manifest.stats.get(counted) and manifest.seconds:
+            rate = manifest.stats[counted] / manifest.seconds
     return rate
 
 
@@ -91,7 +119,7 @@ def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:
 
 
 def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
-    length = config.sampler.max_tokens * MEAN_SHARE
+    length = min(config.sampler.max_tokens * MEAN_SHARE, MEAN_LENGTH)
     prompt = config.prompts.max_tokens / 4
     use = step.uses[0]
     for entry in plan.entries if use.iteration == 1 and step.spec.kind != "sample" else ():
@@ -108,12 +136,25 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
     return 0.0
 
 
+def _duels(step: Step, config: Config, prompts: int) -> float:
+    """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not reckoned."""
+    if step.spec.kind != "score" or step.identity["oracle"]["kind"] in EMBEDDED:
+        return 0.0
+    if "opponents" in step.inputs:
+        return 2.0 * config.prompts.heldout * config.evaluate.k**2
+    k, met = config.sampler.k, step.identity["anchors"]
+    return float(prompts * (met * (2 * k - met - 1) if met else k * (k - 1)))
+
+
 def _profile_rate(step: Step, expect: ExpectConfig) -> float | None:
-    return {
+    """Return the profile's rate, over all that work side by side as far as the profile says how many."""
+    rate = {
         "sample": expect.sample_tokens_per_s,
+        "score": expect.score_duels_per_s,
         "reference": expect.reference_tokens_per_s,
         "train": expect.train_tokens_per_s,
     }.get(step.spec.kind)
+    return rate and rate * (step.runtime.get("actors") or step.runtime.get("workers") or 1)
 
 
 def _model_bytes(plan: Plan, config: Config) -> float:

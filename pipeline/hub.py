@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.artifact import write_text
 from pipeline.digests import cache_folder, cached_sha256
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, HubSilent
 from pipeline.job import File, Input
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -26,10 +26,15 @@ DATA_FILES = ("*.parquet", "*.jsonl", "*.csv", "README.md")
 
 
 class Hub:
-    """Looks things up; `pins` maps `model:repo@revision` to a commit and grows."""
+    """Looks things up; `pins` maps `model:repo@revision` to a commit and grows.
 
-    def __init__(self, pins: dict[str, str] | None = None) -> None:
-        self.pins = dict(pins or {})
+    assume: where the hub does not answer, take a revision for a commit that nothing was made of yet, and say so in
+    `assumed`; for plans that are only shown.
+    """
+
+    def __init__(self, pins: dict[str, str] | None = None, assume: bool = False) -> None:
+        self.pins, self.assume = dict(pins or {}), assume
+        self.assumed: list[str] = []
 
     def model(self, repo: str, revision: str) -> Input:
         """Return the model's folder; without files while it is not downloaded."""
@@ -49,11 +54,21 @@ class Hub:
             return Input(role="source", root=Path(), digest=digest, wanted=("dataset", repo, commit))
         return Input(role="source", root=folder, digest=digest, files=_files(folder, split_files(folder, name, split)))
 
+    def here(self, kind: str, repo: str, revision: str) -> Path | None:
+        """Return the folder of what was downloaded, without asking anybody; None when there is none."""
+        return _downloaded(kind, repo, self.pins.get(f"{kind}:{repo}@{revision}", revision))
+
     def commit(self, kind: str, repo: str, revision: str) -> str:
         """Return the commit of a revision: itself, the pinned one, the hub's, or offline that of the cache."""
         key = f"{kind}:{repo}@{revision}"
-        if not COMMIT.fullmatch(revision) and key not in self.pins:
-            self.pins[key] = _resolve(kind, repo, revision)
+        if COMMIT.fullmatch(revision) or key in self.pins:
+            return self.pins.get(key, revision)
+        try:
+            self.pins[key] = _resolve(kind, repo, revision, ask=not self.assumed)
+        except HubSilent as error:
+            if not self.assume:
+                raise
+            self.assumed.append(str(error))
         return self.pins.get(key, revision)
 
 
@@ -90,7 +105,7 @@ def download(kind: str, repo: str, commit: str) -> Path:
     """Fetch what is missing of a repository at a commit; DataError says what to do when it cannot be had."""
     from huggingface_hub import constants, snapshot_download
 
-    patterns = MODEL_FILES if kind == "model" else DATA_FILES
+    patterns = (*MODEL_FILES, "README.md") if kind == "model" else DATA_FILES
     folder = _asked(
         kind,
         repo,
@@ -151,15 +166,17 @@ def _sha256(path: Path) -> str:
     return blob if SHA256.fullmatch(blob) else cached_sha256(path)
 
 
-def _resolve(kind: str, repo: str, revision: str) -> str:
+def _resolve(kind: str, repo: str, revision: str, ask: bool) -> str:
     """Return the commit of a branch: the hub's, or the one that its cache last saw where the hub does not answer."""
     from huggingface_hub import HfApi, constants
 
-    cached, offline = _ref(kind, repo, revision), constants.HF_HUB_OFFLINE
-    if offline and not cached.is_file():
-        raise DataError(f"{kind} {repo}: revision {revision} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
+    cached = _ref(kind, repo, revision)
+    ask = ask and not constants.HF_HUB_OFFLINE
+    if not ask and not cached.is_file():
+        why = "and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "and the hub does not answer"
+        raise HubSilent(f"{kind} {repo}: revision {revision} is not in the hub's cache, {why}.")
     try:
-        if not offline:
+        if ask:
             info = _asked(kind, repo, revision, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision))
             return str(info.sha)
     except DataError:
@@ -191,7 +208,7 @@ def _asked(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> 
     except errors.HFValidationError as error:
         raise ConfigError(f"{kind} {repo}: {_first_line(error)}") from None
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        raise DataError(
+        raise HubSilent(
             f"{kind} {repo}@{revision} cannot be had from the hub ({_first_line(error)}). Check the network, "
             "or give a local folder of the same layout."
         ) from None

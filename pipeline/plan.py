@@ -55,6 +55,8 @@ class Plan:
     """What stands where a step of an arm's first iteration would."""
     pins: dict[str, str] = field(default_factory=dict)
     """model:repo@revision -> commit, of revisions that are not commits."""
+    assumed: list[str] = field(default_factory=list)
+    """What the hub was to be asked and did not answer: a plan to be shown, not executed."""
 
     def arm(self, arm: str) -> list[tuple[Use, Step]]:
         """Return the steps of one arm in order."""

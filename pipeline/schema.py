@@ -180,7 +180,11 @@ class ExpectConfig:
     sample_tokens_per_s: float
     reference_tokens_per_s: float
     train_tokens_per_s: float
+    score_duels_per_s: float | None
+    """Ordered pairs of responses that an oracle that is no embedded one judges; null: they are not reckoned."""
     start_s: float
+    basis: str
+    """Where these numbers come from, said beside what is reckoned with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +214,15 @@ class HardwareConfig:
     shard_deadline_s: float | None
     """A shard of sampling that takes longer has its engine ended and is done again; null: ten times what it may take
     by `expect`."""
+    usd_per_hour: float | None
+    """What all of it costs an hour, for the plan's bill; null: hours alone."""
     expect: ExpectConfig
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that it keeps busy at once, where it says how many engines there are."""
+        engines = (self.engines or 1) * self.engine_gpus
+        return max(engines, self.annotators * self.annotator_gpus, self.workers * self.worker_gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +279,30 @@ class EntryConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """What was published of one policy, under the benchmark of its block."""
+
+    iteration: int | None
+    """0: the base; null: not stated."""
+    lc: float
+    """Length-controlled win rate, of 100."""
+    wr: float
+    """Raw win rate, of 100."""
+    length: int | None
+    """Mean characters of a response; null: not stated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedConfig:
+    """Published results of a preset's recipe, to print beside a run's own. In no fingerprint."""
+
+    source: str
+    benchmark: str
+    note: str | None = None
+    rows: tuple[PublishedRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -291,6 +327,8 @@ class Config:
     evaluate: EvaluateConfig
     tracking: TrackingConfig
     entry: EntryConfig
+    published: PublishedConfig | None = None
+    """Of a preset that has published results."""
 
 
 def judges_of(key: str, judge: JudgeConfig) -> Iterable[tuple[str, JudgeConfig]]:

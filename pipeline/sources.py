@@ -27,8 +27,8 @@ EMBEDDED_JUDGES = Path(stages.annotate.__file__).parent / "judges"
 class Sources:
     """Resolve configuration to inputs. Digests of large files are cached; revisions of the hub are pinned."""
 
-    def __init__(self, pins: dict[str, str] | None = None) -> None:
-        self.hub = Hub(pins)
+    def __init__(self, pins: dict[str, str] | None = None, assume: bool = False) -> None:
+        self.hub = Hub(pins, assume)
 
     def policy(self, config: PolicyConfig) -> Input:
         """Return the base policy. One that is not prepared or downloaded yet has its digest and no files to read."""

@@ -14,6 +14,7 @@ from rich.text import Text
 from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
 from pipeline.report.plain import printable
+from pipeline.report.published import config_of, published_of, table_of
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""
@@ -59,6 +60,23 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
             console.print(f"iteration {t}: {printable(line)}", markup=False, highlight=False)
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
+    print_published(folder, done, console)
+
+
+def print_published(folder: Path, done: dict[int, Steps], console: Console) -> None:
+    """Print what was published for the run's recipe beside its own win rates, where its configuration has it."""
+    published = published_of(config_of(folder))
+    if published is None:
+        return
+    ours = {
+        f"ours, held-out win rate, {name}": {t: figure(steps) for t, steps in done.items()}
+        for name, figure in FIGURES
+        if name in ("oracle: vs base", "second judge: vs base")
+    }
+    console.print(table_of(published, ours))
+    for line in (published.note, "Another evaluation: its numbers and ours are not to be compared with each other."):
+        if line:
+            console.print(line, markup=False, highlight=False)
 
 
 def with_setup(found: dict[int, Steps]) -> dict[int, Steps]:
@@ -194,9 +212,13 @@ def warnings(steps: Steps) -> list[str]:
             lines.append(f"{label}: prompts dropped: {counts}")
     if "train" in steps and not learned(steps["train"].summary):
         lines.append("WARNING: training changed the policy no more than noise; raise trainer.lr or take more steps")
-    for opponent in steps["evaluate"].summary["alarms"] if "evaluate" in steps else []:
-        lines.append(f"ALARM: against {opponent} the oracle rises while the second judge falls; it may be gamed")
-    return lines
+    return lines + alarms(steps)
+
+
+def alarms(steps: Steps) -> list[str]:
+    """Return a line for each opponent against which only the oracle finds the policy better."""
+    opponents = steps["evaluate"].summary["alarms"] if "evaluate" in steps else []
+    return [f"ALARM: against {one} the oracle rises while the second judge falls; it may be gamed" for one in opponents]
 
 
 def learned(summary: dict[str, Any]) -> bool:

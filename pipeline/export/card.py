@@ -1,0 +1,296 @@
+"""The model card of an exported policy, from manifests alone: what it is, how good, by whose judgement, made how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import Manifest
+from pipeline.export.base import UNKNOWN, Base
+from pipeline.export.choose import Choice
+from pipeline.export.markdown import Safe, escaped, front, table
+from pipeline.export.run import Run
+from pipeline.report.published import published_of, rows_of
+from pipeline.report.table import Steps, alarms, win_rate, worth_of_judges
+
+COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
+
+
+def model_card(run: Run, choice: Choice, base: Base, dtype: str, cast: bool) -> str:
+    """Return README.md of the folder. dtype: of its weights; cast: they were published in another."""
+    t = choice.iteration
+    train = run.steps[t]["train"]
+    objective, gate, repulsion = _method(run, t)
+    lines = [
+        *front(_front(run, base, objective)),
+        f"# {escaped(base.name)} after {t} {'iteration' if t == 1 else 'iterations'} of self-play",
+        "",
+        f"{escaped(base.name)}, aligned by self-play: in every iteration the policy answered prompts, a pairwise "
+        "preference model judged the answers against each other, and the policy was trained toward the winners "
+        f"(objective {objective}, semantic gate {gate}, latent repulsion {repulsion}). {_labels(run, t)} Made with "
+        f"sparring {_version(train)}, run {escaped(run.name)}.",
+        "",
+        "## Why this iteration",
+        "",
+        *(f"- {line}" for line in choice.why),
+        *_section("Results", _results(run, t)),
+        *_section("Use", _use()),
+        *_section("Base", _base(base)),
+        *_section("Data", _data(run, t)),
+        *_section("Recipe", _recipe(run, t)),
+        *_section("Training", _training(run, t)),
+        *_section("Limits", _limits(run, t, dtype, cast)),
+        *_section("Licence", _licence(base)),
+        *_section("Lineage", _lineage(run, t)),
+        *_section("Made with", _made_with(train)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def datasets_of(run: Run) -> list[str]:
+    """Return the repositories of the prompts, [] where they are no dataset of the hub."""
+    prompts = run.config.get("prompts", {})
+    name = str(prompts.get("dataset") or "")
+    if prompts.get("source") != "hub" or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return []
+    slices = range(1, (prompts.get("slices") or 1) + 1)
+    return [name.replace("{slice}", str(i)) for i in slices] if "{slice}" in name else [name]
+
+
+def _front(run: Run, base: Base, objective: str) -> dict[str, Any]:
+    return {
+        "base_model": base.repo,
+        "base_model_relation": "finetune" if base.repo else None,
+        **base.stated,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "datasets": datasets_of(run),
+        "tags": ["sparring", "self-play", "preference-optimization", objective],
+    }
+
+
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    return ["", f"## {title}", "", *lines]
+
+
+def _method(run: Run, t: int) -> tuple[str, str, str]:
+    identity = run.steps[t]["train"].identity
+    gate = run.manifest(t, "calibrate")
+    return (
+        escaped(identity["objective"]["name"]),
+        escaped(gate.identity["name"] if gate else "off"),
+        escaped(identity["repulsion"]["name"]),
+    )
+
+
+def _labels(run: Run, t: int) -> str:
+    brought = sorted({m.step for i in run.steps if i <= t for m in run.steps[i].values() if m.imported})
+    if brought:
+        return f"The {' and '.join(brought)} of iteration 1 were imported: who wrote or labelled them is not known."
+    return "No human labelled anything."
+
+
+def _results(run: Run, t: int) -> Iterator[str]:
+    """Yield a row for each iteration up to t, the interval in brackets, then what the judges are worth."""
+    evaluated = {i: steps["evaluate"].summary for i, steps in run.steps.items() if "evaluate" in steps and i <= t}
+    if not evaluated:
+        yield "Not evaluated."
+        return
+    last = evaluated[max(evaluated)]
+    yield (
+        f"Win rates on {last['prompts']} held-out prompts, {last['confidence']:.0%} bootstrap intervals over prompts; "
+        "½ is as good as the other. The oracle taught the policy; the second judge, of another family, never did."
+    )
+    yield ""
+    head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
+    yield from table(head, ([i, *map(Safe, _rates(summary))] for i, summary in evaluated.items()))
+    yield ""
+    for i in evaluated:
+        yield from (f"- iteration {i}: {line}" for line in [*alarms(run.steps[i]), *_left_out(evaluated[i])])
+    judges = worth_of_judges(run.steps[max(evaluated)])
+    yield from (f"- {escaped(line)}" for line in judges or ["What the judges are worth was not measured."])
+    yield from _published(run, t)
+
+
+def _judge(name: str) -> str:
+    return "second judge" if name == "second" else name
+
+
+def _rates(summary: Mapping[str, Any]) -> Iterator[str]:
+    rows = {(row["judge"], row["opponent"]): row for row in summary["comparisons"]}
+    for key in COMPARED:
+        yield win_rate(rows[key]).replace("\n", ", ") if key in rows else ""
+
+
+def _left_out(summary: Mapping[str, Any]) -> list[str]:
+    dropped = {_judge(row["judge"]): row["dropped"] for row in summary["comparisons"] if row.get("dropped")}
+    return [
+        f"{count} prompts are left out for the {name}, which was trained on them" for name, count in dropped.items()
+    ]
+
+
+def _published(run: Run, t: int) -> Iterator[str]:
+    published = published_of(run.config)
+    if published:
+        yield ""
+        yield (
+            f"Published for this recipe ({escaped(published.source)}), on {escaped(published.benchmark)}: another "
+            "evaluation, with other prompts and another judge, so not comparable with the table above."
+        )
+        yield ""
+        yield from table(["", "LC win rate", "win rate", "mean length"], rows_of(published))
+
+
+def _use() -> Iterator[str]:
+    yield from (
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'policy = AutoModelForCausalLM.from_pretrained(".")  # this folder',
+        'tokenizer = AutoTokenizer.from_pretrained(".")  # with its chat template',
+        "```",
+    )
+
+
+def _base(base: Base) -> Iterator[str]:
+    if base.repo:
+        yield f"- model: {escaped(base.repo)}"
+    else:
+        yield f"- model: a local folder, {escaped(base.name)}"
+    if base.commit:
+        yield f"- commit: {escaped(base.commit)}"
+    if base.note:
+        yield f"- {escaped(base.note)}"
+    yield f"- digest: `{escaped(base.digest)}`"
+
+
+def _data(run: Run, t: int) -> Iterator[str]:
+    prompts, made = run.config.get("prompts", {}), run.manifest(0, "prompts")
+    place = prompts.get("dataset") or Path(str(prompts.get("path") or prompts.get("source"))).name
+    source = escaped(Path(place).name if str(place).startswith(("/", "~", ".")) else place)
+    split = f", split {escaped(prompts.get('split'))}" if prompts.get("source") == "hub" else ""
+    yield f"- prompts: {source}{split}"
+    if made and "heldout" in made.summary:
+        yield f"- {made.summary['train']:,} to play on, {made.summary['heldout']:,} held out, never trained on"
+    yield ""
+    yield from table(
+        ["iteration", "prompts", "responses", "pairs", "dropped"],
+        ([i, *_counts(run.steps[i])] for i in run.steps if 1 <= i <= t),
+    )
+
+
+def _counts(steps: Steps) -> list[object]:
+    sample, pairs = (steps.get(label) for label in ("sample", "pairs"))
+    summary = sample.summary if sample else {}
+    dropped = pairs.rows["dropped"] if pairs else {}
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
+    return [
+        summary.get("prompts", ""),
+        summary.get("responses", ""),
+        pairs.rows["out"] if pairs else "",
+        reasons or "0",
+    ]
+
+
+def _recipe(run: Run, t: int) -> Iterator[str]:
+    """Yield a row for each setting, of the identities of the steps of iteration t."""
+    rows = [
+        (f"{TITLES.get(label, label)}: {name}", value)
+        for label, names in RECIPE.items()
+        for name, value in _settings(run.manifest(t, label), names)
+    ]
+    yield from table(["setting", "value"], rows)
+
+
+RECIPE: dict[str, tuple[str, ...]] = {
+    "sample": ("k", "temperature", "top_p", "min_p", "max_tokens", "dtype", "engine", "seed"),
+    "score": ("oracle",),
+    "score_second_base": ("oracle",),
+    "pairs": ("win_rate", "selection", "require_head_to_head", "capped"),
+    "calibrate": ("name", "exponent", "floor", "floor_quantile", "ceil", "ceil_quantile", "scope"),
+    "train": (
+        "objective", "repulsion", "calibration", "adapter", "optimizer", "lr", "warmup_ratio", "epochs", "global_batch",
+        "max_grad_norm", "max_length", "truncate", "dtype", "publish_dtype", "seed",
+    ),
+}  # fmt: skip
+TITLES = {"sample": "sampling", "score": "annotation", "score_second_base": "second judge", "calibrate": "gate"}
+
+
+def _settings(manifest: Manifest | None, names: Iterable[str]) -> Iterator[tuple[str, object]]:
+    for name in names:
+        value = manifest.identity.get(name) if manifest else None
+        if value is not None:
+            yield name, _flat(value)
+
+
+def _flat(value: object) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    inner = ", ".join(f"{key} {_flat(one)}" for key, one in value.items() if key not in ("name", "kind") and one)
+    name = str(value.get("name") or value.get("kind") or "")
+    return name if not inner or name == "off" else f"{name} ({inner})" if name else inner
+
+
+def _training(run: Run, t: int) -> Iterator[str]:
+    names = {
+        "steps": "optimizer steps",
+        "tokens": "tokens",
+        "probe_h_w": "h chosen, after",
+        "probe_h_l": "h rejected, after",
+        "changed_fraction": "share of weights changed",
+        "mean_change": "mean change of a weight",
+    }
+    done = [(i, run.steps[i]["train"].summary) for i in run.steps if "train" in run.steps[i] and 1 <= i <= t]
+    yield "h: change of a response's log-prob in nats, since the policy that sampled it."
+    yield ""
+    yield from table(
+        ["iteration", *names.values()],
+        ([i, *(_figure(summary.get(name)) for name in names)] for i, summary in done),
+    )
+
+
+def _figure(value: object) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _limits(run: Run, t: int, dtype: str, cast: bool) -> Iterator[str]:
+    yield "- Judged by models alone, on the held-out prompts of this run; no human has rated it."
+    yield "- A win rate is what a judge prefers. It says nothing of truth, harm or bias, which were not evaluated."
+    yield "- What the base gets wrong it may still get wrong; the prompts are those above and no others."
+    if cast:
+        yield (
+            f"- Its weights were cast to {escaped(dtype)} for this folder: changes smaller than that format resolves "
+            "are rounded away, and the results above are those of the weights before."
+        )
+    evaluated = run.manifest(t, "evaluate")
+    if not evaluated:
+        yield "- This iteration was not evaluated."
+
+
+def _licence(base: Base) -> Iterator[str]:
+    if base.licence == UNKNOWN:
+        yield f"Of the base: {UNKNOWN}. Its files here do not state it; its terms bind this model too."
+    else:
+        yield f"Of the base, as its files state it: {escaped(base.licence)}. Its terms bind this model too."
+
+
+def _lineage(run: Run, t: int) -> Iterator[str]:
+    """Yield the artifacts that this policy and its results come from; content: the digest of their bytes."""
+    rows = (
+        (i, label, f"{manifest.step}-{manifest.fingerprint[:8]}", manifest.fingerprint, manifest.content)
+        for i, steps in run.steps.items()
+        for label, manifest in steps.items()
+        if i <= t
+    )
+    yield from table(["iteration", "step", "artifact", "fingerprint", "content"], rows)
+
+
+def _version(manifest: Manifest) -> str:
+    return escaped(manifest.made_with.get("code", {}).get("sparring", "of an unknown version"))
+
+
+def _made_with(manifest: Manifest) -> Iterator[str]:
+    made = manifest.made_with
+    rows = [*made.get("code", {}).items(), *made.get("packages", {}).items(), *made.get("hardware", {}).items()]
+    yield from table(["", ""], [*rows, ("trained", made.get("created", "")), ("seconds", f"{manifest.seconds:.0f}")])

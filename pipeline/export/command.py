@@ -1,0 +1,106 @@
+"""`sparring export RUN`: the policy of an iteration as a folder with a model card; its data and a push if asked for.
+
+sparring export myrun                                # the best iteration by the second judge -> exports/myrun-iter-2
+sparring export myrun --iter 3 --dtype bfloat16 --to out --datasets
+sparring export myrun --push OWNER/NAME --dry-run    # what would go where; nothing is written or sent
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import DataError
+from pipeline.export import dataset, push
+from pipeline.export.base import base_of
+from pipeline.export.card import model_card
+from pipeline.export.choose import Choice, choose
+from pipeline.export.folder import Piece, dtype_of, model_pieces, refuse_existing, text_piece, write
+from pipeline.export.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What will be written."""
+
+    target: Path
+    source: Path
+    dtype: str
+    model: list[Piece]
+    data: dict[str, list[Piece]]
+    """samples, pairs -> files."""
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """All files by their place in the folder."""
+        inside = [replace(p, name=f"{push.DATASETS}/{kind}/{p.name}") for kind, ps in self.data.items() for p in ps]
+        return [*self.model, *inside]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Choose, list, ask, write, push."""
+    found = Run.of(Path(arguments.runs), arguments.run)
+    choice = choose(found.name, found.steps, arguments.iter)
+    target = Path(arguments.to).expanduser() if arguments.to else _place(found, choice)
+    refuse_existing(target)
+    if arguments.push and not arguments.dry_run:
+        push.check(arguments.push)
+    print("\n".join(choice.why))
+    made = planned(found, choice, target, arguments.dtype, arguments.datasets)
+    kinds = list(made.data)
+    if arguments.push or arguments.dry_run:
+        print("\n".join(listed(made, arguments.push)))
+    if arguments.dry_run:
+        print("dry run: nothing was written or sent")
+        return
+    if arguments.push and not push.confirm([repo for _, repo in push.repositories(arguments.push, kinds).values()],
+                                           arguments.yes):  # fmt: skip
+        print("nothing was written or sent")
+        return
+    write(made.pieces, made.source, made.dtype, target)
+    print(f"exported to {target}")
+    if arguments.push:
+        print("\n".join(f"sent to {page}" for page in push.push(target, arguments.push, kinds)))
+
+
+def planned(found: Run, choice: Choice, target: Path, dtype: str | None, datasets: bool) -> Export:
+    """Return what the export holds, every file of the policy verified."""
+    source = found.opened(choice.iteration, "train")
+    if source is None:
+        raise DataError(f"run {found.name}: iteration {choice.iteration} is not trained.")
+    folder, base = source.folder(), base_of(found)
+    there = dtype_of(folder)
+    wanted = dtype or there
+    card = model_card(found, choice, base, wanted, cast=wanted != there)
+    return Export(
+        target=target,
+        source=folder,
+        dtype=wanted,
+        model=[*model_pieces(source, folder, wanted), text_piece("README.md", card)],
+        data={k: ps for k, ps in dataset.pieces(found, base, choice.iteration).items() if ps} if datasets else {},
+    )
+
+
+def listed(made: Export, repo: str | None) -> list[str]:
+    """Return a line for each file: its size, and where it goes."""
+    lines = [f"to the folder {made.target}:", *_lines(made.pieces)]
+    if not repo:
+        return lines
+    files = {"": made.model, **{f"{push.DATASETS}/{kind}": pieces for kind, pieces in made.data.items()}}
+    for inside, (kind, name) in push.repositories(repo, list(made.data)).items():
+        lines += [f"to the {kind} repository {name} of the hub, private where it does not exist yet:"]
+        lines += _lines(files[inside])
+    return lines
+
+
+def _lines(pieces: Iterable[Piece]) -> list[str]:
+    pieces = list(pieces)
+    total = sum(piece.bytes for piece in pieces)
+    sizes = [(f"{'about ' if piece.cast else ''}{piece.bytes:,}", piece.name) for piece in pieces]
+    return [f"{size:>24} bytes  {name}" for size, name in sizes] + [f"{total:>24,} bytes  {len(pieces)} files"]
+
+
+def _place(found: Run, choice: Choice) -> Path:
+    return Path("exports") / f"{found.name.replace('/', '-')}-iter-{choice.iteration}"

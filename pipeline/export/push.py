@@ -1,0 +1,79 @@
+"""A push to the hub: off by default, listed first, asked for; a repository that it makes is private."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from pipeline.errors import ConfigError, DataError
+
+DATASETS = "datasets"
+
+
+def check(repo: str) -> None:
+    """Refuse what cannot be pushed before anything is written; asks no network."""
+    from huggingface_hub import constants, errors, get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except errors.HFValidationError as error:
+        raise ConfigError(f"--push {repo}: {str(error).splitlines()[0]}") from None
+    if repo.count("/") != 1:
+        raise ConfigError(f"--push {repo}: write OWNER/NAME.")
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError("--push: HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or leave --push out.")
+    if get_token() is None:
+        raise ConfigError("--push: the hub knows nobody here; set HF_TOKEN, or call `hf auth login`.")
+
+
+def confirm(repos: list[str], yes: bool) -> bool:
+    """Ask on a terminal; without one only --yes will do."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError("--push asks before it sends anything, and there is no terminal to ask on; add --yes.")
+    try:
+        return input(f"send this to {', '.join(repos)}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def repositories(repo: str, kinds: list[str]) -> dict[str, tuple[str, str]]:
+    """Return folder inside the export -> (type, repository): the model, and a dataset of its own for each kind."""
+    return {"": ("model", repo), **{f"{DATASETS}/{kind}": ("dataset", f"{repo}-{kind}") for kind in kinds}}
+
+
+def push(folder: Path, repo: str, kinds: list[str]) -> list[str]:
+    """Upload the export and return the pages; DataError says how to go on where the hub refuses."""
+    return [_pushed(folder / inside, kind, name) for inside, (kind, name) in repositories(repo, kinds).items()]
+
+
+def _pushed(folder: Path, kind: str, repo: str) -> str:
+    import httpx2  # the hub library's own client
+    from huggingface_hub import errors
+
+    try:
+        return _upload(folder, kind, repo)
+    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        words = ["hf", "upload", repo, str(folder), ".", "--repo-type", kind]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{kind} {repo}: the hub did not take it ({line}). The export is whole; to send it: {shlex.join(words)}"
+        ) from None
+
+
+def _upload(folder: Path, kind: str, repo: str) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    page = api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo,
+        repo_type=kind,
+        folder_path=folder,
+        ignore_patterns=[f"{DATASETS}/**"],
+        commit_message="Exported by sparring",
+    )
+    return str(page)

@@ -1,0 +1,119 @@
+"""`sparring sync`: what a tracker is given, read back from TensorBoard's files; the others where they are installed."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from pipeline import sync
+from pipeline.cli import main
+from pipeline.export.run import Run
+from tests.pipeline.export.fabricated import Fabricated
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Fabricated:
+    """Two iterations that are done, and a third one that trains."""
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    made = Fabricated(tmp_path)
+    made.begin()
+    for t in (1, 2):
+        made.train(t, policy)
+        made.evaluate(t, (0.6, 0.5, 0.7))
+    made.step(2, "sample", {"length_mean": 70.5, "redealt": 0, "histogram": {"n": 3}})
+    made.step(3, "sample", {"length_mean": 60.5})
+    events = [
+        {
+            "time": 50.0 + i,
+            "event": "train_step",
+            "step": "train-0",
+            "label": "iteration 3 train",
+            "done": i,
+            "loss": loss,
+        }
+        for i, loss in ((1, 1.5), (1, 2.5), (2, 3.5))  # the first step was done again after a kill
+    ]
+    lines = [json.dumps(event) for event in [{"event": "message", "text": "x"}, *events]]
+    (made.runs / "mine" / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "train_st')
+    return made
+
+
+def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -> None:
+    rows = list(sync.rows_of(Run.of(run.runs, "mine")))
+    trained = [row for row in rows if row.axis == sync.TRAIN]
+    assert [row.x for row in trained] == list(range(1, 19))
+    assert [row.values["train/loss"] for row in trained[7:10]] == [9 / 8, 9.0, 4.5]
+    assert trained[0].values == {"train/loss": 9.0, "train/clipped": 1.0}
+    assert [(row.values["train/loss"], row.time) for row in trained[16:]] == [(2.5, 51.0), (3.5, 52.0)]
+    figures = {row.x: row.values for row in rows if row.axis == sync.ITERATION}
+    assert figures[1]["evaluate/second_vs_base/win_rate"] == 0.6 and figures[2]["train/changed_fraction"] == 0.99
+    sampled = {"sample/length_mean": 70.5, "sample/redealt": 0.0, "sample/seconds": 20.0, "sample/tokens_per_s": 250.0}
+    assert sampled.items() <= figures[2].items() and figures.keys() == {1, 2}  # 3 is not evaluated yet
+    assert [row.axis for row in rows[:10]] == [sync.TRAIN] * 8 + [sync.ITERATION, sync.TRAIN]  # grows at its end alone
+
+
+def test_numbers_that_are_none_are_left_out() -> None:
+    record = {"loss": float("nan"), "grad_norm": float("inf"), "lr": 1e-5, "of": 8, "note": "x", "in_band": None}
+    assert sync.numbers("train", record) == {"train/lr": 1e-5}
+
+
+def test_tensorboard_has_it_once_after_two_calls(run: Fabricated, capsys: pytest.CaptureFixture[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):
+        assert main(["sync", "mine", "--runs", str(run.runs), "--to", "tensorboard"]) == 0
+    assert "tensorboard: optimizer steps: 18, iterations: 2" in capsys.readouterr().out
+    folder = run.runs / "mine" / "tensorboard-sync"
+    (file,) = folder.iterdir()
+    read = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+    loss = read.Scalars("train/loss")
+    assert [scalar.step for scalar in loss] == list(range(1, 19)) and loss[-1].value == 3.5 and loss[-1].wall_time == 52
+    assert [(s.step, round(s.value, 6)) for s in read.Scalars("evaluate/second_vs_base/low")] == [(1, 0.5), (2, 0.5)]
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".tensorboard")]
+
+
+def test_refusals_are_one_line(
+    run: Fabricated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error(*words: str) -> str:
+        assert main(["sync", "mine", "--runs", str(run.runs), *words]) == 2
+        return capsys.readouterr().err
+
+    assert "--to comet: choose one of tensorboard, wandb, mlflow, trackio" in error("--to", "comet")
+    monkeypatch.setattr(sync, "find_spec", lambda name: None)
+    assert error("--to", "wandb") == "error: --to wandb: it is not installed; pip install wandb.\n"
+
+
+def test_a_tracker_that_fails_is_one_line(
+    run: Fabricated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(found: Run, project: str) -> sync.Tracker:
+        raise RuntimeError("no account\nTraceback")
+
+    monkeypatch.setitem(sync.TRACKERS, "tensorboard", broken)
+    assert main(["sync", "mine", "--runs", str(run.runs), "--to", "tensorboard"]) == 2
+    assert capsys.readouterr().err == "error: --to tensorboard: no account\n"
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow", "trackio"])
+def test_other_trackers_take_it_offline(
+    run: Fabricated, tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed")
+    settings = {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "MLFLOW_TRACKING_URI": f"file://{tmp_path / 'mlruns'}",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+    }
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
+    assert main(["sync", "mine", "--runs", str(run.runs), "--to", tracker]) == 0
+    assert f"{tracker}: optimizer steps: 18, iterations: 2" in capsys.readouterr().out
