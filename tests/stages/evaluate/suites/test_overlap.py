@@ -18,9 +18,9 @@ def test_words_are_letters_and_digits_of_any_script_without_case() -> None:
 
 
 def test_ngrams_by_hand() -> None:
-    assert ngrams("a b c d".split(), 2) == {"a b", "b c", "c d"}
-    assert ngrams("a b a b".split(), 2) == {"a b", "b a"}, "each once"
-    assert ngrams("a b".split(), 2) == {"a b"}
+    assert ngrams(["a", "b", "c", "d"], 2) == {"a b", "b c", "c d"}
+    assert ngrams(["a", "b", "a", "b"], 2) == {"a b", "b a"}, "each once"
+    assert ngrams(["a", "b"], 2) == {"a b"}
     assert ngrams(["a"], 2) == {"a"}, "shorter: the whole"
     assert ngrams([], 2) == set()
 
