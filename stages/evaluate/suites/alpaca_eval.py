@@ -41,7 +41,7 @@ class Annotator:
 def require() -> None:
     """DataError, with what to do, when the package does not load here."""
     try:
-        import alpaca_eval.main  # noqa: F401
+        import alpaca_eval  # noqa: F401
     except ImportError as error:
         absent = error.name == "alpaca_eval"
         what = "is not installed here" if absent else f"does not load here ({error})"
@@ -66,8 +66,7 @@ def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annota
         try:
             asked = PairwiseAnnotator(
                 annotators_config=config,
-                caching_path=beside / f".{_name(annotator.config)}-{key}.json",
-                is_store_missing_annotations=False,
+                caching_path=_cache(beside / f".{_name(annotator.config)}-{key}.json"),
             )
             found: list[Row] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
         except Exception as error:  # of the package, of an API, of a server
@@ -77,6 +76,14 @@ def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annota
                 "server (--base-url), then run again: what it has answered is kept."
             ) from None
     return found
+
+
+def _cache(path: Path) -> Path:
+    """Return the cache, without the rows that got no preference (-1), which the package would keep as they are."""
+    if path.is_file():
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps([row for row in rows if row["preference"] != -1]))
+    return path
 
 
 def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:
