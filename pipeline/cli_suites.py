@@ -48,7 +48,7 @@ def _add_contamination(command: Command) -> None:
         "contamination", "Which rows of suites do the training prompts hold?", "pipeline.suites.contamination:run"
     )
     overlap.add_argument("run", help="a run, or an arm of one")
-    overlap.add_argument("files", nargs="+", type=Path, metavar="FILE", help="json, jsonl, parquet or csv of a suite")
+    overlap.add_argument("files", nargs="+", type=Path, metavar="FILE", help="alpaca_eval, or a file of a suite")
     overlap.add_argument("--n", type=int, default=13, metavar="N", help="words of an n-gram (default 13; 8 finds more)")
     overlap.add_argument("--column", metavar="NAME", help="column of the rows' text (default: instruction, prompt, …)")
     overlap.add_argument("--json", type=Path, metavar="FILE", help="write the figures and all overlapping rows there")

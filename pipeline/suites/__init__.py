@@ -25,8 +25,8 @@ class Suite:
     judge: str
     """"module:function" that judges answers to it."""
 
-    def fetch(self, name: str, option: str) -> Path:
-        """Return a file of the dataset; DataError says how to give it by `option` instead."""
+    def fetch(self, name: str, instead: str) -> Path:
+        """Return a file of the dataset; DataError says how to give it instead: `--reference FILE`."""
         from pipeline import hub
 
         try:
@@ -34,7 +34,7 @@ class Suite:
         except DataError as error:
             raise DataError(
                 f"{self.title}: {name} of the dataset {self.repo} is not here ({str(error).rstrip('.')}); "
-                f"get it where the hub answers, and give it with {option} FILE."
+                f"get it where the hub answers, and give it with {instead}."
             ) from None
 
 

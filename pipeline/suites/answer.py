@@ -125,7 +125,7 @@ def suite_of(arguments: argparse.Namespace) -> tuple[str, Path]:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file, nor a suite of that name; suites: {', '.join(SUITES)}.")
         return path.stem, path
-    path = given.expanduser() if given else suite.fetch(suite.instructions, "--instructions")
+    path = given.expanduser() if given else suite.fetch(suite.instructions, "--instructions FILE")
     return arguments.suite, path
 
 

@@ -1,6 +1,6 @@
 """`sparring contamination`: which rows of suites share an n-gram with the prompts that a run has trained on.
 
-    sparring contamination myrun alpaca_eval.json mt_bench/question.jsonl --n 8 --json overlap.json
+    sparring contamination myrun alpaca_eval mt_bench/question.jsonl --n 8 --json overlap.json
 
 The prompts are those that the run's iterations have sampled, or before the first one all that it may sample. They pass
 by part by part; in memory are the suites' n-grams (stages/evaluate/suites/overlap.py). Only what is asked is compared,
@@ -26,6 +26,7 @@ from pipeline.artifact import Artifact, Manifest, write_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.report.plain import printable
 from pipeline.report.table import iterations
+from pipeline.suites import SUITES
 from stages.evaluate.suites.overlap import Index, Row
 from stages.sample.asked import column_of
 from stages.sample.source import kind, rows
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     if to and (to.is_dir() or not to.absolute().parent.is_dir()):
         raise ConfigError(f"--json {to}: name a file in a folder that is there.")
     store, what, played = training(Path(arguments.runs) / arguments.run)
-    suites = {str(path): read(path.expanduser(), arguments.column) for path in arguments.files}
+    suites = {str(path): read(_file(path), arguments.column) for path in arguments.files}
     indexes = {path: Index([row.text for row in found], arguments.n) for path, found in suites.items()}
     prompts = 0
     for name, text in texts(store, played):
@@ -95,6 +96,12 @@ def texts(store: Path, played: Sequence[Manifest]) -> Iterator[tuple[str, str]]:
                 if name not in seen:
                     seen.add(name)
                     yield name, _said(row["messages"])
+
+
+def _file(path: Path) -> Path:
+    """Return the file of a suite that is named by its file, or by its name."""
+    suite = SUITES.get(str(path))
+    return suite.fetch(suite.instructions, "its path") if suite and not path.exists() else path.expanduser()
 
 
 def read(path: Path, column: str | None) -> list[Asked]:

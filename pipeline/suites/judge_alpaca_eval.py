@@ -45,7 +45,7 @@ def judge(arguments: argparse.Namespace, suite: Suite) -> dict[str, Any]:
     if len(rows) != suite.rows:
         print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
         return figures
-    gamed = arguments.gamed.expanduser() if arguments.gamed else suite.fetch("df_gamed.csv", "--gamed")
+    gamed = arguments.gamed.expanduser() if arguments.gamed else suite.fetch("df_gamed.csv", "--gamed FILE")
     figures |= alpaca_eval.length_controlled(rows, gamed)
     lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
     print(f"  length-controlled win rate {lc:.2f} ± {error:.2f}")
@@ -88,7 +88,7 @@ def _existing(arguments: argparse.Namespace, outputs: list[Row]) -> list[Row]:
 
 def _annotated(arguments: argparse.Namespace, suite: Suite, outputs: list[Row]) -> list[Row]:
     """Annotate, and keep the annotations beside the outputs."""
-    path = arguments.reference or suite.fetch(suite.instructions, "--reference")
+    path = arguments.reference or suite.fetch(suite.instructions, "--reference FILE")
     reference = read(path, ("instruction", "output"))
     outputs = in_order(outputs, reference, arguments.outputs, path)
     name = reference[0].get("generator") or path.stem
@@ -136,5 +136,6 @@ def served(url: str, wanted: str | None) -> str:
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted not in names:
-        raise ConfigError(f"--model {wanted}: the server at {url} has {', '.join(names) or 'none'}; name one of them.")
+        there = printable(", ".join(names)) or "none"
+        raise ConfigError(f"--model {wanted}: the server at {url} has {there}; name one of them.")
     return wanted

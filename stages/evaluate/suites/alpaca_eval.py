@@ -72,8 +72,8 @@ def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annota
         except Exception as error:  # of the package, of an API, of a server
             said = (str(error).strip().splitlines() or [""])[0]
             raise DataError(
-                f"annotator {annotator.config}: {type(error).__name__}: {said}. Check its key (OPENAI_API_KEY), or its "
-                "server (--base-url), then run again: what it has answered is kept."
+                f"annotator {annotator.config}: {type(error).__name__}: {said!r}. Check its key "
+                "(OPENAI_API_KEY), or its server (--base-url), then run again: what it has answered is kept."
             ) from None
     return found
 

@@ -101,6 +101,14 @@ def test_one_message_for_what_is_wrong(
     assert "\n" not in error and message in error
 
 
+def test_a_suite_by_its_name(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "fetched.json").write_text('[{"instruction": "say one two three"}]')
+    monkeypatch.setattr("pipeline.hub.dataset_file", lambda repo, name: run / "fetched.json")
+    monkeypatch.chdir(run)
+    assert main(words(run, "alpaca_eval")) == 0
+    assert "alpaca_eval: row 1: 1 of 2 as prompt a: say one two three" in capsys.readouterr().out
+
+
 def test_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(tmp_path, "suite.json")) == 2
     assert "no such run, or none of its steps is made" in capsys.readouterr().err
