@@ -64,7 +64,7 @@ def _described(figures: dict[str, Any], suite: Suite) -> list[str]:
     if figures["not_annotated"]:
         lines.append(f"WARNING: {figures['not_annotated']:,} rows have no preference and are left out of the figures")
     if figures["empty"]:
-        lines.append(f"WARNING: {figures['empty']:,} outputs are empty: prompts that were not answered")
+        lines.append(f"WARNING: {figures['empty']:,} of the outputs are empty")
     return lines
 
 
