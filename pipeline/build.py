@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import judges
@@ -33,10 +33,12 @@ from stages.annotate.config import (
 from stages.evaluate.config import EVALUATE, EvaluateIdentity
 from stages.sample import engine_args
 from stages.sample.config import (
+    ASKED,
     IMPORT,
     PAIRED,
     PROMPTS,
     SAMPLE,
+    AskedIdentity,
     ImportIdentity,
     PromptsIdentity,
     SampleIdentity,
@@ -54,6 +56,19 @@ CLOSED: dict[str, Any] = {
     "scope": "pairwise",
 }
 """A gate that is off, whatever its settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of which policy."""
+
+    source: Input
+    column: str
+    policy: Input | None
+    """A trained policy; None: the base."""
+    iteration: int
+    n: int
+    """Samples of each prompt, of which the oracle's best is the answer."""
 
 
 class _Builder:
@@ -80,7 +95,7 @@ class _Builder:
         return name
 
     def sample(self, t: int, label: str, prompts: str, policy: str, split: str) -> str:
-        """Add the step that samples slice t of the training prompts, or all held-out ones."""
+        """Add the step that samples slice t of the training prompts, the held-out ones, or all of a suite."""
         config, sampler, hardware = self.config, self.config.sampler, self.config.hardware
         train = split == "train"
         changing, speed_only = engine_args.split(sampler.engine, sampler.engine_args)
@@ -99,9 +114,9 @@ class _Builder:
             engine_args=changing,
             seed=config.seed,
             shard_rows=sampler.shard_rows if train else config.evaluate.shard_rows,
-            split=split,
+            split="train" if train else "heldout",
             slice=t - 1 if train else 0,
-            rows=config.prompts.per_iteration if train else config.prompts.heldout,
+            rows={"train": config.prompts.per_iteration, "heldout": config.prompts.heldout}.get(split),
             slices=config.prompts.slices if train else None,
         )
         here = sampler.engine != "server"  # a client of servers needs no hardware
@@ -320,6 +335,22 @@ def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
     plan = Plan(steps={}, externals={}, configs=dict(configs))
     for arm, config in configs.items():
         _Builder(arm, config, sources, plan).build()
+    return plan
+
+
+def build_answers(config: Config, sources: Sources, asked: Asked) -> Plan:
+    """Return the plan of a policy's answers to a suite: its prompts, `n` samples each, and for n > 1 their scores."""
+    config = replace(config, evaluate=replace(config.evaluate, k=asked.n))
+    plan = Plan(steps={}, externals={}, configs={"": config})
+    builder = _Builder("", config, sources, plan)
+    base = builder.external(sources.policy(config.policy))
+    identity = AskedIdentity(column=asked.column, max_tokens=config.prompts.max_tokens)
+    inputs = {"source": builder.external(asked.source), "policy": base}
+    prompts = builder.step(asked.iteration, "prompts", ASKED, identity, None, inputs)
+    policy = builder.external(asked.policy) if asked.policy else base
+    samples = builder.sample(asked.iteration, "sample", prompts, policy, "suite")
+    if asked.n > 1:
+        builder.score(asked.iteration, "score", config.oracle, samples, anchors=config.oracle.opponents)
     return plan
 
 

@@ -1,4 +1,5 @@
-"""sparring run | plan | import | oracle | status | report | inspect | export | sync | verify | doctor
+"""sparring run | plan | import | oracle | status | report | inspect | export | sync | answer | judge | contamination
+            | verify | doctor
 
 sparring run iterations=3 run.name=myrun experiment=sppo
 sparring run -m experiment=sppo,s_sppo        # arms as one plan: what they share is computed once
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import stopping
+from pipeline.cli_suites import add_suites
 from pipeline.errors import SparringError
 
 Command = Callable[[str, str, str], argparse.ArgumentParser]
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_files(command)
     _add_views(command)
     _add_outlets(command)
+    add_suites(command)
     return parser
 
 

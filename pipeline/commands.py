@@ -112,13 +112,7 @@ def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
 
 def prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
     """Have the policy and the prompts here, and look at the prompts, before anything starts."""
-    if any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared():
-        print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
-        done = subprocess.run([sys.executable, "-m", "stages.sample.embedded"], check=False)
-        if done.returncode:
-            raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
-        plan = plan_of(arms)
-    if download(plan.externals.values()):
+    if fetch(plan):
         plan = plan_of(arms)
     from stages.sample.prompts import check_source, sources_of
 
@@ -127,6 +121,17 @@ def prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) ->
             inputs = {role: plan.externals[digest] for role, digest in step.inputs.items()}
             check_source(sources_of(inputs), step.identity["column"], step.identity["on_empty"])
     return plan
+
+
+def fetch(plan: Plan) -> bool:
+    """Have here what a plan takes from outside: the embedded policy, the hub's files; say whether it was not."""
+    prepared = any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared()
+    if prepared:
+        print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
+        done = subprocess.run([sys.executable, "-m", "stages.sample.embedded"], check=False)
+        if done.returncode:
+            raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
+    return download(plan.externals.values()) or prepared
 
 
 def download(inputs: Iterable[Input]) -> bool:

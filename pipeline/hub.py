@@ -125,6 +125,13 @@ def download(kind: str, repo: str, commit: str) -> Path:
     return Path(folder)
 
 
+def dataset_file(repo: str, name: str) -> Path:
+    """Return one file of a dataset's main branch; DataError when it cannot be had. Its bytes are its identity."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(_asked("dataset", repo, "main", lambda: hf_hub_download(repo, name, repo_type="dataset")))
+
+
 def local_dataset(folder: Path, name: str | None, split: str) -> Input:
     """Return the files of a split of a local folder, named by their digests."""
     files = _files(folder, split_files(folder, name, split))

@@ -80,7 +80,7 @@ class Pairer:
         """Judge one prompt: its row of `scores`, its responses."""
         identity, k = self.identity, len(responses)
         every = candidates(identity["selection"], k)
-        preference = preferences(_debiased(score, k, where), identity["win_rate"])
+        preference = preferences(debiased(score, k, where), identity["win_rate"])
         if score["trained_on"]:
             return Judged(preference, None, [], {"oracle_trained_on_prompt": every})
         values = rates = winrate.win_rates(preference)
@@ -101,9 +101,9 @@ class Pairer:
         return "head_to_head" if lost else ""
 
 
-def preferences(debiased: winrate.Array, mode: str) -> winrate.Array:
-    """P under `mode`: matrix, or aggregate_score, whose win rates order responses as their scores s do."""
-    return winrate.aggregate_matrix(debiased) if mode == "aggregate_score" else winrate.preference_matrix(debiased)
+def preferences(logits: winrate.Array, mode: str) -> winrate.Array:
+    """P of debiased logits under `mode`: matrix, or aggregate_score, which orders responses as their scores s do."""
+    return winrate.aggregate_matrix(logits) if mode == "aggregate_score" else winrate.preference_matrix(logits)
 
 
 def shards(job: Job) -> list[Shard]:
@@ -144,8 +144,8 @@ def _shape(parts: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _debiased(score: dict[str, Any], k: int, where: str) -> winrate.Array:
-    """L (K, K), NaN between responses that did not meet."""
+def debiased(score: dict[str, Any], k: int, where: str) -> winrate.Array:
+    """L (K, K) of a row of `scores` in self mode, NaN between responses that did not meet; `where` names the row."""
     anchors, n_right = score["anchors"], score["n_right"]
     if score["n_left"] != k or n_right != (k if anchors is None else len(anchors)) or k < 2:
         raise DataError(
@@ -154,8 +154,8 @@ def _debiased(score: dict[str, Any], k: int, where: str) -> winrate.Array:
         )
     logits = matrix(score["logits"], (k, n_right), "oracle logit", where)
     swapped = matrix(score["swapped"], (k, n_right), "swapped oracle logit", where)
-    debiased = winrate.debiased_logits(logits, swapped)
-    return debiased if anchors is None else winrate.from_anchors(debiased, anchors)
+    met = winrate.debiased_logits(logits, swapped)
+    return met if anchors is None else winrate.from_anchors(met, anchors)
 
 
 def pair_row(row_id: str, preference: winrate.Array, rates: winrate.Array, pair: Pair) -> dict[str, Any]:

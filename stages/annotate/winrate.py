@@ -74,6 +74,11 @@ def win_rates(preference: Array) -> Array:
     return _row_means(preference, 0.5)
 
 
+def best(rates: Array) -> int:
+    """Return the first response whose win rate is the highest, up to TIE: best-of-n."""
+    return int(np.argmax(rates >= rates.max() - TIE))
+
+
 def loses_head_to_head(preference: Array, chosen: int, rejected: int) -> bool:
     """Whether the chosen response loses its direct duel with the rejected one: P < 1/2; not if they did not meet."""
     return bool(preference[chosen, rejected] < 0.5)

@@ -20,6 +20,14 @@ PROMPTS = StepSpec(
     shards="stages.sample.prompts:shards",
     finish="stages.sample.prompts:finish",
 )
+ASKED = StepSpec(
+    kind="prompts",
+    version=1,
+    worker="stages.sample.asked:Asker",
+    shards="stages.sample.asked:shards",
+    finish="stages.sample.prompts:finish",
+    pool="here",
+)
 SAMPLE = StepSpec(
     kind="sample",
     version=3,
@@ -73,6 +81,19 @@ class PromptsIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AskedIdentity:
+    """What of a suite is asked: all of its rows, in their order.
+
+    Inputs: `source` (one file), `policy` (its tokenizer and chat template).
+    """
+
+    column: str
+    """Column that holds a string or a list of {role, content} messages."""
+    max_tokens: int
+    """Longest rendered prompt in tokens; longer ones are dropped and counted as `too_long`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleIdentity:
     """What is sampled. Inputs: `prompts`, `policy`."""
 
@@ -104,7 +125,7 @@ class SampleIdentity:
     slice: int
     """Which slice of the dealt training prompts, from 0 (0 for heldout)."""
     rows: int | None
-    """Rows of a slice; null: the prompts are cut into `slices`."""
+    """Rows of a slice; null: the prompts are cut into `slices`, or, of heldout, all of them."""
     slices: int | None
     """Slices of one deal: as the sources are, else of equal size; null where `rows` says how large one is."""
 

@@ -1,4 +1,4 @@
-"""Read rows from .jsonl, .parquet and .csv files, one at a time, and prompts from rows.
+"""Read rows from .jsonl, .parquet, .csv and .json files, one at a time, and prompts from rows.
 
 What is wrong is one message with its place.
 """
@@ -72,11 +72,11 @@ class Empty(ValueError):
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the values of each row of a file whose suffix is one of FORMATS.
+    """Yield the place and the values of each row of a file of FORMATS, or .json, which is read whole.
 
     Of parquet only `columns` are read, and DataError is raised when one is not there; the others give all they have.
     """
-    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
+    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv, ".json": _json}
     return readers[path.suffix.lower()](path, columns)
 
 
@@ -155,6 +155,19 @@ def _jsonl(path: Path, _columns: Sequence[str]) -> Iterator[tuple[str, dict[str,
         if not isinstance(values, dict):
             raise DataError(f"{path}: line {number} is {kind(values)}, not an object; write {{column: value}} lines.")
         yield f"line {number}", values
+
+
+def _json(path: Path, _columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not complete JSON ({error}); get it again.") from None
+    if not isinstance(found, list):
+        raise DataError(f"{path}: holds {kind(found)}, not a list of objects; write [{{column: value}}, ...].")
+    for number, values in enumerate(found, start=1):
+        if not isinstance(values, dict):
+            raise DataError(f"{path}: row {number} is {kind(values)}, not an object; write {{column: value}}.")
+        yield f"row {number}", values
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

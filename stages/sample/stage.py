@@ -55,6 +55,7 @@ def _slice(identity: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[lis
     """Return the rows of the split that the slice has, and the deal of each."""
     number, rows = identity["slice"], identity["rows"]
     if identity["split"] == "heldout":
+        rows = prompts["heldout"] if rows is None else rows
         if rows > prompts["heldout"]:
             raise DataError(f"{rows} held-out prompts were asked for, there are {prompts['heldout']}; prompts.heldout.")
         return list(range(rows)), [0] * rows

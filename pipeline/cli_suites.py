@@ -1,0 +1,55 @@
+"""The commands for suites of others: answer, judge, contamination."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+Command = Callable[[str, str, str], argparse.ArgumentParser]
+"""(name, help, "module:function") -> its parser."""
+
+
+def add_suites(command: Command) -> None:
+    """Add them to the command line."""
+    _add_answer(command)
+    _add_judge(command)
+    _add_contamination(command)
+
+
+def _add_answer(command: Command) -> None:
+    answer = command("answer", "Have a run's policy answer a suite or a file of prompts.", "pipeline.suites.answer:run")
+    answer.add_argument("suite", help="alpaca_eval, or a json, jsonl, parquet or csv file of prompts")
+    answer.add_argument("run", help="a run, or an arm of one: myrun/experiment=sppo")
+    answer.add_argument("--iter", type=int, metavar="T", help="the iteration, 0: the base (default: the last trained)")
+    answer.add_argument("--best-of", type=int, default=1, metavar="N", help="sample N, keep the oracle's best")
+    answer.add_argument("--to", type=Path, metavar="FILE", help="write there (default: runs/RUN/answers/…)")
+    answer.add_argument("--instructions", type=Path, metavar="FILE", help="its instructions, instead of the hub's")
+    answer.add_argument("--column", metavar="NAME", help="column of the prompts (default: instruction, prompt, …)")
+    answer.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    answer.add_argument("overrides", nargs="*", help="what differs from the run, e.g. sampling=official")
+
+
+def _add_judge(command: Command) -> None:
+    judge = command("judge", "Judge answers to a suite by its own rules.", "pipeline.suites.judge:run")
+    judge.add_argument("suite", help="alpaca_eval")
+    judge.add_argument("outputs", type=Path, help="what `sparring answer` wrote")
+    judge.add_argument("--reference", type=Path, metavar="FILE", help="the baseline's outputs, instead of the hub's")
+    judge.add_argument("--annotator", metavar="CONFIG", help="an annotator of the package, or a folder or yaml of one")
+    judge.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that the annotator asks")
+    judge.add_argument("--model", metavar="NAME", help="the model that it asks there")
+    judge.add_argument("--annotations", type=Path, metavar="FILE", help="annotations that exist: no annotator is asked")
+    judge.add_argument("--gamed", type=Path, metavar="FILE", help="df_gamed.csv of the suite, instead of the hub's")
+    judge.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+
+
+def _add_contamination(command: Command) -> None:
+    overlap = command(
+        "contamination", "Which rows of suites do the training prompts hold?", "pipeline.suites.contamination:run"
+    )
+    overlap.add_argument("run", help="a run, or an arm of one")
+    overlap.add_argument("files", nargs="+", type=Path, metavar="FILE", help="alpaca_eval, or a file of a suite")
+    overlap.add_argument("--n", type=int, default=13, metavar="N", help="words of an n-gram (default 13; 8 finds more)")
+    overlap.add_argument("--column", metavar="NAME", help="column of the rows' text (default: instruction, prompt, …)")
+    overlap.add_argument("--json", type=Path, metavar="FILE", help="write the figures and all overlapping rows there")
+    overlap.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")

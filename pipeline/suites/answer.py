@@ -1,0 +1,243 @@
+"""`sparring answer`: what a run's policy says to a list of prompts, in the file format of the leaderboards.
+
+    sparring answer alpaca_eval myrun --iter 3 sampling=official sampler.max_tokens=2048 prompts.max_tokens=2048
+    sparring answer my_prompts.jsonl myrun --best-of 16
+
+The run's own configuration, with what the overrides change, answers: the ordinary steps `prompts` and `sample`, and for
+best-of-n `score`, whose argmax of the win rate is the answer, the first of equals. They are artifacts of the store: a
+kill costs the shards in flight, and the same answers again are hits.
+
+A row whose prompt was dropped (too long, or it broke its engine) keeps its place with an empty output, and is counted:
+AlpacaEval joins the difficulty of an instruction by its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import book, cluster, config
+from pipeline.artifact import Artifact, Manifest, write_text
+from pipeline.build import Asked, build_answers
+from pipeline.commands import fetch
+from pipeline.errors import ConfigError, DataError
+from pipeline.events import Events
+from pipeline.execute import Executor
+from pipeline.job import Input
+from pipeline.plan import Plan, inspect
+from pipeline.report.table import iterations
+from pipeline.schema import Config
+from pipeline.sources import Sources, check_context
+from pipeline.suites import SUITES
+from stages.annotate import pairs, winrate
+from stages.annotate.rows import joined, place, rows_by_id
+from stages.sample import asked
+
+Response = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Player:
+    """A policy of a run."""
+
+    folder: Path
+    name: str
+    """`myrun-iter-3`."""
+    iteration: int
+    policy: Input | None
+    """None: the base."""
+    config: Config
+    pins: dict[str, str]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Have the policy answer, write the file, and say what is in it."""
+    if arguments.best_of < 1:
+        raise ConfigError(f"--best-of {arguments.best_of}: give the number of samples of each prompt, 1 or more.")
+    player = player_of(arguments)
+    title, path = suite_of(arguments)
+    column = asked.column_of(path, arguments.column)
+    rows = list(asked.read(path, column))
+    name = player.name + (f"-best-of-{arguments.best_of}" if arguments.best_of > 1 else "")
+    to = target(arguments.to, player.folder / "answers" / f"{title}-{name}.json")
+    made, samples, scores = answers(player, path, column, arguments.best_of)
+    chosen = dict(best(samples, scores, player.config.win_rate))
+    write_text(to, json.dumps(table(rows, column, chosen, path.stem, name), indent=2, ensure_ascii=False) + "\n")
+    print("\n".join(described(to, rows, chosen, made)))
+    if arguments.suite in SUITES:
+        print(f"next: sparring judge {arguments.suite} {to}")
+
+
+# Who answers what
+
+
+def player_of(arguments: argparse.Namespace) -> Player:
+    """Return the policy of an iteration of the run, the last trained one by default."""
+    folder = Path(arguments.runs) / arguments.run
+    content = book.read(folder)
+    if "overrides" not in content:
+        begun = sorted(
+            str(found.parent.relative_to(arguments.runs)) for found in Path(arguments.runs).rglob("run.json")
+        )
+        raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
+    chosen = config.load(config.detect_hardware([*content["overrides"], *arguments.overrides], cluster.gpu_count()))
+    t, policy = _trained(folder, Path(content["store"]), arguments.iter)
+    return Player(
+        folder=folder,
+        name=f"{arguments.run.strip('/').replace('/', '-')}-iter-{t}",
+        iteration=t,
+        policy=policy,
+        config=chosen,
+        pins=content.get("pins", {}),
+    )
+
+
+def _trained(folder: Path, store: Path, number: int | None) -> tuple[int, Input | None]:
+    """Return the iteration and its trained policy; None for the base, which is iteration 0."""
+    if number == 0:
+        return 0, None
+    found = {t: steps["train"] for t, steps in iterations(folder, store).items() if "train" in steps}
+    if not found:
+        raise DataError(f"{folder}: no policy is trained yet; run on, or have the base answer with --iter 0.")
+    t = max(found) if number is None else number
+    if t not in found:
+        raise DataError(f"--iter {t}: {folder} has policies of 0 (the base), {', '.join(map(str, found))}.")
+    artifact = Artifact(store, "train", found[t].fingerprint)
+    missing = artifact.missing_file(found[t])
+    if missing:
+        raise DataError(f"iteration {t}: {missing}; run `sparring run` again with the overrides of the run.")
+    policy = artifact.as_input("policy", found[t])
+    return t, replace(policy, root=policy.root.absolute())
+
+
+def suite_of(arguments: argparse.Namespace) -> tuple[str, Path]:
+    """Return the name and the file of what is asked."""
+    suite, given = SUITES.get(arguments.suite), arguments.instructions
+    if suite is None:
+        path = Path(arguments.suite).expanduser()
+        if given:
+            raise ConfigError(f"--instructions: is for a suite ({', '.join(SUITES)}), not for the file {path}.")
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file, nor a suite of that name; suites: {', '.join(SUITES)}.")
+        return path.stem, path
+    path = given.expanduser() if given else suite.fetch(suite.instructions, "--instructions FILE")
+    return arguments.suite, path
+
+
+def target(given: Path | None, default: Path) -> Path:
+    """Return the file to write, in a folder that is there; DataError before hours are spent."""
+    to = given.expanduser() if given else default
+    if given is None:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    if to.is_dir() or not to.absolute().parent.is_dir():
+        raise DataError(f"--to {to}: name a file in a folder that is there.")
+    return to
+
+
+# The steps
+
+
+def answers(player: Player, path: Path, column: str, n: int) -> tuple[list[Manifest], Input, Input | None]:
+    """Make what is missing; return the manifests, the samples, and for n > 1 their scores."""
+    store = Path(player.config.paths.store)
+    plan = _planned(player, path, column, n)
+    if any(state.kind != "hit" for state in inspect(plan, store).values()):
+        if fetch(plan):
+            plan = _planned(player, path, column, n)
+        _execute(plan, store, player.folder)
+    made = [_manifest(store, step.spec.kind, name) for name, step in plan.steps.items()]
+    opened = {one.step: Artifact(store, one.step, one.fingerprint).as_input(one.step, one) for one in made}
+    return made, opened["sample"], opened.get("score")
+
+
+def _planned(player: Player, path: Path, column: str, n: int) -> Plan:
+    chosen, sources = player.config, Sources(player.pins)
+    check_context(sources.policy(chosen.policy), chosen.prompts.max_tokens + chosen.sampler.max_tokens)
+    source = sources.imported(path)
+    return build_answers(
+        chosen, sources, Asked(source=source, column=column, policy=player.policy, iteration=player.iteration, n=n)
+    )
+
+
+def _execute(plan: Plan, store: Path, folder: Path) -> None:
+    scratch = folder / "answers" / "logs"
+    events = Events(scratch / "events.jsonl")
+    try:
+        Executor(
+            plan=plan,
+            store=store,
+            run=folder.name,
+            scratch=scratch,
+            events=events,
+            on_done=lambda step, manifest: None,
+            gpus=cluster.gpu_count(),
+        ).execute()
+    finally:
+        events.close()
+
+
+def _manifest(store: Path, kind: str, fingerprint: str) -> Manifest:
+    found = Artifact(store, kind, fingerprint).manifest()
+    assert found is not None
+    return found
+
+
+# What they say
+
+
+def best(samples: Input, scores: Input | None, win_rate: str) -> Iterator[tuple[str, Response]]:
+    """Yield (id, response): the first, or by the scores the one whose win rate among the samples is the highest."""
+    columns = ["n_left", "n_right", "logits", "swapped", "anchors"]
+    for part in range(samples.n_parts):
+        judged = rows_by_id(scores, part, columns) if scores else {}
+        for row_id, row in rows_by_id(samples, part, ["responses"]).items():
+            responses, i = row["responses"], 0
+            if scores:
+                score, where = joined(judged, row_id, scores, part), place(scores, part, row_id)
+                preference = pairs.preferences(pairs.debiased(score, len(responses), where), win_rate)
+                i = winrate.best(winrate.win_rates(preference))
+            yield row_id, responses[i]
+
+
+def table(
+    rows: list[asked.Row], column: str, chosen: dict[str, Response], dataset: str, generator: str
+) -> list[dict[str, Any]]:
+    """Return a row for each instruction, in their order; without the white space around an output, as leaderboards."""
+    return [
+        {
+            "dataset": row.values.get("dataset") or dataset,
+            "instruction": row.values[column],
+            "output": chosen[row.id]["text"].strip() if row.id in chosen else "",
+            "generator": generator,
+        }
+        for row in rows
+    ]
+
+
+def described(to: Path, rows: list[asked.Row], chosen: dict[str, Response], made: list[Manifest]) -> list[str]:
+    """Return the lines that `answer` ends with: how many, how long, what is cut, what is missing."""
+    given = [chosen[row.id] for row in rows if row.id in chosen]
+    characters = sum(len(one["text"].strip()) for one in given) / max(1, len(given))
+    cut, empty = sum(one["finish"] == "length" for one in given), sum(not one["text"].strip() for one in given)
+    sample = next(one for one in made if one.step == "sample")
+    drawn = ", ".join(f"{key}={sample.identity[key]}" for key in ("k", "temperature", "top_p", "max_tokens"))
+    lines = [
+        f"{to}: {len(given):,} answers to {len(rows):,} rows, {characters:,.0f} characters on average",
+        f"  {', '.join(f'{one.step}-{one.fingerprint[:8]}' for one in made)} ({drawn})",
+    ]
+    if cut or empty:
+        lines.append(f"  {cut:,} were cut at sampler.max_tokens, {empty:,} are empty")
+    missing = [row.where for row in rows if row.id not in chosen]
+    if missing:
+        dropped = Counter({reason: n for one in made for reason, n in one.rows["dropped"].items()})
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items()) if reason != "duplicate")
+        lines.append(
+            f"WARNING: {len(missing):,} of the rows have no answer, their output is empty; the first is {missing[0]}. "
+            f"Prompts dropped: {reasons}." + (" prompts.max_tokens is too low." if dropped["too_long"] else "")
+        )
+    return lines

@@ -1,0 +1,174 @@
+"""`sparring contamination`: which rows of suites share an n-gram with the prompts that a run has trained on.
+
+    sparring contamination myrun alpaca_eval mt_bench/question.jsonl --n 8 --json overlap.json
+
+The prompts are those that the run's iterations have sampled, or before the first one all that it may sample. They pass
+by part by part; in memory are the suites' n-grams (stages/evaluate/suites/overlap.py). Only what is asked is compared,
+not what a suite expects as an answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import book
+from pipeline.artifact import Artifact, Manifest, write_text
+from pipeline.errors import ConfigError, DataError
+from pipeline.report.plain import printable
+from pipeline.report.table import iterations
+from pipeline.suites import SUITES
+from stages.evaluate.suites.overlap import Index, Row
+from stages.sample.asked import column_of
+from stages.sample.source import kind, rows
+
+WORST = 5
+"""Rows of a suite that are shown."""
+SHOWN = 60
+"""Characters of a row there."""
+
+
+class Asked(NamedTuple):
+    """A row of a suite's file."""
+
+    where: str
+    text: str
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compare, print the table, and write all of it."""
+    if arguments.n < 2:
+        raise ConfigError(f"--n {arguments.n}: an n-gram has 2 words or more; 13 is usual, 8 finds more.")
+    to = arguments.json
+    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {to}: name a file in a folder that is there.")
+    store, what, played = training(Path(arguments.runs) / arguments.run)
+    suites = {str(path): read(_file(path), arguments.column) for path in arguments.files}
+    indexes = {path: Index([row.text for row in found], arguments.n) for path, found in suites.items()}
+    prompts = 0
+    for name, text in texts(store, played):
+        prompts += 1
+        for index in indexes.values():
+            index.add(name, text)
+    found = {path: index.overlapping() for path, index in indexes.items()}
+    show(what, prompts, arguments.n, suites, indexes, found)
+    if to:
+        figures = [_figures(path, suites[path], indexes[path], found[path]) for path in suites]
+        facts = {"run": arguments.run, "prompts": prompts, "of": what, "n": arguments.n, "suites": figures}
+        write_text(to, json.dumps(facts, indent=2) + "\n")
+
+
+# What is compared
+
+
+def training(folder: Path) -> tuple[Path, str, list[Manifest]]:
+    """Return the store, what the training prompts are of, in words, and the artifacts that hold them."""
+    content = book.read(folder)
+    if not content.get("steps"):
+        raise DataError(f"{folder}: no such run, or none of its steps is made.")
+    store = Path(content["store"])
+    steps = iterations(folder, store)
+    sampled = {t: found["sample"] for t, found in steps.items() if "sample" in found}
+    if sampled:
+        return store, f"sampled in iterations {', '.join(map(str, sampled))}", list(sampled.values())
+    if "prompts" in steps.get(0, {}):
+        return store, "that it may sample", [steps[0]["prompts"]]
+    raise DataError(f"{folder}: its prompts are not in {store} yet; run `sparring run` with its overrides.")
+
+
+def texts(store: Path, played: Sequence[Manifest]) -> Iterator[tuple[str, str]]:
+    """Yield id and text of every training prompt once, part by part; held-out ones are left out."""
+    seen: set[str] = set()
+    for manifest in played:
+        source = Artifact(store, manifest.step, manifest.fingerprint).as_input("prompts", manifest)
+        for part in range(1 if manifest.step == "prompts" else 0, source.n_parts):
+            for row in source.table(part, columns=["id", "messages"]).to_pylist():
+                name = row["id"].partition("~")[0]
+                if name not in seen:
+                    seen.add(name)
+                    yield name, _said(row["messages"])
+
+
+def _file(path: Path) -> Path:
+    """Return the file of a suite that is named by its file, or by its name."""
+    suite = SUITES.get(str(path))
+    return suite.fetch(suite.instructions, "its path") if suite and not path.exists() else path.expanduser()
+
+
+def read(path: Path, column: str | None) -> list[Asked]:
+    """Return the rows of a suite's file; DataError names one that holds no text."""
+    name = column_of(path, column)
+    found = []
+    for where, values in rows(path, [name]):
+        value = values.get(name)
+        if not isinstance(value, str | list):
+            raise DataError(f"{path}: {where}: {name} is {kind(value)}, not a text or a list; see --column.")
+        found.append(Asked(where, _said(value)))
+    if not found:
+        raise DataError(f"{path}: holds no rows; give a file with at least one.")
+    return found
+
+
+def _said(value: Any) -> str:
+    """Return what is asked: a text, or the user's turns of a list of texts or messages."""
+    if isinstance(value, str):
+        return value
+    turns = [{"content": turn} if isinstance(turn, str) else turn for turn in value]
+    return "\n".join(
+        str(turn.get("content", ""))
+        for turn in turns
+        if isinstance(turn, dict) and turn.get("role", "user") != "assistant"
+    )
+
+
+# What came of it
+
+
+def show(
+    what: str,
+    prompts: int,
+    n: int,
+    suites: dict[str, list[Asked]],
+    indexes: dict[str, Index],
+    found: dict[str, list[Row]],
+) -> None:
+    """Print a line for each suite, then its worst rows."""
+    out = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table(title=f"{n}-grams of {prompts:,} training prompts ({what})", title_justify="left")
+    table.add_column("suite", overflow="fold")
+    for name in ("rows", f"under {n} words", "overlapping", "share"):
+        table.add_column(name, justify="right")
+    for path, rows_ in suites.items():
+        many = len(found[path])
+        cells = (f"{len(rows_):,}", f"{indexes[path].short:,}", f"{many:,}", f"{many / len(rows_):.1%}")
+        table.add_row(Text(printable(path)), *cells)
+    out.print(table)
+    for path, rows_ in suites.items():
+        for row in found[path][:WORST]:
+            text = " ".join(printable(rows_[row.row].text).split())[:SHOWN]
+            line = (
+                f"{printable(path)}: {rows_[row.row].where}: {row.shared} of {row.grams} as prompt {row.prompt}: {text}"
+            )
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if len(found[path]) > WORST:
+            out.print(f"{printable(path)}: {len(found[path]) - WORST:,} more; --json FILE has all", markup=False)
+
+
+def _figures(path: str, suite: list[Asked], index: Index, found: list[Row]) -> dict[str, Any]:
+    return {
+        "file": path,
+        "rows": len(suite),
+        "short": index.short,
+        "overlapping": len(found),
+        "share": len(found) / len(suite),
+        "overlaps": [{"where": suite[row.row].where, **asdict(row), "share": row.share} for row in found],
+    }

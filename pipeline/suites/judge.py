@@ -1,0 +1,81 @@
+"""`sparring judge`: answers to a suite, judged by the suite's own rules.
+
+sparring judge alpaca_eval runs/myrun/answers/alpaca_eval-myrun-iter-3.json
+sparring judge alpaca_eval outputs.json --base-url http://node1:8000/v1 --model meta-llama/Llama-3.3-70B-Instruct
+sparring judge alpaca_eval outputs.json --annotations annotations.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import write_text
+from pipeline.errors import ConfigError, DataError
+from pipeline.execute import resolve
+from pipeline.suites import SUITES
+
+Row = dict[str, Any]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Judge, print the figures, and write them."""
+    suite = SUITES.get(arguments.suite)
+    if suite is None:
+        raise ConfigError(f"{arguments.suite}: no suite of that name; there are: {', '.join(SUITES)}.")
+    to = arguments.json
+    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {to}: name a file in a folder that is there.")
+    figures = resolve(suite.judge)(arguments, suite)
+    if to:
+        write_text(to, json.dumps(figures, indent=2) + "\n")
+
+
+def read(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Return the rows of a json or jsonl file, one for each instruction; DataError names row and key."""
+    from stages.sample.asked import check
+    from stages.sample.source import kind, rows
+
+    check(path)
+    found: list[Row] = []
+    for where, values in rows(path, columns):
+        for name in columns:
+            if name == "preference":
+                _preference(values, f"{path}: {where}")
+            elif not isinstance(values.get(name), str):
+                raise DataError(f"{path}: {where}: {name} is {kind(values.get(name))}, not a text; mend the row.")
+        found.append(values)
+    if not found:
+        raise DataError(f"{path}: holds no rows.")
+    twice, times = Counter(row["instruction"] for row in found).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{path}: the instruction {twice[:60]!r} has {times} rows; leave one of them.")
+    return found
+
+
+def _preference(values: Row, place: str) -> None:
+    value = values.get("preference")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise DataError(f"{place}: preference is {value!r}, not a number or null; mend the row.")
+    if value is not None and value == value and value != 0 and not 1 <= value <= 2:
+        raise DataError(f"{place}: preference is {value}, not in 1 (the baseline) to 2 (the model); mend the row.")
+
+
+def in_order(rows: Sequence[Row], of: Sequence[Row], path: Path, other: Path) -> list[Row]:
+    """Return rows in the order of the instructions of `of`; DataError where the two files ask different things."""
+    known = {row["instruction"]: row for row in rows}
+    for number, row in enumerate(of, start=1):
+        if row["instruction"] not in known:
+            raise DataError(
+                f"{path}: the instruction of row {number} of {other}, {row['instruction'][:60]!r}, is not there; "
+                "both must be of the same suite, whole."
+            )
+    if len(rows) > len(of):
+        asked = {row["instruction"] for row in of}
+        extra = next(one for one in known if one not in asked)
+        raise DataError(f"{path}: the instruction {extra[:60]!r} is not in {other}; both must be of the same suite.")
+    return [known[row["instruction"]] for row in of]

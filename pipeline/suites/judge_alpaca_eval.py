@@ -1,0 +1,141 @@
+"""AlpacaEval 2.0's judging: annotations that exist or are made now, then raw and length-controlled win rates.
+
+The length-controlled fit joins the difficulty of an instruction by its place, so the rows are brought into the order of
+the reference, or without one are taken to be in the suite's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from pipeline.artifact import write_text
+from pipeline.errors import ConfigError, DataError
+from pipeline.report.plain import printable
+from pipeline.suites import Suite
+from pipeline.suites.judge import Row, in_order, read
+from stages.evaluate.suites import alpaca_eval
+
+ANSWER_S = 20.0
+"""A server that lists its models later than this does not answer."""
+
+
+def judge(arguments: argparse.Namespace, suite: Suite) -> dict[str, Any]:
+    """Print and return the figures."""
+    alpaca_eval.require()
+    outputs = read(arguments.outputs, ("instruction", "output", "generator"))
+    rows = _existing(arguments, outputs) if arguments.annotations else _annotated(arguments, suite, outputs)
+    if all(row["preference"] is None for row in rows):
+        raise DataError(f"none of the {len(rows):,} rows has a preference: the annotator gave no answer that it reads.")
+    figures: dict[str, Any] = {
+        "suite": arguments.suite,
+        "generator": rows[0]["generator_2"],
+        "reference": rows[0]["generator_1"],
+        "rows": len(rows),
+        "not_annotated": sum(row["preference"] is None for row in rows),
+        "empty": sum(not row["output_2"].strip() for row in rows),
+        "length": sum(len(row["output_2"]) for row in rows) / len(rows),
+        "reference_length": sum(len(row["output_1"]) for row in rows) / len(rows),
+        **alpaca_eval.win_rate(rows),
+    }
+    print("\n".join(_described(figures, suite)))
+    if len(rows) != suite.rows:
+        print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
+        return figures
+    gamed = arguments.gamed.expanduser() if arguments.gamed else suite.fetch("df_gamed.csv", "--gamed FILE")
+    figures |= alpaca_eval.length_controlled(rows, gamed)
+    lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
+    print(f"  length-controlled win rate {lc:.2f} ± {error:.2f}")
+    return figures
+
+
+def _described(figures: dict[str, Any], suite: Suite) -> list[str]:
+    """Return the lines of the raw win rate; ± is a standard error, of points of 100."""
+    names = (printable(figures[name]) for name in ("generator", "reference"))
+    lines = [
+        f"{suite.title}: {' against '.join(names)}, {figures['n_total']:,} of {figures['rows']:,} rows annotated",
+        f"  {figures['length']:,.0f} characters on average, the reference {figures['reference_length']:,.0f}",
+        f"  won {figures['n_wins']:,}, lost {figures['n_wins_base']:,}, drawn {figures['n_draws']:,}",
+        f"  win rate {figures['win_rate']:.2f} ± {figures['standard_error']:.2f}",
+    ]
+    if figures["not_annotated"]:
+        lines.append(f"WARNING: {figures['not_annotated']:,} rows have no preference and are left out of the figures")
+    if figures["empty"]:
+        lines.append(f"WARNING: {figures['empty']:,} of the outputs are empty")
+    return lines
+
+
+def _existing(arguments: argparse.Namespace, outputs: list[Row]) -> list[Row]:
+    """Return the annotations of a file, in the order of the reference, else of the outputs."""
+    columns = ("instruction", "output_1", "output_2", "preference")
+    path, order, of = arguments.annotations, outputs, arguments.outputs
+    if arguments.reference:
+        of = arguments.reference
+        order = read(of, ("instruction", "output"))
+        outputs = in_order(outputs, order, arguments.outputs, of)
+    found = in_order(read(path, columns), order, path, of)
+    for number, (row, output) in enumerate(zip(found, outputs, strict=True), start=1):
+        if row["output_2"].strip() != output["output"].strip():
+            raise DataError(
+                f"{path}: output_2 of {row['instruction'][:60]!r} is not the output of {arguments.outputs}, row "
+                f"{number}: the annotations are of other answers."
+            )
+    return [_completed(row, output, "reference") for row, output in zip(found, outputs, strict=True)]
+
+
+def _annotated(arguments: argparse.Namespace, suite: Suite, outputs: list[Row]) -> list[Row]:
+    """Annotate, and keep the annotations beside the outputs."""
+    path = arguments.reference or suite.fetch(suite.instructions, "--reference FILE")
+    reference = read(path, ("instruction", "output"))
+    outputs = in_order(outputs, reference, arguments.outputs, path)
+    name = reference[0].get("generator") or path.stem
+    annotator = alpaca_eval.Annotator(
+        config=arguments.annotator or alpaca_eval.DEFAULT_ANNOTATOR,
+        base_url=arguments.base_url,
+        model=served(arguments.base_url, arguments.model) if arguments.base_url else arguments.model,
+    )
+    beside = arguments.outputs.absolute().parent
+    ours, theirs = _side(outputs, outputs[0]["generator"]), _side(reference, name)
+    found = {row["instruction"]: row for row in alpaca_eval.annotate(theirs, ours, annotator, beside)}
+    rows = [
+        _completed({**found[output["instruction"]], "output_1": base["output"]}, output, name)
+        for base, output in zip(reference, outputs, strict=True)
+    ]
+    to = beside / f"{arguments.outputs.stem}.annotations.json"
+    write_text(to, json.dumps(rows, indent=2, ensure_ascii=False, default=str) + "\n")
+    print(f"{to}: the annotations")
+    return rows
+
+
+def _side(rows: list[Row], generator: str) -> list[Row]:
+    return [{"instruction": row["instruction"], "output": row["output"], "generator": generator} for row in rows]
+
+
+def _completed(row: Row, output: Row, reference: str) -> Row:
+    """Return an annotation with all that the package reads; a preference that is missing is None."""
+    value = row.get("preference")
+    return {
+        **row,
+        "output_2": output["output"],
+        "preference": float(value) if isinstance(value, int | float) and value == value else None,
+        "generator_1": row.get("generator_1") or reference,
+        "generator_2": output["generator"],
+    }
+
+
+def served(url: str, wanted: str | None) -> str:
+    """Return the model to ask a server for: the one wanted, or the only one it has."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=ANSWER_S) as answer:
+            names = [str(one["id"]) for one in json.load(answer)["data"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"--base-url {url}: no OpenAI-compatible server answers there ({error}).") from None
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted not in names:
+        there = printable(", ".join(names)) or "none"
+        raise ConfigError(f"--model {wanted}: the server at {url} has {there}; name one of them.")
+    return wanted

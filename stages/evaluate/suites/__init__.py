@@ -1,0 +1,1 @@
+"""Evaluation suites of others: their formulas, and the packages that judge them."""

@@ -1,0 +1,196 @@
+"""AlpacaEval through its own package (`pip install alpaca_eval`): annotating, and the win rates of annotations.
+
+The package is imported when it is needed. What it would fetch by itself (the baseline's outputs, df_gamed.csv) is given
+to it as files, so that what is missing is said in one place, and its caches lie beside the outputs, not inside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+INSTALL = "pip install alpaca_eval (or sparring[alpaca-eval])"
+DEFAULT_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
+"""The leaderboard's."""
+GAMED_COLUMNS = ("preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotator:
+    """Who is asked which of two outputs is better."""
+
+    config: str
+    """One of the package's, or a yaml, or a folder with configs.yaml."""
+    base_url: str | None
+    """An OpenAI-compatible server in place of the API, such as vLLM's: http://host:8000/v1."""
+    model: str | None
+    """What to ask there; None: as the config says."""
+
+
+def require() -> None:
+    """DataError, with what to do, when the package does not load here."""
+    try:
+        import alpaca_eval  # noqa: F401
+    except ImportError as error:
+        absent = error.name == "alpaca_eval"
+        what = "is not installed here" if absent else f"does not load here ({error})"
+        raise DataError(f"AlpacaEval is judged by its package alpaca_eval, which {what}: {INSTALL}.") from None
+
+
+def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annotator, beside: Path) -> list[Row]:
+    """Ask the annotator about every row; the answers it has given lie in a cache in the folder `beside`.
+
+    Rows without a preference are asked again the next time. Order and number are those that the package returns.
+    """
+    import pandas as pd
+    from alpaca_eval.annotators import PairwiseAnnotator
+
+    settings = resolved(annotator)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = Path(scratch) / _name(annotator.config) / "configs.yaml"
+        config.parent.mkdir()
+        config.write_text(json.dumps(settings))  # which is YAML
+        try:
+            asked = PairwiseAnnotator(
+                annotators_config=config,
+                caching_path=_cache(beside / f".{_name(annotator.config)}-{key}.json"),
+            )
+            found: list[Row] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
+        except Exception as error:  # of the package, of an API, of a server
+            said = (str(error).strip().splitlines() or [""])[0]
+            raise DataError(
+                f"annotator {annotator.config}: {type(error).__name__}: {said!r}. Check its key "
+                "(OPENAI_API_KEY), or its server (--base-url), then run again: what it has answered is kept."
+            ) from None
+    return found
+
+
+def _cache(path: Path) -> Path:
+    """Return the cache, without the rows that got no preference (-1), which the package would keep as they are."""
+    if path.is_file():
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps([row for row in rows if row["preference"] != -1]))
+    return path
+
+
+def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:
+    """Return the annotators of a configuration, their templates as whole paths, asking `base_url` if there is one."""
+    import yaml
+
+    path = _config(annotator.config)
+    try:
+        found = yaml.safe_load(path.read_text())
+        named = {str(name): dict(given) for name, given in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"--annotator {path}: no configuration of annotators ({str(error).splitlines()[0]})."
+        ) from None
+    for given in named.values():
+        given["prompt_template"] = _template(str(given.get("prompt_template", "")), path)
+        asks = given["completions_kwargs"] = dict(given.get("completions_kwargs") or {})
+        if annotator.model:
+            asks["model_name"] = annotator.model
+        if annotator.base_url:
+            asks |= {"openai_api_base": annotator.base_url, "requires_chatml": True, "price_per_token": 0.0}
+            asks |= {"client_config_path": "/dev/null/none", "openai_api_keys": "none"}
+    return named
+
+
+def _config(name: str) -> Path:
+    from alpaca_eval import constants
+
+    ours = Path(name).expanduser()
+    for path in (ours, constants.EVALUATORS_CONFIG_DIR / name):
+        if path.is_dir():
+            path = path / "configs.yaml"
+        if path.is_file():
+            return path.absolute()
+    raise ConfigError(
+        f"--annotator {name}: neither a yaml, nor a folder with configs.yaml, nor one of the package's "
+        f"({constants.EVALUATORS_CONFIG_DIR})."
+    )
+
+
+def _template(template: str, config: Path) -> str:
+    """Return the path of a prompt template, which stands relative to its config's folders or the package's."""
+    from alpaca_eval import constants
+
+    for folder in (config.parents[1], config.parent, constants.EVALUATORS_CONFIG_DIR):
+        if template and (folder / template).is_file():
+            return str((folder / template).absolute())
+    if "{instruction}" in template:
+        return template  # the text itself
+    raise ConfigError(f"{config}: prompt_template {template} is no file beside it, nor one of the package's.")
+
+
+def _name(config: str) -> str:
+    path = Path(config)
+    return path.parent.name if path.name == "configs.yaml" else path.stem
+
+
+def win_rate(annotations: Sequence[Row]) -> dict[str, float]:
+    """Return the package's raw figures: win_rate, standard_error, n_wins, n_draws, … in points of 100."""
+    import pandas as pd
+    from alpaca_eval.metrics import get_winrate
+
+    return _plain(get_winrate(pd.DataFrame(annotations)))
+
+
+def length_controlled(annotations: Sequence[Row], gamed: Path) -> dict[str, float]:
+    """Return the package's length_controlled_winrate and lc_standard_error; annotations in the suite's order.
+
+    gamed: df_gamed.csv of the suite, which regularises the fit and holds the difficulty of the instructions.
+    """
+    import pandas as pd
+    from alpaca_eval.metrics import glm_winrate
+
+    check_gamed(gamed, len(annotations))
+    columns = ("instruction", "output_1", "output_2", "generator_1", "generator_2", "preference")
+    table = pd.DataFrame([{name: row[name] for name in columns} for row in annotations])
+    with _given(glm_winrate, gamed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None, is_warn_extreme_changes=False)
+    return _plain({name: found[name] for name in ("length_controlled_winrate", "lc_standard_error")})
+
+
+def check_gamed(path: Path, rows: int) -> None:
+    """DataError when the file is not what the fit needs."""
+    try:
+        with path.open(newline="") as file:
+            table = csv.DictReader(file)
+            missing = [name for name in GAMED_COLUMNS if name not in (table.fieldnames or [])]
+            known = {int(float(row["index"])) for row in table} if not missing else set()
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable table ({error}); get df_gamed.csv again.") from None
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}; give df_gamed.csv of the suite.")
+    absent = next((row for row in range(rows) if row not in known), None)
+    if absent is not None:
+        raise DataError(f"{path}: has no index {absent}, of {rows} instructions; give df_gamed.csv of the suite.")
+
+
+@contextmanager
+def _given(module: Any, path: Path) -> Iterator[None]:
+    """Have the package read `path` where it would fetch a file."""
+    fetch, module.hf_hub_download = module.hf_hub_download, lambda **_: str(path)
+    try:
+        yield
+    finally:
+        module.hf_hub_download = fetch
+
+
+def _plain(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value.item() if hasattr(value, "item") else value for name, value in figures.items()}

@@ -1,0 +1,86 @@
+"""Contamination: which rows of a suite share an n-gram of words with a training prompt.
+
+Words are runs of letters and digits of any script, case-folded; an n-gram is n of them in a row (13, as GPT-3 was
+checked with; 8 finds more, and more of it by chance). A text of fewer words is one n-gram, the whole of it: a short
+row overlaps with a prompt that says the same, and with no longer one. Scripts without spaces make long words, which
+overlap only whole.
+
+Memory is bounded by the suite: its n-grams are held, training prompts pass by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+N = 13
+WORD = re.compile(r"[^\W_]+")
+
+
+def words(text: str) -> list[str]:
+    """Return the normalised words of a text."""
+    return WORD.findall(text.casefold())
+
+
+def ngrams(found: Sequence[str], n: int) -> set[str]:
+    """Return the different n-grams of words; of fewer than n words, all of them as one; of none, none."""
+    if len(found) <= n:
+        return {" ".join(found)} if found else set()
+    return {" ".join(found[i : i + n]) for i in range(len(found) - n + 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a row of the suite shares with the training prompts."""
+
+    row: int
+    """Its number in the suite, from 0."""
+    grams: int
+    """Its different n-grams."""
+    shared: int
+    """Those that a training prompt has as well."""
+    prompt: str | None
+    """The id of the training prompt that shares the most of them, the first of equals; None without."""
+
+    @property
+    def share(self) -> float:
+        """shared / grams; 0 for a row without words."""
+        return self.shared / self.grams if self.grams else 0.0
+
+
+class Index:
+    """The n-grams of a suite, and what the prompts that were added share with them."""
+
+    def __init__(self, texts: Sequence[str], n: int = N) -> None:
+        self.n = n
+        self.counts: list[int] = []
+        self.rows_of: dict[str, list[int]] = {}
+        self.shared: set[str] = set()
+        self.nearest: dict[int, tuple[int, str]] = {}
+        self.short = 0
+        for row, text in enumerate(texts):
+            found = words(text)
+            grams = ngrams(found, n)
+            self.short += len(found) < n
+            self.counts.append(len(grams))
+            for gram in grams:
+                self.rows_of.setdefault(gram, []).append(row)
+
+    def add(self, prompt: str, text: str) -> None:
+        """Compare a training prompt, by its id and text."""
+        hits = ngrams(words(text), self.n) & self.rows_of.keys()
+        self.shared |= hits
+        for row, count in Counter(row for gram in hits for row in self.rows_of[gram]).items():
+            if count > self.nearest.get(row, (0, ""))[0]:
+                self.nearest[row] = count, prompt
+
+    def overlapping(self) -> list[Row]:
+        """Return the rows that share an n-gram, the largest share first, then the most n-grams, then the order."""
+        shared = Counter(row for gram in self.shared for row in self.rows_of[gram])
+        rows = [
+            Row(row=row, grams=self.counts[row], shared=count, prompt=self.nearest[row][1])
+            for row, count in shared.items()
+        ]
+        return sorted(rows, key=lambda one: (-one.share, -one.shared, one.row))

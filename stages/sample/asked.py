@@ -1,0 +1,114 @@
+"""Step `prompts` of a suite: every row of a file is asked, in the file's order; none is held out or trained on.
+
+All rows are part 0, where the step `sample` finds held-out prompts. Dropped, and counted: `duplicate` (the first of
+equal prompts answers for all), `too_long`. A row without text stops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.errors import DataError
+from pipeline.job import Job, Part, Shard
+from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
+from stages.sample.source import FORMATS, Message, header, messages, rows
+
+COLUMNS = ("instruction", "prompt", "question", "turns", "messages")
+"""Columns that hold what is asked, the first that is there."""
+
+
+class Row(NamedTuple):
+    """One row of a suite's file."""
+
+    where: str
+    """`row 17`."""
+    id: str
+    """That of its prompt."""
+    messages: list[Message]
+    values: Mapping[str, Any]
+    """All of it; of parquet what was asked for."""
+
+
+def column_of(path: Path, given: str | None = None) -> str:
+    """Return the column that holds what is asked; DataError names those that are there."""
+    check(path)
+    names = header(path)
+    for name in (given,) if given else COLUMNS:
+        if name in names:
+            return name
+    wanted = given or ", ".join(COLUMNS[:-1]) + f" or {COLUMNS[-1]}"
+    raise DataError(f"{path}: no column {wanted}; there are: {', '.join(names) or 'none'}.")
+
+
+def check(path: Path) -> None:
+    """DataError when the file is not there, or of another format."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
+    if path.suffix.lower() not in (*FORMATS, ".json"):
+        raise DataError(f"{path}: rows are read from {', '.join(FORMATS)} and .json files; convert this one.")
+
+
+def read(path: Path, column: str) -> Iterator[Row]:
+    """Yield all rows; DataError names the first that is wrong."""
+    also = [name for name in ("dataset",) if path.suffix.lower() == ".parquet" and name in header(path)]
+    none = True
+    for where, values in rows(path, [column, *also]):
+        none, place = False, f"{path}: {where}"
+        if column not in values:
+            raise DataError(f"{place}: no {column}; there are: {', '.join(values) or 'none'}; mend the row.")
+        try:
+            turns = messages(values[column])
+        except ValueError as error:
+            raise DataError(f"{place}: {column} {error}; mend or remove the row.") from None
+        yield Row(where, prompt_hash(turns, place)[:16], turns, values)
+    if none:
+        raise DataError(f"{path}: holds no rows; give a file with at least one.")
+
+
+def shards(job: Job) -> list[Shard]:
+    """One shard: the whole suite."""
+    return [Shard(index=0)]
+
+
+class Asker:
+    """Renders the rows."""
+
+    def __init__(self, job: Job) -> None:
+        from stages.chat import load_chat
+
+        self.chat = load_chat(job.inputs["policy"].folder())
+        source = job.inputs["source"]
+        self.path, self.identity = source.folder() / source.files[0].path, job.identity
+
+    def __call__(self, shard: Shard) -> Part:
+        kept: dict[str, dict[str, Any]] = {}
+        dropped: dict[str, int] = {}
+        seen: set[str] = set()
+        total = 0
+        for row in read(self.path, self.identity["column"]):
+            total += 1
+            ids = [] if row.id in seen else self._render(row)
+            reason = "duplicate" if row.id in seen else "too_long" if len(ids) > self.identity["max_tokens"] else ""
+            seen.add(row.id)
+            if reason:
+                dropped[reason] = dropped.get(reason, 0) + 1
+            else:
+                kept[row.id] = {"id": row.id, "messages": row.messages, "prompt_ids": ids}
+        if not kept:
+            raise DataError(
+                f"{self.path}: all {total} rows are longer than prompts.max_tokens={self.identity['max_tokens']} "
+                "tokens; raise prompts.max_tokens."
+            )
+        table = pa.Table.from_pylist(list(kept.values()), schema=PROMPTS_SCHEMA)
+        tokens = sum(len(one["prompt_ids"]) for one in kept.values())
+        return Part(table=table, rows_in=total, dropped=dropped, stats={"prompt_tokens": float(tokens)})
+
+    def _render(self, row: Row) -> list[int]:
+        try:
+            return self.chat.render(row.messages)
+        except DataError as error:
+            raise DataError(f"{self.path}: {row.where}: {error}") from None

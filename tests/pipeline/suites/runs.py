@@ -1,0 +1,63 @@
+"""A run with a trained policy, made without training: its book, and what its iteration would have left in the store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import book
+from pipeline.artifact import Artifact, Manifest, files_below, publish
+from tests.faults.harness import overrides, write_prompts
+
+MADE: dict[str, Any] = {
+    "version": 1,
+    "identity": {},
+    "inputs": {},
+    "rows": {"in": 0, "out": 0, "dropped": {}},
+    "summary": {},
+    "seconds": 1.0,
+    "stats": {},
+    "attempts": ["test"],
+    "made_with": {},
+}
+
+
+def begin(folder: Path, policy: Path, *more: str) -> list[str]:
+    """Write the book of the run `default`; return its overrides."""
+    write_prompts(folder / "prompts.jsonl")
+    words = overrides(folder, policy, *more)
+    book.begin(folder / "runs" / "default", {}, "", words, str(folder / "store"), {})
+    return words
+
+
+def train(folder: Path, iteration: int, policy: Path) -> Manifest:
+    """Note `policy` as what the training of an iteration made."""
+    artifact = Artifact(folder / "store", "train", str(iteration) * 64)
+    shutil.copytree(policy, artifact.path / "model.test")
+    names = {f"model/{path.name}": path for path in sorted((artifact.path / "model.test").iterdir())}
+    return _publish(folder, artifact, names, (iteration, "train"))
+
+
+def write(folder: Path, key: tuple[int, str], tables: Sequence[pa.Table]) -> Manifest:
+    """Note tables as the artifact of the step `key`, its kind the label."""
+    artifact = Artifact(folder / "store", key[1], f"{key[0]}{len(key[1])}" * 32)
+    artifact.path.mkdir(parents=True)
+    names = {}
+    for index, table in enumerate(tables):
+        path = artifact.path / f"part-{index:05d}.test.parquet"
+        pq.write_table(table, path)
+        names[f"part-{index:05d}.parquet"] = path
+    return _publish(folder, artifact, names, key)
+
+
+def _publish(folder: Path, artifact: Artifact, names: Mapping[str, Path], key: tuple[int, str]) -> Manifest:
+    files = files_below(artifact.path, dict(names))
+    manifest = Manifest(fingerprint=artifact.fingerprint, step=artifact.kind, files=files, **MADE)
+    standing = publish(artifact, manifest)
+    book.note(folder / "runs" / "default", folder / "store", key, artifact.path.name, standing)
+    return standing

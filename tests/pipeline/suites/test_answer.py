@@ -1,0 +1,187 @@
+"""`sparring answer`: rows in the suite's order, best-of-n by the oracle, hits, and one message for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import build
+from pipeline.artifact import find
+from pipeline.cli import main
+from pipeline.job import Input
+from pipeline.plan import Plan
+from pipeline.suites import answer
+from stages.annotate import winrate
+from tests.artifacts import as_input, samples_table
+from tests.pipeline.suites import runs
+from tests.tiny import tiny_policy
+
+ROWS = [
+    {"dataset": "first", "instruction": "Name three rivers."},
+    {"instruction": "Say \x1b[31mred\x1b[0m."},
+    {"dataset": "third", "instruction": "Count to ten. " * 60},
+    {"dataset": "fourth", "instruction": "Name three rivers."},
+]
+SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"]
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("policies")
+    return [tiny_policy(folder / str(seed), seed=seed) for seed in range(2)]
+
+
+@pytest.fixture
+def asked(tmp_path: Path, policies: list[Path]) -> Path:
+    """A folder with a run whose iteration 1 has trained, and a suite."""
+    runs.begin(tmp_path, policies[0], *SAMPLING)
+    runs.train(tmp_path, 1, policies[1])
+    (tmp_path / "suite.json").write_text(json.dumps(ROWS))
+    return tmp_path
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every step here, without Ray."""
+    made: Callable[..., Plan] = build.build_answers
+
+    def here(*given: Any) -> Plan:
+        plan = made(*given)
+        for name, step in plan.steps.items():
+            plan.steps[name] = replace(step, spec=replace(step.spec, pool="here"))
+        return plan
+
+    monkeypatch.setattr(answer, "build_answers", here)
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    return ["answer", str(folder / "suite.json"), "default", "--runs", str(folder / "runs"), *more]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads(path.read_text())
+    return found
+
+
+def test_answers_in_the_suites_order(asked: Path, in_this_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(asked)) == 0
+    said = capsys.readouterr().out
+    rows = table(asked / "runs/default/answers/suite-default-iter-1.json")
+    assert [row["instruction"] for row in rows] == [row["instruction"] for row in ROWS]
+    assert [row["dataset"] for row in rows] == ["first", "suite", "third", "fourth"]
+    assert {row["generator"] for row in rows} == {"default-iter-1"}
+    assert list(rows[0]) == ["dataset", "instruction", "output", "generator"]
+    assert rows[0]["output"] and rows[0]["output"] == rows[3]["output"] != rows[1]["output"]
+    assert rows[2]["output"] == ""
+    assert (
+        "3 answers to 4 rows" in said
+        and "WARNING: 1 of the rows have no answer" in said
+        and "the first is row 3" in said
+    )
+    assert "Prompts dropped: too_long 1. prompts.max_tokens is too low." in said
+    base = asked / "base.json"
+    assert main([*words(asked), "--iter", "0", "--to", str(base)]) == 0
+    assert table(base)[0]["output"] != rows[0]["output"] and table(base)[0]["generator"] == "default-iter-0"
+
+
+def test_best_of_n_is_the_argmax_of_the_win_rate(
+    asked: Path, in_this_process: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = asked / "best.json"
+    assert main([*words(asked, "--best-of", "3", "--to", str(to)), "oracle=lexical"]) == 0
+    said = capsys.readouterr().out
+    names = [word for word in said.replace(",", " ").split() if word.startswith(("sample-", "score-"))]
+    samples, scores = (_opened(asked, name) for name in names)
+    for row, score in zip(samples.table(0).to_pylist(), scores.table(0).to_pylist(), strict=True):
+        logits, swapped = (np.reshape(score[name], (3, 3)) for name in ("logits", "swapped"))
+        rates = winrate.win_rates(winrate.preference_matrix((logits - swapped) / 2))
+        text = row["responses"][int(rates.argmax())]["text"].strip()
+        assert text == next(one for one in table(to) if one["instruction"] == row["messages"][0]["content"])["output"]
+    assert {one["generator"] for one in table(to)} == {"default-iter-1-best-of-3"}
+    monkeypatch.setattr("pipeline.execute.Executor._make", None)  # nothing is made again
+    before = to.read_bytes()
+    assert main([*words(asked, "--best-of", "3", "--to", str(to)), "oracle=lexical"]) == 0
+    assert to.read_bytes() == before
+
+
+def _opened(folder: Path, name: str) -> Input:
+    artifact, manifest = find(folder / "store", name)
+    return artifact.as_input(artifact.kind, manifest)
+
+
+def test_ties_go_to_the_first(tmp_path: Path) -> None:
+    assert winrate.best(np.array([0.5, 0.6, 0.6 + 1e-14])) == 1
+    assert winrate.best(np.array([0.5, 0.5])) == 0
+    samples = as_input("sample", tmp_path, [samples_table({"a": ["one", "two"]})])
+    assert [(name, one["text"]) for name, one in answer.best(samples, None, "matrix")] == [("a", "one")]
+
+
+ERRORS = [
+    (["ghost.json", "default"], r"ghost.json: there is no such file, nor a suite of that name; suites: alpaca_eval"),
+    (["suite.json", "ghost"], "ghost: no such run. Begun in"),
+    (["suite.json", "default", "--iter", "7"], "--iter 7: "),
+    (["suite.json", "default", "--best-of", "0"], "--best-of 0: "),
+    (["suite.json", "default", "--to", "nowhere/x.json"], "--to nowhere/x.json: name a file"),
+    (["suite.json", "default", "--column", "text"], "no column text; there are: dataset, instruction"),
+    (["suite.json", "default", "--instructions", "suite.json"], "--instructions: is for a suite (alpaca_eval)"),
+    (["empty.json", "default"], "empty.json: row 2: instruction is empty; mend or remove the row."),
+    (["object.json", "default"], "object.json: holds an object, not a list"),
+    (["cut.json", "default"], "cut.json: not complete JSON"),
+    (["words.txt", "default"], "words.txt: rows are read from"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), ERRORS)
+def test_one_message_for_what_is_wrong(
+    asked: Path, given: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(asked)
+    files = {"empty": '[{"instruction": "a b"}, {"instruction": " "}]', "object": "{}", "cut": '[{"instruction": "a'}
+    for name, text in files.items():
+        (asked / f"{name}.json").write_text(text)
+    (asked / "words.txt").write_text("one")
+    assert main(["answer", *given]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error and message in error
+
+
+def test_a_run_without_a_trained_policy(
+    tmp_path: Path, policies: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.begin(tmp_path, policies[0])
+    (tmp_path / "suite.json").write_text(json.dumps(ROWS))
+    assert main(words(tmp_path)) == 2
+    assert "no policy is trained yet; run on, or have the base answer with --iter 0" in capsys.readouterr().err
+
+
+def test_a_suite_that_is_not_here_says_how_to_get_it(
+    asked: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(asked / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(asked / "hub"))
+    assert main(["answer", "alpaca_eval", "default", "--runs", str(asked / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert "AlpacaEval 2.0: alpaca_eval_gpt4_baseline.json of the dataset tatsu-lab/alpaca_eval is not here" in error
+    assert "give it with --instructions FILE" in error and "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_through_the_command_line_on_ray(asked: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", *words(asked, "--best-of", "2")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(table(asked / "runs/default/answers/suite-default-iter-1-best-of-2.json")) == 4
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and "starting Ray" not in again.stderr

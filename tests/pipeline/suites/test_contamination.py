@@ -1,0 +1,128 @@
+"""`sparring contamination` over a run's artifacts and files of every layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.cli import main
+from stages.sample.prompts import PROMPTS_SCHEMA
+from tests.artifacts import samples_table
+from tests.pipeline.suites import runs
+from tests.stages.evaluate.suites.alpaca import SHARED
+
+
+def prompts(texts: dict[str, str]) -> pa.Table:
+    rows = [
+        {"id": name, "messages": [{"role": "user", "content": text}], "prompt_ids": [1]} for name, text in texts.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run before its first sample: one held-out prompt, three to train on."""
+    runs.begin(tmp_path, tmp_path / "policy")
+    tables = [
+        prompts({"h": "zero one two three four"}),
+        prompts({"a": "one two three four five", "b": "Red, green."}),
+        prompts({"c": "x y z one two three"}),
+    ]
+    runs.write(tmp_path, (0, "prompts"), tables)
+    return tmp_path
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    return ["contamination", "default", *more, "--n", "3", "--runs", str(folder / "runs")]
+
+
+def test_the_training_prompts_and_files_of_every_layout(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {
+        "a.json": '[{"instruction": "Two three four, please\\u001b[31m"}, {"instruction": "red green"}]',
+        "b.jsonl": '{"turns": ["nothing of it", "say one, two, three"]}\n{"turns": [{"content": "zero one two"}]}\n',
+        "c.csv": "question\nfive six seven\n",
+    }
+    for name, text in files.items():
+        (run / name).write_text(text)
+    to = run / "overlap.json"
+    assert main(words(run, *(str(run / name) for name in files), "--json", str(to))) == 0
+    said = capsys.readouterr().out
+    assert "3-grams of 3 training prompts (that it may sample)" in said
+    assert "\x1b" not in said and "\\x1b" in said
+    facts = json.loads(to.read_text())
+    assert [suite["overlapping"] for suite in facts["suites"]] == [2, 1, 0]
+    assert [suite["share"] for suite in facts["suites"]] == [1.0, 0.5, 0.0]
+    assert facts["suites"][0]["overlaps"][0] == {
+        "where": "row 2",
+        "row": 1,
+        "grams": 1,
+        "shared": 1,
+        "prompt": "b",
+        "share": 1.0,
+    }
+    assert facts["suites"][1]["overlaps"][0]["where"] == "line 1", "held-out prompts are not trained on"
+
+
+def test_what_was_sampled_is_compared_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.write(run, (1, "sample"), [samples_table({"a": ["r"]}), samples_table({"b": ["r"]})])
+    runs.write(run, (2, "sample"), [samples_table({"a~1": ["r"]})])
+    (run / "suite.jsonl").write_text('{"prompt": "Say a!"}\n{"prompt": "Say c!"}\n')
+    assert main(words(run, str(run / "suite.jsonl"))) == 0
+    said = capsys.readouterr().out
+    assert "3-grams of 2 training prompts (sampled in iterations 1, 2)" in said and "50.0%" in said
+
+
+ERRORS = [
+    ([], "--n", "1", "--n 1: an n-gram has 2 words or more"),
+    (["ghost.json"], "--n", "3", "ghost.json: there is no such file"),
+    (["numbers.jsonl"], "--n", "3", "numbers.jsonl: line 2: prompt is a int, not a text or a list; see --column."),
+    (["other.jsonl"], "--n", "3", "other.jsonl: no column instruction, prompt, question, turns or messages"),
+]
+
+
+@pytest.mark.parametrize(("files", "option", "value", "message"), ERRORS)
+def test_one_message_for_what_is_wrong(
+    run: Path,
+    files: list[str],
+    option: str,
+    value: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(run)
+    (run / "numbers.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    (run / "other.jsonl").write_text('{"text": "a"}\n')
+    assert main(["contamination", "default", *(files or ["numbers.jsonl"]), option, value]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and message in error
+
+
+def test_a_suite_by_its_name(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "fetched.json").write_text('[{"instruction": "say one two three"}]')
+    monkeypatch.setattr("pipeline.hub.dataset_file", lambda repo, name: run / "fetched.json")
+    monkeypatch.chdir(run)
+    assert main(words(run, "alpaca_eval")) == 0
+    assert "alpaca_eval: row 1: 1 of 2 as prompt a: say one two three" in capsys.readouterr().out
+
+
+def test_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(tmp_path, "suite.json")) == 2
+    assert "no such run, or none of its steps is made" in capsys.readouterr().err
+
+
+def test_shared_suites(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The suites' own files are read as they are."""
+    files = [
+        *("alpaca_eval/gpt4_1106_preview/model_outputs.json", "mt_bench/question.jsonl"),
+        *("prompts/arena_hard_v0.1.jsonl", "prompts/self_instruct_seed_tasks.jsonl"),
+    ]
+    if not all((SHARED / name).exists() for name in files):
+        pytest.skip("needs the shared suites")
+    assert main(words(run, *(str(SHARED / name) for name in files))) == 0
+    said = capsys.readouterr().out
+    for rows in ("805", "80", "500", "175"):
+        assert f" {rows} " in said

@@ -1,0 +1,76 @@
+"""The n-gram overlap of hand-worked texts, and of the shared data with itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stages.evaluate.suites.overlap import Index, ngrams, words
+from tests.stages.evaluate.suites.alpaca import SHARED
+
+
+def test_words_are_letters_and_digits_of_any_script_without_case() -> None:
+    assert words("Don't  STOP_me, 2^10: Straße naïve привет\n世界!") == [
+        *("don", "t", "stop", "me", "2", "10", "strasse", "naïve", "привет", "世界")
+    ]
+    assert words(" -- ") == []
+
+
+def test_ngrams_by_hand() -> None:
+    assert ngrams(["a", "b", "c", "d"], 2) == {"a b", "b c", "c d"}
+    assert ngrams(["a", "b", "a", "b"], 2) == {"a b", "b a"}, "each once"
+    assert ngrams(["a", "b"], 2) == {"a b"}
+    assert ngrams(["a"], 2) == {"a"}, "shorter: the whole"
+    assert ngrams([], 2) == set()
+
+
+def test_shares_and_nearest_prompts_by_hand() -> None:
+    index = Index(["one two three four five", "six seven", "eight nine ten eleven", "!", "Six, seven"], n=3)
+    assert index.short == 3
+    index.add("p", "zero one two three and so on")  # one of three n-grams of row 0
+    index.add("q", "Two THREE four, five!")  # the two others
+    index.add("r", "say six seven")  # holds row 1, but is longer
+    assert [(row.row, row.shared, row.grams, row.prompt) for row in index.overlapping()] == [(0, 3, 3, "q")]
+    index.add("s", "six seven!")  # says the same as rows 1 and 4
+    index.add("t", "nine ten eleven")
+    found = index.overlapping()
+    assert [row.row for row in found] == [0, 1, 4, 2]
+    assert [row.share for row in found] == [1.0, 1.0, 1.0, 0.5]
+    assert [row.prompt for row in found] == ["q", "s", "s", "t"]
+
+
+def test_a_text_of_other_words_shares_nothing() -> None:
+    index = Index(["the quick brown fox jumps over the lazy dog"], n=8)
+    index.add("p", "the quick brown fox jumps over a lazy dog")  # seven words at most in a row
+    assert index.overlapping() == []
+    index.add("p", "a quick brown fox jumps over the lazy dog")
+    assert [row.share for row in index.overlapping()] == [0.5]
+
+
+@pytest.mark.parametrize("n", [8, 13])
+def test_prompts_overlap_with_themselves_whole(n: int) -> None:
+    path = SHARED / "ultrafeedback" / "train.jsonl"
+    if not path.exists():
+        pytest.skip(f"needs {path.name} of the shared UltraFeedback sample")
+    texts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    index = Index(texts, n)
+    for number, text in enumerate(texts):
+        index.add(str(number), text)
+    found = index.overlapping()
+    assert len(found) == sum(bool(words(text)) for text in texts) > 990
+    assert all(row.share == 1 for row in found)
+
+
+def test_alpaca_evals_instructions_beside_ultrafeedback() -> None:
+    """Whatever is there: a thousand prompts of another data set share little with 805 instructions."""
+    prompts, outputs = (
+        SHARED / "ultrafeedback" / "train.jsonl",
+        SHARED / "alpaca_eval" / "gemma-2b-it" / "model_outputs.json",
+    )
+    if not prompts.exists() or not outputs.exists():
+        pytest.skip("needs the shared UltraFeedback sample and AlpacaEval's outputs")
+    index = Index([row["instruction"] for row in json.loads(outputs.read_text())], 8)
+    for number, line in enumerate(prompts.read_text().splitlines()):
+        index.add(str(number), json.loads(line)["prompt"])
+    assert len(index.overlapping()) < 80

@@ -1,0 +1,80 @@
+"""A suite's rows as prompts: all of them, in order, drops counted; sampled as one split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artifact import external
+from pipeline.errors import DataError
+from stages.chat import load_chat
+from stages.sample import asked, prompts, stage
+from stages.sample.config import ASKED
+from tests.artifacts import as_input, as_job, run_step
+from tests.stages.sample.jobs import sample_job
+from tests.tiny import tokenizer_folder
+
+ROWS = ["Why?!", "Name three rivers.", "Why?!", "long " * 99, "Count to 2^10.", "?"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return tokenizer_folder()
+
+
+def write(path: Path, rows: list[str], column: str = "instruction") -> Path:
+    path.write_text(json.dumps([{column: row} for row in rows]))
+    return path
+
+
+def test_every_row_is_asked_in_its_order(tmp_path: Path, folder: Path) -> None:
+    source = external("source", write(tmp_path / "suite.json", ROWS))
+    identity = {"column": "instruction", "max_tokens": 60}
+    job = as_job(ASKED, identity, [source, external("policy", folder)], tmp_path)
+    tables, parts, summary = run_step(job, asked.Asker(job), asked.shards, prompts.finish)
+    assert [row["messages"][0]["content"] for row in tables[0].to_pylist()] == [ROWS[i] for i in (0, 1, 4, 5)]
+    assert parts[0].dropped == {"duplicate": 1, "too_long": 1}
+    assert (summary["heldout"], summary["train"], summary["rows"]) == (4, 0, [4])
+    chat = load_chat(folder)
+    assert tables[0]["prompt_ids"][1].as_py() == chat.render([{"role": "user", "content": ROWS[1]}])
+    made = as_input("prompts", tmp_path / "prompts", tables, summary)
+    shards = stage.shards(sample_job(made, folder, split="heldout", rows=None, k=1))
+    assert [shard.payload["rows"] for shard in shards] == [[0, 1, 2, 3]]
+
+
+def test_nothing_fits(tmp_path: Path, folder: Path) -> None:
+    source = external("source", write(tmp_path / "suite.json", ROWS))
+    job = as_job(ASKED, {"column": "instruction", "max_tokens": 3}, [source, external("policy", folder)], tmp_path)
+    with pytest.raises(DataError, match=r"suite.json: all 6 rows are longer than prompts.max_tokens=3 tokens; raise"):
+        asked.Asker(job)(asked.shards(job)[0])
+
+
+def test_the_column_is_found(tmp_path: Path) -> None:
+    for column in asked.COLUMNS:
+        assert asked.column_of(write(tmp_path / "suite.json", ROWS, column)) == column
+    pq.write_table(pa.table({"dataset": ["a"], "instruction": ["Why?"], "n": [1]}), tmp_path / "suite.parquet")
+    assert asked.column_of(tmp_path / "suite.parquet") == "instruction"
+    (row,) = asked.read(tmp_path / "suite.parquet", "instruction")
+    assert row.values == {"instruction": "Why?", "dataset": "a"} and row.where == "row 1"
+    with pytest.raises(DataError, match=r"no column text; there are: dataset, instruction, n"):
+        asked.column_of(tmp_path / "suite.parquet", "text")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "holds no rows"),
+        ('[{"instruction": "a"}, {"prompt": "b"}]', "row 2: no instruction; there are: prompt"),
+        ('[{"instruction": ["one", "two"]}]', "row 1: instruction has a message that is not"),
+        ('["a"]', "row 1 is a str, not an object"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "suite.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        list(asked.read(path, "instruction"))
