@@ -245,6 +245,8 @@ class EvaluateConfig:
     """Held-out prompts per shard."""
     resamples: int
     confidence: float
+    crossplay: bool
+    """From iteration 2 on every policy against every other one, by both judges. Adds steps; in no fingerprint."""
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.shard_rows < 1 or self.resamples < 100 or not 0.5 < self.confidence < 1:
