@@ -277,7 +277,11 @@ class _Builder:
                 if opponent in ("previous", "base"):
                     inputs[f"{name}_{opponent}"] = scores
         evaluate = self.config.evaluate
-        chosen = {"resamples": evaluate.resamples, "confidence": evaluate.confidence, "seed": self.config.seed}
+        chosen: dict[str, Any] = {
+            "resamples": evaluate.resamples,
+            "confidence": evaluate.confidence,
+            "seed": self.config.seed,
+        }
         self.step(t, "evaluate", EVALUATE, EvaluateIdentity(**chosen), None, inputs)
         if crossed and t > 1:  # of two policies all is said
             self.step(t, "crossplay", CROSSPLAY, CrossplayIdentity(**chosen), None, self.met)

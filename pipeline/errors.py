@@ -13,6 +13,10 @@ class DataError(SparringError):
     """An input file, a model folder or a stored artifact is wrong."""
 
 
+class RuleFired(SparringError):
+    """A rule of diagnostics.stop_on stopped an arm; what was made is as good as ever."""
+
+
 class EngineFault(SparringError):
     """An engine failed on a shard; it is ended, and the shard is done again by a new one."""
 

@@ -98,6 +98,10 @@ class Input:
         inside = [f for f in self.files if f.name.startswith("model/")]
         return self.root / Path(inside[0].path).parts[0] if inside else self.root
 
+    def text(self, name: str) -> str:
+        """Return the text of a small file by its logical name; DataError if its bytes are not the recorded ones."""
+        return self._verified(next(file for file in self.files if file.name == name)).read_text()
+
     def _verified(self, file: File) -> Path:
         path = self.root / file.path
         if not path.is_file():

@@ -11,6 +11,10 @@ from rich.table import Table
 
 from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
+from pipeline.config import diagnostics_of
+from pipeline.diagnostics.panel import panels
+from pipeline.diagnostics.rules import warnings
+from pipeline.report.crossplay import print_crossplay
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""
@@ -43,9 +47,12 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
         if any(cell is not None for cell in cells):
             table.add_row(name, *(cell or "" for cell in cells))
     console.print(table)
+    fired = warnings(panels(found, store), diagnostics_of(folder))
     for t, steps in done.items():
-        for line in _warnings(steps):
+        lines = [*notes(steps), *(f"WARNING {one}" for one in fired if one.iteration == t)]
+        for line in lines:
             console.print(f"iteration {t}: {line}", markup=False, highlight=False)
+    print_crossplay(done, console)
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
 
@@ -104,6 +111,10 @@ def _rate(label: str) -> Figure:
     return figure
 
 
+def _seconds_of_crossplay(steps: Steps) -> str | None:
+    return _seconds("crossplay", *(label for label in steps if "_vs" in label))(steps)
+
+
 def _seconds(*labels: str) -> Figure:
     def figure(steps: Steps) -> str | None:
         there = {steps[label].fingerprint: steps[label].seconds for label in labels if label in steps}
@@ -153,6 +164,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("seconds: train", _seconds("train")),
     ("seconds: held-out sample", _seconds("sample_base", "sample_heldout")),
     ("seconds: evaluate", _seconds(*SCORES, "evaluate")),
+    ("seconds: cross-play", _seconds_of_crossplay),
 )
 
 
@@ -165,7 +177,8 @@ def _imported(manifest: Manifest) -> str:
     return f"{manifest.step} imported: {manifest.rows['out']:,} of the {given['rows']:,} rows of {given['path']}"
 
 
-def _warnings(steps: Steps) -> list[str]:
+def notes(steps: Steps) -> list[str]:
+    """Return what must be said of an iteration's prompts and of what was imported."""
     lines = [_imported(steps[label]) for label in ("pairs", "sample") if label in steps and steps[label].imported][:1]
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
@@ -175,17 +188,7 @@ def _warnings(steps: Steps) -> list[str]:
         if dropped:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
             lines.append(f"{label}: prompts dropped: {counts}")
-    if "train" in steps and not learned(steps["train"].summary):
-        lines.append("WARNING: training changed the policy no more than noise; raise trainer.lr or take more steps")
-    for opponent in steps["evaluate"].summary["alarms"] if "evaluate" in steps else []:
-        lines.append(f"ALARM: against {opponent} the oracle rises while the second judge falls; it may be gamed")
     return lines
-
-
-def learned(summary: dict[str, Any]) -> bool:
-    """Return whether chosen and rejected moved apart by more than 10 times the noise before training."""
-    apart = abs(summary["probe_h_w"] - summary["probe_h_l"])
-    return apart > 10 * summary["noise"] and summary["changed_fraction"] > 0.01
 
 
 def worth_of_judges(steps: Steps) -> list[str]:
