@@ -22,6 +22,8 @@ METRICS = "metrics.jsonl"
 Steps = Mapping[str, Manifest]
 """label -> manifest of one iteration."""
 Record = Mapping[str, Any]
+FORMS = {"share": ".1%", "tokens": ".1f", "pairs": ".0f", "nats": ".3g"}
+"""How figures of a unit are written; others with three digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Figure:
 
     @property
     def text(self) -> str:
-        """The value as it is written: a share in percent."""
-        return f"{self.value:.1%}" if self.unit == "share" else f"{self.value:.{1 if self.unit == 'tokens' else 3}f}"
+        """The value as it is written."""
+        return format(self.value, FORMS.get(self.unit, ".3f"))
 
 
 @dataclass(frozen=True, kw_only=True)
