@@ -50,9 +50,8 @@ def about(game: Mapping[str, Any]) -> list[str]:
     if game["mixture"] is not None:
         mixture = ", ".join(f"π_{i} {x:.2f}" for i, x in enumerate(game["mixture"]) if x > 0.005)
         own, even = abs(game["mixture_exploitability"]), game["average_exploitability"]
-        lines.append(
-            f"an equilibrium of the set, by point estimates: {mixture}; exploitability {own:.3f}, of the even mixture {even:.3f}"
-        )
+        lines.append(f"an equilibrium of the set, by point estimates: {mixture}")
+        lines.append(f"exploitability of it {own:.3f}, of the even mixture {even:.3f}")
     return lines
 
 
