@@ -91,16 +91,16 @@ class Input:
 
         return pq.read_table(self._verified(self.parts[index]), columns=columns)
 
+    def file(self, name: str) -> Path:
+        """Return the file of that logical name, verified."""
+        return self._verified(next(file for file in self.files if file.name == name))
+
     def folder(self) -> Path:
         """Return the model folder, every file verified (`model/` of a train artifact, else the external folder)."""
         for file in self.files:
             self._verified(file)
         inside = [f for f in self.files if f.name.startswith("model/")]
         return self.root / Path(inside[0].path).parts[0] if inside else self.root
-
-    def text(self, name: str) -> str:
-        """Return the text of a small file by its logical name; DataError if its bytes are not the recorded ones."""
-        return self._verified(next(file for file in self.files if file.name == name)).read_text()
 
     def _verified(self, file: File) -> Path:
         path = self.root / file.path

@@ -122,10 +122,8 @@ def records(steps: Steps, store: Path) -> Iterator[Record]:
     if train is None or all(file.name != METRICS for file in train.files):
         return
     opened = Artifact(store, train.step, train.fingerprint).as_input("train", train)
-    for line in opened.text(METRICS).splitlines():
-        record = json.loads(line)
-        if "step" in record:  # the last line is the probe
-            yield record
+    with opened.file(METRICS).open() as lines:
+        yield from (record for line in lines if "step" in (record := json.loads(line)))  # the last one is the probe
 
 
 def _summarised(steps: Steps) -> Iterator[Figure]:

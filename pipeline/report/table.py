@@ -12,8 +12,8 @@ from rich.table import Table
 from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
 from pipeline.config import diagnostics_of
+from pipeline.diagnostics import rules
 from pipeline.diagnostics.panel import panels
-from pipeline.diagnostics.rules import warnings
 from pipeline.report.crossplay import print_crossplay
 
 Steps = dict[str, Manifest]
@@ -35,9 +35,7 @@ def iterations(folder: Path, store: Path) -> dict[int, Steps]:
 def print_report(folder: Path, store: Path, console: Console) -> None:
     """Print the table of the run in `folder`, then what the judges are worth."""
     found = iterations(folder, store)
-    done = {t: steps for t, steps in found.items() if t > 0}
-    if 1 in done:  # what came before the first iteration is its cost
-        done[1] = {**found.get(0, {}), **done[1]}
+    done = with_setup(found)
     table = Table(title=f"run {folder.name}", title_justify="left")
     table.add_column("iteration")
     for t in done:
@@ -47,14 +45,17 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
         if any(cell is not None for cell in cells):
             table.add_row(name, *(cell or "" for cell in cells))
     console.print(table)
-    fired = warnings(panels(found, store), diagnostics_of(folder))
-    for t, steps in done.items():
-        lines = [*notes(steps), *(f"WARNING {one}" for one in fired if one.iteration == t)]
+    for t, lines in said(folder, store, found).items():
         for line in lines:
             console.print(f"iteration {t}: {line}", markup=False, highlight=False)
     print_crossplay(done, console)
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
+
+
+def with_setup(found: dict[int, Steps]) -> dict[int, Steps]:
+    """Return the iterations from 1 on; what came before the first one is counted as its cost."""
+    return {t: {**found.get(0, {}), **steps} if t == 1 else steps for t, steps in found.items() if t > 0}
 
 
 def _manifest(store: Path, label: str, fingerprint: str) -> Manifest | None:
@@ -175,6 +176,15 @@ def _summary(steps: Steps, label: str) -> dict[str, Any]:
 def _imported(manifest: Manifest) -> str:
     given = manifest.summary["provenance"]
     return f"{manifest.step} imported: {manifest.rows['out']:,} of the {given['rows']:,} rows of {given['path']}"
+
+
+def said(folder: Path, store: Path, found: dict[int, Steps]) -> dict[int, list[str]]:
+    """Return iteration -> what stands beside its figures: what was imported and dropped, and the rules that fire."""
+    fired = rules.warnings(panels(found, store), diagnostics_of(folder))
+    return {
+        t: [*notes(steps), *(f"WARNING {one}" for one in fired if one.iteration == t)]
+        for t, steps in with_setup(found).items()
+    }
 
 
 def notes(steps: Steps) -> list[str]:
