@@ -45,7 +45,7 @@ def cell(game: Mapping[str, Any], i: int, j: int) -> str:
 def about(game: Mapping[str, Any]) -> list[str]:
     """Return whether the game is cyclic, how exploitable its policies are, and an equilibrium of the set."""
     exploited = enumerate(zip(game["exploitability"], game["exploited_by"], strict=True))
-    shown = ", ".join(f"π_{i} {most:.3f} (by π_{by})" if most > 0 else f"π_{i} 0" for i, (most, by) in exploited)
+    shown = ", ".join(f"π_{i} {most:.3f} (by π_{by})" if most >= 0.0005 else f"π_{i} 0" for i, (most, by) in exploited)
     lines = [_cycle(game), f"exploitability within the set (win rate of the best answer - 1/2): {shown}"]
     if game["mixture"] is not None:
         mixture = ", ".join(f"π_{i} {x:.2f}" for i, x in enumerate(game["mixture"]) if x > 0.005)
