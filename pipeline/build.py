@@ -6,7 +6,7 @@ Neither Ray nor torch is loaded here: planning, `status` and a run with nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from stages.annotate.config import (
     ScoreIdentity,
     ScoreRuntime,
 )
-from stages.evaluate.config import EVALUATE, EvaluateIdentity
+from stages.evaluate.config import CROSSPLAY, EVALUATE, CrossplayIdentity, EvaluateIdentity
 from stages.sample import engine_args
 from stages.sample.config import (
     ASKED,
@@ -74,6 +74,8 @@ class Asked:
 class _Builder:
     def __init__(self, arm: str, config: Config, sources: Sources, plan: Plan) -> None:
         self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
+        self.met: dict[str, str] = {}
+        """`oracle_03_01` -> the step that scores π_3 against π_1 by the oracle."""
 
     def external(self, source: Input) -> str:
         return self.plan.externals.setdefault(source.digest, source).digest
@@ -278,14 +280,26 @@ class _Builder:
             tracked_as="/".join(name for name in named if name),
         )
 
-    def evaluate(self, t: int, new: str, previous: str, base: str) -> str:
-        evaluate = self.config.evaluate
-        inputs = {"samples": new}
+    def evaluate(self, t: int, heldout: Sequence[str]) -> None:
+        """Judge π_t; heldout: what π_0 .. π_t said to the held-out prompts. Who met before is not judged again."""
+        crossed = self.config.evaluate.crossplay
+        opponents = {"previous": t - 1, "base": 0} | {f"vs{s:02d}": s for s in range(1, t - 1) if crossed}
+        inputs = {"samples": heldout[t]}
         for judge, name in ((self.config.oracle, "oracle"), (self.config.judge, "second")):
-            for old, opponent in ((previous, "previous"), (base, "base")):
-                inputs[f"{name}_{opponent}"] = self.score(t, f"score_{name}_{opponent}", judge, new, old)
-        identity = EvaluateIdentity(resamples=evaluate.resamples, confidence=evaluate.confidence, seed=self.config.seed)
-        return self.step(t, "evaluate", EVALUATE, identity, None, inputs)
+            for opponent, s in opponents.items():
+                scores = self.score(t, f"score_{name}_{opponent}", judge, heldout[t], heldout[s])
+                self.met[f"{name}_{t:02d}_{s:02d}"] = scores
+                if opponent in ("previous", "base"):
+                    inputs[f"{name}_{opponent}"] = scores
+        evaluate = self.config.evaluate
+        chosen: dict[str, Any] = {
+            "resamples": evaluate.resamples,
+            "confidence": evaluate.confidence,
+            "seed": self.config.seed,
+        }
+        self.step(t, "evaluate", EVALUATE, EvaluateIdentity(**chosen), None, inputs)
+        if crossed and t > 1:  # of two policies all is said
+            self.step(t, "crossplay", CROSSPLAY, CrossplayIdentity(**chosen), None, self.met)
 
     def enter(self, prompts: str, policy: str) -> dict[str, str]:
         """Return label -> name of what iteration 1 does not make itself."""
@@ -298,17 +312,16 @@ class _Builder:
         prompts = self.prompts()
         policy = self.external(self.sources.policy(config.policy))
         entered = self.enter(prompts, policy)
-        base = previous = ""
+        heldout: list[str] = []
         for t in range(1, config.iterations + 1):
             given = entered if t == 1 else {}
             samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
-            if not base:  # by the engine that is already loaded
-                base = previous = self.sample(0, "sample_base", prompts, policy, "heldout")
+            if not heldout:  # by the engine that is already loaded
+                heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
             pairs, targets = self.annotate(t, samples, given.get("pairs"))
             policy = self.train(t, prompts, samples, pairs, targets, policy)
-            new = self.sample(t, "sample_heldout", prompts, policy, "heldout")
-            self.evaluate(t, new, previous, base)
-            previous = new
+            heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
+            self.evaluate(t, heldout)
 
 
 def _engines(hardware: HardwareConfig) -> int:

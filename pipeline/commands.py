@@ -19,7 +19,8 @@ from rich.table import Table
 from pipeline import book, cluster, config, estimate, hub
 from pipeline.artifact import Artifact, Manifest, fingerprint_of
 from pipeline.build import build
-from pipeline.errors import ConfigError, DataError, SparringError
+from pipeline.diagnostics.stop import Watch
+from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
 from pipeline.events import Events
 from pipeline.execute import Executor
 from pipeline.job import Input
@@ -163,6 +164,7 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
     )
     for line in _redealt(plan):
         events("message", text=line)
+    watch = Watch(plan, folder, store, partial(_say, events))
     try:
         Executor(
             plan=plan,
@@ -170,9 +172,14 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
             run=folder.name,
             scratch=folder / "logs",
             events=events,
-            on_done=partial(_link_step, plan, store),
+            on_done=partial(_done, plan, store, watch),
             gpus=cluster.gpu_count(),
+            wanted=watch.wanted,
         ).execute()
+        watch.end()
+    except RuleFired as stop:
+        events("stopped", text=str(stop))
+        raise
     except SparringError as error:
         events("failed", text=str(error))
         raise
@@ -181,6 +188,15 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
         raise
     finally:
         events.close()
+
+
+def _say(events: Events, text: str) -> None:
+    events("message", text=text)
+
+
+def _done(plan: Plan, store: Path, watch: Watch, step: Step, manifest: Manifest) -> None:
+    _link_step(plan, store, step, manifest)
+    watch.look(step)
 
 
 def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:

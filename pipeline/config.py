@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 import conf
 from pipeline.complaints import complaints
 from pipeline.errors import ConfigError
-from pipeline.schema import Config
+from pipeline.schema import Config, DiagnosticsConfig
 
 CONF = Path(conf.__file__).parent
 
@@ -67,6 +67,19 @@ def detect_hardware(overrides: Sequence[str], gpus: int) -> list[str]:
 def render(config: Config) -> str:
     """Return the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def diagnostics_of(folder: Path) -> DiagnosticsConfig:
+    """Return the thresholds that the run in `folder` was begun with, those of conf/ where it recorded none."""
+    known = _group(CONF / "config.yaml", "diagnostics")
+    recorded = _group(folder / "config.yaml", "diagnostics")
+    return TypeAdapter(DiagnosticsConfig).validate_python({**known, **{k: recorded[k] for k in known if k in recorded}})
+
+
+def _group(path: Path, name: str) -> dict[str, Any]:
+    """Return a group as a file has it, {} where the file or the group is not there."""
+    plain: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    return dict(plain.get(name, {}))
 
 
 def _choices(override: Override) -> list[str]:

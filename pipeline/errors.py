@@ -17,6 +17,10 @@ class HubSilent(DataError):
     """The hub does not answer, or is not to be asked."""
 
 
+class RuleFired(SparringError):
+    """A rule of diagnostics.stop_on stopped an arm; what was made is as good as ever."""
+
+
 class EngineFault(SparringError):
     """An engine failed on a shard; it is ended, and the shard is done again by a new one."""
 

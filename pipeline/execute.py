@@ -84,6 +84,8 @@ class Executor:
     events: Events
     on_done: Callable[[Step, Manifest], None]
     gpus: int = 0
+    wanted: Callable[[Step], bool] = lambda step: True
+    """Asked before each step; False leaves it out, and so every step that reads it must be."""
 
     def __post_init__(self) -> None:
         self.states: dict[str, State] = {}
@@ -92,11 +94,11 @@ class Executor:
         self._made_with: dict[str, Any] = {}
 
     def execute(self) -> int:
-        """Make every step that is not a hit; return how many were made."""
+        """Make every wanted step that is not a hit; return how many were made."""
         made = 0
         try:
             for step in self.plan.steps.values():
-                made += self._ensure(step)
+                made += self.wanted(step) and self._ensure(step)
         finally:
             if self._ray:
                 import ray
@@ -227,7 +229,7 @@ class Executor:
         for later in soon(list(self.plan.steps.values()), step):
             artifact = Artifact(self.store, later.spec.kind, later.fingerprint)
             needed = later.spec.pool not in self._pools and not (artifact.path / MANIFEST).exists()
-            if needed and later.runtime["gpus"] == 0 and not cluster.joined():
+            if needed and self.wanted(later) and later.runtime["gpus"] == 0 and not cluster.joined():
                 pool = Pool(self._job_of(later, artifact, {}), later.runtime["actors"])
                 pool.prepare()
                 self._pools[later.spec.pool] = pool

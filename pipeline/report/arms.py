@@ -11,7 +11,7 @@ from pipeline import book
 from pipeline.artifact import Artifact
 from pipeline.errors import DataError
 from pipeline.job import Input
-from pipeline.report.table import Steps, iterations, with_setup
+from pipeline.report.table import Steps, iterations, said, with_setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,11 @@ class Arm:
     def done(self) -> dict[int, Steps]:
         """Return the iterations from 1 on, with what came before in the first one."""
         return with_setup(self.every)
+
+    @cached_property
+    def said(self) -> dict[int, list[str]]:
+        """Return iteration -> what a person should know beside its figures."""
+        return said(self.folder, self.store, self.every)
 
     def opened(self, t: int, label: str) -> Input | None:
         """Return the artifact of a step of iteration t, None where it is not made."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.report.arms import Arm
-from pipeline.report.table import FIGURES, warnings, worth_of_judges
+from pipeline.report.table import FIGURES, worth_of_judges
 
 
 def as_json(arms: Sequence[Arm]) -> str:
@@ -25,7 +25,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
         str(t): {name: value for name, figure in FIGURES if (value := figure.value(steps)) is not None}
         for t, steps in arm.done.items()
     }
-    notes = {str(t): lines for t, steps in arm.done.items() if (lines := warnings(steps))}
+    notes = {str(t): lines for t, lines in arm.said.items() if lines}
     judges = worth_of_judges(next(reversed(arm.done.values()), {}))
     return {"run": arm.run, "arm": arm.name, "iterations": _finite(values), "notes": notes, "judges": judges}
 

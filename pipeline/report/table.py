@@ -13,6 +13,10 @@ from rich.text import Text
 
 from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
+from pipeline.config import diagnostics_of
+from pipeline.diagnostics import rules
+from pipeline.diagnostics.panel import panels
+from pipeline.report.crossplay import print_crossplay
 from pipeline.report.plain import printable
 from pipeline.report.published import config_of, published_of, table_of
 
@@ -45,7 +49,8 @@ def iterations(folder: Path, store: Path) -> dict[int, Steps]:
 
 def print_report(folder: Path, store: Path, console: Console) -> None:
     """Print the table of the run in `folder`, then what the judges are worth."""
-    done = with_setup(iterations(folder, store))
+    found = iterations(folder, store)
+    done = with_setup(found)
     table = Table(title=Text(f"run {printable(folder.name)}", style="table.title"), title_justify="left")
     table.add_column("iteration")
     for t in done:
@@ -55,9 +60,10 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
         if any(cell is not None for cell in cells):
             table.add_row(name, *(cell or "" for cell in cells))
     console.print(table)
-    for t, steps in done.items():
-        for line in warnings(steps):
+    for t, lines in said(folder, store, found).items():
+        for line in lines:
             console.print(f"iteration {t}: {printable(line)}", markup=False, highlight=False)
+    print_crossplay(done, console)
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
     print_published(folder, done, console)
@@ -139,8 +145,12 @@ def _rate(label: str) -> Figure:
 
 
 def _seconds(*labels: str) -> Figure:
+    return _seconds_where(lambda label: label in labels)
+
+
+def _seconds_where(counts: Callable[[str], bool]) -> Figure:
     def value(steps: Steps) -> float | None:
-        there = {steps[label].fingerprint: steps[label].seconds for label in labels if label in steps}
+        there = {steps[label].fingerprint: steps[label].seconds for label in steps if counts(label)}
         return sum(there.values()) if there else None
 
     return Figure(value, "{:.1f}".format)
@@ -187,6 +197,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("seconds: train", _seconds("train")),
     ("seconds: held-out sample", _seconds("sample_base", "sample_heldout")),
     ("seconds: evaluate", _seconds(*SCORES, "evaluate")),
+    ("seconds: cross-play", _seconds_where(lambda label: label == "crossplay" or "_vs" in label)),
 )
 
 
@@ -199,8 +210,17 @@ def _imported(manifest: Manifest) -> str:
     return f"{manifest.step} imported: {manifest.rows['out']:,} of the {given['rows']:,} rows of {given['path']}"
 
 
-def warnings(steps: Steps) -> list[str]:
-    """Return what a person should know of an iteration beside its figures."""
+def said(folder: Path, store: Path, found: dict[int, Steps]) -> dict[int, list[str]]:
+    """Return iteration -> what stands beside its figures: what was imported and dropped, and the rules that fire."""
+    fired = rules.warnings(panels(found, store), diagnostics_of(folder))
+    return {
+        t: [*notes(steps), *(f"WARNING {one}" for one in fired if one.iteration == t)]
+        for t, steps in with_setup(found).items()
+    }
+
+
+def notes(steps: Steps) -> list[str]:
+    """Return what must be said of an iteration's prompts and of what was imported."""
     lines = [_imported(steps[label]) for label in ("pairs", "sample") if label in steps and steps[label].imported][:1]
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
@@ -210,21 +230,13 @@ def warnings(steps: Steps) -> list[str]:
         if dropped:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
             lines.append(f"{label}: prompts dropped: {counts}")
-    if "train" in steps and not learned(steps["train"].summary):
-        lines.append("WARNING: training changed the policy no more than noise; raise trainer.lr or take more steps")
-    return lines + alarms(steps)
+    return lines
 
 
 def alarms(steps: Steps) -> list[str]:
     """Return a line for each opponent against which only the oracle finds the policy better."""
     opponents = steps["evaluate"].summary["alarms"] if "evaluate" in steps else []
     return [f"ALARM: against {one} the oracle rises while the second judge falls; it may be gamed" for one in opponents]
-
-
-def learned(summary: dict[str, Any]) -> bool:
-    """Return whether chosen and rejected moved apart by more than 10 times the noise before training."""
-    apart = abs(summary["probe_h_w"] - summary["probe_h_l"])
-    return apart > 10 * summary["noise"] and summary["changed_fraction"] > 0.01
 
 
 def worth_of_judges(steps: Steps) -> list[str]:

@@ -34,3 +34,20 @@ class EvaluateIdentity:
             raise ConfigError(f"evaluate.resamples={self.resamples}: use a positive number, such as 2000.")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"evaluate.confidence={self.confidence}: use a number between 0 and 1, such as 0.95.")
+
+
+CROSSPLAY = StepSpec(
+    kind="crossplay",
+    version=1,
+    worker="stages.evaluate.crossplay_step:Crossplay",
+    shards="stages.evaluate.stage:shards",
+    finish="stages.evaluate.crossplay_step:finish",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossplayIdentity(EvaluateIdentity):
+    """Inputs: for each judge and each two policies a versus-mode score artifact.
+
+    `oracle_03_01` has the responses of π_3 left, those of π_1 right.
+    """

@@ -56,9 +56,9 @@ class Evaluator:
             {
                 "opponent": opponent,
                 "judge": judge,
-                "win_rate": _null(means[c]),
-                "low": _null(lows[c]),
-                "high": _null(highs[c]),
+                "win_rate": null(means[c]),
+                "low": null(lows[c]),
+                "high": null(highs[c]),
                 "n": len(ids) - int(dropped[c]),
                 "dropped": int(dropped[c]),
                 "informative": informative(lows[c], highs[c]),
@@ -130,5 +130,6 @@ def _win_rate(row: dict[str, Any], where: str) -> float:
     return prompt_win_rate(logits, swapped)
 
 
-def _null(value: float) -> float | None:
+def null(value: float) -> float | None:
+    """Return the value, None where it is NaN: what JSON and parquet hold of no number."""
     return None if math.isnan(value) else float(value)

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact import Artifact, Manifest
+from pipeline.diagnostics.rules import learned
 from pipeline.job import Input
-from pipeline.report.table import iterations, learned
+from pipeline.report.table import iterations
 from stages.train.config import TRAIN
 from tests.faults.harness import DEADLINE_S, Run, contents, overrides
 

@@ -17,9 +17,10 @@ from pipeline import here
 from pipeline.artifact import Artifact, Manifest, find, write_part
 from pipeline.cli import main
 from pipeline.commands import plan_of
+from pipeline.diagnostics.rules import learned
 from pipeline.estimate import cost
 from pipeline.plan import Plan
-from pipeline.report.table import iterations, learned
+from pipeline.report.table import iterations
 from stages.sample.prompts import prompt_hash
 from tests.faults.harness import Run, overrides, write_prompts
 from tests.stages.sample.files import binarized, generated, listed, plain, said, scored, write

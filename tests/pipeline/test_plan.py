@@ -61,6 +61,38 @@ def test_n_is_in_no_fingerprint() -> None:
     assert one.items() <= three.items() and len(three) > len(one)
 
 
+def of_iteration(plan: Plan, t: int) -> set[str]:
+    return {label for iteration, label in labels(plan) if iteration == t}
+
+
+def test_every_policy_meets_every_other_one_once() -> None:
+    """One more score a judge for each policy that is neither the new one, the one before it, nor the base."""
+    plan = plan_of("iterations=4")
+    found = labels(plan)
+    assert "crossplay" not in of_iteration(plan, 1) and len(of_iteration(plan, 2) - of_iteration(plan, 1)) == 1
+    assert of_iteration(plan, 3) - of_iteration(plan, 2) == {"score_oracle_vs01", "score_second_vs01"}
+    assert of_iteration(plan, 4) - of_iteration(plan, 3) == {"score_oracle_vs02", "score_second_vs02"}
+    last = plan.steps[found[4, "crossplay"]]
+    pairs = [(i, j) for i in range(5) for j in range(i)]
+    assert set(last.inputs) == {f"{judge}_{i:02d}_{j:02d}" for judge in ("oracle", "second") for i, j in pairs}
+    samples = [found[0, "sample_base"], *(found[t, "sample_heldout"] for t in range(1, 5))]
+    for role, name in last.inputs.items():
+        _, i, j = role.split("_")
+        score = plan.steps[name].inputs
+        assert (score["samples"], score["opponents"]) == (samples[int(i)], samples[int(j)])
+    sampled = [step for step in plan.steps.values() if step.spec.kind == "sample"]
+    assert len(sampled) == 9  # the base once; each iteration once to play, once held out
+
+
+def test_crossplay_is_in_no_fingerprint() -> None:
+    played, off = labels(plan_of("iterations=3")), labels(plan_of("iterations=3", "evaluate.crossplay=false"))
+    assert off.items() <= played.items()
+    assert set(played) - set(off) == {
+        (2, "crossplay"), (3, "crossplay"), (3, "score_oracle_vs01"), (3, "score_second_vs01")
+    }  # fmt: skip
+    assert labels(plan_of("iterations=2")).items() <= played.items()
+
+
 REFUSED = [
     ("trainer.optimizer=adam", r"trainer\.optimizer=adam: choose one of rmsprop, adamw, adamw_8bit"),
     ("hardware.offload=gpu", r"hardware\.offload=gpu: choose one of none, optimizer, all"),

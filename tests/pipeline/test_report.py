@@ -1,11 +1,17 @@
 """The table's figures."""
 
+from pathlib import Path
+
+from rich.console import Console
+
 from pipeline.artifact import Manifest
-from pipeline.report.table import FIGURES, warnings, win_rate
+from pipeline.report.crossplay import print_crossplay
+from pipeline.report.table import FIGURES, notes, win_rate
 
 
 def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifest:
     plain = {
+        "files": (),
         "rows": {"in": 64, "out": 61, "dropped": {"tie": 3}},
         "seconds": 20.0,
         "stats": {"tokens": 5000.0},
@@ -16,7 +22,6 @@ def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifes
         version=1,
         identity={},
         inputs={},
-        files=(),
         summary=summary,
         attempts=["x"],
         made_with={},
@@ -57,14 +62,47 @@ def test_prompts_that_were_dropped_or_dealt_again_are_said() -> None:
         "sample": manifest("sample", {"redealt": 3}, rows={"in": 64, "out": 63, "dropped": {"poison": 1}}),
         "sample_heldout": manifest("sample", {}, rows={"in": 64, "out": 64, "dropped": {}}),
     }
-    again, dropped = warnings(steps)
+    again, dropped = notes(steps)
     assert "dealt again under a new permutation" in again and dropped == "sample: prompts dropped: 1 poison"
 
 
 def test_what_was_imported_is_said_once() -> None:
     origin = {"provenance": {"path": "/data/train.parquet", "rows": 1200}}
     imported = {name: manifest(name, origin, stats={}) for name in ("sample", "pairs")}
-    assert warnings(imported) == ["pairs imported: 61 of the 1,200 rows of /data/train.parquet"]
-    assert warnings({**imported, "pairs": manifest("pairs", {})})[0].startswith("sample imported: 61 of the 1,200")
-    assert warnings({"pairs": manifest("pairs", {})}) == []
+    assert notes(imported) == ["pairs imported: 61 of the 1,200 rows of /data/train.parquet"]
+    assert notes({**imported, "pairs": manifest("pairs", {})})[0].startswith("sample imported: 61 of the 1,200")
+    assert notes({"pairs": manifest("pairs", {})}) == []
     assert dict(FIGURES)["sampled tokens/s"](imported) is None
+
+
+ROUND = {
+    "win_rates": [[0.5, 0.3, 0.6], [0.7, 0.5, 0.49], [0.4, 0.51, 0.5]],
+    "low": [[0.5, 0.25, 0.55], [0.6, 0.5, 0.4], [0.3, 0.45, 0.5]],
+    "high": [[0.5, 0.4, 0.7], [0.75, 0.5, 0.55], [0.45, 0.6, 0.5]],
+    "cycle": [0, 2, 1],
+    "cycle_beyond_doubt": [],
+    "exploitability": [0.2, 0.01, 0.1],
+    "exploited_by": [1, 2, 0],
+    "average_exploitability": 0.063,
+    "mixture": [0.03, 0.32, 0.65],
+    "mixture_exploitability": -1e-17,
+    "duality_gap": 0.0,
+}
+
+
+def test_the_cross_play_of_the_last_iteration_is_shown(tmp_path: Path) -> None:
+    unplayed = {**ROUND, "mixture": None, "cycle": [], "win_rates": [[0.5, None, 0.6], *ROUND["win_rates"][1:]]}
+    judged = {"judges": {"oracle": ROUND, "second": unplayed}}
+    done = {1: {}, 2: {"crossplay": manifest("crossplay", {"judges": {}})}, 3: {"crossplay": manifest("x", judged)}}
+    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    print_crossplay(done, console)
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    assert "cross-play, oracle: P(row beats column); ~ where the interval contains 1/2" in lines
+    assert "│ π_1 │ 0.700 │      · │ ~0.490 │" in lines and "│ π_0 │     · │        │  0.600 │" in lines
+    assert "cyclic, by point estimates alone: π_0 beats π_2 beats π_1 beats π_0" in lines
+    assert "an equilibrium of the set, by point estimates: π_0 0.03, π_1 0.32, π_2 0.65" in lines
+    assert "exploitability of it 0.000, of the even mixture 0.063" in lines
+    assert sum(line.startswith("not cyclic") for line in lines) == 1
+    assert sum(line.startswith("an equilibrium") for line in lines) == 1
+    print_crossplay({1: {}}, console)
+    assert console.export_text(clear=False) == ""

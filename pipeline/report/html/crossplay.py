@@ -1,6 +1,6 @@
 """Who beats whom: the win rates of the policies of a run against each other, from the scores of held-out responses.
 
-A step `score_<judge>_<opponent>` of iteration t holds policy t against another: `previous`, `base`, or a number.
+A step `score_<judge>_<opponent>` of iteration t holds policy t against another: `previous`, `base`, or `vs01`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def opponent(label: str, judge: str, t: int) -> int | None:
     kind, _, name = label.partition(f"_{judge}_")
     if kind != "score" or not name:
         return None
-    return {"base": 0, "previous": t - 1}.get(name, int(name) if name.isdecimal() else None)
+    number = name.removeprefix("vs")
+    return {"base": 0, "previous": t - 1}.get(name, int(number) if number.isdecimal() else None)
 
 
 def both(left: int, right: int, rate: float) -> Cells:

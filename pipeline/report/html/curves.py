@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.html.gather import Record, Story
+from pipeline.diagnostics.panel import Record
+from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.svg import Lines, Point, Series, lines
 from pipeline.report.html.words import OPPONENTS

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.job import Input
+from pipeline.diagnostics.panel import Record, records_of
 from pipeline.report.arms import Arm, labels
 from pipeline.report.html.crossplay import Cells, crossplay
 from pipeline.report.html.prompts import Chosen, read
 from pipeline.report.html.spread import Spread, spread
 from pipeline.report.table import Steps
-
-Record = dict[str, Any]
-"""One optimizer step of training: loss, h_w, h_l, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +22,11 @@ class Story:
     every: dict[int, Steps]
     """With 0: what comes before the first iteration."""
     done: dict[int, Steps]
+    said: dict[int, list[str]]
+    """What a person should know beside the figures."""
     spreads: dict[int, Spread]
     records: dict[int, list[Record]]
+    """Of each optimizer step: loss, h_w, h_l, …"""
     crossplay: dict[str, Cells]
     """judge -> cells."""
     prompts: dict[int, Chosen]
@@ -46,11 +45,12 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         if key not in known:
             known[key] = (_spread(arm, t), read(arm, t))
         spreads[t], prompts[t] = known[key]
-        records[t] = training(arm.opened(t, "train"))
+        records[t] = list(records_of(arm.every[t], arm.store))
     return Story(
         name=name,
         every=arm.every,
         done=arm.done,
+        said=arm.said,
         spreads={t: one for t, one in spreads.items() if one},
         records={t: one for t, one in records.items() if one},
         crossplay=crossplay(arm),
@@ -65,12 +65,3 @@ def _spread(arm: Arm, t: int) -> Spread | None:
     pairs, made = arm.opened(t, "pairs"), arm.every[t].get("calibrate")
     gated = arm.opened(t, "calibrate") if made and made.summary.get("gate") != "off" else None
     return spread(pairs, gated, made.identity["scope"] if made and gated else "") if pairs else None
-
-
-def training(train: Input | None) -> list[Record]:
-    """Return the records of the optimizer steps, in order."""
-    if train is None or "metrics.jsonl" not in {file.name for file in train.files}:
-        return []
-    with train.file("metrics.jsonl").open() as lines:
-        records = [json.loads(line) for line in lines]
-    return [record for record in records if "step" in record]

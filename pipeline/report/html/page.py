@@ -18,7 +18,7 @@ from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.svg import histogram
 from pipeline.report.html.words import answer
-from pipeline.report.table import warnings, worth_of_judges
+from pipeline.report.table import worth_of_judges
 
 HERE = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
@@ -130,8 +130,8 @@ def _notes(stories: Sequence[Story]) -> Html:
     """Return what a person should know beside the figures, and what the judges are worth."""
     said: dict[str, list[str]] = {}
     for story in stories:
-        for t, steps in story.done.items():
-            for line in warnings(steps):
+        for t, notes in story.said.items():
+            for line in notes:
                 said.setdefault(f"iteration {t}: {line}", []).append(story.name)
     lines = [line if len(names) == len(stories) else f"{', '.join(names)}: {line}" for line, names in said.items()]
     judged = [story.done[t] for story in stories if (t := answer(story.done).t)]

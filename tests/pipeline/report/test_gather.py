@@ -112,7 +112,7 @@ def test_cross_play_is_the_mean_over_prompts_and_its_mirror(tmp_path: Path) -> N
 
 def test_labels_name_the_opponent() -> None:
     assert opponent("score_oracle_base", "oracle", 3) == 0 and opponent("score_oracle_previous", "oracle", 3) == 2
-    assert opponent("score_oracle_12", "oracle", 13) == 12
+    assert opponent("score_oracle_vs12", "oracle", 14) == 12
     assert opponent("score", "oracle", 3) is None and opponent("score_second_base", "oracle", 3) is None
     assert opponent("score_oracle_best", "oracle", 3) is None
 

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipeline.diagnostics.rules import learned
 from pipeline.errors import DataError, TrainingFault
 from pipeline.job import Input
-from pipeline.report.table import learned
 from stages.train import checkpoint
 from stages.train.collate import Row, deal
 from stages.train.objective_config import has_reference

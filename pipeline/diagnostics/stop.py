@@ -1,0 +1,68 @@
+"""`diagnostics.stop_on`: an arm in which one of these rules fires makes no further iteration.
+
+The iteration is finished, other arms of a multirun go on, and the run ends with a RuleFired that names every arm that
+was stopped. After the last iteration there is nothing to stop: a rule that fires there only warns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.diagnostics.panel import panels
+from pipeline.diagnostics.rules import Fired, fired
+from pipeline.errors import RuleFired
+from pipeline.plan import Plan, Step, Use
+from pipeline.report.table import iterations
+
+
+class Watch:
+    """Looks at each iteration of each arm when it is evaluated."""
+
+    def __init__(self, plan: Plan, run: Path, store: Path, say: Callable[[str], None]) -> None:
+        self.plan, self.run, self.store, self.say = plan, run, store, say
+        self.stopped: dict[str, list[Fired]] = {}
+        """arm -> the rules that stopped it, all of one iteration."""
+
+    def wanted(self, step: Step) -> bool:
+        """Return whether an arm that goes on uses the step; what it reads is then wanted too."""
+        return any(use.arm not in self.stopped or use.iteration <= self._last(use.arm) for use in step.uses)
+
+    def look(self, step: Step) -> None:
+        """Say what fires in the iterations that `step` evaluates. It must be in the arms' books already."""
+        for use in step.uses if step.spec.kind == "evaluate" else ():
+            if use.arm not in self.stopped:
+                self._look(use)
+
+    def _look(self, use: Use) -> None:
+        config = self.plan.configs[use.arm].diagnostics
+        found = iterations(self.run / use.arm, self.store)
+        history = panels({t: steps for t, steps in found.items() if t <= use.iteration}, self.store)
+        now = fired(history, config)
+        for one in now:
+            self.say(f"{_place(use.arm, use.iteration)}: WARNING {one}")
+        halting = [one for one in now if one.rule in config.stop_on]
+        if halting and any(later.iteration > use.iteration for later, _ in self.plan.arm(use.arm)):
+            self.stopped[use.arm] = halting
+
+    def _last(self, arm: str) -> int:
+        return self.stopped[arm][0].iteration
+
+    def end(self) -> None:
+        """Raise RuleFired where an arm was stopped."""
+        if not self.stopped:
+            return
+        why = ". ".join(
+            f"{_place(arm, self._last(arm))}: {'; '.join(map(str, rules))}" for arm, rules in self.stopped.items()
+        )
+        keys = " or ".join(dict.fromkeys(f"diagnostics.{one.rule}" for rules in self.stopped.values() for one in rules))
+        others = len(self.plan.configs) - len(self.stopped)
+        went_on = f" The other {others} of {len(self.plan.configs)} arms are finished." if others else ""
+        raise RuleFired(
+            f"stopped by diagnostics.stop_on. {why}. All that was made is kept.{went_on} Look at `sparring report "
+            f"{self.run.name}`; to go on, change {keys}, or run the same command with diagnostics.stop_on=[]."
+        )
+
+
+def _place(arm: str, iteration: int) -> str:
+    return f"{arm}, iteration {iteration}" if arm else f"iteration {iteration}"
