@@ -1,9 +1,9 @@
 """The step `evaluate`: is the new policy better than the previous one, and the base, on held-out prompts?
 
 Two judges are asked: the oracle that trained it, and a second one of another family that training never saw.
-Prompts that a judge was trained on are left out for that judge, and counted. A win rate whose interval
-contains 1/2 is not informative. The alarm: the oracle rises beyond doubt while the second judge falls, so the
-policy may be gaming the oracle.
+Prompts that a judge was trained on are left out for that judge, and counted, and so are those to which the other policy
+has no response (score drops them as `no_opponent`). A win rate whose interval contains 1/2 is not informative. The
+alarm: the oracle rises beyond doubt while the second judge falls, so the policy may be gaming the oracle.
 """
 
 from __future__ import annotations
@@ -108,14 +108,11 @@ def win_rates(scores: Input) -> dict[str, float]:
 
 
 def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
-    """The win rates of the new policy, in the order of `ids`."""
+    """The win rates of the new policy, in the order of `ids`; NaN for a prompt that the other policy did not answer."""
     found = win_rates(scores)
-    missing = next((i for i in ids if i not in found), None)
-    if missing is not None:
-        raise DataError(
-            f"{scores.root}: {scores.role} has no row {missing!r}, which the held-out samples have; score them again."
-        )
-    return np.array([found[i] for i in ids], dtype=np.float64)
+    if ids and not found.keys() & set(ids):
+        raise DataError(f"{scores.root}: {scores.role} has none of the held-out prompts of the samples; score again.")
+    return np.array([found.get(i, math.nan) for i in ids], dtype=np.float64)
 
 
 def _win_rate(row: dict[str, Any], where: str) -> float:

@@ -111,10 +111,18 @@ def test_a_logit_that_is_not_finite_names_part_and_row(tmp_path: Path) -> None:
         run(job)
 
 
-def test_a_held_out_prompt_without_scores_is_named(tmp_path: Path) -> None:
-    short = [parts(np.zeros(24))[0]]
-    job = job_of(tmp_path, {f"{j}_{o}": short for j in ("oracle", "second") for o in ("previous", "base")})
-    with pytest.raises(DataError, match="oracle_previous has no row 'p0'"):
+def test_held_out_prompts_that_the_other_policy_did_not_answer_are_counted(tmp_path: Path) -> None:
+    whole, half = parts(np.full(24, 2.0)), [parts(np.full(24, 2.0))[0]]
+    scores = {f"{j}_{o}": half if o == "base" else whole for j in ("oracle", "second") for o in ("previous", "base")}
+    rows, _ = run(job_of(tmp_path, scores))
+    assert [(row["opponent"], row["n"], row["dropped"]) for row in rows[1:3]] == [("previous", 24, 0), ("base", 12, 12)]
+    assert rows[2]["win_rate"] == pytest.approx(rows[0]["win_rate"])
+
+
+def test_scores_of_other_prompts_are_refused(tmp_path: Path) -> None:
+    others = [pa.Table.from_pylist([score_row("q0", 1.0)])]
+    job = job_of(tmp_path, {f"{j}_{o}": others for j in ("oracle", "second") for o in ("previous", "base")})
+    with pytest.raises(DataError, match="oracle_previous has none of the held-out prompts"):
         run(job)
 
 
