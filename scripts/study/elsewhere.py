@@ -20,9 +20,9 @@ from pipeline.schema import Config
 from scripts.study.read import Found, Policy
 from stages.evaluate.stage import JUDGES
 
-FREE = ("run.", "paths.", "hardware.", "tracking.", "iterations", "seed", "prompts.path", "entry.")
+FREE = ("run.", "paths.", "hardware.", "tracking.", "diagnostics.", "published", "iterations", "seed", "prompts.path")
 """Keys that may differ: where and how long it ran."""
-RUNTIME = ("trainer.checkpoint_steps", "trainer.band_every", "trainer.gradient_checkpointing")
+RUNTIME = ("trainer.checkpoint_steps", "trainer.band_every", "trainer.gradient_checkpointing", "evaluate.crossplay")
 DIGITS = 6
 """Of a rate in the file."""
 
