@@ -32,11 +32,15 @@ def _add_answer(command: Command) -> None:
 
 def _add_judge(command: Command) -> None:
     judge = command("judge", "Judge answers to a suite by its own rules.", "pipeline.suites.judge:run")
-    judge.add_argument("suite", help="alpaca_eval")
+    judge.add_argument("suite", help="alpaca_eval or mt_bench")
     judge.add_argument("outputs", type=Path, help="what `sparring answer` wrote")
-    judge.add_argument("--reference", type=Path, metavar="FILE", help="the baseline's outputs, instead of the hub's")
+    judge.add_argument(
+        "--reference", type=Path, metavar="FILE", help="the baseline's outputs, or MT-Bench's reference answers"
+    )
+    judge.add_argument("--questions", type=Path, metavar="FILE", help="MT-Bench's question.jsonl, instead of the hub's")
+    judge.add_argument("--judge-prompts", type=Path, metavar="FILE", help="MT-Bench's judge_prompts.jsonl")
     judge.add_argument("--annotator", metavar="CONFIG", help="an annotator of the package, or a folder or yaml of one")
-    judge.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that the annotator asks")
+    judge.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server: http://host:8000/v1")
     judge.add_argument("--model", metavar="NAME", help="the model that it asks there")
     judge.add_argument("--annotations", type=Path, metavar="FILE", help="annotations that exist: no annotator is asked")
     judge.add_argument("--gamed", type=Path, metavar="FILE", help="df_gamed.csv of the suite, instead of the hub's")
