@@ -19,7 +19,7 @@ def add_suites(command: Command) -> None:
 
 def _add_answer(command: Command) -> None:
     answer = command("answer", "Have a run's policy answer a suite or a file of prompts.", "pipeline.suites.answer:run")
-    answer.add_argument("suite", help="alpaca_eval, or a json, jsonl, parquet or csv file of prompts")
+    answer.add_argument("suite", help="alpaca_eval, mt_bench, or a json, jsonl, parquet or csv file of prompts")
     answer.add_argument("run", help="a run, or an arm of one: myrun/experiment=sppo")
     answer.add_argument("--iter", type=int, metavar="T", help="the iteration, 0: the base (default: the last trained)")
     answer.add_argument("--best-of", type=int, default=1, metavar="N", help="sample N, keep the oracle's best")

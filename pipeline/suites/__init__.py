@@ -63,6 +63,7 @@ SUITES = {
         repo="lmsys/mt-bench",
         kind="space",
         instructions="data/mt_bench/question.jsonl",
+        answer="pipeline.suites.answer_mt_bench:run",
     ),
 }
 JUDGES = {
