@@ -75,4 +75,8 @@ JUDGES = {
         function="pipeline.suites.judge_mt_bench:judge",
         options=("questions", "judge_prompts", "reference", "base_url", "model"),
     ),
+    "lm_eval": Judge(
+        function="pipeline.suites.judge_lm_eval:judge",
+        options=("iter", "tasks", "limit", "model", "runs"),
+    ),
 }

@@ -4,6 +4,7 @@ sparring judge alpaca_eval runs/myrun/answers/alpaca_eval-myrun-iter-3.json
 sparring judge alpaca_eval outputs.json --base-url http://node1:8000/v1 --model meta-llama/Llama-3.3-70B-Instruct
 sparring judge alpaca_eval outputs.json --annotations annotations.json
 sparring judge mt_bench answers.jsonl --judge-prompts judge_prompts.jsonl --reference gpt-4.jsonl --base-url URL
+sparring judge lm_eval myrun --iter 3
 """
 
 from __future__ import annotations
