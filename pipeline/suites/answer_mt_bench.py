@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.artifact import Manifest, write_text
 from pipeline.errors import ConfigError
+from pipeline.report.plain import printable
 from pipeline.suites.answer import File, Player, Response, best, make, opened_of, player_of, suite_of, target
 from pipeline.suites.judge_mt_bench import Question, read_questions
 from stages.evaluate.suites import mt_bench
@@ -134,7 +135,9 @@ def described(
     ]
     other = sorted({one.category for one in questions} - set(mt_bench.TEMPERATURES))
     if other:
-        lines.append(f"  not the benchmark's categories, temperature {mt_bench.OTHER_TEMPERATURE}: {', '.join(other)}")
+        lines.append(
+            f"  not the benchmark's categories, temperature {mt_bench.OTHER_TEMPERATURE}: {printable(', '.join(other))}"
+        )
     cut, empty = sum(one["finish"] == "length" for one in responses), sum(not one["text"].strip() for one in responses)
     if cut or empty:
         lines.append(f"  {cut:,} were cut at sampler.max_tokens, {empty:,} are empty")
@@ -144,7 +147,7 @@ def described(
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items()) if reason != "duplicate")
         lines.append(
             f"WARNING: {len(missing):,} of the questions have not both answers, what lacks is empty; the first is "
-            f"{missing[0]}. Prompts dropped: {reasons or 'none'}."
+            f"{printable(str(missing[0]))}. Prompts dropped: {reasons or 'none'}."
             + (" prompts.max_tokens is too low." if dropped["too_long"] else "")
         )
     return lines
