@@ -69,6 +69,8 @@ class Asked:
     iteration: int
     n: int
     """Samples of each prompt, of which the oracle's best is the answer."""
+    temperature: float | None = None
+    """What the suite samples it at; None: as the configuration says."""
 
 
 class _Builder:
@@ -351,10 +353,21 @@ def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
     return plan
 
 
-def build_answers(config: Config, sources: Sources, asked: Asked) -> Plan:
-    """Return the plan of a policy's answers to a suite: its prompts, `n` samples each, and for n > 1 their scores."""
-    config = replace(config, evaluate=replace(config.evaluate, k=asked.n))
+def build_answers(config: Config, sources: Sources, *asked: Asked) -> Plan:
+    """Return the plan of a policy's answers to files: the prompts, `n` samples each, and for n > 1 their scores."""
     plan = Plan(steps={}, externals={}, configs={"": config})
+    for one in asked:
+        _add_answers(plan, config, sources, one)
+    return plan
+
+
+def _add_answers(plan: Plan, config: Config, sources: Sources, asked: Asked) -> None:
+    heat = config.sampler.temperature if asked.temperature is None else asked.temperature
+    config = replace(
+        config,
+        evaluate=replace(config.evaluate, k=asked.n),
+        sampler=replace(config.sampler, temperature=heat),
+    )
     builder = _Builder("", config, sources, plan)
     base = builder.external(sources.policy(config.policy))
     identity = AskedIdentity(column=asked.column, max_tokens=config.prompts.max_tokens)
@@ -364,7 +377,6 @@ def build_answers(config: Config, sources: Sources, asked: Asked) -> Plan:
     samples = builder.sample(asked.iteration, "sample", prompts, policy, "suite")
     if asked.n > 1:
         builder.score(asked.iteration, "score", config.oracle, samples, anchors=config.oracle.opponents)
-    return plan
 
 
 def build_import(config: Config, sources: Sources, source: Input, identity: ImportIdentity) -> Plan:

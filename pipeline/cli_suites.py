@@ -19,7 +19,7 @@ def add_suites(command: Command) -> None:
 
 def _add_answer(command: Command) -> None:
     answer = command("answer", "Have a run's policy answer a suite or a file of prompts.", "pipeline.suites.answer:run")
-    answer.add_argument("suite", help="alpaca_eval, or a json, jsonl, parquet or csv file of prompts")
+    answer.add_argument("suite", help="alpaca_eval, mt_bench, or a json, jsonl, parquet or csv file of prompts")
     answer.add_argument("run", help="a run, or an arm of one: myrun/experiment=sppo")
     answer.add_argument("--iter", type=int, metavar="T", help="the iteration, 0: the base (default: the last trained)")
     answer.add_argument("--best-of", type=int, default=1, metavar="N", help="sample N, keep the oracle's best")
@@ -32,14 +32,22 @@ def _add_answer(command: Command) -> None:
 
 def _add_judge(command: Command) -> None:
     judge = command("judge", "Judge answers to a suite by its own rules.", "pipeline.suites.judge:run")
-    judge.add_argument("suite", help="alpaca_eval")
-    judge.add_argument("outputs", type=Path, help="what `sparring answer` wrote")
-    judge.add_argument("--reference", type=Path, metavar="FILE", help="the baseline's outputs, instead of the hub's")
+    judge.add_argument("suite", help="alpaca_eval, mt_bench or lm_eval")
+    judge.add_argument("outputs", type=Path, help="what `sparring answer` wrote; of lm_eval a run")
+    judge.add_argument(
+        "--reference", type=Path, metavar="FILE", help="the baseline's outputs, or MT-Bench's reference answers"
+    )
+    judge.add_argument("--questions", type=Path, metavar="FILE", help="MT-Bench's question.jsonl, instead of the hub's")
+    judge.add_argument("--judge-prompts", type=Path, metavar="FILE", help="MT-Bench's judge_prompts.jsonl")
     judge.add_argument("--annotator", metavar="CONFIG", help="an annotator of the package, or a folder or yaml of one")
-    judge.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that the annotator asks")
-    judge.add_argument("--model", metavar="NAME", help="the model that it asks there")
+    judge.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server: http://host:8000/v1")
+    judge.add_argument("--model", metavar="NAME", help="the model that it asks there; of lm_eval hf or vllm")
     judge.add_argument("--annotations", type=Path, metavar="FILE", help="annotations that exist: no annotator is asked")
     judge.add_argument("--gamed", type=Path, metavar="FILE", help="df_gamed.csv of the suite, instead of the hub's")
+    judge.add_argument("--iter", type=int, metavar="T", help="of lm_eval: the iteration (default: the last trained)")
+    judge.add_argument("--tasks", metavar="NAME,…", help="of lm_eval: arc_challenge,gsm8k,… (default: all six)")
+    judge.add_argument("--limit", type=int, metavar="N", help="of lm_eval: rows of each task, for a try")
+    judge.add_argument("--runs", help="of lm_eval: folder of the runs (paths.runs)")
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
 
 

@@ -125,11 +125,14 @@ def download(kind: str, repo: str, commit: str) -> Path:
     return Path(folder)
 
 
-def dataset_file(repo: str, name: str) -> Path:
-    """Return one file of a dataset's main branch; DataError when it cannot be had. Its bytes are its identity."""
+def data_file(kind: str, repo: str, name: str) -> Path:
+    """Return one file of the main branch of a dataset or space; DataError when it cannot be had.
+
+    Its bytes are its identity.
+    """
     from huggingface_hub import hf_hub_download
 
-    return Path(_asked("dataset", repo, "main", lambda: hf_hub_download(repo, name, repo_type="dataset")))
+    return Path(_asked(kind, repo, "main", lambda: hf_hub_download(repo, name, repo_type=kind)))
 
 
 def local_dataset(folder: Path, name: str | None, split: str) -> Input:
@@ -203,7 +206,7 @@ def _asked(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> 
     import httpx2  # the hub library's own client
     from huggingface_hub import errors
 
-    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    page = f"https://huggingface.co/{'' if kind == 'model' else f'{kind}s/'}{repo}"
     try:
         return question()
     except errors.GatedRepoError:

@@ -1,7 +1,7 @@
-"""Suites of others that a policy is evaluated with: the table of them, and where their files come from.
+"""Suites of others that a policy is evaluated with: the tables of them, and where their files come from.
 
 A suite that a policy answers (`sparring answer`) names a file of instructions; one that is judged (`sparring judge`)
-has a function here that does it. Nothing of a suite is shipped or trained on.
+has a function that does it. Nothing of a suite is shipped or trained on.
 """
 
 from __future__ import annotations
@@ -19,23 +19,35 @@ class Suite:
     title: str
     rows: int
     repo: str
-    """Dataset of the hub."""
+    """Dataset or space of the hub."""
+    kind: str = "dataset"
+    """dataset or space."""
     instructions: str
-    """Its file of instructions, with the baseline's outputs."""
-    judge: str
-    """"module:function" that judges answers to it."""
+    """Its file of instructions; AlpacaEval's holds the baseline's outputs too."""
+    answer: str | None = None
+    """"module:function" that answers it; None: one response to each row."""
 
     def fetch(self, name: str, instead: str) -> Path:
-        """Return a file of the dataset; DataError says how to give it instead: `--reference FILE`."""
+        """Return a file of the hub; DataError says how to give it instead: `--reference FILE`."""
         from pipeline import hub
 
         try:
-            return hub.dataset_file(self.repo, name)
+            return hub.data_file(self.kind, self.repo, name)
         except DataError as error:
             raise DataError(
-                f"{self.title}: {name} of the dataset {self.repo} is not here ({str(error).rstrip('.')}); "
+                f"{self.title}: {name} of the {self.kind} {self.repo} is not here ({str(error).rstrip('.')}); "
                 f"get it where the hub answers, and give it with {instead}."
             ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """How answers are judged."""
+
+    function: str
+    """"module:function"."""
+    options: tuple[str, ...]
+    """Those of the command that it reads, beside --json."""
 
 
 SUITES = {
@@ -44,6 +56,27 @@ SUITES = {
         rows=805,
         repo="tatsu-lab/alpaca_eval",
         instructions="alpaca_eval_gpt4_baseline.json",
-        judge="pipeline.suites.judge_alpaca_eval:judge",
-    )
+    ),
+    "mt_bench": Suite(
+        title="MT-Bench",
+        rows=80,
+        repo="lmsys/mt-bench",
+        kind="space",
+        instructions="data/mt_bench/question.jsonl",
+        answer="pipeline.suites.answer_mt_bench:run",
+    ),
+}
+JUDGES = {
+    "alpaca_eval": Judge(
+        function="pipeline.suites.judge_alpaca_eval:judge",
+        options=("reference", "annotator", "base_url", "model", "annotations", "gamed"),
+    ),
+    "mt_bench": Judge(
+        function="pipeline.suites.judge_mt_bench:judge",
+        options=("questions", "judge_prompts", "reference", "base_url", "model"),
+    ),
+    "lm_eval": Judge(
+        function="pipeline.suites.judge_lm_eval:judge",
+        options=("iter", "tasks", "limit", "model", "runs"),
+    ),
 }

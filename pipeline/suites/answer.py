@@ -2,6 +2,7 @@
 
     sparring answer alpaca_eval myrun --iter 3 sampling=official sampler.max_tokens=2048 prompts.max_tokens=2048
     sparring answer my_prompts.jsonl myrun --best-of 16
+    sparring answer mt_bench myrun sampler.max_tokens=1024 prompts.max_tokens=3072
 
 The run's own configuration, with what the overrides change, answers: the ordinary steps `prompts` and `sample`, and for
 best-of-n `score`, whose argmax of the win rate is the answer, the first of equals. They are artifacts of the store: a
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline.build import Asked, build_answers
 from pipeline.commands import fetch
 from pipeline.errors import ConfigError, DataError
 from pipeline.events import Events
-from pipeline.execute import Executor
+from pipeline.execute import Executor, resolve
 from pipeline.job import Input
 from pipeline.plan import Plan, inspect
 from pipeline.report.table import iterations
@@ -55,10 +56,26 @@ class Player:
     pins: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """What is asked of a policy, and how."""
+
+    path: Path
+    column: str
+    n: int = 1
+    """Samples of each prompt."""
+    temperature: float | None = None
+    """None: the configuration's."""
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Have the policy answer, write the file, and say what is in it."""
     if arguments.best_of < 1:
         raise ConfigError(f"--best-of {arguments.best_of}: give the number of samples of each prompt, 1 or more.")
+    suite = SUITES.get(arguments.suite)
+    if suite and suite.answer:
+        resolve(suite.answer)(arguments)
+        return
     player = player_of(arguments)
     title, path = suite_of(arguments)
     column = asked.column_of(path, arguments.column)
@@ -144,24 +161,43 @@ def target(given: Path | None, default: Path) -> Path:
 
 def answers(player: Player, path: Path, column: str, n: int) -> tuple[list[Manifest], Input, Input | None]:
     """Make what is missing; return the manifests, the samples, and for n > 1 their scores."""
-    store = Path(player.config.paths.store)
-    plan = _planned(player, path, column, n)
-    if any(state.kind != "hit" for state in inspect(plan, store).values()):
-        if fetch(plan):
-            plan = _planned(player, path, column, n)
-        _execute(plan, store, player.folder)
-    made = [_manifest(store, step.spec.kind, name) for name, step in plan.steps.items()]
-    opened = {one.step: Artifact(store, one.step, one.fingerprint).as_input(one.step, one) for one in made}
+    made = make(player, [File(path=path, column=column, n=n)])
+    opened = {one.step: opened_of(player, one) for one in made}
     return made, opened["sample"], opened.get("score")
 
 
-def _planned(player: Player, path: Path, column: str, n: int) -> Plan:
+def opened_of(player: Player, manifest: Manifest) -> Input:
+    """Return an artifact of the player's store, to read."""
+    store = Path(player.config.paths.store)
+    return Artifact(store, manifest.step, manifest.fingerprint).as_input(manifest.step, manifest)
+
+
+def make(player: Player, files: Sequence[File]) -> list[Manifest]:
+    """Make what is missing of the answers to files, in one plan; return the manifests, in the files' order."""
+    store = Path(player.config.paths.store)
+    plan = _planned(player, files)
+    if any(state.kind != "hit" for state in inspect(plan, store).values()):
+        if fetch(plan):
+            plan = _planned(player, files)
+        _execute(plan, store, player.folder)
+    return [_manifest(store, step.spec.kind, name) for name, step in plan.steps.items()]
+
+
+def _planned(player: Player, files: Sequence[File]) -> Plan:
     chosen, sources = player.config, Sources(player.pins)
     check_context(sources.policy(chosen.policy), chosen.prompts.max_tokens + chosen.sampler.max_tokens)
-    source = sources.imported(path)
-    return build_answers(
-        chosen, sources, Asked(source=source, column=column, policy=player.policy, iteration=player.iteration, n=n)
-    )
+    asked = [
+        Asked(
+            source=sources.imported(one.path),
+            column=one.column,
+            policy=player.policy,
+            iteration=player.iteration,
+            n=one.n,
+            temperature=one.temperature,
+        )
+        for one in files
+    ]
+    return build_answers(chosen, sources, *asked)
 
 
 def _execute(plan: Plan, store: Path, folder: Path) -> None:

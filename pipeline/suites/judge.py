@@ -3,6 +3,8 @@
 sparring judge alpaca_eval runs/myrun/answers/alpaca_eval-myrun-iter-3.json
 sparring judge alpaca_eval outputs.json --base-url http://node1:8000/v1 --model meta-llama/Llama-3.3-70B-Instruct
 sparring judge alpaca_eval outputs.json --annotations annotations.json
+sparring judge mt_bench answers.jsonl --judge-prompts judge_prompts.jsonl --reference gpt-4.jsonl --base-url URL
+sparring judge lm_eval myrun --iter 3
 """
 
 from __future__ import annotations
@@ -17,20 +19,23 @@ from typing import Any
 from pipeline.artifact import write_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.execute import resolve
-from pipeline.suites import SUITES
+from pipeline.suites import JUDGES
 
 Row = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Judge, print the figures, and write them."""
-    suite = SUITES.get(arguments.suite)
-    if suite is None:
-        raise ConfigError(f"{arguments.suite}: no suite of that name; there are: {', '.join(SUITES)}.")
+    judge = JUDGES.get(arguments.suite)
+    if judge is None:
+        raise ConfigError(f"{arguments.suite}: no suite of that name; there are: {', '.join(JUDGES)}.")
+    for name in {name for other in JUDGES.values() for name in other.options} - set(judge.options):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}: is not an option of {arguments.suite}; leave it out.")
     to = arguments.json
     if to and (to.is_dir() or not to.absolute().parent.is_dir()):
         raise ConfigError(f"--json {to}: name a file in a folder that is there.")
-    figures = resolve(suite.judge)(arguments, suite)
+    figures = resolve(judge.function)(arguments)
     if to:
         write_text(to, json.dumps(figures, indent=2) + "\n")
 

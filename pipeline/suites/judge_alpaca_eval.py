@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.artifact import write_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.report.plain import printable
-from pipeline.suites import Suite
+from pipeline.suites import SUITES, Suite
 from pipeline.suites.judge import Row, in_order, read
 from stages.evaluate.suites import alpaca_eval
 
@@ -23,9 +23,10 @@ ANSWER_S = 20.0
 """A server that lists its models later than this does not answer."""
 
 
-def judge(arguments: argparse.Namespace, suite: Suite) -> dict[str, Any]:
+def judge(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print and return the figures."""
     alpaca_eval.require()
+    suite = SUITES[arguments.suite]
     outputs = read(arguments.outputs, ("instruction", "output", "generator"))
     rows = _existing(arguments, outputs) if arguments.annotations else _annotated(arguments, suite, outputs)
     if all(row["preference"] is None for row in rows):

@@ -24,18 +24,21 @@ def prompt_win_rate(logits: Array, swapped: Array) -> float:
     return float((0.5 * (1.0 + np.tanh(0.25 * (logits - swapped)))).mean())
 
 
-def paired_bootstrap(values: Array, resamples: int, confidence: float, seed: int) -> tuple[Array, Array, Array]:
+def paired_bootstrap(
+    values: Array, resamples: int, confidence: float, seed: int, weights: Array | None = None
+) -> tuple[Array, Array, Array]:
     """Return mean, low and high (c,) of each column of `values`.
 
     values: (n, c) float64, one row per prompt, one column per comparison; NaN where a comparison leaves a
-    prompt out. low, high: the (1 - confidence) / 2 quantiles, from below and above, of the column's mean over
-    `resamples` draws of n prompts with replacement. NaN for a column without a value.
+    prompt out. weights: (n, c), how much each value counts in its column's mean; None: all the same. low, high:
+    the (1 - confidence) / 2 quantiles, from below and above, of the column's mean over `resamples` draws of n
+    prompts with replacement. NaN for a column without a value.
     """
     n, c = values.shape
     if not n:
         return np.full(c, np.nan), np.full(c, np.nan), np.full(c, np.nan)
-    present = ~np.isnan(values)
-    filled = np.where(present, values, 0.0)
+    present = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
+    filled = np.where(np.isnan(values), 0.0, values * present)
     rng = np.random.default_rng(seed)
     means = []
     for start in range(0, resamples, BLOCK):

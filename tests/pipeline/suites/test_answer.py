@@ -132,7 +132,10 @@ ERRORS = [
     (["suite.json", "default", "--best-of", "0"], "--best-of 0: "),
     (["suite.json", "default", "--to", "nowhere/x.json"], "--to nowhere/x.json: name a file"),
     (["suite.json", "default", "--column", "text"], "no column text; there are: dataset, instruction"),
-    (["suite.json", "default", "--instructions", "suite.json"], "--instructions: is for a suite (alpaca_eval)"),
+    (
+        ["suite.json", "default", "--instructions", "suite.json"],
+        "--instructions: is for a suite (alpaca_eval, mt_bench)",
+    ),
     (["empty.json", "default"], "empty.json: row 2: instruction is empty; mend or remove the row."),
     (["object.json", "default"], "object.json: holds an object, not a list"),
     (["cut.json", "default"], "cut.json: not complete JSON"),

@@ -103,7 +103,7 @@ def test_one_message_for_what_is_wrong(
 
 def test_a_suite_by_its_name(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "fetched.json").write_text('[{"instruction": "say one two three"}]')
-    monkeypatch.setattr("pipeline.hub.dataset_file", lambda repo, name: run / "fetched.json")
+    monkeypatch.setattr("pipeline.hub.data_file", lambda kind, repo, name: run / "fetched.json")
     monkeypatch.chdir(run)
     assert main(words(run, "alpaca_eval")) == 0
     assert "alpaca_eval: row 1: 1 of 2 as prompt a: say one two three" in capsys.readouterr().out

@@ -265,4 +265,4 @@ def test_files_of_other_suites() -> None:
 
 def test_a_suite_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "ghost", "outputs.json"]) == 2
-    assert "ghost: no suite of that name; there are: alpaca_eval." in capsys.readouterr().err
+    assert "ghost: no suite of that name; there are: alpaca_eval, mt_bench" in capsys.readouterr().err

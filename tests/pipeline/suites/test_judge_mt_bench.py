@@ -1,0 +1,198 @@
+"""`sparring judge mt_bench`: a stand-in for a server grades, its replies are kept, and what is wrong is one message."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.suites.judge_mt_bench import kept
+from stages.evaluate.suites.mt_bench import PROMPTS
+
+Row = dict[str, Any]
+
+
+class Server(ThreadingHTTPServer):
+    """Rates an answer by the number in it; says "hm" to `mumbles`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.asked: list[Row] = []
+        self.mumbles = "never"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self._send({"data": [{"id": "org/judge"}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        text = asked["messages"][-1]["content"]
+        number = re.findall(r"say (\d+)", text)[-1]
+        said = "hm" if self.server.mumbles in text else f"So so. Rating: [[{number}]]"
+        self._send({"choices": [{"message": {"role": "assistant", "content": said}}]})
+
+    def _send(self, body: Row) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server()
+    thread = threading.Thread(target=found.serve_forever)
+    thread.start()
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+def dump(path: Path, rows: list[Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def answer(number: int, *turns: str, model: str = "ours") -> Row:
+    return {"question_id": number, "model_id": model, "choices": [{"index": 0, "turns": list(turns)}]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A suite of two questions, with answers."""
+    monkeypatch.chdir(tmp_path)
+    questions = [
+        {"question_id": i, "category": name, "turns": ["q1?", "q2?"]} for i, name in ((1, "writing"), (2, "math"))
+    ]
+    dump(tmp_path / "questions.jsonl", questions)
+    templates = {
+        "single-v1": "{question} A: {answer}",
+        "single-math-v1": "{question} ref {ref_answer_1} A: {answer}",
+        "single-v1-multi-turn": "{question_1} {answer_1} {question_2} A: {answer_2}",
+        "single-math-v1-multi-turn": "{ref_answer_1} {ref_answer_2} {question_1} {answer_1} {question_2} A: {answer_2}",
+    }
+    assert set(templates) == set(PROMPTS)
+    prompts = [
+        {"name": name, "system_prompt": f"You are {name}.", "prompt_template": t} for name, t in templates.items()
+    ]
+    dump(tmp_path / "prompts.jsonl", [{"name": "pair-v2", "system_prompt": "", "prompt_template": ""}, *prompts])
+    dump(tmp_path / "reference.jsonl", [answer(2, "R1", "R2", model="gpt-4")])
+    dump(tmp_path / "answers.jsonl", [answer(2, "say 4", "say 2"), answer(1, "say 9\x1b[31m", "say 7")])
+    return tmp_path
+
+
+def words(server: Server | None, *more: str) -> list[str]:
+    files = ["--questions", "questions.jsonl", "--judge-prompts", "prompts.jsonl", "--reference", "reference.jsonl"]
+    port = server.server_address[1] if server else 9
+    return ["judge", "mt_bench", "answers.jsonl", *files, "--base-url", f"http://127.0.0.1:{port}/v1", *more]
+
+
+def test_turns_average_and_categories(folder: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(server, "--json", "figures.json")) == 0
+    figures = json.loads((folder / "figures.json").read_text())
+    assert [figures[name]["mean"] for name in ("turn_1", "turn_2", "average")] == [6.5, 4.5, 5.5]
+    assert (figures["average"]["low"], figures["average"]["high"]) == (3.0, 8.0)
+    assert figures["categories"]["math"] == {"turn_1": 4.0, "turn_2": 2.0, "average": 3.0, "rated": 2}
+    assert (figures["model"], figures["judge"], figures["unrated"]) == ("ours", "org/judge", 0)
+    said = capsys.readouterr().out
+    assert "average 5.50  [3.00, 8.00]  4 ratings" in said and "these are 2 questions, the suite has 80" in said
+    assert {(one["model"], one["temperature"], one["max_tokens"]) for one in server.asked} == {("org/judge", 0, 2048)}
+    told = {one["messages"][0]["content"]: one["messages"][1]["content"] for one in server.asked}
+    assert told["You are single-math-v1."] == "q1? ref R1 A: say 4"
+    assert told["You are single-math-v1-multi-turn."] == "R1 R2 q1? say 4 q2? A: say 2"
+    assert told["You are single-v1-multi-turn."] == "q1? say 9\x1b[31m q2? A: say 7"
+
+
+def test_replies_are_kept_and_what_is_unrated_is_asked_again(
+    folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.mumbles = "A: say 7"
+    assert main(words(server)) == 0
+    said = capsys.readouterr().out
+    assert "4 of 4 asked now" in said and "turn 2  2.00  [2.00, 2.00]  1 ratings" in said
+    assert "WARNING: 1 replies have no rating (turn 1: 0, turn 2: 1) and are left out of the means" in said
+    path = folder / "answers.judged-by-org-judge.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["question_id"], row["turn"], row["score"]) for row in rows] == [
+        (1, 1, 9.0),
+        (1, 2, -1),
+        (2, 1, 4.0),
+        (2, 2, 2.0),
+    ]
+    server.mumbles = "never"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + json.dumps(rows[3])[:40])  # killed
+    assert main(words(server)) == 0
+    assert "2 of 4 asked now" in capsys.readouterr().out and len(server.asked) == 6
+    assert [row["score"] for row in kept(path, "org/judge").values()] == [9.0, 7.0, 4.0, 2.0]
+    assert kept(path, "other") == {}
+    dump(folder / "answers.jsonl", [answer(2, "say 4", "say 3"), answer(1, "say 9\x1b[31m", "say 7")])
+    assert main(words(server)) == 0
+    assert "1 of 4 asked now" in capsys.readouterr().out, "another answer is graded anew"
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_judge_that_never_rates(folder: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.mumbles = "A:"
+    assert main(words(server)) == 2
+    assert "none of the judge's 4 replies has a rating" in capsys.readouterr().err
+
+
+def test_another_model_than_the_servers(folder: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(server, "--model", "ghost")) == 2
+    assert "--model ghost: the server at" in capsys.readouterr().err
+
+
+ERRORS: list[tuple[str, list[Row], str]] = [
+    ("answers.jsonl", [answer(1, "a", "b")], "has no answer to question 2 (math)"),
+    ("answers.jsonl", [answer(i, "a", "b") for i in (1, 2, 3)], "question 3 is not among the questions"),
+    ("answers.jsonl", [answer(1, "a", "b"), answer(1, "a", "b")], "question 1 is there twice"),
+    ("answers.jsonl", [answer(1, "a", "b"), answer(2, "a")], "line 2: choices[0].turns: is not a list of two texts"),
+    ("answers.jsonl", [answer(1, "a", "b"), answer(2, "a", "b", model="x")], "holds answers of 2 models"),
+    ("reference.jsonl", [answer(1, "a", "b")], "reference.jsonl: has no answer to question 2 (math)"),
+    ("questions.jsonl", [{"question_id": 1, "turns": []}], "line 1: no category; there are: question_id, turns"),
+    (
+        "prompts.jsonl",
+        [{"name": "x", "system_prompt": "", "prompt_template": ""}],
+        "has no prompt single-v1, single-math",
+    ),
+    (
+        "prompts.jsonl",
+        [{"name": name, "system_prompt": "", "prompt_template": "{x}"} for name in PROMPTS],
+        "the judge prompt single-v1: its template cannot be filled ('x')",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "message"), ERRORS)
+def test_a_file_that_is_wrong(
+    folder: Path, name: str, rows: list[Row], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump(folder / name, rows)
+    assert main(words(None)) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+
+
+def test_what_is_not_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(None)[:-2]) == 2
+    assert "--base-url URL: MT-Bench is graded by a model" in capsys.readouterr().err
+    assert main([*words(None), "--gamed", "x.csv"]) == 2
+    assert "--gamed: is not an option of mt_bench; leave it out." in capsys.readouterr().err
+    given = [word for word in words(None) if word not in ("--judge-prompts", "prompts.jsonl")]
+    assert main(given) == 2
+    assert "--judge-prompts FILE: is needed; FastChat has it" in capsys.readouterr().err
