@@ -55,7 +55,7 @@ bench: setup  ## every benchmark, one after another
 study-smoke: setup  ## two arms, one seed, two small iterations: do studies run here? a quarter of an hour
 	@$(STUDY) smoke $(ON) $(ARGS)
 
-study-small: setup  ## six arms, two seeds, three iterations on the prompts of the file PROMPTS: four hours on two cores; resumes
+study-small: setup  ## six arms, two seeds, three iterations on the prompts of the file PROMPTS: four to five hours on two cores; resumes
 	@$(STUDY) small $(ON) $(if $(PROMPTS),prompts=file prompts.path=$(PROMPTS)) $(ARGS)
 
 study-lr: setup  ## learning rate x global batch, six trainings on the same samples: half an hour
