@@ -330,3 +330,20 @@ def _add(records: Iterator[dict[str, float]] | Any) -> dict[str, Any]:
         for key, value in record.items():
             total[key] = total.get(key, 0) + value
     return total
+
+
+def execute_alone(plan: Plan, store: Path, run: str, scratch: Path) -> None:
+    """Make what is missing of a plan whose steps no run's book names; events and logs go into `scratch`."""
+    events = Events(scratch / "events.jsonl")
+    try:
+        Executor(
+            plan=plan,
+            store=store,
+            run=run,
+            scratch=scratch,
+            events=events,
+            on_done=lambda step, manifest: None,
+            gpus=cluster.gpu_count(),
+        ).execute()
+    finally:
+        events.close()

@@ -16,11 +16,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.artifact import Artifact, Manifest
+from pipeline.artifact import Manifest, find
 from pipeline.build import build_import
 from pipeline.commands import arms_of, plan_of, prepare
-from pipeline.events import Events
-from pipeline.execute import Executor
+from pipeline.execute import execute_alone
 from pipeline.plan import Plan, inspect
 from pipeline.schema import Config
 from pipeline.sources import Sources
@@ -40,8 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
         _check(plan, path)
         whole = prepare(whole, arms, inspect(whole, store))
         plan = _planned(whole, path, arguments)
-        _execute(plan, store)
-    made = {step.spec.kind: _manifest(store, step.spec.kind, name) for name, step in plan.steps.items()}
+        execute_alone(plan, store, "import", store / ".imports")
+    made = {step.spec.kind: find(store, step.name)[1] for step in plan.steps.values()}
     print("\n".join(described(made, plan.configs[""], arguments.overrides)))
 
 
@@ -69,23 +68,6 @@ def _check(plan: Plan, path: Path) -> None:
 
     (identity,) = (step.identity for step in plan.steps.values() if step.spec.kind == "sample")
     check(path, identity)
-
-
-def _execute(plan: Plan, store: Path) -> None:
-    scratch = store / ".imports"
-    events = Events(scratch / "events.jsonl")
-    try:
-        Executor(
-            plan=plan, store=store, run="import", scratch=scratch, events=events, on_done=lambda step, manifest: None
-        ).execute()
-    finally:
-        events.close()
-
-
-def _manifest(store: Path, kind: str, fingerprint: str) -> Manifest:
-    found = Artifact(store, kind, fingerprint).manifest()
-    assert found is not None
-    return found
 
 
 def described(made: dict[str, Manifest], config: Config, overrides: Sequence[str]) -> list[str]:

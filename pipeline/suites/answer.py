@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import book, cluster, config
-from pipeline.artifact import Artifact, Manifest, write_text
+from pipeline.artifact import Artifact, Manifest, find, write_text
 from pipeline.build import Asked, build_answers
 from pipeline.commands import fetch
 from pipeline.errors import ConfigError, DataError
-from pipeline.events import Events
-from pipeline.execute import Executor, resolve
+from pipeline.execute import execute_alone, resolve
 from pipeline.job import Input
 from pipeline.plan import Plan, inspect
 from pipeline.report.table import iterations
@@ -179,8 +178,8 @@ def make(player: Player, files: Sequence[File]) -> list[Manifest]:
     if any(state.kind != "hit" for state in inspect(plan, store).values()):
         if fetch(plan):
             plan = _planned(player, files)
-        _execute(plan, store, player.folder)
-    return [_manifest(store, step.spec.kind, name) for name, step in plan.steps.items()]
+        execute_alone(plan, store, player.folder.name, player.folder / "answers" / "logs")
+    return [find(store, step.name)[1] for step in plan.steps.values()]
 
 
 def _planned(player: Player, files: Sequence[File]) -> Plan:
@@ -198,29 +197,6 @@ def _planned(player: Player, files: Sequence[File]) -> Plan:
         for one in files
     ]
     return build_answers(chosen, sources, *asked)
-
-
-def _execute(plan: Plan, store: Path, folder: Path) -> None:
-    scratch = folder / "answers" / "logs"
-    events = Events(scratch / "events.jsonl")
-    try:
-        Executor(
-            plan=plan,
-            store=store,
-            run=folder.name,
-            scratch=scratch,
-            events=events,
-            on_done=lambda step, manifest: None,
-            gpus=cluster.gpu_count(),
-        ).execute()
-    finally:
-        events.close()
-
-
-def _manifest(store: Path, kind: str, fingerprint: str) -> Manifest:
-    found = Artifact(store, kind, fingerprint).manifest()
-    assert found is not None
-    return found
 
 
 # What they say
