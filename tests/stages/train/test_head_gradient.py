@@ -71,7 +71,8 @@ def llama(tied: bool) -> LlamaForCausalLM:
 def gemma() -> Gemma2ForCausalLM:
     torch.manual_seed(0)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "initializer_range": 0.3}
-    return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **heads, final_logit_softcapping=1.0))
+    caps = {"final_logit_softcapping": 1.0, "attn_logit_softcapping": None}  # attention as every other model's
+    return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **heads, **caps))
 
 
 MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped": gemma}
