@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -39,13 +39,16 @@ def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
     return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
 
 
-def plan_of(arms: dict[str, list[str]], assume: bool = False) -> Plan:
-    """Return the one plan of all arms; with `assume` one to look at, even where the hub does not answer."""
+def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str, str] | None = None) -> Plan:
+    """Return the one plan of all arms; with `assume` one to look at, even where the hub does not answer.
+
+    pins: what revisions of the hub are already resolved to, beside those that the run wrote down.
+    """
     configs = {arm: config.load(overrides) for arm, overrides in arms.items()}
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
-    sources = Sources(pins_of(next(iter(configs.values()))), assume)
+    sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
         check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
@@ -78,14 +81,16 @@ def run(arguments: argparse.Namespace) -> None:
     with ExitStack() as held:
         for arm in arms:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
+        todo = any(state.kind != "hit" for state in states.values())
+        if todo:  # first: what stops here leaves the run as it was
+            plan = prepare(plan, arms, states)
+            _check_disk(plan, states, store)
         for arm, overrides in arms.items():
             _begin(plan, arm, overrides)
-        if all(state.kind == "hit" for state in states.values()):
+        if not todo:
             _link_all(plan, store, states)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
-            plan = prepare(plan, arms, states)
-            _check_disk(plan, states, store)
             _execute(plan, store, folder)
     for arm in arms:
         print_report(_arm_folder(plan, arm), store, Console())
@@ -114,7 +119,7 @@ def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
 def prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
     """Have the policy and the prompts here, and look at the prompts, before anything starts."""
     if fetch(plan):
-        plan = plan_of(arms)
+        plan = plan_of(arms, pins=plan.pins)
     from stages.sample.prompts import check_source, sources_of
 
     for name, step in plan.steps.items():

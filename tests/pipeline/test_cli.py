@@ -51,6 +51,16 @@ def run_error(folder: Path, policy: Path, *more: str) -> str:
     return message
 
 
+def test_a_run_that_is_refused_leaves_another_of_its_name_as_it_was(tmp_path: Path, policy: Path) -> None:
+    book = tmp_path / "runs" / "default" / "run.json"
+    book.parent.mkdir(parents=True)
+    book.write_text(json.dumps({"steps": {"01": {"train": {"fingerprint": "f" * 64, "content": "c"}}}}))
+    before = book.read_text()
+    (tmp_path / "empty.jsonl").touch()
+    assert "holds no prompts" in run_error(tmp_path, policy, f"prompts.path={tmp_path / 'empty.jsonl'}")
+    assert book.read_text() == before
+
+
 @pytest.mark.parametrize("command", ["plan", "plan --why"])
 def test_plan_loads_neither_ray_nor_torch_and_answers_at_once(tmp_path: Path, policy: Path, command: str) -> None:
     write_prompts(tmp_path / "prompts.jsonl")
