@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,9 +18,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.suites.judge import in_order, read
 from pipeline.suites.judge_alpaca_eval import served
 from stages.evaluate.suites import alpaca_eval
+from tests.pipeline.suites.served import Row, Server, serving
 from tests.stages.evaluate.suites.alpaca import ANNOTATED, GAMED, annotated, data
-
-Row = dict[str, Any]
 
 
 def needs_the_package() -> None:
@@ -95,60 +91,26 @@ def test_a_table_that_is_not_the_suites(tmp_path: Path, capsys: pytest.CaptureFi
 # A judge on a server
 
 
-class Server(ThreadingHTTPServer):
-    """Speaks as an OpenAI-compatible server does; likes what says "good", in either place."""
-
-    asked = 0
-    mumbles = False
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def do_GET(self) -> None:
-        self._send({"data": [{"id": "local-judge"}]})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert asked["model"] == "local-judge" and asked["logprobs"] is True
-        text = asked["messages"][-1]["content"]
-        first, second = text.index('"model_identifier": "m"'), text.index('"model_identifier": "M"')
-        good = text.index("good")
-        likes = "m" if first < good < second else "M"
-        top = [{"token": "m", "logprob": -0.1 if likes == "m" else -2.4, "bytes": None}]
-        top.append({"token": "M", "logprob": -0.1 if likes == "M" else -2.4, "bytes": None})
-        if self.server.mumbles:
-            top = [{"token": "hm", "logprob": -0.1, "bytes": None}]
-        content = [{"token": likes, "logprob": -0.1, "bytes": None, "top_logprobs": top}]
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": likes}}
-        self.server.asked += 1
-        usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
-        choices = [{**choice, "logprobs": {"content": content}}]
-        self._send(
-            {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
-        )
-
-    def _send(self, body: Row) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+def preferring(server: Server, asked: Row) -> Row:
+    """Like what says "good", in either place."""
+    assert asked["model"] == "local-judge" and asked["logprobs"] is True
+    text = asked["messages"][-1]["content"]
+    first, second = text.index('"model_identifier": "m"'), text.index('"model_identifier": "M"')
+    likes = "m" if first < text.index("good") < second else "M"
+    top = [{"token": name, "logprob": -0.1 if name == likes else -2.4, "bytes": None} for name in "mM"]
+    if server.no_answer_to(asked):
+        top = [{"token": "hm", "logprob": -0.1, "bytes": None}]
+    content = [{"token": likes, "logprob": -0.1, "bytes": None, "top_logprobs": top}]
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": likes}}
+    usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
+    choices = [{**choice, "logprobs": {"content": content}}]
+    return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serving("local-judge", preferring) as found:
+        yield found
 
 
 def side(name: str, *outputs: str) -> list[Row]:
@@ -174,9 +136,9 @@ def test_a_local_judge_behind_a_base_url(
     assert [row["instruction"] for row in kept] == [row["instruction"] for row in theirs]
     assert [row["preference"] for row in kept] == pytest.approx([1.91, 1.09, 1.91, 1.5], abs=0.01)
     assert [row["output_2"] for row in kept] == ["good", "bad", "good", "the same"]
-    assert server.asked == 3
+    assert len(server.asked) == 3
     assert main([*command, "--base-url", url]) == 0
-    assert server.asked == 3, "what was answered is kept"
+    assert len(server.asked) == 3, "what was answered is kept"
     given = [*command, "--annotations", str(tmp_path / "outputs.annotations.json")]
     assert main(given) == 0
     with pytest.raises(ConfigError, match=r"the server at .* has local-judge; name one of them"):
@@ -191,12 +153,12 @@ def test_a_judge_that_mumbles_is_asked_again(
     outputs, reference = (dump(tmp_path / f"{name}.json", side(name, name)) for name in ("good", "bad"))
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     command = ["judge", "alpaca_eval", outputs, "--reference", reference, "--base-url", url]
-    server.mumbles = True
+    server.mumbles = ""
     assert main(command) == 2
     assert "none of the 1 rows has a preference: the annotator gave no answer" in capsys.readouterr().err
-    server.mumbles = False
+    server.mumbles = None
     assert main(command) == 0
-    assert "won 1, lost 0" in capsys.readouterr().out and server.asked == 2
+    assert "won 1, lost 0" in capsys.readouterr().out and len(server.asked) == 2
 
 
 def test_no_server() -> None:

@@ -4,64 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.suites.judge_mt_bench import kept
 from stages.evaluate.suites.mt_bench import PROMPTS
-
-Row = dict[str, Any]
-
-
-class Server(ThreadingHTTPServer):
-    """Rates an answer by the number in it; says "hm" to `mumbles`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.asked: list[Row] = []
-        self.mumbles = "never"
+from tests.pipeline.suites.served import Row, Server, serving
 
 
-class Answer(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def do_GET(self) -> None:
-        self._send({"data": [{"id": "org/judge"}]})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(asked)
-        text = asked["messages"][-1]["content"]
-        number = re.findall(r"say (\d+)", text)[-1]
-        said = "hm" if self.server.mumbles in text else f"So so. Rating: [[{number}]]"
-        self._send({"choices": [{"message": {"role": "assistant", "content": said}}]})
-
-    def _send(self, body: Row) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+def rating(server: Server, asked: Row) -> Row:
+    """Rate an answer by the number in it."""
+    number = re.findall(r"say (\d+)", asked["messages"][-1]["content"])[-1]
+    said = "hm" if server.no_answer_to(asked) else f"So so. Rating: [[{number}]]"
+    return {"choices": [{"message": {"role": "assistant", "content": said}}]}
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server()
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serving("org/judge", rating) as found:
+        yield found
 
 
 def dump(path: Path, rows: list[Row]) -> None:
@@ -134,7 +98,7 @@ def test_replies_are_kept_and_what_is_unrated_is_asked_again(
         (2, 1, 4.0),
         (2, 2, 2.0),
     ]
-    server.mumbles = "never"
+    server.mumbles = None
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + json.dumps(rows[3])[:40])  # killed
     assert main(words(server)) == 0
     assert "2 of 4 asked now" in capsys.readouterr().out and len(server.asked) == 6
