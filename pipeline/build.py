@@ -18,10 +18,12 @@ from pipeline.plan import Plan, Step, Use
 from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig
 from pipeline.sources import Sources
 from stages.annotate.config import (
+    BEST,
     CALIBRATE,
     EMBED,
     IMPORT_PAIRS,
     PAIRS,
+    BestIdentity,
     EmbedIdentity,
     GateIdentity,
     ImportPairsIdentity,
@@ -98,15 +100,18 @@ class _Builder:
         self.plan.steps.setdefault(name, step).uses.append(Use(arm=self.arm, iteration=t, label=label))
         return name
 
-    def sample(self, t: int, label: str, prompts: str, policy: str, split: str) -> str:
-        """Add the step that samples slice t of the training prompts, the held-out ones, or all of a suite."""
+    def sample(self, t: int, label: str, prompts: str, policy: str, split: str, n: int | None = None) -> str:
+        """Add the step that samples slice t of the training prompts, the held-out ones, or all of a suite.
+
+        n: responses to a prompt, where it is not what the configuration says.
+        """
         config, sampler, hardware = self.config, self.config.sampler, self.config.hardware
         train = split == "train"
         changing, speed_only = engine_args.split(sampler.engine, sampler.engine_args)
         identity = SampleIdentity(
             engine=sampler.engine,
             dtype=sampler.dtype,
-            k=sampler.k if train else config.evaluate.k,
+            k=n or (sampler.k if train else config.evaluate.k),
             max_tokens=sampler.max_tokens,
             temperature=sampler.temperature,
             top_p=sampler.top_p,
@@ -293,15 +298,27 @@ class _Builder:
                 self.met[f"{name}_{t:02d}_{s:02d}"] = scores
                 if opponent in ("previous", "base"):
                     inputs[f"{name}_{opponent}"] = scores
-        evaluate = self.config.evaluate
-        chosen: dict[str, Any] = {
-            "resamples": evaluate.resamples,
-            "confidence": evaluate.confidence,
-            "seed": self.config.seed,
-        }
-        self.step(t, "evaluate", EVALUATE, EvaluateIdentity(**chosen), None, inputs)
+        self.step(t, "evaluate", EVALUATE, EvaluateIdentity(**self.bootstrap()), None, inputs)
         if crossed and t > 1:  # of two policies all is said
-            self.step(t, "crossplay", CROSSPLAY, CrossplayIdentity(**chosen), None, self.met)
+            self.step(t, "crossplay", CROSSPLAY, CrossplayIdentity(**self.bootstrap()), None, self.met)
+
+    def bootstrap(self) -> dict[str, Any]:
+        evaluate = self.config.evaluate
+        return {"resamples": evaluate.resamples, "confidence": evaluate.confidence, "seed": self.config.seed}
+
+    def best_of(self, t: int, n: int, prompts: str, policy: str, heldout: Sequence[str]) -> None:
+        """Judge the best of n responses of π_t by the oracle, against one response of the base, and one of its own."""
+        config = self.config
+        samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
+        scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
+        chosen = {"samples": samples, "scores": scores}
+        best = self.step(t, "best", BEST, BestIdentity(win_rate=config.win_rate), None, chosen)
+        inputs = {"samples": best}
+        for judge, name in ((config.oracle, "oracle"), (config.judge, "second")):
+            for opponent, s in (("single", t), ("base", 0)):
+                scores = self.score(t, f"score_best_{name}_{opponent}", judge, best, heldout[s])
+                inputs[f"{name}_{opponent}"] = scores
+        self.step(t, "evaluate_best", EVALUATE, EvaluateIdentity(**self.bootstrap()), None, inputs)
 
     def enter(self, prompts: str, policy: str) -> dict[str, str]:
         """Return label -> name of what iteration 1 does not make itself."""
@@ -324,6 +341,8 @@ class _Builder:
             policy = self.train(t, prompts, samples, pairs, targets, policy)
             heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
             self.evaluate(t, heldout)
+            if config.evaluate.best_of > 1:
+                self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
 
 
 def _engines(hardware: HardwareConfig) -> int:
@@ -363,18 +382,14 @@ def build_answers(config: Config, sources: Sources, *asked: Asked) -> Plan:
 
 def _add_answers(plan: Plan, config: Config, sources: Sources, asked: Asked) -> None:
     heat = config.sampler.temperature if asked.temperature is None else asked.temperature
-    config = replace(
-        config,
-        evaluate=replace(config.evaluate, k=asked.n),
-        sampler=replace(config.sampler, temperature=heat),
-    )
+    config = replace(config, sampler=replace(config.sampler, temperature=heat))
     builder = _Builder("", config, sources, plan)
     base = builder.external(sources.policy(config.policy))
     identity = AskedIdentity(column=asked.column, max_tokens=config.prompts.max_tokens)
     inputs = {"source": builder.external(asked.source), "policy": base}
     prompts = builder.step(asked.iteration, "prompts", ASKED, identity, None, inputs)
     policy = builder.external(asked.policy) if asked.policy else base
-    samples = builder.sample(asked.iteration, "sample", prompts, policy, "suite")
+    samples = builder.sample(asked.iteration, "sample", prompts, policy, "suite", asked.n)
     if asked.n > 1:
         builder.score(asked.iteration, "score", config.oracle, samples, anchors=config.oracle.opponents)
 

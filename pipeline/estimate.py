@@ -4,9 +4,10 @@ profile's, times what works side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
 from pipeline.plan import Plan, State, Step
@@ -58,7 +59,7 @@ def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
     config = plan.configs[step.uses[0].arm]
     expect = config.hardware.expect
     prompts = _slice(plan, config, known)
-    tokens, duels = _tokens(step, plan, config, prompts), _duels(step, config, prompts)
+    tokens, duels = _tokens(step, plan, config, prompts), _duels(step, plan, config, prompts)
     measured = measured_rate(step, known)
     rate = measured or _profile_rate(step, expect)
     model = _model_bytes(plan, config)
@@ -136,13 +137,15 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
     return 0.0
 
 
-def _duels(step: Step, config: Config, prompts: int) -> float:
+def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
     """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not reckoned."""
     if step.spec.kind != "score" or step.identity["oracle"]["kind"] in EMBEDDED:
         return 0.0
     if "opponents" in step.inputs:
         return 2.0 * config.prompts.heldout * config.evaluate.k**2
-    k, met = config.sampler.k, step.identity["anchors"]
+    given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
+    sampled: Mapping[str, Any] = given.identity if given else {"rows": None, "k": config.sampler.k}
+    k, met, prompts = sampled["k"], step.identity["anchors"], sampled["rows"] or prompts
     return float(prompts * (met * (2 * k - met - 1) if met else k * (k - 1)))
 
 

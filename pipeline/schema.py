@@ -261,10 +261,15 @@ class EvaluateConfig:
     confidence: float
     crossplay: bool
     """From iteration 2 on every policy against every other one, by both judges. Adds steps; in no fingerprint."""
+    best_of: int
+    """Responses to a held-out prompt of which the oracle's best is judged as well; 1: no such suite. Adds steps."""
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.shard_rows < 1 or self.resamples < 100 or not 0.5 < self.confidence < 1:
-            raise ConfigError("evaluate: k and shard_rows must be >= 1, resamples >= 100 and confidence in (0.5, 1).")
+        counts = min(self.k, self.shard_rows, self.best_of)
+        if counts < 1 or self.resamples < 100 or not 0.5 < self.confidence < 1:
+            raise ConfigError(
+                "evaluate: k, shard_rows and best_of must be >= 1, resamples >= 100 and confidence in (0.5, 1)."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ SCORE = _spec("score", 2, "Scorer", "annotators", "stages.annotate.score:prepare
 EMBED = _spec("embed", 1, "Embedder", "annotators", "stages.annotate.embed:prepare")
 PAIRS = _spec("pairs", 2, "Pairer", "tasks")
 CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks")
+BEST = _spec("best", 1, "Chooser", "tasks")
 IMPORT_PAIRS = StepSpec(
     kind="pairs",
     version=1,
@@ -86,6 +87,25 @@ class EmbedIdentity:
             raise ConfigError(f"encoder.window={self.window}: use a positive number of tokens.")
 
 
+WIN_RATES = ("matrix", "aggregate_score")
+
+
+def _check_win_rate(chosen: str) -> None:
+    if chosen not in WIN_RATES:
+        raise ConfigError(f"win_rate={chosen}: choose matrix or aggregate_score.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestIdentity:
+    """Inputs: `samples`, `scores`. What comes out are `samples` too, with the best response alone."""
+
+    win_rate: str
+    """As that of PairsIdentity."""
+
+    def __post_init__(self) -> None:
+        _check_win_rate(self.win_rate)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairsIdentity:
     """Inputs: `samples`, `scores`, and `embeddings` where the gate has a say."""
@@ -103,8 +123,7 @@ class PairsIdentity:
     """keep or drop pairs with a response that hit max_tokens."""
 
     def __post_init__(self) -> None:
-        if self.win_rate not in ("matrix", "aggregate_score"):
-            raise ConfigError(f"win_rate={self.win_rate}: choose matrix or aggregate_score.")
+        _check_win_rate(self.win_rate)
         if self.selection not in ("extremes", "all_pairs", "top_vs_random"):
             raise ConfigError(f"selection.by={self.selection}: choose extremes, all_pairs or top_vs_random.")
         if self.gate and self.gate.scope == "pair":

@@ -18,10 +18,11 @@ EVALUATE = StepSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateIdentity:
-    """Inputs: `samples` (held-out, new policy) and four versus-mode score artifacts, left = new policy.
+    """Inputs: `samples` (held-out, new policy) and versus-mode score artifacts, left = new policy.
 
     `oracle_previous`, `oracle_base`, `second_previous`, `second_base`: judge and the policy played against.
-    Two roles may be the same artifact (in iteration 1 the previous policy is the base).
+    Two roles may be the same artifact (in iteration 1 the previous policy is the base). Of a best-of-n policy it is
+    `single` in place of `previous`: the same policy with one response.
     """
 
     resamples: int

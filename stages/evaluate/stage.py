@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.job import Input, Job, Part, Shard
 from stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
 
-OPPONENTS = ("previous", "base")
+OPPONENTS = ("previous", "single", "base")
 JUDGES = ("oracle", "second")
 
 EVALUATE_SCHEMA = pa.schema(
@@ -44,7 +44,7 @@ class Evaluator:
         self.job = job
 
     def __call__(self, shard: Shard) -> Part:
-        versus = [(opponent, judge) for opponent in OPPONENTS for judge in JUDGES]
+        versus = [(opponent, judge) for opponent in opponents(self.job) for judge in JUDGES]
         ids = _ids(self.job.inputs["samples"])
         values = np.stack(
             [_win_rates(self.job.inputs[f"{judge}_{opponent}"], ids) for opponent, judge in versus], axis=1
@@ -68,6 +68,11 @@ class Evaluator:
         return Part(table=pa.Table.from_pylist(rows, schema=EVALUATE_SCHEMA), rows_in=len(rows))
 
 
+def opponents(job: Job) -> list[str]:
+    """Return whom the new policy met."""
+    return [opponent for opponent in OPPONENTS if f"{JUDGES[0]}_{opponent}" in job.inputs]
+
+
 def shards(job: Job) -> list[Shard]:
     """A single shard: every comparison shares its resamples."""
     return [Shard(index=0)]
@@ -77,7 +82,7 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
     """Summarise: the comparisons, and the opponents against which the alarm rings."""
     rows = [row for table in tables for row in table.to_pylist()]
     by_key = {(row["opponent"], row["judge"]): row for row in rows}
-    alarms = [opponent for opponent in OPPONENTS if _rings(*(by_key[opponent, judge] for judge in JUDGES))]
+    alarms = [opponent for opponent in opponents(job) if _rings(*(by_key[opponent, judge] for judge in JUDGES))]
     return {
         "prompts": len(_ids(job.inputs["samples"])),
         "resamples": job.identity["resamples"],

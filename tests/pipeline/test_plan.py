@@ -84,6 +84,27 @@ def test_every_policy_meets_every_other_one_once() -> None:
     assert len(sampled) == 9  # the base once; each iteration once to play, once held out
 
 
+def test_best_of_n_adds_steps_and_changes_none() -> None:
+    """16 held-out samples a policy, which meet the base's one response and the policy's own, by both judges."""
+    plan = plan_of("iterations=2", "evaluate.best_of=16")
+    found = labels(plan)
+    scored = {f"score_best_{judge}_{foe}" for judge in ("oracle", "second") for foe in ("single", "base")}
+    added = {"sample_best", "score_best", "best", "evaluate_best", *scored}
+    plain = labels(plan_of("iterations=2"))
+    assert plain.items() <= found.items() and set(found) - set(plain) == {(t, one) for t in (1, 2) for one in added}
+    sampled = plan.steps[found[2, "sample_best"]]
+    assert (sampled.identity["k"], sampled.identity["split"]) == (16, "heldout")
+    assert plan.steps[found[2, "best"]].inputs == {
+        "samples": found[2, "sample_best"],
+        "scores": found[2, "score_best"],
+    }
+    for judge in ("oracle", "second"):
+        for foe, theirs in (("single", found[2, "sample_heldout"]), ("base", found[0, "sample_base"])):
+            score = found[2, f"score_best_{judge}_{foe}"]
+            assert plan.steps[score].inputs.items() >= {("samples", found[2, "best"]), ("opponents", theirs)}
+            assert plan.steps[found[2, "evaluate_best"]].inputs[f"{judge}_{foe}"] == score
+
+
 def test_crossplay_is_in_no_fingerprint() -> None:
     played, off = labels(plan_of("iterations=3")), labels(plan_of("iterations=3", "evaluate.crossplay=false"))
     assert off.items() <= played.items()

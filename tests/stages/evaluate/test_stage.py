@@ -85,6 +85,19 @@ def test_no_alarm_when_both_judges_agree(tmp_path: Path) -> None:
     assert run(job)[1]["alarms"] == []
 
 
+def test_a_best_of_n_policy_meets_its_own_single_responses(tmp_path: Path) -> None:
+    up, down = parts(np.full(24, 2.0)), parts(np.full(24, -2.0))
+    scores = {"oracle_single": up, "oracle_base": up, "second_single": down, "second_base": up}
+    rows, summary = run(job_of(tmp_path, scores))
+    assert [(r["opponent"], r["judge"], r["win_rate"] > 0.5) for r in rows] == [
+        ("single", "oracle", True),
+        ("single", "second", False),
+        ("base", "oracle", True),
+        ("base", "second", True),
+    ]
+    assert summary["alarms"] == ["single"]
+
+
 def test_a_judge_that_saw_every_prompt_says_nothing(tmp_path: Path) -> None:
     up, seen = parts(np.full(24, 2.0)), parts(np.full(24, 2.0), trained_on=tuple(IDS))
     scores = {"oracle_previous": up, "second_previous": seen, "oracle_base": seen, "second_base": up}

@@ -1,0 +1,67 @@
+"""Best-of-n: of the n responses to a prompt the one whose win rate among them is the highest, the first of equals.
+
+As a step, `best`, it makes `samples` with one response a prompt, part for part those that it chose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.job import Input, Job, Part, Shard
+from stages.annotate import pairs, winrate
+from stages.annotate.rows import joined, one_shard_per_part, place, rows_by_id, total
+
+COLUMNS = ["n_left", "n_right", "logits", "swapped", "anchors"]
+
+
+def chosen(samples: Input, scores: Input, part: int, mode: str) -> Iterator[tuple[str, int]]:
+    """Yield (id, index of the best response) for each prompt of a part; mode: `win_rate` of the configuration."""
+    judged = rows_by_id(scores, part, COLUMNS)
+    for row_id, row in rows_by_id(samples, part, ["responses"]).items():
+        score = joined(judged, row_id, scores, part)
+        logits = pairs.debiased(score, len(row["responses"]), place(scores, part, row_id))
+        yield row_id, winrate.best(winrate.win_rates(pairs.preferences(logits, mode)))
+
+
+class Chooser:
+    """Keeps the best response to each prompt of a part of `samples`, by the same part of `scores`."""
+
+    def __init__(self, job: Job) -> None:
+        self.mode = job.identity["win_rate"]
+        self.samples, self.scores = job.inputs["samples"], job.inputs["scores"]
+
+    def __call__(self, shard: Shard) -> Part:
+        table = self.samples.table(shard.index)
+        best = dict(chosen(self.samples, self.scores, shard.index, self.mode))
+        rows = [{**row, "responses": [row["responses"][best[row["id"]]]]} for row in table.to_pylist()]
+        kept: list[dict[str, Any]] = [row["responses"][0] for row in rows]
+        return Part(
+            table=pa.Table.from_pylist(rows, schema=table.schema),
+            rows_in=len(rows),
+            stats={
+                "n": float(max(map(len, table["responses"].to_pylist()), default=0)),
+                "length": float(sum(len(one["ids"]) for one in kept)),
+                "capped": float(sum(one["finish"] == "length" for one in kept)),
+                "first": float(sum(index == 0 for index in best.values())),
+            },
+        )
+
+
+def shards(job: Job) -> list[Shard]:
+    """One shard for each part of `samples`."""
+    return one_shard_per_part(job, "samples", "scores")
+
+
+def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarise: n, and of the responses kept their mean length, the share cut, and the share that came first."""
+    prompts = sum(part["rows_out"] for part in parts)
+    return {
+        "n": int(max((part["stats"]["n"] for part in parts), default=0)),
+        "prompts": prompts,
+        "length_mean": total(parts, "length") / max(1, prompts),
+        "cap_rate": total(parts, "capped") / max(1, prompts),
+        "first": total(parts, "first") / max(1, prompts),
+    }
