@@ -1,5 +1,5 @@
-"""sparring run | plan | import | oracle | status | report | inspect | export | sync | answer | judge | contamination
-            | verify | doctor
+"""sparring run | plan | import | oracle | status | report | inspect | export | sync | answer | best-of-n | judge
+            | contamination | verify | doctor
 
 sparring run iterations=3 run.name=myrun experiment=sppo
 sparring run -m experiment=sppo,s_sppo        # arms as one plan: what they share is computed once

@@ -19,10 +19,17 @@ def add_suites(command: Command) -> None:
 
 def _add_answer(command: Command) -> None:
     answer = command("answer", "Have a run's policy answer a suite or a file of prompts.", "pipeline.suites.answer:run")
+    answer.add_argument("--best-of", type=int, default=1, metavar="N", help="sample N, keep the oracle's best")
+    best = command("best-of-n", "Answer as `answer` does, with the oracle's best of n.", "pipeline.suites.answer:run")
+    best.add_argument("--n", type=int, default=16, metavar="N", dest="best_of", help="samples a prompt (default 16)")
+    for one in (answer, best):
+        _add_asked(one)
+
+
+def _add_asked(answer: argparse.ArgumentParser) -> None:
     answer.add_argument("suite", help="alpaca_eval, mt_bench, or a json, jsonl, parquet or csv file of prompts")
     answer.add_argument("run", help="a run, or an arm of one: myrun/experiment=sppo")
     answer.add_argument("--iter", type=int, metavar="T", help="the iteration, 0: the base (default: the last trained)")
-    answer.add_argument("--best-of", type=int, default=1, metavar="N", help="sample N, keep the oracle's best")
     answer.add_argument("--to", type=Path, metavar="FILE", help="write there (default: runs/RUN/answers/…)")
     answer.add_argument("--instructions", type=Path, metavar="FILE", help="its instructions, instead of the hub's")
     answer.add_argument("--column", metavar="NAME", help="column of the prompts (default: instruction, prompt, …)")
@@ -56,7 +63,9 @@ def _add_contamination(command: Command) -> None:
         "contamination", "Which rows of suites do the training prompts hold?", "pipeline.suites.contamination:run"
     )
     overlap.add_argument("run", help="a run, or an arm of one")
-    overlap.add_argument("files", nargs="+", type=Path, metavar="FILE", help="alpaca_eval, or a file of a suite")
+    overlap.add_argument(
+        "files", nargs="*", type=Path, metavar="SUITE", help="alpaca_eval, …, or a file of one (default: all)"
+    )
     overlap.add_argument("--n", type=int, default=13, metavar="N", help="words of an n-gram (default 13; 8 finds more)")
     overlap.add_argument("--column", metavar="NAME", help="column of the rows' text (default: instruction, prompt, …)")
     overlap.add_argument("--json", type=Path, metavar="FILE", help="write the figures and all overlapping rows there")

@@ -1,4 +1,4 @@
-"""Published results of a recipe, as the run's configuration has them, beside the run's own figures."""
+"""Published results of a recipe, as the run's configuration has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
-from rich.table import Table
 
 from pipeline.schema import PublishedConfig, PublishedRow
 
@@ -39,24 +38,6 @@ def rows_of(published: PublishedConfig) -> Iterator[tuple[str, str, str, str]]:
 def name_of(row: PublishedRow) -> str:
     """Return `base`, `iteration 2`, or that it is not stated."""
     return NAMES.get(row.iteration, f"iteration {row.iteration}")
-
-
-def table_of(published: PublishedConfig, ours: Mapping[str, Mapping[int, str | None]]) -> Table:
-    """Return a table: a column for each published policy and each iteration of ours, a row for each figure."""
-    there: dict[int | None, PublishedRow | None] = {row.iteration: row for row in published.rows}
-    columns = sorted({*there, *(t for row in ours.values() for t in row)}, key=lambda t: (t is None, t or 0))
-    title = f"published ({published.source}): {published.benchmark}"
-    table = Table("", title=title, title_justify="left")
-    for t in columns:
-        table.add_column(NAMES.get(t, str(t)), justify="right")
-    found = [there.get(t) for t in columns]
-    table.add_row("published LC win rate, %", *(f"{row.lc:.2f}" if row else "" for row in found))
-    table.add_row("published win rate, %", *(f"{row.wr:.2f}" if row else "" for row in found))
-    table.add_row("published mean length", *(_length(row) if row else "" for row in found))
-    for name, figures in ours.items():
-        if any(figures.values()):
-            table.add_row(name, *((figures.get(t) or "" if t is not None else "") for t in columns))
-    return table
 
 
 def _length(row: PublishedRow) -> str:

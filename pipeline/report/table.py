@@ -18,7 +18,7 @@ from pipeline.diagnostics import rules
 from pipeline.diagnostics.panel import panels
 from pipeline.report.crossplay import print_crossplay
 from pipeline.report.plain import printable
-from pipeline.report.published import config_of, published_of, table_of
+from pipeline.report.suites import Grid, grid, print_suites
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""
@@ -66,23 +66,14 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
     print_crossplay(done, console)
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
-    print_published(folder, done, console)
+    print_suites(suites_of(folder, done), console)
 
 
-def print_published(folder: Path, done: dict[int, Steps], console: Console) -> None:
-    """Print what was published for the run's recipe beside its own win rates, where its configuration has it."""
-    published = published_of(config_of(folder))
-    if published is None:
-        return
-    ours = {
-        f"ours, held-out win rate, {name}": {t: figure(steps) for t, steps in done.items()}
-        for name, figure in FIGURES
-        if name in ("oracle: vs base", "second judge: vs base")
-    }
-    console.print(table_of(published, ours))
-    for line in (published.note, "Another evaluation: its numbers and ours are not to be compared with each other."):
-        if line:
-            console.print(line, markup=False, highlight=False)
+def suites_of(folder: Path, done: dict[int, Steps]) -> Grid:
+    """Return what suites found of the run, beside what was published for its recipe."""
+    names = ("oracle: vs base", "second judge: vs base")
+    heldout = {n: {t: figure(steps) for t, steps in done.items()} for n, figure in FIGURES if n in names}
+    return grid(folder, done, heldout)
 
 
 def with_setup(found: dict[int, Steps]) -> dict[int, Steps]:
@@ -117,14 +108,17 @@ def _kept(steps: Steps) -> int | None:
     return steps["pairs"].rows["out"] if "pairs" in steps else None
 
 
-def compared(steps: Steps, judge: str, opponent: str) -> dict[str, Any] | None:
-    """Return what `evaluate` says of the new policy against `opponent` by `judge`, None where it says nothing."""
-    rows = steps["evaluate"].summary["comparisons"] if "evaluate" in steps else []
+def compared(steps: Steps, judge: str, opponent: str, label: str = "evaluate") -> dict[str, Any] | None:
+    """Return what `evaluate` says of the new policy against `opponent` by `judge`, None where it says nothing.
+
+    label: `evaluate_best` for its best of n responses.
+    """
+    rows = steps[label].summary["comparisons"] if label in steps else []
     return next((row for row in rows if (row["judge"], row["opponent"]) == (judge, opponent)), None)
 
 
-def _win(judge: str, opponent: str) -> Figure:
-    return Figure(lambda steps: compared(steps, judge, opponent), win_rate)
+def _win(judge: str, opponent: str, label: str = "evaluate") -> Figure:
+    return Figure(lambda steps: compared(steps, judge, opponent, label), win_rate)
 
 
 def win_rate(row: dict[str, Any]) -> str:
@@ -176,6 +170,12 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("oracle: vs base", _win("oracle", "base")),
     ("second judge: vs previous", _win("second", "previous")),
     ("second judge: vs base", _win("second", "base")),
+    ("best of n: responses", _number("best", "n", "d")),
+    ("best of n, oracle: vs one response", _win("oracle", "single", "evaluate_best")),
+    ("best of n, oracle: vs base", _win("oracle", "base", "evaluate_best")),
+    ("best of n, second judge: vs one response", _win("second", "single", "evaluate_best")),
+    ("best of n, second judge: vs base", _win("second", "base", "evaluate_best")),
+    ("best of n: tokens, mean", _number("best", "length_mean", ".1f")),
     ("optimizer steps", _number("train", "steps", "d")),
     ("h chosen, after training", _number("train", "probe_h_w", "+.3f")),
     ("h rejected, after training", _number("train", "probe_h_l", "+.3f")),
@@ -198,6 +198,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("seconds: held-out sample", _seconds("sample_base", "sample_heldout")),
     ("seconds: evaluate", _seconds(*SCORES, "evaluate")),
     ("seconds: cross-play", _seconds_where(lambda label: label == "crossplay" or "_vs" in label)),
+    ("seconds: best of n", _seconds_where(lambda label: "best" in label)),
 )
 
 

@@ -13,19 +13,18 @@ from pipeline.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite:
+class Asked:
     """What is asked, and where to have it."""
 
     title: str
-    rows: int
     repo: str
     """Dataset or space of the hub."""
     kind: str = "dataset"
     """dataset or space."""
     instructions: str
     """Its file of instructions; AlpacaEval's holds the baseline's outputs too."""
-    answer: str | None = None
-    """"module:function" that answers it; None: one response to each row."""
+    column: str | None = None
+    """Of the file; None: the first known one (stages/sample/asked.py)."""
 
     def fetch(self, name: str, instead: str) -> Path:
         """Return a file of the hub; DataError says how to give it instead: `--reference FILE`."""
@@ -38,6 +37,15 @@ class Suite:
                 f"{self.title}: {name} of the {self.kind} {self.repo} is not here ({str(error).rstrip('.')}); "
                 f"get it where the hub answers, and give it with {instead}."
             ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(Asked):
+    """A suite that a policy answers here."""
+
+    rows: int
+    answer: str | None = None
+    """"module:function" that answers it; None: one response to each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,35 @@ SUITES = {
         answer="pipeline.suites.answer_mt_bench:run",
     ),
 }
+COMPARED: dict[str, Asked] = {
+    **SUITES,
+    "truthfulqa": Asked(
+        title="TruthfulQA",
+        repo="truthfulqa/truthful_qa",
+        instructions="generation/validation-00000-of-00001.parquet",
+        column="question",
+    ),
+    "arc_challenge": Asked(
+        title="ARC-Challenge",
+        repo="allenai/ai2_arc",
+        instructions="ARC-Challenge/test-00000-of-00001.parquet",
+        column="question",
+    ),
+    "gsm8k": Asked(
+        title="GSM8K", repo="openai/gsm8k", instructions="main/test-00000-of-00001.parquet", column="question"
+    ),
+    "hellaswag": Asked(
+        title="HellaSwag", repo="Rowan/hellaswag", instructions="data/validation-00000-of-00001.parquet", column="ctx"
+    ),
+    "mmlu": Asked(title="MMLU", repo="cais/mmlu", instructions="all/test-00000-of-00001.parquet", column="question"),
+    "winogrande": Asked(
+        title="WinoGrande",
+        repo="allenai/winogrande",
+        instructions="winogrande_xl/validation-00000-of-00001.parquet",
+        column="sentence",
+    ),
+}
+"""What the training prompts are compared with: the rows that are scored, as their authors' datasets have them."""
 JUDGES = {
     "alpaca_eval": Judge(
         function="pipeline.suites.judge_alpaca_eval:judge",

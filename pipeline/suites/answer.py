@@ -1,7 +1,7 @@
 """`sparring answer`: what a run's policy says to a list of prompts, in the file format of the leaderboards.
 
     sparring answer alpaca_eval myrun --iter 3 sampling=official sampler.max_tokens=2048 prompts.max_tokens=2048
-    sparring answer my_prompts.jsonl myrun --best-of 16
+    sparring best-of-n my_prompts.jsonl myrun --n 16        # or: answer … --best-of 16
     sparring answer mt_bench myrun sampler.max_tokens=1024 prompts.max_tokens=3072
 
 The run's own configuration, with what the overrides change, answers: the ordinary steps `prompts` and `sample`, and for
@@ -33,9 +33,9 @@ from pipeline.plan import Plan, inspect
 from pipeline.report.table import iterations
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
-from pipeline.suites import SUITES
-from stages.annotate import pairs, winrate
-from stages.annotate.rows import joined, place, rows_by_id
+from pipeline.suites import SUITES, results
+from stages.annotate.best import chosen as best_of
+from stages.annotate.rows import rows_by_id
 from stages.sample import asked
 
 Response = dict[str, Any]
@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     made, samples, scores = answers(player, path, column, arguments.best_of)
     chosen = dict(best(samples, scores, player.config.win_rate))
     write_text(to, json.dumps(table(rows, column, chosen, path.stem, name), indent=2, ensure_ascii=False) + "\n")
+    results.write_about(to, about(player, arguments.best_of))
     print("\n".join(described(to, rows, chosen, made)))
     if arguments.suite in SUITES:
         print(f"next: sparring judge {arguments.suite} {to}")
@@ -111,6 +112,12 @@ def player_of(arguments: argparse.Namespace) -> Player:
         config=chosen,
         pins=content.get("pins", {}),
     )
+
+
+def about(player: Player, best_of: int = 1) -> results.About:
+    """Return whose answers those of the player are."""
+    policy = player.policy.digest if player.policy else None
+    return results.About(iteration=player.iteration, policy=policy, best_of=best_of)
 
 
 def _trained(folder: Path, store: Path, number: int | None) -> tuple[int, Input | None]:
@@ -204,16 +211,10 @@ def _planned(player: Player, files: Sequence[File]) -> Plan:
 
 def best(samples: Input, scores: Input | None, win_rate: str) -> Iterator[tuple[str, Response]]:
     """Yield (id, response): the first, or by the scores the one whose win rate among the samples is the highest."""
-    columns = ["n_left", "n_right", "logits", "swapped", "anchors"]
     for part in range(samples.n_parts):
-        judged = rows_by_id(scores, part, columns) if scores else {}
+        index = dict(best_of(samples, scores, part, win_rate)) if scores else {}
         for row_id, row in rows_by_id(samples, part, ["responses"]).items():
-            responses, i = row["responses"], 0
-            if scores:
-                score, where = joined(judged, row_id, scores, part), place(scores, part, row_id)
-                preference = pairs.preferences(pairs.debiased(score, len(responses), where), win_rate)
-                i = winrate.best(winrate.win_rates(preference))
-            yield row_id, responses[i]
+            yield row_id, row["responses"][index.get(row_id, 0)]
 
 
 def table(

@@ -19,7 +19,8 @@ from typing import Any
 from pipeline.artifact import Manifest, write_text
 from pipeline.errors import ConfigError
 from pipeline.report.plain import printable
-from pipeline.suites.answer import File, Player, Response, best, make, opened_of, player_of, suite_of, target
+from pipeline.suites import results
+from pipeline.suites.answer import File, Player, Response, about, best, make, opened_of, player_of, suite_of, target
 from pipeline.suites.judge_mt_bench import Question, read_questions
 from stages.evaluate.suites import mt_bench
 from stages.sample.prompts import prompt_hash
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     given, made = answer(player, questions)
     rows = [row(question, player.name, given.get(question.id, [])) for question in questions]
     write_text(to, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))
+    results.write_about(to, about(player))
     print("\n".join(described(to, questions, given, made)))
     print(f"next: sparring judge mt_bench {to} --judge-prompts FILE --reference FILE --base-url URL")
 

@@ -1,10 +1,11 @@
 """`sparring contamination`: which rows of suites share an n-gram with the prompts that a run has trained on.
 
+    sparring contamination myrun                                      # with every suite that can be had
     sparring contamination myrun alpaca_eval mt_bench/question.jsonl --n 8 --json overlap.json
 
-The prompts are those that the run's iterations have sampled, or before the first one all that it may sample. They pass
-by part by part; in memory are the suites' n-grams (stages/evaluate/suites/overlap.py). Only what is asked is compared,
-not what a suite expects as an answer.
+What is found stands in `sparring report` from then on. The prompts are those that the run's iterations have sampled,
+or before the first one all that it may sample. They pass by part by part; in memory are the suites' n-grams
+(stages/evaluate/suites/overlap.py). Only what is asked is compared, not what a suite expects as an answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.artifact import Artifact, Manifest, write_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.report.plain import printable
 from pipeline.report.table import iterations
-from pipeline.suites import SUITES
+from pipeline.suites import COMPARED, results
 from stages.evaluate.suites.overlap import Index, Row
 from stages.sample.asked import column_of
 from stages.sample.source import kind, rows
@@ -51,8 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     to = arguments.json
     if to and (to.is_dir() or not to.absolute().parent.is_dir()):
         raise ConfigError(f"--json {to}: name a file in a folder that is there.")
-    store, what, played = training(Path(arguments.runs) / arguments.run)
-    suites = {str(path): read(_file(path), arguments.column) for path in arguments.files}
+    folder = Path(arguments.runs) / arguments.run
+    store, what, played = training(folder)
+    suites, absent = _suites(arguments.files, arguments.column)
     indexes = {path: Index([row.text for row in found], arguments.n) for path, found in suites.items()}
     prompts = 0
     for name, text in texts(store, played):
@@ -61,6 +63,15 @@ def run(arguments: argparse.Namespace) -> None:
             index.add(name, text)
     found = {path: index.overlapping() for path, index in indexes.items()}
     show(what, prompts, arguments.n, suites, indexes, found)
+    for line in absent:
+        print(f"left out: {line}")
+    kept = [
+        results.Overlap(
+            suite=path, n=arguments.n, rows=len(suites[path]), overlapping=len(found[path]), prompts=prompts, of=what
+        )
+        for path in suites
+    ]
+    print(f"{results.write_overlaps(folder / 'answers', kept)}: what `sparring report` shows of it")
     if to:
         figures = [_figures(path, suites[path], indexes[path], found[path]) for path in suites]
         facts = {"run": arguments.run, "prompts": prompts, "of": what, "n": arguments.n, "suites": figures}
@@ -98,10 +109,29 @@ def texts(store: Path, played: Sequence[Manifest]) -> Iterator[tuple[str, str]]:
                     yield name, _said(row["messages"])
 
 
-def _file(path: Path) -> Path:
-    """Return the file of a suite that is named by its file, or by its name."""
-    suite = SUITES.get(str(path))
-    return suite.fetch(suite.instructions, "its path") if suite and not path.exists() else path.expanduser()
+def _suites(files: Sequence[Path], column: str | None) -> tuple[dict[str, list[Asked]], list[str]]:
+    """Return the rows of each suite, and why others are left out; without files, of every suite that can be had."""
+    if files:
+        return {str(path): read(*_file(path, column)) for path in files}, []
+    found, absent = {}, []
+    for name, suite in COMPARED.items():
+        try:
+            path = suite.fetch(suite.instructions, "its path")
+        except DataError as error:
+            absent.append(str(error))
+        else:
+            found[name] = read(path, column or suite.column)
+    if not found:
+        raise DataError(f"no suite can be had here, and no file is named. {absent[0]}")
+    return found, absent
+
+
+def _file(path: Path, column: str | None) -> tuple[Path, str | None]:
+    """Return file and column of a suite that is named by its file, or by its name."""
+    suite = COMPARED.get(str(path))
+    if suite is None or path.exists():
+        return path.expanduser(), column
+    return suite.fetch(suite.instructions, "its path"), column or suite.column
 
 
 def read(path: Path, column: str | None) -> list[Asked]:

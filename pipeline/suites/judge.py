@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.artifact import write_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.execute import resolve
-from pipeline.suites import JUDGES
+from pipeline.suites import JUDGES, results
 
 Row = dict[str, Any]
 
@@ -35,9 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
     to = arguments.json
     if to and (to.is_dir() or not to.absolute().parent.is_dir()):
         raise ConfigError(f"--json {to}: name a file in a folder that is there.")
-    figures = resolve(judge.function)(arguments)
+    judged: results.Judged = resolve(judge.function)(arguments)
     if to:
-        write_text(to, json.dumps(figures, indent=2) + "\n")
+        write_text(to, json.dumps(judged.figures, indent=2) + "\n")
+    path = results.write(judged.folder, judged.stem, judged.result)
+    shown = "; `sparring report` shows it, if it lies in a run's answers" if judged.result.about else ""
+    print(f"{path}: the result{shown}")
 
 
 def read(path: Path, columns: Sequence[str]) -> list[Row]:

@@ -17,13 +17,14 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.report.plain import printable
 from pipeline.suites import SUITES, Suite
 from pipeline.suites.judge import Row, in_order, read
+from pipeline.suites.results import About, Judged, Result, Score, about_of
 from stages.evaluate.suites import alpaca_eval
 
 ANSWER_S = 20.0
 """A server that lists its models later than this does not answer."""
 
 
-def judge(arguments: argparse.Namespace) -> dict[str, Any]:
+def judge(arguments: argparse.Namespace) -> Judged:
     """Print and return the figures."""
     alpaca_eval.require()
     suite = SUITES[arguments.suite]
@@ -45,12 +46,56 @@ def judge(arguments: argparse.Namespace) -> dict[str, Any]:
     print("\n".join(_described(figures, suite)))
     if len(rows) != suite.rows:
         print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
-        return figures
+        return _judged(arguments, suite, figures)
     gamed = arguments.gamed.expanduser() if arguments.gamed else suite.fetch("df_gamed.csv", "--gamed FILE")
     figures |= alpaca_eval.length_controlled(rows, gamed)
     lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
     print(f"  length-controlled win rate {lc:.2f} ± {error:.2f}")
-    return figures
+    return _judged(arguments, suite, figures)
+
+
+def _judged(arguments: argparse.Namespace, suite: Suite, figures: dict[str, Any]) -> Judged:
+    outputs = arguments.outputs.absolute()
+    return Judged(
+        figures, result_of(figures, suite, about_of(outputs), _who(arguments)), arguments.outputs.parent, outputs.stem
+    )
+
+
+def _who(arguments: argparse.Namespace) -> str:
+    if arguments.annotations:
+        return f"annotations of {arguments.annotations.name}"
+    named = alpaca_eval.named(arguments.annotator or alpaca_eval.DEFAULT_ANNOTATOR)
+    return f"{named} ({arguments.model})" if arguments.model else named
+
+
+def result_of(figures: dict[str, Any], suite: Suite, whose: About | None, by: str) -> Result:
+    """Return the figures as the report shows them: LC win rate, win rate, length, as published ones are given."""
+    scores = {}
+    if "length_controlled_winrate" in figures:
+        lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
+        scores["LC win rate, %"] = Score(value=lc, error=error)
+    scores["win rate, %"] = Score(value=figures["win_rate"], error=figures["standard_error"])
+    scores["mean length, characters"] = Score(value=figures["length"])
+    return Result(
+        suite=suite.title,
+        judge=by,
+        model=figures["generator"],
+        scores=scores,
+        about=whose,
+        notes=_notes(figures, suite),
+    )
+
+
+def _notes(figures: dict[str, Any], suite: Suite) -> list[str]:
+    """Return what must be said of the rows."""
+    lines = []
+    if figures["not_annotated"]:
+        lines.append(f"{figures['not_annotated']:,} rows have no preference and are left out of the figures")
+    if figures["empty"]:
+        lines.append(f"{figures['empty']:,} of the outputs are empty")
+    if figures["rows"] != suite.rows:
+        lines.append(f"of {figures['rows']:,} instructions, the suite has {suite.rows:,}")
+    return lines
 
 
 def _described(figures: dict[str, Any], suite: Suite) -> list[str]:

@@ -9,16 +9,15 @@ fetches the tasks' data itself, through the hub's cache, and runs the model itse
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.artifact import write_text
 from pipeline.commands import download
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Sources
-from pipeline.suites.answer import Player, player_of
+from pipeline.suites.answer import Player, about, player_of
+from pipeline.suites.results import About, Judged, Result, Score
 
 INSTALL = "pip install lm-eval (or sparring[lm-eval])"
 
@@ -42,8 +41,8 @@ TASKS = {
 MODELS = ("hf", "vllm")
 
 
-def judge(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate, print the table, write it beside the run, and return it."""
+def judge(arguments: argparse.Namespace) -> Judged:
+    """Evaluate, print the table and return it."""
     names = tasks_of(arguments.tasks)
     model = arguments.model or "hf"
     if model not in MODELS:
@@ -56,15 +55,24 @@ def judge(arguments: argparse.Namespace) -> dict[str, Any]:
     found = evaluated(model, model_arguments(model, folder_of(player), player), names, arguments.limit)
     figures = {"suite": "lm_eval", "model": player.name, "limit": arguments.limit, **found}
     print("\n".join(described(figures)))
-    to = (
-        player.folder
-        / "answers"
-        / f"lm_eval-{player.name}{f'-limit-{arguments.limit}' if arguments.limit else ''}.json"
+    part = [] if set(names) == set(TASKS) else names
+    stem = "-".join(["lm_eval", player.name, *part, *(["limit", str(arguments.limit)] if arguments.limit else [])])
+    return Judged(figures, result_of(figures, about(player), f"lm-eval {model}"), player.folder / "answers", stem)
+
+
+def result_of(figures: dict[str, Any], whose: About, by: str) -> Result:
+    """Return the figures as the report shows them."""
+    scores = {
+        f"{name} ({one['shots']} shots, {one['metric']}), %": Score(value=one["value"], error=one["stderr"])
+        for name, one in figures["tasks"].items()
+    }
+    if figures["average"] is not None:
+        scores["average of the six, %"] = Score(value=figures["average"])
+    limit = figures["limit"]
+    notes = [f"the first {limit} rows of each task alone: not the published figures"] if limit else []
+    return Result(
+        suite="Open LLM Leaderboard tasks", judge=by, model=figures["model"], scores=scores, about=whose, notes=notes
     )
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write_text(to, json.dumps(figures, indent=2) + "\n")
-    print(f"{to}: the figures")
-    return figures
 
 
 def require() -> None:

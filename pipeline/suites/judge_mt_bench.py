@@ -20,7 +20,8 @@ import numpy as np
 from pipeline.artifact import write_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.report.plain import printable
-from pipeline.suites import SUITES
+from pipeline.suites import SUITES, Suite
+from pipeline.suites.results import About, Judged, Result, Score, about_of
 from stages.evaluate.suites import mt_bench
 
 KEY = "OPENAI_API_KEY"
@@ -31,6 +32,7 @@ MAX_TOKENS = 2048
 REQUESTS = 16
 """Under way at once."""
 CHECK_S, REQUEST_S = 20.0, 600.0
+TURNS = {"turn_1": "turn 1", "turn_2": "turn 2", "average": "average"}
 UNRATED = -1
 """What FastChat writes for a reply without a rating."""
 
@@ -62,7 +64,7 @@ class Grading(NamedTuple):
 # The command
 
 
-def judge(arguments: argparse.Namespace) -> dict[str, Any]:
+def judge(arguments: argparse.Namespace) -> Judged:
     """Print and return the figures."""
     if not arguments.base_url:
         raise ConfigError("--base-url URL: MT-Bench is graded by a model that an OpenAI-compatible server has.")
@@ -81,7 +83,27 @@ def judge(arguments: argparse.Namespace) -> dict[str, Any]:
     ratings, model = _graded(arguments, due, name)
     found = _figures(questions, answers, ratings) | {"model": name, "judge": model}
     print("\n".join(_described(found, suite.rows)))
-    return found
+    outputs = arguments.outputs.absolute()
+    return Judged(found, result_of(found, suite, about_of(outputs)), arguments.outputs.parent, outputs.stem)
+
+
+def result_of(found: Row, suite: Suite, whose: About | None) -> Result:
+    """Return the figures as the report shows them."""
+    scores = {
+        f"{title}, 1 to 10": Score(value=one["mean"], low=one["low"], high=one["high"])
+        for title, one in ((title, found[name]) for name, title in TURNS.items())
+        if one["mean"] is not None
+    }
+    notes = []
+    if found["unrated"]:
+        notes.append(f"{found['unrated']:,} replies without a rating are left out of the means")
+    if found["empty"]:
+        notes.append(f"{found['empty']:,} of the answers are empty")
+    if found["questions"] != suite.rows:
+        notes.append(f"of {found['questions']:,} questions, the suite has {suite.rows:,}")
+    return Result(
+        suite=suite.title, judge=found["judge"], model=found["model"], scores=scores, about=whose, notes=notes
+    )
 
 
 def _given(path: Path | None, option: str, name: str) -> Path:
@@ -331,7 +353,7 @@ def _plain(values: Row) -> Row:
 
 def _described(found: Row, rows: int) -> list[str]:
     lines = [f"MT-Bench: {printable(found['model'])}, graded by {printable(found['judge'])}, 1 to 10"]
-    for name, title in (("turn_1", "turn 1"), ("turn_2", "turn 2"), ("average", "average")):
+    for name, title in TURNS.items():
         one = found[name]
         low, high = _number(one["low"]), _number(one["high"])
         lines.append(f"  {title:<8}{_number(one['mean'])}  [{low}, {high}]  {one['rated']} ratings")

@@ -124,7 +124,7 @@ def test_the_report_prints_what_was_published_beside_ours(tmp_path: Path) -> Non
     assert row["published LC win rate, %"] == ["22.92", "", "47.46"]
     assert row["published mean length"] == ["1899", "", ""]
     assert row["ours, held-out win rate, second judge: vs base"] == ["", "0.510 [0.480, 0.540]", ""]
-    assert any("Another evaluation" in line for line in lines) and any("not stated" in line for line in lines)
+    assert any("are another evaluation" in line for line in lines) and any("not stated" in line for line in lines)
 
 
 def test_a_run_without_published_results_has_no_such_table(tmp_path: Path) -> None:

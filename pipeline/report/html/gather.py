@@ -11,7 +11,8 @@ from pipeline.report.arms import Arm, labels
 from pipeline.report.html.crossplay import Cells, crossplay
 from pipeline.report.html.prompts import Chosen, read
 from pipeline.report.html.spread import Spread, spread
-from pipeline.report.table import Steps
+from pipeline.report.suites import Grid
+from pipeline.report.table import Steps, suites_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Story:
     crossplay: dict[str, Cells]
     """judge -> cells."""
     prompts: dict[int, Chosen]
+    suites: Grid
 
 
 def gather(arms: Sequence[Arm]) -> list[Story]:
@@ -55,6 +57,7 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         records={t: one for t, one in records.items() if one},
         crossplay=crossplay(arm),
         prompts={t: one for t, one in prompts.items() if one},
+        suites=suites_of(arm.folder, arm.done),
     )
 
 

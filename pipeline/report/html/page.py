@@ -90,6 +90,7 @@ def _answers(stories: Sequence[Story]) -> list[Html]:
 def _sections(stories: Sequence[Story]) -> list[Html]:
     each: list[tuple[str, str, Callable[[Story], Html]]] = [
         ("Who beats whom", "no held-out scores yet", _crossplay),
+        ("Suites", "no suite has judged it yet", tables.suites),
         ("Win rates, similarity, gate", "no pairs yet", _spreads),
         ("Training", "no training yet", curves.training),
         ("Band and distance", "no training yet", curves.band),

@@ -11,6 +11,7 @@ from pipeline.report.html.curves import charts
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
 from pipeline.report.html.words import answer, interval
+from pipeline.report.published import NAMES
 from pipeline.report.table import FIGURES, compared, win_rate
 
 COSTS = {
@@ -90,11 +91,8 @@ def _seconds(steps: Mapping[str, Manifest]) -> dict[str, float]:
     seen = set()
     for label, manifest in steps.items():
         if manifest.fingerprint not in seen:
-            kind = (
-                "evaluate"
-                if label.startswith("score_")
-                else COSTS.get(label.removesuffix("_base"), COSTS.get(label, "other"))
-            )
+            played = label.startswith("score_") or "best" in label or label == "crossplay"
+            kind = "evaluate" if played else COSTS.get(label.removesuffix("_base"), COSTS.get(label, "other"))
             found[kind] = found.get(kind, 0.0) + manifest.seconds
         seen.add(manifest.fingerprint)
     return found
@@ -161,6 +159,28 @@ def made_with(stories: Sequence[Story]) -> Html:
         for name, values in found.items()
     ]
     return table(("name", "kind", "value"), rows) if rows else Html("")
+
+
+def suites(story: Story) -> Html:
+    """Return what suites found beside what was published, and what the training prompts share with suites."""
+    found = story.suites
+    if not found:
+        return Html("")
+    heads = ("", *(NAMES.get(t, f"iteration {t}") for t in found.columns))
+    rows = [[name, *(cells.get(t, "") for t in found.columns)] for name, cells in found.rows.items()]
+    shared = [
+        [one.suite, str(one.n), f"{one.rows:,}", f"{one.overlapping:,}", f"{one.prompts:,} {one.of}"]
+        for one in found.overlaps
+    ]
+    return join(
+        [
+            table(heads, rows, "numbers") if rows else Html(""),
+            tag("ul", *(tag("li", line) for line in found.notes), class_="quiet") if found.notes else Html(""),
+            table(("suite", "words in a row", "rows", "in training prompts too", "training prompts"), shared, "numbers")
+            if shared
+            else Html(""),
+        ]
+    )
 
 
 def figures(story: Story) -> Html:

@@ -60,13 +60,13 @@ def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annota
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = Path(scratch) / _name(annotator.config) / "configs.yaml"
+        config = Path(scratch) / named(annotator.config) / "configs.yaml"
         config.parent.mkdir()
         config.write_text(json.dumps(settings))  # which is YAML
         try:
             asked = PairwiseAnnotator(
                 annotators_config=config,
-                caching_path=_cache(beside / f".{_name(annotator.config)}-{key}.json"),
+                caching_path=_cache(beside / f".{named(annotator.config)}-{key}.json"),
             )
             found: list[Row] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
         except Exception as error:  # of the package, of an API, of a server
@@ -136,7 +136,8 @@ def _template(template: str, config: Path) -> str:
     raise ConfigError(f"{config}: prompt_template {template} is no file beside it, nor one of the package's.")
 
 
-def _name(config: str) -> str:
+def named(config: str) -> str:
+    """Return the name of an annotator's configuration."""
     path = Path(config)
     return path.parent.name if path.name == "configs.yaml" else path.stem
 

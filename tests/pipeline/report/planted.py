@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.suites import results
+from pipeline.suites.results import About, Overlap, Result, Score
 from tests.pipeline.report.fabricated import Played, Run, duel, samples_table
 
 RUNS = "document.documentElement.dataset.planted='ran'"
@@ -31,4 +33,11 @@ def planted(root: Path) -> Run:
         run.annotated(t, [hostile, plain])
         run.trained(t)
         run.evaluated(t, 0.52 + t / 50, 0.5 + t / 100)
+    for number, text in enumerate(TEXTS):
+        named = {"suite": text, "judge": text, "model": text, "notes": [text], "scores": {text: Score(value=1.0)}}
+        results.write(
+            run.folder / "answers", f"judged-{number}", Result(**named, about=About(iteration=0, policy=None))
+        )
+        overlap = Overlap(suite=text, n=13, rows=8, overlapping=1, prompts=6, of=text)
+        results.write_overlaps(run.folder / "answers", [overlap])
     return run

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from pipeline import build
-from pipeline.artifact import find
+from pipeline.artifact import Artifact, find
 from pipeline.cli import main
 from pipeline.job import Input
 from pipeline.plan import Plan
-from pipeline.suites import answer
+from pipeline.suites import answer, results
 from stages.annotate import winrate
 from tests.artifacts import as_input, samples_table
 from tests.pipeline.suites import runs
@@ -79,6 +79,9 @@ def test_answers_in_the_suites_order(asked: Path, in_this_process: None, capsys:
     assert [row["instruction"] for row in rows] == [row["instruction"] for row in ROWS]
     assert [row["dataset"] for row in rows] == ["first", "suite", "third", "fourth"]
     assert {row["generator"] for row in rows} == {"default-iter-1"}
+    train = Artifact(asked / "store", "train", "1" * 64).manifest()
+    whose = results.about_of(asked / "runs/default/answers/suite-default-iter-1.json")
+    assert train and whose == results.About(iteration=1, policy=train.content)
     assert list(rows[0]) == ["dataset", "instruction", "output", "generator"]
     assert rows[0]["output"] and rows[0]["output"] == rows[3]["output"] != rows[1]["output"]
     assert rows[2]["output"] == ""
@@ -108,8 +111,9 @@ def test_best_of_n_is_the_argmax_of_the_win_rate(
         assert text == next(one for one in table(to) if one["instruction"] == row["messages"][0]["content"])["output"]
     assert {one["generator"] for one in table(to)} == {"default-iter-1-best-of-3"}
     monkeypatch.setattr("pipeline.execute.Executor._make", None)  # nothing is made again
-    before = to.read_bytes()
-    assert main([*words(asked, "--best-of", "3", "--to", str(to)), "oracle=lexical"]) == 0
+    before, whose = to.read_bytes(), results.about_of(to)
+    assert whose and whose.best_of == 3
+    assert main(["best-of-n", *words(asked, "--n", "3", "--to", str(to))[1:], "oracle=lexical"]) == 0
     assert to.read_bytes() == before
 
 

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
+from pipeline.errors import DataError
+from pipeline.suites import results
 from stages.sample.prompts import PROMPTS_SCHEMA
 from tests.artifacts import samples_table
 from tests.pipeline.suites import runs
@@ -107,6 +110,43 @@ def test_a_suite_by_its_name(run: Path, capsys: pytest.CaptureFixture[str], monk
     monkeypatch.chdir(run)
     assert main(words(run, "alpaca_eval")) == 0
     assert "alpaca_eval: row 1: 1 of 2 as prompt a: say one two three" in capsys.readouterr().out
+
+
+def test_all_suites_that_can_be_had(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the hub that are here; the others are said, and how to have them."""
+
+    def data_file(kind: str, repo: str, name: str) -> Path:
+        if repo not in ("truthfulqa/truthful_qa", "Rowan/hellaswag"):
+            raise DataError("no network.")
+        column = "question" if "truthful" in repo else "ctx"
+        path = run / f"{column}.parquet"
+        pq.write_table(pa.table({"type": ["x", "y"], column: ["is one two three true?", "Something else."]}), path)
+        return path
+
+    monkeypatch.setattr("pipeline.hub.data_file", data_file)
+    assert main(words(run)) == 0
+    said = capsys.readouterr().out
+    assert "truthfulqa: row 1: 1 of 3 as prompt a" in said and "hellaswag: row 1: 1 of 3 as prompt a" in said
+    left = [line for line in said.splitlines() if line.startswith("left out: ")]
+    assert [line.split(":")[1].strip() for line in left] == [
+        "AlpacaEval 2.0",
+        "MT-Bench",
+        "ARC-Challenge",
+        "GSM8K",
+        "MMLU",
+        "WinoGrande",
+    ]
+    assert all("get it where the hub answers, and give it with its path" in line for line in left)
+    kept = results.read(run / "runs/default/answers").overlaps
+    assert [(one.suite, one.rows, one.overlapping, one.prompts, one.n) for one in kept] == [
+        ("truthfulqa", 2, 1, 3, 3),
+        ("hellaswag", 2, 1, 3, 3),
+    ]
+    monkeypatch.setattr("pipeline.hub.data_file", lambda *_: data_file("dataset", "", ""))
+    assert main(words(run)) == 2
+    assert "no suite can be had here, and no file is named. AlpacaEval 2.0: " in capsys.readouterr().err
 
 
 def test_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.errors import ConfigError, DataError
+from pipeline.suites import results
 from pipeline.suites.judge import in_order, read
 from pipeline.suites.judge_alpaca_eval import served
 from stages.evaluate.suites import alpaca_eval
@@ -53,12 +55,17 @@ def test_the_leaderboards_rates(model: str, tmp_path: Path, capsys: pytest.Captu
     random.Random(0).shuffle(rows)  # the outputs' order counts, not theirs
     given = ["--annotations", dump(tmp_path / "annotations.json", rows), "--gamed", str(data() / GAMED)]
     to = tmp_path / "figures.json"
-    outputs = str(data() / model / "model_outputs.json")
-    assert main(["judge", "alpaca_eval", outputs, *given, "--json", str(to)]) == 0
+    (tmp_path / "kept").mkdir()
+    outputs = shutil.copy(data() / model / "model_outputs.json", tmp_path / "kept")
+    assert main(["judge", "alpaca_eval", str(outputs), *given, "--json", str(to)]) == 0
     figures = json.loads(to.read_text())
     assert figures["win_rate"] == pytest.approx(raw, abs=1e-9)
     assert figures["length_controlled_winrate"] == pytest.approx(published, abs=0.02)
     assert (figures["generator"], figures["n_total"], figures["not_annotated"]) == (model, 805, 0)
+    (kept,) = results.read(tmp_path / "kept").results
+    assert (kept.suite, kept.judge, kept.model) == ("AlpacaEval 2.0", "annotations of annotations.json", model)
+    assert kept.scores["win rate, %"].value == figures["win_rate"]
+    assert kept.scores["LC win rate, %"].error == figures["lc_standard_error"]
     said = capsys.readouterr().out
     assert f"AlpacaEval 2.0: {model} against gpt4_1106_preview, 805 of 805 rows annotated" in said
     assert f"win rate {raw:.2f} ± " in said and "length-controlled win rate " in said

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pipeline.artifact import Artifact
 from pipeline.cli import main
+from pipeline.suites import results
 from pipeline.suites.judge_lm_eval import TASKS, by_shots
 from tests.pipeline.suites import runs
 
@@ -87,8 +89,12 @@ def test_the_leaderboards_shots(run: Path, asked: list[dict[str, Any]], capsys: 
     assert values["arc_challenge"] == values["hellaswag"] == 50.0
     assert values["truthfulqa_mc2"] == values["winogrande"] == values["mmlu"] == 25.0 and values["gsm8k"] == 12.5
     assert figures["average"] == pytest.approx((2 * 50 + 3 * 25 + 12.5) / 6)
-    beside = run / "runs/default/answers/lm_eval-default-iter-1.json"
-    assert json.loads(beside.read_text()) == figures
+    (kept,) = results.read(run / "runs/default/answers").results
+    assert (kept.suite, kept.judge, kept.model) == ("Open LLM Leaderboard tasks", "lm-eval hf", "default-iter-1")
+    assert kept.scores["arc_challenge (25 shots, acc_norm), %"].text == "50.00 ± 1.00"
+    assert kept.scores["average of the six, %"].value == figures["average"] and len(kept.scores) == 7
+    train = Artifact(run / "store", "train", "1" * 64).manifest()
+    assert kept.about and train and (kept.about.iteration, kept.about.policy) == (1, train.content)
     said = capsys.readouterr().out
     assert "arc_challenge    25 shots  acc_norm     50.00 ± 1.00" in said and "average of the six 31.25" in said
 
@@ -99,7 +105,9 @@ def test_some_tasks_in_part(run: Path, asked: list[dict[str, Any]], capsys: pyte
     assert Model.loaded[0][0]["tensor_parallel_size"] == 1
     said = capsys.readouterr().out
     assert "the first 3 rows of each task alone" in said and "average" not in said
-    assert (run / "runs/default/answers/lm_eval-default-iter-1-limit-3.json").is_file()
+    (kept,) = results.read(run / "runs/default/answers").results
+    assert len(kept.scores) == 2 and kept.notes == ["the first 3 rows of each task alone: not the published figures"]
+    assert main(words(run)) == 0 and len(results.read(run / "runs/default/answers").results) == 2
 
 
 def test_tasks_of_a_count_are_one_call() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
+from pipeline.suites import results
 from pipeline.suites.judge_mt_bench import kept
 from stages.evaluate.suites.mt_bench import PROMPTS
 from tests.pipeline.suites.served import Row, Server, serving
@@ -75,6 +76,10 @@ def test_turns_average_and_categories(folder: Path, server: Server, capsys: pyte
     assert (figures["model"], figures["judge"], figures["unrated"]) == ("ours", "org/judge", 0)
     said = capsys.readouterr().out
     assert "average 5.50  [3.00, 8.00]  4 ratings" in said and "these are 2 questions, the suite has 80" in said
+    (shown,) = results.read(folder).results
+    assert (shown.suite, shown.judge, shown.model, shown.about) == ("MT-Bench", "org/judge", "ours", None)
+    assert shown.scores["average, 1 to 10"].text == "5.50 [3.00, 8.00]" and len(shown.scores) == 3
+    assert shown.notes == ["of 2 questions, the suite has 80"]
     assert {(one["model"], one["temperature"], one["max_tokens"]) for one in server.asked} == {("org/judge", 0, 2048)}
     told = {one["messages"][0]["content"]: one["messages"][1]["content"] for one in server.asked}
     assert told["You are single-math-v1."] == "q1? ref R1 A: say 4"
