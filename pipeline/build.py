@@ -46,7 +46,7 @@ from stages.sample.config import (
     SampleIdentity,
     SampleRuntime,
 )
-from stages.train.config import REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
+from stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
 from stages.train.objective_config import has_base, has_reference
 
 CLOSED: dict[str, Any] = {
@@ -258,17 +258,25 @@ class _Builder:
         policies = {"reference": policy} if has_reference(objective) else {}
         if has_base(objective):
             policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
-        forward = ReferenceIdentity(
-            dtype=trainer.dtype,
-            max_length=trainer.max_length,
-            truncate=trainer.truncate,
-            four_bit=trainer.adapter.four_bit,
-        )
+        forward = self.forward(four_bit=trainer.adapter.four_bit)
         inputs = {"samples": samples, "pairs": pairs}
         return {
             role: self.step(t, role, REFERENCE, forward, self.pool(), {**inputs, "policy": scoring})
             for role, scoring in policies.items()
         }
+
+    def forward(self, four_bit: bool) -> ReferenceIdentity:
+        """Return how the trainer scores a response."""
+        trainer = self.config.trainer
+        return ReferenceIdentity(
+            dtype=trainer.dtype, max_length=trainer.max_length, truncate=trainer.truncate, four_bit=four_bit
+        )
+
+    def divergence(self, t: int, samples: str, policies: Mapping[str, str]) -> None:
+        """Score what π_t said to the held-out prompts under itself and under others: label -> policy."""
+        for label, policy in policies.items():
+            inputs = {"samples": samples, "policy": policy}
+            self.step(t, f"logprobs_{label}", LOGPROBS, self.forward(four_bit=False), self.pool(), inputs)
 
     def workers(self, t: int) -> TrainRuntime:
         hardware, trainer = self.config.hardware, self.config.trainer
@@ -329,7 +337,7 @@ class _Builder:
     def build(self) -> None:
         config = self.config
         prompts = self.prompts()
-        policy = self.external(self.sources.policy(config.policy))
+        policy = base = self.external(self.sources.policy(config.policy))
         entered = self.enter(prompts, policy)
         heldout: list[str] = []
         for t in range(1, config.iterations + 1):
@@ -338,8 +346,10 @@ class _Builder:
             if not heldout:  # by the engine that is already loaded
                 heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
             pairs, targets = self.annotate(t, samples, given.get("pairs"))
-            policy = self.train(t, prompts, samples, pairs, targets, policy)
+            before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
             heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
+            if config.evaluate.kl:
+                self.divergence(t, heldout[t], {"own": policy, "previous": before, "base": base})
             self.evaluate(t, heldout)
             if config.evaluate.best_of > 1:
                 self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)

@@ -65,7 +65,7 @@ def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
     model = _model_bytes(plan, config)
     kept = {"train": model, "sample": tokens * 12, "score": tokens * 0.1}.get(step.spec.kind, 1e5)
     peak = CHECKPOINT_COPIES * model if step.spec.kind == "train" else 0.0
-    heavy = step.spec.kind in ("sample", "score", "embed", "reference", "train")
+    heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
     seconds = (expect.start_s if heavy else LIGHT_S) + ((tokens or duels) / rate if rate else 0.0)
     return Cost(
         tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, reckoned=bool(rate) and measured is None
@@ -132,6 +132,8 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
             return float((step.identity["rows"] or pairs) * step.identity["k"] * length)
         case "reference":
             return 2 * pairs * (prompt + length)
+        case "logprobs":
+            return 2.0 * config.prompts.heldout * config.evaluate.k * (prompt + length)
         case "train":
             return 2 * pairs * (prompt + length) * config.trainer.epochs
     return 0.0
@@ -155,6 +157,7 @@ def _profile_rate(step: Step, expect: ExpectConfig) -> float | None:
         "sample": expect.sample_tokens_per_s,
         "score": expect.score_duels_per_s,
         "reference": expect.reference_tokens_per_s,
+        "logprobs": expect.reference_tokens_per_s,
         "train": expect.train_tokens_per_s,
     }.get(step.spec.kind)
     return rate and rate * (step.runtime.get("actors") or step.runtime.get("workers") or 1)

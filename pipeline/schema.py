@@ -261,6 +261,8 @@ class EvaluateConfig:
     confidence: float
     crossplay: bool
     """From iteration 2 on every policy against every other one, by both judges. Adds steps; in no fingerprint."""
+    kl: bool
+    """Measure KL to the previous policy and to the base on the held-out responses. Adds steps; in no fingerprint."""
     best_of: int
     """Responses to a held-out prompt of which the oracle's best is judged as well; 1: no such suite. Adds steps."""
 

@@ -2,7 +2,9 @@
 
 Three kinds of responses are told apart: `played_*` are those that iteration t trained on, which π_{t-1} gave, K a
 prompt; `heldout_*` are those of π_t to held-out prompts; `base_*` those of π_0 to the same. A figure that no artifact
-has is left out: KL to π_0 is recorded nowhere, and what an import assumes of its responses was not observed.
+has is left out, and so is what an import assumes of its responses, which was not observed. `kl_previous` and `kl_base`
+are KL(π_t || π_{t-1}) and KL(π_t || π_0) in nats a response, estimated on the held-out responses of π_t; where these
+were not sampled at T = 1 and top_p = 1 they are of that sampling.
 """
 
 from __future__ import annotations
@@ -112,7 +114,7 @@ def panels(found: Mapping[int, Steps], store: Path) -> list[Panel]:
 
 def panel(iteration: int, steps: Steps, trained: Sequence[Record]) -> Panel:
     """Return the figures that an iteration's summaries and its training's records have."""
-    figures = [*_summarised(steps), *_compared(steps), *_trained(trained)]
+    figures = [*_summarised(steps), *_apart(steps), *_compared(steps), *_trained(trained)]
     return Panel(iteration=iteration, figures={figure.name: figure for figure in figures})
 
 
@@ -132,6 +134,22 @@ def _summarised(steps: Steps) -> Iterator[Figure]:
         value = manifest.summary.get(key) if manifest else None
         if manifest and value is not None and not (manifest.imported and key in ASSUMED):
             yield Figure(name=name, value=float(value), unit=unit, step=step, key=key)
+
+
+def _apart(steps: Steps) -> Iterator[Figure]:
+    """Yield how far π_t is from the policies that its held-out responses were scored under as well."""
+    for other in ("previous", "base"):
+        value = kl(steps, other)
+        if value is not None:
+            place = f"mean_logprob of logprobs_own minus that of logprobs_{other}"
+            yield Figure(name=f"kl_{other}", value=value, unit="nats", step=f"logprobs_{other}", key=place)
+
+
+def kl(steps: Steps, other: str) -> float | None:
+    """Return KL(π_t || the other one), `previous` or `base`, in nats a response; None where it was not measured."""
+    labels = ("logprobs_own", f"logprobs_{other}")
+    own, theirs = (steps[label].summary.get("mean_logprob") if label in steps else None for label in labels)
+    return None if own is None or theirs is None else float(own - theirs)
 
 
 def _compared(steps: Steps) -> Iterator[Figure]:

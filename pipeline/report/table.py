@@ -15,7 +15,7 @@ from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
 from pipeline.config import diagnostics_of
 from pipeline.diagnostics import rules
-from pipeline.diagnostics.panel import panels
+from pipeline.diagnostics.panel import kl, panels
 from pipeline.report.crossplay import print_crossplay
 from pipeline.report.plain import printable
 from pipeline.report.suites import Grid, grid, print_suites
@@ -176,6 +176,8 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("best of n, second judge: vs one response", _win("second", "single", "evaluate_best")),
     ("best of n, second judge: vs base", _win("second", "base", "evaluate_best")),
     ("best of n: tokens, mean", _number("best", "length_mean", ".1f")),
+    ("KL to the previous policy, nats", Figure(lambda steps: kl(steps, "previous"), "{:.3f}".format)),
+    ("KL to the base, nats", Figure(lambda steps: kl(steps, "base"), "{:.3f}".format)),
     ("optimizer steps", _number("train", "steps", "d")),
     ("h chosen, after training", _number("train", "probe_h_w", "+.3f")),
     ("h rejected, after training", _number("train", "probe_h_l", "+.3f")),
@@ -197,6 +199,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("seconds: train", _seconds("train")),
     ("seconds: held-out sample", _seconds("sample_base", "sample_heldout")),
     ("seconds: evaluate", _seconds(*SCORES, "evaluate")),
+    ("seconds: KL", _seconds_where(lambda label: label.startswith("logprobs"))),
     ("seconds: cross-play", _seconds_where(lambda label: label == "crossplay" or "_vs" in label)),
     ("seconds: best of n", _seconds_where(lambda label: "best" in label)),
 )

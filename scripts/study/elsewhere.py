@@ -22,7 +22,14 @@ from stages.evaluate.stage import JUDGES
 
 FREE = ("run.", "paths.", "hardware.", "tracking.", "diagnostics.", "published", "iterations", "seed", "prompts.path")
 """Keys that may differ: where and how long it ran."""
-RUNTIME = ("trainer.checkpoint_steps", "trainer.band_every", "trainer.gradient_checkpointing", "evaluate.crossplay")
+RUNTIME = (
+    "trainer.checkpoint_steps",
+    "trainer.band_every",
+    "trainer.gradient_checkpointing",
+    "evaluate.crossplay",
+    "evaluate.kl",
+    "evaluate.best_of",
+)
 DIGITS = 6
 """Of a rate in the file."""
 

@@ -20,6 +20,14 @@ REFERENCE = StepSpec(
     finish="stages.train.reference:finish",
     pool="annotators",
 )
+LOGPROBS = StepSpec(
+    kind="logprobs",
+    version=1,
+    worker="stages.train.logprobs:Scorer",
+    shards="stages.train.logprobs:shards",
+    finish="stages.train.logprobs:finish",
+    pool="annotators",
+)
 TRAIN = StepSpec(kind="train", version=5, run="stages.train.stage:run")
 
 DTYPES = ("float32", "bfloat16")
@@ -57,7 +65,7 @@ def optimizer_steps(pairs: int, epochs: int, global_batch: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceIdentity:
-    """Inputs: `samples`, `pairs`, `policy`."""
+    """Inputs: `samples`, `pairs`, `policy`; of `logprobs`, which scores every response, no `pairs`."""
 
     dtype: str
     max_length: int

@@ -69,7 +69,7 @@ def test_a_plan_without_the_hub_says_so_and_has_a_bill(tmp_path: Path, capsys: p
     words = ["experiment=sppo_mistral_7b", "hardware=h100x8", "hardware.usd_per_hour=24", f"paths.store={tmp_path}"]
     assert main(["plan", *words]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "43 steps, 43 to do" in out and "GPU-hours on 8 GPUs, $" in out and "at $24 an hour" in out
+    assert "51 steps, 51 to do" in out and "GPU-hours on 8 GPUs, $" in out and "at $24 an hour" in out
     assert "rates of hardware=h100x8: estimated, not measured" in out
     assert "to be downloaded, and not in these figures:" in out and "mistralai/Mistral-7B-Instruct-v0.2" in out
     assert "since the hub was not heard: dataset UCLA-AGI/data-mistral-7b-instruct-sppo-iter1" in out

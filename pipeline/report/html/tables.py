@@ -91,7 +91,7 @@ def _seconds(steps: Mapping[str, Manifest]) -> dict[str, float]:
     seen = set()
     for label, manifest in steps.items():
         if manifest.fingerprint not in seen:
-            played = label.startswith("score_") or "best" in label or label == "crossplay"
+            played = label.startswith(("score_", "logprobs_")) or "best" in label or label == "crossplay"
             kind = "evaluate" if played else COSTS.get(label.removesuffix("_base"), COSTS.get(label, "other"))
             found[kind] = found.get(kind, 0.0) + manifest.seconds
         seen.add(manifest.fingerprint)

@@ -1,0 +1,66 @@
+"""The step `logprobs`: log-probs of all responses of `samples` under a policy, whoever gave them.
+
+Under the policy that gave them and under another one they say how far the two are apart: the mean over responses of
+log pi(y) - log pi'(y) estimates KL(pi || pi') in nats a response, without bias where they were sampled at T = 1 and
+top_p = 1. The forward pass is the trainer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.job import Job, Part, Shard
+from stages.train.config import ReferenceIdentity
+from stages.train.reference import load_scorer, score, shards
+
+__all__ = ["Scorer", "finish", "shards"]
+
+SCHEMA = pa.schema([("id", pa.string()), ("response", pa.int32()), ("logprob", pa.float64()), ("tokens", pa.int32())])
+PAIRS = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])
+
+
+class Scorer:
+    """Scores the responses of a part. Inputs: `samples`, `policy`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.identity = ReferenceIdentity(**job.identity)
+        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype, self.identity.four_bit)
+
+    def __call__(self, shard: Shard) -> Part:
+        """Score one part: counted are responses."""
+        from stages.train.collate import join_pairs
+
+        samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
+        each = alone(samples)
+        rows, too_long = join_pairs(samples, each, self.identity.max_length, self.identity.truncate)
+        records = [
+            {"id": row.id, "response": row.pair[0], "logprob": z, "tokens": len(row.chosen)}
+            for row, (z, _) in zip(rows, score(self.model, rows), strict=True)
+        ]
+        return Part(
+            table=pa.Table.from_pylist(records, schema=SCHEMA),
+            rows_in=each.num_rows,
+            dropped={"too_long": too_long} if too_long else {},
+            stats={"tokens": float(sum(row.tokens for row in rows))},
+        )
+
+
+def alone(samples: pa.Table) -> pa.Table:
+    """Return every response as a pair of it with itself: the forward pass takes pairs."""
+    pairs = [
+        {"id": name, "chosen": i, "rejected": i}
+        for name, responses in zip(samples["id"].to_pylist(), samples["responses"].to_pylist(), strict=True)
+        for i in range(len(responses))
+    ]
+    return pa.Table.from_pylist(pairs, schema=PAIRS)
+
+
+def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the number of responses and their mean log-prob in nats, null without any."""
+    rows = [row for table in tables for row in table.to_pylist()]
+    mean = sum(row["logprob"] for row in rows) / len(rows) if rows else None
+    return {"responses": len(rows), "mean_logprob": mean}
