@@ -108,10 +108,13 @@ def _events(found: Run) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def _training(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    """Return optimizer step -> record; the artifact's where it is done, with the times of the stream."""
+    """Return optimizer step -> record; the artifact's where it is done, with the times of the stream.
+
+    Labels in the stream do not say whose a training is, and arms may share one: its planned fingerprint does.
+    """
     manifest = found.manifest(t, "train")
-    if manifest is None:
-        return _unfinished(found, t, seen)
+    if manifest is None:  # it goes on, or was stopped
+        return seen.get(f"train-{found.planned.get(t, {}).get('train', '')[:8]}", {})
     streamed = seen.get(f"train-{manifest.fingerprint[:8]}", {})
     source = found.opened(t, "train")
     assert source is not None
@@ -119,18 +122,6 @@ def _training(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]])
     records = {int(record["step"]): record for record in read if "step" in record}
     last = _when(manifest)
     return {step: {"time": streamed.get(step, {}).get("time", last), **one} for step, one in records.items()}
-
-
-def _unfinished(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    """Return the records of a training that goes on, or was stopped: the latest of this iteration in the stream.
-
-    The stream of several arms does not say whose they are: there, only what is done is known.
-    """
-    if "/" in found.name:
-        return {}
-    label = f"iteration {t} train"
-    fitting = [one for one in seen.values() if all(record.get("label") == label for record in one.values())]
-    return max(fitting, key=lambda one: max(record["time"] for record in one.values()), default={})
 
 
 def _figures(steps: Steps) -> Iterator[tuple[str, float]]:
