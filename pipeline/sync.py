@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
@@ -28,6 +27,7 @@ from pipeline.artifact import Manifest
 from pipeline.errors import ConfigError, SparringError
 from pipeline.export.run import Run
 from pipeline.report.table import Steps
+from pipeline.staging import staged
 
 TRAIN, ITERATION = "train/step", "iteration"
 NOT_METRICS = ("time", "step", "of", "done", "pid", "eta_s", "kind", "label", "event")
@@ -157,7 +157,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.place = found.folder / "tensorboard-sync"
-        self.staged = self.place.with_name(f".{self.place.name}.{os.getpid()}")
+        self.staging = ExitStack()
+        self.staged = self.staging.enter_context(staged(self.place))
         self.writer = SummaryWriter(str(self.staged))
 
     def write(self, index: int, row: Row) -> None:
@@ -168,6 +169,7 @@ class TensorBoard:
         self.writer.close()
         shutil.rmtree(self.place, ignore_errors=True)
         self.staged.rename(self.place)
+        self.staging.close()
         return str(self.place)
 
 
