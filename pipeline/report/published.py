@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from pipeline.schema import PublishedConfig, PublishedRow
+from pipeline.report.config import PublishedConfig, PublishedRow
 
 NAMES = {0: "base", None: "iteration not stated"}
 
