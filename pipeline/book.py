@@ -1,4 +1,5 @@
-"""The book of a run: run.json, which fingerprint made which step of which iteration, and links into the store.
+"""The book of a run: run.json, which fingerprint is planned for which step of which iteration, what is made of it, and
+links into the store.
 
 The artifacts are the truth; the book can be lost and is then written anew by the next `sparring run`.
 """
@@ -63,7 +64,11 @@ def begin(
         old = {}
         for path in folder.glob("iter-*"):
             shutil.rmtree(path)
-    _write(folder, {"overrides": list(overrides), "store": store, "pins": dict(pins), "steps": old})
+    coming: dict[str, dict[str, str]] = {}
+    for (t, label), name in sorted(planned.items()):
+        coming.setdefault(f"{t:02d}", {})[label] = name
+    content = {"overrides": list(overrides), "store": store, "pins": dict(pins), "planned": coming, "steps": old}
+    _write(folder, content)
 
 
 def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> None:

@@ -22,8 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 
 import conf
 from pipeline.complaints import complaints
+from pipeline.diagnostics.config import DiagnosticsConfig
 from pipeline.errors import ConfigError
-from pipeline.schema import Config, DiagnosticsConfig
+from pipeline.schema import Config
 
 CONF = Path(conf.__file__).parent
 

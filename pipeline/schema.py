@@ -1,6 +1,7 @@
 """What a user may write: the dataclasses of conf/, and what they refuse. Composing them is pipeline/config.py.
 
-The identity of a step lives beside the step (stages/*/config.py).
+The identity of a step lives beside the step (stages/*/config.py), a group that one room alone reads in that room
+(pipeline/diagnostics/config.py, pipeline/report/config.py).
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
-from math import inf
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.diagnostics.config import DiagnosticsConfig
 from pipeline.errors import ConfigError
+from pipeline.report.config import PublishedConfig
 from stages.train.config import (
     AdapterIdentity,
     CalibrationIdentity,
@@ -275,72 +276,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnosticsConfig:
-    """Runtime only, in no fingerprint: when an iteration is warned of. Each rule by its name; null: never.
-
-    The rules are pipeline/diagnostics/rules.py.
-    """
-
-    overoptimized: float | None
-    """How far below 1/2 the second judge is while the oracle's interval lies above."""
-    longer: float | None
-    """Held-out length in tokens, times the base's."""
-    shorter: float | None
-    """Likewise."""
-    capped: float | None
-    """Share of held-out responses that hit sampler.max_tokens."""
-    repeats: float | None
-    """Diversity as a share of iteration 1's, or of the base's."""
-    similar: float | None
-    """Mean similarity over the K responses of a prompt."""
-    collapsed: float | None
-    """Distance of chosen and rejected states as a share of iteration 1's."""
-    chosen_falls: float | None
-    """Share of chosen responses that training makes less likely."""
-    ties: float | None
-    """Share of pairs in which the oracle sees no difference."""
-    position: float | None
-    """Share of pairs whose winner changes with the order."""
-    reversed: float | None
-    """Share of pairs that a step pushes the wrong way."""
-    learned_nothing: float | None
-    """How far chosen and rejected move apart at least, times the noise before training."""
-    stop_on: tuple[str, ...]
-    """Rules that stop an arm before its next iteration."""
-
-    def __post_init__(self) -> None:
-        for rule, (least, most) in LIMITS.items():
-            value = getattr(self, rule)
-            if value is not None and not least <= value <= most:
-                upper = f" to {most:g}" if most < inf else ""
-                raise ConfigError(f"diagnostics.{rule}={value}: use a number from {least:g}{upper}, or null for never.")
-        for rule in self.stop_on:
-            if rule not in LIMITS:
-                near = get_close_matches(rule, LIMITS, n=1, cutoff=0.5)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"diagnostics.stop_on: {rule} is no rule.{hint} There are: {', '.join(LIMITS)}.")
-            if getattr(self, rule) is None:
-                raise ConfigError(f"diagnostics.stop_on: {rule} never fires with diagnostics.{rule}=null; set it.")
-
-
-LIMITS: dict[str, tuple[float, float]] = {
-    "overoptimized": (0, 0.5),
-    "longer": (1, inf),
-    "shorter": (0, 1),
-    "capped": (0, 1),
-    "repeats": (0, 1),
-    "similar": (-1, 1),
-    "collapsed": (0, 1),
-    "chosen_falls": (0, 1),
-    "ties": (0, 1),
-    "position": (0, 1),
-    "reversed": (0, 1),
-    "learned_nothing": (0, inf),
-}
-"""Rule -> the least and the most its threshold can be."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class EntryConfig:
     """Artifacts of the store that iteration 1 takes in place of its own: what `sparring import` made."""
 
@@ -353,30 +288,6 @@ class EntryConfig:
         for key, kind, name in (("samples", "sample", self.samples), ("pairs", "pairs", self.pairs)):
             if name is not None and not re.fullmatch(ARTIFACT.format(kind), name):
                 raise ConfigError(f"entry.{key}={name}: name an artifact of the store, such as {kind}-1f2e3d4c.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedRow:
-    """What was published of one policy, under the benchmark of its block."""
-
-    iteration: int | None
-    """0: the base; null: not stated."""
-    lc: float
-    """Length-controlled win rate, of 100."""
-    wr: float
-    """Raw win rate, of 100."""
-    length: int | None
-    """Mean characters of a response; null: not stated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedConfig:
-    """Published results of a preset's recipe, to print beside a run's own. In no fingerprint."""
-
-    source: str
-    benchmark: str
-    note: str | None = None
-    rows: tuple[PublishedRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
@@ -28,6 +27,7 @@ from pipeline.artifact import Manifest
 from pipeline.errors import ConfigError, SparringError
 from pipeline.export.run import Run
 from pipeline.report.table import Steps
+from pipeline.staging import staged
 
 TRAIN, ITERATION = "train/step", "iteration"
 NOT_METRICS = ("time", "step", "of", "done", "pid", "eta_s", "kind", "label", "event")
@@ -108,10 +108,13 @@ def _events(found: Run) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def _training(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    """Return optimizer step -> record; the artifact's where it is done, with the times of the stream."""
+    """Return optimizer step -> record; the artifact's where it is done, with the times of the stream.
+
+    Labels in the stream do not say whose a training is, and arms may share one: its planned fingerprint does.
+    """
     manifest = found.manifest(t, "train")
-    if manifest is None:
-        return _unfinished(found, t, seen)
+    if manifest is None:  # it goes on, or was stopped
+        return seen.get(f"train-{found.planned.get(t, {}).get('train', '')[:8]}", {})
     streamed = seen.get(f"train-{manifest.fingerprint[:8]}", {})
     source = found.opened(t, "train")
     assert source is not None
@@ -119,18 +122,6 @@ def _training(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]])
     records = {int(record["step"]): record for record in read if "step" in record}
     last = _when(manifest)
     return {step: {"time": streamed.get(step, {}).get("time", last), **one} for step, one in records.items()}
-
-
-def _unfinished(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    """Return the records of a training that goes on, or was stopped: the latest of this iteration in the stream.
-
-    The stream of several arms does not say whose they are: there, only what is done is known.
-    """
-    if "/" in found.name:
-        return {}
-    label = f"iteration {t} train"
-    fitting = [one for one in seen.values() if all(record.get("label") == label for record in one.values())]
-    return max(fitting, key=lambda one: max(record["time"] for record in one.values()), default={})
 
 
 def _figures(steps: Steps) -> Iterator[tuple[str, float]]:
@@ -166,7 +157,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.place = found.folder / "tensorboard-sync"
-        self.staged = self.place.with_name(f".{self.place.name}.{os.getpid()}")
+        self.staging = ExitStack()
+        self.staged = self.staging.enter_context(staged(self.place))
         self.writer = SummaryWriter(str(self.staged))
 
     def write(self, index: int, row: Row) -> None:
@@ -177,6 +169,7 @@ class TensorBoard:
         self.writer.close()
         shutil.rmtree(self.place, ignore_errors=True)
         self.staged.rename(self.place)
+        self.staging.close()
         return str(self.place)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.diagnostics.config import DiagnosticsConfig
 from pipeline.diagnostics.panel import Panel
-from pipeline.schema import DiagnosticsConfig
 from stages.evaluate.bootstrap import alarm
 
 History = Sequence[Panel]

@@ -1,7 +1,4 @@
-"""The exported folder: copies of verified files, or weights in another dtype, tensor by tensor; whole or not at all.
-
-The folder is filled under a hidden name beside its place and renamed; a kill leaves no half export under its name.
-"""
+"""The exported folder: copies of verified files, or weights in another dtype, tensor by tensor; whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from safetensors import safe_open
 
 from pipeline.errors import DataError
 from pipeline.job import Input
+from pipeline.staging import staged
 
 WIDTHS = {"bfloat16": 2, "float32": 4}
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -107,24 +104,30 @@ def write(pieces: Iterable[Piece], source: Path, dtype: str, target: Path) -> No
     pieces = list(pieces)
     refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    need, free = sum(piece.bytes for piece in pieces), shutil.disk_usage(target.parent).free
-    if free < need:
-        raise DataError(
-            f"{target}: {need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free; free space, or choose another "
-            "place: --to FOLDER."
-        )
-    with _staged(target) as folder:
+    with staged(target) as folder:  # first: what it removes may be what fills the disk
+        _refuse_full(target, sum(piece.bytes for piece in pieces))
         for piece in pieces:
             _write_one(piece, folder / piece.name)
         if any(piece.cast for piece in pieces):
             _cast(source, folder, dtype)
         _sync(folder)
+        refuse_existing(target)
+        folder.rename(target)
 
 
 def refuse_existing(target: Path) -> None:
     """DataError where something has the export's name."""
     if target.exists() or target.is_symlink():
         raise DataError(f"{target} exists; remove it, or choose another place: --to FOLDER.")
+
+
+def _refuse_full(target: Path, need: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < need:
+        raise DataError(
+            f"{target}: {need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free; free space, or choose another "
+            "place: --to FOLDER."
+        )
 
 
 def _write_one(piece: Piece, path: Path) -> None:
@@ -146,20 +149,6 @@ def _cast(source: Path, folder: Path, dtype: str) -> None:
         tensor = read(path, name)
         writer.add(name, tensor.to(to) if tensor.is_floating_point() else tensor)
     writer.close()
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """Give a folder that becomes `target` when the block ends well, and is removed when not."""
-    folder = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        refuse_existing(target)
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

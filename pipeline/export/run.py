@@ -26,6 +26,8 @@ class Run:
     pins: dict[str, str]
     steps: dict[int, Steps]
     """iteration -> label -> manifest, of what the store has."""
+    planned: dict[int, dict[str, str]]
+    """iteration -> label -> fingerprint, made or not."""
 
     @staticmethod
     def of(runs: Path, name: str) -> Run:
@@ -47,6 +49,7 @@ class Run:
             config=config,
             pins=content.get("pins", {}),
             steps=found,
+            planned={int(t): row for t, row in content.get("planned", {}).items()},
         )
 
     def manifest(self, t: int, label: str) -> Manifest | None:

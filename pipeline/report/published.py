@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
-from pipeline.schema import PublishedConfig, PublishedRow
+from pipeline.report.config import PublishedConfig, PublishedRow
 
 NAMES = {0: "base", None: "iteration not stated"}
 

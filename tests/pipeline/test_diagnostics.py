@@ -14,13 +14,13 @@ from rich.console import Console
 from pipeline import cli, commands, config
 from pipeline.artifact import Artifact, Manifest, publish
 from pipeline.build import build
+from pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
 from pipeline.diagnostics.panel import Figure, Panel, panel, panels
 from pipeline.diagnostics.rules import RULES, fired, learned, warnings
 from pipeline.errors import ConfigError, DataError, RuleFired
 from pipeline.job import File, sha256_file
 from pipeline.plan import Plan, Step, inspect
 from pipeline.report.table import iterations, print_report
-from pipeline.schema import LIMITS, DiagnosticsConfig
 from tests.pipeline.test_plan import Fixed
 from tests.pipeline.test_report import manifest
 

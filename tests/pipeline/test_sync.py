@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import sync
+from pipeline import commands, sync
+from pipeline.artifact import Artifact
 from pipeline.cli import main
 from pipeline.export.run import Run
 from tests.pipeline.export.fabricated import Fabricated
+from tests.pipeline.test_diagnostics import finish, plan_of
 
 
 @pytest.fixture
@@ -21,26 +24,26 @@ def run(tmp_path: Path) -> Fabricated:
     policy.mkdir()
     (policy / "config.json").write_text("{}")
     made = Fabricated(tmp_path)
-    made.begin()
+    made.begin(planned={(3, "train"): "ab" * 32})
     for t in (1, 2):
         made.train(t, policy)
         made.evaluate(t, (0.6, 0.5, 0.7))
     made.step(2, "sample", {"length_mean": 70.5, "redealt": 0, "histogram": {"n": 3}})
     made.step(3, "sample", {"length_mean": 60.5})
-    events = [
-        {
-            "time": 50.0 + i,
-            "event": "train_step",
-            "step": "train-0",
-            "label": "iteration 3 train",
-            "done": i,
-            "loss": loss,
-        }
-        for i, loss in ((1, 1.5), (1, 2.5), (2, 3.5))  # the first step was done again after a kill
-    ]
-    lines = [json.dumps(event) for event in [{"event": "message", "text": "x"}, *events]]
+    before = stepped("train-cdcdcdcd", 9.5)  # with another configuration
+    again = [*stepped("train-abababab", 1.5), *stepped("train-abababab", 2.5, 3.5)]  # killed after its first step
+    events = [{"event": "message", "text": "x"}, *before, *again]
+    lines = [json.dumps(event) for event in events]
     (made.runs / "mine" / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "train_st')
     return made
+
+
+def stepped(step: str, *losses: float) -> list[dict[str, Any]]:
+    """Return the events of a training's first steps."""
+    return [
+        {"time": 50.0 + i, "event": "train_step", "step": step, "label": "iteration 3 train", "done": i, "loss": loss}
+        for i, loss in enumerate(losses, start=1)
+    ]
 
 
 def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -> None:
@@ -55,6 +58,28 @@ def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -
     sampled = {"sample/length_mean": 70.5, "sample/redealt": 0.0, "sample/seconds": 20.0, "sample/tokens_per_s": 250.0}
     assert sampled.items() <= figures[2].items() and figures.keys() == {1, 2}  # 3 is not evaluated yet
     assert [row.axis for row in rows[:10]] == [sync.TRAIN] * 8 + [sync.ITERATION, sync.TRAIN]  # grows at its end alone
+
+
+def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
+    """Two arms train iteration 1 on the same samples, one after another; the stream is that of both."""
+    arms = ["gate=off", "gate=linear"]
+    plan, store = plan_of(tmp_path, {arm: [arm] for arm in arms}), tmp_path / "store"
+    for arm in arms:
+        commands._begin(plan, arm, [])
+    for step in list(plan.steps.values())[:2]:  # prompts and sample, which both have
+        finish(plan, step, store, {})
+        manifest = Artifact(store, step.spec.kind, step.fingerprint).manifest()
+        assert manifest is not None
+        commands._link_step(plan, store, step, manifest)
+    train = {arm: next(s.name for use, s in plan.arm(arm) if use.label == "train") for arm in arms}
+    losses = {arms[0]: (1.5, 2.5), arms[1]: (3.5,)}
+    events = [event for arm in arms for event in stepped(train[arm], *losses[arm])]
+    (tmp_path / "runs" / "mine" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    for arm in arms:
+        rows = list(sync.rows_of(Run.of(tmp_path / "runs", f"mine/{arm}")))
+        assert [(row.axis, row.x, row.values) for row in rows] == [
+            (sync.TRAIN, i, {"train/loss": loss}) for i, loss in enumerate(losses[arm], start=1)
+        ]
 
 
 def test_numbers_that_are_none_are_left_out() -> None:

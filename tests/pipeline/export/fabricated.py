@@ -76,10 +76,10 @@ class Fabricated:
     def store(self) -> Path:
         return self.folder / "store"
 
-    def begin(self, overrides: Sequence[str] = ()) -> None:
+    def begin(self, overrides: Sequence[str] = (), planned: Mapping[book.Key, str] | None = None) -> None:
         """Write the run's configuration."""
         text = config.render(config.load(["hardware=cpu", *overrides]))
-        book.begin(self.runs / self.name, {}, text, list(overrides), str(self.store), {})
+        book.begin(self.runs / self.name, planned or {}, text, list(overrides), str(self.store), {})
 
     def step(
         self, t: int, label: str, summary: Mapping[str, Any], files: Mapping[str, Path] | None = None, **fields: Any

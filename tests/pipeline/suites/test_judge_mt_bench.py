@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +120,40 @@ def test_replies_are_kept_and_what_is_unrated_is_asked_again(
     assert main(words(server)) == 0
     assert "1 of 4 asked now" in capsys.readouterr().out, "another answer is graded anew"
     assert len(path.read_text().splitlines()) == 4
+
+
+def test_kill_9_in_mid_asking_costs_the_replies_under_way(
+    folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, calls, killed = folder / "answers.judged-by-org-judge.jsonl", itertools.count(), threading.Event()
+
+    def twice(server: Server, asked: Row) -> Row:
+        """Rate two answers, and no other before the kill."""
+        if next(calls) >= 2:
+            killed.wait(60)
+        return rating(server, asked)
+
+    server.reply = twice
+    command = [sys.executable, "-m", "pipeline.cli", *words(server)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+    deadline = time.monotonic() + 60
+    while (len(server.asked) < 4 or len(kept(path, "org/judge")) < 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    killed.set()
+    assert main(words(server)) == 0
+    assert "2 of 4 asked now" in capsys.readouterr().out and len(server.asked) == 6
+    resumed = said(path)
+    path.unlink()
+    assert main(words(server)) == 0
+    assert resumed == said(path)
+
+
+def said(path: Path) -> list[Row]:
+    """Return the rows of a file of replies, without their times."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tstamp"} for row in rows]
 
 
 def test_a_judge_that_never_rates(folder: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,75 @@
+"""The group `diagnostics`: the thresholds of the rules, and which of them stop an arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import inf
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsConfig:
+    """Runtime only, in no fingerprint: when an iteration is warned of. Each rule by its name; null: never.
+
+    The rules are pipeline/diagnostics/rules.py.
+    """
+
+    overoptimized: float | None
+    """How far below 1/2 the second judge is while the oracle's interval lies above."""
+    longer: float | None
+    """Held-out length in tokens, times the base's."""
+    shorter: float | None
+    """Likewise."""
+    capped: float | None
+    """Share of held-out responses that hit sampler.max_tokens."""
+    repeats: float | None
+    """Diversity as a share of iteration 1's, or of the base's."""
+    similar: float | None
+    """Mean similarity over the K responses of a prompt."""
+    collapsed: float | None
+    """Distance of chosen and rejected states as a share of iteration 1's."""
+    chosen_falls: float | None
+    """Share of chosen responses that training makes less likely."""
+    ties: float | None
+    """Share of pairs in which the oracle sees no difference."""
+    position: float | None
+    """Share of pairs whose winner changes with the order."""
+    reversed: float | None
+    """Share of pairs that a step pushes the wrong way."""
+    learned_nothing: float | None
+    """How far chosen and rejected move apart at least, times the noise before training."""
+    stop_on: tuple[str, ...]
+    """Rules that stop an arm before its next iteration."""
+
+    def __post_init__(self) -> None:
+        for rule, (least, most) in LIMITS.items():
+            value = getattr(self, rule)
+            if value is not None and not least <= value <= most:
+                upper = f" to {most:g}" if most < inf else ""
+                raise ConfigError(f"diagnostics.{rule}={value}: use a number from {least:g}{upper}, or null for never.")
+        for rule in self.stop_on:
+            if rule not in LIMITS:
+                near = get_close_matches(rule, LIMITS, n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"diagnostics.stop_on: {rule} is no rule.{hint} There are: {', '.join(LIMITS)}.")
+            if getattr(self, rule) is None:
+                raise ConfigError(f"diagnostics.stop_on: {rule} never fires with diagnostics.{rule}=null; set it.")
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "overoptimized": (0, 0.5),
+    "longer": (1, inf),
+    "shorter": (0, 1),
+    "capped": (0, 1),
+    "repeats": (0, 1),
+    "similar": (-1, 1),
+    "collapsed": (0, 1),
+    "chosen_falls": (0, 1),
+    "ties": (0, 1),
+    "position": (0, 1),
+    "reversed": (0, 1),
+    "learned_nothing": (0, inf),
+}
+"""Rule -> the least and the most its threshold can be."""
