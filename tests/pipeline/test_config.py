@@ -69,7 +69,7 @@ MESSAGES = [
     ("policy=folder", r"policy\.path is not set; add policy\.path="),
     ("run.name='a/b'", r"run\.name=a/b: use letters"),
     ("trainer.adapter.name=dora", r"trainer\.adapter\.name=dora: choose one of off, lora, qlora"),
-    ("evaluate.k=0", r"evaluate: k and shard_rows must be"),
+    ("evaluate.k=0", r"evaluate: k, shard_rows and best_of must be"),
     ("trainer.lr=0", r"trainer\.lr=0\.0 and .* must be positive"),
 ]
 

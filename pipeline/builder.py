@@ -1,0 +1,355 @@
+"""The steps of one arm: what defines each of them, what it is made of, and where it runs; one method a step.
+
+Neither Ray nor torch is loaded here: planning, `status` and a run with nothing to do stay instant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import judges
+from pipeline.entry import entries
+from pipeline.fingerprint import fingerprint
+from pipeline.job import Input, StepSpec
+from pipeline.plan import Plan, Step, Use
+from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig
+from pipeline.sources import Sources
+from stages.annotate.config import (
+    BEST,
+    CALIBRATE,
+    EMBED,
+    PAIRS,
+    BestIdentity,
+    EmbedIdentity,
+    GateIdentity,
+    PairsIdentity,
+    PoolRuntime,
+    ScoreIdentity,
+    ScoreRuntime,
+)
+from stages.evaluate.config import CROSSPLAY, EVALUATE, CrossplayIdentity, EvaluateIdentity
+from stages.sample import engine_args
+from stages.sample.config import (
+    PROMPTS,
+    SAMPLE,
+    PromptsIdentity,
+    SampleIdentity,
+    SampleRuntime,
+)
+from stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
+from stages.train.objective_config import has_base, has_reference
+
+CLOSED: dict[str, Any] = {
+    "exponent": 1.0,
+    "floor": 0.0,
+    "floor_quantile": None,
+    "ceil": 1.0,
+    "ceil_quantile": None,
+    "scope": "pairwise",
+}
+"""A gate that is off, whatever its settings."""
+
+
+class Builder:
+    """Adds the steps of one arm to a plan."""
+
+    def __init__(self, arm: str, config: Config, sources: Sources, plan: Plan) -> None:
+        self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
+        self.met: dict[str, str] = {}
+        """`oracle_03_01` -> the step that scores π_3 against π_1 by the oracle."""
+
+    def external(self, source: Input) -> str:
+        """Note what comes from outside the store, and return its name."""
+        return self.plan.externals.setdefault(source.digest, source).digest
+
+    def step(
+        self,
+        t: int,
+        label: str,
+        spec: StepSpec,
+        identity: object,
+        runtime: object | None,
+        inputs: Mapping[str, str],
+    ) -> str:
+        frozen = asdict(identity)  # type: ignore[call-overload]
+        name = fingerprint(spec.kind, spec.version, frozen, inputs)
+        settings = asdict(runtime) if runtime else {}  # type: ignore[call-overload]
+        step = Step(spec=spec, identity=frozen, runtime=settings, inputs=dict(inputs), fingerprint=name)
+        self.plan.steps.setdefault(name, step).uses.append(Use(arm=self.arm, iteration=t, label=label))
+        return name
+
+    def sample(self, t: int, label: str, prompts: str, policy: str, split: str, n: int | None = None) -> str:
+        """Add the step that samples slice t of the training prompts, the held-out ones, or all of a suite.
+
+        n: responses to a prompt, where it is not what the configuration says.
+        """
+        config, sampler, hardware = self.config, self.config.sampler, self.config.hardware
+        train = split == "train"
+        changing, speed_only = engine_args.split(sampler.engine, sampler.engine_args)
+        identity = SampleIdentity(
+            engine=sampler.engine,
+            dtype=sampler.dtype,
+            k=n or (sampler.k if train else config.evaluate.k),
+            max_tokens=sampler.max_tokens,
+            temperature=sampler.temperature,
+            top_p=sampler.top_p,
+            min_p=sampler.min_p,
+            stop=sampler.stop,
+            stop_tokens=config.policy.stop,
+            logprobs=sampler.logprobs,
+            reproducible=sampler.reproducible,
+            engine_args=changing,
+            seed=config.seed,
+            shard_rows=sampler.shard_rows if train else config.evaluate.shard_rows,
+            split="train" if train else "heldout",
+            slice=t - 1 if train else 0,
+            rows={"train": config.prompts.per_iteration, "heldout": config.prompts.heldout}.get(split),
+            slices=config.prompts.slices if train else None,
+        )
+        here = sampler.engine != "server"  # a client of servers needs no hardware
+        runtime = SampleRuntime(
+            actors=_engines(hardware) if here else 1,
+            cpus=hardware.cores_per_engine or _share(_engines(hardware) or 1) if here else 1,
+            gpus=hardware.engine_gpus if here else 0,
+            kv_cache_gb=hardware.kv_cache_gb,
+            gpu_memory=hardware.gpu_memory,
+            max_model_len=config.prompts.max_tokens + sampler.max_tokens,
+            engine_args=speed_only,
+            urls=sampler.urls,
+            deadline_s=hardware.shard_deadline_s or _deadline_s(identity, hardware.expect),
+        )
+        return self.step(t, label, SAMPLE, identity, runtime, {"prompts": prompts, "policy": policy})
+
+    def score(
+        self,
+        t: int,
+        label: str,
+        judge: JudgeConfig,
+        samples: str,
+        opponents: str | None = None,
+        anchors: int | None = None,
+    ) -> str:
+        seed = self.config.seed if anchors else 0
+        identity = ScoreIdentity(oracle=judges.identity(judge), anchors=anchors, seed=seed)
+        inputs = {"samples": samples, **self.judge_inputs(judge)}
+        if opponents:
+            inputs["opponents"] = opponents
+        return self.step(t, label, judges.spec(judge), identity, self.scorers(judge), inputs)
+
+    def judge_inputs(self, judge: JudgeConfig) -> dict[str, str]:
+        """Return what an oracle and its members are loaded from, by role."""
+        return {role: self.external(source) for role, source in judges.folders(judge, self.sources).items()}
+
+    def scorers(self, judge: JudgeConfig) -> ScoreRuntime:
+        pool, urls = self.pool(), judges.servers(judge)
+        return ScoreRuntime(actors=pool.actors, cpus=pool.cpus, gpus=pool.gpus, urls=urls)
+
+    def pool(self) -> PoolRuntime:
+        hardware = self.config.hardware
+        return PoolRuntime(
+            actors=hardware.annotators,
+            cpus=hardware.annotator_cpus or _share(hardware.annotators),
+            gpus=hardware.annotator_gpus,
+        )
+
+    def prompts(self) -> str:
+        prompts = self.config.prompts
+        identity = PromptsIdentity(
+            column=prompts.column,
+            heldout=prompts.heldout,
+            limit=prompts.limit,
+            max_tokens=prompts.max_tokens,
+            on_empty="drop" if prompts.source == "hub" else "refuse",
+        )
+        inputs = {role: self.external(source) for role, source in self.sources.prompts(prompts).items()}
+        inputs["policy"] = self.external(self.sources.policy(self.config.policy))
+        return self.step(0, "prompts", PROMPTS, identity, None, inputs)
+
+    def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
+        """Return (pairs, targets); pairs that are there need no scores."""
+        config = self.config
+        anchors = config.oracle.opponents
+        scores = "" if pairs else self.score(t, "score", config.oracle, samples, anchors=anchors)
+        encoder = self.external(self.sources.encoder(config.encoder))
+        window = EmbedIdentity(window=config.encoder.window)
+        similar = self.step(t, "embed", EMBED, window, self.pool(), {"samples": samples, "encoder": encoder})
+        gate = self.gate()
+        pairs = pairs or self.pairs(t, gate, samples, scores, similar)
+        inputs = {"pairs": pairs} if gate.name == "off" else {"pairs": pairs, "embeddings": similar}
+        return pairs, self.step(t, "calibrate", CALIBRATE, gate, None, inputs)
+
+    def pairs(self, t: int, gate: GateIdentity, samples: str, scores: str, similar: str) -> str:
+        selection, inputs = self.config.selection, {"samples": samples, "scores": scores}
+        by_gate = selection.values == "gated" and gate.name != "off"
+        if by_gate:
+            inputs["embeddings"] = similar
+        identity = PairsIdentity(
+            win_rate=self.config.win_rate,
+            selection=selection.by,
+            seed=self.config.seed if selection.by == "top_vs_random" else 0,
+            gate=gate if by_gate else None,
+            require_head_to_head=selection.require_head_to_head,
+            capped=selection.capped,
+        )
+        return self.step(t, "pairs", PAIRS, identity, None, inputs)
+
+    def gate(self) -> GateIdentity:
+        """Return the gate without what it does not use: `off` has no thresholds, only `permuted` has a seed."""
+        gate, permuted = self.config.gate, self.config.gate.name == "permuted"
+        by_gate = permuted and self.config.selection.values == "gated"
+        chosen = {**asdict(gate), **(CLOSED if gate.name == "off" else {})}
+        seed = self.config.seed if permuted else 0
+        return GateIdentity(**chosen, seed=seed, dealt_over="prompts" if by_gate else "pairs")
+
+    def train(self, t: int, prompts: str, samples: str, pairs: str, targets: str, policy: str) -> str:
+        trainer = self.config.trainer
+        identity = TrainIdentity(
+            objective=self.config.objective,
+            repulsion=self.config.repulsion,
+            calibration=self.config.calibration,
+            adapter=trainer.adapter,
+            optimizer=trainer.optimizer,
+            lr=trainer.lr,
+            warmup_ratio=trainer.warmup_ratio,
+            epochs=trainer.epochs,
+            global_batch=trainer.global_batch,
+            max_grad_norm=trainer.max_grad_norm,
+            max_length=trainer.max_length,
+            truncate=trainer.truncate,
+            min_steps=trainer.min_steps,
+            dtype=trainer.dtype,
+            publish_dtype=trainer.publish_dtype,
+            seed=self.config.seed,
+        )
+        inputs = {
+            "prompts": prompts,
+            "samples": samples,
+            "targets": targets,
+            "policy": policy,
+            **self.references(t, samples, pairs, policy),
+        }
+        return self.step(t, "train", TRAIN, identity, self.workers(t), inputs)
+
+    def references(self, t: int, samples: str, pairs: str, policy: str) -> dict[str, str]:
+        """Return what the objective reads of other policies, by role; at t = 1 the two are one step."""
+        trainer, objective = self.config.trainer, self.config.objective
+        policies = {"reference": policy} if has_reference(objective) else {}
+        if has_base(objective):
+            policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
+        forward = self.forward(four_bit=trainer.adapter.four_bit)
+        inputs = {"samples": samples, "pairs": pairs}
+        return {
+            role: self.step(t, role, REFERENCE, forward, self.pool(), {**inputs, "policy": scoring})
+            for role, scoring in policies.items()
+        }
+
+    def forward(self, four_bit: bool) -> ReferenceIdentity:
+        """Return how the trainer scores a response."""
+        trainer = self.config.trainer
+        return ReferenceIdentity(
+            dtype=trainer.dtype, max_length=trainer.max_length, truncate=trainer.truncate, four_bit=four_bit
+        )
+
+    def divergence(self, t: int, samples: str, policies: Mapping[str, str]) -> None:
+        """Score what π_t said to the held-out prompts under itself and under others: label -> policy."""
+        for label, policy in policies.items():
+            inputs = {"samples": samples, "policy": policy}
+            self.step(t, f"logprobs_{label}", LOGPROBS, self.forward(four_bit=False), self.pool(), inputs)
+
+    def workers(self, t: int) -> TrainRuntime:
+        hardware, trainer = self.config.hardware, self.config.trainer
+        named = (self.config.run.name, self.arm, f"iter-{t:02d}")
+        return TrainRuntime(
+            workers=hardware.workers,
+            cpus=hardware.worker_cpus or _share(hardware.workers),
+            gpus=hardware.worker_gpus,
+            micro_batch=hardware.micro_batch,
+            checkpoint_steps=trainer.checkpoint_steps,
+            max_failures=hardware.max_failures,
+            gradient_checkpointing=trainer.gradient_checkpointing,
+            band_every=trainer.band_every,
+            offload=hardware.offload,
+            sinks=self.config.tracking.sinks,
+            tracked_as="/".join(name for name in named if name),
+        )
+
+    def evaluate(self, t: int, heldout: Sequence[str]) -> None:
+        """Judge π_t; heldout: what π_0 .. π_t said to the held-out prompts. Who met before is not judged again."""
+        crossed = self.config.evaluate.crossplay
+        opponents = {"previous": t - 1, "base": 0} | {f"vs{s:02d}": s for s in range(1, t - 1) if crossed}
+        inputs = {"samples": heldout[t]}
+        for judge, name in ((self.config.oracle, "oracle"), (self.config.judge, "second")):
+            for opponent, s in opponents.items():
+                scores = self.score(t, f"score_{name}_{opponent}", judge, heldout[t], heldout[s])
+                self.met[f"{name}_{t:02d}_{s:02d}"] = scores
+                if opponent in ("previous", "base"):
+                    inputs[f"{name}_{opponent}"] = scores
+        self.step(t, "evaluate", EVALUATE, EvaluateIdentity(**self.bootstrap()), None, inputs)
+        if crossed and t > 1:  # of two policies all is said
+            self.step(t, "crossplay", CROSSPLAY, CrossplayIdentity(**self.bootstrap()), None, self.met)
+
+    def bootstrap(self) -> dict[str, Any]:
+        evaluate = self.config.evaluate
+        return {"resamples": evaluate.resamples, "confidence": evaluate.confidence, "seed": self.config.seed}
+
+    def best_of(self, t: int, n: int, prompts: str, policy: str, heldout: Sequence[str]) -> None:
+        """Judge the best of n responses of π_t by the oracle, against one response of the base, and one of its own."""
+        config = self.config
+        samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
+        scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
+        chosen = {"samples": samples, "scores": scores}
+        best = self.step(t, "best", BEST, BestIdentity(win_rate=config.win_rate), None, chosen)
+        inputs = {"samples": best}
+        for judge, name in ((config.oracle, "oracle"), (config.judge, "second")):
+            for opponent, s in (("single", t), ("base", 0)):
+                scores = self.score(t, f"score_best_{name}_{opponent}", judge, best, heldout[s])
+                inputs[f"{name}_{opponent}"] = scores
+        self.step(t, "evaluate_best", EVALUATE, EvaluateIdentity(**self.bootstrap()), None, inputs)
+
+    def enter(self, prompts: str, policy: str) -> dict[str, str]:
+        """Return label -> name of what iteration 1 does not make itself."""
+        found = entries(self.arm, self.config, prompts, policy)
+        self.plan.entries.extend(found)
+        return {entry.label: self.external(entry.source) for entry in found}
+
+    def build(self) -> None:
+        config = self.config
+        prompts = self.prompts()
+        policy = base = self.external(self.sources.policy(config.policy))
+        entered = self.enter(prompts, policy)
+        heldout: list[str] = []
+        for t in range(1, config.iterations + 1):
+            given = entered if t == 1 else {}
+            samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
+            if not heldout:  # by the engine that is already loaded
+                heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
+            pairs, targets = self.annotate(t, samples, given.get("pairs"))
+            before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
+            heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
+            if config.evaluate.kl:
+                self.divergence(t, heldout[t], {"own": policy, "previous": before, "base": base})
+            self.evaluate(t, heldout)
+            if config.evaluate.best_of > 1:
+                self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
+
+
+def _engines(hardware: HardwareConfig) -> int:
+    """Return how many engines run side by side; 0 leaves it to the cluster: one for every `engine_gpus` GPUs."""
+    if hardware.engines is not None:
+        return hardware.engines
+    if hardware.engine_gpus:
+        return 0
+    return max(1, (os.cpu_count() or 1) // (hardware.cores_per_engine or os.cpu_count() or 1))
+
+
+def _deadline_s(identity: SampleIdentity, expect: ExpectConfig) -> float:
+    """Return how long a shard may take at most: ten times the start and the most tokens at the expected speed."""
+    tokens = identity.shard_rows * identity.k * identity.max_tokens
+    return 10 * (expect.start_s + tokens / expect.sample_tokens_per_s)
+
+
+def _share(actors: int) -> int:
+    return max(1, (os.cpu_count() or 1) // actors)
