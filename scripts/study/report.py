@@ -15,10 +15,11 @@ from rich.table import Table
 
 from pipeline.report.table import worth_of_judges
 from pipeline.schema import Config
-from scripts.study.compare import Bootstrap, Estimate, Judged, judged
+from scripts.study.compare import Judged, judged
 from scripts.study.presets import Study
 from scripts.study.read import FIGURES, Found, Policy
 from scripts.study.words import JUDGE_NAMES, interval, limits, verdicts
+from stages.evaluate.paired import Bootstrap, Estimate
 from stages.evaluate.stage import JUDGES
 
 BEHAVIOUR = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scripts.study.compare import POWER, Comparison, Estimate, Judged
+from scripts.study.compare import Comparison, Judged
 from stages.evaluate.bootstrap import alarm, informative
+from stages.evaluate.paired import POWER, Estimate
 
 JUDGE_NAMES = {"oracle": "oracle", "second": "second judge"}
 
@@ -46,7 +47,7 @@ def against(one: Comparison) -> str:
                 f"no difference from {one.than} is detectable, {shown}; a true one of {one.detectable:.3f} would be "
                 f"found {POWER:.0%} of the time, smaller ones less often"
             )
-    return f"no prompt in common with {one.than}"
+    return f"no prompt in common with {one.than}, or no more than one"
 
 
 def interval(one: Estimate, signed: bool = False) -> str:
