@@ -141,7 +141,7 @@ def _add_views(command: Command) -> None:
     status.add_argument("--why", action="store_true", help="say why a step is not done")
     status.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
     report = command("report", "Print the table of runs, and write them as one HTML file.", "pipeline.commands:report")
-    report.add_argument("run", nargs="*", help="runs, or arms of them, that are shown beside each other")
+    report.add_argument("run", nargs="*", help="runs, or arms of them, that are compared with the first")
     report.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     report.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
     inspect = command(

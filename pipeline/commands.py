@@ -298,17 +298,21 @@ def _origin(manifest: Manifest) -> str:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Print the table of every arm of the runs, write it as JSON where that is asked for, and the page."""
+    """Print the table of every arm of the runs and their comparison; write the page, and the figures as JSON."""
     from pipeline.report import arms, numbers
+    from pipeline.report.compare import compare
+    from pipeline.report.differences import print_differences
     from pipeline.report.html import page
 
     runs, names = Path(arguments.runs), arguments.run or ["default"]
     found = arms.find(runs, names)
     for arm in found:
         print_report(arm.folder, arm.store, Console())
+    compared = compare(found)
+    print_differences(compared, Console())
     if arguments.json:
-        arguments.json.write_text(numbers.as_json(found))
-    print(printable(str(page.write(runs / names[0] / "report.html", found))))
+        arguments.json.write_text(numbers.as_json(found, compared))
+    print(printable(str(page.write(runs / names[0] / "report.html", found, compared))))
 
 
 def inspect_prompt(arguments: argparse.Namespace) -> None:

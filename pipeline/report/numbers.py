@@ -1,9 +1,13 @@
 """The figures of the table as JSON: the same rows, their values unrounded.
 
-{"arms": [{"run", "arm", "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
+{"arms": [{"run", "arm", "label", "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
            "notes": {"1": [line]}, "judges": [line],
            "suites": {"rows": {name: {"base" or "3": text}}, "notes": [line]},
-           "contamination": [{"suite", "n", "rows", "overlapping", "prompts", "of"}]}]}
+           "contamination": [{"suite", "n", "rows", "overlapping", "prompts", "of"}]}],
+ "comparisons": [{"arm", "baseline", "judge", "iteration", "difference", "low", "high", "prompts", "detectable",
+                  "confidence", "finding": "better", "why": null, "notes": [line]}]}
+
+Arms are compared under their labels; what is not compared has nulls, and `why`.
 """
 
 from __future__ import annotations
@@ -14,17 +18,38 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.report.arms import Arm
+from pipeline.report.arms import Arm, labels
+from pipeline.report.compare import Difference
 from pipeline.report.published import NAMES
 from pipeline.report.table import FIGURES, suites_of, worth_of_judges
 
 
-def as_json(arms: Sequence[Arm]) -> str:
-    """Return the figures of every arm; one that an iteration does not have is left out."""
-    return json.dumps({"arms": [_arm(arm) for arm in arms]}, indent=1, allow_nan=False) + "\n"
+def as_json(arms: Sequence[Arm], found: Sequence[Difference] = ()) -> str:
+    """Return the figures of every arm, and their comparison; one that an iteration does not have is left out."""
+    shown = [_arm(arm, label) for arm, label in zip(arms, labels(arms), strict=True)]
+    content = {"arms": shown, "comparisons": [_finite(_comparison(one)) for one in found]}
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def _arm(arm: Arm) -> dict[str, Any]:
+def _comparison(one: Difference) -> dict[str, Any]:
+    return {
+        "arm": one.arm,
+        "baseline": one.baseline,
+        "judge": one.judge,
+        "iteration": one.iteration or None,
+        "difference": one.estimate.mean,
+        "low": one.estimate.low,
+        "high": one.estimate.high,
+        "prompts": one.estimate.n,
+        "detectable": one.detectable,
+        "confidence": one.confidence,
+        "finding": None if one.why else one.finding,
+        "why": one.why or None,
+        "notes": list(one.notes),
+    }
+
+
+def _arm(arm: Arm, label: str) -> dict[str, Any]:
     values = {
         str(t): {name: value for name, figure in FIGURES if (value := figure.value(steps)) is not None}
         for t, steps in arm.done.items()
@@ -36,6 +61,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
     return {
         "run": arm.run,
         "arm": arm.name,
+        "label": label,
         "iterations": _finite(values),
         "notes": notes,
         "judges": judges,

@@ -1,10 +1,9 @@
-"""Arms of a study against each other, prompt by prompt. Pure numpy, float64.
+"""Arms of a study against each other, prompt by prompt and seed by seed. Pure, float64.
 
 An arm's win rate on a held-out prompt is the mean over its seeds of P(its policy beats the base); its win rate is the
-mean over prompts. A difference of two arms is taken on each prompt, over the seeds and prompts that both have. The
-intervals are those of one paired bootstrap over prompts (stages/evaluate/bootstrap.py): they say how far another draw
-of prompts would move the figure, not another training. Two trainings that differ in nothing but the seed differ too, so
-a difference counts only if it is larger than that as well (`seed_sd`) and has one sign under every seed.
+mean over prompts. A difference of two arms is taken on each prompt (stages/evaluate/paired.py), over the seeds and
+prompts that both have. Its interval is over prompts. Two trainings that differ in nothing but the seed differ too, so a
+difference counts only if it is larger than that as well (`seed_sd`) and has one sign under every seed.
 """
 
 from __future__ import annotations
@@ -14,30 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
-import numpy as np
-
-from stages.evaluate.bootstrap import ROUNDING, Array, paired_bootstrap
-
-Rates = Mapping[str, float]
-"""Prompt -> win rate."""
-POWER = 0.8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bootstrap:
-    resamples: int
-    confidence: float
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over `n` prompts and its interval; NaN without a prompt."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
+from stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +31,12 @@ class Comparison:
     @property
     def finding(self) -> str:
         """`better`, `worse`, `luck` (the interval excludes 0, but seeds alone could do that), `none` or `unknown`."""
-        mean, low, high = self.difference.mean, self.difference.low, self.difference.high
-        if math.isnan(mean):
-            return "unknown"
-        if low <= ROUNDING and high >= -ROUNDING:
-            return "none"
-        one_sign = min(self.by_seed) > 0 or max(self.by_seed) < 0
-        if not one_sign or abs(mean) <= self.luck:
-            return "luck"
-        return "better" if mean > 0 else "worse"
+        told = found(self.difference)
+        if told in ("better", "worse"):
+            one_sign = min(self.by_seed) > 0 or max(self.by_seed) < 0
+            if not one_sign or abs(self.difference.mean) <= self.luck:
+                return "luck"
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +68,13 @@ def judged(
         pair: [difference(rates[pair[0]][seed], rates[pair[1]][seed]) for seed in seeds]
         for pair, seeds in common.items()
     }
-    apart = {pair: over_seeds(found) for pair, found in by_seed.items()}
-    values = aligned([over_seeds(list(seeds.values())) for seeds in rates.values()] + list(apart.values()))
-    means, lows, highs = paired_bootstrap(values, settings.resamples, settings.confidence, settings.seed)
-    counts = (~np.isnan(values)).sum(axis=0)
+    apart = {pair: over_seeds(seeds) for pair, seeds in by_seed.items()}
+    every = estimates([over_seeds(list(seeds.values())) for seeds in rates.values()] + list(apart.values()), settings)
     deviation = seed_sd([[_mean(one) for one in seeds.values()] for seeds in rates.values()])
-    found = [
-        Estimate(mean=float(m), low=float(low), high=float(high), n=int(n))
-        for m, low, high, n in zip(means, lows, highs, counts, strict=True)
-    ]
     return Judged(
         iteration=iteration,
         judge=judge,
-        arms=dict(zip(rates, found, strict=False)),
+        arms=dict(zip(rates, every, strict=False)),
         comparisons=tuple(
             Comparison(
                 arm=pair[0],
@@ -117,7 +84,7 @@ def judged(
                 by_seed=tuple(_mean(one) for one in by_seed[pair]),
                 luck=luck(deviation, len(common[pair]), settings.confidence),
             )
-            for pair, estimate in zip(against, found[len(rates) :], strict=True)
+            for pair, estimate in zip(against, every[len(rates) :], strict=True)
         ),
         seed_sd=deviation,
     )
@@ -127,31 +94,6 @@ def over_seeds(rates: Sequence[Rates]) -> dict[str, float]:
     """Return prompt -> mean over the seeds, of prompts that every seed has."""
     prompts = set.intersection(*(set(one) for one in rates)) if rates else set()
     return {prompt: fmean(one[prompt] for one in rates) for prompt in sorted(prompts)}
-
-
-def difference(arm: Rates, than: Rates) -> dict[str, float]:
-    """Return prompt -> arm's win rate minus the other's, of prompts that both have."""
-    return {prompt: rate - than[prompt] for prompt, rate in arm.items() if prompt in than}
-
-
-def aligned(columns: Sequence[Rates]) -> Array:
-    """Return (n, c) float64: a row for each prompt that any column has, sorted by id, NaN where a column lacks it."""
-    prompts = sorted(set().union(*columns))
-    rows = [[column.get(prompt, math.nan) for column in columns] for prompt in prompts]
-    return np.array(rows, dtype=np.float64).reshape(len(prompts), len(columns))
-
-
-def detectable(differences: Sequence[float], confidence: float, power: float = POWER) -> float:
-    """Return the minimum detectable effect: a true mean this far from 0 is found with probability `power`.
-
-    (z(1/2 + confidence/2) + z(power)) * s / sqrt(n), s the standard deviation of the n differences (n - 1 below), z the
-    normal quantile: (1.96 + 0.84) * SE at 95% and 80%. NaN for fewer than two.
-    """
-    if len(differences) < 2:
-        return math.nan
-    z = NormalDist().inv_cdf
-    error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    return (z(0.5 + confidence / 2) + z(power)) * error
 
 
 def seed_sd(by_arm: Sequence[Sequence[float]]) -> float | None:

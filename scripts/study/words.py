@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scripts.study.compare import POWER, Comparison, Estimate, Judged
+from pipeline.report.differences import interval, many
+from scripts.study.compare import Comparison, Judged
 from stages.evaluate.bootstrap import alarm, informative
+from stages.evaluate.paired import POWER, Estimate
 
 JUDGE_NAMES = {"oracle": "oracle", "second": "second judge"}
 
@@ -46,13 +48,7 @@ def against(one: Comparison) -> str:
                 f"no difference from {one.than} is detectable, {shown}; a true one of {one.detectable:.3f} would be "
                 f"found {POWER:.0%} of the time, smaller ones less often"
             )
-    return f"no prompt in common with {one.than}"
-
-
-def interval(one: Estimate, signed: bool = False) -> str:
-    """Return `0.540 [0.512, 0.568]`."""
-    form = "+.3f" if signed else ".3f"
-    return f"{one.mean:{form}} [{one.low:{form}}, {one.high:{form}}]" if one.n else "no prompts"
+    return f"no prompt in common with {one.than}, or no more than one"
 
 
 def _seeds(by_seed: Sequence[float]) -> str:
@@ -64,11 +60,7 @@ def limits(last: Sequence[Judged], confidence: float) -> list[str]:
     lines = []
     count = sum(len(one.comparisons) for one in last)
     if count:
-        lines.append(
-            f"{count} comparisons at {confidence:.0%}: if no arm differed from any other, "
-            f"{count * (1 - confidence):.1f} of them would be expected to look like a difference; nothing is corrected "
-            "for that."
-        )
+        lines.append(many(count, confidence))
     if all(one.seed_sd is None for one in last):
         return [*lines, "One seed an arm: nothing is known of how another training would have come out."]
     return lines + [_of_seeds(one, one.seed_sd) for one in last if one.seed_sd is not None]

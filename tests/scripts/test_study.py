@@ -16,9 +16,10 @@ from pipeline import config
 from pipeline.errors import ConfigError, DataError
 from scripts.study import compare, elsewhere, figure, report, words
 from scripts.study.__main__ import main
-from scripts.study.compare import Bootstrap, Comparison, Estimate, Judged
+from scripts.study.compare import Comparison, Judged
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 from scripts.study.read import FIGURES, Found, Policy
+from stages.evaluate.paired import Bootstrap, Estimate, detectable
 from tests.faults.harness import overrides, write_prompts
 from tests.tiny import tiny_policy
 
@@ -46,18 +47,10 @@ def test_differences_are_paired_by_prompt() -> None:
     assert apart.comparisons[0].finding == "worse"
 
 
-def test_the_minimum_detectable_effect_by_hand() -> None:
-    differences = [0.1, -0.1, 0.3, 0.1]  # mean 0.1, deviations 0, -0.2, 0.2, 0: s^2 = 0.08 / 3
-    error = math.sqrt(0.08 / 3) / 2
-    assert compare.detectable(differences, 0.95) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-6)
-    assert compare.detectable(differences, 0.95, power=0.5) == pytest.approx(1.959964 * error, rel=1e-6)
-    assert math.isnan(compare.detectable([0.1], 0.95))
-
-
 def test_an_effect_as_large_as_the_detectable_one_is_found_four_times_in_five() -> None:
     rng = np.random.default_rng(0)
     prompts = [f"p{i}" for i in range(100)]
-    effect = compare.detectable(list(rng.normal(0, 0.2, 2000)), 0.95) * math.sqrt(2000 / 100)
+    effect = detectable(list(rng.normal(0, 0.2, 2000)), 0.95) * math.sqrt(2000 / 100)
     found = 0
     for _ in range(200):
         arm = dict(zip(prompts, rng.normal(effect, 0.2, 100).tolist(), strict=True))

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.report.arms import Arm
+from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
 from pipeline.report.html.bins import Counts
 from pipeline.report.html.blocks import heat
 from pipeline.report.html.browser import browser
 from pipeline.report.html.curves import by_arm, charts
+from pipeline.report.html.differences import differences
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.svg import histogram
@@ -25,15 +27,15 @@ SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
 """What stands before the answer: its tone can be told without its colour."""
 
 
-def write(path: Path, arms: Sequence[Arm]) -> Path:
-    """Write the report of the arms to `path`, whole or not at all, and return it."""
+def write(path: Path, arms: Sequence[Arm], found: Sequence[Difference]) -> Path:
+    """Write the report of the arms and their comparison to `path`, whole or not at all, and return it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(page(gather(arms)).encode())
+    temporary.write_bytes(page(gather(arms), found).encode())
     os.replace(temporary, path)
     return path
 
 
-def page(stories: Sequence[Story]) -> str:
+def page(stories: Sequence[Story], found: Sequence[Difference] = ()) -> str:
     """Return the document."""
     style, script = (Html((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     title = "sparring: " + ", ".join(story.name for story in stories)
@@ -45,7 +47,7 @@ def page(stories: Sequence[Story]) -> str:
         tag("title", title),
         tag("style", style),
     )
-    body = tag("body", tag("main", _top(stories), *_sections(stories)), tag("script", script))
+    body = tag("body", tag("main", _top(stories, found), *_sections(stories)), tag("script", script))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
@@ -61,7 +63,7 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _top(stories: Sequence[Story]) -> Html:
+def _top(stories: Sequence[Story], found: Sequence[Difference]) -> Html:
     steps = [m for story in stories for labels in story.every.values() for m in labels.values()]
     made = max((str(m.made_with.get("created", "")) for m in steps), default="")
     named = ("run " if len(stories) == 1 else f"{len(stories)} arms: ") + ", ".join(story.name for story in stories)
@@ -71,6 +73,7 @@ def _top(stories: Sequence[Story]) -> Html:
         tag("h1", "Did it get better?"),
         tag("p", named + until, class_="quiet"),
         *_answers(stories),
+        differences(found),
         _notes(stories),
     )
 

@@ -46,6 +46,21 @@ SELECTION = {
 """How pairs are made: `inspect` judges a prompt without one again, to say why."""
 
 
+def named(name: str) -> dict[str, str]:
+    """An input that is told from others by its name."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return {"name": digest, "digest": digest}
+
+
+def judge(kind: str, files: str = "files", **options: Any) -> dict[str, Any]:
+    """Identity and inputs of a judge's scores."""
+    identity = {"kind": kind, "options": options, "members": {}}
+    return {"identity": identity, "inputs": {"judge": named(files)}}
+
+
+JUDGES = {"oracle": judge("mini"), "second": judge("lexical")}
+
+
 @dataclass(frozen=True)
 class Played:
     """A prompt, its responses and P, which says who beats whom."""
@@ -104,10 +119,10 @@ class Run:
         out = sum(table.num_rows for table in tables)
         rows = {"in": out + sum((dropped or {}).values()), "out": out, "dropped": dict(dropped or {})}
         plain: dict[str, Any] = {"version": 1, "identity": {}, "summary": {}, "seconds": 10.0, "stats": {}}
+        plain["inputs"] = {"of": {"name": "ab" * 32, "digest": "cd" * 32}}
         manifest = Manifest(
             fingerprint=fingerprint,
             step=kind,
-            inputs={"of": {"name": "ab" * 32, "digest": "cd" * 32}},
             files=files_below(artifact.path, names),
             rows=rows,
             attempts=["test"],
@@ -148,20 +163,51 @@ class Run:
         summary = {"steps": steps, "probe_h_w": 1.0, "probe_h_l": -2.0, "noise": 1e-6, "changed_fraction": 1.0}
         self.add(t, "train", files={"metrics.jsonl": lines}, summary=summary, seconds=100.0, stats={"tokens": 2000})
 
+    def based(self, *, policy: str = "base", prompts: str = "prompts", says: str = "a", **identity: Any) -> Run:
+        """Add the base's held-out responses, in which it says one word to every prompt."""
+        inputs = {"policy": named(policy), "prompts": named(prompts)}
+        tables = [samples_table({"h": duel("Held out.", says, "b", 0.5)})]
+        self.add(0, "sample_base", tables, inputs=inputs, identity={"seed": 0, "max_tokens": 32, **identity})
+        return self
+
     def evaluated(
-        self, t: int, oracle: float, second: float, *, reach: float = 0.03, alarms: Sequence[str] = ()
+        self,
+        t: int,
+        oracle: float | Mapping[str, float],
+        second: float | Mapping[str, float],
+        *,
+        reach: float = 0.03,
+        alarms: Sequence[str] = (),
+        seed: int = 0,
+        judges: Mapping[str, Any] = JUDGES,
     ) -> None:
-        """Add held-out responses, their scores by both judges, and the comparison; win rates are against the base."""
-        self.add(t, "sample_heldout", [samples_table({"h": duel("Held out.", "a", "b", 0.5)})], summary=lengths(t))
+        """Add held-out responses, their scores by both judges, and the comparison; win rates are against the base.
+
+        oracle, second: win rate by prompt, or that of a single prompt. judges: identity and inputs of their scores.
+        """
+        said = samples_table({"h": duel("Held out.", f"{self.name} {t}", "b", 0.5)})
+        samples = self.add(t, "sample_heldout", [said], summary=lengths(t))
+        base = book.read(self.folder)["steps"].get("00", {}).get("sample_base", {"fingerprint": "", "content": ""})
+        met = {
+            "samples": {"name": samples.fingerprint, "digest": samples.content},
+            "opponents": {"name": base["fingerprint"], "digest": base["content"]},
+        }
         comparisons = []
-        for judge, rate in (("oracle", oracle), ("second", second)):
+        for judge, rates in (("oracle", oracle), ("second", second)):
+            by_prompt = rates if isinstance(rates, Mapping) else {"h0": rates}
             for opponent in ("previous", "base"):
                 self.add(
-                    t, f"score_{judge}_{opponent}", [scores_table([rate])], summary={"oracle": "mini", "card": None}
+                    t,
+                    f"score_{judge}_{opponent}",
+                    [scores_table([*by_prompt.values()], [*by_prompt])],
+                    identity={"oracle": judges[judge]["identity"]},
+                    inputs={**met, **judges[judge]["inputs"]},
+                    summary={"oracle": judges[judge]["identity"]["kind"], "card": None},
                 )
-                comparisons.append(comparison(judge, opponent, rate, reach))
+                comparisons.append(comparison(judge, opponent, float(np.nanmean([*by_prompt.values()])), reach))
+        identity = {"resamples": 400, "confidence": 0.95, "seed": seed}
         summary = {"confidence": 0.95, "comparisons": comparisons, "alarms": list(alarms), "alarm": bool(alarms)}
-        self.add(t, "evaluate", summary=summary)
+        self.add(t, "evaluate", identity=identity, summary=summary)
 
 
 def lengths(t: int) -> dict[str, float]:
@@ -194,12 +240,13 @@ def samples_table(part: Mapping[str, Played]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
 
 
-def scores_table(rates: Sequence[float]) -> pa.Table:
-    """Scores of held-out prompts with one response of each policy; rates: what the left one wins."""
-    logits = [float(np.log(rate / (1 - rate))) for rate in rates]
+def scores_table(rates: Sequence[float], ids: Sequence[str] = ()) -> pa.Table:
+    """Scores of held-out prompts with one response of each policy; rates: what the left one wins, NaN: trained on."""
+    named = ids or [f"h{i}" for i in range(len(rates))]
+    logits = [0.0 if np.isnan(rate) else float(np.log(rate / (1 - rate))) for rate in rates]
     rows = [
-        {"id": f"h{i}", "n_left": 1, "n_right": 1, "logits": [x], "swapped": [-x], "trained_on": False}
-        for i, x in enumerate(logits)
+        {"id": i, "n_left": 1, "n_right": 1, "logits": [x], "swapped": [-x], "trained_on": bool(np.isnan(rate))}
+        for i, x, rate in zip(named, logits, rates, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=SCORES_SCHEMA)
 

@@ -19,11 +19,15 @@ TEXTS = (
     "<style>body{display:none}</style><base href=//evil.example><a href='javascript:0'>x</a>",
 )
 NAME = "<img src=x onerror=alert(1)>'\"&"
+OTHER = f'"><svg onload={RUNS}>\x1b[31m{"W" * 60}'
 
 
-def planted(root: Path) -> Run:
-    """A finished run with hostile texts in prompts, responses, drop reasons and its name; three iterations."""
-    run = Run(root, NAME).begin()
+def planted(root: Path, name: str = NAME, more: float = 0.0) -> Run:
+    """A finished run with hostile texts in prompts, responses, drop reasons and its name; three iterations.
+
+    more: what the oracle adds to its win rates on one of two held-out prompts.
+    """
+    run = Run(root, name).begin()
     run.add(0, "prompts", dropped={"<b>over</b>": 2})
     run.add(0, "sample_base", [samples_table({"h": duel("Held out.", "a", "b", 0.5)})], summary={"length_mean": 80.0})
     p = duel("", "", "", 0.8).p
@@ -32,7 +36,8 @@ def planted(root: Path) -> Run:
     for t in (1, 2, 3):
         run.annotated(t, [hostile, plain])
         run.trained(t)
-        run.evaluated(t, 0.52 + t / 50, 0.5 + t / 100)
+        oracle, second = 0.52 + t / 50, 0.5 + t / 100
+        run.evaluated(t, {"h0": oracle, "h1": oracle + more}, {"h0": second, "h1": second})
     for number, text in enumerate(TEXTS):
         named = {"suite": text, "judge": text, "model": text, "notes": [text], "scores": {text: Score(value=1.0)}}
         results.write(

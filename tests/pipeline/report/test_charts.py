@@ -9,6 +9,7 @@ from pipeline.report.html.axes import Frame, ticks
 from pipeline.report.html.bins import Counts
 from pipeline.report.html.blocks import bars, heat
 from pipeline.report.html.svg import Lines, Point, Series, histogram, lines, outline, thinned
+from pipeline.report.html.whiskers import LONGEST, Whisker, whiskers
 
 UNIT = Frame((0.0, 10.0), (0.0, 1.0))
 
@@ -119,3 +120,23 @@ def test_bars_are_as_long_as_their_seconds() -> None:
     assert re.findall(r'width="([\d.]+)" height="24"', drawn) == ["191", "63", "127"]
     assert ">40</text>" in drawn and "1, a: 30.0 s" in drawn
     assert bars("t", "s", [("1", {})], ["a"]) == ""
+
+
+def test_a_whisker_reaches_from_low_to_high_and_the_axis_holds_0() -> None:
+    # 0 … .2, padded to -.016 … .216, lies on 16 … 348: .1 is in the middle; a name takes 16, a whisker 15, a gap 7
+    one = Whisker(name="oracle", look=0, value=0.1, low=0.05, high=0.2)
+    drawn = whiskers("t", "x", [("<a>", [one]), ("b", [Whisker(name="second", look=1, value=0.1, low=0.1, high=0.2)])])
+    zero, low, high = 16 + 0.016 / 0.232 * 332, 16 + 0.066 / 0.232 * 332, 16 + 0.216 / 0.232 * 332
+    assert f'd="M{zero:.2f} 0V76" class="level"' in drawn
+    assert f'd="M{low:.2f} 20.50v6m0 -3H{high:.2f}m0 -3v6" class="reach c0"' in drawn
+    assert axes.marker(0, 182, 23.5) in drawn and axes.marker(1, 182, 61.5) in drawn
+    assert "&lt;a&gt;, oracle: +0.100 [+0.050, +0.200]" in drawn and drawn.count("<li>") == 2
+    assert 'viewBox="0 0 360 110"' in drawn
+    negative = whiskers("t", "x", [("a", [Whisker(name="o", look=0, value=-0.1, low=-0.2, high=-0.05)])])
+    assert f'd="M{348 - 0.016 / 0.232 * 332:.2f} 0V38" class="level"' in negative
+
+
+def test_long_names_end_where_the_picture_does_and_no_difference_draws_nothing() -> None:
+    drawn = whiskers("t", "x", [("n" * 90, [Whisker(name="o", look=0, value=0.0, low=0.0, high=0.0)])])
+    assert f">{'n' * (LONGEST - 1)}…</text>" in drawn and f"<title>{'n' * 90}</title>" in drawn
+    assert whiskers("t", "x", [("a", [])]) == ""

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.arms import find
+from pipeline.report.compare import compare
 from pipeline.report.html import page
 from pipeline.report.html.gather import gather
-from tests.pipeline.report.planted import NAME, planted
+from tests.pipeline.report.planted import NAME, OTHER, planted
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -34,7 +35,7 @@ const wide = [...document.querySelectorAll("body *")].filter((one) => !one.close
 const reach = Math.ceil(Math.max(...wide.map((one) => one.getBoundingClientRect().right)));
 parent.postMessage([reach, document.documentElement.scrollWidth, window.innerWidth].join(" "), "*");
 """
-FRAME = """<!doctype html><iframe src="measured.html" width="375" height="2000" style="border:0"></iframe><script>
+FRAME = """<!doctype html><iframe src="measured-%s" width="375" height="2000" style="border:0"></iframe><script>
 addEventListener("message", (event) => { document.body.dataset.measured = event.data; });
 </script>"""
 """A window that prints its elements is 500 wide at least; a frame in it may be narrower."""
@@ -44,14 +45,17 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/ch
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page, and a copy that measures itself when everything is unfolded."""
+    """The page of a run and that of two, and of each a copy that measures itself when everything is unfolded."""
     run = planted(tmp_path_factory.mktemp("chromium"))
-    html = page.page(gather(find(run.root / "runs", [NAME])))
-    (run.root / "page.html").write_text(html)
-    allowed = base64.b64encode(hashlib.sha256(MEASURE.encode()).digest()).decode()
-    copy = html.replace("script-src ", f"script-src &#x27;sha256-{allowed}&#x27; ")
-    (run.root / "measured.html").write_text(copy.replace("</body>", f"<script>{MEASURE}</script></body>"))
-    (run.root / "frame.html").write_text(FRAME)
+    planted(run.root, OTHER, 0.1)
+    for name, runs in (("page.html", [NAME]), ("arms.html", [NAME, OTHER])):
+        arms = find(run.root / "runs", runs)
+        html = page.page(gather(arms), compare(arms))
+        (run.root / name).write_text(html)
+        allowed = base64.b64encode(hashlib.sha256(MEASURE.encode()).digest()).decode()
+        copy = html.replace("script-src ", f"script-src &#x27;sha256-{allowed}&#x27; ")
+        (run.root / f"measured-{name}").write_text(copy.replace("</body>", f"<script>{MEASURE}</script></body>"))
+        (run.root / f"frame-{name}").write_text(FRAME % name)
     return run.root
 
 
@@ -69,20 +73,29 @@ def test_nothing_planted_runs_and_the_filter_does(made: Path) -> None:
     assert re.search(r'<output id="matching">36 of 36</output>', dom)  # written by the page's own script
 
 
-def test_nothing_scrolls_sideways_on_a_phone(made: Path) -> None:
-    dom = chromium(made, "frame.html", "--virtual-time-budget=3000", "--dump-dom")
+def test_nothing_planted_in_names_runs_where_arms_are_compared(made: Path) -> None:
+    dom = chromium(made, "arms.html", "--dump-dom")
+    root, top = dom[: dom.index("<head>")], dom[dom.index("<header>") : dom.index("</header>")]
+    assert "planted" not in root and dom.count("<script") == 1 and "<img" not in dom
+    assert "Each arm against &lt;img" in top and "n=2, detectable" in top and top.count("<svg") == 3
+
+
+@pytest.mark.parametrize("name", ["page.html", "arms.html"])
+def test_nothing_scrolls_sideways_on_a_phone(made: Path, name: str) -> None:
+    dom = chromium(made, f"frame-{name}", "--virtual-time-budget=3000", "--dump-dom")
     measured = re.search(r'data-measured="(\d+) (\d+) (\d+)"', dom)
     assert measured, dom
     reach, scroll, inner = map(int, measured.groups())
     assert inner == 375 and scroll == 375 and reach <= 375
 
 
+@pytest.mark.parametrize("name", ["page.html", "arms.html"])
 @pytest.mark.parametrize("scheme", [1, 0])
-def test_a_picture_is_drawn_light_and_dark(made: Path, scheme: int) -> None:
+def test_a_picture_is_drawn_light_and_dark(made: Path, scheme: int, name: str) -> None:
     from PIL import Image
 
     out = made / f"{scheme}.png"
-    chromium(made, "page.html", f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={out}")
+    chromium(made, name, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={out}")
     with Image.open(out) as image:
         assert image.size == (375, 2000)
         colours = image.convert("RGB").getcolors(1 << 20) or []
