@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from pipeline.artifact import Artifact, Manifest
 from pipeline.diagnostics.rules import learned
 from pipeline.job import Input
 from pipeline.report.table import iterations
+from stages.annotate import winrate
 from stages.train.config import TRAIN
 from tests.faults.harness import DEADLINE_S, Run, contents, overrides
 
@@ -185,7 +187,29 @@ def test_the_report_is_printed_from_manifests(undisturbed: Path) -> None:
     assert done.returncode == 0, done.stderr
     for row in ("pairs kept", "|P̃-P|, mean", "oracle: vs base", "second judge: vs previous", "seconds: train"):
         assert row in done.stdout
+    assert "KL to the base, nats" in done.stdout and "best of n" not in done.stdout
     assert "oracle (mini): accuracy" in done.stdout
+
+
+def test_best_of_n_comes_to_a_run_that_is_finished(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+    """Its eight steps alone are made; what was chosen is the argmax of the win rate, judged beside one response."""
+    folder = copied(undisturbed, tmp_path)
+    Run(folder, overrides(folder, policy, "evaluate.best_of=3")).finish()
+    before, after = contents(undisturbed), contents(folder)
+    assert before.items() <= after.items() and len(after) == len(before) + 8
+    steps = steps_of(folder)
+    chosen, samples = (opened(folder, steps[label]) for label in ("best", "sample_best"))
+    scores = opened(folder, steps["score_best"]).table(0).to_pylist()
+    for best, sample, score in zip(chosen.table(0).to_pylist(), samples.table(0).to_pylist(), scores, strict=True):
+        logits, swapped = (np.reshape(score[name], (3, 3)) for name in ("logits", "swapped"))
+        rates = winrate.win_rates(winrate.preference_matrix((logits - swapped) / 2))
+        assert len(sample["responses"]) == 3 and best["id"] == sample["id"] == score["id"]
+        assert best["responses"] == [sample["responses"][winrate.best(rates)]]
+    compared = {(row["judge"], row["opponent"]): row for row in steps["evaluate_best"].summary["comparisons"]}
+    assert set(compared) == {(judge, foe) for judge in ("oracle", "second") for foe in ("single", "base")}
+    assert all(row["n"] == 4 for row in compared.values()) and compared["oracle", "single"]["win_rate"] >= 0.5
+    done = sparring("report", "default", "--runs", str(folder / "runs"))
+    assert "best of n, second judge: vs base" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
