@@ -11,8 +11,9 @@ from pipeline.export.base import UNKNOWN, Base
 from pipeline.export.choose import Choice
 from pipeline.export.markdown import Safe, escaped, front, table
 from pipeline.export.run import Run
+from pipeline.report.judging import worth_of_judges
 from pipeline.report.published import published_of, rows_of
-from pipeline.report.table import Steps, alarms, win_rate, worth_of_judges
+from pipeline.report.table import Steps, alarms, win_rate
 
 COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
 

@@ -15,8 +15,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.report.arms import Arm
+from pipeline.report.judging import worth_of_judges
 from pipeline.report.published import NAMES
-from pipeline.report.table import FIGURES, suites_of, worth_of_judges
+from pipeline.report.table import FIGURES, suites_of
 
 
 def as_json(arms: Sequence[Arm]) -> str:

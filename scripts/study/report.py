@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.report.table import worth_of_judges
+from pipeline.report.judging import worth_of_judges
 from pipeline.schema import Config
 from scripts.study.compare import Bootstrap, Estimate, Judged, judged
 from scripts.study.presets import Study
