@@ -369,6 +369,7 @@ def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
     plan = Plan(steps={}, externals={}, configs=dict(configs))
     for arm, config in configs.items():
         _Builder(arm, config, sources, plan).build()
+        judges.check_second(config.oracle, config.judge, sources)
     return plan
 
 

@@ -11,7 +11,7 @@ from pipeline.export.base import UNKNOWN, Base
 from pipeline.export.choose import Choice
 from pipeline.export.markdown import Safe, escaped, front, table
 from pipeline.export.run import Run
-from pipeline.report.judging import worth_of_judges
+from pipeline.report.judging import apart, worth_of_judges
 from pipeline.report.published import published_of, rows_of
 from pipeline.report.table import Steps, alarms, win_rate
 
@@ -101,7 +101,7 @@ def _results(run: Run, t: int) -> Iterator[str]:
     last = evaluated[max(evaluated)]
     yield (
         f"Win rates on {last['prompts']} held-out prompts, {last['confidence']:.0%} bootstrap intervals over prompts; "
-        "½ is as good as the other. The oracle taught the policy; the second judge, of another family, never did."
+        f"½ is as good as the other. The oracle taught the policy{_never(run.steps[max(evaluated)])}."
     )
     yield ""
     head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
@@ -112,6 +112,10 @@ def _results(run: Run, t: int) -> Iterator[str]:
     judges = worth_of_judges(run.steps[max(evaluated)])
     yield from (f"- {escaped(line)}" for line in judges or ["What the judges are worth was not measured."])
     yield from _published(run, t)
+
+
+def _never(steps: Steps) -> str:
+    return "; the second judge never did" if apart(steps) else ", and the second judge is it too, or a part of it"
 
 
 def _judge(name: str) -> str:

@@ -23,7 +23,16 @@ def worth_of_judges(steps: Mapping[str, Manifest]) -> list[str]:
         for judge, score in scores.items()
         if "oracle" in score
     ]
+    if not apart(steps):
+        lines.append("the second judge is the oracle, or a part of it: it says nothing that the oracle does not")
     return [*lines, *_together([score.get("card") or {} for score in scores.values()])]
+
+
+def apart(steps: Mapping[str, Manifest]) -> bool:
+    """Whether the second judge was loaded from no folder of the oracle. A plan refuses it; older runs may have one."""
+    scores = [steps[label] for judge in JUDGES if (label := f"score_{judge}_base") in steps]
+    loaded = [{i["digest"] for role, i in m.inputs.items() if role.split(".")[-1] == "judge"} for m in scores]
+    return len(loaded) < 2 or not loaded[0] & loaded[1]
 
 
 def _worth(judge: str, score: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.report.judging import apart
 from pipeline.report.table import Steps, compared
 
 NAMES = {"oracle": "the oracle", "second": "the second judge"}
@@ -94,12 +95,12 @@ def tone(oracle: str, second: str) -> str:
 
 def _sentences(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     share = 100 * steps["evaluate"].summary["confidence"]
-    said = [_said(NAMES[judge], t, row) for judge, row in rows.items() if row]
+    said = [_said(NAMES[judge], t, row, apart(steps)) for judge, row in rows.items() if row]
     return [*said, f"{share:.0f}% intervals over held-out prompts."]
 
 
-def _said(judge: str, t: int, row: Mapping[str, Any]) -> str:
-    who = f"By {judge}{', which training never saw,' if judge == NAMES['second'] else ''}"
+def _said(judge: str, t: int, row: Mapping[str, Any], unseen: bool) -> str:
+    who = f"By {judge}{', which training never saw,' if judge == NAMES['second'] and unseen else ''}"
     if row["win_rate"] is None:
         return f"{judge[0].upper()}{judge[1:]} was trained on every held-out prompt, so it says nothing."
     told = verdict(row).replace("open", "not informative, as the interval contains ½")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.judging import worth_of_judges
+from pipeline.report.judging import apart, worth_of_judges
 from pipeline.report.table import Steps
 from pipeline.sources import EMBEDDED_JUDGES
 from stages.annotate.score import _card
@@ -51,3 +51,16 @@ def test_an_error_correlation_with_another_judge_is_not_said() -> None:
 
 def test_what_was_not_judged_has_no_line() -> None:
     assert worth_of_judges({}) == [] and len(worth_of_judges(judged(oracle="mini"))) == 1
+
+
+def test_a_second_judge_that_is_the_oracle_is_said() -> None:
+    """Of runs that were made before a plan refused it: told by what both were loaded from."""
+    of = {"judge": {"name": "x", "digest": "1" * 64}, "encoder": {"name": "e", "digest": "2" * 64}}
+    members = {"a.judge": of["judge"], "b.judge": {"name": "y", "digest": "3" * 64}}
+    alone = {"judge": {"name": "y", "digest": "4" * 64}, "encoder": of["encoder"]}
+    for inputs, other in ((of, of), (members, of), (of, members), (of, alone), (members, alone)):
+        steps = judged(oracle="mini", second="mini")
+        for manifest_, read in zip(steps.values(), (inputs, other), strict=True):
+            manifest_.inputs.update(read)
+        said = any("is the oracle, or a part of it" in line for line in worth_of_judges(steps))
+        assert (apart(steps), said) == ((True, False) if other is alone else (False, True))

@@ -51,3 +51,11 @@ def test_the_alarm_comes_first() -> None:
 
 def test_without_an_evaluation_nothing_is_claimed() -> None:
     assert answer({1: {}}).headline == "Not evaluated yet"
+
+
+def test_a_second_judge_that_taught_the_policy_is_not_called_unseen() -> None:
+    steps = evaluated(0.56, 0.57)
+    for judge in ("oracle", "second"):
+        steps[f"score_{judge}_base"] = manifest("score", {})
+        steps[f"score_{judge}_base"].inputs["judge"] = {"name": "x", "digest": "1" * 64}
+    assert "which training never saw" not in " ".join(answer({1: steps}).sentences)
