@@ -1,4 +1,4 @@
-"""What the judges of a run are worth, from the manifests of an iteration alone."""
+"""What the judges of a run are worth, and what each of them leaves out, from the manifests of an iteration alone."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ def apart(steps: Mapping[str, Manifest]) -> bool:
     scores = [steps[label] for judge in JUDGES if (label := f"score_{judge}_base") in steps]
     loaded = [{i["digest"] for role, i in m.inputs.items() if role.split(".")[-1] == "judge"} for m in scores]
     return len(loaded) < 2 or not loaded[0] & loaded[1]
+
+
+def left_out(steps: Mapping[str, Manifest], row: Mapping[str, Any]) -> str:
+    """Return why held-out prompts are left out of a row of `evaluate`; '' where none is.
+
+    `3 on which it was trained, 1 that the base did not answer`: two counts, of which the row has the sum.
+    """
+    dropped, score = row.get("dropped") or 0, steps.get(f"score_{row['judge']}_{row['opponent']}")
+    if not dropped or score is None or "trained_on" not in score.summary:
+        return f"{dropped}" if dropped else ""
+    trained = score.summary["trained_on"]
+    other = {"base": "the base", "previous": "the previous policy"}[row["opponent"]]
+    counts = {"on which it was trained": trained, f"that {other} did not answer": dropped - trained}
+    return ", ".join(f"{count} {why}" for why, count in counts.items() if count)
 
 
 def _worth(judge: str, score: Mapping[str, Any]) -> str:
