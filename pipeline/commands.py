@@ -346,7 +346,7 @@ def _verify_one(store: Path, kind: str, path: Path) -> bool:
     with Lease(artifact.lease, "verify").acquire(wait=True):
         problems = _problems(artifact)  # again: whoever held the lease may have made it anew
         for problem in problems:
-            print(f"{path.name}: {problem}; undone, the next run (or import) makes it again")
+            print(printable(f"{path.name}: {problem}; undone, the next run (or import) makes it again"))
         if problems:
             artifact.set_aside()
     return bool(problems)
@@ -368,5 +368,5 @@ def doctor(arguments: argparse.Namespace) -> int:
     bad = 0
     for good, name, text in checks(chosen):
         bad += not good
-        print(f"{'ok ' if good else 'BAD'} {name}: {text}")
+        print(printable(f"{'ok ' if good else 'BAD'} {name}: {text}"))
     return 1 if bad else 0

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = {path: index.overlapping() for path, index in indexes.items()}
     show(what, prompts, arguments.n, suites, indexes, found)
     for line in absent:
-        print(f"left out: {line}")
+        print(printable(f"left out: {line}"))
     kept = [
         results.Overlap(
             suite=path, n=arguments.n, rows=len(suites[path]), overlapping=len(found[path]), prompts=prompts, of=what
