@@ -157,7 +157,7 @@ def _add_views(command: Command) -> None:
     inspect.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
     verify = command("verify", "Re-hash every file of the store; undo what is corrupt.", "pipeline.commands:verify")
     verify.add_argument("--store", default="store", help="the store (paths.store)")
-    doctor = command("doctor", "Check versions, hardware, cache, chat template and disk.", "pipeline.commands:doctor")
+    doctor = command("doctor", "Check what a run needs, list what is optional.", "pipeline.commands:doctor")
     doctor.add_argument("overrides", nargs="*")
 
 
