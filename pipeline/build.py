@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pipeline import judges
 from pipeline.builder import Builder
 from pipeline.job import Input
 from pipeline.plan import Plan
@@ -37,6 +38,7 @@ def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
     plan = Plan(steps={}, externals={}, configs=dict(configs))
     for arm, config in configs.items():
         Builder(arm, config, sources, plan).build()
+        judges.check_second(config.oracle, config.judge, sources)
     return plan
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline import stopping
 from pipeline.cli_suites import add_suites
 from pipeline.errors import SparringError
+from pipeline.report.plain import printable
 
 Command = Callable[[str, str, str], argparse.ArgumentParser]
 """(name, help, "module:function") -> its parser."""
@@ -33,26 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.call(arguments))
     except SparringError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 2
     except stopping.Stopped as stop:
-        print(stop, file=sys.stderr)
+        _say(str(stop))
         return 128 + stop.number
     except KeyboardInterrupt:
-        print(f"stopped; {stopping.AGAIN}", file=sys.stderr)
+        _say(f"stopped; {stopping.AGAIN}")
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return 0
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: the disk is full ({error}). Free space, then run again: it resumes.", file=sys.stderr)
+            _say(f"error: the disk is full ({error}). Free space, then run again: it resumes.")
             return 2
         log = _crash_log()
-        print(
-            f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.",
-            file=sys.stderr,
-        )
+        _say(f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.")
         return 1
+
+
+def _say(text: str) -> None:
+    """Print a message; what it quotes of files, models and servers cannot steer the terminal."""
+    print(printable(text), file=sys.stderr)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -154,7 +157,7 @@ def _add_views(command: Command) -> None:
     inspect.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
     verify = command("verify", "Re-hash every file of the store; undo what is corrupt.", "pipeline.commands:verify")
     verify.add_argument("--store", default="store", help="the store (paths.store)")
-    doctor = command("doctor", "Check versions, hardware, cache, chat template and disk.", "pipeline.commands:doctor")
+    doctor = command("doctor", "Check what a run needs, list what is optional.", "pipeline.commands:doctor")
     doctor.add_argument("overrides", nargs="*")
 
 

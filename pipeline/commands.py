@@ -350,7 +350,7 @@ def _verify_one(store: Path, kind: str, path: Path) -> bool:
     with Lease(artifact.lease, "verify").acquire(wait=True):
         problems = _problems(artifact)  # again: whoever held the lease may have made it anew
         for problem in problems:
-            print(f"{path.name}: {problem}; undone, the next run (or import) makes it again")
+            print(printable(f"{path.name}: {problem}; undone, the next run (or import) makes it again"))
         if problems:
             artifact.set_aside()
     return bool(problems)
@@ -365,12 +365,12 @@ def _problems(artifact: Artifact) -> list[str]:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Check what a run needs, a line each; 1 when something is wrong."""
-    from pipeline.doctor import checks
+    """Check what a run needs, a line each, then what is optional; 1 when something is wrong."""
+    from pipeline.doctor import MARKS, checks
 
     chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
     bad = 0
     for good, name, text in checks(chosen):
-        bad += not good
-        print(f"{'ok ' if good else 'BAD'} {name}: {text}")
+        bad += good is False
+        print(printable(f"{MARKS[good]} {name}: {text}"))
     return 1 if bad else 0

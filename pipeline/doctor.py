@@ -1,4 +1,7 @@
-"""What `sparring doctor` looks at: each check says good or not, its name, and what it saw."""
+"""What `sparring doctor` looks at: each check says good or not, its name, and what it saw.
+
+Of what is optional, packages and suites, it says whether it is here or how to get it; nobody is asked for that.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,23 @@ from pathlib import Path
 from pipeline import cluster
 from pipeline.digests import cache_folder
 from pipeline.errors import SparringError
-from pipeline.schema import Config
+from pipeline.hub import cached_file
+from pipeline.schema import SINKS, Config
 from pipeline.sources import Sources
+from pipeline.suites import COMPARED, SUITES
 from stages.sample import embedded
 
-Check = tuple[bool, str, str]
+Check = tuple[bool | None, str, str]
+"""(good, name, text); None: it is optional, and not here."""
+MARKS = {True: "ok ", False: "BAD", None: "-  "}
+"""How a check's line begins."""
 ROOT = Path(__file__).parents[1]
+OPTIONAL = {
+    "alpaca_eval": "`sparring judge alpaca_eval`",
+    "lm-eval": "`sparring judge lm_eval`",
+    **{sink: f"`sparring sync --to {sink}` and tracking.sinks=[{sink}]" for sink in SINKS},
+}
+"""Package that a run does without -> what it is for."""
 NEED = ("torch", "transformers", "trl", "deepspeed", "ray", "hydra-core", "sentence-transformers")
 
 
@@ -28,6 +42,8 @@ def checks(config: Config) -> Iterator[Check]:
         ("cache", _cache),
         ("disk", lambda: _disk(config)),
         ("policy", lambda: _policy(config)),
+        ("packages", _packages),
+        ("suites", _suites),
     ]
     for name, part in parts:
         try:
@@ -109,3 +125,20 @@ def _policy(config: Config) -> Iterator[Check]:
         yield False, "chat template", finding
     if not findings:
         yield True, "chat template", f"one BOS at most, clean round trip ({source.root.name})"
+
+
+def _packages() -> Iterator[Check]:
+    for name, use in OPTIONAL.items():
+        have = _installed(name)
+        yield bool(have) or None, name, have or f"not installed; for {use}: pip install {name}"
+
+
+def _suites() -> Iterator[Check]:
+    for name, suite in COMPARED.items():
+        here = cached_file(suite.kind, suite.repo, suite.instructions)
+        given = f"answer {name} RUN --instructions FILE" if name in SUITES else "contamination RUN FILE"
+        absent = (
+            f"not here; it is fetched from the {suite.kind} {suite.repo} of the hub when it is first asked for, or is "
+            f"given: `sparring {given}`"
+        )
+        yield bool(here) or None, f"suite {name}", str(here or absent)

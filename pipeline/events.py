@@ -22,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.report.plain import printable
+
 
 class Events:
     """Append events to `path` and show them: bars on a terminal, plain lines in a log."""
@@ -44,7 +46,12 @@ class Events:
 
 
 def describe(record: dict[str, Any]) -> str | None:
-    """Return the plain line of an event, None for those that only the stream needs."""
+    """Return the plain line of an event, safe for a terminal; None for those that only the stream needs."""
+    line = _described(record)
+    return None if line is None else printable(line)
+
+
+def _described(record: dict[str, Any]) -> str | None:
     name = f"[{record['label']}] {record['step']}" if "label" in record else record.get("step", "")
     match record["event"]:
         case "message":

@@ -135,6 +135,14 @@ def data_file(kind: str, repo: str, name: str) -> Path:
     return Path(_asked(kind, repo, "main", lambda: hf_hub_download(repo, name, repo_type=kind)))
 
 
+def cached_file(kind: str, repo: str, name: str) -> Path | None:
+    """Return what `data_file` has fetched before, without asking anybody; None when it is not here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, name, repo_type=kind)
+    return Path(found) if isinstance(found, str) else None
+
+
 def local_dataset(folder: Path, name: str | None, split: str) -> Input:
     """Return the files of a split of a local folder, named by their digests."""
     files = _files(folder, split_files(folder, name, split))

@@ -21,6 +21,7 @@ from pipeline.build import build_import
 from pipeline.commands import arms_of, plan_of, prepare
 from pipeline.execute import execute_alone
 from pipeline.plan import Plan, inspect
+from pipeline.report.plain import printable
 from pipeline.schema import Config
 from pipeline.sources import Sources
 from stages.sample.config import ImportIdentity
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         plan = _planned(whole, path, arguments)
         execute_alone(plan, store, "import", store / ".imports")
     made = {step.spec.kind: find(store, step.name)[1] for step in plan.steps.values()}
-    print("\n".join(described(made, plan.configs[""], arguments.overrides)))
+    print(printable("\n".join(described(made, plan.configs[""], arguments.overrides))))
 
 
 def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:

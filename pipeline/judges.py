@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipeline.errors import ConfigError
 from pipeline.job import Input, StepSpec
 from pipeline.schema import JudgeConfig, judges_of
 from pipeline.sources import Sources
@@ -44,3 +45,33 @@ def spec(judge: JudgeConfig) -> StepSpec:
     """Return how it is run: one that holds an engine has a process that serves no other step."""
     engine = any(oracles.options(one.kind, one.options).engine and not one.urls for _, one in judges_of("", judge))
     return replace(SCORE, pool="engines") if engine else SCORE
+
+
+CHECKS = ("lexical", "mini", "pairrm")
+"""Second judges to propose: the first of a kind that is not the oracle's, nor a member's."""
+
+
+def check_second(oracle: JudgeConfig, judge: JudgeConfig, sources: Sources) -> None:
+    """ConfigError when the second judge is the oracle or a member of it, whatever its options."""
+    taught, kinds = _verdicts("oracle", oracle, sources), {one.kind for _, one in judges_of("", oracle)}
+    places = dict(judges_of("judge", judge))
+    for key, whose in _verdicts("judge", judge, sources).items():
+        same = next((place for place, other in taught.items() if other == whose), None)
+        if same:
+            other = next((kind for kind in CHECKS if kind not in kinds), "reward_model")
+            raise ConfigError(
+                f"{key} ({places[key].kind}) is {same} as well: who has taught the policy cannot check it; "
+                f"choose another second judge, such as judge={other}."
+            )
+
+
+def _verdicts(key: str, judge: JudgeConfig, sources: Sources) -> dict[str, str]:
+    """Return key -> where a judge's verdicts come from: the digest of its folder, or its model at servers."""
+    found = {}
+    for place, one in judges_of(key, judge):
+        options = oracles.options(one.kind, one.options)
+        if one.urls and options.servers:
+            found[place] = f"{one.kind}: {one.options['model']}"
+        elif "judge" in options.inputs:
+            found[place] = sources.judge(one).digest
+    return found

@@ -114,7 +114,10 @@ def phi(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def phi_figure(a: np.ndarray, b: np.ndarray, groups: np.ndarray, seed: int) -> Card:
-    """Return `error_phi`: phi of two judges' correctness (equal to that of their errors)."""
+    """Return `error_phi`: phi of two judges' correctness (equal to that of their errors).
+
+    It is written into the cards of both: that both state the same tells a report that it is of these two.
+    """
     value = whole(lambda times: phi(a, b, times), len(a))
     return figure("error_phi", value, phi(a, b, draws(groups, seed)), groups)
 

@@ -11,8 +11,9 @@ from pipeline.export.base import UNKNOWN, Base
 from pipeline.export.choose import Choice
 from pipeline.export.markdown import Safe, escaped, front, table
 from pipeline.export.run import Run
+from pipeline.report.judging import apart, left_out, worth_of_judges
 from pipeline.report.published import published_of, rows_of
-from pipeline.report.table import Steps, alarms, win_rate, worth_of_judges
+from pipeline.report.table import Steps, alarms, win_rate
 
 COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
 
@@ -100,17 +101,21 @@ def _results(run: Run, t: int) -> Iterator[str]:
     last = evaluated[max(evaluated)]
     yield (
         f"Win rates on {last['prompts']} held-out prompts, {last['confidence']:.0%} bootstrap intervals over prompts; "
-        "½ is as good as the other. The oracle taught the policy; the second judge, of another family, never did."
+        f"½ is as good as the other. The oracle taught the policy{_never(run.steps[max(evaluated)])}."
     )
     yield ""
     head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
     yield from table(head, ([i, *map(Safe, _rates(summary))] for i, summary in evaluated.items()))
     yield ""
     for i in evaluated:
-        yield from (f"- iteration {i}: {line}" for line in [*alarms(run.steps[i]), *_left_out(evaluated[i])])
+        yield from (f"- iteration {i}: {line}" for line in [*alarms(run.steps[i]), *_left_out(run.steps[i])])
     judges = worth_of_judges(run.steps[max(evaluated)])
     yield from (f"- {escaped(line)}" for line in judges or ["What the judges are worth was not measured."])
     yield from _published(run, t)
+
+
+def _never(steps: Steps) -> str:
+    return "; the second judge never did" if apart(steps) else ", and the second judge is it too, or a part of it"
 
 
 def _judge(name: str) -> str:
@@ -123,11 +128,10 @@ def _rates(summary: Mapping[str, Any]) -> Iterator[str]:
         yield win_rate(rows[key]).replace("\n", ", ") if key in rows else ""
 
 
-def _left_out(summary: Mapping[str, Any]) -> list[str]:
-    dropped = {_judge(row["judge"]): row["dropped"] for row in summary["comparisons"] if row.get("dropped")}
-    return [
-        f"{count} prompts are left out for the {name}, which was trained on them" for name, count in dropped.items()
-    ]
+def _left_out(steps: Steps) -> list[str]:
+    rows = steps["evaluate"].summary["comparisons"]
+    told = ((f"{_judge(row['judge'])}: vs {row['opponent']}", left_out(steps, row)) for row in rows)
+    return [f"{name}: left out of the held-out prompts are {why}" for name, why in told if why]
 
 
 def _published(run: Run, t: int) -> Iterator[str]:

@@ -145,7 +145,7 @@ def print_prompt(iteration: Iteration, name: str, whole: bool, console: Console)
     assert sample is not None
     console.print(f"{_title(iteration)}, prompt {row_id}", style="bold", markup=False)
     for message in sample["messages"]:
-        console.print(Text(f"{message['role']}: {printable(message['content'])}"))
+        console.print(Text(printable(f"{message['role']}: {message['content']}")))
     console.print()
     k, responses = len(sample["responses"]), sample["responses"]
     made, judged = iteration.rows("pairs", part, row_id), iteration.judged(part, row_id)

@@ -20,8 +20,9 @@ from typing import Any
 
 from pipeline.report.arms import Arm, labels
 from pipeline.report.compare import Difference
+from pipeline.report.judging import worth_of_judges
 from pipeline.report.published import NAMES
-from pipeline.report.table import FIGURES, suites_of, worth_of_judges
+from pipeline.report.table import FIGURES, suites_of
 
 
 def as_json(arms: Sequence[Arm], found: Sequence[Difference] = ()) -> str:

@@ -17,6 +17,7 @@ from pipeline.config import diagnostics_of
 from pipeline.diagnostics import rules
 from pipeline.diagnostics.panel import kl, panels
 from pipeline.report.crossplay import print_crossplay
+from pipeline.report.judging import worth_of_judges
 from pipeline.report.plain import printable
 from pipeline.report.suites import Grid, grid, print_suites
 
@@ -241,21 +242,3 @@ def alarms(steps: Steps) -> list[str]:
     """Return a line for each opponent against which only the oracle finds the policy better."""
     opponents = steps["evaluate"].summary["alarms"] if "evaluate" in steps else []
     return [f"ALARM: against {one} the oracle rises while the second judge falls; it may be gamed" for one in opponents]
-
-
-def worth_of_judges(steps: Steps) -> list[str]:
-    """Return what stands beside every win rate: the judges' accuracy and how their errors correlate."""
-    lines = []
-    for name, label in (("oracle", "score_oracle_base"), ("second judge", "score_second_base")):
-        score = _summary(steps, label)
-        if score.get("card"):
-            lines.append(f"{name} ({score['oracle']}): {_card(score['card'])}")
-    return lines
-
-
-def _card(card: dict[str, float]) -> str:
-    def figure(name: str) -> str:
-        return f"{card[name]:.3f} [{card[f'{name}_low']:.3f}, {card[f'{name}_high']:.3f}]"
-
-    names = {"accuracy": "accuracy", "length_matched": "length-matched", "error_phi": "error correlation"}
-    return ", ".join(f"{text} {figure(name)}" for name, text in names.items() if name in card)

@@ -42,7 +42,7 @@ class Asked(NamedTuple):
     """A row of a suite's file."""
 
     where: str
-    text: str
+    turns: tuple[str, ...]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,16 +55,16 @@ def run(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.runs) / arguments.run
     store, what, played = training(folder)
     suites, absent = _suites(arguments.files, arguments.column)
-    indexes = {path: Index([row.text for row in found], arguments.n) for path, found in suites.items()}
+    indexes = {path: Index([row.turns for row in found], arguments.n) for path, found in suites.items()}
     prompts = 0
-    for name, text in texts(store, played):
+    for name, turns in texts(store, played):
         prompts += 1
         for index in indexes.values():
-            index.add(name, text)
+            index.add(name, turns)
     found = {path: index.overlapping() for path, index in indexes.items()}
     show(what, prompts, arguments.n, suites, indexes, found)
     for line in absent:
-        print(f"left out: {line}")
+        print(printable(f"left out: {line}"))
     kept = [
         results.Overlap(
             suite=path, n=arguments.n, rows=len(suites[path]), overlapping=len(found[path]), prompts=prompts, of=what
@@ -96,8 +96,8 @@ def training(folder: Path) -> tuple[Path, str, list[Manifest]]:
     raise DataError(f"{folder}: its prompts are not in {store} yet; run `sparring run` with its overrides.")
 
 
-def texts(store: Path, played: Sequence[Manifest]) -> Iterator[tuple[str, str]]:
-    """Yield id and text of every training prompt once, part by part; held-out ones are left out."""
+def texts(store: Path, played: Sequence[Manifest]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield id and turns of every training prompt once, part by part; held-out ones are left out."""
     seen: set[str] = set()
     for manifest in played:
         source = Artifact(store, manifest.step, manifest.fingerprint).as_input("prompts", manifest)
@@ -148,12 +148,12 @@ def read(path: Path, column: str | None) -> list[Asked]:
     return found
 
 
-def _said(value: Any) -> str:
-    """Return what is asked: a text, or the user's turns of a list of texts or messages."""
+def _said(value: Any) -> tuple[str, ...]:
+    """Return what is asked: a text, or each turn of a list of texts or messages that is not the assistant's."""
     if isinstance(value, str):
-        return value
+        return (value,)
     turns = [{"content": turn} if isinstance(turn, str) else turn for turn in value]
-    return "\n".join(
+    return tuple(
         str(turn.get("content", ""))
         for turn in turns
         if isinstance(turn, dict) and turn.get("role", "user") != "assistant"
@@ -184,7 +184,7 @@ def show(
     out.print(table)
     for path, rows_ in suites.items():
         for row in found[path][:WORST]:
-            text = " ".join(printable(rows_[row.row].text).split())[:SHOWN]
+            text = " ".join(printable(" ".join(rows_[row.row].turns)).split())[:SHOWN]
             line = (
                 f"{printable(path)}: {rows_[row.row].where}: {row.shared} of {row.grams} as prompt {row.prompt}: {text}"
             )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.report.differences import interval
-from pipeline.report.table import worth_of_judges
+from pipeline.report.judging import worth_of_judges
 from pipeline.schema import Config
 from scripts.study.compare import Judged, judged
 from scripts.study.presets import Study

@@ -163,7 +163,10 @@ def _shares(parts: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 CARD = ("accuracy", "length_matched", "error_phi")
-"""Figures of a judge's card.json that belong beside every win rate, each with its interval."""
+"""Figures of a judge's card.json that belong beside every win rate, each with its interval.
+
+`error_phi` is with the judge whose card states the same: pipeline/report/judging.py.
+"""
 
 
 def _card(folder: Path) -> dict[str, float] | None:

@@ -1,6 +1,6 @@
 """The step `evaluate`: is the new policy better than the previous one, and the base, on held-out prompts?
 
-Two judges are asked: the oracle that trained it, and a second one of another family that training never saw.
+Two judges are asked: the oracle that trained it, and a second one that training never saw.
 Prompts that a judge was trained on are left out for that judge, and counted, and so are those to which the other policy
 has no response (score drops them as `no_opponent`). A win rate whose interval contains 1/2 is not informative. The
 alarm: the oracle rises beyond doubt while the second judge falls, so the policy may be gaming the oracle.

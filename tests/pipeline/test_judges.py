@@ -46,3 +46,33 @@ def test_identity_and_servers_follow_the_members() -> None:
 def test_a_member_with_a_wrong_option_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^oracle\.options\.size: mini does not know that key; it has no options"):
         judges.folders(judge("lexical", members={"x": judge("mini", options={"size": 3})}), Sources())
+
+
+def test_a_second_judge_has_no_part_in_the_oracle(tmp_path: Path) -> None:
+    """Told by the bytes it is loaded from, or the model at its servers: not by its kind, its place or its options."""
+    for name, content in (("one", b"1"), ("copy", b"1"), ("two", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    one, copy, two = (
+        judge("pairrm", path=str(tmp_path / name), options={"dtype": dtype})
+        for name, dtype in (("one", "float32"), ("copy", "bfloat16"), ("two", "float32"))
+    )
+    judges.check_second(one, two, Sources())
+    with pytest.raises(ConfigError, match=r"^judge \(pairrm\) is oracle as well: .* such as judge=lexical\.$"):
+        judges.check_second(one, copy, Sources())
+    both = judge("ensemble", options={"weights": {"a": 1.0, "b": 1.0}}, members={"a": two, "b": one})
+    with pytest.raises(ConfigError, match=r"^judge \(pairrm\) is oracle\.members\.b as well"):
+        judges.check_second(both, copy, Sources())
+    with pytest.raises(ConfigError, match=r"^judge\.members\.b \(pairrm\) is oracle as well"):
+        judges.check_second(copy, both, Sources())
+
+
+def test_models_at_servers_are_told_apart_by_their_names() -> None:
+    asked = {"template": "{prompt} {first} {second}", "max_tokens": 4096, "dtype": "float32"}
+    here, there = (
+        judge("llm", urls=(url,), options={**asked, "model": name})
+        for url, name in (("http://a:1", "large"), ("http://b:1", "small"))
+    )
+    judges.check_second(here, there, Sources())
+    with pytest.raises(ConfigError, match=r"^judge \(llm\) is oracle as well"):
+        judges.check_second(here, judge("llm", urls=("http://b:1",), options={**asked, "model": "large"}), Sources())

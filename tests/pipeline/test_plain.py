@@ -1,8 +1,24 @@
-"""What models write cannot steer a terminal."""
+"""What models, files and servers write cannot steer a terminal."""
 
+import argparse
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
+from rich.console import Console
 
+from pipeline import cli
+from pipeline.events import Events
+from pipeline.report.inspect import Iteration, print_prompt
 from pipeline.report.plain import printable
+from stages.sample.stage import SAMPLES_SCHEMA
+from tests.pipeline.report.fabricated import Run, duel, samples_table
+
+PLANTED = "\x1b]0;owned\x07\x1b[31mred\u202e"
+"""Sets a window's title, a colour, and turns the line around."""
+SPELLED = "\\x1b]0;owned\\x07\\x1b[31mred\\u202e"
 
 
 @pytest.mark.parametrize(
@@ -18,3 +34,47 @@ from pipeline.report.plain import printable
 )
 def test_control_characters_are_spelled(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_message_that_quotes_a_file_is_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The columns of a file are named where none is known; the message stays one line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({PLANTED: "a"}) + "\n")
+    assert cli.main(["oracle", "check", "pairs.jsonl", "hardware=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert SPELLED in error and "\x1b" not in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError(PLANTED), OSError(28, PLANTED)])
+def test_so_is_one_that_nobody_expected(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(_: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_arguments", lambda _: argparse.Namespace(call=call))
+    assert cli.main([]) in (1, 2)
+    said = capsys.readouterr().err
+    assert "owned" in said and "\x1b" not in said and "\u202e" not in said
+
+
+def test_so_are_events_and_the_stream_keeps_them_as_they_are(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    events = Events(tmp_path / "events.jsonl", stream)
+    events("message", text=f"server says {PLANTED}")
+    events.close()
+    assert f"server says {SPELLED}" in stream.getvalue() and "\x1b" not in stream.getvalue()
+    assert json.loads((tmp_path / "events.jsonl").read_text())["text"] == f"server says {PLANTED}"
+
+
+def test_so_are_the_roles_of_a_conversation(tmp_path: Path) -> None:
+    (row,) = samples_table({"a": duel("Say it.", "yes", "no", 0.5)}).to_pylist()
+    row["messages"].append({"role": PLANTED, "content": "and more"})
+    run = Run(tmp_path).begin()
+    run.add(1, "sample", [pa.Table.from_pylist([row], schema=SAMPLES_SCHEMA)])
+    stream = io.StringIO()
+    print_prompt(Iteration.of(run.folder, run.store, None), "a", False, Console(file=stream, width=160))
+    assert f"{SPELLED}: and more" in stream.getvalue() and "\x1b" not in stream.getvalue()

@@ -30,7 +30,7 @@ class Fixed(Sources):
         return Input(role="encoder", root=HERE, digest="2" * 64)
 
     def judge(self, config: JudgeConfig) -> Input:
-        return Input(role="judge", root=HERE, digest=("3" if config.kind == "mini" else "4") * 64)
+        return Input(role="judge", root=HERE, digest={"mini": "3", "lexical": "4"}.get(config.kind, "6") * 64)
 
     def prompts(self, config: PromptsConfig) -> dict[str, Input]:
         return {"source": Input(role="source", root=HERE, digest="5" * 64)}
@@ -179,7 +179,7 @@ AFTER_TRAIN = {
         ("gate=off", AFTER_TRAIN | {"calibrate"}),
         ("win_rate=aggregate_score", AFTER_TRAIN | {"pairs", "calibrate", "reference"}),
         ("evaluate.resamples=500", {"evaluate"}),
-        ("judge=mini", {"score_second_previous", "score_second_base", "evaluate"}),
+        ("judge=pairrm", {"score_second_previous", "score_second_base", "evaluate"}),
         ("gate=power", AFTER_TRAIN | {"calibrate"}),
         ("gate.ceil_quantile=0.9", AFTER_TRAIN | {"calibrate"}),
         ("selection.by=all_pairs", AFTER_TRAIN | {"pairs", "calibrate", "reference"}),
@@ -267,11 +267,11 @@ def test_experiments_differ_in_targets_and_training_alone() -> None:
 
 
 def test_members_of_an_ensemble_are_inputs_of_their_own() -> None:
-    plan = plan_of("oracle=ensemble", "judge=mini")
+    plan = plan_of("oracle=ensemble", "judge=pairrm")
     score = next(step for step in plan.steps.values() if step.uses[0].label == "score")
     assert set(score.inputs) == {"samples", "first.judge", "first.encoder", "second.judge"}
     assert score.identity["oracle"]["members"]["second"]["kind"] == "lexical"
-    other = plan_of("oracle=ensemble", "judge=mini", "oracle.options.weights.first=0.7")
+    other = plan_of("oracle=ensemble", "judge=pairrm", "oracle.options.weights.first=0.7")
     assert "1/score" not in {f"{t}/{label}" for (t, label), name in labels(other).items() if name in plan.steps}
 
 
@@ -291,6 +291,9 @@ WRONG = [
     (["judge=llm", "judge.options.template=x"], r"template"),
     (["oracle.urls=[a]"], r"oracle\.urls: a is no address of a server"),
     (["+oracle.options.flor=1"], r"oracle\.options\.flor: mini does not know that key"),
+    (["judge=mini"], r"^judge \(mini\) is oracle as well: who has taught .* choose .* such as judge=lexical\.$"),
+    (["oracle=lexical"], r"^judge \(lexical\) is oracle as well: .* such as judge=mini\.$"),
+    (["oracle=ensemble"], r"^judge \(lexical\) is oracle\.members\.second as well: .* such as judge=pairrm\.$"),
     (["oracle=pairrm", "oracle.options.dtype=half"], r"oracle\.options\.dtype=half: Input should be 'float32' or"),
 ]
 

@@ -20,7 +20,7 @@ from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.svg import histogram
 from pipeline.report.html.words import answer
-from pipeline.report.table import worth_of_judges
+from pipeline.report.judging import worth_of_judges
 
 HERE = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}

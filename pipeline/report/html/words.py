@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.report.judging import apart, left_out
 from pipeline.report.table import Steps, compared
 
 NAMES = {"oracle": "the oracle", "second": "the second judge"}
@@ -94,19 +95,18 @@ def tone(oracle: str, second: str) -> str:
 
 def _sentences(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     share = 100 * steps["evaluate"].summary["confidence"]
-    said = [_said(NAMES[judge], t, row) for judge, row in rows.items() if row]
+    said = [_said(t, row, steps) for row in rows.values() if row]
     return [*said, f"{share:.0f}% intervals over held-out prompts."]
 
 
-def _said(judge: str, t: int, row: Mapping[str, Any]) -> str:
-    who = f"By {judge}{', which training never saw,' if judge == NAMES['second'] else ''}"
+def _said(t: int, row: Mapping[str, Any], steps: Steps) -> str:
+    judge, why = NAMES[row["judge"]], left_out(steps, row)
+    who = f"By {judge}{', which training never saw,' if row['judge'] == 'second' and apart(steps) else ''}"
     if row["win_rate"] is None:
-        return f"{judge[0].upper()}{judge[1:]} was trained on every held-out prompt, so it says nothing."
+        return f"{judge[0].upper()}{judge[1:]} says nothing, as no held-out prompt is left: left out are {why}."
     told = verdict(row).replace("open", "not informative, as the interval contains ½")
-    left_out = f"; {row['dropped']} were left out, on which it was trained" if row["dropped"] else ""
-    return (
-        f"{who} iteration {t} wins {interval(row)} of its duels with the base, on {row['n']} prompts{left_out}: {told}."
-    )
+    on = f"on {row['n']} prompts{f', with {why} left out' if why else ''}"
+    return f"{who} iteration {t} wins {interval(row)} of its duels with the base, {on}: {told}."
 
 
 def _best(done: Mapping[int, Steps], last: int) -> list[str]:

@@ -1,9 +1,10 @@
 """Contamination: which rows of a suite share an n-gram of words with a training prompt.
 
 Words are runs of letters and digits of any script, case-folded; an n-gram is n of them in a row (13, as GPT-3 was
-checked with; 8 finds more, and more of it by chance). A text of fewer words is one n-gram, the whole of it: a short
-row overlaps with a prompt that says the same, and with no longer one. Scripts without spaces make long words, which
-overlap only whole.
+checked with; 8 finds more, and more of it by chance). A text of fewer words is one n-gram, the whole of it. With five
+words or more it is looked for anywhere in a prompt, as TruthfulQA's questions stand there beside an instruction; with
+fewer it overlaps with a prompt that says nothing else, since many would hold it by chance. Rows and prompts have turns,
+and an n-gram lies in one of them. Scripts without spaces make long words, which overlap only whole.
 
 Memory is bounded by the suite: its n-grams are held, training prompts pass by.
 """
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 N = 13
+LEAST = 5
+"""Words of a text that is looked for inside prompts."""
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -25,9 +28,7 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(found: Sequence[str], n: int) -> set[str]:
-    """Return the different n-grams of words; of fewer than n words, all of them as one; of none, none."""
-    if len(found) <= n:
-        return {" ".join(found)} if found else set()
+    """Return the different n-grams of words, none of fewer than n."""
     return {" ".join(found[i : i + n]) for i in range(len(found) - n + 1)}
 
 
@@ -53,28 +54,45 @@ class Row:
 class Index:
     """The n-grams of a suite, and what the prompts that were added share with them."""
 
-    def __init__(self, texts: Sequence[str], n: int = N) -> None:
+    def __init__(self, rows: Sequence[tuple[str, ...]], n: int = N) -> None:
+        """rows: the turns of each."""
         self.n = n
         self.counts: list[int] = []
         self.rows_of: dict[str, list[int]] = {}
         self.shared: set[str] = set()
         self.nearest: dict[int, tuple[int, str]] = {}
         self.short = 0
-        for row, text in enumerate(texts):
-            found = words(text)
-            grams = ngrams(found, n)
-            self.short += len(found) < n
+        """Rows of which no turn has n words."""
+        self.least = min(n, LEAST)
+        self.lengths: dict[str, set[int]] = {}
+        """How the shorter texts begin that are looked for inside prompts -> how many words they have."""
+        for row, turns in enumerate(rows):
+            texts = [found for turn in turns if (found := words(turn))]
+            grams = set().union(*(ngrams(found, min(n, len(found))) for found in texts))
+            for found in texts:
+                if self.least <= len(found) < n:
+                    self.lengths.setdefault(" ".join(found[: self.least]), set()).add(len(found))
+            self.short += all(len(found) < n for found in texts)
             self.counts.append(len(grams))
             for gram in grams:
                 self.rows_of.setdefault(gram, []).append(row)
 
-    def add(self, prompt: str, text: str) -> None:
-        """Compare a training prompt, by its id and text."""
-        hits = ngrams(words(text), self.n) & self.rows_of.keys()
+    def add(self, prompt: str, turns: tuple[str, ...]) -> None:
+        """Compare a training prompt, by its id and its turns."""
+        hits = {gram for turn in turns for gram in self._grams(words(turn)) if gram in self.rows_of}
         self.shared |= hits
         for row, count in Counter(row for gram in hits for row in self.rows_of[gram]).items():
             if count > self.nearest.get(row, (0, ""))[0]:
                 self.nearest[row] = count, prompt
+
+    def _grams(self, found: list[str]) -> Iterator[str]:
+        """Yield what a turn may share: n-grams, runs that begin as a shorter text does, a few words whole."""
+        yield from ngrams(found, self.n)
+        for i in range(len(found) - self.least + 1):
+            for length in self.lengths.get(" ".join(found[i : i + self.least]), ()):
+                yield " ".join(found[i : i + length])
+        if 0 < len(found) < self.least:
+            yield " ".join(found)
 
     def overlapping(self) -> list[Row]:
         """Return the rows that share an n-gram, the largest share first, then the most n-grams, then the order."""

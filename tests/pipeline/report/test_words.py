@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.report.html.words import ALARM, answer, headline, tone, verdict
+from pipeline.report.judging import left_out
 from pipeline.report.table import Steps
 from tests.pipeline.report.fabricated import comparison
 from tests.pipeline.test_report import manifest
@@ -51,3 +52,39 @@ def test_the_alarm_comes_first() -> None:
 
 def test_without_an_evaluation_nothing_is_claimed() -> None:
     assert answer({1: {}}).headline == "Not evaluated yet"
+
+
+def test_a_second_judge_that_taught_the_policy_is_not_called_unseen() -> None:
+    steps = evaluated(0.56, 0.57)
+    for judge in ("oracle", "second"):
+        steps[f"score_{judge}_base"] = manifest("score", {})
+        steps[f"score_{judge}_base"].inputs["judge"] = {"name": "x", "digest": "1" * 64}
+    assert "which training never saw" not in " ".join(answer({1: steps}).sentences)
+
+
+@pytest.mark.parametrize(
+    ("trained", "unanswered", "why"),
+    [
+        (3, 0, "3 on which it was trained"),
+        (0, 2, "2 that the base did not answer"),
+        (3, 2, "3 on which it was trained, 2 that the base did not answer"),
+        (0, 0, ""),
+    ],
+)
+def test_prompts_are_left_out_for_two_reasons(trained: int, unanswered: int, why: str) -> None:
+    row = {**comparison("second", "base", 0.57), "n": 60, "dropped": trained + unanswered}
+    rows = {"in": 60 + unanswered, "out": 60, "dropped": {"no_opponent": unanswered} if unanswered else {}}
+    steps = evaluated(0.56, 0.5, comparisons=[row])
+    steps["score_second_base"] = manifest("score", {"trained_on": trained}, rows=rows)
+    said = answer({1: steps}).sentences[0]
+    assert said == (
+        "By the second judge, which training never saw, iteration 1 wins 0.570 [0.540, 0.600] of its duels with the "
+        f"base, on 60 prompts{f', with {why} left out' if why else ''}: better."
+    )
+    row.update(dict.fromkeys(("win_rate", "low", "high")), n=0, informative=False)
+    if why:
+        assert answer({1: steps}).sentences[0] == (
+            f"The second judge says nothing, as no held-out prompt is left: left out are {why}."
+        )
+    del steps["score_second_base"]  # no longer in the store
+    assert left_out(steps, row) == (str(trained + unanswered) if why else "")

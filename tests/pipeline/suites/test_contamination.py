@@ -78,6 +78,28 @@ def test_what_was_sampled_is_compared_once(run: Path, capsys: pytest.CaptureFixt
     assert "3-grams of 2 training prompts (sampled in iterations 1, 2)" in said and "50.0%" in said
 
 
+def test_each_turn_is_compared_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A question of five words in the second turn of a prompt, at n=13."""
+    rows = [
+        {
+            "id": "a",
+            "messages": [
+                {"role": "user", "content": "Hello there"},
+                {"role": "assistant", "content": "what do ducks eat then"},
+                {"role": "user", "content": "Are all Swedish people blond? Be brief."},
+            ],
+            "prompt_ids": [1],
+        }
+    ]
+    table = pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA)
+    runs.write(run, (1, "sample"), [table])
+    suite = run / "suite.csv"
+    suite.write_text("question\nAre all Swedish people blond?\nWhat do ducks eat then?\nthere Are all Swedish people\n")
+    assert main([*words(run, str(suite))[:-3], "13", "--runs", str(run / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "33.3%" in said and ": 1 of 1 as prompt a: Are all Swedish people blond?" in said
+
+
 ERRORS = [
     ([], "--n", "1", "--n 1: an n-gram has 2 words or more"),
     (["ghost.json"], "--n", "3", "ghost.json: there is no such file"),

@@ -1,0 +1,73 @@
+"""What the judges of a run are worth, and what each of them leaves out, from the manifests of an iteration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.artifact import Manifest
+
+JUDGES = {"oracle": "oracle", "second": "second judge"}
+"""Judge -> how it is called; `score_<judge>_<opponent>` is how it judged the new policy."""
+ASKED = {"oracle": "oracle=", "second": "--judge judge="}
+"""Judge -> how `sparring oracle check` is told which kind it is."""
+TOGETHER = ("error_phi", "error_phi_low", "error_phi_high")
+"""Of a judge's card: how its errors go with those of the other judge that was measured beside it."""
+
+
+def worth_of_judges(steps: Mapping[str, Manifest]) -> list[str]:
+    """Return what stands beside every win rate: the judges' accuracy, and how their errors go together."""
+    scores = {judge: steps[label].summary for judge in JUDGES if (label := f"score_{judge}_base") in steps}
+    lines = [
+        f"{JUDGES[judge]} ({score['oracle']}): {_worth(judge, score)}"
+        for judge, score in scores.items()
+        if "oracle" in score
+    ]
+    if not apart(steps):
+        lines.append("the second judge is the oracle, or a part of it: it says nothing that the oracle does not")
+    return [*lines, *_together([score.get("card") or {} for score in scores.values()])]
+
+
+def apart(steps: Mapping[str, Manifest]) -> bool:
+    """Whether the second judge was loaded from no folder of the oracle. A plan refuses it; older runs may have one."""
+    scores = [steps[label] for judge in JUDGES if (label := f"score_{judge}_base") in steps]
+    loaded = [{i["digest"] for role, i in m.inputs.items() if role.split(".")[-1] == "judge"} for m in scores]
+    return len(loaded) < 2 or not loaded[0] & loaded[1]
+
+
+def left_out(steps: Mapping[str, Manifest], row: Mapping[str, Any]) -> str:
+    """Return why held-out prompts are left out of a row of `evaluate`; '' where none is.
+
+    `3 on which it was trained, 1 that the base did not answer`: two counts, of which the row has the sum.
+    """
+    dropped, score = row.get("dropped") or 0, steps.get(f"score_{row['judge']}_{row['opponent']}")
+    if not dropped or score is None or "trained_on" not in score.summary:
+        return f"{dropped}" if dropped else ""
+    trained = score.summary["trained_on"]
+    other = {"base": "the base", "previous": "the previous policy"}[row["opponent"]]
+    counts = {"on which it was trained": trained, f"that {other} did not answer": dropped - trained}
+    return ", ".join(f"{count} {why}" for why, count in counts.items() if count)
+
+
+def _worth(judge: str, score: Mapping[str, Any]) -> str:
+    card = score.get("card")
+    if not card:
+        command = f"sparring oracle check FILE {ASKED[judge]}{score['oracle']}"
+        return f"accuracy not measured; `{command}` does, on labelled pairs"
+    names = {"accuracy": "accuracy", "length_matched": "length-matched"}
+    return ", ".join(f"{text} {_figure(card, name)}" for name, text in names.items() if name in card)
+
+
+def _together(cards: list[Mapping[str, float]]) -> Iterator[str]:
+    """Yield the error correlation where it is that of these two.
+
+    A card does not name the other judge. But it is one measurement of two judges, written into the cards of both:
+    cards that state the same one are of the two that were measured beside each other.
+    """
+    stated = [[card.get(name) for name in TOGETHER] for card in cards]
+    if len(stated) == 2 and stated[0] == stated[1] and None not in stated[0]:
+        yield f"the two judges err together: error correlation {_figure(cards[0], 'error_phi')}"
+
+
+def _figure(card: Mapping[str, float], name: str) -> str:
+    return f"{card[name]:.3f} [{card[f'{name}_low']:.3f}, {card[f'{name}_high']:.3f}]"

@@ -1,0 +1,57 @@
+"""`sparring doctor`: what is optional is listed with how to get it, and its absence is nothing wrong."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from pipeline import commands, doctor
+from pipeline.doctor import _packages, _suites
+from pipeline.schema import SINKS
+from pipeline.suites import COMPARED, SUITES
+
+
+def test_optional_packages_are_listed_with_how_to_get_them() -> None:
+    found = {name: (good, text) for good, name, text in _packages()}
+    assert set(found) == {"alpaca_eval", "lm-eval", *SINKS}
+    assert found["tensorboard"] == (True, version("tensorboard"))  # of the locks
+    for name, (good, text) in found.items():
+        assert good or (good is None and text.startswith("not installed; for `sparring ")), name
+        assert good or text.endswith(f": pip install {name}")
+
+
+def test_suites_are_of_the_hubs_cache_or_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    gsm8k = COMPARED["gsm8k"]
+    repository, commit = tmp_path / f"datasets--{gsm8k.repo.replace('/', '--')}", "1" * 40
+    path = repository / "snapshots" / commit / gsm8k.instructions
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    found = {name.removeprefix("suite "): (good, text) for good, name, text in _suites()}
+    assert found.pop("gsm8k") == (True, str(path))
+    assert set(found) == COMPARED.keys() - {"gsm8k"}
+    for name, (good, text) in found.items():
+        assert good is None and COMPARED[name].repo in text
+        assert (f"`sparring answer {name} RUN --instructions FILE`" in text) == (name in SUITES)
+    assert "the space lmsys/mt-bench" in found["mt_bench"][1]
+    assert "`sparring contamination RUN FILE`" in found["truthfulqa"][1]
+
+
+@pytest.mark.parametrize(("bad", "code"), [(False, 0), (True, 1)])
+def test_only_what_is_wrong_is_an_error(
+    bad: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[doctor.Check] = [
+        (True, "torch", "2"),
+        (None, "wandb", "not installed"),
+        *([(False, "disk", "full")] * bad),
+    ]
+    monkeypatch.setattr(doctor, "checks", lambda _: iter(found))
+    assert commands.doctor(argparse.Namespace(overrides=["hardware=cpu"])) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["ok  torch: 2", "-   wandb: not installed", *(["BAD disk: full"] * bad)]
