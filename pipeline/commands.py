@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import book, cluster, config, estimate, hub
-from pipeline.artifact import Artifact, Manifest, fingerprint_of
+from pipeline.artifact import Artifact, Manifest, fingerprint_of, write_text
 from pipeline.build import build
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
@@ -304,15 +304,25 @@ def report(arguments: argparse.Namespace) -> None:
     from pipeline.report.differences import print_differences
     from pipeline.report.html import page
 
-    runs, names = Path(arguments.runs), arguments.run or ["default"]
+    runs, names, to = Path(arguments.runs), arguments.run or ["default"], arguments.json
+    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {to}: name a file in a folder that is there.")
     found = arms.find(runs, names)
     for arm in found:
         print_report(arm.folder, arm.store, Console())
     compared = compare(found)
     print_differences(compared, Console())
-    if arguments.json:
-        arguments.json.write_text(numbers.as_json(found, compared))
+    if to:
+        _write(to, numbers.as_json(found, compared))
     print(printable(str(page.write(runs / names[0] / "report.html", found, compared))))
+
+
+def _write(to: Path, text: str) -> None:
+    """Replace a file, whole or not at all; what is none, such as a pipe, is written to."""
+    if to.exists() and not to.is_file():
+        to.write_text(text)
+    else:
+        write_text(to.resolve(), text)
 
 
 def inspect_prompt(arguments: argparse.Namespace) -> None:

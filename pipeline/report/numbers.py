@@ -1,6 +1,8 @@
 """The figures of the table as JSON: the same rows, their values unrounded.
 
-{"arms": [{"run", "arm", "label", "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
+{"arms": [{"run", "arm", "label", "answer": {"iteration", "headline", "tone": "good", "sentences": [line]},
+           "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
+           "crossplay": {"2": {"policies", "confidence", "judges": {"oracle": {"win_rates", "low", "cycle", …}}}},
            "notes": {"1": [line]}, "judges": [line],
            "suites": {"rows": {name: {"base" or "3": text}}, "notes": [line]},
            "contamination": [{"suite", "n", "rows", "overlapping", "prompts", "of"}]}],
@@ -20,6 +22,7 @@ from typing import Any
 
 from pipeline.report.arms import Arm, labels
 from pipeline.report.compare import Difference
+from pipeline.report.html.words import answer
 from pipeline.report.published import NAMES
 from pipeline.report.table import FIGURES, suites_of, worth_of_judges
 
@@ -62,7 +65,9 @@ def _arm(arm: Arm, label: str) -> dict[str, Any]:
         "run": arm.run,
         "arm": arm.name,
         "label": label,
+        "answer": _answer(arm),
         "iterations": _finite(values),
+        "crossplay": {str(t): _finite(m["crossplay"].summary) for t, m in arm.done.items() if "crossplay" in m},
         "notes": notes,
         "judges": judges,
         "suites": {"title": suites.title, "rows": rows, "notes": list(suites.notes)},
@@ -70,8 +75,17 @@ def _arm(arm: Arm, label: str) -> dict[str, Any]:
     }
 
 
+def _answer(arm: Arm) -> dict[str, Any]:
+    """Return what the page says first: is the last evaluated policy better than the base?"""
+    told = answer(arm.done)
+    head = {"iteration": told.t or None, "headline": told.headline, "tone": told.tone}
+    return {**head, "sentences": list(told.sentences)}
+
+
 def _finite(value: Any) -> Any:
     """Return the value with null in place of numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

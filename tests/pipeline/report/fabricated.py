@@ -23,6 +23,7 @@ from stages.annotate.pairs import PAIRS_SCHEMA, pair_row
 from stages.annotate.rows import histogram
 from stages.annotate.score import SCORES_SCHEMA
 from stages.annotate.winrate import win_rates
+from stages.evaluate.crossplay_step import game
 from stages.sample.stage import SAMPLES_SCHEMA
 
 Array = NDArray[np.float64]
@@ -208,6 +209,24 @@ class Run:
         identity = {"resamples": 400, "confidence": 0.95, "seed": seed}
         summary = {"confidence": 0.95, "comparisons": comparisons, "alarms": list(alarms), "alarm": bool(alarms)}
         self.add(t, "evaluate", identity=identity, summary=summary)
+
+    def crossplayed(self, t: int) -> None:
+        """Add the cross-play of the policies 0 to t: the base, and each one ahead of those before by the oracle.
+
+        By the second judge every three in a row go round: 1 beats 0, 2 beats 1, 0 beats 2.
+        """
+        pairs = [(i, j) for i in range(t + 1) for j in range(i)]
+        second = {(i, j): 0.55 if i - j == 1 else 0.49 for i, j in pairs}
+        rates = {"oracle": dict.fromkeys(pairs, 0.56), "second": second}
+        judged = {judge: game(_duels(cells)) for judge, cells in rates.items()}
+        self.add(t, "crossplay", summary={"policies": t + 1, "resamples": 9, "confidence": 0.95, "judges": judged})
+
+
+def _duels(rates: Mapping[tuple[int, int], float]) -> list[dict[str, Any]]:
+    """Rows of `crossplay`: (policy, opponent) -> win rate, with the interval of ± 0.02."""
+    ends = {"win_rate": 0.0, "low": -0.02, "high": 0.02}
+    cells = rates.items()
+    return [{"policy": i, "opponent": j, **{name: p + end for name, end in ends.items()}} for (i, j), p in cells]
 
 
 def lengths(t: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
+from pipeline.report import numbers
 from pipeline.report.arms import find
 from pipeline.report.html import browser, page
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
-from pipeline.report.table import FIGURES
+from pipeline.report.html.words import answer
+from pipeline.report.table import FIGURES, iterations
 from tests.pipeline.report.fabricated import Run, duel
 from tests.pipeline.report.planted import NAME, RUNS, TEXTS, planted
 
@@ -167,6 +170,49 @@ def test_report_prints_the_table_and_writes_page_and_json(
         }
         assert forms["oracle: vs base"].show(values["oracle: vs base"]).splitlines()[0] in printed
     assert "prompts dropped: 2 <b>over</b>" in arm["notes"]["1"][0]
+
+
+def test_the_json_has_the_answer_and_the_cross_play(tmp_path: Path) -> None:
+    run = planted(tmp_path)
+    arms = find(tmp_path / "runs", [NAME])
+    (arm,) = json.loads(numbers.as_json(arms, ()))["arms"]
+    told = answer(arms[0].done)
+    assert arm["answer"] == {
+        "iteration": 3,
+        "headline": "Better than the base by the oracle; the second judge cannot tell",
+        "tone": "open",
+        "sentences": list(told.sentences),
+    }
+    assert len(told.sentences) == 3
+    summary = iterations(run.folder, run.store)[3]["crossplay"].summary
+    assert arm["crossplay"] == {"3": summary}
+    second = arm["crossplay"]["3"]["judges"]["second"]
+    assert second["cycle"] == [0, 2, 1] and second["low"][1][0] == pytest.approx(0.53)
+
+
+@pytest.mark.parametrize("place", ["missing/figures.json", "."])
+def test_json_where_no_file_can_be_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Run(tmp_path).begin().add(0, "prompts")
+    assert main(["report", "mine", "--json", place]) == 2
+    told = capsys.readouterr()
+    assert told.err == f"error: --json {place}: name a file in a folder that is there.\n" and not told.out
+    assert not (tmp_path / "runs/mine/report.html").exists()
+
+
+def test_json_into_a_pipe_and_through_a_link(tmp_path: Path) -> None:
+    Run(tmp_path).begin().add(0, "prompts")
+    words = ["report", "mine", "--runs", str(tmp_path / "runs"), "--json"]
+    (tmp_path / "link.json").symlink_to(tmp_path / "figures.json")
+    assert main([*words, str(tmp_path / "link.json")]) == 0
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "figures.json").read_text())["arms"]
+    read, write = os.pipe()
+    assert main([*words, f"/dev/fd/{write}"]) == 0
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == (tmp_path / "figures.json").read_text()
 
 
 def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
