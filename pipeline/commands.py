@@ -309,7 +309,7 @@ def report(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--json {to}: name a file in a folder that is there.")
     found = arms.find(runs, names)
     for arm in found:
-        print_report(arm.folder, arm.store, Console())
+        print_report(arm.folder, arm.store, Console(), whole=True)
     compared = compare(found)
     print_differences(compared, Console())
     if to:

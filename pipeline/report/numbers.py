@@ -2,6 +2,7 @@
 
 {"arms": [{"run", "arm", "label", "answer": {"iteration", "headline", "tone": "good", "sentences": [line]},
            "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
+           "panel": {"1": {"h_w": {"value", "unit", "step", "key"}, …}},
            "crossplay": {"2": {"policies", "confidence", "judges": {"oracle": {"win_rates", "low", "cycle", …}}}},
            "notes": {"1": [line]}, "judges": [line],
            "suites": {"rows": {name: {"base" or "3": text}}, "notes": [line]},
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.diagnostics.panel import Panel
 from pipeline.report.arms import Arm, labels
 from pipeline.report.compare import Difference
 from pipeline.report.html.words import answer
@@ -67,6 +69,7 @@ def _arm(arm: Arm, label: str) -> dict[str, Any]:
         "label": label,
         "answer": _answer(arm),
         "iterations": _finite(values),
+        "panel": {str(one.iteration): _finite(_panel(one)) for one in arm.panels},
         "crossplay": {str(t): _finite(m["crossplay"].summary) for t, m in arm.done.items() if "crossplay" in m},
         "notes": notes,
         "judges": judges,
@@ -80,6 +83,14 @@ def _answer(arm: Arm) -> dict[str, Any]:
     told = answer(arm.done)
     head = {"iteration": told.t or None, "headline": told.headline, "tone": told.tone}
     return {**head, "sentences": list(told.sentences)}
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    """Return every figure of an iteration, and where it came from."""
+    return {
+        name: {"value": one.value, "unit": one.unit, "step": one.step, "key": one.key}
+        for name, one in panel.figures.items()
+    }
 
 
 def _finite(value: Any) -> Any:

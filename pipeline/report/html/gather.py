@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.diagnostics.panel import Record, records_of
+from pipeline.diagnostics.panel import Panel, Record, records_of
 from pipeline.report.arms import Arm, labels
 from pipeline.report.html.crossplay import Cells, crossplay
 from pipeline.report.html.prompts import Chosen, read
@@ -28,6 +28,7 @@ class Story:
     spreads: dict[int, Spread]
     records: dict[int, list[Record]]
     """Of each optimizer step: loss, h_w, h_l, …"""
+    panels: list[Panel]
     crossplay: dict[str, Cells]
     """judge -> cells."""
     prompts: dict[int, Chosen]
@@ -55,6 +56,7 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         said=arm.said,
         spreads={t: one for t, one in spreads.items() if one},
         records={t: one for t, one in records.items() if one},
+        panels=arm.panels,
         crossplay=crossplay(arm),
         prompts={t: one for t, one in prompts.items() if one},
         suites=suites_of(arm.folder, arm.done),

@@ -18,6 +18,7 @@ from pipeline.report.html.curves import by_arm, charts
 from pipeline.report.html.differences import differences
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.markup import Html, join, tag
+from pipeline.report.html.panel import panel
 from pipeline.report.html.svg import histogram
 from pipeline.report.html.words import answer
 from pipeline.report.table import worth_of_judges
@@ -97,6 +98,7 @@ def _sections(stories: Sequence[Story]) -> list[Html]:
         ("Win rates, similarity, gate", "no pairs yet", _spreads),
         ("Training", "no training yet", curves.training),
         ("Band and distance", "no training yet", curves.band),
+        ("Collapse panel", "no iteration is begun", panel),
         ("Time", "no step is made yet", tables.cost),
         ("Dropped", "no step is made yet", tables.drops),
     ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import book
 from pipeline.artifact import Artifact, Manifest, files_below, publish
+from pipeline.diagnostics.panel import LATE, SUMMARIES
 from stages.annotate.calibrate import TARGETS_SCHEMA
 from stages.annotate.config import PAIRS
 from stages.annotate.gate import gated
@@ -209,6 +210,29 @@ class Run:
         identity = {"resamples": 400, "confidence": 0.95, "seed": seed}
         summary = {"confidence": 0.95, "comparisons": comparisons, "alarms": list(alarms), "alarm": bool(alarms)}
         self.add(t, "evaluate", identity=identity, summary=summary)
+
+    def measured(self, iterations: Sequence[int]) -> None:
+        """Add all that the collapse panel reads, every figure another number; `flips` are whole."""
+        numbers = (value / 1000 for value in range(1, 1000))
+        summaries: dict[str, list[str]] = {}
+        for _, _, label, key in SUMMARIES:
+            summaries.setdefault(label, []).append(key)
+        self.add(0, "sample_base", summary={key: next(numbers) for key in summaries.pop("sample_base")})
+        for t in iterations:
+            record = {"step": 1, **{name: next(numbers) for name in (*LATE, "distance", "r_star")}}
+            for label, keys in summaries.items():
+                summary = {key: 7 + t if key == "flips" else next(numbers) for key in keys}
+                lines = {"metrics.jsonl": json.dumps(record) + "\n"} if label == "train" else None
+                ungated = {"summary": {**summary, "gate": "off"}, "identity": {"scope": "pairwise"}}
+                self.add(t, label, files=lines, **ungated)  # type: ignore[arg-type]
+            for number, whose in enumerate(("base", "previous", "own")):  # so that both KL are above 0
+                self.add(t, f"logprobs_{whose}", summary={"mean_logprob": number * t + next(numbers)})
+            rows = [
+                {**comparison(judge, opponent, 0.5), **{key: next(numbers) for key in ("win_rate", "low", "high")}}
+                for judge in ("oracle", "second")
+                for opponent in ("previous", "base")
+            ]
+            self.add(t, "evaluate", summary={"confidence": 0.95, "comparisons": rows, "alarms": []})
 
     def crossplayed(self, t: int) -> None:
         """Add the cross-play of the policies 0 to t: the base, and each one ahead of those before by the oracle.
