@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.diagnostics.panel import Panel, Record, records_of
 from pipeline.report.arms import Arm, labels
+from pipeline.report.crossplay import Game, games
 from pipeline.report.html.crossplay import Cells, crossplay
 from pipeline.report.html.prompts import Chosen, read
 from pipeline.report.html.spread import Spread, spread
@@ -31,6 +32,8 @@ class Story:
     panels: list[Panel]
     crossplay: dict[str, Cells]
     """judge -> cells."""
+    games: Mapping[str, Game]
+    """judge -> intervals, cycle, exploitability and equilibrium, where all policies have met."""
     prompts: dict[int, Chosen]
     suites: Grid
 
@@ -58,6 +61,7 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         records={t: one for t, one in records.items() if one},
         panels=arm.panels,
         crossplay=crossplay(arm),
+        games=games(arm.done),
         prompts={t: one for t, one in prompts.items() if one},
         suites=suites_of(arm.folder, arm.done),
     )

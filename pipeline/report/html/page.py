@@ -12,10 +12,10 @@ from pipeline.report.arms import Arm
 from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
 from pipeline.report.html.bins import Counts
-from pipeline.report.html.blocks import heat
 from pipeline.report.html.browser import browser
 from pipeline.report.html.curves import by_arm, charts
 from pipeline.report.html.differences import differences
+from pipeline.report.html.games import games
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.panel import panel
@@ -93,7 +93,7 @@ def _answers(stories: Sequence[Story]) -> list[Html]:
 
 def _sections(stories: Sequence[Story]) -> list[Html]:
     each: list[tuple[str, str, Callable[[Story], Html]]] = [
-        ("Who beats whom", "no held-out scores yet", _crossplay),
+        ("Who beats whom", "no held-out scores yet", games),
         ("Suites", "no suite has judged it yet", tables.suites),
         ("Win rates, similarity, gate", "no pairs yet", _spreads),
         ("Training", "no training yet", curves.training),
@@ -143,17 +143,6 @@ def _notes(stories: Sequence[Story]) -> Html:
     judged = [story.done[t] for story in stories if (t := answer(story.done).t)]
     judges = dict.fromkeys(f"what the judge is worth: {line}" for steps in judged for line in worth_of_judges(steps))
     return tag("ul", *(tag("li", line) for line in [*lines, *judges]), class_="quiet") if lines or judges else Html("")
-
-
-def _crossplay(story: Story) -> Html:
-    """Return a matrix for each judge; policies are numbered, 0 is the base."""
-    names = {t: "base" if t == 0 else f"iter {t}" for cells in story.crossplay.values() for t, _ in cells}
-    order = sorted(names)
-    drawn = []
-    for judge, cells in story.crossplay.items():
-        placed = {(order.index(i), order.index(j)): value for (i, j), value in cells.items()}
-        drawn.append(heat(f"Row beats column, {curves.JUDGES[judge]}", [names[t] for t in order], placed))
-    return charts(drawn)
 
 
 def _spreads(story: Story) -> Html:

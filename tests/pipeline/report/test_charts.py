@@ -107,11 +107,19 @@ def test_before_and_after_are_filled_and_dashed() -> None:
 
 
 def test_a_heat_map_has_numbers_and_leaves_what_was_not_played_empty() -> None:
-    drawn = heat("t", ["base", "1", "2"], {(1, 0): 0.6, (0, 1): 0.4})
+    drawn = heat("t", ["base", "1", "2"], {(1, 0): 0.6, (0, 1): 0.4}, {})
     assert "1 against base: 0.600" in drawn and ">.60</text>" in drawn and ">.40</text>" in drawn
     assert drawn.count('class="empty"') == 7 and drawn.count('class="cell') == 2
     # row 1, column 0: x = 64 + 1, y = 32 + 56 + 1; .1 from 1/2 is full colour
     assert '<rect class="cell c0" fill-opacity="0.55" x="65" y="89" width="54" height="54">' in drawn
+
+
+def test_a_heat_map_marks_what_is_not_known() -> None:
+    cells, ends = {(1, 0): 0.6, (2, 0): 0.6, (2, 1): 0.5}, {(1, 0): (0.5, 0.7), (2, 0): (0.501, 0.7)}
+    drawn = heat("t", ["base", "1", "2"], cells, ends)
+    assert "1 against base: 0.600 [0.500, 0.700]</title>" in drawn and ">~.60</text>" in drawn
+    assert "2 against base: 0.600 [0.501, 0.700]</title>" in drawn and ">.60</text>" in drawn
+    assert drawn.count("~") == 1 and "2 against 1: 0.500</title>" in drawn  # no interval is known there
 
 
 def test_bars_are_as_long_as_their_seconds() -> None:

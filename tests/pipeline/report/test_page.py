@@ -18,6 +18,7 @@ from pipeline.cli import main
 from pipeline.report import numbers
 from pipeline.report.arms import find
 from pipeline.report.html import browser, page
+from pipeline.report.html.games import games
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
 from pipeline.report.html.words import answer
@@ -133,6 +134,36 @@ def test_where_there_is_little_room_both_kinds_of_prompts_remain(hostile: list[S
     prompt = hostile[0].prompts[1].prompts[0]
     shown = [replace(prompt, id=f"{i}") for i in range(5)]
     assert [one.id for one in browser._mixed(shown)] == ["0", "3", "1", "4", "2"]
+
+
+def test_the_cross_play_says_what_kind_of_game_it_is(hostile: list[Story]) -> None:
+    drawn = games(hostile[0])
+    text = Elements(drawn).text.replace("\u00a0", " ")
+    assert "~ stands where the interval contains ½" in text and "of the policies up to" not in text
+    assert "Not cyclic: no round of policies in which each beats the next" in text
+    assert "Cyclic, by point estimates alone: base beats iter 2 beats iter 1 beats base" in text
+    exploited = "base: 0.060 (by iter 1), iter 1: 0.060 (by iter 2), iter 2: 0.060 (by iter 3), iter 3: 0"
+    assert f"Exploitability within the set (win rate of the best answer - 1/2): {exploited}" in text
+    assert "An equilibrium of the set, by point estimates: iter 3: 1.00" in text
+    assert drawn.count(">~.49</text>") == drawn.count(">~.51</text>") == 3 and drawn.count("~.5") == 3
+    assert "iter 2 against base: 0.490 [0.470, 0.510]</title>" in drawn
+    rates = "<td>0.560 [0.540, 0.580]</td><td>0.550 [0.530, 0.570]</td>"
+    assert f'<th scope="row">iter 3 against iter 2</th>{rates}' in drawn
+
+
+def test_without_the_step_the_scores_alone_are_shown(hostile: list[Story]) -> None:
+    drawn = games(replace(hostile[0], games={}))
+    assert drawn.count("<svg") == 2 and "~" not in drawn and "yclic" not in drawn
+    assert games(replace(hostile[0], games={}, crossplay={})) == ""
+
+
+def test_a_cross_play_that_lags_behind_says_of_whom_it_is(hostile: list[Story], tmp_path: Path) -> None:
+    made = Run(tmp_path).begin()
+    made.crossplayed(2)
+    (story,) = gather(find(tmp_path / "runs", ["mine"]))
+    drawn = games(replace(story, crossplay=hostile[0].crossplay))
+    assert "What stands below the maps is of the policies up to iteration 2." in drawn
+    assert "iter 3 against base: 0.580</title>" in drawn and "iter 2 against base: 0.560 [0.540, 0.580]" in drawn
 
 
 def test_several_arms_stand_beside_each_other(tmp_path: Path) -> None:
