@@ -15,6 +15,7 @@ def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifes
         "rows": {"in": 64, "out": 61, "dropped": {"tie": 3}},
         "seconds": 20.0,
         "stats": {"tokens": 5000.0},
+        "made_with": {},
     }
     return Manifest(
         fingerprint="a" * 64,
@@ -24,7 +25,6 @@ def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifes
         inputs={},
         summary=summary,
         attempts=["x"],
-        made_with={},
         **{**plain, **fields},  # type: ignore[arg-type]
     )
 

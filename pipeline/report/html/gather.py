@@ -12,6 +12,7 @@ from pipeline.report.crossplay import Game, games
 from pipeline.report.html.crossplay import Cells, crossplay
 from pipeline.report.html.prompts import Chosen, read
 from pipeline.report.html.spread import Spread, spread
+from pipeline.report.published import config_of
 from pipeline.report.suites import Grid
 from pipeline.report.table import Steps, suites_of
 
@@ -36,6 +37,8 @@ class Story:
     """judge -> intervals, cycle, exploitability and equilibrium, where all policies have met."""
     prompts: dict[int, Chosen]
     suites: Grid
+    usd_per_hour: float | None
+    """What its machines cost, by the run's configuration."""
 
 
 def gather(arms: Sequence[Arm]) -> list[Story]:
@@ -64,7 +67,14 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         games=games(arm.done),
         prompts={t: one for t, one in prompts.items() if one},
         suites=suites_of(arm.folder, arm.done),
+        usd_per_hour=_price(arm),
     )
+
+
+def _price(arm: Arm) -> float | None:
+    hardware = config_of(arm.folder).get("hardware")
+    found = hardware.get("usd_per_hour") if isinstance(hardware, dict) else None
+    return float(found) if isinstance(found, int | float) else None
 
 
 _READ = ("sample", "score", "pairs", "calibrate")

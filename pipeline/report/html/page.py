@@ -13,6 +13,7 @@ from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
 from pipeline.report.html.bins import Counts
 from pipeline.report.html.browser import browser
+from pipeline.report.html.cost import cost
 from pipeline.report.html.curves import by_arm, charts
 from pipeline.report.html.differences import differences
 from pipeline.report.html.games import games
@@ -99,7 +100,7 @@ def _sections(stories: Sequence[Story]) -> list[Html]:
         ("Training", "no training yet", curves.training),
         ("Band and distance", "no training yet", curves.band),
         ("Collapse panel", "no iteration is begun", panel),
-        ("Time", "no step is made yet", tables.cost),
+        ("Time and cost", "no step is made yet", cost),
         ("Dropped", "no step is made yet", tables.drops),
     ]
     return [

@@ -122,13 +122,13 @@ class Run:
         rows = {"in": out + sum((dropped or {}).values()), "out": out, "dropped": dict(dropped or {})}
         plain: dict[str, Any] = {"version": 1, "identity": {}, "summary": {}, "seconds": 10.0, "stats": {}}
         plain["inputs"] = {"of": {"name": "ab" * 32, "digest": "cd" * 32}}
+        plain["made_with"] = MADE_WITH
         manifest = Manifest(
             fingerprint=fingerprint,
             step=kind,
             files=files_below(artifact.path, names),
             rows=rows,
             attempts=["test"],
-            made_with=MADE_WITH,
             **{**plain, **fields},
         )
         publish(artifact, manifest)

@@ -83,8 +83,8 @@ def test_the_page_loads_nothing_and_runs_nothing_but_its_own_script(hostile: lis
 def test_the_order_begins_with_the_answer(hostile: list[Story]) -> None:
     text = Elements(page.page(hostile)).text
     heads = ["Did it get better?", "Better than the base by the oracle", "Win rate by iteration", "Length by policy"]
-    heads += ["Who beats whom", "Win rates, similarity, gate", "Training", "Band and distance", "Time", "Dropped"]
-    heads += ["Prompts", "All figures", "Lineage", "Made with"]
+    heads += ["Who beats whom", "Win rates, similarity, gate", "Training", "Band and distance"]
+    heads += ["Collapse panel", "Time and cost", "Dropped", "Prompts", "All figures", "Lineage", "Made with"]
     places = [text.index(head) for head in heads]
     assert places == sorted(places)
 
