@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,12 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             _execute(plan, store, folder)
     for arm in arms:
-        print_report(_arm_folder(plan, arm), store, Console())
+        print_report(_arm_folder(plan, arm), store, _console())
+
+
+def _console() -> Console:
+    """Return what tables are printed to: as wide as the terminal or COLUMNS, 160 where it is a pipe or a file."""
+    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160)
 
 
 def _run_lease(folder: Path) -> Lease:
@@ -259,7 +265,7 @@ def _print_plan(plan: Plan, why: bool) -> None:
             f"{cost.seconds / 60:.1f}" if cost else "",
             reason,
         )
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _console()
     console.print(table)
     whole = estimate.total(plan, states, known)
     todo = sum(state.kind != "hit" for state in states.values())
@@ -309,9 +315,9 @@ def report(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--json {to}: name a file in a folder that is there.")
     found = arms.find(runs, names)
     for arm in found:
-        print_report(arm.folder, arm.store, Console(), whole=True)
+        print_report(arm.folder, arm.store, _console(), whole=True)
     compared = compare(found)
-    print_differences(compared, Console())
+    print_differences(compared, _console())
     if to:
         _write(to, numbers.as_json(found, compared))
     print(printable(str(page.write(runs / names[0] / "report.html", found, compared))))
@@ -330,7 +336,7 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
     from pipeline.report.inspect import Iteration, print_list, print_prompt
 
     folder, content = book.opened(Path(arguments.runs), arguments.run)
-    iteration, console = Iteration.of(folder, Path(content["store"]), arguments.iter), Console()
+    iteration, console = Iteration.of(folder, Path(content["store"]), arguments.iter), _console()
     if arguments.prompt:
         print_prompt(iteration, arguments.prompt, arguments.full, console)
     else:

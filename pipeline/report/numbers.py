@@ -4,6 +4,7 @@
            "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
            "panel": {"1": {"h_w": {"value", "unit", "step", "key"}, …}},
            "crossplay": {"2": {"policies", "confidence", "judges": {"oracle": {"win_rates", "low", "cycle", …}}}},
+           "warnings": {"1": [{"rule": "longer", "threshold", "text"}]},
            "notes": {"1": [line]}, "judges": [line],
            "suites": {"rows": {name: {"base" or "3": text}}, "notes": [line]},
            "contamination": [{"suite", "n", "rows", "overlapping", "prompts", "of"}]}],
@@ -71,6 +72,7 @@ def _arm(arm: Arm, label: str) -> dict[str, Any]:
         "iterations": _finite(values),
         "panel": {str(one.iteration): _finite(_panel(one)) for one in arm.panels},
         "crossplay": {str(t): _finite(m["crossplay"].summary) for t, m in arm.done.items() if "crossplay" in m},
+        "warnings": _warnings(arm),
         "notes": notes,
         "judges": judges,
         "suites": {"title": suites.title, "rows": rows, "notes": list(suites.notes)},
@@ -91,6 +93,16 @@ def _panel(panel: Panel) -> dict[str, Any]:
         name: {"value": one.value, "unit": one.unit, "step": one.step, "key": one.key}
         for name, one in panel.figures.items()
     }
+
+
+def _warnings(arm: Arm) -> dict[str, list[dict[str, Any]]]:
+    """Return the rules of `diagnostics` that fire in each iteration, of those in which any does."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in arm.fired:
+        found.setdefault(str(one.iteration), []).append(
+            {"rule": one.rule, "threshold": one.threshold, "text": one.text}
+        )
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.diagnostics.panel import Panel, Record, records_of
+from pipeline.diagnostics.rules import Fired
 from pipeline.report.arms import Arm, labels
 from pipeline.report.crossplay import Game, games
 from pipeline.report.html.crossplay import Cells, crossplay
@@ -14,7 +15,7 @@ from pipeline.report.html.prompts import Chosen, read
 from pipeline.report.html.spread import Spread, spread
 from pipeline.report.published import config_of
 from pipeline.report.suites import Grid
-from pipeline.report.table import Steps, suites_of
+from pipeline.report.table import Steps, notes, suites_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,9 @@ class Story:
     """With 0: what comes before the first iteration."""
     done: dict[int, Steps]
     said: dict[int, list[str]]
-    """What a person should know beside the figures."""
+    """What a person should know beside the figures: what was imported, dropped or dealt again."""
+    fired: list[Fired]
+    """The rules of `diagnostics` that warn."""
     spreads: dict[int, Spread]
     records: dict[int, list[Record]]
     """Of each optimizer step: loss, h_w, h_l, …"""
@@ -59,7 +62,8 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         name=name,
         every=arm.every,
         done=arm.done,
-        said=arm.said,
+        said={t: notes(steps) for t, steps in arm.done.items()},
+        fired=arm.fired,
         spreads={t: one for t, one in spreads.items() if one},
         records={t: one for t, one in records.items() if one},
         panels=arm.panels,

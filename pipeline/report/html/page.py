@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.diagnostics.rules import RULES
 from pipeline.report.arms import Arm
 from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
@@ -27,6 +28,8 @@ from pipeline.report.table import worth_of_judges
 HERE = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
 """What stands before the answer: its tone can be told without its colour."""
+OPEN = 8
+"""Warnings up to which their box is unfolded."""
 
 
 def write(path: Path, arms: Sequence[Arm], found: Sequence[Difference]) -> Path:
@@ -83,13 +86,32 @@ def _top(stories: Sequence[Story], found: Sequence[Difference]) -> Html:
 def _answers(stories: Sequence[Story]) -> list[Html]:
     if len(stories) > 1:
         return [tag("p", sentence, class_="lead") for sentence in [tables.highest(stories)] if sentence] + [
-            tables.arms(stories)
+            tables.arms(stories),
+            _warned(stories),
         ]
     told = answer(stories[0].done)
     head = tag(
         "p", tag("span", SYMBOLS[told.tone], aria_hidden="true"), f" {told.headline}", class_=f"answer {told.tone}"
     )
-    return [head, *(tag("p", sentence) for sentence in told.sentences)]
+    return [head, *(tag("p", sentence) for sentence in told.sentences), _warned(stories)]
+
+
+def _warned(stories: Sequence[Story]) -> Html:
+    """Return the rules that fired, in a box that is folded where there are many; '' without any."""
+    said: dict[str, list[str]] = {}
+    for story in stories:
+        for one in story.fired:
+            said.setdefault(f"iteration {one.iteration}: {one}", []).append(story.name)
+    fired = {one.rule for story in stories for one in story.fired}
+    rules = [rule for rule in RULES if rule in fired]
+    head = tag("summary", tag("span", SYMBOLS["alarm"], aria_hidden="true"), f" Diagnostics warn: {', '.join(rules)}")
+    lines = [tag("li", line) for line in _named(said, len(stories))]
+    return tag("details", head, tag("ul", *lines), class_="warned", open=len(lines) <= OPEN) if lines else Html("")
+
+
+def _named(said: Mapping[str, Sequence[str]], arms: int) -> list[str]:
+    """Return the lines, each with the arms that it is said of unless it is said of all."""
+    return [line if len(names) == arms else f"{', '.join(names)}: {line}" for line, names in said.items()]
 
 
 def _sections(stories: Sequence[Story]) -> list[Html]:
@@ -140,7 +162,7 @@ def _notes(stories: Sequence[Story]) -> Html:
         for t, notes in story.said.items():
             for line in notes:
                 said.setdefault(f"iteration {t}: {line}", []).append(story.name)
-    lines = [line if len(names) == len(stories) else f"{', '.join(names)}: {line}" for line, names in said.items()]
+    lines = _named(said, len(stories))
     judged = [story.done[t] for story in stories if (t := answer(story.done).t)]
     judges = dict.fromkeys(f"what the judge is worth: {line}" for steps in judged for line in worth_of_judges(steps))
     return tag("ul", *(tag("li", line) for line in [*lines, *judges]), class_="quiet") if lines or judges else Html("")

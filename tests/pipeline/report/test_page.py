@@ -166,6 +166,44 @@ def test_a_cross_play_that_lags_behind_says_of_whom_it_is(hostile: list[Story], 
     assert "iter 3 against base: 0.580</title>" in drawn and "iter 2 against base: 0.560 [0.540, 0.580]" in drawn
 
 
+def warned(tmp_path: Path, name: str, iterations: int) -> None:
+    """Add a run of which every iteration fires `similar`; 0: none does."""
+    run = Run(tmp_path, name).begin()
+    run.add(1, "prompts")
+    for t in range(1, iterations + 1):
+        run.add(t, "embed", summary={"similarity_mean": 0.9 + t / 1000})
+
+
+def test_rules_that_fire_are_seen(tmp_path: Path) -> None:
+    warned(tmp_path, "mine", 2)
+    arms = find(tmp_path / "runs", ["mine"])
+    html = page.page(gather(arms))
+    elements = Elements(html)
+    assert ("details", {"class": "warned", "open": None}) in elements.found
+    assert "⚠ Diagnostics warn: similar" in elements.text
+    line = "the K responses of a prompt are alike: similarity 0.902 in the mean (diagnostics.similar=0.9)"
+    assert elements.text.count(line) == 1 and elements.text.index(line) < elements.text.index("left out")
+    assert f"<li>iteration 2: similar: {line}</li>" in html and "WARNING" not in html
+    (arm,) = json.loads(numbers.as_json(arms, ()))["arms"]
+    text = "the K responses of a prompt are alike: similarity 0.901 in the mean"
+    assert arm["warnings"]["1"] == [{"rule": "similar", "threshold": 0.9, "text": text}] and set(arm["warnings"]) == {
+        "1",
+        "2",
+    }
+    assert arm["notes"]["1"] == [f"WARNING similar: {text} (diagnostics.similar=0.9)"]
+
+
+def test_many_warnings_are_folded_under_the_names_of_their_rules(tmp_path: Path) -> None:
+    warned(tmp_path, "m/a", page.OPEN + 1)
+    warned(tmp_path, "m/b", 1)
+    warned(tmp_path, "m/c", 0)
+    html = page.page(gather(find(tmp_path / "runs", ["m"])))
+    assert ("details", {"class": "warned"}) in Elements(html).found
+    assert "<li>a, b: iteration 1: similar:" in html and "<li>a: iteration 9: similar:" in html
+    only = page.page(gather(find(tmp_path / "runs", ["m/c"])))
+    assert "Diagnostics warn" not in only and 'class="warned"' not in only
+
+
 def test_several_arms_stand_beside_each_other(tmp_path: Path) -> None:
     for name, rate in (("m/gate=off", 0.55), ("m/gate=linear", 0.6)):
         run = Run(tmp_path, name).begin()
@@ -201,6 +239,26 @@ def test_report_prints_the_table_and_writes_page_and_json(
         }
         assert forms["oracle: vs base"].show(values["oracle: vs base"]).splitlines()[0] in printed
     assert "prompts dropped: 2 <b>over</b>" in arm["notes"]["1"][0]
+
+
+@pytest.mark.parametrize(("columns", "least", "most"), [("", 100, 160), ("60", 40, 60)])
+def test_where_it_is_piped_the_table_is_160_wide_or_as_columns_says(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
+    least: int,
+    most: int,
+) -> None:
+    run = Run(tmp_path).begin()
+    run.add(0, "prompts")
+    for t in range(1, 6):
+        run.evaluated(t, 0.6, 0.6)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["report", "mine", "--runs", str(tmp_path / "runs")]) == 0
+    printed = capsys.readouterr().out
+    assert least < max(len(line) for line in printed.splitlines() if "│" in line) <= most
+    assert ("0.600 [0.570, 0.630] │ 0.600 [0.570, 0.630]" in printed) == (most == 160)
 
 
 def test_the_json_has_the_answer_and_the_cross_play(tmp_path: Path) -> None:
