@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pipeline.diagnostics.rules import RULES
@@ -13,7 +14,7 @@ from pipeline.report.arms import Arm
 from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
 from pipeline.report.html.bins import Counts
-from pipeline.report.html.browser import browser
+from pipeline.report.html.browser import BUDGET, browser
 from pipeline.report.html.cost import cost
 from pipeline.report.html.curves import by_arm, charts
 from pipeline.report.html.differences import differences
@@ -21,13 +22,17 @@ from pipeline.report.html.games import games
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.panel import panel
-from pipeline.report.html.svg import histogram
+from pipeline.report.html.svg import DRAWN, histogram
 from pipeline.report.html.words import answer
 from pipeline.report.table import worth_of_judges
 
 HERE = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
 """What stands before the answer: its tone can be told without its colour."""
+SECTIONS = 2_700_000
+"""Bytes of all sections together; with what stands above them, style and script the page stays below 3 MB."""
+SHARED, FEWEST = 2400, 40
+"""Points of the lines of one kind over all arms, and of each line at least."""
 OPEN = 8
 """Warnings up to which their box is unfolded."""
 
@@ -115,21 +120,24 @@ def _named(said: Mapping[str, Sequence[str]], arms: int) -> list[str]:
 
 
 def _sections(stories: Sequence[Story]) -> list[Html]:
+    """Return the sections; the prompts have the room that the others leave."""
+    points = min(DRAWN, max(FEWEST, SHARED // len(stories)))
     each: list[tuple[str, str, Callable[[Story], Html]]] = [
         ("Who beats whom", "no held-out scores yet", games),
         ("Suites", "no suite has judged it yet", tables.suites),
         ("Win rates, similarity, gate", "no pairs yet", _spreads),
-        ("Training", "no training yet", curves.training),
-        ("Band and distance", "no training yet", curves.band),
+        ("Training", "no training yet", partial(curves.training, points=points)),
+        ("Band and distance", "no training yet", partial(curves.band, points=points)),
         ("Collapse panel", "no iteration is begun", panel),
         ("Time and cost", "no step is made yet", cost),
         ("Dropped", "no step is made yet", tables.drops),
     ]
-    return [
+    before = [
         _section("Win rate by iteration", "no evaluation yet", curves.win_rates(stories)),
         _section("Length by policy", "no held-out responses yet", curves.lengths(stories)),
         *(_section(name, why, by_arm(stories, drawn)) for name, why, drawn in each),
-        _section("Prompts", "nothing is sampled yet", browser(stories)),
+    ]
+    after = [
         _section(
             "All figures",
             "no iteration is begun",
@@ -142,6 +150,8 @@ def _sections(stories: Sequence[Story]) -> list[Html]:
         ),
         _section("Made with", "no step is made yet", _folded("Versions and hardware", tables.made_with(stories))),
     ]
+    room = min(BUDGET, SECTIONS - sum(len(one.encode()) for one in (*before, *after)))
+    return [*before, _section("Prompts", "nothing is sampled yet", browser(stories, room)), *after]
 
 
 def _section(name: str, why: str, inside: Html) -> Html:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline.report.html import axes, svg
+from pipeline.report.html import axes
 from pipeline.report.html.axes import Frame, ticks
 from pipeline.report.html.bins import Counts
 from pipeline.report.html.blocks import bars, heat
@@ -80,16 +80,17 @@ def test_a_break_parts_a_line_and_a_chart_without_points_is_none() -> None:
     assert lines(Lines(title="t", series=[Series(name="s", look=0, points=[])])) == ""
 
 
-def test_long_lines_are_means_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svg, "DRAWN", 3)
+def test_long_lines_are_means_of_stretches() -> None:
     points = [Point(x=i, y=10 * i) for i in range(4)]
-    assert thinned([*points, None, Point(x=9, y=1)]) == [
+    assert thinned([*points, None, Point(x=9, y=1)], 3) == [
         Point(x=0.5, y=5),
         Point(x=2.5, y=25),
         None,
         Point(x=9, y=1),
     ]
-    assert thinned(points[:3]) == points[:3]
+    assert thinned(points[:3], 3) == points[:3]
+    drawn = lines(Lines(title="t", series=[Series(name="s", look=0, points=points * 9)], drawn=3))
+    assert drawn.count('class="mark') == 3
 
 
 def test_a_histogram_steps_over_its_bins() -> None:

@@ -119,6 +119,34 @@ def test_the_worst_texts_of_many_prompts_stay_below_3_mb(hostile: list[Story]) -
     assert 3 <= n < 120 and f"{n} of 60,000 prompts are shown" in html
 
 
+@pytest.mark.parametrize("n", [24, 60])
+def test_many_arms_stay_below_3_mb(hostile: list[Story], tmp_path: Path, n: int) -> None:
+    """Three iterations of 17 steps each, the whole panel, 300 optimizer steps; prompts that would fill any room."""
+    full = Run(tmp_path).begin()
+    full.measured([1, 2, 3])
+    (measured,) = gather(find(tmp_path / "runs", ["mine"]))
+    one = hostile[0]
+    every = {
+        t: steps | {f"other_{i}": replace(steps["train"], fingerprint=f"{t}{i:063d}") for i in range(17 - len(steps))}
+        for t, steps in one.done.items()
+    }
+    records = {t: [{**one.records[t][0], "step": s, "loss": 9 / s} for s in range(1, 101)] for t in (1, 2, 3)}
+    long = {
+        t: replace(c, prompts=[replace(c.prompts[0], id=f"{i}") for i in range(40)]) for t, c in one.prompts.items()
+    }
+    shown = replace(one, every={0: one.every[0], **every}, records=records, panels=measured.panels)
+    arms = [
+        replace(shown, name=f"experiment=s_sppo,gate=linear,seed={i}", prompts={t: replace(c) for t, c in long.items()})
+        for i in range(n)
+    ]
+    html = page.page(arms)
+    assert 1_500_000 < len(html.encode()) < 3_000_000
+    assert html.count("<summary>experiment=s_sppo,gate=linear,seed=23</summary>") >= 8
+    assert html.count("<summary>experiment=s_sppo,gate=linear,seed=24</summary>") == 0
+    assert (html.count(f"The first 24 of {n} arms; a report of fewer arms") >= 8) == (n > 24)
+    assert html.count(f"seed={n - 1}") >= 3  # in the table of all arms and in the charts of all
+
+
 def test_ordinary_texts_of_120_prompts_are_all_shown(hostile: list[Story]) -> None:
     story = hostile[0]
     prompt = next(p for p in story.prompts[1].prompts if p.id == "plain3")
