@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import book, cluster, config, estimate, hub
-from pipeline.artifact import Artifact, Manifest, fingerprint_of
+from pipeline.artifact import Artifact, Manifest, fingerprint_of, write_text
 from pipeline.build import build
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
@@ -93,7 +94,12 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             _execute(plan, store, folder)
     for arm in arms:
-        print_report(_arm_folder(plan, arm), store, Console())
+        print_report(_arm_folder(plan, arm), store, _console())
+
+
+def _console() -> Console:
+    """Return what tables are printed to: as wide as the terminal or COLUMNS, 160 where it is a pipe or a file."""
+    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160)
 
 
 def _run_lease(folder: Path) -> Lease:
@@ -259,7 +265,7 @@ def _print_plan(plan: Plan, why: bool) -> None:
             f"{cost.seconds / 60:.1f}" if cost else "",
             reason,
         )
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _console()
     console.print(table)
     whole = estimate.total(plan, states, known)
     todo = sum(state.kind != "hit" for state in states.values())
@@ -304,15 +310,25 @@ def report(arguments: argparse.Namespace) -> None:
     from pipeline.report.differences import print_differences
     from pipeline.report.html import page
 
-    runs, names = Path(arguments.runs), arguments.run or ["default"]
+    runs, names, to = Path(arguments.runs), arguments.run or ["default"], arguments.json
+    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {to}: name a file in a folder that is there.")
     found = arms.find(runs, names)
     for arm in found:
-        print_report(arm.folder, arm.store, Console())
+        print_report(arm.folder, arm.store, _console(), whole=True)
     compared = compare(found)
-    print_differences(compared, Console())
-    if arguments.json:
-        arguments.json.write_text(numbers.as_json(found, compared))
+    print_differences(compared, _console())
+    if to:
+        _write(to, numbers.as_json(found, compared))
     print(printable(str(page.write(runs / names[0] / "report.html", found, compared))))
+
+
+def _write(to: Path, text: str) -> None:
+    """Replace a file, whole or not at all; what is none, such as a pipe, is written to."""
+    if to.exists() and not to.is_file():
+        to.write_text(text)
+    else:
+        write_text(to.resolve(), text)
 
 
 def inspect_prompt(arguments: argparse.Namespace) -> None:
@@ -320,7 +336,7 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
     from pipeline.report.inspect import Iteration, print_list, print_prompt
 
     folder, content = book.opened(Path(arguments.runs), arguments.run)
-    iteration, console = Iteration.of(folder, Path(content["store"]), arguments.iter), Console()
+    iteration, console = Iteration.of(folder, Path(content["store"]), arguments.iter), _console()
     if arguments.prompt:
         print_prompt(iteration, arguments.prompt, arguments.full, console)
     else:

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.artifact import Manifest
+from pipeline.diagnostics.panel import Panel, panels
 from pipeline.errors import ConfigError, SparringError
 from pipeline.export.run import Run
+from pipeline.report.crossplay import flat
 from pipeline.report.table import Steps
 from pipeline.staging import staged
 
@@ -76,13 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
 def rows_of(found: Run) -> Iterator[Row]:
     """Yield the rows of a run in the order in which they came to be."""
     seen, before = _events(found), 0
+    measured = {panel.iteration: panel for panel in panels(found.steps, found.store)}
     for t, steps in found.steps.items():
         records = _training(found, t, seen)
         for step, record in sorted(records.items()):
             yield Row(axis=TRAIN, x=before + step, time=record["time"], values=numbers("train", record))
         before += max(records, default=0)
         if "evaluate" in steps or "sample_base" in steps:
-            yield Row(axis=ITERATION, x=t, time=_created(steps), values=dict(_figures(steps)))
+            yield Row(axis=ITERATION, x=t, time=_created(steps), values=dict(_figures(steps, measured.get(t))))
 
 
 def numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
@@ -124,8 +127,8 @@ def _training(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]])
     return {step: {"time": streamed.get(step, {}).get("time", last), **one} for step, one in records.items()}
 
 
-def _figures(steps: Steps) -> Iterator[tuple[str, float]]:
-    """Yield name and value of what an iteration came to."""
+def _figures(steps: Steps, panel: Panel | None) -> Iterator[tuple[str, float]]:
+    """Yield name and value of what an iteration came to, with its collapse panel and the cross-play."""
     for label, manifest in steps.items():
         if label.startswith("score_"):
             continue
@@ -137,6 +140,10 @@ def _figures(steps: Steps) -> Iterator[tuple[str, float]]:
         for key in ("win_rate", "low", "high"):
             if row[key] is not None:
                 yield f"evaluate/{row['judge']}_vs_{row['opponent']}/{key}", row[key]
+    for judge, game in steps["crossplay"].summary["judges"].items() if "crossplay" in steps else ():
+        yield from ((f"crossplay/{judge}/{name}", value) for name, value in flat(game))
+    for name, figure in panel.figures.items() if panel else ():
+        yield f"panel/{name}", figure.value
 
 
 def _created(steps: Steps) -> float:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Manifest
+from pipeline.config import diagnostics_of
+from pipeline.diagnostics import rules
+from pipeline.diagnostics.panel import panels
 from pipeline.export.base import UNKNOWN, Base
 from pipeline.export.choose import Choice
 from pipeline.export.markdown import Safe, escaped, front, table
@@ -97,6 +100,7 @@ def _results(run: Run, t: int) -> Iterator[str]:
     evaluated = {i: steps["evaluate"].summary for i, steps in run.steps.items() if "evaluate" in steps and i <= t}
     if not evaluated:
         yield "Not evaluated."
+        yield from _warned(run, t)
         return
     last = evaluated[max(evaluated)]
     yield (
@@ -109,6 +113,7 @@ def _results(run: Run, t: int) -> Iterator[str]:
     yield ""
     for i in evaluated:
         yield from (f"- iteration {i}: {line}" for line in [*alarms(run.steps[i]), *_left_out(run.steps[i])])
+    yield from _warned(run, t)
     judges = worth_of_judges(run.steps[max(evaluated)])
     yield from (f"- {escaped(line)}" for line in judges or ["What the judges are worth was not measured."])
     yield from _published(run, t)
@@ -116,6 +121,13 @@ def _results(run: Run, t: int) -> Iterator[str]:
 
 def _never(steps: Steps) -> str:
     return "; the second judge never did" if apart(steps) else ", and the second judge is it too, or a part of it"
+
+
+def _warned(run: Run, t: int) -> Iterator[str]:
+    """Yield the rules of `diagnostics` that fire up to iteration t, by the thresholds that the run was begun with."""
+    for one in rules.warnings(panels(run.steps, run.store), diagnostics_of(run.folder)):
+        if one.iteration <= t:
+            yield f"- iteration {one.iteration}: WARNING {escaped(str(one))}"
 
 
 def _judge(name: str) -> str:

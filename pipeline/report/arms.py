@@ -9,6 +9,9 @@ from pathlib import Path
 
 from pipeline import book
 from pipeline.artifact import Artifact
+from pipeline.config import diagnostics_of
+from pipeline.diagnostics import rules
+from pipeline.diagnostics.panel import Panel, panels
 from pipeline.errors import DataError
 from pipeline.job import Input
 from pipeline.report.table import Steps, iterations, said, with_setup
@@ -36,9 +39,19 @@ class Arm:
         return with_setup(self.every)
 
     @cached_property
+    def panels(self) -> list[Panel]:
+        """Return the collapse panel of each iteration from 1 on."""
+        return panels(self.every, self.store)
+
+    @cached_property
+    def fired(self) -> list[rules.Fired]:
+        """Return the rules that fire, by the thresholds that the run was begun with."""
+        return rules.warnings(self.panels, diagnostics_of(self.folder))
+
+    @cached_property
     def said(self) -> dict[int, list[str]]:
         """Return iteration -> what a person should know beside its figures."""
-        return said(self.folder, self.store, self.every)
+        return said(self.every, self.fired)
 
     def opened(self, t: int, label: str) -> Input | None:
         """Return the artifact of a step of iteration t, None where it is not made."""

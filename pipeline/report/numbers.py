@@ -1,6 +1,10 @@
 """The figures of the table as JSON: the same rows, their values unrounded.
 
-{"arms": [{"run", "arm", "label", "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
+{"arms": [{"run", "arm", "label", "answer": {"iteration", "headline", "tone": "good", "sentences": [line]},
+           "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
+           "panel": {"1": {"h_w": {"value", "unit", "step", "key"}, …}},
+           "crossplay": {"2": {"policies", "confidence", "judges": {"oracle": {"win_rates", "low", "cycle", …}}}},
+           "warnings": {"1": [{"rule": "longer", "threshold", "text"}]},
            "notes": {"1": [line]}, "judges": [line],
            "suites": {"rows": {name: {"base" or "3": text}}, "notes": [line]},
            "contamination": [{"suite", "n", "rows", "overlapping", "prompts", "of"}]}],
@@ -18,8 +22,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.diagnostics.panel import Panel
 from pipeline.report.arms import Arm, labels
 from pipeline.report.compare import Difference
+from pipeline.report.html.words import answer
 from pipeline.report.judging import worth_of_judges
 from pipeline.report.published import NAMES
 from pipeline.report.table import FIGURES, suites_of
@@ -63,7 +69,11 @@ def _arm(arm: Arm, label: str) -> dict[str, Any]:
         "run": arm.run,
         "arm": arm.name,
         "label": label,
+        "answer": _answer(arm),
         "iterations": _finite(values),
+        "panel": {str(one.iteration): _finite(_panel(one)) for one in arm.panels},
+        "crossplay": {str(t): _finite(m["crossplay"].summary) for t, m in arm.done.items() if "crossplay" in m},
+        "warnings": _warnings(arm),
         "notes": notes,
         "judges": judges,
         "suites": {"title": suites.title, "rows": rows, "notes": list(suites.notes)},
@@ -71,8 +81,35 @@ def _arm(arm: Arm, label: str) -> dict[str, Any]:
     }
 
 
+def _answer(arm: Arm) -> dict[str, Any]:
+    """Return what the page says first: is the last evaluated policy better than the base?"""
+    told = answer(arm.done)
+    head = {"iteration": told.t or None, "headline": told.headline, "tone": told.tone}
+    return {**head, "sentences": list(told.sentences)}
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    """Return every figure of an iteration, and where it came from."""
+    return {
+        name: {"value": one.value, "unit": one.unit, "step": one.step, "key": one.key}
+        for name, one in panel.figures.items()
+    }
+
+
+def _warnings(arm: Arm) -> dict[str, list[dict[str, Any]]]:
+    """Return the rules of `diagnostics` that fire in each iteration, of those in which any does."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in arm.fired:
+        found.setdefault(str(one.iteration), []).append(
+            {"rule": one.rule, "threshold": one.threshold, "text": one.text}
+        )
+    return found
+
+
 def _finite(value: Any) -> Any:
     """Return the value with null in place of numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

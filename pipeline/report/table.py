@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.diagnostics import rules
 from pipeline.diagnostics.panel import kl, panels
 from pipeline.report.crossplay import print_crossplay
 from pipeline.report.judging import worth_of_judges
+from pipeline.report.panel import print_panel
 from pipeline.report.plain import printable
 from pipeline.report.suites import Grid, grid, print_suites
 
@@ -48,10 +49,10 @@ def iterations(folder: Path, store: Path) -> dict[int, Steps]:
     return found
 
 
-def print_report(folder: Path, store: Path, console: Console) -> None:
-    """Print the table of the run in `folder`, then what the judges are worth."""
+def print_report(folder: Path, store: Path, console: Console, whole: bool = False) -> None:
+    """Print the table of the run in `folder`, then what the judges are worth; whole: with the collapse panel."""
     found = iterations(folder, store)
-    done = with_setup(found)
+    done, seen = with_setup(found), panels(found, store)
     table = Table(title=Text(f"run {printable(folder.name)}", style="table.title"), title_justify="left")
     table.add_column("iteration")
     for t in done:
@@ -61,7 +62,9 @@ def print_report(folder: Path, store: Path, console: Console) -> None:
         if any(cell is not None for cell in cells):
             table.add_row(name, *(cell or "" for cell in cells))
     console.print(table)
-    for t, lines in said(folder, store, found).items():
+    if whole:
+        print_panel(seen, console)
+    for t, lines in said(found, rules.warnings(seen, diagnostics_of(folder))).items():
         for line in lines:
             console.print(f"iteration {t}: {printable(line)}", markup=False, highlight=False)
     print_crossplay(done, console)
@@ -215,9 +218,8 @@ def _imported(manifest: Manifest) -> str:
     return f"{manifest.step} imported: {manifest.rows['out']:,} of the {given['rows']:,} rows of {given['path']}"
 
 
-def said(folder: Path, store: Path, found: dict[int, Steps]) -> dict[int, list[str]]:
-    """Return iteration -> what stands beside its figures: what was imported and dropped, and the rules that fire."""
-    fired = rules.warnings(panels(found, store), diagnostics_of(folder))
+def said(found: dict[int, Steps], fired: Sequence[rules.Fired]) -> dict[int, list[str]]:
+    """Return iteration -> what stands beside its figures: what was imported and dropped, and the rules that fired."""
     return {
         t: [*notes(steps), *(f"WARNING {one}" for one in fired if one.iteration == t)]
         for t, steps in with_setup(found).items()

@@ -15,6 +15,7 @@ def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifes
         "rows": {"in": 64, "out": 61, "dropped": {"tie": 3}},
         "seconds": 20.0,
         "stats": {"tokens": 5000.0},
+        "made_with": {},
     }
     return Manifest(
         fingerprint="a" * 64,
@@ -24,7 +25,6 @@ def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifes
         inputs={},
         summary=summary,
         attempts=["x"],
-        made_with={},
         **{**plain, **fields},  # type: ignore[arg-type]
     )
 
@@ -100,7 +100,7 @@ def test_the_cross_play_of_the_last_iteration_is_shown(tmp_path: Path) -> None:
     assert "cross-play, oracle: P(row beats column); ~ where the interval contains 1/2" in lines
     assert "│ π_1 │ 0.700 │      · │ ~0.490 │" in lines and "│ π_0 │     · │        │  0.600 │" in lines
     assert "cyclic, by point estimates alone: π_0 beats π_2 beats π_1 beats π_0" in lines
-    assert "an equilibrium of the set, by point estimates: π_0 0.03, π_1 0.32, π_2 0.65" in lines
+    assert "an equilibrium of the set, by point estimates: π_0: 0.03, π_1: 0.32, π_2: 0.65" in lines
     assert "exploitability of it 0.000, of the even mixture 0.063" in lines
     assert sum(line.startswith("not cyclic") for line in lines) == 1
     assert sum(line.startswith("an equilibrium") for line in lines) == 1

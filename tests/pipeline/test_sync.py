@@ -15,6 +15,7 @@ from pipeline.cli import main
 from pipeline.export.run import Run
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.test_diagnostics import finish, plan_of
+from tests.pipeline.test_report import ROUND
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def run(tmp_path: Path) -> Fabricated:
         made.train(t, policy)
         made.evaluate(t, (0.6, 0.5, 0.7))
     made.step(2, "sample", {"length_mean": 70.5, "redealt": 0, "histogram": {"n": 3}})
+    made.step(2, "crossplay", {"policies": 3, "judges": {"oracle": ROUND}})
     made.step(3, "sample", {"length_mean": 60.5})
     before = stepped("train-cdcdcdcd", 9.5)  # with another configuration
     again = [*stepped("train-abababab", 1.5), *stepped("train-abababab", 2.5, 3.5)]  # killed after its first step
@@ -80,6 +82,23 @@ def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
         assert [(row.axis, row.x, row.values) for row in rows] == [
             (sync.TRAIN, i, {"train/loss": loss}) for i, loss in enumerate(losses[arm], start=1)
         ]
+
+
+def test_panel_and_cross_play_are_among_the_figures(run: Fabricated) -> None:
+    rows = list(sync.rows_of(Run.of(run.runs, "mine")))
+    first, second = (row.values for row in rows if row.axis == sync.ITERATION)
+    panel = {"panel/played_length_mean": 70.5, "panel/probe_h_l": -87.2, "panel/second_base_low": 0.5}
+    assert panel.items() <= second.items() and not [name for name in first if name.startswith("crossplay")]
+    played = {name.removeprefix("crossplay/oracle/"): x for name, x in second.items() if name.startswith("crossplay/o")}
+    assert played == {
+        "1_vs_0/win_rate": 0.7, "2_vs_0/win_rate": 0.4, "2_vs_1/win_rate": 0.51,
+        "1_vs_0/low": 0.6, "2_vs_0/low": 0.3, "2_vs_1/low": 0.45,
+        "1_vs_0/high": 0.75, "2_vs_0/high": 0.45, "2_vs_1/high": 0.6,
+        "cyclic": 1.0, "cyclic_beyond_doubt": 0.0,
+        "exploitability/0": 0.2, "exploitability/1": 0.01, "exploitability/2": 0.1,
+        "mixture/0": 0.03, "mixture/1": 0.32, "mixture/2": 0.65,
+        "average_exploitability": 0.063, "mixture_exploitability": -1e-17, "duality_gap": 0.0,
+    }  # fmt: skip
 
 
 def test_numbers_that_are_none_are_left_out() -> None:

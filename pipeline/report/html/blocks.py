@@ -19,10 +19,16 @@ NAMED = 52.0
 """Room for the name and, on the right, the sum of a bar."""
 
 
-def heat(title: str, names: Sequence[str], cells: Mapping[tuple[int, int], float]) -> Html:
+def heat(
+    title: str,
+    names: Sequence[str],
+    cells: Mapping[tuple[int, int], float],
+    ends: Mapping[tuple[int, int], tuple[float, float]],
+) -> Html:
     """Return the matrix of win rates, row against column; cells that were not played are empty, the diagonal a dot.
 
     cells: (row, column) -> win rate of row, in [0, 1]. Above 1/2 it is blue, below orange, and the number says it.
+    ends: the same -> its interval, where it is known; ~ marks the numbers whose interval contains 1/2.
     """
     size = min((WIDTH - SIDE) / len(names), 56.0)
     reach = max([FAINTEST, *(abs(value - 0.5) for value in cells.values())])
@@ -31,7 +37,8 @@ def heat(title: str, names: Sequence[str], cells: Mapping[tuple[int, int], float
         top = SIDE / 2 + i * size
         parts.append(tag("text", name, x=SIDE - 8, y=top + size / 2 + 4, text_anchor="end"))
         for j, other in enumerate(names):
-            parts.append(_cell(SIDE + j * size, top, size, cells.get((i, j)), reach, f"{name} against {other}", i == j))
+            told, sign = _told(f"{name} against {other}", cells.get((i, j)), ends.get((i, j)))
+            parts.append(_cell(SIDE + j * size, top, size, cells.get((i, j)), reach, told, sign if i != j else "·"))
     return figure(title, picture(title, parts, WIDTH, SIDE / 2 + len(names) * size + 4), [])
 
 
@@ -39,15 +46,24 @@ def _column(name: str, x: float) -> Html:
     return tag("text", name, x=x, y=SIDE / 2 - 8, text_anchor="middle")
 
 
-def _cell(x: float, y: float, size: float, value: float | None, reach: float, said: str, own: bool) -> Html:
+def _told(who: str, value: float | None, ends: tuple[float, float] | None) -> tuple[str, str]:
+    """Return what is said of a cell, and what is written in it."""
+    if value is None:
+        return who, ""
+    unsure = ends is not None and ends[0] <= 0.5 <= ends[1]
+    interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+    return f"{who}: {value:.3f}{interval}", f"{'~' if unsure else ''}{f'{value:.2f}'.lstrip('0')}"
+
+
+def _cell(x: float, y: float, size: float, value: float | None, reach: float, said: str, sign: str) -> Html:
     box: dict[str, Value] = {"x": x + 1, "y": y + 1, "width": size - 2, "height": size - 2}
     middle: dict[str, Value] = {"x": x + size / 2, "y": y + size / 2 + 4, "text_anchor": "middle"}
     if value is None:
-        return tag("g", tag("rect", class_="empty", **box), tag("text", "·" if own else "", **middle))
+        return tag("g", tag("rect", class_="empty", **box), tag("text", sign, **middle))
     opacity = STRONGEST * abs(value - 0.5) / reach
     side = "c0" if value >= 0.5 else "c1"
     rect = tag("rect", class_=f"cell {side}", fill_opacity=opacity, **box)
-    return tag("g", tag("title", f"{said}: {value:.3f}"), rect, tag("text", f"{value:.2f}".lstrip("0"), **middle))
+    return tag("g", tag("title", said), rect, tag("text", sign, **middle))
 
 
 def bars(title: str, unit: str, rows: Sequence[tuple[str, Mapping[str, float]]], kinds: Sequence[str]) -> Html:

@@ -1,6 +1,6 @@
 """The prompts of a report: each with its responses, who beats whom, what the gate left, and the pair. No script needed.
 
-The script only hides what does not match. As much is shown as fits into BUDGET, an equal share for each iteration.
+The script only hides what does not match. As much is shown as there is room for, an equal share for each iteration.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pipeline.report.html.markup import Html, join, table, tag
 from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt, Row
 
 BUDGET = 1_500_000
-"""Bytes of all prompts together."""
+"""Bytes of all prompts together, at most."""
 PROMPT, RESPONSE, TITLE = 1000, 700, 90
 """Characters that are shown of a turn of the prompt, of a response, and of the prompt where it is folded."""
 MATRIX = 12
 """Responses up to which the matrices are shown."""
 
 
-def browser(stories: Sequence[Story]) -> Html:
-    """Return the prompts with the fields that filter them; '' without any."""
+def browser(stories: Sequence[Story], room: int = BUDGET) -> Html:
+    """Return the prompts with the fields that filter them, in `room` bytes; '' without any."""
     groups = list(_groups(stories))
     if not groups:
         return Html("")
-    shown = [_fitting(t, name, chosen, BUDGET // len(groups)) for t, name, chosen in groups]
+    shown = [_fitting(t, name, chosen, room // len(groups)) for t, name, chosen in groups]
     every = sum(chosen.of for _, _, chosen in groups)
     cards = [card for cards in shown for card in cards]
     reasons = sorted({p.reason for _, _, chosen in groups for p in chosen.prompts if p.reason})

@@ -9,13 +9,15 @@ from typing import Any
 from pipeline.diagnostics.panel import Record
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, tag
-from pipeline.report.html.svg import Lines, Point, Series, lines
+from pipeline.report.html.svg import DRAWN, Lines, Point, Series, lines
 from pipeline.report.html.words import OPPONENTS
 from pipeline.report.table import Steps, compared
 
 JUDGES = {"oracle": "oracle", "second": "second judge"}
 LOOKS = {"oracle": 0, "second": 1}
 """Numbers of marker, dashes and colour."""
+BOXED = 72
+"""Iterations of all arms together that have boxes of their own in a section."""
 
 
 def charts(parts: Sequence[str], size: str = "") -> Html:
@@ -79,21 +81,21 @@ def heldout(t: int, steps: Steps) -> Mapping[str, Any]:
     return steps[label].summary if label in steps else {}
 
 
-def training(story: Story) -> Html:
-    """Return the curves of training over all its optimizer steps, parted by iteration."""
+def training(story: Story, points: int = DRAWN) -> Html:
+    """Return the curves of training over all its optimizer steps, parted by iteration; points: of a line, at most."""
     panels = {
         "Loss": ("loss",),
         "Log-ratio to the reference, nats": ("h_w", "h_l"),
         "Gradient norm before clipping": ("grad_norm",),
     }
-    return charts([_over_steps(story, title, keys) for title, keys in panels.items()])
+    return charts([_over_steps(story, title, keys, points) for title, keys in panels.items()])
 
 
-def band(story: Story) -> Html:
+def band(story: Story, points: int = DRAWN) -> Html:
     """Return the disentanglement diagnostics over optimizer steps, measured at some of them."""
-    shares = _over_steps(story, "Pairs in the band, %", ("in_band", "reversed", "rho_negative"), 100)
-    ratio = _over_steps(story, "Incentives d_w/d_l, and centre r*", ("incentive_ratio", "r_star"))
-    return charts([shares, ratio, _over_steps(story, "Distance of states ‖u_w − u_l‖", ("distance",))])
+    shares = _over_steps(story, "Pairs in the band, %", ("in_band", "reversed", "rho_negative"), points, 100)
+    ratio = _over_steps(story, "Incentives d_w/d_l, and centre r*", ("incentive_ratio", "r_star"), points)
+    return charts([shares, ratio, _over_steps(story, "Distance of states ‖u_w − u_l‖", ("distance",), points)])
 
 
 NAMED = {
@@ -106,14 +108,14 @@ NAMED = {
 }
 
 
-def _over_steps(story: Story, title: str, keys: Sequence[str], factor: float = 1.0) -> Html:
+def _over_steps(story: Story, title: str, keys: Sequence[str], points: int, factor: float = 1.0) -> Html:
     begins = _begins(story.records)
     series = [
         Series(name=NAMED.get(key, key), look=look, points=_points(story.records, begins, key, factor))
         for look, key in enumerate(keys)
     ]
     splits = [(begin + 0.5, f"iteration {t}") for t, begin in begins.items()] if len(begins) > 1 else ()
-    return lines(Lines(title=title, series=series, x_name="optimizer step", splits=splits))
+    return lines(Lines(title=title, series=series, x_name="optimizer step", drawn=points, splits=splits))
 
 
 def _begins(records: Mapping[int, Sequence[Record]]) -> dict[int, int]:
@@ -137,8 +139,12 @@ def _points(
 
 
 def by_arm(stories: Sequence[Story], drawn: Callable[[Story], Html]) -> Html:
-    """Return what is drawn of each arm, under its name in boxes that open where there are several; '' without any."""
-    made = [(story.name, drawn(story)) for story in stories]
+    """Return what is drawn of each arm, under its name in boxes that open where there are several; '' without any.
+
+    Of very many the first ones are drawn: as many as have BOXED iterations together.
+    """
+    most = max(1, BOXED // max(1, *(len(story.done) for story in stories)))
+    made = [(story.name, drawn(story)) for story in stories[:most]]
     there = [(name, part) for name, part in made if part]
     if len(stories) == 1 or not there:
         return join(part for _, part in there)
@@ -146,4 +152,7 @@ def by_arm(stories: Sequence[Story], drawn: Callable[[Story], Html]) -> Html:
         tag("details", tag("summary", name), part, class_="arm", open=place == 0)
         for place, (name, part) in enumerate(there)
     ]
+    if len(stories) > most:
+        told = f"The first {most} of {len(stories)} arms; a report of fewer arms shows the others."
+        boxes.append(tag("p", told, class_="quiet"))
     return join(boxes)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.diagnostics.panel import Record, records_of
+from pipeline.diagnostics.panel import Panel, Record, records_of
+from pipeline.diagnostics.rules import Fired
 from pipeline.report.arms import Arm, labels
+from pipeline.report.crossplay import Game, games
 from pipeline.report.html.crossplay import Cells, crossplay
 from pipeline.report.html.prompts import Chosen, read
 from pipeline.report.html.spread import Spread, spread
+from pipeline.report.published import config_of
 from pipeline.report.suites import Grid
-from pipeline.report.table import Steps, suites_of
+from pipeline.report.table import Steps, notes, suites_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +27,21 @@ class Story:
     """With 0: what comes before the first iteration."""
     done: dict[int, Steps]
     said: dict[int, list[str]]
-    """What a person should know beside the figures."""
+    """What a person should know beside the figures: what was imported, dropped or dealt again."""
+    fired: list[Fired]
+    """The rules of `diagnostics` that warn."""
     spreads: dict[int, Spread]
     records: dict[int, list[Record]]
     """Of each optimizer step: loss, h_w, h_l, …"""
+    panels: list[Panel]
     crossplay: dict[str, Cells]
     """judge -> cells."""
+    games: Mapping[str, Game]
+    """judge -> intervals, cycle, exploitability and equilibrium, where all policies have met."""
     prompts: dict[int, Chosen]
     suites: Grid
+    usd_per_hour: float | None
+    """What its machines cost, by the run's configuration."""
 
 
 def gather(arms: Sequence[Arm]) -> list[Story]:
@@ -52,13 +62,23 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         name=name,
         every=arm.every,
         done=arm.done,
-        said=arm.said,
+        said={t: notes(steps) for t, steps in arm.done.items()},
+        fired=arm.fired,
         spreads={t: one for t, one in spreads.items() if one},
         records={t: one for t, one in records.items() if one},
+        panels=arm.panels,
         crossplay=crossplay(arm),
+        games=games(arm.done),
         prompts={t: one for t, one in prompts.items() if one},
         suites=suites_of(arm.folder, arm.done),
+        usd_per_hour=_price(arm),
     )
+
+
+def _price(arm: Arm) -> float | None:
+    hardware = config_of(arm.folder).get("hardware")
+    found = hardware.get("usd_per_hour") if isinstance(hardware, dict) else None
+    return float(found) if isinstance(found, int | float) else None
 
 
 _READ = ("sample", "score", "pairs", "calibrate")

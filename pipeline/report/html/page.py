@@ -5,26 +5,36 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from pipeline.diagnostics.rules import RULES
 from pipeline.report.arms import Arm
 from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
 from pipeline.report.html.bins import Counts
-from pipeline.report.html.blocks import heat
-from pipeline.report.html.browser import browser
+from pipeline.report.html.browser import BUDGET, browser
+from pipeline.report.html.cost import cost
 from pipeline.report.html.curves import by_arm, charts
 from pipeline.report.html.differences import differences
+from pipeline.report.html.games import games
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.markup import Html, join, tag
-from pipeline.report.html.svg import histogram
+from pipeline.report.html.panel import panel
+from pipeline.report.html.svg import DRAWN, histogram
 from pipeline.report.html.words import answer
 from pipeline.report.judging import worth_of_judges
 
 HERE = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
 """What stands before the answer: its tone can be told without its colour."""
+SECTIONS = 2_700_000
+"""Bytes of all sections together; with what stands above them, style and script the page stays below 3 MB."""
+SHARED, FEWEST = 2400, 40
+"""Points of the lines of one kind over all arms, and of each line at least."""
+OPEN = 8
+"""Warnings up to which their box is unfolded."""
 
 
 def write(path: Path, arms: Sequence[Arm], found: Sequence[Difference]) -> Path:
@@ -81,30 +91,53 @@ def _top(stories: Sequence[Story], found: Sequence[Difference]) -> Html:
 def _answers(stories: Sequence[Story]) -> list[Html]:
     if len(stories) > 1:
         return [tag("p", sentence, class_="lead") for sentence in [tables.highest(stories)] if sentence] + [
-            tables.arms(stories)
+            tables.arms(stories),
+            _warned(stories),
         ]
     told = answer(stories[0].done)
     head = tag(
         "p", tag("span", SYMBOLS[told.tone], aria_hidden="true"), f" {told.headline}", class_=f"answer {told.tone}"
     )
-    return [head, *(tag("p", sentence) for sentence in told.sentences)]
+    return [head, *(tag("p", sentence) for sentence in told.sentences), _warned(stories)]
+
+
+def _warned(stories: Sequence[Story]) -> Html:
+    """Return the rules that fired, in a box that is folded where there are many; '' without any."""
+    said: dict[str, list[str]] = {}
+    for story in stories:
+        for one in story.fired:
+            said.setdefault(f"iteration {one.iteration}: {one}", []).append(story.name)
+    fired = {one.rule for story in stories for one in story.fired}
+    rules = [rule for rule in RULES if rule in fired]
+    head = tag("summary", tag("span", SYMBOLS["alarm"], aria_hidden="true"), f" Diagnostics warn: {', '.join(rules)}")
+    lines = [tag("li", line) for line in _named(said, len(stories))]
+    return tag("details", head, tag("ul", *lines), class_="warned", open=len(lines) <= OPEN) if lines else Html("")
+
+
+def _named(said: Mapping[str, Sequence[str]], arms: int) -> list[str]:
+    """Return the lines, each with the arms that it is said of unless it is said of all."""
+    return [line if len(names) == arms else f"{', '.join(names)}: {line}" for line, names in said.items()]
 
 
 def _sections(stories: Sequence[Story]) -> list[Html]:
+    """Return the sections; the prompts have the room that the others leave."""
+    points = min(DRAWN, max(FEWEST, SHARED // len(stories)))
     each: list[tuple[str, str, Callable[[Story], Html]]] = [
-        ("Who beats whom", "no held-out scores yet", _crossplay),
+        ("Who beats whom", "no held-out scores yet", games),
         ("Suites", "no suite has judged it yet", tables.suites),
         ("Win rates, similarity, gate", "no pairs yet", _spreads),
-        ("Training", "no training yet", curves.training),
-        ("Band and distance", "no training yet", curves.band),
-        ("Time", "no step is made yet", tables.cost),
+        ("Training", "no training yet", partial(curves.training, points=points)),
+        ("Band and distance", "no training yet", partial(curves.band, points=points)),
+        ("Collapse panel", "no iteration is begun", panel),
+        ("Time and cost", "no step is made yet", cost),
         ("Dropped", "no step is made yet", tables.drops),
     ]
-    return [
+    before = [
         _section("Win rate by iteration", "no evaluation yet", curves.win_rates(stories)),
         _section("Length by policy", "no held-out responses yet", curves.lengths(stories)),
         *(_section(name, why, by_arm(stories, drawn)) for name, why, drawn in each),
-        _section("Prompts", "nothing is sampled yet", browser(stories)),
+    ]
+    after = [
         _section(
             "All figures",
             "no iteration is begun",
@@ -117,6 +150,8 @@ def _sections(stories: Sequence[Story]) -> list[Html]:
         ),
         _section("Made with", "no step is made yet", _folded("Versions and hardware", tables.made_with(stories))),
     ]
+    room = min(BUDGET, SECTIONS - sum(len(one.encode()) for one in (*before, *after)))
+    return [*before, _section("Prompts", "nothing is sampled yet", browser(stories, room)), *after]
 
 
 def _section(name: str, why: str, inside: Html) -> Html:
@@ -137,21 +172,10 @@ def _notes(stories: Sequence[Story]) -> Html:
         for t, notes in story.said.items():
             for line in notes:
                 said.setdefault(f"iteration {t}: {line}", []).append(story.name)
-    lines = [line if len(names) == len(stories) else f"{', '.join(names)}: {line}" for line, names in said.items()]
+    lines = _named(said, len(stories))
     judged = [story.done[t] for story in stories if (t := answer(story.done).t)]
     judges = dict.fromkeys(f"what the judge is worth: {line}" for steps in judged for line in worth_of_judges(steps))
     return tag("ul", *(tag("li", line) for line in [*lines, *judges]), class_="quiet") if lines or judges else Html("")
-
-
-def _crossplay(story: Story) -> Html:
-    """Return a matrix for each judge; policies are numbered, 0 is the base."""
-    names = {t: "base" if t == 0 else f"iter {t}" for cells in story.crossplay.values() for t, _ in cells}
-    order = sorted(names)
-    drawn = []
-    for judge, cells in story.crossplay.items():
-        placed = {(order.index(i), order.index(j)): value for (i, j), value in cells.items()}
-        drawn.append(heat(f"Row beats column, {curves.JUDGES[judge]}", [names[t] for t in order], placed))
-    return charts(drawn)
 
 
 def _spreads(story: Story) -> Html:

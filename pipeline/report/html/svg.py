@@ -34,7 +34,7 @@ DODGED = 24.0
 MARKED = 24
 """Points of a line that are still marked, each one."""
 DRAWN = 300
-"""Points of a line that are drawn, at most: of longer ones the means of as many stretches."""
+"""Points of a line that are drawn: of longer ones the means of as many stretches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,15 @@ class Lines:
     level: float | None = None
     """Where a grey line goes through: 1/2 for win rates."""
     dodge: bool = False
+    drawn: int = DRAWN
+    """Points of a line that are drawn, at most."""
     splits: Sequence[tuple[float, str]] = field(default=())
     """Where upright lines part the chart, and what stands beside them."""
 
 
 def lines(chart: Lines) -> Html:
     """Return the chart with its title and, for several series, its legend."""
-    series = [replace(one, points=thinned(one.points)) for one in chart.series if one.there]
+    series = [replace(one, points=thinned(one.points, chart.drawn)) for one in chart.series if one.there]
     if not series:
         return Html("")
     points = [point for one in series for point in one.there]
@@ -135,9 +137,9 @@ def _said(name: str, point: Point) -> str:
     return f"{name}: {point.y:.4g}{interval}"
 
 
-def thinned(points: Sequence[Point | None]) -> list[Point | None]:
-    """Return the points, or of more than DRAWN of them the means of DRAWN or fewer stretches; breaks stay."""
-    every = -(-len(points) // DRAWN)
+def thinned(points: Sequence[Point | None], most: int) -> list[Point | None]:
+    """Return the points, or of more than `most` of them the means of `most` or fewer stretches; breaks stay."""
+    every = -(-len(points) // most)
     if every == 1:
         return list(points)
     found: list[Point | None] = []

@@ -1,33 +1,16 @@
-"""The tables of a report: arms beside each other, cost, drops, lineage, what it was made with, and every figure."""
+"""The tables of a report: arms beside each other, drops, lineage, what it was made with, and every figure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.artifact import Manifest
-from pipeline.report.html.blocks import bars
-from pipeline.report.html.curves import charts
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
 from pipeline.report.html.words import answer, interval
 from pipeline.report.published import NAMES
 from pipeline.report.table import FIGURES, compared, win_rate
-
-COSTS = {
-    "sample": "sample",
-    "score": "annotate",
-    "embed": "annotate",
-    "pairs": "annotate",
-    "calibrate": "annotate",
-    "reference": "train",
-    "train": "train",
-    "sample_base": "evaluate",
-    "sample_heldout": "evaluate",
-    "evaluate": "evaluate",
-}
-"""Label of a step -> the part of an iteration whose time it takes."""
-KINDS = ("sample", "annotate", "train", "evaluate", "other")
 
 
 def arms(stories: Sequence[Story]) -> Html:
@@ -72,52 +55,11 @@ def _overlap(reach: int, others: int) -> str:
     return f" Intervals that overlap with it: {reach} of the {others} others'."
 
 
-def cost(story: Story) -> Html:
-    """Return seconds by step as bars, and as a table with tokens per second."""
-    rows = [(f"iteration {t}" if t else "before", _seconds(steps)) for t, steps in story.every.items()]
-    there = [(name.replace("iteration ", "iter "), values) for name, values in rows if values]
-    kinds = [kind for kind in KINDS if any(kind in values for _, values in there)]
-    drawn = bars("Seconds by iteration", "s", there, kinds)
-    every = [_cost(t, label, manifest) for t, label, manifest in _steps(story)]
-    if not every:
-        return Html("")
-    heads = ("step", "iteration", "seconds", "rows", "tokens", "tokens/s", "attempts")
-    return join([charts([drawn]), _folded("Every step", table(heads, every, "numbers"))])
-
-
-def _seconds(steps: Mapping[str, Manifest]) -> dict[str, float]:
-    """Return part of an iteration -> seconds; an artifact with two labels is counted once."""
-    found: dict[str, float] = {}
-    seen = set()
-    for label, manifest in steps.items():
-        if manifest.fingerprint not in seen:
-            played = label.startswith(("score_", "logprobs_")) or "best" in label or label == "crossplay"
-            kind = "evaluate" if played else COSTS.get(label.removesuffix("_base"), COSTS.get(label, "other"))
-            found[kind] = found.get(kind, 0.0) + manifest.seconds
-        seen.add(manifest.fingerprint)
-    return found
-
-
-def _cost(t: int, label: str, manifest: Manifest) -> list[str]:
-    tokens = manifest.stats.get("tokens")
-    rate = f"{tokens / manifest.seconds:,.0f}" if tokens and manifest.seconds else ""
-    amount = f"{tokens:,.0f}" if tokens else ""
-    return [
-        label,
-        str(t),
-        f"{manifest.seconds:,.1f}",
-        f"{manifest.rows['out']:,}",
-        amount,
-        rate,
-        str(len(manifest.attempts)),
-    ]
-
-
 def drops(story: Story) -> Html:
     """Return rows that steps took in and did not give out, by reason; one line where nothing was dropped."""
     rows = [
         [label, str(t), f"{m.rows['in']:,}", f"{m.rows['out']:,}", reason, f"{count:,}"]
-        for t, label, m in _steps(story)
+        for t, label, m in steps_of(story)
         for reason, count in sorted(m.rows["dropped"].items())
     ]
     if not rows:
@@ -133,7 +75,7 @@ def lineage(story: Story) -> Html:
     """Return every artifact with its fingerprint and what it was made of."""
     rows = [
         [f"{label}, {t}", tag("code", m.fingerprint), _inputs(m), str(m.version), str(m.made_with.get("created", ""))]
-        for t, label, m in _steps(story)
+        for t, label, m in steps_of(story)
     ]
     return (
         table(("step, iteration", "fingerprint", "made of", "version", "made"), rows, "lineage") if rows else Html("")
@@ -149,7 +91,7 @@ def made_with(stories: Sequence[Story]) -> Html:
     """Return code, packages and hardware; those that differ between steps stand one under the other."""
     kinds: dict[str, dict[str, set[str]]] = {"code": {}, "packages": {}, "hardware": {}}
     for story in stories:
-        for _, _, manifest in _steps(story):
+        for _, _, manifest in steps_of(story):
             for kind, found in kinds.items():
                 for name, value in (manifest.made_with.get(kind) or {}).items():
                     found.setdefault(name, set()).add(value if isinstance(value, str) else json.dumps(value))
@@ -193,7 +135,7 @@ def figures(story: Story) -> Html:
     return table(("iteration", *map(str, story.done)), rows, "numbers") if rows else Html("")
 
 
-def _steps(story: Story) -> Iterator[tuple[int, str, Manifest]]:
+def steps_of(story: Story) -> Iterator[tuple[int, str, Manifest]]:
     """Yield (iteration, label, manifest); of an artifact with two labels the first one."""
     seen = set()
     for t, steps in story.every.items():
@@ -201,7 +143,3 @@ def _steps(story: Story) -> Iterator[tuple[int, str, Manifest]]:
             if manifest.fingerprint not in seen:
                 yield t, label, manifest
             seen.add(manifest.fingerprint)
-
-
-def _folded(name: str, inside: Html) -> Html:
-    return tag("details", tag("summary", name), inside)

@@ -103,6 +103,19 @@ def test_the_card_says_what_it_is_and_how_good(run: Fabricated, tmp_path: Path) 
     assert str(tmp_path) not in card  # no path of this machine
 
 
+def test_the_card_has_the_rules_that_fired_up_to_its_iteration(run: Fabricated, tmp_path: Path) -> None:
+    for t in (1, 2):
+        run.step(t, "embed", {"similarity_mean": 0.9 + t / 100})
+    for t, lines in ((1, ["0.910"]), (2, ["0.910", "0.920"])):
+        assert export(run, "--iter", str(t), "--to", str(tmp_path / str(t))) == 0
+        card = (tmp_path / str(t) / "README.md").read_text()
+        found = re.findall(
+            r"^- iteration (\d): WARNING similar: .* similarity (0\.\d+) in the mean", card, re.MULTILINE
+        )
+        assert found == [(str(i), text) for i, text in enumerate(lines, 1)]
+        assert card.index("## Results") < card.index("WARNING") < card.index("## Use")
+
+
 def test_a_licence_that_no_file_states_is_not_guessed(run: Fabricated, tmp_path: Path) -> None:
     (tmp_path / "base" / "README.md").write_text("---\nlicense: '<b>free</b>'\n---\n")
     assert export(run, "--to", str(tmp_path / "out")) == 0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import book
 from pipeline.artifact import Artifact, Manifest, files_below, publish
+from pipeline.diagnostics.panel import LATE, SUMMARIES
 from stages.annotate.calibrate import TARGETS_SCHEMA
 from stages.annotate.config import PAIRS
 from stages.annotate.gate import gated
@@ -23,6 +24,7 @@ from stages.annotate.pairs import PAIRS_SCHEMA, pair_row
 from stages.annotate.rows import histogram
 from stages.annotate.score import SCORES_SCHEMA
 from stages.annotate.winrate import win_rates
+from stages.evaluate.crossplay_step import game
 from stages.sample.stage import SAMPLES_SCHEMA
 
 Array = NDArray[np.float64]
@@ -120,13 +122,13 @@ class Run:
         rows = {"in": out + sum((dropped or {}).values()), "out": out, "dropped": dict(dropped or {})}
         plain: dict[str, Any] = {"version": 1, "identity": {}, "summary": {}, "seconds": 10.0, "stats": {}}
         plain["inputs"] = {"of": {"name": "ab" * 32, "digest": "cd" * 32}}
+        plain["made_with"] = MADE_WITH
         manifest = Manifest(
             fingerprint=fingerprint,
             step=kind,
             files=files_below(artifact.path, names),
             rows=rows,
             attempts=["test"],
-            made_with=MADE_WITH,
             **{**plain, **fields},
         )
         publish(artifact, manifest)
@@ -208,6 +210,47 @@ class Run:
         identity = {"resamples": 400, "confidence": 0.95, "seed": seed}
         summary = {"confidence": 0.95, "comparisons": comparisons, "alarms": list(alarms), "alarm": bool(alarms)}
         self.add(t, "evaluate", identity=identity, summary=summary)
+
+    def measured(self, iterations: Sequence[int]) -> None:
+        """Add all that the collapse panel reads, every figure another number; `flips` are whole."""
+        numbers = (value / 1000 for value in range(1, 1000))
+        summaries: dict[str, list[str]] = {}
+        for _, _, label, key in SUMMARIES:
+            summaries.setdefault(label, []).append(key)
+        self.add(0, "sample_base", summary={key: next(numbers) for key in summaries.pop("sample_base")})
+        for t in iterations:
+            record = {"step": 1, **{name: next(numbers) for name in (*LATE, "distance", "r_star")}}
+            for label, keys in summaries.items():
+                summary = {key: 7 + t if key == "flips" else next(numbers) for key in keys}
+                lines = {"metrics.jsonl": json.dumps(record) + "\n"} if label == "train" else None
+                ungated = {"summary": {**summary, "gate": "off"}, "identity": {"scope": "pairwise"}}
+                self.add(t, label, files=lines, **ungated)  # type: ignore[arg-type]
+            for number, whose in enumerate(("base", "previous", "own")):  # so that both KL are above 0
+                self.add(t, f"logprobs_{whose}", summary={"mean_logprob": number * t + next(numbers)})
+            rows = [
+                {**comparison(judge, opponent, 0.5), **{key: next(numbers) for key in ("win_rate", "low", "high")}}
+                for judge in ("oracle", "second")
+                for opponent in ("previous", "base")
+            ]
+            self.add(t, "evaluate", summary={"confidence": 0.95, "comparisons": rows, "alarms": []})
+
+    def crossplayed(self, t: int) -> None:
+        """Add the cross-play of the policies 0 to t: the base, and each one ahead of those before by the oracle.
+
+        By the second judge every three in a row go round: 1 beats 0, 2 beats 1, 0 beats 2.
+        """
+        pairs = [(i, j) for i in range(t + 1) for j in range(i)]
+        second = {(i, j): 0.55 if i - j == 1 else 0.49 for i, j in pairs}
+        rates = {"oracle": dict.fromkeys(pairs, 0.56), "second": second}
+        judged = {judge: game(_duels(cells)) for judge, cells in rates.items()}
+        self.add(t, "crossplay", summary={"policies": t + 1, "resamples": 9, "confidence": 0.95, "judges": judged})
+
+
+def _duels(rates: Mapping[tuple[int, int], float]) -> list[dict[str, Any]]:
+    """Rows of `crossplay`: (policy, opponent) -> win rate, with the interval of ± 0.02."""
+    ends = {"win_rate": 0.0, "low": -0.02, "high": 0.02}
+    cells = rates.items()
+    return [{"policy": i, "opponent": j, **{name: p + end for name, end in ends.items()}} for (i, j), p in cells]
 
 
 def lengths(t: int) -> dict[str, float]:

@@ -38,6 +38,7 @@ def planted(root: Path, name: str = NAME, more: float = 0.0) -> Run:
         run.trained(t)
         oracle, second = 0.52 + t / 50, 0.5 + t / 100
         run.evaluated(t, {"h0": oracle, "h1": oracle + more}, {"h0": second, "h1": second})
+    run.crossplayed(3)
     for number, text in enumerate(TEXTS):
         named = {"suite": text, "judge": text, "model": text, "notes": [text], "scores": {text: Score(value=1.0)}}
         results.write(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline.report.html import axes, svg
+from pipeline.report.html import axes
 from pipeline.report.html.axes import Frame, ticks
 from pipeline.report.html.bins import Counts
 from pipeline.report.html.blocks import bars, heat
@@ -80,16 +80,17 @@ def test_a_break_parts_a_line_and_a_chart_without_points_is_none() -> None:
     assert lines(Lines(title="t", series=[Series(name="s", look=0, points=[])])) == ""
 
 
-def test_long_lines_are_means_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svg, "DRAWN", 3)
+def test_long_lines_are_means_of_stretches() -> None:
     points = [Point(x=i, y=10 * i) for i in range(4)]
-    assert thinned([*points, None, Point(x=9, y=1)]) == [
+    assert thinned([*points, None, Point(x=9, y=1)], 3) == [
         Point(x=0.5, y=5),
         Point(x=2.5, y=25),
         None,
         Point(x=9, y=1),
     ]
-    assert thinned(points[:3]) == points[:3]
+    assert thinned(points[:3], 3) == points[:3]
+    drawn = lines(Lines(title="t", series=[Series(name="s", look=0, points=points * 9)], drawn=3))
+    assert drawn.count('class="mark') == 3
 
 
 def test_a_histogram_steps_over_its_bins() -> None:
@@ -107,11 +108,19 @@ def test_before_and_after_are_filled_and_dashed() -> None:
 
 
 def test_a_heat_map_has_numbers_and_leaves_what_was_not_played_empty() -> None:
-    drawn = heat("t", ["base", "1", "2"], {(1, 0): 0.6, (0, 1): 0.4})
+    drawn = heat("t", ["base", "1", "2"], {(1, 0): 0.6, (0, 1): 0.4}, {})
     assert "1 against base: 0.600" in drawn and ">.60</text>" in drawn and ">.40</text>" in drawn
     assert drawn.count('class="empty"') == 7 and drawn.count('class="cell') == 2
     # row 1, column 0: x = 64 + 1, y = 32 + 56 + 1; .1 from 1/2 is full colour
     assert '<rect class="cell c0" fill-opacity="0.55" x="65" y="89" width="54" height="54">' in drawn
+
+
+def test_a_heat_map_marks_what_is_not_known() -> None:
+    cells, ends = {(1, 0): 0.6, (2, 0): 0.6, (2, 1): 0.5}, {(1, 0): (0.5, 0.7), (2, 0): (0.501, 0.7)}
+    drawn = heat("t", ["base", "1", "2"], cells, ends)
+    assert "1 against base: 0.600 [0.500, 0.700]</title>" in drawn and ">~.60</text>" in drawn
+    assert "2 against base: 0.600 [0.501, 0.700]</title>" in drawn and ">.60</text>" in drawn
+    assert drawn.count("~") == 1 and "2 against 1: 0.500</title>" in drawn  # no interval is known there
 
 
 def test_bars_are_as_long_as_their_seconds() -> None:

@@ -1,0 +1,118 @@
+"""The collapse panel reaches the terminal, the page and the JSON: every figure, in words, under its name."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.cli import main
+from pipeline.diagnostics.panel import LATE, SUMMARIES, Figure, Panel, panels
+from pipeline.report import numbers
+from pipeline.report.arms import Arm, find
+from pipeline.report.html.gather import gather
+from pipeline.report.html.panel import panel
+from pipeline.report.panel import KNOWN, cell, groups, print_panel
+from pipeline.report.table import iterations
+from tests.pipeline.report.fabricated import Run
+
+COMPARED = [f"{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base")]
+NAMES = [name for name, *_ in SUMMARIES] + list(LATE)
+NAMES += ["kl_previous", "kl_base", "distance_new", "r_star", *COMPARED]
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+    """Two iterations with every figure there is, no two of which are alike."""
+    run = Run(tmp_path_factory.mktemp("panel")).begin()
+    run.measured([1, 2])
+    (found,) = find(run.root / "runs", ["mine"])
+    return found
+
+
+class Rows(HTMLParser):
+    """The cells of each table row, by the name in its `code`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag in ("tr", "h3"):
+            self.rows.append([])
+        elif tag in ("td", "th", "code"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def test_every_figure_reaches_the_terminal_the_page_and_the_json(arm: Arm, tmp_path: Path) -> None:
+    first, second = arm.panels
+    assert set(first.figures) == {*NAMES, *(f"{name}{end}" for name in COMPARED for end in ("_low", "_high"))}
+    now = [one.value for one in first.figures.values()]
+    later = [one.value for name, one in second.figures.items() if not name.startswith("base_")]
+    assert len({*now, *later}) == len(now) + len(later)
+    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    print_panel(arm.panels, console)
+    printed = [[part.strip() for part in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    terminal = {row[0]: row[2:] for row in printed if len(row) == 4}
+    (story,) = gather([arm])
+    page = {row[1]: row[2:] for row in Rows(panel(story)).rows if len(row) == 4}
+    (written,) = json.loads(numbers.as_json([arm], ()))["arms"]
+    for name in NAMES:
+        cells = [cell(first, name), cell(second, name)]
+        assert all(cells) and terminal[name] == cells and [text.replace("\n", " ") for text in page[name]] == cells
+    for one in arm.panels:
+        found = written["panel"][str(one.iteration)]
+        assert {name: entry["value"] for name, entry in found.items()} == {n: one.get(n) for n in one.figures}
+    assert written["panel"]["2"]["h_w"] == {
+        "value": second.get("h_w"),
+        "unit": "nats",
+        "step": "train",
+        "key": "metrics.jsonl: h_w, second half of the steps",
+    }
+
+
+def test_every_figure_has_words_and_no_words_are_left_over() -> None:
+    assert set(NAMES) == KNOWN
+
+
+def test_a_win_rate_stands_with_its_interval(arm: Arm) -> None:
+    (_, rows), *_ = [one for one in groups(arm.panels) if one[0] == "held-out win rates"]
+    assert [row.name for row in rows] == ["oracle_previous", "oracle_base", "second_previous", "second_base"]
+    now = arm.panels[0]
+    assert rows[1].words == "oracle, against the base"
+    assert rows[1].cells[0] == f"{now.get('oracle_base'):.3f} [{now.get('oracle_base_low'):.3f}, " + (
+        f"{now.get('oracle_base_high'):.3f}]"
+    )
+
+
+def test_what_an_iteration_lacks_is_empty_and_what_has_no_words_stands_under_its_name() -> None:
+    one = Figure(name="ties", value=0.25, unit="share", step="score", key="tie_rate")
+    new = Figure(name="brand_new_low", value=2.0, unit="ratio", step="train", key="x")
+    found = dict(
+        groups([Panel(iteration=1, figures={"ties": one}), Panel(iteration=2, figures={"brand_new_low": new})])
+    )
+    assert list(found) == ["judgement", "others"]
+    assert found["judgement"][0].cells == ["25.0%", ""]
+    assert (found["others"][0].name, found["others"][0].cells) == ("brand_new_low", ["", "2.000"])
+    assert list(groups([])) == list(groups([Panel(iteration=1, figures={})])) == []
+
+
+def test_report_prints_it_and_run_does_not(
+    arm: Arm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.report.table import print_report
+
+    monkeypatch.setenv("COLUMNS", "160")
+    assert panels(iterations(arm.folder, arm.store), arm.store) == arm.panels
+    assert main(["report", "mine", "--runs", str(arm.folder.parent)]) == 0
+    assert "collapse panel" in capsys.readouterr().out
+    print_report(arm.folder, arm.store, Console())
+    assert "collapse panel" not in capsys.readouterr().out
