@@ -128,6 +128,13 @@ class Fabricated:
         self.step(t, "evaluate", {**fields, "comparisons": comparisons(second)})
         self.step(t, "score_second_base", {"oracle": "lexical", "card": CARD}, identity={"oracle": {"kind": "lexical"}})
 
+    def best_of(self, t: int, n: int, second: tuple[float, float, float]) -> None:
+        """Publish what the oracle's best of n responses are worth against the base by the second judge."""
+        self.step(t, "best", {"n": n, "length_mean": 80.0})
+        value, low, high = second
+        row = {"judge": "second", "opponent": "base", "win_rate": value, "low": low, "high": high, "informative": True}
+        self.step(t, "evaluate_best", {"comparisons": [row], "alarms": []})
+
     def data(self, t: int, texts: Mapping[str, Sequence[str]]) -> None:
         """Publish samples of these responses, and pairs."""
         tables = {
