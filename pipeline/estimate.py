@@ -1,5 +1,5 @@
-"""What a plan will cost: tokens, minutes, disk, a bill. Measured rates of the store where there are any, else the
-profile's, times what works side by side.
+"""What a plan will cost: tokens, minutes, disk, a bill. Rates are those measured in the store with the same base policy
+where there are any, else the profile's, scaled to the policy's size, times what works side by side.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
+from pipeline.parameters import counted
 from pipeline.plan import Plan, State, Step
 from pipeline.schema import Config, ExpectConfig
 
@@ -20,10 +21,20 @@ MEAN_LENGTH = 512.0
 HUB_PROMPTS = 60_000
 """Prompts a source is reckoned to hold before it was read."""
 EMBEDDED = ("mini", "lexical")
+UNITS = {"score": "duels", "embed": "responses"}
+"""What a step's rate counts, where it is not tokens; by their names in a manifest's stats."""
+BY_POLICY = ("sample", "reference", "logprobs", "train")
+"""Steps whose rate depends on the policy's size."""
 LIGHT_S = 2.0
 """Seconds of a step without a model."""
-CHECKPOINT_COPIES = 3
-"""A training checkpoint in model sizes: weights, one optimizer moment, slack for writing."""
+FASTER = 4.0
+"""At most so many times the profile's tokens/s is a smaller policy reckoned to do: then other things hold it up."""
+UNKNOWN = 300_000_000
+"""Weights of a policy of which nothing is known."""
+MOMENTS = {"rmsprop": 4, "adamw": 8, "adamw_8bit": 2}
+"""Optimizer -> bytes that it keeps for a weight."""
+CHECKPOINTS = 2
+"""Of a training: the one before goes when the next one is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +68,27 @@ def manifests(store: Path) -> list[Manifest]:
 def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
     """Return what `step` is expected to cost; tokens are what it reads or samples."""
     config = plan.configs[step.uses[0].arm]
-    expect = config.hardware.expect
     prompts = _slice(plan, config, known)
-    tokens, duels = _tokens(step, plan, config, prompts), _duels(step, plan, config, prompts)
-    measured = measured_rate(step, known)
-    rate = measured or _profile_rate(step, expect)
-    model = _model_bytes(plan, config)
-    kept = {"train": model, "sample": tokens * 12, "score": tokens * 0.1}.get(step.spec.kind, 1e5)
-    peak = CHECKPOINT_COPIES * model if step.spec.kind == "train" else 0.0
+    tokens = _tokens(step, plan, config, prompts)
+    count = {"score": _duels, "embed": _responses}.get(step.spec.kind)
+    units = count(step, plan, config, prompts) if count else tokens
+    measured = measured_rate(step, plan, known)
+    weights = parameters(plan, step.uses[0].arm)
+    rate = measured or _profile_rate(step, config.hardware.expect, weights)
     heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
-    seconds = (expect.start_s if heavy else LIGHT_S) + ((tokens or duels) / rate if rate else 0.0)
+    seconds = (config.hardware.expect.start_s if heavy else LIGHT_S) + (units / rate if rate else 0.0)
+    kept, peak = _disk(step, config, weights, tokens)
     return Cost(
         tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, reckoned=bool(rate) and measured is None
     )
+
+
+def parameters(plan: Plan, arm: str) -> int:
+    """Return the weights of an arm's policy: those of its files, else those that the configuration states."""
+    config = plan.configs[arm].policy
+    roles = (step.inputs.get("policy") for use, step in plan.arm(arm) if use.label == "prompts")
+    base = next((plan.externals[name] for name in roles if name in plan.externals), None)
+    return (counted(base) if base else None) or config.parameters or UNKNOWN
 
 
 def total(plan: Plan, states: dict[str, State], known: list[Manifest]) -> Cost:
@@ -96,19 +115,37 @@ def bill(config: Config, whole: Cost) -> str | None:
     return f"{', '.join(parts)}{basis}" if parts else None
 
 
-def measured_rate(step: Step, known: Iterable[Manifest]) -> float | None:
-    """Return tokens (of a score: ordered pairs) per second of the latest artifact of this kind, None without one.
+def measured_rate(step: Step, plan: Plan, known: Iterable[Manifest]) -> float | None:
+    """Return the units (UNITS) per second of the latest artifact of this kind, None without one.
 
-    It must have the same engine, dtype and oracle, and must have run on GPUs if this one will.
+    It must have the same engine, dtype, oracle, encoder and base policy, and must have run on GPUs if this one will.
     """
-    rate, counted = None, "duels" if step.spec.kind == "score" else "tokens"
+    rate, unit = None, UNITS.get(step.spec.kind, "tokens")
+    known = list(known)
+    trained = {m.fingerprint: _named(m)["policy"] for m in known if m.step == "train"}
+    trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
     for manifest in known:
+        inputs = _named(manifest)
         same = all(manifest.identity.get(key) == step.identity.get(key) for key in ("engine", "dtype", "oracle"))
+        same = same and inputs.get("encoder") == step.inputs.get("encoder")
+        same = same and _base(inputs, trained) == _base(step.inputs, trained)
         on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
         alike = manifest.step == step.spec.kind and same and on_gpus == bool(step.runtime.get("gpus"))
-        if alike and manifest.stats.get(counted) and manifest.seconds:
-            rate = manifest.stats[counted] / manifest.seconds
+        if alike and manifest.stats.get(unit) and manifest.seconds:
+            rate = manifest.stats[unit] / manifest.seconds
     return rate
+
+
+def _named(manifest: Manifest) -> dict[str, str]:
+    return {role: entry.get("name", "") for role, entry in manifest.inputs.items()}
+
+
+def _base(inputs: Mapping[str, str], trained: Mapping[str, str]) -> str | None:
+    """Return the policy that the one among a step's inputs was trained from in the end, None without one."""
+    policy = inputs.get("policy")
+    while policy and policy in trained:
+        policy = trained[policy]
+    return policy
 
 
 def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:
@@ -141,7 +178,7 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
 
 def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
     """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not reckoned."""
-    if step.spec.kind != "score" or step.identity["oracle"]["kind"] in EMBEDDED:
+    if step.identity["oracle"]["kind"] in EMBEDDED:
         return 0.0
     if "opponents" in step.inputs:
         return 2.0 * config.prompts.heldout * config.evaluate.k**2
@@ -151,22 +188,44 @@ def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
     return float(prompts * (met * (2 * k - met - 1) if met else k * (k - 1)))
 
 
-def _profile_rate(step: Step, expect: ExpectConfig) -> float | None:
+def _responses(step: Step, plan: Plan, config: Config, prompts: int) -> float:
+    """Return the responses that are embedded."""
+    given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
+    k = given.identity["k"] if given else config.sampler.k
+    return float(prompts * k)
+
+
+def _profile_rate(step: Step, expect: ExpectConfig, weights: int) -> float | None:
     """Return the profile's rate, over all that work side by side as far as the profile says how many."""
     rate = {
         "sample": expect.sample_tokens_per_s,
         "score": expect.score_duels_per_s,
+        "embed": expect.embed_responses_per_s,
         "reference": expect.reference_tokens_per_s,
         "logprobs": expect.reference_tokens_per_s,
         "train": expect.train_tokens_per_s,
     }.get(step.spec.kind)
-    return rate and rate * (step.runtime.get("actors") or step.runtime.get("workers") or 1)
+    if rate is None:
+        return None
+    if step.spec.kind in BY_POLICY and expect.parameters:
+        rate *= min(FASTER, expect.parameters / weights)
+    side_by_side = step.runtime.get("actors") or step.runtime.get("workers") or 1
+    return rate * side_by_side * max(1, step.runtime.get("gpus") or 0)
 
 
-def _model_bytes(plan: Plan, config: Config) -> float:
-    """Return the size of a published policy: the base's weights, at the width they are published in."""
-    widest = 0.0
-    for source in plan.externals.values():
-        if source.role == "policy":
-            widest = max(widest, float(sum(f.bytes for f in source.files if f.path.endswith(".safetensors"))))
-    return widest * (2 if config.trainer.publish_dtype == "float32" else 1) or 6e8
+def _disk(step: Step, config: Config, weights: int, tokens: float) -> tuple[float, float]:
+    """Return the bytes that an artifact keeps, and those that its step needs beside them while it runs.
+
+    A policy is published in publish_dtype; a checkpoint has fp32 weights and what the optimizer keeps for them, and is
+    not reckoned where adapters alone are trained.
+    """
+    trainer = config.trainer
+    match step.spec.kind:
+        case "train":
+            checkpoint = weights * (4 + MOMENTS[trainer.optimizer]) if trainer.adapter.name == "off" else 0
+            return float(weights * (4 if trainer.publish_dtype == "float32" else 2)), float(CHECKPOINTS * checkpoint)
+        case "sample":
+            return tokens * 12, 0.0
+        case "score":
+            return tokens * 0.1, 0.0
+    return 1e5, 0.0

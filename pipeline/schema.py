@@ -62,6 +62,8 @@ class PolicyConfig:
     """Control tokens that end a response, beside those the folder names."""
     dtype: str
     """Of sampling."""
+    parameters: int | None
+    """How many weights it has, as its configuration says, for plans while its files are not here. In no fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,9 @@ class ExpectConfig:
     train_tokens_per_s: float
     score_duels_per_s: float | None
     """Ordered pairs of responses that an oracle that is no embedded one judges; null: they are not reckoned."""
+    embed_responses_per_s: float
+    parameters: int | None
+    """Of the policy that the tokens/s are of: those of another one are in inverse proportion; null: they are not."""
     start_s: float
     basis: str
     """Where these numbers come from, said beside what is reckoned with them."""

@@ -32,6 +32,8 @@ from pipeline.report.table import Steps
 from pipeline.staging import staged
 
 TRAIN, ITERATION = "train/step", "iteration"
+NAMED = {"train": "trained"}
+"""Label -> how its summary is named: a training has figures of the same name for each of its steps, on another axis."""
 NOT_METRICS = ("time", "step", "of", "done", "pid", "eta_s", "kind", "label", "event")
 
 
@@ -128,14 +130,17 @@ def _training(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]])
 
 
 def _figures(steps: Steps, panel: Panel | None) -> Iterator[tuple[str, float]]:
-    """Yield name and value of what an iteration came to, with its collapse panel and the cross-play."""
+    """Yield name and value of what an iteration came to, with its collapse panel and the cross-play.
+
+    None has the name of a figure of an optimizer step.
+    """
     for label, manifest in steps.items():
         if label.startswith("score_"):
             continue
-        yield from numbers(label, manifest.summary).items()
-        yield f"{label}/seconds", manifest.seconds
+        yield from numbers(NAMED.get(label, label), manifest.summary).items()
+        yield f"{NAMED.get(label, label)}/seconds", manifest.seconds
         if manifest.stats.get("tokens") and manifest.seconds:
-            yield f"{label}/tokens_per_s", manifest.stats["tokens"] / manifest.seconds
+            yield f"{NAMED.get(label, label)}/tokens_per_s", manifest.stats["tokens"] / manifest.seconds
     for row in steps["evaluate"].summary["comparisons"] if "evaluate" in steps else []:
         for key in ("win_rate", "low", "high"):
             if row[key] is not None:

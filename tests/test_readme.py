@@ -1,7 +1,10 @@
 """The README: its commands exist, its groups are those of conf/, nothing is left to fill in."""
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -38,3 +41,25 @@ def test_targets_exist() -> None:
 def test_number_of_prompts_is_the_files() -> None:
     rows = (ROOT / "stages/sample/starter.jsonl").read_text().splitlines()
     assert f"{len(rows)} prompts" in TEXT
+
+
+def test_what_a_published_recipe_costs_is_what_the_plan_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.cli import main
+
+    (shown,) = re.findall(r"^\.venv/bin/sparring (plan .*usd_per_hour.*)\n((?:# .*\n)+)", TEXT, re.M)
+    command, lines = shown[0], [line.removeprefix("# ") for line in shown[1].splitlines()]
+    assert main([*shlex.split(command), f"paths.store={tmp_path}"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and set(lines) <= set(printed)
+    dollars = {name: _dollars(name, tmp_path, capsys) for name in ("sppo_llama3_8b", "sppo_gemma2_9b")}
+    assert f"Llama-3-8B comes to {dollars['sppo_llama3_8b']}, Gemma-2-9B to {dollars['sppo_gemma2_9b']}" in TEXT
+
+
+def _dollars(name: str, store: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    from pipeline.cli import main
+
+    words = [f"experiment={name}", "hardware=h100x8", "hardware.usd_per_hour=24", f"paths.store={store}"]
+    assert main(["plan", *words]) == 0
+    return re.findall(r"\$[\d.]+(?= at)", capsys.readouterr().out)[0]

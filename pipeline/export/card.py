@@ -14,9 +14,10 @@ from pipeline.export.base import UNKNOWN, Base
 from pipeline.export.choose import Choice
 from pipeline.export.markdown import Safe, escaped, front, table
 from pipeline.export.run import Run
+from pipeline.report import recipe
 from pipeline.report.judging import apart, left_out, worth_of_judges
 from pipeline.report.published import published_of, rows_of
-from pipeline.report.table import Steps, alarms, win_rate
+from pipeline.report.table import Steps, alarms, compared, win_rate
 
 COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
 
@@ -112,7 +113,8 @@ def _results(run: Run, t: int) -> Iterator[str]:
     yield from table(head, ([i, *map(Safe, _rates(summary))] for i, summary in evaluated.items()))
     yield ""
     for i in evaluated:
-        yield from (f"- iteration {i}: {line}" for line in [*alarms(run.steps[i]), *_left_out(run.steps[i])])
+        said = [*alarms(run.steps[i]), *_left_out(run.steps[i]), *_best_of(run.steps[i])]
+        yield from (f"- iteration {i}: {line}" for line in said)
     yield from _warned(run, t)
     judges = worth_of_judges(run.steps[max(evaluated)])
     yield from (f"- {escaped(line)}" for line in judges or ["What the judges are worth was not measured."])
@@ -137,13 +139,25 @@ def _judge(name: str) -> str:
 def _rates(summary: Mapping[str, Any]) -> Iterator[str]:
     rows = {(row["judge"], row["opponent"]): row for row in summary["comparisons"]}
     for key in COMPARED:
-        yield win_rate(rows[key]).replace("\n", ", ") if key in rows else ""
+        yield _rate(rows[key]) if key in rows else ""
+
+
+def _rate(row: dict[str, Any]) -> str:
+    return win_rate(row).replace("\n", ", ")
 
 
 def _left_out(steps: Steps) -> list[str]:
     rows = steps["evaluate"].summary["comparisons"]
     told = ((f"{_judge(row['judge'])}: vs {row['opponent']}", left_out(steps, row)) for row in rows)
     return [f"{name}: left out of the held-out prompts are {why}" for name, why in told if why]
+
+
+def _best_of(steps: Steps) -> Iterator[str]:
+    """Yield what its best of n responses are worth, where the run has judged them."""
+    rows = {judge: compared(steps, judge, "base", "evaluate_best") for judge in ("oracle", "second")}
+    rates = [f"{_judge(judge)}: {_rate(row)}" for judge, row in rows.items() if row]
+    if rates and "best" in steps:
+        yield f"the oracle's best of {steps['best'].summary['n']} responses vs base: {'; '.join(rates)}"
 
 
 def _published(run: Run, t: int) -> Iterator[str]:
@@ -154,6 +168,10 @@ def _published(run: Run, t: int) -> Iterator[str]:
             f"Published for this recipe ({escaped(published.source)}), on {escaped(published.benchmark)}: another "
             "evaluation, with other prompts and another judge, so not comparable with the table above."
         )
+        changed = ", ".join(map(escaped, recipe.differences(run.folder)))
+        if changed:
+            yield ""
+            yield f"This run differs from the recipe in: {changed}."
         yield ""
         yield from table(["", "LC win rate", "win rate", "mean length"], rows_of(published))
 

@@ -17,6 +17,8 @@ class PublishedRow:
     """Raw win rate, of 100."""
     length: int | None
     """Mean characters of a response; null: not stated."""
+    best_of: int = 1
+    """Responses of which it is the best by a judge; 1: the policy's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,13 @@ def rows_of(published: PublishedConfig) -> Iterator[tuple[str, str, str, str]]:
 
 
 def name_of(row: PublishedRow) -> str:
-    """Return `base`, `iteration 2`, or that it is not stated."""
-    return NAMES.get(row.iteration, f"iteration {row.iteration}")
+    """Return `base`, `iteration 2, best of 16`, or that the iteration is not stated."""
+    return NAMES.get(row.iteration, f"iteration {row.iteration}") + best_of(row.best_of)
+
+
+def best_of(n: int) -> str:
+    """Return `, best of 16`, nothing where a policy's own responses count."""
+    return f", best of {n}" if n > 1 else ""
 
 
 def _length(row: PublishedRow) -> str:

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.artifact import Manifest
+from pipeline.report import recipe
 from pipeline.report.plain import printable
-from pipeline.report.published import NAMES, config_of, published_of
+from pipeline.report.published import NAMES, best_of, config_of, published_of
 from pipeline.schema import PublishedConfig
 from pipeline.suites.results import Found, Overlap, Result, read
 
@@ -59,6 +60,8 @@ def grid(
     if published:
         ours = {f"ours, held-out win rate, {name}": cells for name, cells in heldout.items()}
         rows |= {name: {t: text for t, text in cells.items() if text} for name, cells in ours.items()}
+        changed = recipe.differences(folder)
+        notes += [f"This run differs from the recipe in: {', '.join(changed)}"] if changed else []
         notes += [published.note] if published.note else []
         notes.append("Held-out win rates are another evaluation: its numbers and published ones are not to be compared")
     title = "suites" + (f"; published ({published.source}): {published.benchmark}" if published else "")
@@ -68,10 +71,12 @@ def grid(
 
 
 def _published(published: PublishedConfig) -> Iterator[tuple[str, Cells]]:
-    there = {row.iteration: row for row in published.rows}
-    yield "published LC win rate, %", {t: f"{row.lc:.2f}" for t, row in there.items()}
-    yield "published win rate, %", {t: f"{row.wr:.2f}" for t, row in there.items()}
-    yield "published mean length", {t: str(row.length) for t, row in there.items() if row.length is not None}
+    for n in sorted({row.best_of for row in published.rows}):
+        there = {row.iteration: row for row in published.rows if row.best_of == n}
+        named = "published" if n == 1 else f"published{best_of(n)}:"
+        yield f"{named} LC win rate, %", {t: f"{row.lc:.2f}" for t, row in there.items()}
+        yield f"{named} win rate, %", {t: f"{row.wr:.2f}" for t, row in there.items()}
+        yield f"{named} mean length", {t: str(row.length) for t, row in there.items() if row.length is not None}
 
 
 def _results(
@@ -84,7 +89,7 @@ def _results(
         if reason or whose is None:
             notes.append(f"{named}: the figures of {result.model} are left out, {reason}")
             continue
-        best = f", best of {whose.best_of}" if whose.best_of > 1 else ""
+        best = best_of(whose.best_of)
         for name, score in result.scores.items():
             yield f"{named}{best}: {name}", whose.iteration, score.text
         notes += [f"{named}, {_policy(whose.iteration)}{best}: {line}" for line in result.notes]

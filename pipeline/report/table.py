@@ -75,7 +75,7 @@ def print_report(folder: Path, store: Path, console: Console, whole: bool = Fals
 
 def suites_of(folder: Path, done: dict[int, Steps]) -> Grid:
     """Return what suites found of the run, beside what was published for its recipe."""
-    names = ("oracle: vs base", "second judge: vs base")
+    names = tuple(f"{best}{judge}: vs base" for best in ("", "best of n, ") for judge in ("oracle", "second judge"))
     heldout = {n: {t: figure(steps) for t, steps in done.items()} for n, figure in FIGURES if n in names}
     return grid(folder, done, heldout)
 

@@ -1,9 +1,8 @@
-"""`sparring sync`: what a tracker is given, read back from TensorBoard's files; the others where they are installed."""
+"""`sparring sync`: what a tracker is given, read back from TensorBoard's files; other trackers are test_trackers.py."""
 
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +52,23 @@ def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -
     trained = [row for row in rows if row.axis == sync.TRAIN]
     assert [row.x for row in trained] == list(range(1, 19))
     assert [row.values["train/loss"] for row in trained[7:10]] == [9 / 8, 9.0, 4.5]
-    assert trained[0].values == {"train/loss": 9.0, "train/clipped": 1.0}
+    assert trained[0].values == {"train/loss": 9.0, "train/clipped": 1.0, "train/in_band": 0.25}
     assert [(row.values["train/loss"], row.time) for row in trained[16:]] == [(2.5, 51.0), (3.5, 52.0)]
     figures = {row.x: row.values for row in rows if row.axis == sync.ITERATION}
-    assert figures[1]["evaluate/second_vs_base/win_rate"] == 0.6 and figures[2]["train/changed_fraction"] == 0.99
+    assert figures[1]["evaluate/second_vs_base/win_rate"] == 0.6 and figures[2]["trained/changed_fraction"] == 0.99
     sampled = {"sample/length_mean": 70.5, "sample/redealt": 0.0, "sample/seconds": 20.0, "sample/tokens_per_s": 250.0}
     assert sampled.items() <= figures[2].items() and figures.keys() == {1, 2}  # 3 is not evaluated yet
     assert [row.axis for row in rows[:10]] == [sync.TRAIN] * 8 + [sync.ITERATION, sync.TRAIN]  # grows at its end alone
+
+
+def test_no_name_is_on_two_axes(run: Fabricated) -> None:
+    """A training's summary has figures that its steps have too: a tracker would draw them as one."""
+    names: dict[str, set[str]] = {sync.TRAIN: set(), sync.ITERATION: set()}
+    for row in sync.rows_of(Run.of(run.runs, "mine")):
+        names[row.axis] |= row.values.keys()
+    assert not names[sync.TRAIN] & names[sync.ITERATION]
+    assert "train/in_band" in names[sync.TRAIN] and "trained/in_band" in names[sync.ITERATION]
+    assert not [name for name in names[sync.ITERATION] if name.startswith("train/")]  # W&B tells the axis by that
 
 
 def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
@@ -142,22 +151,3 @@ def test_a_tracker_that_fails_is_one_line(
     monkeypatch.setitem(sync.TRACKERS, "tensorboard", broken)
     assert main(["sync", "mine", "--runs", str(run.runs), "--to", "tensorboard"]) == 2
     assert capsys.readouterr().err == "error: --to tensorboard: no account\n"
-
-
-@pytest.mark.parametrize("tracker", ["wandb", "mlflow", "trackio"])
-def test_other_trackers_take_it_offline(
-    run: Fabricated, tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if find_spec(tracker) is None:
-        pytest.skip(f"{tracker} is not installed")
-    settings = {
-        "WANDB_MODE": "offline",
-        "WANDB_DIR": str(tmp_path),
-        "MLFLOW_TRACKING_URI": f"file://{tmp_path / 'mlruns'}",
-        "MLFLOW_ALLOW_FILE_STORE": "true",
-        "TRACKIO_DIR": str(tmp_path / "trackio"),
-    }
-    for key, value in settings.items():
-        monkeypatch.setenv(key, value)
-    assert main(["sync", "mine", "--runs", str(run.runs), "--to", tracker]) == 0
-    assert f"{tracker}: optimizer steps: 18, iterations: 2" in capsys.readouterr().out

@@ -32,6 +32,7 @@ SUMMARY = {
     "probe_h_l": -87.2,
     "noise": 5e-6,
     "changed_fraction": 0.99,
+    "in_band": 0.5,
     "mean_change": 1e-4,
 }
 CARD = {"accuracy": 0.613, "accuracy_low": 0.565, "accuracy_high": 0.658}
@@ -117,7 +118,8 @@ class Fabricated:
     def train(self, t: int, policy: Path) -> None:
         """Publish `policy` as what iteration t trained."""
         metrics = self.folder / "metrics.jsonl"
-        records: list[dict[str, Any]] = [{"step": i, "of": 8, "loss": 9.0 / i, "clipped": True} for i in range(1, 9)]
+        figures = {"of": 8, "clipped": True, "in_band": 0.25}
+        records: list[dict[str, Any]] = [{"step": i, "loss": 9.0 / i, **figures} for i in range(1, 9)]
         metrics.write_text("".join(json.dumps(record) + "\n" for record in [*records, {"probe": []}]))
         files = {f"model/{path.name}": path for path in policy.iterdir()}
         self.step(t, "train", SUMMARY, {**files, "metrics.jsonl": metrics}, identity=TRAIN)
@@ -127,6 +129,13 @@ class Fabricated:
         fields = {"prompts": 64, "resamples": 2000, "confidence": 0.95, "alarm": False, "alarms": []}
         self.step(t, "evaluate", {**fields, "comparisons": comparisons(second)})
         self.step(t, "score_second_base", {"oracle": "lexical", "card": CARD}, identity={"oracle": {"kind": "lexical"}})
+
+    def best_of(self, t: int, n: int, second: tuple[float, float, float]) -> None:
+        """Publish what the oracle's best of n responses are worth against the base by the second judge."""
+        self.step(t, "best", {"n": n, "length_mean": 80.0})
+        value, low, high = second
+        row = {"judge": "second", "opponent": "base", "win_rate": value, "low": low, "high": high, "informative": True}
+        self.step(t, "evaluate_best", {"comparisons": [row], "alarms": []})
 
     def data(self, t: int, texts: Mapping[str, Sequence[str]]) -> None:
         """Publish samples of these responses, and pairs."""

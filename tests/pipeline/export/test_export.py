@@ -123,6 +123,22 @@ def test_a_licence_that_no_file_states_is_not_guessed(run: Fabricated, tmp_path:
     assert "not known: check the base's" in card and "license:" not in card and "free" not in card
 
 
+def test_the_card_has_what_was_published_and_where_this_run_is_another_recipe(
+    run: Fabricated, tmp_path: Path, policy: Path
+) -> None:
+    run.best_of(1, 16, (0.63, 0.6, 0.66))
+    run.begin(["experiment=sppo_mistral_7b", "policy=folder", f"policy.path={policy}", "sampler.stop=['</b><script>']"])
+    assert export(run, "--iter", "1", "--to", str(tmp_path / "out")) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    results = card[card.index("## Results") : card.index("## Use")]
+    assert "- iteration 1: the oracle's best of 16 responses vs base: second judge: 0.630 [0.600, 0.660]" in results
+    assert "| iteration 3 | 28.53 | 31.02 | 2163 |" in results
+    assert "| iteration 3, best of 16 | 32.13 | 34.94 | 2174 |" in results
+    (line,) = (line for line in results.splitlines() if line.startswith("This run differs from the recipe in: "))
+    assert "name=folder" in line.replace("\\", "") and "sampler.stop=" in line.replace("\\", "")
+    assert "<script>" not in card
+
+
 def test_data_goes_along_with_cards_and_nothing_of_a_model_is_in_them(run: Fabricated, tmp_path: Path) -> None:
     import datasets
     import pyarrow.parquet as pq

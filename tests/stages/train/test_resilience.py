@@ -13,8 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline import estimate
 from pipeline.errors import TrainingFault
 from pipeline.job import Input
+from pipeline.parameters import counted
 from pipeline.stopping import Stopped
 from stages.train import checkpoint, memory
 from stages.train.stage import Trained, run
@@ -40,6 +42,10 @@ def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
     assert [e["done"] for e in seen if "done" in e] == [1]
     kept = checkpoint.latest(job)
     assert kept is not None and kept[1] == 1
+    taken = sum(path.stat().st_size for path in kept[0].rglob("*") if path.is_file())
+    weights = counted(next(source for source in inputs if source.role == "policy"))
+    assert weights is not None  # what a plan reckons with: fp32 weights and RMSProp's moment
+    assert taken == pytest.approx(weights * (4 + estimate.MOMENTS["rmsprop"]), rel=0.02)
     again: list[dict[str, Any]] = []
     made = run(replace(job, attempt="again"), again.append)
     assert [e["done"] for e in again if "done" in e] == list(range(2, 13))

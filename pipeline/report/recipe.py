@@ -1,0 +1,90 @@
+"""Where a run is not the published recipe whose name it was begun with: `experiment=sppo_mistral_7b policy=...`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pipeline import book, config
+from pipeline.errors import ConfigError
+from pipeline.report.published import config_of
+
+GROUPS = (
+    "policy", "prompts", "sampler", "oracle", "encoder", "gate", "objective", "repulsion", "calibration", "trainer",
+    "win_rate", "selection", "entry",
+)  # fmt: skip
+"""What defines a recipe: how the policy plays, who judges, how it is trained."""
+FREE = (
+    "policy.tensor_parallel", "policy.dtype", "policy.parameters", "prompts.heldout",
+    "sampler.engine", "sampler.engine_args", "sampler.logprobs", "sampler.reproducible", "sampler.shard_rows",
+    "trainer.adapter_lr", "trainer.min_steps", "trainer.checkpoint_steps", "trainer.gradient_checkpointing",
+    "trainer.band_every",
+)  # fmt: skip
+"""Keys of theirs that do not: how fast it runs, what is measured."""
+PLACES = (".path", ".urls")
+"""Nor do ends of keys that say where something lies: what lies there is named beside them."""
+NAMING = ("name", "kind", "source")
+"""Keys that say which one a group is: where they differ, its other keys say nothing."""
+
+
+def settings(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted key -> value of what defines the recipe of a configuration."""
+    chosen = {group: plain[group] for group in GROUPS if group in plain}
+    if plain.get("gate", {}).get("name") == "off":
+        chosen.pop("encoder", None)  # it has no say
+        chosen["gate"] = {"name": "off"}
+    if plain.get("repulsion", {}).get("name") == "off":
+        chosen["repulsion"] = {"name": "off"}
+    free = tuple(f"{key}." for key in FREE)
+    leaves = config.dotted(chosen)
+    return {key: value for key, value in leaves if not f"{key}.".startswith(free) and not key.endswith(PLACES)}
+
+
+def of_preset(name: str) -> dict[str, Any]:
+    """Return what defines the recipe of an experiment of conf/."""
+    return settings(_plain(config.render(config.load([f"experiment={name}"]))))
+
+
+def differences(folder: Path) -> list[str]:
+    """Return `policy.name=smollm2-135m` for all that the run in `folder` has otherwise than its preset; [] without one.
+
+    Not compared are keys that the run's configuration lacks, being of an earlier version, and the encoder of a gate
+    that the recipe does not have.
+    """
+    overrides = [str(word).lstrip("+") for word in book.read(folder).get("overrides", [])]
+    names = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
+    ours = settings(config_of(folder))
+    try:
+        theirs = of_preset(names[-1]) if names and ours else ours
+    except ConfigError:  # a preset of another version
+        return []
+    absent, groups = object(), {key.partition(".")[0] for key in theirs}
+    known = {key: value for key, value in ours.items() if key.partition(".")[0] in groups}
+    changed = [key for key, value in known.items() if theirs.get(key, absent) != value]
+    return [f"{key}={_shown(ours[key])}" for key in changed if not _said(key, changed)]
+
+
+def _shown(value: Any) -> str:
+    """Return a value without the folders of this machine."""
+    text = str(value)
+    return Path(text).name if text.startswith(("/", "~", ".")) else text
+
+
+def _said(key: str, changed: list[str]) -> bool:
+    """Whether another key that changed names the group, or a group around it, that `key` is of."""
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        group = ".".join(parts[:depth])
+        naming = [f"{group}.{leaf}" for leaf in NAMING if f"{group}.{leaf}" in changed]
+        if naming and naming[0] != key:
+            return True
+    return False
+
+
+def _plain(text: str) -> dict[str, Any]:
+    found = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
