@@ -141,10 +141,11 @@ def _figures(steps: Steps, panel: Panel | None) -> Iterator[tuple[str, float]]:
         yield f"{NAMED.get(label, label)}/seconds", manifest.seconds
         if manifest.stats.get("tokens") and manifest.seconds:
             yield f"{NAMED.get(label, label)}/tokens_per_s", manifest.stats["tokens"] / manifest.seconds
-    for row in steps["evaluate"].summary["comparisons"] if "evaluate" in steps else []:
-        for key in ("win_rate", "low", "high"):
-            if row[key] is not None:
-                yield f"evaluate/{row['judge']}_vs_{row['opponent']}/{key}", row[key]
+    for label in ("evaluate", "evaluate_best"):
+        for row in steps[label].summary["comparisons"] if label in steps else []:
+            for key in ("win_rate", "low", "high"):
+                if row[key] is not None:
+                    yield f"{label}/{row['judge']}_vs_{row['opponent']}/{key}", row[key]
     for judge, game in steps["crossplay"].summary["judges"].items() if "crossplay" in steps else ():
         yield from ((f"crossplay/{judge}/{name}", value) for name, value in flat(game))
     for name, figure in panel.figures.items() if panel else ():
