@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+SEED = int(os.environ["SPARRING_SEED"])
 PROMPTS = 24
 DEADLINE_S = 600
+LONGEST = {"prompts": 2.0, "pairs": 0.05, "calibrate": 0.05, "evaluate": 0.05, "crossplay": 1.0}
+"""Seconds after a step's start within which it is killed; 2 s for a step with a model."""
+TRIES = 6
 
 
 def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
@@ -63,16 +68,19 @@ def write_prompts(path: Path, rows: int = PROMPTS) -> None:
 
 @dataclass
 class Run:
-    """A `sparring run` in a process of its own."""
+    """A `sparring run`, or another command that makes steps, in a process of its own."""
 
     folder: Path
     arguments: list[str]
+    command: str = "run"
+    stream: str = "events.jsonl"
+    """Its events, below the run's folder."""
 
     def start(self) -> subprocess.Popen[str]:
         """Start the driver."""
         log = (self.folder / "driver.log").open("a")
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "run", *self.arguments],
+            [sys.executable, "-m", "pipeline.cli", self.command, *self.arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
@@ -92,7 +100,7 @@ class Run:
     @property
     def events(self) -> Path:
         """The event stream."""
-        return self.folder / "runs" / "default" / "events.jsonl"
+        return self.folder / "runs" / "default" / self.stream
 
 
 def wait_for(
@@ -167,3 +175,38 @@ def without(base: Path, folder: Path, label: str) -> None:
 def moment(rng: random.Random, longest: float) -> None:
     """Wait a random while."""
     time.sleep(rng.random() * longest)
+
+
+def disturb(run: Run, kind: str, target: str, when: str) -> None:
+    """Start the run, kill the target while the step is unfinished, and run until all is done."""
+    folder, rng = run.folder, random.Random(f"{SEED}/{kind}/{target}/{when}")
+    for attempt in range(TRIES):
+        begun = run.events.stat().st_size if run.events.exists() else 0
+        process = run.start()
+        event = wait_for(run, process, begun, lambda e: _right_moment(e, kind, target, when))
+        moment(rng, (LONGEST.get(kind, 2.0) if when == "during" else 0.1) / 2**attempt)
+        pid = process.pid if target == "driver" else event.get("pid") or worker_of(run, process, begun, kind)
+        hit = psutil.pid_exists(pid) and not (folder / "store" / event["step"] / "manifest.json").exists()
+        if target == "driver":
+            kill_driver(process)
+            run.finish()
+        else:
+            kill_pid(pid)
+            assert process.wait(DEADLINE_S) == 0, (folder / "driver.log").read_text()[-3000:]
+        if hit:
+            return
+        shutil.rmtree(folder / "store" / event["step"])
+    pytest.fail(f"{kind} was always done before it could be killed")
+
+
+def _right_moment(event: dict[str, Any], kind: str, target: str, when: str) -> bool:
+    if event.get("kind") != kind:
+        return False
+    if when == "between":
+        return event["event"] in ("shard", "train_step") and event["done"] < event["of"]
+    return bool(event["event"] == ("worker" if target == "worker" else "step_started"))
+
+
+def worker_of(run: Run, process: Any, begun: int, kind: str) -> int:
+    """Return the pid of the step's first worker."""
+    return int(wait_for(run, process, begun, lambda e: e.get("kind") == kind and "pid" in e)["pid"])

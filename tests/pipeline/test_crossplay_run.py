@@ -34,10 +34,8 @@ def finish_scores(plan: Plan, step: Step, store: Path, rate: float) -> None:
     publish(artifact, Manifest(**{**vars(manifest("score", {})), **own, "files": tuple(files)}))
 
 
-@pytest.mark.slow
-def test_crossplay_is_made_of_scores_alone(tmp_path: Path) -> None:
-    """All but the cross-play of two iterations is there; π_1 beats the base, the base π_2, and π_2 beats π_1."""
-    plan, store = plan_of(tmp_path, {"": ["iterations=2"]}), tmp_path / "store"
+def all_but_crossplay(plan: Plan, store: Path) -> None:
+    """Publish two iterations without their cross-play: π_1 beats the base, the base π_2, and π_2 beats π_1."""
     rates = {(1, "previous"): 0.7, (2, "previous"): 0.7, (2, "base"): 0.3}
     for use, step in plan.arm(""):
         _, _, opponent = use.label.rpartition("_")
@@ -47,6 +45,12 @@ def test_crossplay_is_made_of_scores_alone(tmp_path: Path) -> None:
             finish_scores(plan, step, store, rates[use.iteration, opponent])
         else:
             finish(plan, step, store, {"comparisons": [], "alarms": []} if use.label == "evaluate" else {})
+
+
+@pytest.mark.slow
+def test_crossplay_is_made_of_scores_alone(tmp_path: Path) -> None:
+    plan, store = plan_of(tmp_path, {"": ["iterations=2"]}), tmp_path / "store"
+    all_but_crossplay(plan, store)
     executed(plan, tmp_path)
     step = next(step for step in plan.steps.values() if step.spec.kind == "crossplay")
     made = Artifact(store, "crossplay", step.fingerprint).manifest()
