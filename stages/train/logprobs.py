@@ -8,6 +8,7 @@ top_p = 1. The forward pass is the trainer's own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +38,7 @@ class Scorer:
         samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
         each = alone(samples)
         rows, too_long = join_pairs(samples, each, self.identity.max_length, self.identity.truncate)
+        rows = [replace(row, rejected=[]) for row in rows]  # the forward pass takes pairs: beside each response nothing
         records = [
             {"id": row.id, "response": row.pair[0], "logprob": z, "tokens": len(row.chosen)}
             for row, (z, _) in zip(rows, score(self.model, rows), strict=True)
@@ -50,7 +52,7 @@ class Scorer:
 
 
 def alone(samples: pa.Table) -> pa.Table:
-    """Return every response as a pair of it with itself: the forward pass takes pairs."""
+    """Return every response as a pair of it with itself."""
     pairs = [
         {"id": name, "chosen": i, "rejected": i}
         for name, responses in zip(samples["id"].to_pylist(), samples["responses"].to_pylist(), strict=True)

@@ -53,6 +53,17 @@ def test_every_response_has_the_log_prob_of_its_pair(policies: list[Path], tmp_p
     assert summary == {"responses": 18, "mean_logprob": pytest.approx(mean)}
 
 
+def test_in_rows_of_their_own_as_behind_a_shared_prompt(policies: list[Path], tmp_path: Path) -> None:
+    """Models whose attention takes no mask score a response and, beside it, a prompt without one."""
+    job = job_of(tmp_path, policies[0], sampled(6))
+    shared, apart = Scorer(job), Scorer(job)
+    assert shared.model.shared_up_to > 0
+    apart.model.shared_up_to = 0
+    for shard in shards(job):
+        ours, theirs = (scorer(shard).table["logprob"].to_pylist() for scorer in (shared, apart))
+        assert ours == pytest.approx(theirs, abs=1e-4) and max(ours) < 0
+
+
 def test_rows_that_are_too_long_are_counted(policies: list[Path], tmp_path: Path) -> None:
     tables, parts, summary = run(job_of(tmp_path, policies[0], sampled(12), max_length=20))
     kept = sum(table.num_rows for table in tables)
