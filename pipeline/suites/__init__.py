@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, HubSilent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,15 @@ class Asked:
         try:
             return hub.data_file(self.kind, self.repo, name)
         except DataError as error:
-            raise DataError(
-                f"{self.title}: {name} of the {self.kind} {self.repo} is not here ({str(error).rstrip('.')}); "
-                f"get it where the hub answers, and give it with {instead}."
-            ) from None
+            kind = HubSilent if isinstance(error, HubSilent) else DataError
+            raise kind(self.absent(name, instead, str(error).rstrip("."))) from None
+
+    def absent(self, name: str, instead: str, why: str) -> str:
+        """Return that a file is not here, and how to have it."""
+        return (
+            f"{self.title}: {name} of the {self.kind} {self.repo} is not here ({why}); get it where the hub answers, "
+            f"and give it with {instead}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import book
+from pipeline import book, hub
 from pipeline.artifact import Artifact, Manifest, write_text
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, HubSilent
 from pipeline.report.plain import printable
 from pipeline.report.table import iterations
 from pipeline.suites import COMPARED, results
@@ -113,11 +113,16 @@ def _suites(files: Sequence[Path], column: str | None) -> tuple[dict[str, list[A
     """Return the rows of each suite, and why others are left out; without files, of every suite that can be had."""
     if files:
         return {str(path): read(*_file(path, column)) for path in files}, []
-    found, absent = {}, []
+    found, absent, silent = {}, [], False
     for name, suite in COMPARED.items():
+        cached = hub.cached_file(suite.kind, suite.repo, suite.instructions) if silent else None
+        if silent and cached is None:
+            absent.append(suite.absent(suite.instructions, "its path", "the hub does not answer"))
+            continue
         try:
-            path = suite.fetch(suite.instructions, "its path")
+            path = cached or suite.fetch(suite.instructions, "its path")
         except DataError as error:
+            silent = isinstance(error, HubSilent)  # the others are not asked for: each would wait as long again
             absent.append(str(error))
         else:
             found[name] = read(path, column or suite.column)

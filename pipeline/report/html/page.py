@@ -174,7 +174,7 @@ def _notes(stories: Sequence[Story]) -> Html:
                 said.setdefault(f"iteration {t}: {line}", []).append(story.name)
     lines = _named(said, len(stories))
     judged = [story.done[t] for story in stories if (t := answer(story.done).t)]
-    judges = dict.fromkeys(f"what the judge is worth: {line}" for steps in judged for line in worth_of_judges(steps))
+    judges = dict.fromkeys(f"what the judges are worth: {line}" for steps in judged for line in worth_of_judges(steps))
     return tag("ul", *(tag("li", line) for line in [*lines, *judges]), class_="quiet") if lines or judges else Html("")
 
 

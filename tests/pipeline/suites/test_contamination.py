@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
-from pipeline.errors import DataError
+from pipeline.errors import DataError, HubSilent
 from pipeline.suites import results
 from stages.sample.prompts import PROMPTS_SCHEMA
 from tests.artifacts import samples_table
@@ -169,6 +169,25 @@ def test_all_suites_that_can_be_had(
     monkeypatch.setattr("pipeline.hub.data_file", lambda *_: data_file("dataset", "", ""))
     assert main(words(run)) == 2
     assert "no suite can be had here, and no file is named. AlpacaEval 2.0: " in capsys.readouterr().err
+
+
+def test_a_silent_hub_is_asked_once(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its cache has is compared all the same."""
+    asked: list[str] = []
+
+    def silent(kind: str, repo: str, name: str) -> Path:
+        asked.append(repo)
+        raise HubSilent("no network.")
+
+    (run / "cached.jsonl").write_text('{"question": "is one two three true?"}\n')
+    monkeypatch.setattr("pipeline.hub.data_file", silent)
+    monkeypatch.setattr("pipeline.hub.cached_file", lambda _, repo, __: run / "cached.jsonl" if "gsm" in repo else None)
+    assert main(words(run)) == 0
+    said = capsys.readouterr().out
+    assert (asked == ["tatsu-lab/alpaca_eval"] and "gsm8k: row 1" in said) or "gsm8k: line 1" in said
+    assert said.count("left out: ") == 7 and said.count("(the hub does not answer)") == 6
 
 
 def test_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
