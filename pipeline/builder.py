@@ -329,9 +329,9 @@ class Builder:
             pairs, targets = self.annotate(t, samples, given.get("pairs"))
             before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
             heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
+            self.evaluate(t, heldout)
             if config.evaluate.kl:
                 self.divergence(t, heldout[t], {"own": policy, "previous": before, "base": base})
-            self.evaluate(t, heldout)
             if config.evaluate.best_of > 1:
                 self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
 

@@ -110,8 +110,13 @@ class Sources:
         return _external("source", path)
 
 
-@cache
 def _external(role: str, path: Path) -> Input:
+    return _seen(role, path, Path.cwd())
+
+
+@cache
+def _seen(role: str, path: Path, _here: Path) -> Input:
+    """Return what lies at `path`, which may be relative to where the process is."""
     return external(role, path, cached_sha256)
 
 

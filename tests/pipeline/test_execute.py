@@ -20,7 +20,8 @@ from tests.pipeline.test_plan import plan_of
         ("1/pairs", []),
         ("1/calibrate", []),
         ("1/train", ["1/sample_heldout", "1/score_oracle_previous", "1/score_second_previous"]),
-        ("1/evaluate", ["2/sample", "2/score", "2/embed"]),
+        ("1/evaluate", ["2/sample"]),
+        ("1/logprobs_previous", ["2/sample", "2/score", "2/embed"]),
         ("2/evaluate", []),
     ],
 )

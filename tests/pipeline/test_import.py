@@ -320,7 +320,7 @@ def test_pairs_stand_for_three_steps_of_iteration_1(place: Place) -> None:
     assert train.inputs["samples"] == made["sample"].content
     assert plan.externals[made["pairs"].content].root.is_absolute()
     shown = place("plan", "--why", entry(out))
-    assert shown.count(" given ") == 2 and "imported from" in shown and "10 steps, 9 to do" in shown
+    assert shown.count(" given ") == 2 and "imported from" in shown and "12 steps, 11 to do" in shown
     assert "identity.layout" not in shown, "an import is near to no step"
 
 
@@ -389,6 +389,6 @@ def test_the_loop_from_imported_pairs(tmp_path: Path, policy: Path, capsys: pyte
     assert "iteration 1: pairs imported: 20 of the 24 rows of" in shown and "oracle (mini): accuracy" in shown
     assert "sampled tokens/s" not in shown
     shown = place("status", "default", "--why", "--runs", str(tmp_path / "runs"))
-    assert "10 steps, 0 to do" in shown and shown.count(" given ") == 2
+    assert "12 steps, 0 to do" in shown and shown.count(" given ") == 2
     assert main(["run", *arguments]) == 0
-    assert capsys.readouterr().out.startswith("nothing to do: all 10 steps are hits")
+    assert capsys.readouterr().out.startswith("nothing to do: all 12 steps are hits")
