@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job, Part, Shard, sha256_file
 
@@ -272,6 +272,12 @@ class _disk_errors:
 def full_disk(place: Path) -> str:
     """Return the message for a full disk at `place`."""
     return f"{place}: the disk is full. Free space, or set paths.store to another disk, then run again: it resumes."
+
+
+def check_target(path: Path, option: str) -> None:
+    """ConfigError where no file can be written at `path`, before hours are spent; option: what has named it."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: name a file in a folder that is there.")
 
 
 def write_text(path: Path, text: str) -> None:

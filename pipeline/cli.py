@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline import stopping
 from pipeline.cli_suites import add_suites
 from pipeline.errors import SparringError
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 
 Command = Callable[[str, str, str], argparse.ArgumentParser]
 """(name, help, "module:function") -> its parser."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import book, cluster, config, estimate, hub
-from pipeline.artifact import Artifact, Manifest, fingerprint_of, write_text
+from pipeline.artifact import Artifact, Manifest, check_target, fingerprint_of, write_text
 from pipeline.build import build
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
@@ -26,8 +26,8 @@ from pipeline.events import Events
 from pipeline.execute import Executor
 from pipeline.job import Input
 from pipeline.lease import Lease, LeaseHeld
+from pipeline.plain import printable
 from pipeline.plan import Plan, State, Step, explain, inspect
-from pipeline.report.plain import printable
 from pipeline.report.table import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
@@ -311,8 +311,8 @@ def report(arguments: argparse.Namespace) -> None:
     from pipeline.report.html import page
 
     runs, names, to = Path(arguments.runs), arguments.run or ["default"], arguments.json
-    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {to}: name a file in a folder that is there.")
+    if to:
+        check_target(to, "--json")
     found = arms.find(runs, names)
     for arm in found:
         print_report(arm.folder, arm.store, _console(), whole=True)

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 
 
 class Events:

@@ -20,8 +20,8 @@ from pipeline.artifact import Manifest, find
 from pipeline.build import build_import
 from pipeline.commands import arms_of, plan_of, prepare
 from pipeline.execute import execute_alone
+from pipeline.plain import printable
 from pipeline.plan import Plan, inspect
-from pipeline.report.plain import printable
 from pipeline.schema import Config
 from pipeline.sources import Sources
 from stages.sample.config import ImportIdentity

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline import cluster, config, judges
-from pipeline.artifact import write_text
+from pipeline.artifact import check_target, write_text
 from pipeline.commands import download, pins_of
 from pipeline.errors import ConfigError, DataError
 from pipeline.estimate import HUB_PROMPTS
@@ -105,8 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Ask, then print the figures and what they say."""
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit {arguments.limit}: give the number of rows to look at, 1 or more.")
-    if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {arguments.json}: name a file in a folder that is there.")
+    if arguments.json:
+        check_target(arguments.json, "--json")
     chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
     judge = chosen.judge if arguments.judge else chosen.oracle
     sources = Sources(pins_of(chosen))

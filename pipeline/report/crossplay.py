@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.artifact import Manifest
+from pipeline.report.judging import JUDGES
 
-NAMES = {"oracle": "oracle", "second": "second judge"}
 Game = Mapping[str, Any]
 """What the step `crossplay` says of one judge: win_rates, low, high, cycle, exploitability, mixture …"""
 
@@ -18,7 +18,7 @@ Game = Mapping[str, Any]
 def print_crossplay(done: Mapping[int, Mapping[str, Manifest]], console: Console) -> None:
     """Print the matrices of the latest iteration that has them; done: iteration -> label -> manifest."""
     for judge, game in games(done).items():
-        title = f"cross-play, {NAMES[judge]}: P(row beats column); ~ where the interval contains 1/2"
+        title = f"cross-play, {JUDGES[judge]}: P(row beats column); ~ where the interval contains 1/2"
         console.print(title, markup=False, highlight=False)
         console.print(matrix(game))
         for line in about(game):

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.plain import printable
 from pipeline.report.compare import Difference
-from pipeline.report.crossplay import NAMES as JUDGES
-from pipeline.report.plain import printable
+from pipeline.report.judging import JUDGES
 from stages.evaluate.paired import POWER, Estimate
 
 HEADS = ("arm", *JUDGES.values())

@@ -22,7 +22,7 @@ from rich.text import Text
 from pipeline.artifact import Artifact, Manifest
 from pipeline.errors import DataError
 from pipeline.job import Input, Job, Shard
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 from pipeline.report.table import Steps, iterations
 from stages.annotate import gate, pairs, winrate
 from stages.annotate.config import PAIRS

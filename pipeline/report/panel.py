@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.diagnostics.panel import Panel
+from pipeline.report.judging import JUDGES
 
 SPEECH = {
     "length_mean": "tokens, mean",
@@ -17,7 +18,6 @@ SPEECH = {
     "end_of_turn_rate": "ended by themselves",
     "distinct_2": "distinct-2 (different / all pairs of tokens)",
 }
-JUDGES = {"oracle": "oracle", "second": "second judge"}
 OPPONENTS = {"previous": "the policy before", "base": "the base"}
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "responses trained on, by the policy before": {

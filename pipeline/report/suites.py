@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.artifact import Manifest
+from pipeline.plain import printable
 from pipeline.report import recipe
-from pipeline.report.plain import printable
 from pipeline.report.published import NAMES, best_of, config_of, published_of
 from pipeline.schema import PublishedConfig
 from pipeline.suites.results import Found, Overlap, Result, read
@@ -86,7 +86,7 @@ def _results(
     for result in found.results:
         whose, named = result.about, f"{result.suite} by {result.judge}"
         reason = _left_out(result, done)
-        if reason or whose is None:
+        if reason:
             notes.append(f"{named}: the figures of {result.model} are left out, {reason}")
             continue
         best = best_of(whose.best_of)
@@ -97,8 +97,6 @@ def _results(
 
 def _left_out(result: Result, done: Mapping[int, Mapping[str, Manifest]]) -> str:
     whose = result.about
-    if whose is None:
-        return "nothing says which policy gave its answers"
     if whose.iteration == 0:
         return ""
     train = done.get(whose.iteration, {}).get("train")

@@ -16,10 +16,10 @@ from pipeline.artifact import Artifact, CorruptManifest, Manifest
 from pipeline.config import diagnostics_of
 from pipeline.diagnostics import rules
 from pipeline.diagnostics.panel import kl, panels
+from pipeline.plain import printable
 from pipeline.report.crossplay import print_crossplay
 from pipeline.report.judging import worth_of_judges
 from pipeline.report.panel import print_panel
-from pipeline.report.plain import printable
 from pipeline.report.suites import Grid, grid, print_suites
 
 Steps = dict[str, Manifest]

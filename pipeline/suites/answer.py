@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import book, cluster, config
-from pipeline.artifact import Artifact, Manifest, find, write_text
+from pipeline.artifact import Artifact, Manifest, check_target, find, write_text
 from pipeline.build import Asked, build_answers
 from pipeline.commands import fetch
 from pipeline.errors import ConfigError, DataError
@@ -153,12 +153,11 @@ def suite_of(arguments: argparse.Namespace) -> tuple[str, Path]:
 
 
 def target(given: Path | None, default: Path) -> Path:
-    """Return the file to write, in a folder that is there; DataError before hours are spent."""
+    """Return the file to write, in a folder that is there; ConfigError before hours are spent."""
     to = given.expanduser() if given else default
     if given is None:
         to.parent.mkdir(parents=True, exist_ok=True)
-    if to.is_dir() or not to.absolute().parent.is_dir():
-        raise DataError(f"--to {to}: name a file in a folder that is there.")
+    check_target(to, "--to")
     return to
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.artifact import Manifest, write_text
 from pipeline.errors import ConfigError
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 from pipeline.suites import results
 from pipeline.suites.answer import File, Player, Response, about, best, make, opened_of, player_of, suite_of, target
 from pipeline.suites.judge_mt_bench import Question, read_questions

@@ -23,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import book, hub
-from pipeline.artifact import Artifact, Manifest, write_text
+from pipeline.artifact import Artifact, Manifest, check_target, write_text
 from pipeline.errors import ConfigError, DataError, HubSilent
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 from pipeline.report.table import iterations
 from pipeline.suites import COMPARED, results
 from stages.evaluate.suites.overlap import Index, Row
@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.n < 2:
         raise ConfigError(f"--n {arguments.n}: an n-gram has 2 words or more; 13 is usual, 8 finds more.")
     to = arguments.json
-    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {to}: name a file in a folder that is there.")
+    if to:
+        check_target(to, "--json")
     folder = Path(arguments.runs) / arguments.run
     store, what, played = training(folder)
     suites, absent = _suites(arguments.files, arguments.column)
@@ -90,7 +90,8 @@ def training(folder: Path) -> tuple[Path, str, list[Manifest]]:
     steps = iterations(folder, store)
     sampled = {t: found["sample"] for t, found in steps.items() if "sample" in found}
     if sampled:
-        return store, f"sampled in iterations {', '.join(map(str, sampled))}", list(sampled.values())
+        which = f"iteration{'s' * (len(sampled) > 1)} {', '.join(map(str, sampled))}"
+        return store, f"sampled in {which}", list(sampled.values())
     if "prompts" in steps.get(0, {}):
         return store, "that it may sample", [steps[0]["prompts"]]
     raise DataError(f"{folder}: its prompts are not in {store} yet; run `sparring run` with its overrides.")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import write_text
+from pipeline.artifact import check_target, write_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.execute import resolve
 from pipeline.suites import JUDGES, results
@@ -33,14 +33,14 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: is not an option of {arguments.suite}; leave it out.")
     to = arguments.json
-    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {to}: name a file in a folder that is there.")
+    if to:
+        check_target(to, "--json")
     judged: results.Judged = resolve(judge.function)(arguments)
     if to:
         write_text(to, json.dumps(judged.figures, indent=2) + "\n")
-    path = results.write(judged.folder, judged.stem, judged.result)
-    shown = "; `sparring report` shows it, if it lies in a run's answers" if judged.result.about else ""
-    print(f"{path}: the result{shown}")
+    if judged.result:
+        path = results.write(judged.folder, judged.stem, judged.result)
+        print(f"{path}: `sparring report` shows it, if it lies in a run's answers")
 
 
 def read(path: Path, columns: Sequence[str]) -> list[Row]:

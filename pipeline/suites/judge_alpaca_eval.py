@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.artifact import write_text
 from pipeline.errors import ConfigError, DataError
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 from pipeline.suites import SUITES, Suite
 from pipeline.suites.judge import Row, in_order, read
 from pipeline.suites.results import About, Judged, Result, Score, about_of
@@ -55,10 +55,10 @@ def judge(arguments: argparse.Namespace) -> Judged:
 
 
 def _judged(arguments: argparse.Namespace, suite: Suite, figures: dict[str, Any]) -> Judged:
-    outputs = arguments.outputs.absolute()
-    return Judged(
-        figures, result_of(figures, suite, about_of(outputs), _who(arguments)), arguments.outputs.parent, outputs.stem
-    )
+    outputs = arguments.outputs
+    whose = about_of(outputs)
+    result = result_of(figures, suite, whose, _who(arguments)) if whose else None
+    return Judged(figures, result, outputs.parent, outputs.stem)
 
 
 def _who(arguments: argparse.Namespace) -> str:
@@ -68,7 +68,7 @@ def _who(arguments: argparse.Namespace) -> str:
     return f"{named} ({arguments.model})" if arguments.model else named
 
 
-def result_of(figures: dict[str, Any], suite: Suite, whose: About | None, by: str) -> Result:
+def result_of(figures: dict[str, Any], suite: Suite, whose: About, by: str) -> Result:
     """Return the figures as the report shows them: LC win rate, win rate, length, as published ones are given."""
     scores = {}
     if "length_controlled_winrate" in figures:

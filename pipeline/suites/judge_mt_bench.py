@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.artifact import write_text
 from pipeline.errors import ConfigError, DataError
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 from pipeline.suites import SUITES, Suite
 from pipeline.suites.results import About, Judged, Result, Score, about_of
 from stages.evaluate.suites import mt_bench
@@ -83,11 +83,12 @@ def judge(arguments: argparse.Namespace) -> Judged:
     ratings, model = _graded(arguments, due, name)
     found = _figures(questions, answers, ratings) | {"model": name, "judge": model}
     print("\n".join(_described(found, suite.rows)))
-    outputs = arguments.outputs.absolute()
-    return Judged(found, result_of(found, suite, about_of(outputs)), arguments.outputs.parent, outputs.stem)
+    outputs = arguments.outputs
+    whose = about_of(outputs)
+    return Judged(found, result_of(found, suite, whose) if whose else None, outputs.parent, outputs.stem)
 
 
-def result_of(found: Row, suite: Suite, whose: About | None) -> Result:
+def result_of(found: Row, suite: Suite, whose: About) -> Result:
     """Return the figures as the report shows them."""
     scores = {
         f"{title}, 1 to 10": Score(value=one["mean"], low=one["low"], high=one["high"])

@@ -4,7 +4,7 @@
     <answers>.<judge>.results.json   a suite's figures of them
     contamination.json          what the training prompts share with suites, by suite and n
 
-A file of answers from elsewhere has no `about`: its results say nothing of an iteration.
+A file of answers from elsewhere has no `about`, and no results are kept of it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Result:
     """The name of the policy in the file of answers."""
     scores: dict[str, Score]
     """Name of a figure, with its unit -> figure."""
-    about: About | None = None
+    about: About
     notes: list[str] = field(default_factory=list)
     """What must stand beside the figures."""
 
@@ -76,7 +76,8 @@ class Judged(NamedTuple):
 
     figures: dict[str, Any]
     """All of them, as `--json` writes them."""
-    result: Result
+    result: Result | None
+    """None: of answers that `sparring answer` did not make, which say nothing of a run."""
     folder: Path
     """Where the result is kept, under the name `stem`."""
     stem: str

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.report.judging import JUDGES
 from scripts.study.compare import Judged
-from scripts.study.words import JUDGE_NAMES
 
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
@@ -40,13 +40,13 @@ def draw(
     from matplotlib.figure import Figure
 
     arms = list(dict.fromkeys(arm for one in compared for arm in one.arms))
-    panels = [*JUDGE_NAMES, *(name for name in PANELS if any(name in one for one in figures.values()))]
+    panels = [*JUDGES, *(name for name in PANELS if any(name in one for one in figures.values()))]
     height = -(-(len(panels) + 1) // WIDTH)
     figure = Figure(figsize=(4.4 * WIDTH, 3.4 * height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(height, WIDTH, squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=False):
-        if panel in JUDGE_NAMES:
+        if panel in JUDGES:
             _judge(axis, panel, [one for one in compared if one.judge == panel], arms)
         else:
             _number(axis, panel, figures, arms, base.get(panel))
@@ -83,7 +83,7 @@ def _judge(axis: Any, judge: str, compared: Sequence[Judged], arms: Sequence[str
         xs = [_place(t, number, len(arms)) for t, _ in there]
         reach = [[e.mean - e.low for _, e in there], [e.high - e.mean for _, e in there]]
         axis.errorbar(xs, [e.mean for _, e in there], yerr=reach, label=arm, capsize=2, **style(number))
-    axis.set_title(f"win rate against the base, {JUDGE_NAMES[judge]}", fontsize=10)
+    axis.set_title(f"win rate against the base, {JUDGES[judge]}", fontsize=10)
 
 
 def _number(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pipeline.report.differences import interval, many
+from pipeline.report.judging import JUDGES
 from scripts.study.compare import Comparison, Judged
 from stages.evaluate.bootstrap import alarm, informative
 from stages.evaluate.paired import POWER, Estimate
-
-JUDGE_NAMES = {"oracle": "oracle", "second": "second judge"}
 
 
 def verdicts(last: Sequence[Judged]) -> list[str]:
@@ -20,7 +19,7 @@ def verdicts(last: Sequence[Judged]) -> list[str]:
 def _verdict(arm: str, last: Sequence[Judged]) -> Iterable[str]:
     for one in last:
         said = [against_base(one.arms[arm]), *(against(c) for c in one.comparisons if c.arm == arm)]
-        yield f"**{arm}**, iteration {one.iteration}, {JUDGE_NAMES[one.judge]}: {'; '.join(said)}."
+        yield f"**{arm}**, iteration {one.iteration}, {JUDGES[one.judge]}: {'; '.join(said)}."
     by_judge = {one.judge: one.arms[arm] for one in last}
     if alarm(by_judge["oracle"].low, by_judge["second"].mean):
         yield f"**{arm}**: ALARM, the oracle rises while the second judge falls; the oracle may be gamed."
@@ -68,7 +67,7 @@ def limits(last: Sequence[Judged], confidence: float) -> list[str]:
 
 def _of_seeds(one: Judged, deviation: float) -> str:
     return (
-        f"By the {JUDGE_NAMES[one.judge]}: the win rates of one arm's seeds have a standard deviation of "
+        f"By the {JUDGES[one.judge]}: the win rates of one arm's seeds have a standard deviation of "
         f"{deviation:.3f}, which the intervals over prompts do not hold. Seeds alone make differences of up to "
         f"{max((c.luck for c in one.comparisons), default=0.0):.3f}; one that is smaller, or that has another sign "
         "under another seed, is not counted as found."

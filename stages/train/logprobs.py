@@ -27,15 +27,14 @@ class Scorer:
     """Scores the responses of a part. Inputs: `samples`, `policy`."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
-        self.identity = ReferenceIdentity(**job.identity)
-        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype, self.identity.four_bit)
+        self.samples, self.identity = job.inputs["samples"], ReferenceIdentity(**job.identity)
+        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype)
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part: counted are responses."""
         from stages.train.collate import join_pairs
 
-        samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
+        samples = self.samples.table(shard.index, ["id", "prompt_ids", "responses"])
         each = alone(samples)
         rows, too_long = join_pairs(samples, each, self.identity.max_length, self.identity.truncate)
         rows = [replace(row, rejected=[]) for row in rows]  # the forward pass takes pairs: beside each response nothing

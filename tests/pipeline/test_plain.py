@@ -11,8 +11,8 @@ from rich.console import Console
 
 from pipeline import cli
 from pipeline.events import Events
+from pipeline.plain import printable
 from pipeline.report.inspect import Iteration, print_prompt
-from pipeline.report.plain import printable
 from stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table
 

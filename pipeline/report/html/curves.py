@@ -11,9 +11,9 @@ from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.svg import DRAWN, Lines, Point, Series, lines
 from pipeline.report.html.words import OPPONENTS
+from pipeline.report.judging import JUDGES
 from pipeline.report.table import Steps, compared
 
-JUDGES = {"oracle": "oracle", "second": "second judge"}
 LOOKS = {"oracle": 0, "second": 1}
 """Numbers of marker, dashes and colour."""
 BOXED = 72

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.report.compare import Difference
-from pipeline.report.differences import HEADS, JUDGES, about, compared, rows, title, what
+from pipeline.report.differences import HEADS, about, compared, rows, title, what
 from pipeline.report.html.curves import LOOKS, charts
 from pipeline.report.html.markup import Html, join, table, tag
 from pipeline.report.html.whiskers import Whisker, whiskers
+from pipeline.report.judging import JUDGES
 
 
 def differences(found: Sequence[Difference]) -> Html:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.report.crossplay import NAMES, Game, about
+from pipeline.report.crossplay import Game, about
 from pipeline.report.html.blocks import heat
 from pipeline.report.html.crossplay import Cells
 from pipeline.report.html.curves import charts
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
+from pipeline.report.judging import JUDGES
 
 Ends = Mapping[tuple[int, int], tuple[float, float]]
 """(policy, other policy) -> interval of its win rate."""
@@ -17,7 +18,7 @@ Ends = Mapping[tuple[int, int], tuple[float, float]]
 
 def games(story: Story) -> Html:
     """Return what each judge says of all policies that have met; '' without any."""
-    judges = [judge for judge in NAMES if story.crossplay.get(judge) or judge in story.games]
+    judges = [judge for judge in JUDGES if story.crossplay.get(judge) or judge in story.games]
     drawn = [_judge(judge, story.crossplay.get(judge, {}), story.games.get(judge)) for judge in judges]
     if not story.games:
         return charts(drawn)
@@ -42,7 +43,7 @@ def _judge(judge: str, scored: Cells, game: Game | None) -> Html:
     order = sorted({i for pair in cells for i in pair})
     places = {policy: place for place, policy in enumerate(order)}
     drawn = heat(
-        f"Row beats column, {NAMES[judge]}",
+        f"Row beats column, {JUDGES[judge]}",
         [named(i) for i in order],
         {(places[i], places[j]): value for (i, j), value in cells.items()},
         {(places[i], places[j]): pair for (i, j), pair in ends.items()},
@@ -67,7 +68,7 @@ def _intervals(found: Mapping[str, Game]) -> Html:
     """Return every win rate with its interval, the later policy first."""
     pairs = sorted({(i, j) for game in found.values() for i, j in intervals(game) if i > j})
     rows = [[f"{named(i)} against {named(j)}", *(_rate(game, i, j) for game in found.values())] for i, j in pairs]
-    shown = table(("", *(NAMES[judge] for judge in found)), rows, "numbers")
+    shown = table(("", *(JUDGES[judge] for judge in found)), rows, "numbers")
     return tag("details", tag("summary", "Every win rate with its interval"), shown)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from pipeline.report.plain import printable
+from pipeline.plain import printable
 
 VOID = {"meta", "br", "input"}
 """Elements without an end."""

@@ -56,6 +56,7 @@ def test_the_leaderboards_rates(model: str, tmp_path: Path, capsys: pytest.Captu
     given = ["--annotations", dump(tmp_path / "annotations.json", rows), "--gamed", str(data() / GAMED)]
     to = tmp_path / "figures.json"
     (tmp_path / "kept").mkdir()
+    results.write_about(tmp_path / "kept" / "model_outputs.json", results.About(iteration=3, policy="ab"))
     outputs = shutil.copy(data() / model / "model_outputs.json", tmp_path / "kept")
     assert main(["judge", "alpaca_eval", str(outputs), *given, "--json", str(to)]) == 0
     figures = json.loads(to.read_text())

@@ -83,8 +83,12 @@ def test_turns_average_and_categories(folder: Path, server: Server, capsys: pyte
     assert (figures["model"], figures["judge"], figures["unrated"]) == ("ours", "org/judge", 0)
     said = capsys.readouterr().out
     assert "average 5.50  [3.00, 8.00]  4 ratings" in said and "these are 2 questions, the suite has 80" in said
+    assert results.read(folder).results == [], "nothing says whose answers they are"
+    whose = results.About(iteration=2, policy="ab")
+    results.write_about(folder / "answers.jsonl", whose)
+    assert main(words(server)) == 0
     (shown,) = results.read(folder).results
-    assert (shown.suite, shown.judge, shown.model, shown.about) == ("MT-Bench", "org/judge", "ours", None)
+    assert (shown.suite, shown.judge, shown.model, shown.about) == ("MT-Bench", "org/judge", "ours", whose)
     assert shown.scores["average, 1 to 10"].text == "5.50 [3.00, 8.00]" and len(shown.scores) == 3
     assert shown.notes == ["of 2 questions, the suite has 80"]
     assert {(one["model"], one["temperature"], one["max_tokens"]) for one in server.asked} == {("org/judge", 0, 2048)}
