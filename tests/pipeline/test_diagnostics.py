@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, DataError, RuleFired
 from pipeline.job import File, sha256_file
 from pipeline.plan import Plan, Step, inspect
 from pipeline.report.table import iterations, print_report
-from tests.pipeline.test_plan import Fixed
+from tests.pipeline.plans import Fixed
 from tests.pipeline.test_report import manifest
 
 

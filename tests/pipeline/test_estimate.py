@@ -16,7 +16,7 @@ from pipeline.job import Input, sha256_file
 from pipeline.parameters import counted
 from pipeline.plan import Plan, Step, inspect
 from stages.sample import embedded
-from tests.pipeline.test_plan import Fixed, finish
+from tests.pipeline.plans import Fixed, finish
 from tests.tiny import tiny_policy
 
 ARCHITECTURES = {

@@ -10,7 +10,7 @@ from pipeline.job import Input, Job
 from pipeline.pool import Pool
 from stages.annotate.config import EMBED, SCORE
 from stages.sample.config import SAMPLE
-from tests.pipeline.test_plan import plan_of
+from tests.pipeline.plans import plan_of
 
 
 @pytest.mark.parametrize(

@@ -1,47 +1,14 @@
-"""Plans: fingerprints name definitions, hits need equal inputs, arms share, ablations redo little."""
-
-from pathlib import Path
+"""Plans: fingerprints name definitions, arms share, ablations redo little."""
 
 import pytest
 
 from pipeline import config
-from pipeline.artifact import Artifact, Manifest, publish
 from pipeline.build import build
 from pipeline.digests import cache_folder
 from pipeline.errors import ConfigError
-from pipeline.job import File, Input, sha256_file
-from pipeline.plan import Plan, State, Step, explain, inspect
-from pipeline.schema import Config, EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
-from pipeline.sources import Sources
-
-HERE = Path(__file__).parent
-
-
-class Fixed(Sources):
-    """Inputs with constant digests, so that golden fingerprints depend on the code alone."""
-
-    def policy(self, config: PolicyConfig) -> Input:
-        return Input(role="policy", root=HERE, digest="1" * 64)
-
-    def encoder(self, config: EncoderConfig) -> Input:
-        return self.minilm()
-
-    def minilm(self) -> Input:
-        return Input(role="encoder", root=HERE, digest="2" * 64)
-
-    def judge(self, config: JudgeConfig) -> Input:
-        return Input(role="judge", root=HERE, digest={"mini": "3", "lexical": "4"}.get(config.kind, "6") * 64)
-
-    def prompts(self, config: PromptsConfig) -> dict[str, Input]:
-        return {"source": Input(role="source", root=HERE, digest="5" * 64)}
-
-
-def plan_of(*overrides: str) -> Plan:
-    return build({"": config.load(["hardware=cpu", *overrides])}, Fixed())
-
-
-def labels(plan: Plan, arm: str = "") -> dict[tuple[int, str], str]:
-    return {(use.iteration, use.label): step.fingerprint for use, step in plan.arm(arm)}
+from pipeline.plan import Plan, Step
+from pipeline.schema import Config
+from tests.pipeline.plans import Fixed, labels, plan_of
 
 
 def changed(*overrides: str) -> set[str]:
@@ -314,86 +281,6 @@ def test_arms_share_what_they_have_in_common() -> None:
     assert kinds.count("prompts") == kinds.count("pairs") == kinds.count("reference") == 1
     assert kinds.count("train") == kinds.count("calibrate") == 2
     assert {len(step.uses) for step in plan.steps.values() if step.spec.kind == "pairs"} == {2}
-
-
-def finish(plan: Plan, step: Step, store: Path, content: str = "x") -> Manifest:
-    """Publish a one-file artifact for `step` that records the inputs as they are now."""
-    artifact = Artifact(store, step.spec.kind, step.fingerprint)
-    artifact.path.mkdir(parents=True)
-    path = artifact.path / "part-00000.aaaa.parquet"
-    path.write_text(content)
-    states = inspect(plan, store)
-
-    def content_of(name: str) -> str:
-        manifest = states[name].manifest if name in states else None
-        return manifest.content if manifest else name
-
-    file = File(name="part-00000.parquet", path=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
-    manifest = Manifest(
-        fingerprint=step.fingerprint,
-        step=step.spec.kind,
-        version=step.spec.version,
-        identity=step.identity,
-        inputs={role: {"name": name, "digest": content_of(name)} for role, name in step.inputs.items()},
-        files=(file,),
-        rows={"in": 1, "out": 1, "dropped": {}},
-        summary={},
-        seconds=1.0,
-        stats={},
-        attempts=["aaaa"],
-        made_with={},
-    )
-    return publish(artifact, manifest)
-
-
-def states_by_label(plan: Plan, store: Path) -> dict[str, State]:
-    states = inspect(plan, store)
-    return {use.label: states[step.fingerprint] for use, step in plan.arm("") if use.iteration <= 1}
-
-
-def test_a_hit_needs_the_inputs_bytes(tmp_path: Path) -> None:
-    plan = plan_of()
-    assert {state.kind for state in inspect(plan, tmp_path).values()} == {"miss"}
-    for step in plan.steps.values():
-        finish(plan, step, tmp_path)
-    assert {state.kind for state in inspect(plan, tmp_path).values()} == {"hit"}
-    sample = next(step for step in plan.steps.values() if step.spec.kind == "sample")
-    Artifact(tmp_path, "sample", sample.fingerprint).set_aside()
-    finish(plan, sample, tmp_path, content="other bytes")
-    found = states_by_label(plan, tmp_path)
-    assert found["sample"].kind == "hit"
-    assert (found["score"].kind, found["score"].why) == ("stale", "input samples changed bytes")
-    assert found["pairs"].why.startswith("input samples changed bytes")
-    assert found["train"].kind == "stale" and found["sample_heldout"].kind == "stale"
-
-
-def test_missing_and_resized_files_are_stale(tmp_path: Path) -> None:
-    plan = plan_of()
-    step = next(iter(plan.steps.values()))
-    manifest = finish(plan, step, tmp_path)
-    path = Artifact(tmp_path, step.spec.kind, step.fingerprint).path / manifest.files[0].path
-    path.write_text("longer than it was")
-    assert "bytes, recorded" in inspect(plan, tmp_path)[step.fingerprint].why
-    path.unlink()
-    assert "is missing" in inspect(plan, tmp_path)[step.fingerprint].why
-
-
-def test_a_corrupt_manifest_is_stale_and_named(tmp_path: Path) -> None:
-    plan = plan_of()
-    step = next(iter(plan.steps.values()))
-    finish(plan, step, tmp_path)
-    (Artifact(tmp_path, step.spec.kind, step.fingerprint).path / "manifest.json").write_text("{}")
-    state = inspect(plan, tmp_path)[step.fingerprint]
-    assert state.kind == "stale" and "corrupt manifest" in state.why
-
-
-def test_why_names_the_fields_that_differ_from_the_nearest(tmp_path: Path) -> None:
-    before, after = plan_of(), plan_of("sampler.temperature=0.7")
-    made = [finish(before, step, tmp_path) for step in before.steps.values()]
-    step = next(s for s in after.steps.values() if s.spec.kind == "sample" and s.identity["split"] == "train")
-    near = [m for m in made if m.step == "sample"]
-    assert explain(after, step, near) == ["identity.temperature: 1.0 -> 0.7"]
-    assert explain(after, step, []) == ["nothing of this kind in the store"]
 
 
 def test_the_cache_is_the_users() -> None:

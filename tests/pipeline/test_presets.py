@@ -18,7 +18,7 @@ from pipeline.report import recipe
 from pipeline.report.table import print_report
 from pipeline.sources import Sources
 from tests.pipeline.export.fabricated import Fabricated
-from tests.pipeline.test_plan import labels, plan_of
+from tests.pipeline.plans import labels, plan_of
 
 PUBLISHED = {
     "sppo_mistral_7b": "17.11/14.72/1676 24.79/23.51/1855 26.89/27.62/2019 28.53/31.02/2163",

@@ -66,7 +66,7 @@ WRONG = [
 @pytest.mark.parametrize(("overrides", "message"), WRONG)
 def test_a_mistake_has_one_message(overrides: list[str], message: str) -> None:
     from pipeline.build import build
-    from tests.pipeline.test_plan import Fixed
+    from tests.pipeline.plans import Fixed
 
     with pytest.raises(ConfigError, match=message) as caught:
         build({"": config.load(["hardware=cpu", *overrides])}, Fixed())

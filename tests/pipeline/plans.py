@@ -1,0 +1,72 @@
+"""Plans whose inputs have constant digests, and artifacts as their steps would publish them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import config
+from pipeline.artifact import Artifact, Manifest, publish
+from pipeline.build import build
+from pipeline.job import File, Input, sha256_file
+from pipeline.plan import Plan, Step, inspect
+from pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
+from pipeline.sources import Sources
+
+HERE = Path(__file__).parent
+
+
+class Fixed(Sources):
+    """Inputs with constant digests, so that golden fingerprints depend on the code alone."""
+
+    def policy(self, config: PolicyConfig) -> Input:
+        return Input(role="policy", root=HERE, digest="1" * 64)
+
+    def encoder(self, config: EncoderConfig) -> Input:
+        return self.minilm()
+
+    def minilm(self) -> Input:
+        return Input(role="encoder", root=HERE, digest="2" * 64)
+
+    def judge(self, config: JudgeConfig) -> Input:
+        return Input(role="judge", root=HERE, digest={"mini": "3", "lexical": "4"}.get(config.kind, "6") * 64)
+
+    def prompts(self, config: PromptsConfig) -> dict[str, Input]:
+        return {"source": Input(role="source", root=HERE, digest="5" * 64)}
+
+
+def plan_of(*overrides: str) -> Plan:
+    return build({"": config.load(["hardware=cpu", *overrides])}, Fixed())
+
+
+def labels(plan: Plan, arm: str = "") -> dict[tuple[int, str], str]:
+    return {(use.iteration, use.label): step.fingerprint for use, step in plan.arm(arm)}
+
+
+def finish(plan: Plan, step: Step, store: Path, content: str = "x") -> Manifest:
+    """Publish a one-file artifact for `step` that records the inputs as they are now."""
+    artifact = Artifact(store, step.spec.kind, step.fingerprint)
+    artifact.path.mkdir(parents=True)
+    path = artifact.path / "part-00000.aaaa.parquet"
+    path.write_text(content)
+    states = inspect(plan, store)
+
+    def content_of(name: str) -> str:
+        manifest = states[name].manifest if name in states else None
+        return manifest.content if manifest else name
+
+    file = File(name="part-00000.parquet", path=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
+    manifest = Manifest(
+        fingerprint=step.fingerprint,
+        step=step.spec.kind,
+        version=step.spec.version,
+        identity=step.identity,
+        inputs={role: {"name": name, "digest": content_of(name)} for role, name in step.inputs.items()},
+        files=(file,),
+        rows={"in": 1, "out": 1, "dropped": {}},
+        summary={},
+        seconds=1.0,
+        stats={},
+        attempts=["aaaa"],
+        made_with={},
+    )
+    return publish(artifact, manifest)
