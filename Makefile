@@ -44,13 +44,14 @@ test-all: setup  ## all tests, every kill among them
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy pipeline stages scripts
+	$(PY) -m mypy pipeline stages scripts benchmarks
 
 lock:  ## resolves both locks anew from pyproject.toml; ARGS=--upgrade takes newer versions
 	@$(PYTHON) -B -m scripts.lock $(ARGS)
 
-bench: setup  ## every benchmark, one after another
-	@for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do $(PY) $$file $(ARGS) || exit 1; done
+bench: setup  ## every benchmark, one after another; ARGS=--smallest tries whether all parts run, in ten minutes
+	@.venv/bin/sparring run iterations=1 run.name=default hardware=$(HARDWARE)
+	@failed=0; for name in annotate game sample train; do $(PY) -m benchmarks.$$name $(ARGS) || failed=1; done; exit $$failed
 
 study-smoke: setup  ## two arms, one seed, two small iterations: do studies run here? a quarter of an hour
 	@$(STUDY) smoke $(ON) $(ARGS)

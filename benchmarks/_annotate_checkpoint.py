@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.annotate.pairrm import BACKBONES, BODY, CANDIDATE_MOST, EITHER, FIRST, HEAD, SECOND, SOURCE, SOURCE_MOST
 
 SIZE: dict[str, Any] = {**BACKBONES["microsoft/deberta-v3-base"], "intermediate_size": 3072, "model_type": "deberta-v2"}
+SMALLEST = {**SIZE, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 VOCABULARY = 8000
 SHARPENED = ("query_proj.weight", "key_proj.weight")
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
@@ -34,7 +35,7 @@ def llm_blender() -> Any:
     return package
 
 
-def checkpoint(folder: Path, texts: Iterable[str]) -> Path:
+def checkpoint(folder: Path, texts: Iterable[str], size: Mapping[str, Any] = SIZE) -> Path:
     """Write the checkpoint, its backbone in a folder beside it, with a tokenizer trained on the texts."""
     import torch
     from safetensors.torch import save_file
@@ -42,7 +43,7 @@ def checkpoint(folder: Path, texts: Iterable[str]) -> Path:
     words = _tokenizer(texts)
     backbone, made = folder / "backbone", folder / "PairRM"
     words.save_pretrained(backbone)
-    (backbone / "config.json").write_text(json.dumps({**SIZE, "vocab_size": len(words)}))
+    (backbone / "config.json").write_text(json.dumps({**size, "vocab_size": len(words)}))
     words.add_tokens([SOURCE, FIRST, SECOND, EITHER])
     words.save_pretrained(made)
     config = {
@@ -55,7 +56,7 @@ def checkpoint(folder: Path, texts: Iterable[str]) -> Path:
     }
     (made / "config.json").write_text(json.dumps(config))
     rng = torch.Generator().manual_seed(0)
-    weights = {name: _random(name, size, rng) for name, size in _sizes(len(words)).items()}
+    weights = {name: _random(name, shape, rng) for name, shape in _sizes(len(words), size).items()}
     save_file(weights, made / "model.safetensors")
     body = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if name.startswith(BODY)}
     rows = "embeddings.word_embeddings.weight"
@@ -77,11 +78,11 @@ def _tokenizer(texts: Iterable[str]) -> Any:
     return DebertaV2Tokenizer(vocab=[*vocabulary, ("[MASK]", 0.0)])
 
 
-def _sizes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+def _sizes(vocabulary: int, size: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     from stages.annotate.deberta import Shape
 
-    h = SIZE["hidden_size"]
-    body = Shape.of(SIZE, "DeBERTa-v3-base").tensors(vocabulary, SIZE["intermediate_size"])
+    h = size["hidden_size"]
+    body = Shape.of(size, "DeBERTa-v3-base").tensors(vocabulary, size["intermediate_size"])
     head = {"1.weight": (h, 2 * h), "1.bias": (h,), "4.weight": (1, h), "4.bias": (1,)}
     return {**{BODY + name: size for name, size in body.items()}, **{HEAD + name: size for name, size in head.items()}}
 

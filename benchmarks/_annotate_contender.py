@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import _annotate_jobs
-from _annotate_checkpoint import llm_blender
-from _annotate_jobs import Case
-from _rounds import Ways, serve
+from benchmarks import _annotate_jobs
+from benchmarks._annotate_checkpoint import llm_blender
+from benchmarks._annotate_jobs import Case
+from benchmarks._rounds import Ways, serve
 
 BATCHES = (1, 2, 4, 8, 16)
 """Prompts that llm-blender gets at once."""

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import _jobs
-from _annotate_texts import Texts
-
+from benchmarks import _jobs
+from benchmarks._annotate_texts import Texts
 from pipeline.artifact import content_digest, write_part
 from pipeline.execute import resolve
 from pipeline.job import File, Input, Job, Part, Shard

@@ -14,15 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import _annotate_jobs
-import _jobs
 import numpy as np
 import pyarrow as pa
-from _annotate_standin import SECONDS
-from _annotate_texts import Texts, samples_table
-from _bookkeeping import drive
-from _table import Row
 
+from benchmarks import _annotate_jobs, _jobs
+from benchmarks._annotate_standin import SECONDS
+from benchmarks._annotate_texts import Texts, samples_table
+from benchmarks._bookkeeping import drive
+from benchmarks._table import Row
 from pipeline.artifact import content_digest
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec

@@ -1,25 +1,25 @@
-"""The parts of the benchmark of annotation that are timed in rounds: one set of contenders for all of them."""
+"""The parts of the benchmark of annotation that are timed in rounds, each with its contenders."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import _annotate_jobs
-import _jobs
 import numpy as np
-from _annotate_checkpoint import checkpoint
-from _annotate_contender import BATCHES
-from _annotate_jobs import Case
-from _annotate_standin import StandInScorer
-from _annotate_texts import Texts, samples_table, texts_of
-from _rounds import Contender, loaded, ratio
-from _table import Row
 
+from benchmarks import _annotate_jobs, _jobs
+from benchmarks._annotate_checkpoint import SIZE, SMALLEST, checkpoint
+from benchmarks._annotate_contender import BATCHES
+from benchmarks._annotate_jobs import Case
+from benchmarks._annotate_standin import StandInScorer
+from benchmarks._annotate_texts import Texts, samples_table, texts_of
+from benchmarks._rounds import Contender, loaded, ratio
+from benchmarks._table import Row
 from pipeline.artifact import external
 from stages.annotate import winrate
 from stages.annotate.pairrm import CANDIDATE_MOST, SOURCE_MOST
@@ -32,8 +32,8 @@ ONE, BEST, OURS, BF16, GATE = (
     "ours, bf16",
     "embed and calibrate",
 )
-PARTS = {"speed": (ONE, BEST, OURS), "precision": (ONE, OURS, BF16), "embed": (OURS, GATE)}
-"""part -> the ways that it needs."""
+WAYS = {"speed": (ONE, BEST, OURS), "precision": (ONE, OURS, BF16), "embed": (OURS, GATE)}
+"""part -> the ways that it compares."""
 PROCESS = {ONE: "llm-blender", BEST: "llm-blender", OURS: "ours", BF16: "bf16", GATE: "gate"}
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """Flags of a CPU that multiplies in bf16."""
@@ -45,39 +45,33 @@ Answers = dict[str, list[dict[str, Any]]]
 """way -> what it told, round after round."""
 
 
-def measure(arguments: argparse.Namespace, folder: Path, parts: Sequence[str]) -> list[Row]:
-    """Load the contenders that the parts need, run the rounds and return the parts' rows."""
+def measure(part: str, arguments: argparse.Namespace, folder: Path) -> list[Row]:
+    """Load the contenders of a part of PARTS, run the rounds and return its rows."""
     texts = texts_of(arguments.texts, arguments.prompts, arguments.k)
     warm = Texts("warm", texts.prompts[:1], [["Yes.", "No, not at all."]])
-    cases = make_cases({"warm": warm, "short": texts.cut(2), "all": texts}, folder)
-    ways = list(dict.fromkeys(way for part in PARTS if part in parts for way in PARTS[part]))
-    names = dict.fromkeys(PROCESS[way] for way in ways)
+    size = SMALLEST if arguments.smallest else SIZE
+    cases = make_cases({"warm": warm, "short": texts.cut(2), "all": texts}, folder, size)
+    ways = WAYS[part]
+    rounds = 1 if BF16 in ways and not bf16_instructions() else arguments.rounds
     told: Answers = {way: [] for way in ways}
-    with loaded("_annotate_contender.py", names, cases, folder) as contenders:
+    with loaded("_annotate_contender", dict.fromkeys(PROCESS[way] for way in ways), cases, folder) as contenders:
         best = fastest(contenders["llm-blender"], len(texts.prompts)) if BEST in ways else ONE
-        for number in range(arguments.rounds):
+        for _ in range(rounds):
             for way in ways:
-                if way != BF16 or number == 0 or bf16_instructions():
-                    asked = best if way == BEST else way
-                    told[way].append(contenders[PROCESS[way]].ask(asked, "all"))
+                told[way].append(contenders[PROCESS[way]].ask(best if way == BEST else way, "all"))
     case = f"{texts.name}, {len(texts.prompts)} prompts, K={arguments.k}"
-    rows = []
-    if "speed" in parts:
-        rows += _texts_rows(case, cases["all"], told) + speed_rows(case, texts, told, best)
-    if "precision" in parts:
-        rows += precision_rows(case, texts.pairs, told)
-    if "embed" in parts:
-        rows += embed_rows(case, told)
-    return rows
+    if part == "speed":
+        return _texts_rows(case, cases["all"], told) + speed_rows(case, texts, told, best)
+    return precision_rows(case, texts.pairs, told) if part == "precision" else embed_rows(case, told)
 
 
-def make_cases(texts: dict[str, Texts], folder: Path) -> dict[str, Case]:
+def make_cases(texts: dict[str, Texts], folder: Path, size: Mapping[str, Any]) -> dict[str, Case]:
     """Write the checkpoint and the inputs of every case; pairs are of made-up logits, which cost calibrate the same."""
     from stages.annotate.pairs import Pairer
 
     everything = texts["all"]
     train = chain(_jobs.starter_texts(), everything.prompts, *everything.responses)
-    judge = external("judge", checkpoint(folder, train))
+    judge = external("judge", checkpoint(folder, train, size))
     encoder = external("encoder", embedded.encoder_folder())
     cases = {}
     for name, chosen in texts.items():
@@ -105,7 +99,7 @@ def bf16_instructions() -> bool:
 
 def speed_rows(case: str, texts: Texts, told: Answers, best: str) -> list[Row]:
     """Return ordered pairs/s of each way, and ours over llm-blender's."""
-    seconds = {way: _seconds(told[way]) for way in PARTS["speed"]}
+    seconds = {way: _seconds(told[way]) for way in WAYS["speed"]}
     speeds = {way: texts.pairs / statistics.median(found) for way, found in seconds.items()}
     passed = told[OURS][0]["duels"] / texts.pairs
     rows = [Row(case, best if way == BEST else way, speed, "pairs/s") for way, speed in speeds.items()]
@@ -120,7 +114,7 @@ def precision_rows(case: str, pairs: int, told: Answers) -> list[Row]:
     """Return the speed of bf16, and how far P and the ranks by win rate are from those of fp32."""
     has = bf16_instructions()
     case = f"{case}; {'bf16 instructions' if has else 'no bf16 instructions here'}"
-    seconds = {way: _seconds(told[way])[: len(told[BF16])] for way in PARTS["precision"]}
+    seconds = {way: _seconds(told[way]) for way in WAYS["precision"]}
     speed = pairs / statistics.median(seconds[BF16])
     rows = [
         Row(case, BF16, speed, "pairs/s", baseline, ratio(seconds[baseline], seconds[BF16]), aim)
@@ -214,3 +208,7 @@ def _debiased(row: Sequence[float]) -> winrate.Array:
     k = round(len(row) ** 0.5)
     logits = np.array(row, dtype=np.float64).reshape(k, k)
     return winrate.debiased_logits(logits, logits.T)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Path], list[Row]]] = {part: partial(measure, part) for part in WAYS}
+"""part -> (arguments, folder) -> rows."""

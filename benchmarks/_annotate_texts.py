@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import _jobs
 import numpy as np
 import pyarrow as pa
 
+from benchmarks import _jobs
 from pipeline.errors import DataError
 from stages.sample.stage import SAMPLES_SCHEMA
 

@@ -8,21 +8,18 @@ it is asked for, so that the interpreter, imports, Ray and its workers are in it
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import _jobs
 import numpy as np
-from _process import HERE, environment
-from _table import Row
 
+from benchmarks import _jobs
+from benchmarks._process import answer_of
+from benchmarks._table import Row
 from pipeline.job import Input
 from pipeline.plan import Plan, Step, Use
 from stages.sample.prompts import PART_ROWS
@@ -44,7 +41,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Row]:
 
 def make_plan(arguments: argparse.Namespace, folder: Path) -> Plan:
     """Return a plan of one step of kind `sample` on made-up prompts."""
-    sys.path.append(str(HERE.parent))
     from benchmarks._standin import STANDIN
 
     prompts = _jobs.prompts_artifact(folder / "prompts", made_up(arguments.prompts_at_scale))
@@ -84,15 +80,7 @@ def drive(plan: Plan, folder: Path, until: str) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     path = folder / "plan"
     path.write_bytes(pickle.dumps((plan, folder)))
-    done = subprocess.run(
-        [sys.executable, str(HERE / "_driver.py"), str(path), until, str(time.time())],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env=environment(),
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return answer_of("_driver", [str(path), until, str(time.time())], folder / f"{until}.log")
 
 
 def _whole(case: str, found: dict[str, Any]) -> list[Row]:

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from _rounds import Ways, serve
 
+from benchmarks._rounds import Ways, serve
 from pipeline.artifact import write_part
 from pipeline.job import Job, Shard
 from stages.sample.deal import response_seed

@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from _process import memory_mb, timed
-
+from benchmarks._process import memory_mb, timed
 from pipeline import execute, pool
 from pipeline.artifact import Manifest
 from pipeline.events import Events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,15 @@ from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 
 LONG_WORDS = 740
 """Words of a long prompt: about 1,000 tokens of SmolLM2's."""
+
+
+def policy_of(arguments: argparse.Namespace, folder: Path) -> Path:
+    """Return the folder of the embedded policy; under --smallest of a tiny random one that is written there."""
+    if not arguments.smallest:
+        return embedded.policy_path()
+    from benchmarks._train_random import random_policy
+
+    return random_policy("tiny", folder / "policy")
 
 
 def starter_texts() -> list[str]:

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+
+
+class ChildFailed(Exception):
+    """A process of a benchmark ended before its answer. `said`: all that it wrote to stderr."""
+
+    def __init__(self, name: str, said: str) -> None:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        super().__init__(f"{name} ended: {lines[-1] if lines else 'it wrote nothing to stderr'}")
+        self.said = said
+
+
+def command(module: str, arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs a module of benchmarks/ in a process of its own."""
+    return [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+
+
+def answer_of(module: str, arguments: Sequence[str], log: Path) -> dict[str, Any]:
+    """Run a module of benchmarks/ to its end; return the JSON of its last line. ChildFailed when it has none."""
+    with log.open("w", encoding="utf-8") as errors:
+        done = subprocess.run(
+            command(module, arguments), stdout=subprocess.PIPE, stderr=errors, text=True, check=False, env=environment()
+        )
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        raise ChildFailed(module, log.read_text(encoding="utf-8", errors="replace"))
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
 
 
 def environment() -> dict[str, str]:
     """Return the environment of a benchmark's process: this checkout first, no hub, no cluster."""
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 

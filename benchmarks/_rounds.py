@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from _process import HERE, environment
+from benchmarks._process import ChildFailed, command, environment
 
 Ways = Mapping[str, Callable[[Any], dict[str, Any]]]
 """Name of a way -> what runs a case once and returns what is to be told of it."""
@@ -31,7 +31,7 @@ class Contender:
     def __init__(self, script: str, name: str, cases: Path, log: Path) -> None:
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / script), name, str(cases)],
+                command(script, [name, str(cases)]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -41,19 +41,20 @@ class Contender:
         self.name, self.log = name, log
 
     def answer(self) -> dict[str, Any]:
-        """Return its next line; RuntimeError with the end of its log when it has ended."""
+        """Return its next line; ChildFailed when it has ended."""
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the contender {self.name} ended:\n{self.log.read_text()[-3000:]}")
+            raise ChildFailed(f"the contender {self.name}", self.log.read_text(encoding="utf-8", errors="replace"))
         found: dict[str, Any] = json.loads(line)
         return found
 
     def ask(self, way: str, case: str) -> dict[str, Any]:
         """Have it run a round."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps({"way": way, "case": case}) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: `answer` says of what
+            self.process.stdin.write(json.dumps({"way": way, "case": case}) + "\n")
+            self.process.stdin.flush()
         return self.answer()
 
 

@@ -6,13 +6,11 @@ import argparse
 import statistics
 from pathlib import Path
 
-import _jobs
-from _rounds import loaded, ratio
-from _table import Row
-
+from benchmarks import _jobs
+from benchmarks._rounds import loaded, ratio
+from benchmarks._table import Row
 from pipeline.artifact import external
 from pipeline.job import Job
-from stages.sample import embedded
 from stages.sample.config import SAMPLE
 
 ROUNDS = {
@@ -35,7 +33,7 @@ COMPARED: tuple[tuple[str, str, float | None, float | None], ...] = (
 
 def make_jobs(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Job], dict[str, float]]:
     """Return a job for each case, one shard each, and the mean length of its prompts."""
-    policy = external("policy", embedded.policy_path())
+    policy = external("policy", _jobs.policy_of(arguments, folder))
     texts = {
         "warm": _jobs.short_texts(2),
         "short": _jobs.short_texts(arguments.prompts),
@@ -58,7 +56,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     jobs, lengths = make_jobs(arguments, folder)
     speeds: dict[str, dict[str, list[float]]] = {case: {} for case in ROUNDS}
     names = dict.fromkeys(PROCESS.get(way, way) for ways in ROUNDS.values() for way in ways)
-    with loaded("_contender.py", names, jobs, folder) as contenders:
+    with loaded("_contender", names, jobs, folder) as contenders:
         for _ in range(arguments.rounds):
             for case, ways in ROUNDS.items():
                 for way in ways:

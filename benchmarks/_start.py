@@ -10,7 +10,6 @@ import argparse
 import json
 import pickle
 import statistics
-import subprocess
 import sys
 import time
 from importlib.abc import MetaPathFinder
@@ -18,40 +17,27 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from _process import HERE, environment, timed
-
+from benchmarks._process import answer_of, timed
 from pipeline.job import Input, Job
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Any]:
     """Start an engine `rounds` times and return the medians as rows."""
-    import _jobs
-    from _table import Row
-
+    from benchmarks import _jobs
+    from benchmarks._table import Row
     from pipeline.artifact import external
-    from stages.sample import embedded
     from stages.sample.config import SAMPLE
 
-    policy = external("policy", embedded.policy_path())
+    policy = external("policy", _jobs.policy_of(arguments, folder))
     prompts = _jobs.prompts_artifact(folder / "start", [_jobs.rendered(_jobs.short_texts(1), policy.root)])
     chosen = _jobs.identity(k=2, max_tokens=1, shard_rows=1)
     job = _jobs.step_job(SAMPLE, chosen, _jobs.runtime(512), [prompts, policy], folder / "start-out")
     (folder / "job").write_bytes(pickle.dumps(job))
-    found = [_once(folder / "job") for _ in range(arguments.rounds)]
+    found = [
+        answer_of("_start", [str(folder / "job"), str(time.time())], folder / f"start-{number}.log")
+        for number in range(arguments.rounds)
+    ]
     return [Row("engine start", what, statistics.median(one[what] for one in found), "s") for what in found[0]]
-
-
-def _once(job: Path) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "_start.py"), str(job), str(time.time())],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
-        env=environment(),
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 class Noticed(MetaPathFinder):
@@ -100,7 +86,7 @@ def _watch(parts: dict[str, float]) -> None:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.v1.engine.core import EngineCore
 
-    from stages.sample import chat
+    from stages import chat
 
     timed(Input, "folder", parts)
     timed(chat, "load_chat", parts)

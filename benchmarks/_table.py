@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.artifact import check_target, write_text
 from pipeline.cluster import hardware
+from pipeline.errors import SparringError
 
 MFU = "% of peak"
 LEAST = ("tokens/s", "pairs/s", MFU)
@@ -39,8 +42,27 @@ def with_json(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def report(title: str, rows: Sequence[Row], file: Path | None) -> None:
-    """Print the table, and write the rows to `file` if there is one."""
+def parse(parser: argparse.ArgumentParser, smallest: Mapping[str, Any]) -> argparse.Namespace:
+    """Parse the command line; a --json file that cannot be written is refused before anything is measured.
+
+    smallest: the defaults under --smallest.
+    """
+    parser.add_argument(
+        "--smallest", action="store_true", help="tiny random models, the least work: does every part run here?"
+    )
+    if parser.parse_known_args()[0].smallest:
+        parser.set_defaults(**smallest)
+    arguments = parser.parse_args()
+    try:
+        if arguments.json:
+            check_target(arguments.json, "--json")
+    except SparringError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def print_rows(title: str, rows: Sequence[Row]) -> None:
+    """Print the rows as a table that names the machine."""
     found = hardware()
     gpus = f"{found['gpus']} GPUs" if found["gpus"] else "no GPU"
     place = f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB, {gpus}, Python {found['python']}"
@@ -55,8 +77,12 @@ def report(title: str, rows: Sequence[Row], file: Path | None) -> None:
             _aim(row),
         )
     Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def write_rows(rows: Sequence[Row], file: Path | None) -> None:
+    """Write the rows as JSON, if a file is named; it is never half-written."""
     if file:
-        file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_text(file, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def _number(value: float) -> str:

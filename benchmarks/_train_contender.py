@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _process import give_back, memory_mb, timed
-from _rounds import answers
-from _train_pairs import GLOBAL_BATCH, Setting
 from transformers import TrainerCallback
+
+from benchmarks._process import give_back, memory_mb, timed
+from benchmarks._rounds import answers
+from benchmarks._train_pairs import GLOBAL_BATCH, Setting
 
 
 class Asked:
@@ -114,8 +115,7 @@ class Rounds(TrainerCallback):
 
 def trl(setting: Setting, asked: Asked, folder: Path) -> None:
     """TRL's DPOTrainer with the published loss for hard targets, on the same token ids."""
-    from _train_trl import trainer
-
+    from benchmarks._train_trl import trainer
     from stages.train.config import optimizer_steps
 
     steps = optimizer_steps(len(setting.pairs.rows), 1, GLOBAL_BATCH)
@@ -128,8 +128,7 @@ def trl(setting: Setting, asked: Asked, folder: Path) -> None:
 
 def ours(setting: Setting, asked: Asked, folder: Path) -> None:
     """What a worker of the step `train` runs, in a process group of one that Ray Train did not start."""
-    from _train_ours import trainer
-
+    from benchmarks._train_ours import trainer
     from stages.train.config import optimizer_steps
 
     rows = setting.pairs.rows

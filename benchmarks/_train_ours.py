@@ -7,14 +7,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from _jobs import step_job
-from _train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, RANK, Setting
-
+from benchmarks._jobs import step_job
+from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, RANK, Setting
 from pipeline.artifact import external
 from pipeline.commands import plan_of
 from pipeline.job import Job
 from stages.train import worker
 from stages.train.config import TRAIN, TrainIdentity, TrainRuntime
+from stages.train.room import Speaker
 
 
 def trainer(setting: Setting, steps: int, folder: Path) -> Any:
@@ -27,7 +27,7 @@ def trainer(setting: Setting, steps: int, folder: Path) -> Any:
     identity, rows = TrainIdentity.from_dict(made.identity), setting.pairs.rows
     order, _ = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)
     worker.room(made).mkdir(parents=True)
-    session = worker._Session(made, 0, lambda event: None, rows, order)
+    session = worker._Session(made, 0, Speaker(Path(os.devnull)), rows, order)
     if not setting.options.get("shared", True):
         session.trainer.shared_up_to = 0
     return session.trainer

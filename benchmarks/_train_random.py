@@ -7,18 +7,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import _jobs
 import pyarrow as pa
-from _train_pairs import Pairs
 
+from benchmarks import _jobs
+from benchmarks._train_pairs import Pairs
 from stages.sample import embedded
 from stages.train.collate import Row
 
 VOCABULARY, END = 49152, 2
 """SmolLM2's, whose tokenizer goes with the policy: TRL asks for one."""
 PROMPT, RESPONSE = (128, 512), (64, 512)
-"""Tokens, at least and at most."""
+"""Tokens, at least and at most; those of `tiny` are a sixteenth."""
 CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
     "1.5b": {
         "hidden_size": 2048,
         "intermediate_size": 6144,
@@ -38,10 +45,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def random_pairs(name: str, count: int, folder: Path) -> Pairs:
     """Write a Llama of the configuration under a folder and return it with `count` random pairs."""
-    rng = random.Random(0)
+    rng, shorter = random.Random(0), 16 if name == "tiny" else 1
 
     def tokens(least: int, most: int) -> list[int]:
-        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(least, most))]
+        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(least // shorter, most // shorter))]
 
     rows = [
         Row(id=str(i), prompt=tokens(*PROMPT), chosen=tokens(*RESPONSE), rejected=tokens(*RESPONSE))
@@ -49,15 +56,16 @@ def random_pairs(name: str, count: int, folder: Path) -> Pairs:
     ]
     responses = [[{"ids": [*ids, END], "finish": "stop"} for ids in (row.chosen, row.rejected)] for row in rows]
     samples = _jobs.artifact("samples", folder / "samples", [pa.table({"responses": responses})])
-    return Pairs(policy=_policy(CONFIGS[name], folder / "policy"), rows=rows, samples=samples)
+    return Pairs(policy=random_policy(name, folder / "policy"), rows=rows, samples=samples)
 
 
-def _policy(config: dict[str, Any], folder: Path) -> Path:
+def random_policy(name: str, folder: Path) -> Path:
+    """Write a Llama of a configuration, with random weights and the embedded policy's tokenizer; return the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(
-        **config,
+        **CONFIGS[name],
         vocab_size=VOCABULARY,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
@@ -70,4 +78,5 @@ def _policy(config: dict[str, Any], folder: Path) -> Path:
     LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
     for path in embedded.policy_path().glob("*token*"):
         shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(embedded.policy_path() / "chat_template.jinja", folder / "chat_template.jinja")
     return folder

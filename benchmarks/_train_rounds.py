@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from _rounds import Contender, loaded, ratio
-from _table import MFU, Row
-from _train_pairs import GLOBAL_BATCH, Pairs, Setting
+from benchmarks._rounds import Contender, loaded, ratio
+from benchmarks._table import MFU, Row
+from benchmarks._train_pairs import GLOBAL_BATCH, Pairs, Setting
 
 DEFAULTS, BEST, OURS, REFERENCE = "TRL, defaults", "TRL, best", "ours", "reference"
 LEAN_MICRO = 2
@@ -42,8 +42,8 @@ Answers = dict[str, list[dict[str, Any]]]
 """contender -> what it told, round after round."""
 
 
-def measure(arguments: argparse.Namespace, folder: Path, pairs: Pairs, parts: Sequence[str]) -> list[Row]:
-    """Run the parts and return their rows."""
+def measure(part: str, arguments: argparse.Namespace, pairs: Pairs, folder: Path) -> list[Row]:
+    """Run a part of PARTS and return its rows."""
     prompts = sum(len(row.prompt) for row in pairs.rows)
     case = f"{len(pairs.rows)} pairs, {pairs.tokens} tokens, {200 * prompts / pairs.tokens:.0f}% of them prompts"
     if arguments.adapter != "off":
@@ -51,8 +51,7 @@ def measure(arguments: argparse.Namespace, folder: Path, pairs: Pairs, parts: Se
     scoring = Setting(kind="reference", pairs=pairs, micro_batch=1, rounds=0, gpu=arguments.gpu)
     with _one(REFERENCE, scoring, folder) as scorer:
         scored = with_reference(pairs, scorer.ask("", "")["scores"])
-        bench = Bench(scored, folder, scorer, arguments)
-        return [row for part in parts for row in PARTS[part](bench, case)]
+        return PARTS[part](Bench(scored, folder, scorer, arguments), case)
 
 
 def with_reference(pairs: Pairs, scores: Sequence[Sequence[float]]) -> Pairs:
@@ -100,7 +99,7 @@ class Bench:
 def _one(name: str, setting: Setting, folder: Path) -> Iterator[Contender]:
     place = folder / name.replace(" ", "-").replace(",", "")
     place.mkdir(exist_ok=True)
-    with loaded("_train_contender.py", [name], {name: setting}, place) as found:
+    with loaded("_train_contender", [name], {name: setting}, place) as found:
         yield found[name]
 
 

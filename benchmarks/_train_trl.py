@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from _process import timed
-from _train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, RANK, Setting
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
+
+from benchmarks._process import timed
+from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, RANK, Setting
 
 LORA = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear")
 

@@ -1,6 +1,7 @@
 """Annotation beside llm-blender, in fp32 and bf16; what the semantic gate adds; memory and bookkeeping at scale.
 
-    .venv/bin/python benchmarks/annotate.py [--json FILE] [--only speed|precision|embed|memory] [--texts FILE]
+    .venv/bin/python -m benchmarks.annotate [--json FILE] [--only speed|precision|embed|memory] [--texts FILE]
+        [--smallest]
 
 The judge is a PairRM of DeBERTa-v3-base's size with random weights and a tokenizer made on the spot. Responses are
 made up: stretches of the starter prompts, as long as UltraFeedback's (log-normal, median 120 words). With --texts,
@@ -25,18 +26,22 @@ Only ratios mean anything on a machine that does other things as well.
 
 from __future__ import annotations
 
-import tempfile
+import sys
+from functools import partial
 from pathlib import Path
 
-import _annotate_memory
-import _annotate_rounds
-from _table import report, with_json
+from benchmarks import _annotate_memory, _annotate_rounds
+from benchmarks._parts import run_parts
+from benchmarks._table import parse, with_json
 
-PARTS = (*_annotate_rounds.PARTS, "memory")
+PARTS = {**_annotate_rounds.PARTS, "memory": _annotate_memory.measure}
 
 
-def main() -> None:
-    """Run the parts asked for and report."""
+SMALLEST = {"prompts": 1, "k": 2, "rounds": 1, "prompts_at_scale": 300}
+
+
+def main() -> int:
+    """Run the parts asked for; return 1 when one of them fails."""
     parser = with_json(__doc__)
     parser.add_argument("--texts", type=Path, metavar="FILE", help="JSON lines of prompt, chosen, rejected")
     parser.add_argument("--prompts", type=int, default=4, help="prompts of a round")
@@ -44,16 +49,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="rounds over all contenders")
     parser.add_argument("--prompts-at-scale", type=int, default=60_000, help="prompts of the memory case")
     parser.add_argument("--only", choices=PARTS, help="run this part alone")
-    arguments = parser.parse_args()
-    chosen = [part for part in PARTS if arguments.only in (None, part)]
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="sparring-bench-") as folder:
-        if timed := [part for part in chosen if part in _annotate_rounds.PARTS]:
-            rows += _annotate_rounds.measure(arguments, Path(folder), timed)
-        if "memory" in chosen:
-            rows += _annotate_memory.measure(arguments, Path(folder))
-    report("annotation", rows, arguments.json)
+    arguments = parse(parser, SMALLEST)
+    parts = {name: partial(measure, arguments) for name, measure in PARTS.items() if arguments.only in (None, name)}
+    return run_parts("annotation", parts, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

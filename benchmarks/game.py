@@ -1,7 +1,7 @@
 """Self-play on finite games with the real trainer beside its theory: how far each step is from the closed form, and how
 the duality gap of the average policy falls.
 
-    .venv/bin/python benchmarks/game.py [--json FILE] [--plot FILE] [--rounds 16 64 256]
+    .venv/bin/python -m benchmarks.game [--json FILE] [--plot FILE] [--rounds 16 64 256] [--smallest]
 
 One prompt, 3 or 6 atomic responses, a known cyclic preference matrix; every response is dealt as often as the policy
 has it and every round is trained to convergence (tests/game asserts both checks). `extremes` deals the best against
@@ -11,15 +11,17 @@ deterministic; a round takes 0.9 s of a shared core, all of it 20 minutes.
 
 from __future__ import annotations
 
+import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from _table import Row, report, with_json
 
-sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks._parts import run_parts
+from benchmarks._table import Row, parse, with_json
 from tests.game.finite import LARGEST as ALLOWED
 from tests.game.finite import Array, average, deviation, duality_gap, eta_of, gap_bound
 from tests.game.games import GAMES
@@ -70,7 +72,7 @@ def plot(paths: Paths, file: Path) -> None:
     plt.close(figure)
 
 
-def _gaps(axes: object, name: str, rounds: int, path: Sequence[Array]) -> None:
+def _gaps(axes: Any, name: str, rounds: int, path: Sequence[Array]) -> None:
     game, counts = GAMES[name], np.arange(1, rounds + 1)
     means = np.exp(path[:-1]).cumsum(axis=0) / counts[:, None]
     (line,) = axes.plot(counts, [duality_gap(game.preference, mean) for mean in means], label=f"T = {rounds}")
@@ -78,7 +80,7 @@ def _gaps(axes: object, name: str, rounds: int, path: Sequence[Array]) -> None:
     axes.plot(rounds, bound, marker="v", color=line.get_color(), label=f"its bound, {bound:.2f}")
 
 
-def _triangle(axes: object, paths: Paths) -> None:
+def _triangle(axes: Any, paths: Paths) -> None:
     corners = np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])
     longest = max(rounds for name, rounds in paths if name == "rps")
     for name, label in (("rps", "every response"), ("extremes", "extremes only")):
@@ -95,22 +97,24 @@ def _triangle(axes: object, paths: Paths) -> None:
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.2))
 
 
-def main() -> None:
-    """Play, report and draw."""
+def main() -> int:
+    """Play, draw and report; return 1 when that fails."""
     parser = with_json(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figure there (png, svg, pdf)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[16, 64, 256], metavar="T")
-    arguments = parser.parse_args()
+    arguments = parse(parser, {"rounds": [8]})
+    return run_parts("self-play on finite games", {"games": partial(_games, arguments)}, arguments.json)
+
+
+def _games(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     plays = {(name, rounds): {"game": name, "rounds": rounds} for name in GAMES for rounds in arguments.rounds}
     plays |= {("extremes", rounds): {**EXTREMES, "rounds": rounds} for rounds in arguments.rounds}
-    with tempfile.TemporaryDirectory(prefix="sparring-bench-") as folder:
-        found = play(list(plays.values()), Path(folder))
+    found = play(list(plays.values()), folder)
     paths = {key: one.policies for key, one in zip(plays, found, strict=True)}
-    rows = [row for (name, rounds), path in paths.items() for row in rows_of(name, rounds, path)]
-    report("self-play on finite games, the real trainer", rows, arguments.json)
     if arguments.plot:
         plot(paths, arguments.plot)
+    return [row for (name, rounds), path in paths.items() for row in rows_of(name, rounds, path)]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

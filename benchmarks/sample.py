@@ -1,6 +1,6 @@
 """The sampling step beside other ways to sample, the price of its bookkeeping, and where an engine's start goes.
 
-    .venv/bin/python benchmarks/sample.py [--json FILE] [--only speed|bookkeeping|start]
+    .venv/bin/python -m benchmarks.sample [--json FILE] [--only speed|bookkeeping|start] [--smallest]
 
 speed: tokens/s on SmolLM2-135M in fp32, short prompts and prompts of about 1,000 tokens, same sampling for all (the
 published scripts': temperature 0.7, top_p 0.9). Each contender is a process that stays loaded; rounds alternate between
@@ -21,19 +21,21 @@ Only ratios mean anything on a machine that does other things as well.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import sys
+from functools import partial
 
-import _bookkeeping
-import _speed
-import _start
-from _table import report, with_json
+from benchmarks import _bookkeeping, _speed, _start
+from benchmarks._parts import run_parts
+from benchmarks._table import parse, with_json
 
 PARTS = {"speed": _speed.measure, "bookkeeping": _bookkeeping.measure, "start": _start.measure}
 
 
-def main() -> None:
-    """Run the parts asked for and report."""
+SMALLEST = {"prompts": 1, "k": 2, "max_tokens": 4, "rounds": 1, "prompts_at_scale": 300}
+
+
+def main() -> int:
+    """Run the parts asked for; return 1 when one of them fails."""
     parser = with_json(__doc__)
     parser.add_argument("--prompts", type=int, default=6, help="prompts of each speed case")
     parser.add_argument("--k", type=int, default=5, help="responses per prompt")
@@ -41,15 +43,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed cases, starts of an engine")
     parser.add_argument("--prompts-at-scale", type=int, default=60_000, help="prompts of the bookkeeping case")
     parser.add_argument("--only", choices=PARTS, help="run this part alone")
-    arguments = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="sparring-bench-") as folder:
-        for name, measure in PARTS.items():
-            if arguments.only in (None, name):
-                (place := Path(folder) / name).mkdir()
-                rows += measure(arguments, place)
-    report("sampling", rows, arguments.json)
+    arguments = parse(parser, SMALLEST)
+    parts = {name: partial(measure, arguments) for name, measure in PARTS.items() if arguments.only in (None, name)}
+    return run_parts("sampling", parts, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

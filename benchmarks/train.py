@@ -1,6 +1,6 @@
 """The training step beside TRL's DPOTrainer with sppo_hard: speed, memory, where a step goes, and what ours cost.
 
-    .venv/bin/python benchmarks/train.py [--json FILE] [--only PART] [--run runs/default] [--store store]
+    .venv/bin/python -m benchmarks.train [--json FILE] [--only PART] [--run runs/default] [--store store] [--smallest]
 
 The pairs are real: those of the first iteration of a run (`make iter N=1` makes one), with hard targets, for TRL's loss
 has no others. All contenders get the same token ids, the same policy in fp32, AdamW, 8 pairs per optimizer step and all
@@ -28,20 +28,24 @@ Only ratios mean anything on a machine that does other things as well.
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-import _train_rounds
-from _table import report, with_json
-from _train_pairs import GLOBAL_BATCH, pairs_of
-from _train_random import CONFIGS, random_pairs
-
+from benchmarks import _train_rounds
+from benchmarks._parts import run_parts
+from benchmarks._table import parse, with_json
+from benchmarks._train_pairs import GLOBAL_BATCH, pairs_of
+from benchmarks._train_random import CONFIGS, random_pairs
 from pipeline.errors import SparringError
 from stages.sample import embedded
 
+SMALLEST = {"config": "tiny", "pairs": GLOBAL_BATCH, "rounds": 1, "batches": [4], "micro_batch": 4}
 
-def main() -> None:
-    """Run the parts asked for and report."""
+
+def main() -> int:
+    """Run the parts asked for; return 1 when one of them fails."""
     parser = with_json(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/default"), help="folder of the run with the pairs")
     parser.add_argument("--store", type=Path, default=Path("store"), help="the run's store")
@@ -56,7 +60,7 @@ def main() -> None:
     parser.add_argument("--adapter", choices=("off", "lora"), default="off", help="all weights, or lora on all of them")
     parser.add_argument("--gpu", action="store_true", help="in bf16 on one GPU; not tried yet")
     parser.add_argument("--only", choices=_train_rounds.PARTS, help="run this part alone")
-    arguments = parser.parse_args()
+    arguments = parse(parser, SMALLEST)
     if arguments.pairs < GLOBAL_BATCH or arguments.pairs % GLOBAL_BATCH:
         parser.error(f"--pairs {arguments.pairs}: must be a multiple of {GLOBAL_BATCH}")
     alike = not arguments.gpu and arguments.adapter == "off"  # in fp32, from the same start
@@ -73,9 +77,9 @@ def main() -> None:
                 pairs = pairs_of(arguments.run, arguments.store, policy, arguments.pairs)
         except SparringError as error:
             parser.error(str(error))
-        rows = _train_rounds.measure(arguments, Path(folder), pairs, chosen)
-    report("training", rows, arguments.json)
+        parts = {name: partial(_train_rounds.measure, name, arguments, pairs) for name in chosen}
+        return run_parts("training", parts, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

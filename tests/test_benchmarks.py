@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 def bench(tmp_path: Path, script: str, *options: str) -> tuple[list[dict[str, Any]], str]:
     rows = tmp_path / "rows.json"
-    command = [sys.executable, f"benchmarks/{script}", "--json", str(rows), *options]
+    command = [sys.executable, "-m", f"benchmarks.{script}", "--json", str(rows), *options]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -41,22 +41,61 @@ def bench(tmp_path: Path, script: str, *options: str) -> tuple[list[dict[str, An
 
 
 @pytest.fixture
-def part(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a file of benchmarks/ by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
+def part() -> Any:
+    """Import a module of benchmarks/ by name."""
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+SMOKE = [("sample", part) for part in ("speed", "bookkeeping", "start")]
+SMOKE += [("annotate", part) for part in ("speed", "precision", "embed", "memory")]
+SMOKE += [("train", part) for part in ("parity", "speed", "prompts", "repulsion", "band", "calibration")]
+
+
+def test_every_part_has_a_smoke_test(part: Any) -> None:
+    found = [(name, one) for name in ("sample", "annotate") for one in part(name).PARTS]
+    assert [*found, *(("train", one) for one in part("_train_rounds").PARTS)] == SMOKE
+
+
+@pytest.mark.parametrize(
+    ("script", "name"), [pytest.param(*one, marks=() if one[1] == "start" else pytest.mark.slow) for one in SMOKE]
+)
+def test_smallest_size(tmp_path: Path, script: str, name: str) -> None:
+    found, _ = bench(tmp_path, script, "--smallest", "--only", name)
+    assert found and all(row["value"] >= 0 for row in found)
+
+
+def test_rows_of_a_part_outlive_another_that_fails(
+    part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows.json"
+
+    def good(folder: Path) -> list[Any]:
+        return [part("_table").Row("case", str(folder.is_dir()), 1.0, "s")]
+
+    def bad(folder: Path) -> list[Any]:
+        assert json.loads(rows.read_text())[0]["metric"] == "True"  # written before the next part begins
+        part("_process").answer_of("_start", ["no-such-job", "0"], folder / "child.log")
+        raise AssertionError("the child has failed")
+
+    assert part("_parts").run_parts("sampling", {"one": good, "two": bad, "three": good}, rows) == 1
+    said = capsys.readouterr()
+    assert said.out.count("cores") == 2 and len(json.loads(rows.read_text())) == 2
+    assert "the part two failed" in said.err and "No such file or directory: 'no-such-job'" in said.err
+    log = tmp_path / "benchmark-sampling-two.log"
+    assert str(log) in said.err and "Traceback" in log.read_text()
 
 
 @pytest.mark.slow
 def test_bookkeeping_of_sampling(tmp_path: Path) -> None:
-    found, _ = bench(tmp_path, "sample.py", "--only", "bookkeeping", "--prompts-at-scale", "600")
+    found, _ = bench(tmp_path, "sample", "--only", "bookkeeping", "--prompts-at-scale", "600")
     assert {500, 60, 10} <= {row["aim"] for row in found if row["aim"] is not None}
     assert all("stand-in" in row["case"] for row in found)
 
 
 @pytest.mark.slow
 def test_memory_of_annotation(tmp_path: Path) -> None:
-    found, _ = bench(tmp_path, "annotate.py", "--only", "memory", "--prompts-at-scale", "600", "--k", "3")
+    found, _ = bench(tmp_path, "annotate", "--only", "memory", "--prompts-at-scale", "600", "--k", "3")
     assert all("stand-in" in row["case"] for row in found)
     values = {row["metric"]: row["value"] for row in found}
     assert min(values["driver's memory, peak over its start"], values["a worker's memory, peak"]) > 0
@@ -69,7 +108,7 @@ def test_rounds_of_annotation(tmp_path: Path) -> None:
     row = {"prompt": "Why is the sky blue?", "chosen": "Air scatters blue light most.", "rejected": "It is the sea."}
     texts.write_text(json.dumps(row) + "\n")
     size = ("--texts", str(texts), "--prompts", "1", "--k", "2", "--rounds", "1")
-    found, printed = bench(tmp_path, "annotate.py", "--only", "speed", *size)
+    found, printed = bench(tmp_path, "annotate", "--only", "speed", *size)
     assert {row["aim"] for row in found if row["ratio"] is not None} == {1.3, 1.2, None}
     ours, theirs = (next(r["value"] for r in found if r["metric"] == way) for way in ("ours", "llm-blender, batch 1"))
     assert next(row["ratio"] for row in found if row["aim"] == 1.3) == pytest.approx(ours / theirs)
@@ -80,7 +119,7 @@ def test_rounds_of_annotation(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_games(tmp_path: Path) -> None:
-    found, _ = bench(tmp_path, "game.py", "--rounds", "8", "--plot", str(tmp_path / "game.png"))
+    found, _ = bench(tmp_path, "game", "--rounds", "8", "--plot", str(tmp_path / "game.png"))
     assert all(row["ratio"] < row["aim"] for row in found if row["aim"]) and sum(row["aim"] == 1 for row in found) == 6
     assert (tmp_path / "game.png").stat().st_size > 10_000
 
@@ -118,7 +157,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.mark.slow
 def test_training_beside_trl(tmp_path: Path, finished_run: tuple[str, ...]) -> None:
     size = ("--pairs", "16", "--rounds", "2", "--batches", "4")
-    found, _ = bench(tmp_path, "train.py", *finished_run, *size, "--only", "speed")
+    found, _ = bench(tmp_path, "train", *finished_run, *size, "--only", "speed")
     values = {(row["case"], row["metric"], row["baseline"]): row for row in found}
     case = found[0]["case"]
     assert case.startswith("16 pairs, ")
@@ -142,14 +181,14 @@ def test_training_beside_trl(tmp_path: Path, finished_run: tuple[str, ...]) -> N
 @pytest.mark.slow
 def test_adapters_beside_trl(tmp_path: Path, finished_run: tuple[str, ...]) -> None:
     size = ("--pairs", "16", "--rounds", "1", "--batches", "4", "--adapter", "lora")
-    found, _ = bench(tmp_path, "train.py", *finished_run, *size, "--only", "speed")
+    found, _ = bench(tmp_path, "train", *finished_run, *size, "--only", "speed")
     assert found[0]["case"].startswith("lora, 16 pairs, ")
     assert {row["aim"] for row in found if row["unit"] == "tokens/s"} == {None, 1.5, 1.2}
 
 
 @pytest.mark.slow
 def test_losses_of_training_are_trls(tmp_path: Path, finished_run: tuple[str, ...]) -> None:
-    found, _ = bench(tmp_path, "train.py", *finished_run, "--pairs", "8", "--only", "parity")
+    found, _ = bench(tmp_path, "train", *finished_run, "--pairs", "8", "--only", "parity")
     apart = [row for row in found if row["aim"] == 1000]
     assert len(apart) == 3 and all(row["value"] < 1000 for row in apart)
     moved = next(row["value"] for row in found if "move the loss" in row["metric"])
@@ -159,14 +198,14 @@ def test_losses_of_training_are_trls(tmp_path: Path, finished_run: tuple[str, ..
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["prompts", "repulsion", "band", "calibration"])
 def test_what_training_costs(tmp_path: Path, finished_run: tuple[str, ...], part: str) -> None:
-    found, _ = bench(tmp_path, "train.py", *finished_run, "--pairs", "8", "--rounds", "1", "--only", part)
+    found, _ = bench(tmp_path, "train", *finished_run, "--pairs", "8", "--rounds", "1", "--only", part)
     speeds = [row for row in found if row["unit"] == "tokens/s"]
     assert [row["baseline"] for row in speeds] == [None, speeds[0]["metric"]]
     assert speeds[0]["metric"].startswith("ours") and speeds[1]["metric"] != speeds[0]["metric"]
 
 
 def test_training_without_a_run_says_what_to_do(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/train.py", "--run", str(tmp_path), "--policy", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.train", "--run", str(tmp_path), "--policy", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "run `make iter N=1` first" in done.stderr
 
