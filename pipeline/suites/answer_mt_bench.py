@@ -23,8 +23,8 @@ from pipeline.suites import results
 from pipeline.suites.answer import File, Player, Response, about, best, make, opened_of, player_of, suite_of, target
 from pipeline.suites.judge_mt_bench import Question, read_questions
 from stages.evaluate.suites import mt_bench
+from stages.sample.messages import Message
 from stages.sample.prompts import prompt_hash
-from stages.sample.source import Message
 
 Talks = dict[Any, list[Message]]
 """Question -> what is said before the answer."""

@@ -30,7 +30,8 @@ from pipeline.report.table import iterations
 from pipeline.suites import COMPARED, results
 from stages.evaluate.suites.overlap import Index, Row
 from stages.sample.asked import column_of
-from stages.sample.source import kind, rows
+from stages.sample.messages import kind, notation
+from stages.sample.source import rows
 
 WORST = 5
 """Rows of a suite that are shown."""
@@ -145,7 +146,7 @@ def read(path: Path, column: str | None) -> list[Asked]:
     name = column_of(path, column)
     found = []
     for where, values in rows(path, [name]):
-        value = values.get(name)
+        value = notation(values.get(name))
         if not isinstance(value, str | list):
             raise DataError(f"{path}: {where}: {name} is {kind(value)}, not a text or a list; see --column.")
         found.append(Asked(where, _said(value)))

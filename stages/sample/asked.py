@@ -15,7 +15,8 @@ import pyarrow as pa
 from pipeline.errors import DataError
 from pipeline.job import Job, Part, Shard
 from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
-from stages.sample.source import FORMATS, Message, header, messages, rows
+from stages.sample.messages import Message, messages
+from stages.sample.source import header, rows
 
 COLUMNS = ("instruction", "prompt", "question", "turns", "messages")
 """Columns that hold what is asked, the first that is there."""
@@ -45,18 +46,15 @@ def column_of(path: Path, given: str | None = None) -> str:
 
 
 def check(path: Path) -> None:
-    """DataError when the file is not there, or of another format."""
+    """DataError when the file is not there."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
-    if path.suffix.lower() not in (*FORMATS, ".json"):
-        raise DataError(f"{path}: rows are read from {', '.join(FORMATS)} and .json files; convert this one.")
 
 
 def read(path: Path, column: str) -> Iterator[Row]:
     """Yield all rows; DataError names the first that is wrong."""
-    also = [name for name in ("dataset",) if path.suffix.lower() == ".parquet" and name in header(path)]
     none = True
-    for where, values in rows(path, [column, *also]):
+    for where, values in rows(path, [column, "dataset"]):
         none, place = False, f"{path}: {where}"
         if column not in values:
             raise DataError(f"{place}: no {column}; there are: {', '.join(values) or 'none'}; mend the row.")

@@ -63,7 +63,7 @@ class PromptsIdentity:
     """
 
     column: str
-    """Column that holds a string or a list of {role, content} messages."""
+    """Column that holds a string or a list of messages; `prompt` where there is none: as the file's layout has it."""
     heldout: int
     """Prompts kept out of training: the rows with the smallest sha256 of their text."""
     limit: int | None

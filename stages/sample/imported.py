@@ -4,7 +4,7 @@ A row is usable when its prompt has text, is no duplicate of an earlier one, is 
 the others are dropped, and counted in part 0. The whole file is read and rendered before the first part is written.
 What a file says of its responses (layouts.py) is one more column of the samples, `preference`, for the step `pairs`.
 
-Left out: csv, a second pair of the same prompt, a file in which some responses were cut and some ended.
+Left out: a second pair of the same prompt, a file in which some responses were cut and some ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from stages.sample.config import MOST_RESPONSES, PAIRED
 from stages.sample.diversity import diversity
 from stages.sample.layouts import EmptyResponse, Entry, Layout, parse
 from stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
-from stages.sample.source import Empty, Message, rows
+from stages.sample.messages import Empty, Message
+from stages.sample.source import placed
 from stages.sample.stage import SAMPLES_SCHEMA
 from stages.sample.stage import finish as summarise
 
@@ -51,19 +52,19 @@ class Scan(NamedTuple):
     dropped: dict[str, int]
 
 
-def check(path: Path, identity: Mapping[str, Any]) -> None:
-    """Read the whole file, DataError at the first thing wrong. No model."""
-    scan(path, identity, frozenset(), None)
+def check(paths: Sequence[Path], identity: Mapping[str, Any]) -> None:
+    """Read all files, DataError at the first thing wrong. No model."""
+    scan(paths, identity, frozenset(), None)
 
 
-def scan(path: Path, identity: Mapping[str, Any], heldout: frozenset[str], chat: Chat | None) -> Scan:
+def scan(paths: Sequence[Path], identity: Mapping[str, Any], heldout: frozenset[str], chat: Chat | None) -> Scan:
     """Read every row; without a chat template no prompt is too long."""
     kept: list[int] = []
     seen: set[str] = set()
     dropped = dict.fromkeys((NEAR_EMPTY, "empty_response", "duplicate", "heldout", "too_long"), 0)
     total = k = 0
-    for number, (where, values) in enumerate(rows(path, identity["columns"])):
-        total, place = number + 1, f"{path}: {where}"
+    for number, (place, values) in enumerate(placed(paths, identity["columns"])):
+        total = number + 1
         found = _entry(place, values, identity)
         if isinstance(found, Entry):
             k = _same_k(place, len(found.texts), k)
@@ -79,7 +80,7 @@ def scan(path: Path, identity: Mapping[str, Any], heldout: frozenset[str], chat:
         else:
             kept.append(number)
     dropped = {reason: count for reason, count in dropped.items() if count}
-    _check_some(path, kept, total, dropped)
+    _check_some(paths[0], kept, total, dropped)
     return Scan(kept, dropped)
 
 
@@ -131,7 +132,7 @@ def shards(job: Job) -> list[Shard]:
     from stages.chat import load_chat
 
     heldout = frozenset(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
-    found = scan(_path(job.inputs["source"]), job.identity, heldout, load_chat(job.inputs["policy"].folder()))
+    found = scan(paths_of(job.inputs["source"]), job.identity, heldout, load_chat(job.inputs["policy"].folder()))
     size = job.identity["shard_rows"]
     return [
         Shard(index=i, payload={"rows": found.kept[a : a + size], "dropped": {} if i else found.dropped})
@@ -148,8 +149,8 @@ class Importer:
         self.chat = load_chat(job.inputs["policy"].folder())
         self.layout, self.finish = layout_of(job.identity), "length" if job.identity["cut"] else "stop"
         self.end = [] if job.identity["cut"] else [_end_of_turn(self.chat, job.inputs["policy"])]
-        self.path, self.at = _path(job.inputs["source"]), 0
-        self.rows = rows(self.path, self.layout.columns)
+        self.paths, self.at = paths_of(job.inputs["source"]), 0
+        self.rows = placed(self.paths, self.layout.columns)
 
     def __call__(self, shard: Shard) -> Part:
         found = [parse(self._row(number), self.layout) for number in shard.payload["rows"]]
@@ -172,7 +173,7 @@ class Importer:
     def _row(self, number: int) -> dict[str, Any]:
         """Return a row by its number; the file is read on from the last one, or again where that was a later one."""
         if number < self.at:
-            self.rows, self.at = rows(self.path, self.layout.columns), 0
+            self.rows, self.at = placed(self.paths, self.layout.columns), 0
         _, values = next(islice(self.rows, number - self.at, None))
         self.at = number + 1
         return values
@@ -187,9 +188,10 @@ class Importer:
         }
 
 
-def _path(source: Input) -> Path:
-    """Return the file, its bytes verified."""
-    return source.folder() / source.files[0].path
+def paths_of(source: Input) -> list[Path]:
+    """Return the files in their order, their bytes verified."""
+    root = source.folder()
+    return [root / file.path for file in source.files]
 
 
 def _end_of_turn(chat: Chat, policy: Input) -> int:
@@ -210,8 +212,8 @@ def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) ->
         "sequence_p95": float(np.percentile(sequences, 95)),
         "sequence_max": int(sequences.max()),
         "provenance": {
-            "path": str(source.root / source.files[0].path),
-            "sha256": source.files[0].sha256,
+            "path": str(source.root / source.files[0].path if len(source.files) == 1 else source.root),
+            "sha256": source.files[0].sha256 if len(source.files) == 1 else source.digest,
             "rows": sum(part["rows_in"] for part in parts),
             "layout": job.identity["layout"],
             "columns": list(job.identity["columns"]),

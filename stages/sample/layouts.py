@@ -1,12 +1,15 @@
-"""What a file of responses or of pairs says, row by row. No model.
+"""What a file of prompts, of responses or of pairs says, row by row. No model.
 
-The layout is told by the columns. A prompt or a response is a text or a list of messages; a list that ends with the
-response may begin with its prompt.
+The layout is told by the columns. A prompt or a response is a text or a conversation (messages.py); a conversation that
+ends with the response may begin with its prompt.
 
+    prompt          prompt, or the column that is named; messages or conversations, without a last answer; instruction,
+                    with input, system and history where they are there; else what chosen and rejected begin with
     responses       responses (a list), prompt
     generated       generate_0 .. generate_{K-1}, prompt
     sppo_generated  as generated, probability (K x K), rm_scores (K): generated/*/train.parquet of the official scripts
-    pairs           chosen, rejected, prompt; chosen_probs, chosen_probs_win and chosen_probs_lose where they are known
+    pairs           chosen, rejected, prompt; chosen_probs, chosen_probs_win and chosen_probs_lose where they are known;
+                    or output_1, output_2, label (1 or 2: the better one) and input, as LLMBar has them
     sppo_pairs      pairs with all three: synthetic_data_*_score/train.parquet of the official scripts
 
 The last three say which response is chosen, which rejected, and P: (K, K) float64, P[i, j] = probability that i beats
@@ -17,8 +20,11 @@ within [0, 1], as two responses alone would have; without those it is 1.
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,10 +33,18 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from stages.sample.config import PAIRED
-from stages.sample.source import Message, header, kind, messages
+from stages.sample.messages import Empty, Message, as_message, is_message, kind, messages, notation, without_answer
+from stages.sample.source import header, rows
 
-FORMATS = (".jsonl", ".parquet")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that hold a prompt with the turns before it, and maybe its answer."""
+BESIDE = {"instruction": ("input", "system", "history"), "conversations": ("system",), "conversation": ("system",)}
+"""Column of the prompt -> columns that belong to it, where they are there."""
+LABELLED = ("output_1", "output_2", "label")
+LIKELY = ("instruction", "question", "query", "turns", "input", "text", "problem")
+"""Columns of a prompt that are proposed, not taken."""
 WIN_RATES = ("chosen_probs_win", "chosen_probs_lose")
+TALK = ("user", "assistant")
 SLACK = 1e-6
 """P + P^T = 1 holds up to this: the official scripts may compute it in float32."""
 
@@ -70,18 +84,76 @@ class EmptyResponse(ValueError):
     """A response without text."""
 
 
-def recognise(path: Path, what: str, prompt: str | None, formats: Sequence[str] = FORMATS) -> Layout:
-    """Return the layout of a file of `what` (responses or pairs); DataError names the column that is missing."""
-    if path.suffix.lower() not in formats:
-        raise DataError(f"{path}: responses and pairs are read from {', '.join(formats)} files; convert this one.")
-    columns = header(path)
+@dataclass(frozen=True)
+class Row:
+    """A prompt and its place in the file (`line 17`, `row 17`)."""
+
+    where: str
+    messages: list[Message]
+
+
+def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
+    """Yield the prompts of a file; DataError when a row is wrong. A last answer is left out.
+
+    `drop_empty`: a prompt without text comes without messages instead, for the caller to count.
+    """
+    layout = _prompts(path, column)
+    for where, values in rows(path, layout.columns):
+        place = f"{path}: {where}"
+        try:
+            if layout.prompt is None:
+                yield Row(where, _said(values, layout)[0])
+            elif layout.prompt in values:
+                yield Row(where, _named(layout.prompt, _question, values, layout))
+            else:
+                raise DataError(f"{place}: {_no_column(layout.prompt, list(values))}")
+        except Empty as error:
+            if not drop_empty:
+                raise DataError(f"{place}: {error}; mend or remove the row.") from None
+            yield Row(where, [])
+        except ValueError as error:
+            raise DataError(f"{place}: {error}; mend or remove the row.") from None
+
+
+def _prompts(path: Path, column: str) -> Layout:
+    """Return how a file holds its prompts: in the named column, else as one of the layouts that have none of it."""
+    names = header(path)
+    if names and column not in names:
+        taken = _prompt_column(names, None) if column == "prompt" else None
+        if taken is None and not (column == "prompt" and {"chosen", "rejected"} <= {*names}):
+            raise DataError(f"{path}: {_no_column(column, names)}")
+        if taken is None:
+            return Layout("pairs", None, ("chosen", "rejected"))
+        column = taken
+    return Layout("prompts", column, (column, *BESIDE.get(column, ())))
+
+
+def _no_column(column: str, columns: Sequence[str]) -> str:
+    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.6) or [name for name in LIKELY if name in columns]
+    hint = f"set prompts.column={near[0]}" if near else "set prompts.column to one of them"
+    return f"no column {column}; there are: {', '.join(columns) or 'none'}; {hint}."
+
+
+def _prompt_column(columns: Sequence[str], given: str | None) -> str | None:
+    """Return the column of the prompt: the given one, else the one that a known layout has, None without one."""
+    labelled = {"input", *LABELLED} <= {*columns}
+    alpaca = {"instruction"} < {*columns} & {"instruction", "input", "output", "chosen", "responses", "generate_0"}
+    known = ("prompt", *CONVERSATIONS, *(["instruction"] if alpaca else []), *(["input"] if labelled else []))
+    return given or next((name for name in known if name in columns), None)
+
+
+def recognise(paths: Sequence[Path], what: str, prompt: str | None) -> Layout:
+    """Return the layout of files of `what` (responses or pairs); DataError names the column that is missing."""
+    path = paths[0]
+    columns = next((names for names in map(header, paths) if names), [])
     if not columns:
         raise DataError(f"{path}: holds no rows; give a file with at least one.")
     if prompt is not None and prompt not in columns:
         raise _missing(path, prompt, columns, "name the prompt's column with --prompt-column.")
-    named = prompt or ("prompt" if "prompt" in columns else None)
+    named = _prompt_column(columns, prompt)
     name, needed = (_responses if what == "responses" else _pairs)(path, columns)
-    return Layout(name, named, tuple(dict.fromkeys([*needed, *([named] if named else [])])))
+    beside = [one for one in BESIDE.get(named or "", ()) if one in columns]
+    return Layout(name, named, tuple(dict.fromkeys([*needed, *([named] if named else []), *beside])))
 
 
 def _responses(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
@@ -100,6 +172,12 @@ def _pairs(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
             if name not in columns:
                 raise _missing(path, name, columns, "`sparring import responses` takes responses that nobody judged.")
         return "sppo_generated", [*generated, "probability", "rm_scores"]
+    if {*LABELLED} <= {*columns} and "chosen" not in columns:
+        return "pairs", [*LABELLED]
+    if {"completion", "label"} <= {*columns} and "chosen" not in columns:
+        raise _missing(
+            path, "chosen", columns, "a label of single responses (KTO) makes no pairs; give chosen, rejected."
+        )
     rates = [name for name in WIN_RATES if name in columns]
     for name in ("chosen", "rejected", *(WIN_RATES if rates else ())):
         if name not in columns:
@@ -119,7 +197,8 @@ def _missing(path: Path, column: str, columns: Sequence[str], hint: str) -> Data
 
 def parse(values: Mapping[str, Any], layout: Layout) -> Entry:
     """Return what a row says; Empty or EmptyResponse without text, else ValueError says what is wrong, not where."""
-    absent = [name for name in layout.columns if name not in values]
+    beside = BESIDE.get(layout.prompt or "", ())
+    absent = [name for name in layout.columns if name not in values and name not in beside]
     if absent:
         raise ValueError(f"has no {absent[0]}")
     prompt, texts = _said(values, layout)
@@ -132,7 +211,7 @@ def parse(values: Mapping[str, Any], layout: Layout) -> Entry:
 
 def _said(values: Mapping[str, Any], layout: Layout) -> tuple[list[Message], dict[str, str]]:
     """Return the prompt, and the responses by the name of their place; all must agree on the prompt."""
-    named = _named("prompt", messages, values[layout.prompt]) if layout.prompt else None
+    named = _named("prompt", _question, values, layout) if layout.prompt else None
     prompt, source, texts = named, layout.prompt, {}
     for name, cell in _cells(values, layout).items():
         begin, texts[name] = _named(name, _split, cell)
@@ -147,7 +226,35 @@ def _said(values: Mapping[str, Any], layout: Layout) -> tuple[list[Message], dic
     return prompt, texts
 
 
+def _question(values: Mapping[str, Any], layout: Layout) -> list[Message]:
+    """Return the prompt of its column, with what belongs to it."""
+    column = layout.prompt or ""
+    value = values[column]
+    beside = {name: values.get(name) for name in BESIDE.get(column, ()) if values.get(name)}
+    more, before, system = beside.get("input"), beside.get("history") or [], beside.get("system")
+    if isinstance(value, str) and isinstance(more, str) and more.strip():
+        value = f"{value}\n\n{more}"
+    turns = without_answer(value) if layout.name == "prompts" or column in CONVERSATIONS else notation(value)
+    if isinstance(turns, str) and (before or system):
+        turns = [{"role": "user", "content": turns}]
+    if before:
+        try:
+            pairs = [(str(asked), str(answer)) for asked, answer in _in_text(before)]
+        except (TypeError, ValueError):
+            raise ValueError("has a history that is not a list of [question, answer]") from None
+        said = [{"role": role, "content": text} for pair in pairs for role, text in zip(TALK, pair, strict=True)]
+        turns = [*said, *turns]
+    if isinstance(system, str) and isinstance(turns, list) and turns and turns[0].get("role") != "system":
+        turns = [{"role": "system", "content": system}, *turns]
+    return messages(turns)
+
+
 def _cells(values: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    if "label" in layout.columns:
+        label = _in_text(values["label"])
+        if isinstance(label, bool) or label not in (1, 2):
+            raise ValueError(f"label is {values['label']!r}, not 1 or 2")
+        return {f"output_{i}": values[f"output_{i}"] for i in (int(label), 3 - int(label))}
     if "chosen" in layout.columns:
         return {name: values[name] for name in ("chosen", "rejected")}
     if layout.name != "responses":
@@ -155,27 +262,42 @@ def _cells(values: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         if here != there:
             raise ValueError(f"has {len(here)} responses, the first row has {len(there)}")
         return {name: values[name] for name in there}
-    given = values["responses"]
+    given = _in_text(values["responses"])
     if not isinstance(given, list):
         raise ValueError(f"responses is {kind(given)}, not a list")
     return {f"responses[{i}]": cell for i, cell in enumerate(given)}
 
 
-def _named(name: str, read: Callable[[Any], T], value: Any) -> T:
-    """Return read(value), or its complaint under the name of the column."""
+def _in_text(value: Any) -> Any:
+    """Return the list or the number that a text spells, as CSV files hold them; anything else unchanged."""
     try:
-        return read(value)
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _named(name: str, read: Callable[..., T], *values: Any) -> T:
+    """Return read(*values), or its complaint under the name of the column."""
+    try:
+        return read(*values)
     except ValueError as error:
         raise type(error)(f"{name} {error}") from None
 
 
 def _split(cell: Any) -> tuple[list[Message] | None, str]:
     """Return the prompt that a cell begins with, None where it has none, and its response."""
-    if isinstance(cell, str):
-        return None, cell
-    if not isinstance(cell, list) or not cell:
+    turns = notation(cell)
+    if isinstance(cell, str):  # it spells a conversation where it ends with the response, else it is the response
+        spelled = _in_text(cell) if cell.lstrip().startswith("{") else None
+        if isinstance(spelled, dict) and is_message(spelled):
+            turns = [as_message(spelled)]
+        if isinstance(turns, str) or not isinstance(turns[-1], dict) or turns[-1].get("role") != "assistant":
+            return None, cell
+    elif is_message(cell):
+        turns = [as_message(cell)]
+    if not isinstance(turns, list) or not turns:
         raise ValueError(f"is {kind(cell) if cell != [] else 'an empty list'}, not a text or a list of messages")
-    *before, last = cell
+    *before, last = turns
     if not isinstance(last, dict) or last.get("role") != "assistant" or not isinstance(last.get("content"), str):
         raise ValueError("does not end with the response as {role: assistant, content: text}")
     return (messages(before) if before else None), last["content"]
@@ -213,7 +335,7 @@ def _check_matrix(p: NDArray[np.float64]) -> None:
 
 def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     try:
-        found = np.array(value, dtype=np.float64)
+        found = np.array(_in_text(value), dtype=np.float64)
     except (TypeError, ValueError):
         found = np.empty(0)
     if found.shape != shape:
@@ -224,6 +346,7 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float6
 
 
 def _probability(name: str, value: Any) -> float:
+    value = _in_text(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} is {kind(value)}, not a number")
     if not 0 <= value <= 1:  # NaN neither

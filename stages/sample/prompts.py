@@ -6,7 +6,7 @@ usable rows are taken (all without a limit), and of these the `heldout` with the
 ones whatever the order of the files. Dropped rows are counted in part 1. Where there are several sources, one a slice,
 the summary says how many training prompts each has left.
 
-Left out: compression, .json files, merging of near duplicates.
+Left out: merging of near duplicates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.job import Input, Job, Part, Shard
-from stages.sample.source import Message, Row, read
+from stages.sample.layouts import Row, read
+from stages.sample.messages import Message
 
 PART_ROWS = 4096
 NEAR_EMPTY = "near_empty"
@@ -221,12 +222,16 @@ def _too_few(name: str, usable: int, heldout: int, dropped: dict[str, int]) -> s
 
 
 def _keyed(sources: Sequence[Source], column: str, on_empty: str) -> Iterator[Keyed]:
+    none = True
     for source in sources:
         for row in read(source.path, column, drop_empty=on_empty == "drop"):
+            none = False
             if near_empty(row.messages):
                 yield Keyed(NEAR_EMPTY, None, source)
             else:
                 yield Keyed(prompt_hash(row.messages, f"{source.path}: {row.where}"), row, source)
+    if none:
+        raise DataError(f"{_names(sources)}: holds no prompts; give a file with at least one row.")
 
 
 def near_empty(messages: Sequence[Message]) -> bool:

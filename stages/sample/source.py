@@ -1,136 +1,275 @@
-"""Read rows from .jsonl, .parquet, .csv and .json files, one at a time, and prompts from rows.
+"""Read rows from files, one at a time: the only reader of prompts, responses, pairs and suites.
 
-What is wrong is one message with its place.
+What a file holds is seen from its first bytes, not from its name:
+
+    text       JSON lines, a JSON list of objects (streamed), a JSON object ({"data": [..]}, {column: [..]}), CSV
+    binary     parquet, Arrow (file or stream)
+    packed     gzip, bzip2, xz or zstd of a text; what else is recognised is named with its remedy
+    folder     `save_to_disk` of datasets, or files of one format; of several splits one is chosen
+
+CSV is what is named .csv (commas) or .tsv (tabs): a file with another delimiter is refused, not guessed at.
+What is wrong is one DataError with its place: `file: line 17`, or `file: row 17` where there are no lines.
 """
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
-import difflib
+import gzip
+import io
 import json
+import lzma
+import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
+from stages.sample.messages import is_message, kind
 
-FORMATS = (".jsonl", ".parquet", ".csv")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+"""Place and values of each row."""
+
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+PACKED = {"gzip": rb"\x1f\x8b", "bzip2": rb"BZh[1-9]1AY&SY", "xz": rb"\xfd7zXZ\0", "zstd": rb"\x28\xb5\x2f\xfd"}
+PACKED_NAMES = (".gz", ".bz2", ".xz", ".zst")
+COLUMNAR = {"parquet": rb"PAR1\x15", "arrow file": rb"ARROW1\0\0", "arrow stream": rb"\xff\xff\xff\xff"}
+OTHERS = {
+    rb"version https://git-lfs": "a Git LFS pointer, not the data; run `git lfs pull`, or download the file itself",
+    rb"\xff\xfe|\xfe\xff": "text in UTF-16; save it as UTF-8",
+    rb"\xd0\xcf\x11\xe0|PK\x03\x04.{26}(\[Content_Types|docProps|_rels|xl/)": "an Excel workbook; save the sheet as "
+    "CSV UTF-8, with commas",
+    rb"PK\x03\x04|PK\x05\x06|7z\xbc\xaf|Rar!\x1a|.{257}ustar": "an archive; unpack it and give the file inside",
+    rb"FEA1\0|Obj\x01|SQLite format 3\0|\x89HDF|%PDF-": "of a format that is not read; save the rows as parquet",
+    rb"\x80[\x02-\x05]": "a Python pickle, which is never loaded; save the data as jsonl or parquet",
+    rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|error)\b": "a page of HTML or XML, as a failed download "
+    "leaves; look at it, and download the file again",
+}
+"""First bytes -> what the file is, and what to do."""
+HEAD = 4096
+"""Bytes that are looked at to see what a file is."""
+CHUNK = 1 << 20
+"""Bytes of a JSON list that are read at once."""
+BATCH = 1024
+"""Rows of parquet or Arrow that are read at once."""
+HEADER_ROWS = 100
+"""Rows of a file without a header that are looked at for its columns."""
+WRAPPERS = ("data", "rows", "examples", "items", "train")
+"""Keys of a JSON object that holds the list of rows."""
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
 
-class Message(TypedDict):
-    """One turn."""
+def rows(path: Path, columns: Sequence[str]) -> Rows:
+    """Yield the place and the values of each row of a file.
 
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A prompt and its place in the file (`line 17`, `row 17`)."""
-
-    where: str
-    messages: list[Message]
-
-
-def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
-    """Yield the prompts of `path`; DataError when a row is wrong or there is none. A last answer is left out.
-
-    `drop_empty`: a prompt without text comes without messages instead, for the caller to count.
+    Of parquet and Arrow only those of `columns` that are there are read; the others give all they have.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise DataError(f"{path}: prompts are read from {', '.join(FORMATS)} files; convert this one.")
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; check prompts.path.")
-    none = True
-    for where, values in rows(path, [column]):
-        none = False
-        if column not in values:
-            raise DataError(f"{path}: {where}: {_no_column(column, list(values))}")
-        try:
-            yield Row(where, messages(_asked(values[column])))
-        except Empty as error:
-            if not drop_empty:
-                raise DataError(f"{path}: {where}: {column} {error}; mend or remove the row.") from None
-            yield Row(where, [])
-        except ValueError as error:
-            raise DataError(f"{path}: {where}: {column} {error}; mend or remove the row.") from None
-    if none:
-        raise DataError(f"{path}: holds no prompts; give a file with at least one row.")
+    form = _format(path)
+    if form in COLUMNAR:
+        return _columnar(path, form, columns)
+    return {"csv": _csv, "json": _json, "jsonl": _jsonl}[form](path)
 
 
-def _no_column(column: str, columns: Sequence[str]) -> str:
-    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
-    hint = f"set prompts.column={near[0]}" if near else "set prompts.column to one of them"
-    return f"no column {column}; there are: {', '.join(columns) or 'none'}; {hint}."
-
-
-class Empty(ValueError):
-    """A prompt without text."""
-
-
-def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the values of each row of a file of FORMATS, or .json, which is read whole.
-
-    Of parquet only `columns` are read, and DataError is raised when one is not there; the others give all they have.
-    """
-    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv, ".json": _json}
-    return readers[path.suffix.lower()](path, columns)
+def placed(paths: Sequence[Path], columns: Sequence[str]) -> Rows:
+    """Yield the rows of several files that are read as one; a place names the file as well."""
+    for path in paths:
+        for where, values in rows(path, columns):
+            yield f"{path}: {where}", values
 
 
 def header(path: Path) -> list[str]:
-    """Return the columns of a file: those that parquet names, else those of its first row."""
-    if path.suffix.lower() == ".parquet":
-        return _parquet_columns(path)
-    return list(next(rows(path, []), ("", {}))[1])
+    """Return the columns of a file; of one that does not name them, those of its first rows."""
+    form = _format(path)
+    if form in COLUMNAR:
+        with _table(path, form) as (names, _):
+            return names
+    if form == "csv":
+        return next(_records(path), (1, []))[1]
+    return list(dict.fromkeys(name for _, values in islice(rows(path, []), HEADER_ROWS) for name in values))
 
 
-def messages(value: Any) -> list[Message]:
-    """Return the turns of a prompt; ValueError says what is wrong, without the place."""
-    turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    if not isinstance(turns, list):
-        raise (Empty if value is None else ValueError)(f"is {kind(value)}, not a text or a list of messages")
-    if not turns:
-        raise Empty("is an empty list of messages")
-    found = [_message(turn) for turn in turns]
-    roles = [m["role"] for m in found]
-    talk = roles[1:] if roles[0] == "system" else roles
-    if talk != ["user" if i % 2 == 0 else "assistant" for i in range(len(talk))] or not talk or talk[-1] != "user":
-        raise ValueError(
-            f"has the roles {', '.join(roles)}: after an optional system message, user and assistant take turns "
-            "and the last is user"
-        )
-    return found
+def data_files(path: Path, split: str | None, key: str) -> list[Path]:
+    """Return the files that `path` stands for: itself, or those of a folder, in order; of splits the chosen one.
+
+    key: what chooses the split, for messages.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file.")
+        if split is not None:
+            raise ConfigError(f"{key}={split}: {path} is a file, which has no splits; leave {key} out.")
+        return [path]
+    if (path / "dataset_dict.json").is_file():
+        names = _saved_json(path / "dataset_dict.json").get("splits")
+        splits = {name: path / name for name in names if isinstance(name, str)} if isinstance(names, list) else {}
+        return data_files(splits[_chosen(path, list(splits), split, key)], None, key)
+    if (path / "state.json").is_file():
+        if split is not None:
+            raise ConfigError(f"{key}={split}: {path} is one dataset, which has no splits; leave {key} out.")
+        return _saved(path)
+    return _folder(path, split, key)
 
 
-def _asked(value: Any) -> Any:
-    """Return messages without a last answer, which data to train on has: the prompt is what came before it."""
-    last = value[-1] if isinstance(value, list) and len(value) > 1 else None
-    return value[:-1] if isinstance(last, dict) and last.get("role") == "assistant" else value
+def _chosen(path: Path, splits: Sequence[str], split: str | None, key: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None or split not in splits:
+        which = f"{key}={split}: " if split else ""
+        hint = f"choose one: {key}={splits[0]}" if splits else "save it again"
+        raise ConfigError(f"{which}{path}: has the splits {', '.join(splits) or 'none'}; {hint}.")
+    return split
 
 
-def _message(turn: Any) -> Message:
-    if isinstance(turn, dict) and "role" not in turn:
-        turn = {"role": "user", **turn}
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise ValueError("has a message that is not {role: text, content: text}")
-    if not turn["content"].strip():
-        raise Empty("is empty" if turn["role"] == "user" else f"has an empty {turn['role']} message")
-    return {"role": turn["role"], "content": turn["content"]}
+def _saved(path: Path) -> list[Path]:
+    """Return the Arrow files of a dataset that `save_to_disk` wrote."""
+    state = _saved_json(path / "state.json")
+    listed = state.get("_data_files")
+    names = [str(one["filename"]) for one in listed or [] if isinstance(one, dict) and "filename" in one]
+    if state.get("_indices_data_files") or any(Path(name).name != name for name in names):
+        raise DataError(f"{path}: state.json has a layout that is not read; save the dataset again with save_to_disk.")
+    for name in names:
+        if not (path / name).is_file():
+            raise DataError(f"{path}: {name} is missing, which state.json names; copy the whole folder again.")
+    if not names:
+        raise DataError(f"{path}: holds no rows; give a dataset with at least one.")
+    return [path / name for name in names]
 
 
-def kind(value: Any) -> str:
-    """Return what a value is, in words."""
-    return {type(None): "null", dict: "an object", bool: "a boolean"}.get(type(value), f"a {type(value).__name__}")
+def _saved_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not complete JSON ({error}); copy the whole folder again.") from None
+    return found if isinstance(found, dict) else {}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of the lines; DataError with line and byte where the file is not UTF-8."""
+def _folder(path: Path, split: str | None, key: str) -> list[Path]:
+    """Return the data files of a folder (or of its `data`), which must be of one format."""
+    found: list[Path] = []
+    for place in (path, path / "data"):
+        listed = sorted(place.iterdir()) if place.is_dir() else []
+        found = found or [
+            one for one in listed if one.is_file() and _suffix(one) in FORMATS and one.name[0] not in "._"
+        ]
+    if len({_suffix(one) for one in found}) > 1:  # a dataset_info.json beside the data is none
+        found = [one for one in found if _suffix(one) != ".json"]
+    kinds = Counter(map(_suffix, found))
+    if len(kinds) != 1:
+        what = "holds files of " + " and ".join(sorted(kinds)) if kinds else f"holds no {', '.join(FORMATS)} file"
+        raise DataError(f"{path}: {what}; give one file, or a folder with files of one format.")
+    splits: dict[str, list[Path]] = {}
+    for one in found:
+        splits.setdefault(_split_of(one), []).append(one)
+    if split is None and len(splits) == 1:
+        return found
+    return splits[_chosen(path, sorted(splits), split, key)]
+
+
+def _split_of(path: Path) -> str:
+    """Return the split that a file's name says: `test-00000-of-00002.parquet`, `test.jsonl`; else 'train'."""
+    stem = path.name.partition(".")[0]
+    shard = SHARD.fullmatch(stem)
+    return shard["split"] if shard else stem if stem in SPLITS else "train"
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix of a file's name, without that of its packing."""
+    name = path.with_suffix("") if path.suffix.lower() in PACKED_NAMES else path
+    return name.suffix.lower().replace(".ndjson", ".jsonl")
+
+
+# What a file is
+
+
+def _format(path: Path) -> str:
+    """Return jsonl, json, csv, parquet, arrow file or arrow stream; DataError names what is none of them."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give one of the files in it.")
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file.")
+    with _opened(path) as (handle, packing):
+        head = handle.read(HEAD)
+        for form, magic in COLUMNAR.items():
+            if re.match(magic, head):
+                if packing:
+                    raise DataError(f"{path}: is a {form} packed with {packing}; unpack it.")
+                return form
+    for magic, words in OTHERS.items():
+        if re.match(magic, head, re.DOTALL | re.IGNORECASE):
+            raise DataError(f"{path}: is {words}.")
+    if b"\0" in head:
+        utf_16 = 3 * head.count(0) > len(head)
+        words = OTHERS[rb"\xff\xfe|\xfe\xff"] if utf_16 else f"no text (byte {head.index(0)} is NUL); get it again"
+        raise DataError(f"{path}: is {words}.")
+    suffix, start = _suffix(path), head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if start == b"[" and (suffix in TEXTS or suffix not in FORMATS):
+        return "json"
+    if start == b"{":
+        return "jsonl" if _is_lines(path, suffix) else "json"
+    if suffix in (".csv", ".tsv"):
+        return "csv"
+    if suffix in TEXTS:
+        return suffix[1:]
+    if suffix in FORMATS:
+        raise DataError(f"{path}: not a readable {suffix[1:]} file (it begins with {head[:8]!r}); get it again.")
+    raise DataError(f"{path}: rows are read from {', '.join(FORMATS)} files; convert this one.")
+
+
+def _is_lines(path: Path, suffix: str) -> bool:
+    """Return whether a file that begins with an object holds one a line."""
+    lines = (line.strip() for _, line in _lines(path))
+    with closing(lines):
+        first = next(filter(None, lines))
+        try:
+            json.loads(first)
+        except ValueError:
+            return suffix == ".jsonl" and first != "{"
+        return suffix == ".jsonl" or any(lines)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """Open a file for reading, unpacked where it is packed, and say by what; DataError where that fails."""
+    try:
+        with path.open("rb") as raw:
+            start = raw.read(16)
+            raw.seek(0)
+            packing = next((name for name, magic in PACKED.items() if re.match(magic, start)), "")
+            if packing == "zstd":
+                import pyarrow as pa
+
+                yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")), packing
+            else:
+                unpacks: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+                yield unpacks[packing](raw) if packing else raw, packing
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions.") from None
+        raise DataError(f"{path}: its compressed bytes are damaged or cut off ({error}); get it again.") from None
+
+
+# Formats
+
+
+def _lines(path: Path) -> Generator[tuple[int, str]]:
+    """Yield (number, text) of the lines; DataError with line and byte where they are not text in UTF-8."""
     offset = 0
-    with path.open("rb") as handle:
+    with _opened(path) as (handle, _):
         for number, raw in enumerate(handle, start=1):
+            if b"\0" in raw:
+                raise DataError(f"{path}: line {number} holds a NUL byte, which is no text; get the file again.")
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -141,91 +280,188 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             offset += len(raw)
 
 
-def _jsonl(path: Path, _columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl(path: Path) -> Rows:
     for number, line in _lines(path):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             cut = "" if line.endswith("\n") else " It is the last one: the file looks cut off."
             raise DataError(
                 f"{path}: line {number} is not complete JSON ({error}); mend or remove the line.{cut}"
             ) from None
-        if not isinstance(values, dict):
-            raise DataError(f"{path}: line {number} is {kind(values)}, not an object; write {{column: value}} lines.")
-        yield f"line {number}", values
+        yield f"line {number}", _object(f"{path}: line {number}", values)
 
 
-def _json(path: Path, _columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _object(place: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise DataError(f"{place} is {kind(values)}, not an object; write {{column: value}}.")
+    return values
+
+
+def _json(path: Path) -> Rows:
+    """Yield the objects of a list as they come; of an object, which is read at once, the rows that it holds."""
+    decoder, number, text, at = json.JSONDecoder(), 0, "", 0
+    with closing(_pieces(path)) as pieces:
+        text = next(pieces, "").lstrip()
+        if text[:1] != "[":
+            yield from _in_object(path, text + "".join(pieces))
+            return
+        at = 1
+        while True:
+            start = _blank(text, at)
+            if number and text[start : start + 1] == ",":
+                start = _blank(text, start + 1)
+            elif text[start : start + 1] == "]":
+                break
+            elif number and start < len(text):
+                raise DataError(f"{path}: no comma after row {number}; mend the file.")
+            try:
+                values, at = decoder.raw_decode(text, start)
+            except (ValueError, RecursionError) as error:
+                rest = text[at:]
+                more = [piece for piece in [next(pieces, "")] if piece]
+                while more and sum(map(len, more)) < len(rest) and (piece := next(pieces, "")):
+                    more.append(piece)  # a long row is not tried at every piece
+                if not more:
+                    raise DataError(f"{path}: not complete JSON after row {number} ({error}); get it again.") from None
+                text, at = "".join([rest, *more]), 0
+                continue
+            number += 1
+            yield f"row {number}", _object(f"{path}: row {number}", values)
+        if (text[start + 1 :] + "".join(pieces)).strip():
+            raise DataError(f"{path}: goes on after the end of the list; write one list, or an object a line.")
+
+
+def _blank(text: str, at: int) -> int:
+    """Return where the white space that begins at `at` ends."""
+    found = re.compile(r"\s*").match(text, at)
+    return found.end() if found else at
+
+
+def _pieces(path: Path) -> Generator[str]:
+    """Yield the text of a file, some of it at a time."""
+    decode, offset = codecs.getincrementaldecoder("utf-8-sig")().decode, 0
+    with _opened(path) as (handle, _):
+        while raw := handle.read(CHUNK):
+            try:
+                yield decode(raw)
+            except UnicodeDecodeError as error:
+                place = f"byte 0x{error.object[error.start]:02x} near offset {offset + error.start}"
+                raise DataError(f"{path}: is not UTF-8 ({place}); save the file as UTF-8.") from None
+            offset += len(raw)
+
+
+def _in_object(path: Path, text: str) -> Rows:
     try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
+        found = _object(f"{path}: the document", json.loads(text or "{}"))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not complete JSON ({error}); get it again.") from None
-    if not isinstance(found, list):
-        raise DataError(f"{path}: holds {kind(found)}, not a list of objects; write [{{column: value}}, ...].")
-    for number, values in enumerate(found, start=1):
-        if not isinstance(values, dict):
-            raise DataError(f"{path}: row {number} is {kind(values)}, not an object; write {{column: value}}.")
-        yield f"row {number}", values
+    lists = [name for name in WRAPPERS if isinstance(found.get(name), list) and all(map(_is_row, found[name]))]
+    if lists:
+        listed = found[lists[0]]
+    elif columns := _columns(found):
+        listed = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    else:
+        listed = [found] if found else []
+    for number, values in enumerate(listed, start=1):
+        yield f"row {number}", values.get("row", values) if "row_idx" in values else values
 
 
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    names, row = _parquet_columns(path), 0
-    for column in columns:
-        if column not in names:
-            raise DataError(f"{path}: {_no_column(column, names)}")
-    with _readable(path), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
-            for values in batch.to_pylist():
-                row += 1
-                yield f"row {row}", values
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
-def _parquet_columns(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
+def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the columns of an object that holds each as a list, or by row number as pandas does; else none."""
+    values = [list(one.values()) if isinstance(one, dict) else one for one in found.values()]
+    listed = all(isinstance(one, list) and not any(map(is_message, one)) for one in values)
+    keys = {tuple(one) for one in found.values() if isinstance(one, dict)}
+    numbered = all(key == tuple(map(str, range(len(key)))) for key in keys)
+    alike = len({len(one) if isinstance(one, list) else -1 for one in values}) == 1
+    return dict(zip(found, values, strict=True)) if listed and numbered and alike else {}
 
-    with _readable(path), pq.ParquetFile(path) as file:
-        return list(file.schema_arrow.names)
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record of a CSV file with the number of its first line; the header first, its names stripped."""
+    csv.field_size_limit(sys.maxsize)
+    delimiter, lines = "\t" if _suffix(path) == ".tsv" else ",", _lines(path)
+    begin, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
+    _check_delimiter(path, first, delimiter)
+    text = chain([first], (line for _, line in lines))
+    reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=f"{delimiter} " in first)
+    start = begin
+    try:
+        for cells in reader:
+            if cells:
+                yield start, cells if start > begin else [name.strip() for name in cells]
+            start = begin + reader.line_num
+    except csv.Error as error:
+        known = {"unexpected": "a quote is not closed", "new-line": "lines end with a carriage return alone"}
+        words = next((words for begin, words in known.items() if str(error).startswith(begin)), str(error))
+        raise DataError(
+            f"{path}: line {start} is not CSV ({words}); mend the row, or get the file again if it is cut off."
+        ) from None
+
+
+def _check_delimiter(path: Path, first: str, delimiter: str) -> None:
+    bare = re.sub(r'"[^"]*"', "", first)
+    other = max(DELIMITERS, key=bare.count)
+    if other != delimiter and bare.count(other) >= max(1, bare.count(delimiter)):
+        remedy = "name it .tsv" if other == "\t" else "name it .csv" if other == "," else "save it with commas"
+        raise DataError(
+            f"{path}: is not {DELIMITERS[delimiter]}-separated: its header seems to be {DELIMITERS[other]}-separated; "
+            f"{remedy}."
+        )
+
+
+def _csv(path: Path) -> Rows:
+    records = _records(path)
+    _, names = next(records, (1, []))
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise DataError(f"{path}: line 1 names the column {twice[0]} twice; rename one of them.")
+    for line, cells in records:
+        if len(cells) < len(names):
+            wrong = f"has no value for {', '.join(names[len(cells) :])}"
+        elif len(cells) > len(names):
+            wrong = "has more values than the header has columns"
+        else:
+            yield f"line {line}", dict(zip(names, cells, strict=True))
+            continue
+        raise DataError(f"{path}: line {line} {wrong}; mend or remove the row.")
+
+
+def _columnar(path: Path, form: str, columns: Sequence[str]) -> Rows:
+    row = 0
+    with _table(path, form) as (names, batches):
+        for batch in batches([name for name in dict.fromkeys(columns) if name in names] or names[:1]):
+            for first in range(0, batch.num_rows, BATCH):
+                for values in batch.slice(first, BATCH).to_pylist():
+                    row += 1
+                    yield f"row {row}", values
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _table(path: Path, form: str) -> Iterator[tuple[list[str], Callable[[list[str]], Iterator[pa.RecordBatch]]]]:
+    """Open a parquet or Arrow file: its columns, and what reads some of them; DataError where it is damaged."""
     import pyarrow as pa
+    import pyarrow.ipc
+    import pyarrow.parquet as pq
 
     try:
-        yield
+        if form == "parquet":
+            with pq.ParquetFile(path) as file:
+                yield list(file.schema_arrow.names), lambda names: file.iter_batches(BATCH, columns=names)
+            return
+        with pa.memory_map(str(path)) as mapped:
+            if form == "arrow file":
+                table = pyarrow.ipc.open_file(mapped)
+                batches = (table.get_batch(i) for i in range(table.num_record_batches))
+            else:
+                table = batches = pyarrow.ipc.open_stream(mapped)
+            yield list(table.schema.names), lambda names: (batch.select(names) for batch in batches)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({error}); get it again.") from None
-
-
-def _cell(text: str) -> Any:
-    """Return a CSV cell: a message list where its text is the JSON of one, else the text."""
-    if not text.lstrip().startswith("[{"):
-        return text
-    try:
-        turns = json.loads(text)
-    except ValueError:
-        return text
-    return turns if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns) else text
-
-
-def _csv(path: Path, _columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
-    try:
-        for values in reader:
-            short = [name for name, value in values.items() if value is None]
-            if None in values or short:
-                wrong = (
-                    f"has no value for {', '.join(short)}" if short else "has more values than the header has columns"
-                )
-                raise DataError(f"{path}: line {reader.line_num} {wrong}; mend or remove the row.")
-            yield f"line {reader.line_num}", {name: _cell(text) for name, text in values.items()}
-    except csv.Error as error:
-        raise DataError(
-            f"{path}: line {reader.line_num} is not CSV ({error}); "
-            "mend the row, or get the file again if it is cut off."
-        ) from None
+        words = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{path}: not a readable {form.split()[0]} file ({words}); get it again.") from None

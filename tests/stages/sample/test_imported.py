@@ -31,7 +31,7 @@ END = 2
 
 
 def identity_of(path: Path, what: str = "responses", **changes: Any) -> dict[str, Any]:
-    layout = recognise(path, what, None)
+    layout = recognise([path], what, None)
     values = {"cut": False, "on_empty": "refuse", "max_tokens": 100, "shard_rows": 5, **changes}
     return asdict(ImportIdentity(layout=layout.name, prompt=layout.prompt, columns=layout.columns, **values))
 
@@ -150,13 +150,13 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], message: str)
     path = tmp_path / "f.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in (BAD, row)))
     with pytest.raises(DataError) as caught:
-        check(path, identity_of(path))
+        check([path], identity_of(path))
     assert str(caught.value).startswith(f"{path}: line 2: ") and message in str(caught.value)
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", [{"prompt": "word " * 200, "responses": ["a", "b"]}] * 2)
-    check(path, identity_of(path))
+    check([path], identity_of(path))
     with pytest.raises(
         DataError, match=r"none of its 2 rows can be used \(duplicate 1, too_long 1\); see prompts\.max"
     ):
@@ -164,7 +164,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
     empty, texts = tmp_path / "e.parquet", pa.string()
     pq.write_table(pa.table({"prompt": pa.array([], texts), "responses": pa.array([], pa.list_(texts))}), empty)
     with pytest.raises(DataError, match=r"e\.parquet: holds no rows; give a file with at least one\."):
-        check(empty, identity_of(empty))
+        check([empty], identity_of(empty))
 
 
 def test_a_file_that_changed_since_it_was_named_is_refused(tmp_path: Path) -> None:

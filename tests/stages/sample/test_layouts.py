@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import DataError
 from stages.sample.layouts import EmptyResponse, Layout, Preference, parse, recognise
-from stages.sample.source import Empty
+from stages.sample.messages import Empty
 from tests.stages.sample.files import binarized, generated, listed, plain, said, scored, write
 
 USER = [{"role": "user", "content": "Q"}]
@@ -31,7 +31,7 @@ JUDGED = Layout("sppo_generated", None, ("generate_0", "generate_1", "probabilit
 def test_the_columns_tell_the_layout(
     tmp_path: Path, suffix: str, rows: list[dict[str, Any]], what: str, name: str, prompt: str | None, columns: int
 ) -> None:
-    found = recognise(write(tmp_path / f"f.{suffix}", rows), what, None)
+    found = recognise([write(tmp_path / f"f.{suffix}", rows)], what, None)
     assert (found.name, found.prompt, len(found.columns)) == (name, prompt, columns)
     for row in rows:
         entry = parse(row, found)
@@ -40,7 +40,7 @@ def test_the_columns_tell_the_layout(
 
 def test_the_prompts_column_can_be_named(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", [{"question": "Q", "responses": ["a", "b"]}])
-    layout = recognise(path, "responses", "question")
+    layout = recognise([path], "responses", "question")
     assert layout == Layout("responses", "question", ("responses", "question"))
     assert parse({"question": "Q", "responses": ["a", "b"]}, layout).prompt == USER
 
@@ -60,16 +60,17 @@ def test_the_prompts_column_can_be_named(tmp_path: Path) -> None:
 def test_a_missing_column(tmp_path: Path, row: dict[str, Any], what: str, prompt: str | None, message: str) -> None:
     path = write(tmp_path / "f.jsonl", [row])
     with pytest.raises(DataError) as caught:
-        recognise(path, what, prompt)
+        recognise([path], what, prompt)
     assert str(caught.value).startswith(f"{path}: no column ") and message in str(caught.value)
 
 
 def test_other_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"responses and pairs are read from \.jsonl, \.parquet files; convert"):
-        recognise(tmp_path / "f.csv", "pairs", None)
+    (tmp_path / "f.txt").write_text("a b")
+    with pytest.raises(DataError, match=r"rows are read from \.jsonl, .*, \.arrow files; convert this one"):
+        recognise([tmp_path / "f.txt"], "pairs", None)
     (tmp_path / "f.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"f\.jsonl: holds no rows; give a file with at least one"):
-        recognise(tmp_path / "f.jsonl", "pairs", None)
+        recognise([tmp_path / "f.jsonl"], "pairs", None)
 
 
 def test_what_official_pairs_say() -> None:

@@ -190,16 +190,17 @@ def test_wrong_prompts(tmp_path: Path, value: Any, message: str) -> None:
 
 def test_other_files(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
-    assert refused(path) == "prompts are read from .jsonl, .parquet, .csv files; convert this one."
-    assert refused(tmp_path / "p.csv") == "there is no such file; check prompts.path."
+    path.write_text("What is that?\n")
+    assert refused(path) == "rows are read from .jsonl, .json, .csv, .tsv, .parquet, .arrow files; convert this one."
+    assert refused(tmp_path / "p.csv") == "there is no such file."
     path = tmp_path / "q.csv"
     path.write_text("prompt,x\na,1\nb\n")
     assert refused(path) == "line 3 has no value for x; mend or remove the row."
     path.write_text('prompt,x\n"a,1\n')
-    assert refused(path).startswith("line 1 is not CSV (unexpected end of data)")
+    assert refused(path).startswith("line 2 is not CSV (a quote is not closed)")
     path = tmp_path / "q.jsonl"
     path.write_text('["a"]\n')
-    assert refused(path).startswith("line 1 is a list, not an object")
+    assert refused(path).startswith("row 1 is a str, not an object")
 
 
 def too_few(source: Path, **changes: Any) -> str:
