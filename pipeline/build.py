@@ -12,6 +12,7 @@ from pipeline import judges
 from pipeline.builder import Builder
 from pipeline.job import Input
 from pipeline.plan import Plan
+from pipeline.prompt_count import fitted
 from pipeline.schema import Config
 from pipeline.sources import Sources
 from stages.annotate.config import IMPORT_PAIRS, ImportPairsIdentity
@@ -35,8 +36,10 @@ class Asked:
 
 def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
     """Return one plan for all arms: steps that arms share are computed once."""
-    plan = Plan(steps={}, externals={}, configs=dict(configs))
-    for arm, config in configs.items():
+    found = {arm: fitted(config, sources) for arm, config in configs.items()}
+    counts = {arm: train for arm, (_, train) in found.items()}
+    plan = Plan(steps={}, externals={}, configs={arm: c for arm, (c, _) in found.items()}, train_prompts=counts)
+    for arm, config in plan.configs.items():
         Builder(arm, config, sources, plan).build()
         judges.check_second(config.oracle, config.judge, sources)
     return plan

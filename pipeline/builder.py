@@ -15,6 +15,7 @@ from pipeline.entry import entries
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec
 from pipeline.plan import Plan, Step, Use
+from pipeline.prompt_count import MOST_HELDOUT, on_empty
 from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig
 from pipeline.sources import Sources
 from stages.annotate.config import (
@@ -159,10 +160,10 @@ class Builder:
         prompts = self.config.prompts
         identity = PromptsIdentity(
             column=prompts.column,
-            heldout=prompts.heldout,
+            heldout=MOST_HELDOUT if prompts.heldout is None else prompts.heldout,
             limit=prompts.limit,
             max_tokens=prompts.max_tokens,
-            on_empty="drop" if prompts.source == "hub" else "refuse",
+            on_empty=on_empty(self.config),
         )
         inputs = {role: self.external(source) for role, source in self.sources.prompts(prompts).items()}
         inputs["policy"] = self.external(self.sources.policy(self.config.policy))

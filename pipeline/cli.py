@@ -112,10 +112,11 @@ def _add_runs(command: Command) -> None:
 def _add_files(command: Command) -> None:
     imports = command("import", "Bring existing responses or pairs into the store.", "pipeline.imports:run")
     imports.add_argument("what", choices=["responses", "pairs"])
-    imports.add_argument("file", help="a jsonl or parquet file; its columns tell the layout (stages/sample/layouts.py)")
+    imports.add_argument("file", help="a file or folder; its columns tell the layout (stages/sample/layouts.py)")
     imports.add_argument(
         "--prompt-column", metavar="NAME", help="column of the prompt (default: prompt, if there is one)"
     )
+    imports.add_argument("--split", metavar="NAME", help="which split of a folder that has several")
     imports.add_argument("--cut", action="store_true", help="the responses were cut: append no end-of-turn token")
     imports.add_argument(
         "--drop-empty", action="store_true", help="drop rows with an empty response, do not refuse them"
@@ -125,7 +126,8 @@ def _add_files(command: Command) -> None:
         "oracle", "Is the oracle fit for these prompts? Ask it about labelled pairs.", "pipeline.oracle_check:run"
     )
     oracle.add_argument("what", choices=["check"])
-    oracle.add_argument("file", help="a jsonl, parquet or csv file of pairs, in a layout that `import pairs` reads")
+    oracle.add_argument("file", help="a file or folder of pairs, in a layout that `import pairs` reads")
+    oracle.add_argument("--split", metavar="NAME", help="which split of a folder that has several")
     oracle.add_argument("--limit", type=int, metavar="N", help="look at the first N rows (default: all)")
     oracle.add_argument("--judge", action="store_true", help="ask the second judge, not the oracle")
     oracle.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")

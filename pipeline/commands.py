@@ -28,6 +28,7 @@ from pipeline.job import Input
 from pipeline.lease import Lease, LeaseHeld
 from pipeline.plain import printable
 from pipeline.plan import Plan, State, Step, explain, inspect
+from pipeline.prompt_count import dealt_again
 from pipeline.report.table import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
         todo = any(state.kind != "hit" for state in states.values())
         if todo:  # first: what stops here leaves the run as it was
-            plan = prepare(plan, arms, states)
+            plan = prepare(plan, arms)
             _check_disk(plan, states, store)
         for arm, overrides in arms.items():
             _begin(plan, arm, overrides)
@@ -122,17 +123,9 @@ def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
         book.note(folder, Path(resolved.paths.store), (1, entry.label), entry.name, entry.manifest)
 
 
-def prepare(plan: Plan, arms: dict[str, list[str]], states: dict[str, State]) -> Plan:
-    """Have the policy and the prompts here, and look at the prompts, before anything starts."""
-    if fetch(plan):
-        plan = plan_of(arms, pins=plan.pins)
-    from stages.sample.prompts import check_source, sources_of
-
-    for name, step in plan.steps.items():
-        if step.spec.kind == "prompts" and states[name].kind != "hit":
-            inputs = {role: plan.externals[digest] for role, digest in step.inputs.items()}
-            check_source(sources_of(inputs), step.identity["column"], step.identity["on_empty"])
-    return plan
+def prepare(plan: Plan, arms: dict[str, list[str]]) -> Plan:
+    """Have the policy and the prompts here before anything starts; what was fetched is looked at in a new plan."""
+    return plan_of(arms, pins=plan.pins) if fetch(plan) else plan
 
 
 def fetch(plan: Plan) -> bool:
@@ -168,12 +161,13 @@ def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
 
 def _execute(plan: Plan, store: Path, folder: Path) -> None:
     events = Events(folder / "events.jsonl")
-    todo = sum(state.kind != "hit" for state in inspect(plan, store).values())
+    states = inspect(plan, store)
+    todo = sum(state.kind != "hit" for state in states.values())
     events(
         "message",
         text=f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}",
     )
-    for line in _redealt(plan):
+    for line in _redealt(plan, states):
         events("message", text=line)
     watch = Watch(plan, folder, store, partial(_say, events))
     try:
@@ -269,7 +263,7 @@ def _print_plan(plan: Plan, why: bool) -> None:
     console.print(table)
     whole = estimate.total(plan, states, known)
     todo = sum(state.kind != "hit" for state in states.values())
-    for line in _redealt(plan):
+    for line in _redealt(plan, states):
         console.print(line)
     console.print(
         f"{len(states)} steps, {todo} to do: about {whole.tokens:,.0f} tokens, {whole.seconds / 60:.1f} minutes, "
@@ -290,13 +284,14 @@ def _of_the_hub(plan: Plan) -> list[str]:
     return lines
 
 
-def _redealt(plan: Plan) -> list[str]:
-    """Return a line for every arm that has more iterations than the prompts have slices."""
-    wanted = {(c.prompts.slices, c.iterations) for c in plan.configs.values()}
-    return [
-        f"iterations 1 to {slices} play on every prompt once; from {slices + 1} on they are dealt again, newly permuted"
-        for slices, n in sorted((s, n) for s, n in wanted if s and n > s)
-    ]
+def _redealt(plan: Plan, states: Mapping[str, State]) -> list[str]:
+    """Return a line for every arm that plays on a prompt more than once."""
+    lines = []
+    for arm, chosen in plan.configs.items():
+        made = (states[step.fingerprint].manifest for use, step in plan.arm(arm) if use.label == "prompts")
+        counts = [manifest.summary["train"] for manifest in made if manifest and "train" in manifest.summary]
+        lines.append(dealt_again(chosen, counts[0] if counts else plan.train_prompts.get(arm)))
+    return list(dict.fromkeys(filter(None, lines)))
 
 
 def _origin(manifest: Manifest) -> str:

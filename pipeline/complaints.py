@@ -28,7 +28,8 @@ def _of_prompts(config: Config) -> Iterable[str]:
         yield f"iterations={config.iterations}: N must be at least 1 (make iter N=1)."
     if config.sampler.k < 2:
         yield f"sampler.k={config.sampler.k}: a preference needs at least 2 responses per prompt; set sampler.k=2."
-    if (rows is None) == (prompts.slices is None):
+    by_file = prompts.source == "file" and rows is None  # as many as it holds: pipeline/prompt_count.py
+    if (rows is None) == (prompts.slices is None) and not by_file:
         yield (
             f"prompts.per_iteration={rows} and prompts.slices={prompts.slices}: one of the two says how many prompts "
             "an iteration plays on; set the other to null."

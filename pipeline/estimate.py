@@ -170,7 +170,7 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
         case "reference":
             return 2 * pairs * (prompt + length)
         case "logprobs":
-            return 2.0 * config.prompts.heldout * config.evaluate.k * (prompt + length)
+            return 2.0 * (config.prompts.heldout or 0) * config.evaluate.k * (prompt + length)
         case "train":
             return 2 * pairs * (prompt + length) * config.trainer.epochs
     return 0.0
@@ -181,7 +181,7 @@ def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
     if step.identity["oracle"]["kind"] in EMBEDDED:
         return 0.0
     if "opponents" in step.inputs:
-        return 2.0 * config.prompts.heldout * config.evaluate.k**2
+        return 2.0 * (config.prompts.heldout or 0) * config.evaluate.k**2
     given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
     sampled: Mapping[str, Any] = given.identity if given else {"rows": None, "k": config.sampler.k}
     k, met, prompts = sampled["k"], step.identity["anchors"], sampled["rows"] or prompts

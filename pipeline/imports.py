@@ -21,7 +21,7 @@ from pipeline.build import build_import
 from pipeline.commands import arms_of, plan_of, prepare
 from pipeline.execute import execute_alone
 from pipeline.plain import printable
-from pipeline.plan import Plan, inspect
+from pipeline.plan import Plan, Step, inspect
 from pipeline.schema import Config
 from pipeline.sources import Sources
 from stages.sample.config import ImportIdentity
@@ -37,9 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
     if all(state.kind == "hit" for state in inspect(plan, store).values()):
         print(f"nothing to do: all of it is in {store} ({time.monotonic() - begun:.1f} s)")
     else:
-        _check(plan, path)
-        whole = prepare(whole, arms, inspect(whole, store))
+        _check(plan)
+        whole = prepare(whole, arms)
         plan = _planned(whole, path, arguments)
+        _check_with_policy(plan, store)
         execute_alone(plan, store, "import", store / ".imports")
     made = {step.spec.kind: find(store, step.name)[1] for step in plan.steps.values()}
     print(printable("\n".join(described(made, plan.configs[""], arguments.overrides))))
@@ -49,8 +50,8 @@ def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
     from stages.sample.layouts import recognise
 
     config, sources = whole.configs[""], Sources(whole.pins)
-    source = sources.imported(path)
-    layout = recognise(path, arguments.what, arguments.prompt_column)
+    source = sources.imported(path, arguments.split)
+    layout = recognise([source.root / file.path for file in source.files], arguments.what, arguments.prompt_column)
     identity = ImportIdentity(
         layout=layout.name,
         prompt=layout.prompt,
@@ -63,12 +64,33 @@ def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
     return build_import(config, sources, source, identity)
 
 
-def _check(plan: Plan, path: Path) -> None:
-    """Look at the whole file before anything starts."""
-    from stages.sample.imported import check
+def _check(plan: Plan) -> None:
+    """Look at all rows before anything is fetched or written."""
+    from stages.sample.imported import check, paths_of
 
-    (identity,) = (step.identity for step in plan.steps.values() if step.spec.kind == "sample")
-    check(path, identity)
+    step = _step(plan, "sample")
+    check(paths_of(plan.externals[step.inputs["source"]]), step.identity)
+
+
+def _check_with_policy(plan: Plan, store: Path) -> None:
+    """Look whether a row is left that is not held out and fits, before anything is written."""
+    from stages.chat import load_chat
+    from stages.sample.imported import check, paths_of
+    from stages.sample.prompts import heldout_ids
+
+    step, prompts = _step(plan, "sample"), _step(plan, "prompts")
+    if inspect(plan, store)[prompts.fingerprint].kind == "hit":
+        artifact, manifest = find(store, prompts.name)
+        heldout = frozenset(artifact.as_input("prompts", manifest).table(0, ["id"])["id"].to_pylist())
+    else:
+        inputs = {role: plan.externals[name] for role, name in prompts.inputs.items()}
+        heldout = heldout_ids(inputs, prompts.identity)
+    chat = load_chat(plan.externals[step.inputs["policy"]].folder())
+    check(paths_of(plan.externals[step.inputs["source"]]), step.identity, heldout, chat)
+
+
+def _step(plan: Plan, kind: str) -> Step:
+    return next(step for step in plan.steps.values() if step.spec.kind == kind)
 
 
 def described(made: dict[str, Manifest], config: Config, overrides: Sequence[str]) -> list[str]:

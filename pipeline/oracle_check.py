@@ -33,6 +33,7 @@ from pipeline.commands import download, pins_of
 from pipeline.errors import ConfigError, DataError
 from pipeline.estimate import HUB_PROMPTS
 from pipeline.job import Input
+from pipeline.prompt_count import fitted
 from pipeline.schema import Config, JudgeConfig
 from pipeline.sources import Sources
 from stages.annotate import oracles
@@ -110,13 +111,16 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
     judge = chosen.judge if arguments.judge else chosen.oracle
     sources = Sources(pins_of(chosen))
-    file = sources.imported(Path(arguments.file).expanduser())
-    pairs, counts = read(file.root / file.files[0].path, arguments)
+    file = sources.imported(Path(arguments.file).expanduser(), arguments.split)
+    pairs, counts = read([file.root / one.path for one in file.files], arguments)
+    asked(pairs, counts, frozenset(), arguments.file)
+    if chosen.prompts.source == "file":  # how many prompts a run plays on is the file's to say
+        chosen, _ = fitted(chosen, sources)
     folders = judges.folders(judge, sources)
     if download(folders.values()):
         folders = judges.folders(judge, sources)
     oracle = load(judge, folders, chosen)
-    pairs, counts = asked(pairs, counts, oracle, arguments.file)
+    pairs, counts = asked(pairs, counts, oracle.trained_on, arguments.file)
     answers = ask(oracle, pairs)
     card, due = card_of(pairs, answers, chosen.seed), run_duels(chosen, second=arguments.judge)
     facts = {
@@ -125,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         "options": judge.options,
         "folders": {role: source.digest for role, source in folders.items()},
         "file": str(arguments.file),
-        "sha256": file.files[0].sha256,
+        "sha256": file.files[0].sha256 if len(file.files) == 1 else file.digest,
         **counts,
         **card,
         "duels_per_s": round(answers.duels_per_s, 3),
@@ -140,11 +144,11 @@ def run(arguments: argparse.Namespace) -> None:
 # The pairs
 
 
-def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Pair], dict[str, int]]:
+def read(paths: Sequence[Path], arguments: argparse.Namespace) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs of different texts, and how many rows there are and are left out; DataError names a bad row."""
     pairs, counts = [], {"rows": 0, "empty_response": 0, "identical": 0}
-    layout = _layout(path, arguments.prompt_column)
-    for pair in islice(_rows(path, layout, drop_empty=arguments.drop_empty), arguments.limit):
+    layout = _layout(paths, arguments.prompt_column)
+    for pair in islice(_rows(paths, layout, drop_empty=arguments.drop_empty), arguments.limit):
         counts["rows"] += 1
         if pair is None:
             counts["empty_response"] += 1
@@ -153,28 +157,26 @@ def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Pair], dict[st
         else:
             pairs.append(pair)
     if not counts["rows"]:
-        raise DataError(f"{path}: holds no rows; give a file with at least one.")
+        raise DataError(f"{paths[0]}: holds no rows; give a file with at least one.")
     return pairs, counts
 
 
-def _layout(path: Path, prompt_column: str | None) -> Layout:
+def _layout(paths: Sequence[Path], prompt_column: str | None) -> Layout:
     """Return the layout of a file; of how sure its labels are nothing is read."""
     from stages.sample.layouts import recognise
-    from stages.sample.source import FORMATS
 
-    found = recognise(path, "pairs", prompt_column, FORMATS)
+    found = recognise(paths, "pairs", prompt_column)
     columns = tuple(name for name in found.columns if not name.startswith("chosen_probs"))
-    return found._replace(name="pairs" if "chosen" in columns else found.name, columns=columns)
+    return found._replace(name="pairs" if found.name == "sppo_pairs" else found.name, columns=columns)
 
 
-def _rows(path: Path, layout: Layout, *, drop_empty: bool) -> Iterator[Pair | None]:
+def _rows(paths: Sequence[Path], layout: Layout, *, drop_empty: bool) -> Iterator[Pair | None]:
     """Yield the rows; None for one with an empty response, where such are left out."""
     from stages.sample.layouts import EmptyResponse, parse
     from stages.sample.prompts import prompt_hash
-    from stages.sample.source import rows
+    from stages.sample.source import placed
 
-    for where, values in rows(path, layout.columns):
-        place = f"{path}: {where}"
+    for place, values in placed(paths, layout.columns):
         try:
             entry = parse(values, layout)
         except EmptyResponse as error:
@@ -191,10 +193,10 @@ def _rows(path: Path, layout: Layout, *, drop_empty: bool) -> Iterator[Pair | No
 
 
 def asked(
-    pairs: Sequence[Pair], counts: dict[str, int], oracle: Oracle, file: str
+    pairs: Sequence[Pair], counts: dict[str, int], trained_on: frozenset[int], file: str
 ) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs whose prompt the oracle was not trained on; DataError when none is left."""
-    kept = [pair for pair in pairs if prompt_key(pair.prompt) not in oracle.trained_on]
+    kept = [pair for pair in pairs if prompt_key(pair.prompt) not in trained_on]
     counts = {**counts, "trained_on": len(pairs) - len(kept)}
     if not kept:
         raise DataError(
@@ -307,7 +309,7 @@ def run_duels(chosen: Config, *, second: bool) -> int:
     """
     prompts, k = chosen.prompts, chosen.sampler.k
     if second:
-        return prompts.heldout * chosen.evaluate.k**2 * 2 * 2
+        return (prompts.heldout or 0) * chosen.evaluate.k**2 * 2 * 2
     rows = prompts.per_iteration or (prompts.limit or HUB_PROMPTS) // (prompts.slices or 1)
     met = min(chosen.oracle.opponents or k, k)
     return rows * met * (2 * k - met - 1)

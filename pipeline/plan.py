@@ -53,6 +53,8 @@ class Plan:
     """arm -> configuration."""
     entries: list[Entry] = field(default_factory=list)
     """What stands where a step of an arm's first iteration would."""
+    train_prompts: dict[str, int | None] = field(default_factory=dict)
+    """arm -> prompts to train on, before those that are too long are dropped; None where they are not here."""
     pins: dict[str, str] = field(default_factory=dict)
     """model:repo@revision -> commit, of revisions that are not commits."""
     assumed: list[str] = field(default_factory=list)

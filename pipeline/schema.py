@@ -77,12 +77,15 @@ class PromptsConfig:
     revision: str | None
     subset: str | None
     """The hub's configuration name."""
-    split: str
+    split: str | None
+    """null: the only one of a folder, for source=file."""
     column: str
     limit: int | None
-    heldout: int
+    heldout: int | None
+    """null, for source=file: a fifth of the file, at most 64."""
     per_iteration: int | None
-    """S: slice t is rows [(t-1)*S, t*S) of the dealt order; null: cut into `slices`."""
+    """S: slice t is rows [(t-1)*S, t*S) of the dealt order; null: cut into `slices`, or, for source=file without
+    them, 64, all where there are fewer, and as many as the optimizer's steps need."""
     slices: int | None
     """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` says how large one is."""
     max_tokens: int

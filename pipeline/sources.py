@@ -87,11 +87,9 @@ class Sources:
         numbers = range(1, config.slices + 1)
         return {f"source_{i}": self._prompts(config, place.replace("{slice}", str(i))) for i in numbers}
 
-    def imported(self, path: Path) -> Input:
-        """Return a file of responses or pairs."""
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such file.")
-        return _external("source", path)
+    def imported(self, path: Path, split: str | None) -> Input:
+        """Return a file of responses or pairs, or those of a folder."""
+        return _files("source", path, split, "--split")
 
     def _prompts(self, config: PromptsConfig, place: str | None) -> Input:
         if config.source == "starter":
@@ -102,16 +100,32 @@ class Sources:
             )
         path = Path(place).expanduser()
         if config.source == "hub" and path.is_dir():
-            return local_dataset(path, config.subset, config.split)
+            return local_dataset(path, config.subset, config.split or "train")
         if config.source == "hub":
-            return self.hub.dataset(place, config.revision or "main", config.subset, config.split)
-        if not path.is_file():
-            raise DataError(f"prompts.path={path}: there is no such file.")
-        return _external("source", path)
+            return self.hub.dataset(place, config.revision or "main", config.subset, config.split or "train")
+        return _files("source", path, config.split, "prompts.split")
 
 
 def _external(role: str, path: Path) -> Input:
     return _seen(role, path, Path.cwd())
+
+
+def _files(role: str, path: Path, split: str | None, key: str) -> Input:
+    """Return a file, or the data files of a folder in their order, which their names are not part of."""
+    from stages.sample.source import data_files
+
+    if path.is_file() and split is None:
+        return _external(role, path)
+    files = tuple(
+        File(
+            name=f"{role}-{number:05d}",
+            path=str(one.relative_to(path)),
+            sha256=cached_sha256(one),
+            bytes=one.stat().st_size,
+        )
+        for number, one in enumerate(data_files(path, split, key))
+    )
+    return Input(role=role, root=path.absolute(), digest=content_digest(files), files=files)
 
 
 @cache

@@ -193,7 +193,7 @@ def _planned(player: Player, files: Sequence[File]) -> Plan:
     check_context(sources.policy(chosen.policy), chosen.prompts.max_tokens + chosen.sampler.max_tokens)
     asked = [
         Asked(
-            source=sources.imported(one.path),
+            source=sources.imported(one.path, None),
             column=one.column,
             policy=player.policy,
             iteration=player.iteration,

@@ -8,7 +8,7 @@ without a pair are dropped and counted: `identical` (chosen and rejected are the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,10 @@ class Importer:
             given, responses = row["preference"], row["responses"]
             shape = (len(responses), len(responses))
             preference = matrix(given["P"], shape, "P", place(self.samples, shard.index, row_id))
-            rates = np.array(given["win_rates"]) if given["win_rates"] else winrate.win_rates(preference)
+            rates = win_rates(preference, given["win_rates"])
             pair = given["chosen"], given["rejected"]
             stats.update(pairs.matrix_stats(preference, responses))
-            if reason := _reason(rates, pair, responses):
+            if reason := no_pair(rates, pair, [response["text"] for response in responses]):
                 dropped[reason] += 1
                 continue
             kept.append(pairs.pair_row(row_id, preference, rates, pair))
@@ -46,8 +46,14 @@ class Importer:
         return Part(table=table, rows_in=len(samples), dropped=dict(dropped), stats=dict(stats))
 
 
-def _reason(rates: winrate.Array, pair: tuple[int, int], responses: list[dict[str, Any]]) -> str:
-    chosen, rejected = (responses[i]["text"].strip() for i in pair)
+def win_rates(preference: winrate.Array, published: list[float] | None) -> winrate.Array:
+    """Return the published win rates, else those of P."""
+    return np.array(published) if published else winrate.win_rates(preference)
+
+
+def no_pair(rates: winrate.Array, pair: tuple[int, int], texts: Sequence[str]) -> str:
+    """Return why a row has no pair, '' where it has one."""
+    chosen, rejected = (texts[i].strip() for i in pair)
     if chosen == rejected:
         return "tie" if pair[0] == pair[1] else "identical"
     return "tie" if abs(rates[pair[0]] - rates[pair[1]]) <= winrate.TIE else ""

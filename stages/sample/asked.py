@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.job import Job, Part, Shard
-from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 from stages.sample.messages import Message, messages
+from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 from stages.sample.source import header, rows
 
 COLUMNS = ("instruction", "prompt", "question", "turns", "messages")
@@ -38,6 +38,8 @@ def column_of(path: Path, given: str | None = None) -> str:
     """Return the column that holds what is asked; DataError names those that are there."""
     check(path)
     names = header(path)
+    if not names:
+        raise DataError(f"{path}: holds no rows; give a file with at least one.")
     for name in (given,) if given else COLUMNS:
         if name in names:
             return name

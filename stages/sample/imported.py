@@ -9,6 +9,7 @@ Left out: a second pair of the same prompt, a file in which some responses were 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.job import Input, Job, Part, Shard
+from stages.annotate.imported import no_pair, win_rates
 from stages.sample.config import MOST_RESPONSES, PAIRED
 from stages.sample.diversity import diversity
 from stages.sample.layouts import EmptyResponse, Entry, Layout, parse
-from stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
 from stages.sample.messages import Empty, Message
+from stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
 from stages.sample.source import placed
 from stages.sample.stage import SAMPLES_SCHEMA
 from stages.sample.stage import finish as summarise
@@ -34,6 +36,16 @@ if TYPE_CHECKING:
     from stages.chat import Chat
 
 MEND = "mend or remove the row."
+REMEDIES = {
+    NEAR_EMPTY: "give prompts with text",
+    "empty_response": "give responses with text",
+    "duplicate": "give different prompts",
+    "heldout": "give other prompts than those of prompts.*, or lower prompts.heldout",
+    "too_long": "raise prompts.max_tokens",
+    "identical": "give pairs whose responses differ",
+    "tie": "give pairs of which one response is better",
+}
+"""Why a row is dropped -> what to do where all are."""
 PREFERENCE = pa.struct(
     [
         ("P", pa.list_(pa.float64())),
@@ -52,36 +64,56 @@ class Scan(NamedTuple):
     dropped: dict[str, int]
 
 
-def check(paths: Sequence[Path], identity: Mapping[str, Any]) -> None:
-    """Read all files, DataError at the first thing wrong. No model."""
-    scan(paths, identity, frozenset(), None)
+def check(
+    paths: Sequence[Path],
+    identity: Mapping[str, Any],
+    heldout: frozenset[str] = frozenset(),
+    chat: Chat | None = None,
+) -> None:
+    """Read all rows, DataError at the first thing wrong, or where none of them can be used. Renders until one fits."""
+    dropped, total, fits = Counter[str](), 0, False
+    for place, entry, reason in _judged(paths, identity, heldout):
+        total += 1
+        if entry and not reason and (given := entry.preference):
+            rates = win_rates(np.array(given.P).reshape(len(entry.texts), -1), given.win_rates)
+            reason = no_pair(rates, (given.chosen, given.rejected), entry.texts)
+        if entry and not reason and not fits:
+            fits = chat is None or _length(chat, entry.prompt, place) <= identity["max_tokens"]
+            reason = "" if fits else "too_long"
+        dropped[reason] += 1
+    _check_some(paths[0], total, dropped if not fits else {"": 1})
 
 
-def scan(paths: Sequence[Path], identity: Mapping[str, Any], heldout: frozenset[str], chat: Chat | None) -> Scan:
-    """Read every row; without a chat template no prompt is too long."""
+def scan(paths: Sequence[Path], identity: Mapping[str, Any], heldout: frozenset[str], chat: Chat) -> Scan:
+    """Read and render every row."""
     kept: list[int] = []
+    dropped, total = Counter[str](), 0
+    for place, entry, reason in _judged(paths, identity, heldout):
+        if entry and not reason and _length(chat, entry.prompt, place) > identity["max_tokens"]:
+            reason = "too_long"
+        dropped[reason] += 1
+        if not reason:
+            kept.append(total)
+        total += 1
+    _check_some(paths[0], total, dropped)
+    return Scan(kept, {reason: dropped[reason] for reason in REMEDIES if dropped[reason]})
+
+
+def _judged(
+    paths: Sequence[Path], identity: Mapping[str, Any], heldout: frozenset[str]
+) -> Iterator[tuple[str, Entry | None, str]]:
+    """Yield place, what it says and why it is dropped ('': it is not) of every row."""
     seen: set[str] = set()
-    dropped = dict.fromkeys((NEAR_EMPTY, "empty_response", "duplicate", "heldout", "too_long"), 0)
-    total = k = 0
-    for number, (place, values) in enumerate(placed(paths, identity["columns"])):
-        total = number + 1
+    k = 0
+    for place, values in placed(paths, identity["columns"]):
         found = _entry(place, values, identity)
-        if isinstance(found, Entry):
-            k = _same_k(place, len(found.texts), k)
-            key = prompt_hash(found.prompt, place)[:16]
-            reason = "duplicate" if key in seen else "heldout" if key in heldout else ""
-            seen.add(key)
-            if not reason and chat and _length(chat, found.prompt, place) > identity["max_tokens"]:
-                reason = "too_long"
-        else:
-            reason = found
-        if reason:
-            dropped[reason] += 1
-        else:
-            kept.append(number)
-    dropped = {reason: count for reason, count in dropped.items() if count}
-    _check_some(paths[0], kept, total, dropped)
-    return Scan(kept, dropped)
+        if isinstance(found, str):
+            yield place, None, found
+            continue
+        k = _same_k(place, len(found.texts), k)
+        key = prompt_hash(found.prompt, place)[:16]
+        yield place, found, "duplicate" if key in seen else "heldout" if key in heldout else ""
+        seen.add(key)
 
 
 def _entry(place: str, values: Mapping[str, Any], identity: Mapping[str, Any]) -> Entry | str:
@@ -119,12 +151,15 @@ def _length(chat: Chat, prompt: Sequence[Message], place: str) -> int:
         raise DataError(f"{place}: {error}") from None
 
 
-def _check_some(path: Path, kept: Sequence[int], total: int, dropped: Mapping[str, int]) -> None:
+def _check_some(path: Path, total: int, dropped: Mapping[str, int]) -> None:
+    """DataError with counts and the remedy where no row is left; those that are have the reason ''."""
     if not total:
         raise DataError(f"{path}: holds no rows; give a file with at least one.")
-    if not kept:
-        lost = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-        raise DataError(f"{path}: none of its {total} rows can be used ({lost}); see prompts.max_tokens and .heldout.")
+    lost = {reason: dropped[reason] for reason in REMEDIES if dropped.get(reason)}
+    if not dropped.get(""):
+        counts = ", ".join(f"{reason} {number}" for reason, number in lost.items())
+        most = max(lost, key=lambda reason: lost[reason] if reason != "duplicate" else 0)
+        raise DataError(f"{path}: none of its {total} rows can be used ({counts}); {REMEDIES[most]}.")
 
 
 def shards(job: Job) -> list[Shard]:

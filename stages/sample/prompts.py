@@ -35,9 +35,24 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 PROMPTS_SCHEMA = pa.schema([("id", pa.string()), ("messages", MESSAGES), ("prompt_ids", pa.list_(pa.int32()))])
 
 
-def check_source(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> int:
-    """Read all files, DataError at the first thing wrong; return the number of different prompts. No model."""
-    return len({one.key for one in _keyed(sources, column, on_empty) if one.row})
+class Count(NamedTuple):
+    """What files of prompts hold, as far as it can be known without a policy's tokenizer."""
+
+    different: int
+    dropped: dict[str, int]
+    """Rows that are left out."""
+
+
+def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> Count:
+    """Read all files, DataError at the first thing wrong. No model."""
+    seen: set[str] = set()
+    rows = Counter[str]()
+    for one in _keyed(sources, column, on_empty):
+        rows["rows" if one.row else one.key] += 1
+        if one.row:
+            seen.add(one.key)
+    rows["duplicate"] = rows.pop("rows", 0) - len(seen)
+    return Count(len(seen), {reason: number for reason, number in rows.items() if number})
 
 
 def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
@@ -54,9 +69,9 @@ def shards(job: Job) -> list[Shard]:
     """Return the held-out part and as many training parts as the rows can fill (drops may leave the last short)."""
     heldout, limit = job.identity["heldout"], job.identity["limit"]
     sources = sources_of(job.inputs)
-    different = check_source(sources, job.identity["column"], job.identity["on_empty"])
+    different, dropped = count(sources, job.identity["column"], job.identity["on_empty"])
     if different <= heldout:
-        raise DataError(_too_few(_names(sources), different, heldout, {}))
+        raise DataError(too_few(files_named(sources), different, heldout, dropped))
     train = different - heldout if limit is None else min(limit, different - heldout)
     return [Shard(index=i, payload={"part": i}) for i in range(1 + -(-train // PART_ROWS))]
 
@@ -68,8 +83,7 @@ class Cleaner:
         self.sources = tuple(sources_of(job.inputs))
         self.identity = job.identity
         self.policy = job.inputs["policy"].folder()
-        digests = tuple(source.digest for role, source in sorted(job.inputs.items()))
-        self.choice = _choice(self.sources, digests, self.policy, json.dumps(job.identity, sort_keys=True))
+        self.choice = _choice_of(job.inputs, job.identity)
 
     def __call__(self, shard: Shard) -> Part:
         part = shard.payload["part"]
@@ -127,7 +141,8 @@ def _count(job: Job) -> int:
     return sum(role.startswith("source") for role in job.inputs)
 
 
-def _names(sources: Sequence[Source]) -> str:
+def files_named(sources: Sequence[Source]) -> str:
+    """Return the path of the first file, and how many more there are."""
     return f"{sources[0].path}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
 
@@ -154,6 +169,19 @@ class Choice:
     heldout: list[int]
     train: list[int]
     dropped: dict[str, int]
+    ids: frozenset[str]
+    """Of the held-out ones."""
+
+
+def heldout_ids(inputs: Mapping[str, Input], identity: Mapping[str, Any]) -> frozenset[str]:
+    """Return the ids of the prompts that the step holds out, whether it is made or not."""
+    return _choice_of(inputs, identity).ids
+
+
+def _choice_of(inputs: Mapping[str, Input], identity: Mapping[str, Any]) -> Choice:
+    digests = tuple(source.digest for role, source in sorted(inputs.items()))
+    settings = json.dumps(identity, sort_keys=True)
+    return _choice(tuple(sources_of(inputs)), digests, inputs["policy"].folder(), settings)
 
 
 @lru_cache(maxsize=1)
@@ -196,14 +224,15 @@ def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path,
         raise refused
     if not usable and seen:
         raise DataError(
-            f"{_names(sources)}: all {len(seen)} prompts are longer than prompts.max_tokens={max_tokens} tokens "
+            f"{files_named(sources)}: all {len(seen)} prompts are longer than prompts.max_tokens={max_tokens} tokens "
             f"(the shortest has {shortest}); raise prompts.max_tokens."
         )
     if len(usable) <= heldout:
-        raise DataError(_too_few(_names(sources), len(usable), heldout, dropped))
-    held = {index for _, index in sorted(usable)[:heldout]}
+        raise DataError(too_few(files_named(sources), len(usable), heldout, dropped))
+    held = {index: key[:16] for key, index in sorted(usable)[:heldout]}
     train = [index for _, index in usable if index not in held]
-    return Choice(sorted(held), train, {reason: count for reason, count in dropped.items() if count})
+    lost = {reason: number for reason, number in dropped.items() if number}
+    return Choice(sorted(held), train, lost, frozenset(held.values()))
 
 
 def _length(chat: Any, row: Row, path: Path) -> int:
@@ -213,8 +242,9 @@ def _length(chat: Any, row: Row, path: Path) -> int:
         raise DataError(f"{path}: {row.where}: {error}") from None
 
 
-def _too_few(name: str, usable: int, heldout: int, dropped: dict[str, int]) -> str:
-    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+def too_few(name: str, usable: int, heldout: int, dropped: Mapping[str, int]) -> str:
+    """Say that the usable prompts are not enough to hold some out."""
+    lost = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number)
     return (
         f"{name}: {usable} usable prompts{f' ({lost} dropped)' if lost else ''} are not enough for "
         f"prompts.heldout={heldout} and at least 1 to train on; add prompts or lower prompts.heldout."
@@ -231,7 +261,7 @@ def _keyed(sources: Sequence[Source], column: str, on_empty: str) -> Iterator[Ke
             else:
                 yield Keyed(prompt_hash(row.messages, f"{source.path}: {row.where}"), row, source)
     if none:
-        raise DataError(f"{_names(sources)}: holds no prompts; give a file with at least one row.")
+        raise DataError(f"{files_named(sources)}: holds no prompts; give a file with at least one row.")
 
 
 def near_empty(messages: Sequence[Message]) -> bool:

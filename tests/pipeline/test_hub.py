@@ -21,7 +21,7 @@ from pipeline.hub import Hub, local_dataset
 from pipeline.sources import Sources
 from stages.annotate.embed import TextEncoder
 from stages.sample import embedded
-from stages.sample.prompts import check_source, sources_of
+from stages.sample.prompts import count, sources_of
 from tests.tiny import tiny_policy
 
 ONE, TWO = "1" * 40, "2" * 40
@@ -90,7 +90,7 @@ def test_a_local_folder_of_the_hubs_layout(tmp_path: Path) -> None:
     found = prompts_of("prompts=hub", f"prompts.dataset={folder}", "prompts.split=train_prefs")
     sources = sources_of(found)
     assert [one.path.name for one in sources] == [f"train_prefs-0000{i}-of-00002.parquet" for i in (0, 1)]
-    assert check_source(sources, "prompt", "drop") == 20
+    assert count(sources, "prompt", "drop").different == 20
     again = local_dataset(folder, None, "train_prefs")
     assert again.digest == found["source"].digest != local_dataset(folder, None, "test_prefs").digest
 
@@ -99,7 +99,7 @@ def test_a_link_to_a_dataset_and_links_in_it(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "elsewhere" / "data")
     (tmp_path / "link").symlink_to(folder)
     found = prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'link'}", "prompts.split=train_prefs")
-    assert check_source(sources_of(found), "prompt", "drop") == 20
+    assert count(sources_of(found), "prompt", "drop").different == 20
     assert found["source"].digest == local_dataset(folder, None, "train_prefs").digest
 
 
@@ -112,7 +112,7 @@ def test_a_cache_that_is_a_link(tmp_path: Path, cache: Path, monkeypatch: pytest
     in_cache(tmp_path / "linked", "dataset", "o/n", ONE, dataset(tmp_path / "data"))
     hub.download("dataset", "o/n", ONE)
     found = prompts_of("prompts=hub", "prompts.dataset=o/n", "prompts.split=train_prefs")
-    assert check_source(sources_of(found), "prompt", "drop") == 20
+    assert count(sources_of(found), "prompt", "drop").different == 20
 
 
 def test_several_configurations_are_named(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_several_configurations_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"prompts\.subset=None: .* choose one of one, two"):
         prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'data'}")
     found = prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'data'}", "prompts.subset=two")
-    assert check_source(sources_of(found), "prompt", "drop") == 20
+    assert count(sources_of(found), "prompt", "drop").different == 20
 
 
 def test_a_wrong_split_names_those_that_there_are(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_dataset_of_the_cache_is_its_commit(tmp_path: Path, cache: Path) -> No
     hub.download(*wanted.wanted)
     found = prompts_of("prompts=ultrafeedback")["source"]
     assert found.digest == wanted.digest and len(found.files) == 2 and found.wanted is None
-    assert check_source(sources_of({"source": found}), "prompt", "drop") == 20
+    assert count(sources_of({"source": found}), "prompt", "drop").different == 20
     other = Hub({"dataset:HuggingFaceH4/ultrafeedback_binarized@main": TWO})
     assert other.dataset("HuggingFaceH4/ultrafeedback_binarized", "main", None, "train_prefs").digest != found.digest
 
@@ -165,7 +165,7 @@ def test_the_published_split_is_three_datasets(tmp_path: Path, cache: Path) -> N
     found = prompts_of("prompts=ultrafeedback_sppo")
     assert sorted(found) == ["source_1", "source_2", "source_3"]
     assert [one.number for one in sources_of(found)] == [0, 1, 2]
-    assert check_source(sources_of(found), "prompt", "drop") == 60
+    assert count(sources_of(found), "prompt", "drop").different == 60
 
 
 def test_a_policy_of_the_cache(tmp_path: Path, cache: Path) -> None:

@@ -288,7 +288,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(
 def test_files_that_are_none(place: Place) -> None:
     assert "nowhere.jsonl: there is no such file" in place("import", "pairs", "nowhere.jsonl", code=2)
     (place.folder / "f.csv").write_text("prompt,chosen,rejected\n")
-    assert "read from .jsonl, .parquet files" in place("import", "pairs", str(place.folder / "f.csv"), code=2)
+    assert "f.csv: holds no rows" in place("import", "pairs", str(place.folder / "f.csv"), code=2)
     cut = Path(place.file(plain(), "cut.parquet"))
     cut.write_bytes(cut.read_bytes()[:-20])
     assert "not a readable parquet file" in place("import", "pairs", str(cut), code=2)

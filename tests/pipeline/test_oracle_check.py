@@ -159,7 +159,7 @@ def test_pairs_that_a_matrix_labels(check: Check) -> None:
     rows = generated(k=3)
     found, _ = check(check.file(rows, "train.parquet"), "oracle=lexical")
     assert found["rows"] == len(rows) == found["accuracy_pairs"]
-    pairs, _ = oracle_check.read(check.folder / "train.parquet", _arguments())
+    pairs, _ = oracle_check.read([check.folder / "train.parquet"], _arguments())
     for pair, row in zip(pairs, rows, strict=True):
         best, worst = (row["rm_scores"].index(of(row["rm_scores"])) for of in (max, min))
         texts = [row[f"generate_{i}"][1]["content"] for i in (best, worst)]
@@ -294,7 +294,7 @@ def test_a_bad_file_is_one_message(check: Check, rows: list[dict[str, Any]], mes
     ("file", "words", "message"),
     [
         ("nowhere.jsonl", [], "nowhere.jsonl: there is no such file."),
-        ("README.md", [], "read from .jsonl, .parquet, .csv files; convert this one."),
+        ("README.md", [], "rows are read from .jsonl, .json, .csv, .tsv, .parquet, .arrow files; convert"),
         ("pairs.jsonl", ["orcale=lexical"], "Did you mean oracle?"),
         ("pairs.jsonl", ["oracle=nobody"], "oracle=nobody is not known. There are: "),
         ("pairs.jsonl", ["+oracle.options.size=3"], "oracle.options.size: mini does not know that key"),

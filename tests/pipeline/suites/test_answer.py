@@ -141,7 +141,7 @@ ERRORS = [
         "--instructions: is for a suite (alpaca_eval, mt_bench)",
     ),
     (["empty.json", "default"], "empty.json: row 2: instruction is empty; mend or remove the row."),
-    (["object.json", "default"], "object.json: holds an object, not a list"),
+    (["object.json", "default"], "object.json: holds no rows"),
     (["cut.json", "default"], "cut.json: not complete JSON"),
     (["words.txt", "default"], "words.txt: rows are read from"),
 ]

@@ -158,7 +158,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", [{"prompt": "word " * 200, "responses": ["a", "b"]}] * 2)
     check([path], identity_of(path))
     with pytest.raises(
-        DataError, match=r"none of its 2 rows can be used \(duplicate 1, too_long 1\); see prompts\.max"
+        DataError, match=r"none of its 2 rows can be used \(duplicate 1, too_long 1\); raise prompts\.max"
     ):
         imported.shards(job_of(path))
     empty, texts = tmp_path / "e.parquet", pa.string()

@@ -13,7 +13,7 @@ from pipeline.artifact import external
 from pipeline.errors import DataError
 from stages.chat import Chat, load_tokenizer
 from stages.sample import prompts
-from stages.sample.prompts import PROMPTS_SCHEMA, Source, check_source, prompt_hash
+from stages.sample.prompts import PROMPTS_SCHEMA, Source, count, prompt_hash
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tokenizer_folder
 
@@ -23,7 +23,7 @@ TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(20)]
 
 def refused(path: Path, column: str = "prompt") -> str:
     with pytest.raises(DataError) as caught:
-        check_source([Source(0, path)], column)
+        count([Source(0, path)], column)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
     return message.removeprefix(f"{path}: ")
