@@ -98,11 +98,9 @@ def dealt_again(config: Config, train: int | None) -> str | None:
         )
     if train is None or rows is None or n * rows <= train:
         return None
-    first = train // rows + 1
-    which = f"iteration {first} plays" if first == n else f"iterations {first} to {n} play"
     return (
-        f"{n} iteration{'s' * (n > 1)} of {rows} prompts take {n * rows}, there are {train}: {which} on prompts that "
-        "were dealt before, newly permuted, with other responses"
+        f"{n} iteration{'s' * (n > 1)} of {rows} prompts take {n * rows}, there are {train}: from iteration "
+        f"{train // rows + 1} on prompts are dealt again, newly permuted, with other responses"
     )
 
 

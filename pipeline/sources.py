@@ -103,6 +103,8 @@ class Sources:
             return local_dataset(path, config.subset, config.split or "train")
         if config.source == "hub":
             return self.hub.dataset(place, config.revision or "main", config.subset, config.split or "train")
+        if not path.exists():
+            raise DataError(f"prompts.path={path}: there is no such file.")
         return _files("source", path, config.split, "prompts.split")
 
 

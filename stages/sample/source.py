@@ -204,7 +204,7 @@ def _format(path: Path) -> str:
         for form, magic in COLUMNAR.items():
             if re.match(magic, head):
                 if packing:
-                    raise DataError(f"{path}: is a {form} packed with {packing}; unpack it.")
+                    raise DataError(f"{path}: is {form.split()[0]} packed with {packing}; unpack it.")
                 return form
     for magic, words in OTHERS.items():
         if re.match(magic, head, re.DOTALL | re.IGNORECASE):
@@ -234,7 +234,7 @@ def _is_lines(path: Path, suffix: str) -> bool:
         first = next(filter(None, lines))
         try:
             json.loads(first)
-        except ValueError:
+        except (ValueError, RecursionError):
             return suffix == ".jsonl" and first != "{"
         return suffix == ".jsonl" or any(lines)
 
@@ -287,9 +287,11 @@ def _jsonl(path: Path) -> Rows:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            cut = "" if line.endswith("\n") else " It is the last one: the file looks cut off."
+            hint = "" if line.endswith("\n") else " It is the last one: the file looks cut off."
+            if number == 1 and line[:1] not in "{[":
+                hint = " The file does not begin as JSON does: if it is CSV, name it .csv."
             raise DataError(
-                f"{path}: line {number} is not complete JSON ({error}); mend or remove the line.{cut}"
+                f"{path}: line {number} is not complete JSON ({error}); mend or remove the line.{hint}"
             ) from None
         yield f"line {number}", _object(f"{path}: line {number}", values)
 
@@ -319,13 +321,15 @@ def _json(path: Path) -> Rows:
                 raise DataError(f"{path}: no comma after row {number}; mend the file.")
             try:
                 values, at = decoder.raw_decode(text, start)
-            except (ValueError, RecursionError) as error:
+            except (ValueError, RecursionError):
                 rest = text[at:]
                 more = [piece for piece in [next(pieces, "")] if piece]
                 while more and sum(map(len, more)) < len(rest) and (piece := next(pieces, "")):
                     more.append(piece)  # a long row is not tried at every piece
                 if not more:
-                    raise DataError(f"{path}: not complete JSON after row {number} ({error}); get it again.") from None
+                    raise DataError(
+                        f"{path}: not complete JSON after row {number}; mend the next row, or get it again."
+                    ) from None
                 text, at = "".join([rest, *more]), 0
                 continue
             number += 1
@@ -406,14 +410,17 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_delimiter(path: Path, first: str, delimiter: str) -> None:
-    bare = re.sub(r'"[^"]*"', "", first)
-    other = max(DELIMITERS, key=bare.count)
-    if other != delimiter and bare.count(other) >= max(1, bare.count(delimiter)):
-        remedy = "name it .tsv" if other == "\t" else "name it .csv" if other == "," else "save it with commas"
-        raise DataError(
-            f"{path}: is not {DELIMITERS[delimiter]}-separated: its header seems to be {DELIMITERS[other]}-separated; "
-            f"{remedy}."
-        )
+    """DataError where a header looks as if it were separated by something else: a line would become one value."""
+    bare = re.sub(r'"[^"]*"', "", first).strip()
+    other = max((one for one in DELIMITERS if one != delimiter), key=bare.count)
+    if bare.count(other) >= max(1, bare.count(delimiter)):
+        seems = f"its header seems to be {DELIMITERS[other]}-separated"
+    elif delimiter not in bare and (strange := re.search(r"[^\w\s.()/\-\ufeff]", bare)):
+        seems = f"its header has no {DELIMITERS[delimiter]}, but {strange[0]!r}"
+    else:
+        return
+    remedy = {"\t": "name it .tsv", ",": "name it .csv"}.get(other if "seems" in seems else "", "save it with commas")
+    raise DataError(f"{path}: is not {DELIMITERS[delimiter]}-separated: {seems}; {remedy}.")
 
 
 def _csv(path: Path) -> Rows:

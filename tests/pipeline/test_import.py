@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -283,6 +284,69 @@ def test_bad_input_is_one_message_and_nothing_is_written(
     found = place("import", "pairs", path, code=2)
     assert found.startswith(f"error: {path}: ") and message in found
     assert not list(place.store.glob("*/part-*")) and not list(place.store.glob("*/manifest.json"))
+
+
+SAME = [{**row, "rejected": f"{row['chosen']} "} for row in plain()]
+LEFT = {
+    "identical": (SAME, [], "(identical 12); give pairs whose responses differ."),
+    "tie": ([{**row, "chosen_probs": 0.5} for row in plain()], [], "(tie 12); give pairs of which one response is"),
+    "one score": ([{**row, "rm_scores": [1.0, 1.0]} for row in generated(k=2)], [], "(tie 12); "),
+    "near_empty": ([{**row, "prompt": "?"} for row in plain()], [], "(near_empty 12); give prompts with text."),
+    "empty": ([{**row, "chosen": ""} for row in plain()], ["--drop-empty"], "(empty_response 12); give responses"),
+    "too_long": (
+        [{**row, "prompt": f"{i} " * 99} for i, row in enumerate(plain())],
+        [],
+        "(too_long 12); raise prompts.",
+    ),
+    "some of each": (
+        [*SAME[:6], *SAME[:2], {**plain()[7], "prompt": "word " * 200}],
+        [],
+        "none of its 9 rows can be used (duplicate 2, too_long 1, identical 6); give pairs whose responses differ.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_pairs_of_which_none_is_left_are_refused(place: Place, name: str) -> None:
+    given, options, message = LEFT[name]
+    path = place.file(given)
+    found = place("import", "pairs", path, *options, code=2)
+    assert found.startswith(f"error: {path}: none of its ") and message in found
+    assert not list(place.store.glob("*/*"))
+
+
+def test_prompts_that_are_all_held_out_are_refused(place: Place) -> None:
+    held = sorted(place.questions(), key=lambda text: prompt_hash([{"role": "user", "content": text}]))[:4]
+    path = place.file(plain(held))
+    for what, rows in (("pairs", plain(held)), ("responses", listed(held))):
+        message = place("import", what, place.file(rows, f"{what}.jsonl"), code=2)
+        assert "none of its 4 rows can be used (heldout 4); give other prompts" in message
+        assert not list(place.store.glob("*/*"))
+    place("import", "pairs", place.file(plain(), "others.jsonl"))
+    assert "(heldout 4)" in place("import", "pairs", path, code=2), "those of a step that is made"
+    assert len(list(place.store.glob("sample-*"))) == 1
+
+
+def test_an_import_reads_what_prompts_reads(place: Place) -> None:
+    """Folders with a split, packed files and dialogues: each row is out or counted."""
+    questions = [f"Question {i}: what is {i} + {i}?" for i in range(12)]
+    dialogue = "\n\nHuman: Hello.\n\nAssistant: Hi.\n\nHuman: {}\n\nAssistant: {}"
+    rows = [
+        {name: dialogue.format(q, f"{name} {i}") for name in ("chosen", "rejected")} for i, q in enumerate(questions)
+    ]
+    (place.folder / "two").mkdir()
+    for name, some in (("train", rows), ("test", rows[:3])):
+        packed = place.folder / "two" / f"{name}.jsonl.gz"
+        packed.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in some).encode()))
+    assert "has the splits test, train; choose one: --split=test" in place(
+        "import", "pairs", str(place.folder / "two"), code=2
+    )
+    made = place.made(place("import", "pairs", str(place.folder / "two"), "--split", "train"))
+    samples = place.rows(made["sample"])
+    assert [[m["content"] for m in row["messages"]] for row in samples] == [["Hello.", "Hi.", q] for q in questions]
+    assert [r["text"] for r in samples[1]["responses"]] == ["chosen 1", "rejected 1"]
+    assert made["sample"].rows["in"] == 12 and all(counted(manifest) for manifest in made.values())
+    assert made["sample"].summary["provenance"]["path"] == str(place.folder / "two" / "train.jsonl.gz")
 
 
 def test_files_that_are_none(place: Place) -> None:

@@ -256,6 +256,31 @@ def test_prompts_that_trained_it_are_left_out(check: Check) -> None:
     assert found["rows"] == 100 and found["trained_on"] == 26 and found["accuracy_pairs"] == 74
 
 
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "rows", "empty"),
+    [("dpo_en_demo.json", 300, 0), ("llmbar_llmeval2.json", 200, 1), ("hh_harmless_base_test.jsonl.gz", 2312, 4)],
+)
+def test_published_files_are_read_as_they_are(check: Check, name: str, rows: int, empty: int) -> None:
+    found, _ = check(str(DATA / "preferences" / name), "--drop-empty", "oracle=lexical")
+    assert (found["rows"], found["empty_response"]) == (rows, empty)
+    left = (found["accuracy_pairs"], found["identical"], found["trained_on"], found["empty_response"])
+    assert sum(left) == rows and found["accuracy_pairs"] > 0
+
+
+def test_a_file_of_prompts_decides_how_many_an_iteration_plays(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "Question {i}?"}}\n' for i in range(40)))
+    words = ["oracle=lexical", "prompts=file", f"prompts.path={tmp_path / 'p.jsonl'}", "sampler.k=5"]
+    assert check(check.file(labelled(8)), *words)[0]["run_duels"] == 64 * 5 * 4
+    assert check(check.file(labelled(8)), "--judge", "judge=lexical", "oracle=mini", *words)[0]["run_duels"] == 8 * 4
+
+
+def test_no_oracle_is_loaded_for_no_pairs(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracle_check, "load", lambda *_: pytest.fail("loaded"))
+    rows = [{"prompt": f"Q{i}?", "chosen": "same", "rejected": "same "} for i in range(3)]
+    assert "left out: identical 3" in check(check.file(rows), "oracle=lexical", code=2)[1]
+
+
 # What it refuses
 
 

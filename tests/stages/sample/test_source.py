@@ -1,0 +1,241 @@
+"""What a file holds is seen from its bytes: every container and format gives the same rows, or one message."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import ConfigError, DataError
+from stages.sample import source
+from stages.sample.source import data_files, header, placed, rows
+
+GIVEN = [{"id": str(i), "prompt": f'Topic {i}; "briefly", please | now\nand 🌷'} for i in range(30)]
+LINES = "".join(json.dumps(row) + "\n" for row in GIVEN).encode()
+
+
+def values(path: Path) -> list[dict[str, Any]]:
+    return [found for _, found in rows(path, ["id", "prompt"])]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        values(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message.removeprefix(str(path)).lstrip(": ")
+
+
+def parquet() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(GIVEN), sink)
+    return sink.getvalue()
+
+
+def arrow(write: Callable[..., Any] = pyarrow.ipc.new_stream) -> bytes:
+    table, sink = pa.Table.from_pylist(GIVEN), io.BytesIO()
+    with write(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return sink.getvalue()
+
+
+def delimited(delimiter: str) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, GIVEN[0], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(GIVEN)
+    return text.getvalue().encode()
+
+
+def zipped(name: str) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr(name, LINES)
+    return sink.getvalue()
+
+
+COLUMNS = {name: [row[name] for row in GIVEN] for name in ("id", "prompt")}
+READ = {
+    "plain.jsonl": LINES,
+    "bom.jsonl": b"\xef\xbb\xbf" + LINES,
+    "crlf.ndjson": LINES.replace(b"\n", b"\r\n"),
+    "gzip.jsonl": gzip.compress(LINES),
+    "members.jsonl.gz": gzip.compress(LINES[:99]) + gzip.compress(LINES[99:]),
+    "bzip2.jsonl": bz2.compress(LINES),
+    "xz.jsonl.xz": lzma.compress(LINES),
+    "zstd.jsonl.zst": pa.compress(LINES, "zstd", asbytes=True),
+    "comma.csv": b"\xef\xbb\xbf" + delimited(","),
+    "packed.csv.gz": gzip.compress(delimited(",")),
+    "tab.tsv": delimited("\t"),
+    "packed.tsv.gz": gzip.compress(delimited("\t")),
+    "list.json": json.dumps(GIVEN).encode(),
+    "indented.jsonl": json.dumps(GIVEN, indent=2).encode(),
+    "packed.json.gz": gzip.compress(json.dumps(GIVEN).encode()),
+    "data.json": json.dumps({"version": 1, "data": GIVEN}, indent=1).encode(),
+    "viewer.json": json.dumps({"rows": [{"row_idx": i, "row": row} for i, row in enumerate(GIVEN)]}).encode(),
+    "columns.json": json.dumps(COLUMNS).encode(),
+    "pandas.json": json.dumps({n: dict(zip(map(str, range(30)), v, strict=True)) for n, v in COLUMNS.items()}).encode(),
+    "lines.json": LINES,
+    "lines.csv": LINES,
+    "lines.txt": LINES,
+    "plain.parquet": parquet(),
+    "parquet.jsonl": parquet(),
+    "stream.arrow": arrow(),
+    "file.arrow": arrow(pyarrow.ipc.new_file),
+    "arrow.parquet": arrow(),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_format_and_container_gives_the_same_rows(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(source, "CHUNK", 50)  # a JSON list comes in many pieces
+    (tmp_path / name).write_bytes(READ[name])
+    assert values(tmp_path / name) == GIVEN
+    assert header(tmp_path / name) == ["id", "prompt"]
+
+
+NAMED = {
+    "semicolon.csv": (delimited(";"), "not comma-separated: its header seems to be semicolon-separated"),
+    "header.csv": (b"id;prompt\n", "semicolon-separated"),
+    "quoted.csv": (b'"id";"prompt"\n"1";"a, b"\n', "semicolon-separated"),
+    "mixed.csv": (b"id;prompt, or so\n1;a, b\n", "semicolon-separated"),
+    "after blanks.csv": (b"\n\nid;prompt\n1;a\n", "semicolon-separated"),
+    "excel.csv": (b"sep=;\nid;prompt\n1;a\n", "semicolon-separated"),
+    "tab.csv": (delimited("\t"), "not comma-separated: its header seems to be tab-separated; name it .tsv"),
+    "pipe.csv": (delimited("|"), "pipe-separated"),
+    "colon.csv": (b"id:prompt\n1:a\n", "its header has no comma, but ':'"),
+    "comma.tsv": (delimited(","), "not tab-separated: its header seems to be comma-separated; name it .csv"),
+    "twice.csv": (b"prompt,prompt\na,b\n", "line 1 names the column prompt twice"),
+    "quote.csv": (b'id,prompt\n1,a\n2,"b\n3,c\n', "line 3 is not CSV (a quote is not closed)"),
+    "few.csv": (b"id,prompt\n1,a\n2\n", "line 3 has no value for prompt"),
+    "many.csv": (b'id,prompt\n1,"a\nb"\n2,c,d\n', "line 4 has more values than the header"),
+    "returns.csv": (b"id,prompt\r1,a\r", "carriage return"),
+    "latin.csv": ("id,prompt\n1,café\n".encode("latin-1"), "line 2 is not UTF-8 (byte 0xe9 at offset 15)"),
+    "utf16.csv": (delimited(",").decode().encode("utf-16"), "text in UTF-16"),
+    "utf16le.jsonl": (LINES.decode().encode("utf-16-le"), "text in UTF-16"),
+    "nul.jsonl": (b'{"prompt": "a\0b"}\n', "byte 13 is NUL"),
+    "late nul.jsonl": (LINES * 90 + b"\0\n", "line 2701 holds a NUL byte"),
+    "zip.jsonl": (zipped("prompts.jsonl"), "is an archive; unpack it"),
+    "book.csv": (zipped("[Content_Types].xml"), "is an Excel workbook; save the sheet as CSV"),
+    "pickle.jsonl": (pickle.dumps(GIVEN), "is a Python pickle, which is never loaded"),
+    "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+    "page.jsonl": (b"\n<!DOCTYPE html>\n<html>", "is a page of HTML"),
+    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], "compressed bytes are damaged or cut off"),
+    "cut.jsonl.zst": (pa.compress(LINES, "zstd", asbytes=True)[:-9], "compressed bytes are damaged or cut off"),
+    "packed.parquet.gz": (gzip.compress(parquet()), "is parquet packed with gzip; unpack it"),
+    "cut.parquet": (parquet()[:-20], "not a readable parquet file ("),
+    "cut.arrow": (arrow()[:600], "not a readable arrow file ("),
+    "text.parquet": (b"what?", "not a readable parquet file (it begins with"),
+    "cut.json": (json.dumps(GIVEN).encode()[:-30], "not complete JSON after row 29"),
+    "more.json": (json.dumps(GIVEN).encode() + b"\n[]", "goes on after the end of the list"),
+    "texts.json": (b'["a", "b"]', "row 1 is a str, not an object"),
+    "deep.jsonl": (b'{"prompt":' + b"[" * 100_000, "line 1 is not complete JSON"),
+    "csv.jsonl": (b"id,prompt\n1,a\n", "if it is CSV, name it .csv"),
+    "words.txt": (b"What is that?\n", "rows are read from .jsonl,"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_is_not_read_is_named(tmp_path: Path, name: str) -> None:
+    content, message = NAMED[name]
+    (tmp_path / name).write_bytes(content)
+    assert message in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.json", "empty.csv", "blank.jsonl", "none.json", "header.csv"])
+def test_files_without_rows(tmp_path: Path, name: str) -> None:
+    content = {"blank.jsonl": " \n\n", "none.json": "[]", "header.csv": "id,prompt\n"}.get(name, "")
+    (tmp_path / name).write_text(content)
+    assert values(tmp_path / name) == []
+
+
+def test_spaces_after_commas_are_no_part_of_names_and_values(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text('id, prompt\n1, "a, b"\n')
+    assert values(tmp_path / "f.csv") == [{"id": "1", "prompt": "a, b"}]
+
+
+# Folders
+
+
+def saved(folder: Path, given: list[dict[str, Any]]) -> Path:
+    """What datasets' save_to_disk writes, in two files."""
+    folder.mkdir(parents=True)
+    names = []
+    for number, some in enumerate((given[:9], given[9:])):
+        names.append(f"data-{number:05d}-of-00002.arrow")
+        table = pa.Table.from_pylist(some)
+        with pyarrow.ipc.new_stream(folder / names[-1], table.schema) as writer:
+            writer.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def read_folder(path: Path, split: str | None = None) -> list[dict[str, Any]]:
+    return [found for _, found in placed(data_files(path, split, "--split"), ["id", "prompt"])]
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    assert read_folder(saved(tmp_path / "saved", GIVEN)) == GIVEN
+    with pytest.raises(ConfigError, match=r"--split=train: .* has no splits"):
+        read_folder(tmp_path / "saved", "train")
+    (tmp_path / "saved" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"saved: data-00001-of-00002\.arrow is missing"):
+        read_folder(tmp_path / "saved")
+
+
+def test_a_saved_dataset_of_datasets_itself(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    both = datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(GIVEN[a:]) for name, a in (("train", 0), ("test", 9))}
+    )
+    both.save_to_disk(tmp_path / "both")
+    both["test"].save_to_disk(tmp_path / "one")
+    assert read_folder(tmp_path / "both", "test") == read_folder(tmp_path / "one") == GIVEN[9:]
+    assert read_folder(tmp_path / "both", "train") == GIVEN
+    with pytest.raises(ConfigError, match=r"both: has the splits train, test; choose one: --split=train"):
+        read_folder(tmp_path / "both")
+    with pytest.raises(ConfigError, match=r"--split=valid: .* has the splits train, test"):
+        read_folder(tmp_path / "both", "valid")
+
+
+def test_a_saved_folder_leads_nowhere_else(tmp_path: Path) -> None:
+    saved(tmp_path / "saved", GIVEN)
+    (tmp_path / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../x.arrow"}]}))
+    with pytest.raises(DataError, match="has a layout that is not read"):
+        read_folder(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"state\.json: not complete JSON"):
+        read_folder(tmp_path / "saved")
+
+
+def test_a_folder_of_shards(tmp_path: Path) -> None:
+    for number, some in enumerate((GIVEN[:9], GIVEN[9:])):
+        pq.write_table(pa.Table.from_pylist(some), tmp_path / f"train-{number:05d}-of-00002.parquet")
+    (tmp_path / "README.md").write_text("mine")
+    assert read_folder(tmp_path) == GIVEN
+    pq.write_table(pa.Table.from_pylist(GIVEN[:3]), tmp_path / "test-00000-of-00001.parquet")
+    assert read_folder(tmp_path, "test") == GIVEN[:3]
+    with pytest.raises(ConfigError, match="has the splits test, train"):
+        read_folder(tmp_path)
+    (tmp_path / "more.csv").write_text("id,prompt\n")
+    with pytest.raises(DataError, match=r"holds files of \.csv and \.parquet"):
+        read_folder(tmp_path)
+    (tmp_path / "none.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"none\.jsonl: holds no \.jsonl"):
+        read_folder(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="there is no such file"):
+        read_folder(tmp_path / "nowhere")
