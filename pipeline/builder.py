@@ -15,7 +15,7 @@ from pipeline.entry import entries
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec
 from pipeline.plan import Plan, Step, Use
-from pipeline.prompt_count import MOST_HELDOUT, on_empty
+from pipeline.prompt_count import MOST_HELDOUT, check_lengths, on_empty
 from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig
 from pipeline.sources import Sources
 from stages.annotate.config import (
@@ -166,7 +166,9 @@ class Builder:
             on_empty=on_empty(self.config),
         )
         inputs = {role: self.external(source) for role, source in self.sources.prompts(prompts).items()}
-        inputs["policy"] = self.external(self.sources.policy(self.config.policy))
+        policy = self.sources.policy(self.config.policy)
+        check_lengths(self.sources.prompts(prompts), policy, identity)
+        inputs["policy"] = self.external(policy)
         return self.step(0, "prompts", PROMPTS, identity, None, inputs)
 
     def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:

@@ -12,14 +12,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.digests import cache_folder
 from pipeline.errors import ConfigError, DataError
 from pipeline.job import Input
 from pipeline.schema import Config
 from pipeline.sources import Sources
+from stages.sample.config import PromptsIdentity
 
 VERSION = 1
 """Of the way in which rows are read and counted."""
@@ -56,7 +58,7 @@ def fitted(config: Config, sources: Sources) -> tuple[Config, int | None]:
     rows = prompts.per_iteration
     if rows is None and prompts.slices is None:
         rows = _per_iteration(config, name, train, heldout)
-    if rows is None:
+    if rows is None and len(inputs) == 1:
         _check_slices(config, name, train, heldout)
     return replace(config, prompts=replace(prompts, heldout=heldout, per_iteration=rows)), train
 
@@ -86,6 +88,32 @@ def _check_slices(config: Config, name: str, train: int, heldout: int) -> None:
         )
 
 
+def check_lengths(inputs: Mapping[str, Input], policy: Input, identity: PromptsIdentity) -> None:
+    """DataError where too few prompts fit the policy's tokenizer; where it or they are not here, the step looks."""
+    path = policy.root / "tokenizer.json"
+    if policy.wanted or not path.is_file() or not _here(inputs):
+        return
+    from stages.sample.prompts import check_lengths as check
+    from stages.sample.prompts import sources_of
+
+    tokenizer: list[Any] = []
+
+    def encode(text: str) -> int:
+        if not tokenizer:
+            import tokenizers  # without transformers, whose import takes seconds
+
+            tokenizer.append(tokenizers.Tokenizer.from_file(str(path)))
+            tokenizer[0].no_truncation()
+            tokenizer[0].no_padding()
+        return len(tokenizer[0].encode(text, add_special_tokens=False).ids)
+
+    check(sources_of(inputs), asdict(identity), encode)
+
+
+def _here(inputs: Mapping[str, Input]) -> bool:
+    return all(source.files and not source.wanted for source in inputs.values())
+
+
 def dealt_again(config: Config, train: int | None) -> str | None:
     """Return which iterations play on prompts that were played on before; None without any, or where none is known."""
     n, slices, rows = config.iterations, config.prompts.slices, config.prompts.per_iteration
@@ -112,7 +140,7 @@ def _named(inputs: Mapping[str, Input]) -> str:
 
 def _counted(inputs: Mapping[str, Input], column: str, empty: str) -> tuple[int, dict[str, int]] | None:
     """Return how many prompts differ and what is dropped; None where the files are not here."""
-    if any(source.wanted or not source.files for source in inputs.values()):
+    if not _here(inputs):
         return None
     words = json.dumps([VERSION, [source.digest for source in inputs.values()], column, empty])
     kept = cache_folder() / "prompts" / f"{hashlib.sha256(words.encode()).hexdigest()}.json"

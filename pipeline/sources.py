@@ -99,6 +99,10 @@ class Sources:
                 f"prompts.source={config.source}: choose starter, file (with prompts.path) or hub (prompts.dataset)."
             )
         path = Path(place).expanduser()
+        if config.source == "hub" and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            raise ConfigError(
+                f"prompts.dataset={path}: save_to_disk wrote it; read it by prompts=file prompts.path={path}"
+            )
         if config.source == "hub" and path.is_dir():
             return local_dataset(path, config.subset, config.split or "train")
         if config.source == "hub":

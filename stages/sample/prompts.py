@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -53,6 +53,26 @@ def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> C
             seen.add(one.key)
     rows["duplicate"] = rows.pop("rows", 0) - len(seen)
     return Count(len(seen), {reason: number for reason, number in rows.items() if number})
+
+
+def check_lengths(sources: Sequence[Source], identity: Mapping[str, Any], encode: Callable[[str], int]) -> None:
+    """DataError where fewer prompts fit than are held out, as far as their own text says; reads until enough do.
+
+    encode: text -> its tokens, at least; what the chat template adds is not counted.
+    """
+    heldout, max_tokens = identity["heldout"], identity["max_tokens"]
+    seen: dict[str, int] = {}
+    fit = 0
+    for one in _keyed(sources, identity["column"], identity["on_empty"]):
+        if one.row and one.key not in seen:
+            text = "\n".join(m["content"] for m in one.row.messages)
+            seen[one.key] = encode(text) if len(text) > max_tokens else 0
+            fit += seen[one.key] <= max_tokens
+            if fit > heldout:
+                return
+    if not fit:
+        raise DataError(_all_too_long(sources, len(seen), max_tokens, min(seen.values())))
+    raise DataError(too_few(files_named(sources), fit, heldout, {"too_long": len(seen) - fit}))
 
 
 def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
@@ -223,10 +243,7 @@ def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path,
     if refused and dropped["refused_by_template"] == len(seen):
         raise refused
     if not usable and seen:
-        raise DataError(
-            f"{files_named(sources)}: all {len(seen)} prompts are longer than prompts.max_tokens={max_tokens} tokens "
-            f"(the shortest has {shortest}); raise prompts.max_tokens."
-        )
+        raise DataError(_all_too_long(sources, len(seen), max_tokens, shortest or 0))
     if len(usable) <= heldout:
         raise DataError(too_few(files_named(sources), len(usable), heldout, dropped))
     held = {index: key[:16] for key, index in sorted(usable)[:heldout]}
@@ -240,6 +257,13 @@ def _length(chat: Any, row: Row, path: Path) -> int:
         return len(chat.render(row.messages))
     except DataError as error:
         raise DataError(f"{path}: {row.where}: {error}") from None
+
+
+def _all_too_long(sources: Sequence[Source], number: int, max_tokens: int, shortest: int) -> str:
+    return (
+        f"{files_named(sources)}: all {number} prompts are longer than prompts.max_tokens={max_tokens} tokens "
+        f"(the shortest has {shortest}); raise prompts.max_tokens."
+    )
 
 
 def too_few(name: str, usable: int, heldout: int, dropped: Mapping[str, int]) -> str:

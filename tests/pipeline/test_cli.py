@@ -174,7 +174,7 @@ def test_digests_are_cached_until_the_file_changes(tmp_path: Path, monkeypatch: 
 
 
 def test_a_plan_says_when_the_prompts_are_dealt_again(tmp_path: Path, policy: Path) -> None:
-    write_prompts(tmp_path / "prompts.jsonl")
+    write_prompts(tmp_path / "prompts.jsonl", 36)
     more = ["prompts.per_iteration=null", "prompts.slices=3", "iterations=5"]
     done = sparring("plan", *overrides(tmp_path, policy, *more), cwd=tmp_path)
     assert "iterations 1 to 3 play on every prompt once; from 4 on they are dealt again, newly permuted" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from pipeline import config
 from pipeline.build import build
 from pipeline.cli import main
 from pipeline.errors import ConfigError, DataError
+from pipeline.job import Input
 from pipeline.plan import Plan
 from pipeline.prompt_count import dealt_again, fitted
+from pipeline.schema import PolicyConfig
 from pipeline.sources import Sources
 from stages.sample import prompts
 from tests.pipeline.plans import Fixed, labels, plan_of
 from tests.stages.sample.jobs import jsonl
+from tests.tiny import tokenizer_folder
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +105,35 @@ def test_rows_are_looked_at_when_planning(
         message = capsys.readouterr().err
         assert message.count("\n") == 1 and str(path) in message and all(word in message for word in words)
     assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+class Tokenizing(Files):
+    """With a policy whose tokenizer is here."""
+
+    def policy(self, config: PolicyConfig) -> Input:
+        return replace(super().policy(config), root=tokenizer_folder())
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["word " * 400] * 3 + [f"{i} " * 400 for i in range(9)], ["all 10 prompts are longer", "prompts.max_tokens"]),
+        (["word " * 400, "Why is that?"], ["1 usable prompts", "1 too_long dropped"]),
+        (["word " * 400, "Why is that?", "Who says so?"], []),
+        (["wonderful " * 200, "wonderful " * 201], []),
+    ],
+    ids=["all", "too few left", "enough", "long in letters alone"],
+)
+def test_prompts_that_are_too_long_are_found_when_planning(tmp_path: Path, texts: list[str], words: list[str]) -> None:
+    path = jsonl(tmp_path / "p.jsonl", texts)
+    given = ["hardware=cpu", "prompts=file", f"prompts.path={path}", "prompts.heldout=1", "prompts.per_iteration=64"]
+    configs = {"": config.load([*given, "prompts.max_tokens=384"])}
+    if not words:
+        assert build(configs, Tokenizing()).train_prompts
+        return
+    with pytest.raises(DataError) as caught:
+        build(configs, Tokenizing())
+    assert str(caught.value).startswith(f"{path}: ") and all(word in str(caught.value) for word in words)
 
 
 def test_a_file_is_read_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
