@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.number
     except KeyboardInterrupt:
         _say(f"stopped; {stopping.AGAIN}")
-        return 128 + signal.SIGINT
+        return 128 + stopping.received()
     except BrokenPipeError:
         return 0
     except Exception as error:

@@ -26,6 +26,7 @@ from pipeline.events import Events
 from pipeline.execute import Executor
 from pipeline.job import Input
 from pipeline.lease import Lease, LeaseHeld
+from pipeline.placement import check_placement, this_machine
 from pipeline.plain import printable
 from pipeline.plan import Plan, State, Step, explain, inspect
 from pipeline.report.table import print_report
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     first = _first(plan)
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
     states = inspect(plan, store)
+    check_here(plan, states)
     with ExitStack() as held:
         for arm in arms:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
@@ -95,6 +97,13 @@ def run(arguments: argparse.Namespace) -> None:
             _execute(plan, store, folder)
     for arm in arms:
         print_report(_arm_folder(plan, arm), store, _console())
+
+
+def check_here(plan: Plan, states: dict[str, State]) -> None:
+    """ConfigError where no cluster is to be joined and this machine can never hold the workers of what is to do."""
+    if not cluster.joined():
+        todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
+        check_placement(todo, this_machine(), "this machine")
 
 
 def _console() -> Console:
@@ -280,6 +289,12 @@ def _print_plan(plan: Plan, why: bool) -> None:
         console.print(billed, highlight=False)
     for line in _of_the_hub(plan):
         console.print(line, markup=False, highlight=False)
+    try:
+        check_here(plan, states)
+    except ConfigError as error:
+        if not _first(plan).hardware.gpus or cluster.gpu_count():
+            raise
+        console.print(f"to look at, not to run here: {error}", markup=False, highlight=False)
 
 
 def _of_the_hub(plan: Plan) -> list[str]:

@@ -31,6 +31,7 @@ from pipeline.errors import SparringError
 from pipeline.events import Events
 from pipeline.job import File, Input, Job
 from pipeline.lease import Lease
+from pipeline.placement import check_placement
 from pipeline.plan import Plan, State, Step, input_digest, step_state
 
 LOOK_AHEAD = 3
@@ -71,6 +72,20 @@ def soon(steps: Sequence[Step], step: Step) -> list[Step]:
     first = steps.index(step) + 1
     coming = takewhile(lambda one: not one.spec.run, steps[first : first + LOOK_AHEAD])
     return [one for one in coming if one.spec.prepare]
+
+
+class Pace:
+    """Seconds that a step has left, by the pace since its first result: the start of its workers is not in it."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+
+    def left_s(self, done: int, of: int) -> float | None:
+        """Return the seconds left after `done` of `of`; None at the first result, which has no pace yet."""
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        since, known = self.first
+        return (now - since) / (done - known) * (of - done) if done > known else None
 
 
 @dataclass(kw_only=True)
@@ -218,6 +233,15 @@ class Executor:
             )
             cluster.start_ray(self.gpus)
             self._ray = True
+            if cluster.joined():
+                import ray
+
+                nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+                todo = (s for s in self.plan.steps.values() if not (self._artifact(s).path / MANIFEST).exists())
+                check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
+
+    def _artifact(self, step: Step) -> Artifact:
+        return Artifact(self.store, step.spec.kind, step.fingerprint)
 
     def _look_ahead(self, step: Step) -> None:
         """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
@@ -240,15 +264,14 @@ class Executor:
         todo = [shard for shard in shards if shard.index not in records]
         why = "resumed" if records else state.why
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
-        begun, tokens = time.monotonic(), 0.0
-        known = len(shards) - len(todo)
+        begun, tokens, pace = time.monotonic(), 0.0, Pace()
         made = self._workers(job, len(todo)).map(job, todo, partial(self._worker, show), self._say) if todo else ()
         for index, record in made:
             records[index] = record
             tokens += record["stats"].get("tokens", 0)
-            spent, done = time.monotonic() - begun, len(records) - known
-            eta = spent / done * (len(todo) - done)
-            self.events("shard", **show, done=len(records), of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
+            spent, done = time.monotonic() - begun, len(records)
+            eta = pace.left_s(done, len(shards))
+            self.events("shard", **show, done=done, of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
         return self._manifest(job, ordered, _summary(job, ordered))
 
@@ -292,13 +315,12 @@ class Executor:
         )
 
     def _run_driver(self, job: Job, show: dict[str, Any], state: State, asked: Callable[[], int]) -> Manifest:
-        begun = time.monotonic()
+        begun, pace = time.monotonic(), Pace()
         self.events("step_started", **show, why=state.why, done=0, of=0, attempt=job.attempt)
 
         def report(fields: dict[str, Any]) -> None:
             name = "train_step" if "done" in fields else fields.pop("event", "worker")
-            spent = time.monotonic() - begun
-            extra = {"eta_s": spent / fields["done"] * (fields["of"] - fields["done"])} if fields.get("done") else {}
+            extra = {"eta_s": pace.left_s(fields["done"], fields["of"])} if fields.get("done") else {}
             self.events(name, **show, **{**extra, **fields})
 
         made = resolve(job.spec.run)(job, report, asked)

@@ -14,6 +14,14 @@ from types import FrameType
 AGAIN = "run the same command again to resume."
 
 
+_received: list[int] = []
+
+
+def received() -> int:
+    """Return the signal that ended the run, where Ray's calls made a plain KeyboardInterrupt of it; else SIGINT."""
+    return _received[-1] if _received else signal.SIGINT
+
+
 class Stopped(KeyboardInterrupt):
     """A signal ended the run, which can be resumed."""
 
@@ -24,6 +32,7 @@ class Stopped(KeyboardInterrupt):
 
 def terminate(number: int, _frame: FrameType | None) -> None:
     """Handle SIGTERM."""
+    _received.append(number)
     raise Stopped(f"stopped; {AGAIN}", number)
 
 

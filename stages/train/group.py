@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ray.exceptions import OutOfMemoryError
@@ -13,12 +14,19 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline.errors import TrainingFault
 from pipeline.job import Job
 from stages.train import endings, memory, term, worker
 from stages.train.config import TrainRuntime
 from stages.train.room import STOP, room
 
 POLL_S = 0.2
+SILENCE_S = 30.0
+"""Seconds without a worker before that is said, and from one time to the next."""
+PLACEMENT_S = 1800.0
+"""Seconds that a group has to be placed and started: others may hold what it waits for, but nothing waits for ever."""
+SAVING_S = 900.0
+"""Seconds that the workers have to save their state once the run is told to end."""
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -64,9 +72,11 @@ class Watching(UserCallback):
                 return
 
 
-def fit(job: Job, asked: Callable[[], int]) -> TrainingFailedError | None:
+def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> TrainingFailedError | None:
     """Run the workers until they end; return why they were given up, if they were. `asked`: as in stage.run.
 
+    A signal ends the wait for workers that have not begun at once; those that have save their state first.
+    TrainingFault when the workers cannot be placed in PLACEMENT_S.
     Ray Train is driven from a thread: on the main one it would put its own handler of Ctrl-C in place of ours.
     """
     errors: list[BaseException] = []
@@ -80,13 +90,50 @@ def fit(job: Job, asked: Callable[[], int]) -> TrainingFailedError | None:
     with _environment():
         thread = threading.Thread(target=drive, name="ray-train", daemon=True)
         thread.start()
+        wait = _Wait(job, say)
         while thread.is_alive():
             thread.join(POLL_S)
             if asked():
                 (room(job) / STOP).touch()
+            if wait.is_over(asked()):
+                return None
     if errors and not isinstance(errors[0], TrainingFailedError):
         raise errors[0]
     return errors[0] if errors else None
+
+
+class _Wait:
+    """How long the driver waits for a group's workers: to begin, and to save once the run is told to end."""
+
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+        self.job, self.say = job, say
+        self.logs = set(room(job).glob("rank-*.log"))
+        self.begun = time.monotonic()
+        self.said = self.told = 0.0
+
+    def is_over(self, number: int) -> bool:
+        """Return whether a signal `number` ends the wait (0: none came); TrainingFault when no worker comes in time."""
+        now = time.monotonic()
+        working = set(room(self.job).glob("rank-*.log")) > self.logs
+        if number:
+            if not self.told and working:
+                self.say("the workers save their state after this optimizer step; a second signal ends the run at once")
+            self.told = self.told or now
+            return not working or now - self.told > SAVING_S
+        waited = now - self.begun
+        if working or waited < SILENCE_S:
+            return False
+        runtime = TrainRuntime(**self.job.runtime)
+        wanted = f"{runtime.workers} training workers with {runtime.cpus} CPUs and {runtime.gpus} GPUs each"
+        if waited > PLACEMENT_S:
+            raise TrainingFault(
+                f"{wanted} could not be placed in {PLACEMENT_S:.0f} s: others hold what they need, or a node is gone. "
+                "Lower hardware.workers, or wait for the others; then run again."
+            )
+        if now - self.said > SILENCE_S:
+            self.said = now
+            self.say(f"waiting for {wanted}, {waited:.0f} s so far, at most {PLACEMENT_S:.0f} s")
+        return False
 
 
 def _trainer(job: Job) -> TorchTrainer:

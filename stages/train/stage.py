@@ -61,8 +61,11 @@ def run(job: Job, report: Report, asked: Callable[[], int] = lambda: 0) -> Train
 
 def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any]:
     """Start groups of workers until one has finished."""
+    for line in checkpoint.drop_damaged(job):
+        kept = checkpoint.latest(job)
+        report({"event": "message", "text": f"{line}; training goes on from {_place(kept)}"})
     while True:
-        failed = group.fit(job, asked)
+        failed = group.fit(job, asked, lambda text: report({"event": "message", "text": text}))
         fault, result, again = (told(job, name) for name in (rooms.FAULT, rooms.RESULT, rooms.AGAIN))
         if fault:
             raise getattr(errors, fault["type"])(fault["message"])
@@ -79,8 +82,12 @@ def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any
 
 def _saved(job: Job, number: int) -> str:
     saved, kept = told(job, rooms.STOPPED), checkpoint.latest(job)
-    where = f"step {saved['step']} of {saved['of']}" if saved else f"step {kept[1]}" if kept else "the beginning"
+    where = f"step {saved['step']} of {saved['of']}" if saved else _place(kept)
     return f"training stopped at {where} by {signal.Signals(number).name}; {AGAIN}"
+
+
+def _place(kept: tuple[Path, int] | None) -> str:
+    return f"step {kept[1]}" if kept else "the beginning"
 
 
 def _check(job: Job) -> None:

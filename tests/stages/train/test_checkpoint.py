@@ -38,6 +38,25 @@ def test_one_without_its_marker_does_not_count(job: Job) -> None:
     assert checkpoint.latest(job) == (complete, 2)
 
 
+@pytest.mark.parametrize(
+    "marker", ['{"step": 2}', "[]", "null", '{"step": "2", "bound": {}, "files": {}}', "\x00", "[" * 9999]
+)
+def test_a_marker_that_says_something_else_does_not_count(job: Job, marker: str) -> None:
+    (write(job, 2) / checkpoint.MARKER).write_text(marker)
+    assert checkpoint.latest(job) is None and checkpoint.drop_damaged(job) == []
+
+
+def test_damaged_bytes_are_dropped_and_the_one_before_is_taken(job: Job) -> None:
+    first, second, third = (write(job, step) for step in (2, 4, 6))
+    for folder in (second, third):
+        (folder / "global_step" / "rank_0.pt").write_bytes(b"weighty")  # the same size
+    assert checkpoint.latest(job) == (third, 6)
+    lines = checkpoint.drop_damaged(job)
+    assert [("step 6" in line, "step 4" in line) for line in lines] == [(True, False), (False, True)]
+    assert all("rank_0.pt" in line for line in lines)
+    assert checkpoint.latest(job) == (first, 2) and checkpoint.drop_damaged(job) == []
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove", "marker"])
 def test_a_damaged_one_does_not_count(job: Job, damage: str) -> None:
     folder = write(job, 2)
