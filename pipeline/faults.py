@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-RESTARTS = 3
-"""Times a shard is handed out again after its worker failed, before the step fails."""
+LIGHT_RETRIES = 3
+"""Times that Ray does a light task again whose process died."""
 TRIES_BEFORE_BISECTION = 2
 """A worker killed from outside is no fault of the prompts; one that fails twice on a shard may be."""
 MOST_POISON = 4

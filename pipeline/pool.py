@@ -19,7 +19,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, Worker
 
 from pipeline import cluster
 from pipeline.errors import EngineFault, SparringError
-from pipeline.faults import MOST_POISON, RESTARTS, TRIES_BEFORE_BISECTION, Watch, bisect
+from pipeline.faults import LIGHT_RETRIES, MOST_POISON, TRIES_BEFORE_BISECTION, Watch, bisect
 from pipeline.job import Job, Shard
 from pipeline.worker import Worker, finish_here, run_once
 
@@ -172,9 +172,9 @@ class Pool:
     def _mended(self, hand: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
         """Return the shard to try next, without the prompts at fault where they are found; EngineFault at the end."""
         name, narrow = self.job.out.name, self.job.spec.narrow
-        if hand is None or failures > RESTARTS:
+        if hand is None or failures > self.job.runtime["max_failures"]:
             raise EngineFault(
-                f"{name}: shard {shard.index} failed {RESTARTS + 1} times, the last time because {fault}; "
+                f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because {fault}; "
                 f"details: {_logs(self.job)}. Run again to resume from the finished shards."
             )
         self.say(f"{name}: shard {shard.index}: {fault}; it is done again")
@@ -182,6 +182,7 @@ class Pool:
         if failures != TRIES_BEFORE_BISECTION or not narrow:
             return shard
         tried = _resolve(narrow)
+        self._refuse_permanent(hand, tried, shard, fault)
         rows = len(shard.payload["rows"])
         poison = bisect(range(rows), lambda keep: self._fails(hand, tried(shard, keep)))
         if len(poison) > MOST_POISON or len(poison) == rows > 1:
@@ -197,17 +198,37 @@ class Pool:
         kept: Shard = tried(shard, [i for i in range(rows) if i not in poison])
         return kept
 
+    def _refuse_permanent(self, hand: Any, tried: Callable[..., Shard], shard: Shard, fault: EngineFault) -> None:
+        """EngineFault where no shard is done yet and two other prompts, each alone, fail in the same way."""
+        if self.watch.slowest_s:
+            return
+        others = [tried(one, [0]) for one in list(self.waiting)[:2]]
+        last = len(shard.payload["rows"]) - 1
+        probes = others if len(others) == 2 else [tried(shard, [0]), tried(shard, [last])]
+        for probe in probes:
+            found = self._failure(hand, probe)
+            if found is None or str(found) != str(fault):
+                return
+        raise EngineFault(
+            f"{self.job.out.name}: every prompt fails in the same way, so it is not the prompts: {fault}; details: "
+            f"{_logs(self.job)}."
+        )
+
     def _fails(self, hand: Any, shard: Shard) -> bool:
-        """Try a part of a shard and keep nothing; True when its worker dies, fails or hangs."""
+        return self._failure(hand, shard) is not None
+
+    def _failure(self, hand: Any, shard: Shard) -> EngineFault | None:
+        """Try a part of a shard and keep nothing; return why its worker died, failed or hung, None where it did not."""
         begun, reference = time.monotonic(), hand.probe.options(max_task_retries=0).remote(self.job, shard)
         while not ray.wait([reference], timeout=WATCH_S)[0]:
             self._end_hung([(hand, shard, begun)])
         try:
             _call(self.job, reference)
         except EngineFault as fault:
+            reason = self._reason(hand, fault)
             self._renew(hand, fault)
-            return True
-        return False
+            return reason
+        return None
 
     def _renew(self, hand: Any, fault: EngineFault) -> None:
         """Wait for the worker that Ray starts in place of a dead one; one that only failed may be in any state."""
@@ -296,7 +317,7 @@ def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _light(function: Callable[..., Any]) -> Any:
     # No core is asked for: a pool that waits for its next step may hold them all, and these tasks are light.
-    return ray.remote(num_cpus=0, max_retries=RESTARTS)(function)
+    return ray.remote(num_cpus=0, max_retries=LIGHT_RETRIES)(function)
 
 
 def _call(job: Job, reference: Any) -> Any:

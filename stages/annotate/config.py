@@ -188,6 +188,8 @@ class PoolRuntime:
     actors: int
     cpus: int
     gpus: int
+    max_failures: int
+    """Times that a shard is done again after its worker failed, before the step fails."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,16 +94,23 @@ def test_a_worker_killed_once_loses_nothing(tmp_path: Path) -> None:
     ]
 
 
-def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [3, 4, 64])
+def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, rows: int) -> None:
+    """It ends after two tries and two probes of single prompts, with the engine's own words."""
+    said: list[str] = []
+    job = light_job(tmp_path, "raise", sick=list(range(rows)))
+    pool = Pool(job, rows)
+    with pytest.raises(EngineFault, match="not the prompts: the engine failed: CUDA error: an illegal memory access"):
+        dict(pool.map(job, shards(rows, 16), lambda pid: None, said.append))
+    pool.close()
+    assert len(said) == 2
+
+
+def test_more_than_a_few_prompts_are_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "MOST_POISON", 1)
     monkeypatch.setattr("pipeline.pool.MOST_POISON", 1)
     with pytest.raises(EngineFault, match="more than 1 prompts of shard 0 fail, so it is not the prompts"):
-        play(light_job(tmp_path, "raise", sick=list(range(4))), shards(4, 4))
-
-
-def test_nor_is_one_that_fails_on_all_of_a_small_shard(tmp_path: Path) -> None:
-    with pytest.raises(EngineFault, match="all prompts of shard 0 fail, so it is not the prompts"):
-        play(light_job(tmp_path, "raise", sick=list(range(3))), shards(3, 3))
+        play(light_job(tmp_path, "raise", sick=[0, 1, 2]), shards(4, 4))
 
 
 def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
