@@ -106,6 +106,9 @@ def _add_runs(command: Command) -> None:
         if name == "plan":
             sub.add_argument("--why", action="store_true", help="say how a step differs from the nearest artifact")
             sub.add_argument("--config", action="store_true", help="print the resolved configuration instead")
+        sub.add_argument(
+            "--redo", action="append", default=[], metavar="STEP", help="make the steps of this kind or label again"
+        )
         sub.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. iterations=3 experiment=sppo")
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from pipeline import book, cluster, config, estimate, hub
 from pipeline.artifact import Artifact, Manifest, check_target, fingerprint_of, write_text
 from pipeline.build import build
+from pipeline.code_digest import described, other_code, redone
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
 from pipeline.events import Events
@@ -79,7 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
     plan = plan_of(arms)
     first = _first(plan)
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
-    states = inspect(plan, store)
+    redo = redone(plan, arguments.redo)
+    states = inspect(plan, store, redo)
     check_here(plan, states)
     with ExitStack() as held:
         for arm in arms:
@@ -92,9 +94,10 @@ def run(arguments: argparse.Namespace) -> None:
             _begin(plan, arm, overrides)
         if not todo:
             _link_all(plan, store, states)
+            _print_other_code(plan, states)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
-            _execute(plan, store, folder)
+            _execute(plan, store, folder, redo)
     for arm in arms:
         print_report(_arm_folder(plan, arm), store, _console())
 
@@ -175,15 +178,18 @@ def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
         )
 
 
-def _execute(plan: Plan, store: Path, folder: Path) -> None:
+def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> None:
     events = Events(folder / "events.jsonl")
-    todo = sum(state.kind != "hit" for state in inspect(plan, store).values())
+    states = inspect(plan, store, redo)
+    todo = sum(state.kind != "hit" for state in states.values())
     events(
         "message",
         text=f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}",
     )
     for line in _redealt(plan):
         events("message", text=line)
+    if differs := other_code(plan, states):
+        events("message", text=described(differs))
     watch = Watch(plan, folder, store, partial(_say, events))
     try:
         Executor(
@@ -194,6 +200,7 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
             events=events,
             on_done=partial(_done, plan, store, watch),
             gpus=cluster.gpu_count(),
+            redo=redo,
             wanted=watch.wanted,
         ).execute()
         watch.end()
@@ -238,7 +245,8 @@ def plan(arguments: argparse.Namespace) -> None:
         for overrides in arms.values():
             print(config.render(config.load(overrides)))
         return
-    _print_plan(plan_of(arms, assume=True), arguments.why)
+    plan = plan_of(arms, assume=True)
+    _print_plan(plan, arguments.why, redone(plan, arguments.redo))
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -252,9 +260,14 @@ def status(arguments: argparse.Namespace) -> None:
     _print_plan(plan_of(arms), arguments.why)
 
 
-def _print_plan(plan: Plan, why: bool) -> None:
+def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
+    if differs := other_code(plan, states):
+        print(described(differs))
+
+
+def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> None:
     store = Path(_first(plan).paths.store)
-    states, known = inspect(plan, store), estimate.manifests(store)
+    states, known = inspect(plan, store, redo), estimate.manifests(store)
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
         table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
@@ -287,6 +300,7 @@ def _print_plan(plan: Plan, why: bool) -> None:
     billed = estimate.bill(_first(plan), whole) if todo else None
     if billed:
         console.print(billed, highlight=False)
+    _print_other_code(plan, states)
     for line in _of_the_hub(plan):
         console.print(line, markup=False, highlight=False)
     try:

@@ -27,12 +27,14 @@ from pipeline.artifact import (
     publish,
     tidy,
 )
+from pipeline.code_digest import code_of
 from pipeline.errors import SparringError
 from pipeline.events import Events
+from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job
 from pipeline.lease import Lease
 from pipeline.placement import check_placement
-from pipeline.plan import Plan, State, Step, input_digest, step_state
+from pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
 
 LOOK_AHEAD = 3
 """Steps whose workers are started early."""
@@ -99,6 +101,8 @@ class Executor:
     events: Events
     on_done: Callable[[Step, Manifest], None]
     gpus: int = 0
+    redo: frozenset[str] = frozenset()
+    """Steps to make again although they are there."""
     wanted: Callable[[Step], bool] = lambda step: True
     """Asked before each step; False leaves it out, and so every step that reads it must be."""
 
@@ -126,11 +130,11 @@ class Executor:
 
     def _ensure(self, step: Step) -> bool:
         artifact = Artifact(self.store, step.spec.kind, step.fingerprint)
-        state = step_state(self.plan, step, artifact, self.states)
+        state = self._state(step, artifact)
         if state.kind != "hit":
             lease = Lease(artifact.lease, f"run {self.run}")
             with lease.acquire(wait=True, waiting=partial(self._waiting, step)):
-                state = step_state(self.plan, step, artifact, self.states)
+                state = self._state(step, artifact)
                 if state.kind != "hit":
                     self.states[step.fingerprint] = self._make_or_adopt(step, artifact, state)
                     self._finish(step)
@@ -139,13 +143,17 @@ class Executor:
         self._finish(step)
         return False
 
+    def _state(self, step: Step, artifact: Artifact) -> State:
+        state = step_state(self.plan, step, artifact, self.states)
+        return to_redo(state) if step.fingerprint in self.redo else state
+
     def _make_or_adopt(self, step: Step, artifact: Artifact, state: State) -> State:
         """Make the step. Where another run was first in spite of the lease, its artifact is as good as ours."""
         try:
             self._make(step, artifact, state)
         except (SparringError, FileNotFoundError):
             self._close_pools(lambda pool: pool.loaded)
-            made = step_state(self.plan, step, artifact, self.states)
+            made = self._state(step, artifact)
             if made.kind == "hit":
                 return made
             raise
@@ -175,9 +183,9 @@ class Executor:
         self.on_done(step, manifest)
 
     def _make(self, step: Step, artifact: Artifact, state: State) -> None:
-        if state.kind == "stale":
-            self.events("message", text=f"{step.name}: {state.why}")
-            artifact.set_aside()
+        stale = artifact.raw() if state.kind == "stale" else None
+        if stale is not None:
+            self.events("message", text=f"{step.name}: {state.why}; it is replaced when its successor is complete")
         self._made_with = self._made_with or _surroundings()
         if step.spec.pool != "here":
             self._start_ray()
@@ -190,12 +198,10 @@ class Executor:
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
         if step.spec.run:
             with stopping.held() as asked:
-                self._publish(artifact, self._run_driver(job, show, state, asked), show)
+                manifest = self._run_driver(job, show, state, asked)
         else:
-            self._publish(artifact, self._run_shards(job, show, state), show)
-
-    def _publish(self, artifact: Artifact, manifest: Manifest, show: dict[str, Any]) -> None:
-        standing = publish(artifact, manifest)
+            manifest = self._run_shards(job, show, state)
+        standing = publish(artifact, manifest, stale)
         tidy(artifact, standing)
         self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
 
@@ -215,6 +221,7 @@ class Executor:
             out=artifact.path.absolute(),
             attempt=uuid.uuid4().hex[:8],
             scratch=self.scratch.absolute(),
+            code=digest(code_of(step.spec, step.identity)),
         )
 
     def _input(self, role: str, name: str) -> Input:
@@ -342,7 +349,11 @@ class Executor:
             "version": job.spec.version,
             "identity": job.identity,
             "inputs": {r: {"name": names[r], "digest": source.digest} for r, source in job.inputs.items()},
-            "made_with": {**self._made_with, "created": datetime.now(UTC).isoformat(timespec="seconds")},
+            "made_with": {
+                **self._made_with,
+                "modules": code_of(job.spec, job.identity),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
         }
 
 

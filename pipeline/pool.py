@@ -174,8 +174,8 @@ class Pool:
         name, narrow = self.job.out.name, self.job.spec.narrow
         if hand is None or failures > self.job.runtime["max_failures"]:
             raise EngineFault(
-                f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because {fault}; "
-                f"details: {_logs(self.job)}. Run again to resume from the finished shards."
+                f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because "
+                f"{fault}; details: {_logs(self.job)}. Run again to resume from the finished shards."
             )
         self.say(f"{name}: shard {shard.index}: {fault}; it is done again")
         self._renew(hand, fault)

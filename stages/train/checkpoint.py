@@ -3,7 +3,7 @@
     <artifact>/checkpoints.<fingerprint>/step-000004.<attempt>/...    the trainer's files, each synced
                                                              /complete.json   names every file, its size and sha256
 
-The marker binds a checkpoint to the definition and to the bytes of its inputs, not to the number of workers (see
+The marker binds a checkpoint to the definition, the code and the bytes of its inputs, not to the number of workers (see
 reshard.py). Whatever a kill leaves behind has no marker and is removed; one whose bytes are not those that were
 written is set aside, and training goes on from the one before it, or from the start.
 """
@@ -30,7 +30,7 @@ def root(job: Job) -> Path:
 def binding(job: Job) -> dict[str, Any]:
     """Return what a checkpoint must agree on with the job that resumes from it."""
     digests = {role: source.digest for role, source in job.inputs.items()}
-    return {"fingerprint": job.fingerprint, "inputs": digests}
+    return {"fingerprint": job.fingerprint, "inputs": digests, "code": job.code}
 
 
 def latest(job: Job) -> tuple[Path, int] | None:
