@@ -25,6 +25,8 @@ from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job, Part, Shard, sha256_file
 
 MANIFEST = "manifest.json"
+LITTLE_BYTES = 64 * 2**20
+"""With less than this free, what could not be written failed for want of room."""
 _PART = re.compile(r"part-(\d{5})\.([0-9a-z]+)\.json$")
 
 
@@ -269,6 +271,16 @@ def files_below(root: Path, names: dict[str, Path]) -> tuple[File, ...]:
     )
 
 
+def disk_is_full(error: BaseException, place: Path) -> bool:
+    """Return whether an error says that the disk is full, by its number, or by the words of who writes model files."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    if "No space left on device" in text:
+        return True
+    return "write failed" in text and shutil.disk_usage(place).free < LITTLE_BYTES
+
+
 class _disk_errors:
     """Turn a full disk into one message."""
 
@@ -286,6 +298,23 @@ class _disk_errors:
 def full_disk(place: Path) -> str:
     """Return the message for a full disk at `place`."""
     return f"{place}: the disk is full. Free space, or set paths.store to another disk, then run again: it resumes."
+
+
+def check_folder(key: str, folder: Path) -> None:
+    """ConfigError where nothing can be written into a folder, which need not be there yet; key: what has named it."""
+    try:
+        place = folder.absolute()
+        while not place.exists() and not place.is_symlink() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            kind = "a link to nothing" if place.is_symlink() and not place.exists() else "no folder"
+            raise ConfigError(f"{key}={folder}: {place} is {kind}; name a folder that can be written.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            why = "is on a read-only file system" if read_only else "may not be written by this user"
+            raise ConfigError(f"{key}={folder}: {place} {why}; name a folder that can be written.")
+    except OSError as error:
+        raise ConfigError(f"{key}={folder}: {error.strerror}; name a folder that can be written.") from None
 
 
 def check_target(path: Path, option: str) -> None:

@@ -9,11 +9,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SparringError
+from pipeline.errors import ConfigError, SparringError
 
 PACKAGES = (
     "torch",
@@ -90,8 +91,11 @@ def start_ray(gpus: int) -> None:
     terminate = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if joined():
-        check_address(os.environ["RAY_ADDRESS"])
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise SparringError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {first} {REMEDY}.") from None
     else:
         ray.init(
             address="local",  # never a cluster that happens to run here
@@ -105,15 +109,43 @@ def start_ray(gpus: int) -> None:
     signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the driver without a word
 
 
+ANSWER_S = 30.0
+"""Seconds that a cluster has to answer."""
+ASK = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)
+"""
+REMEDY = (
+    "write host:port of the head node, as `ray start --head` prints it, or unset RAY_ADDRESS to run on this machine"
+)
+
+
 def check_address(address: str) -> None:
-    """SparringError when nobody listens at host:port; Ray itself would try for minutes. Other forms are its own."""
-    host, _, port = address.rpartition(":")
-    if not host or "//" in host or not port.isdigit():
+    """ConfigError when no Ray cluster answers at host:port; Ray itself would try for minutes, then end the process."""
+    if address == "auto":  # Ray looks for a cluster that was started on this machine, and says at once if there is none
         return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"RAY_ADDRESS={address}: not the address of a cluster; {REMEDY}.")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise SparringError(f"RAY_ADDRESS={address}: no cluster answers ({error}); unset it to run here.") from None
+        raise ConfigError(f"RAY_ADDRESS={address}: nobody answers ({error}); {REMEDY}.") from None
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, address], capture_output=True, text=True, check=False, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode:
+        said = done.stderr if done else ""
+        if "token" in said.lower() or "unauthenticated" in said.lower():
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: the cluster refuses this machine's token; copy the head node's token file to "
+                "~/.ray/auth_token here, or set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)."
+            )
+        raise ConfigError(f"RAY_ADDRESS={address}: what answers there is no Ray cluster of this version; {REMEDY}.")
 
 
 def _cpu_name() -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import book, cluster, config, estimate, hub
-from pipeline.artifact import Artifact, Manifest, check_target, fingerprint_of, write_text
+from pipeline.artifact import Artifact, Manifest, check_folder, check_target, fingerprint_of, write_text
 from pipeline.build import build
 from pipeline.code_digest import described, other_code, redone
 from pipeline.diagnostics.stop import Watch
@@ -34,6 +34,7 @@ from pipeline.report.table import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
 from stages.sample import embedded
+from stages.train.checkpoint import damaged_file
 
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
@@ -51,6 +52,9 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
+    first = next(iter(configs.values()))
+    check_folder("paths.store", Path(first.paths.store))
+    check_folder("paths.runs", Path(first.paths.runs) / first.run.name)
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
         check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
@@ -103,9 +107,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def check_here(plan: Plan, states: dict[str, State]) -> None:
-    """ConfigError where no cluster is to be joined and this machine can never hold the workers of what is to do."""
-    if not cluster.joined():
-        todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
+    """ConfigError where what is to do can never run: no cluster answers, or this machine cannot hold its workers."""
+    todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
+    if todo and cluster.joined():
+        cluster.check_address(os.environ["RAY_ADDRESS"])
+    elif todo:
         check_placement(todo, this_machine(), "this machine")
 
 
@@ -252,8 +258,8 @@ def plan(arguments: argparse.Namespace) -> None:
 def status(arguments: argparse.Namespace) -> None:
     """Print the steps of a run that was begun, from the overrides it recorded."""
     folder = Path(arguments.runs) / arguments.run
-    books = {p.parent.name if p.parent != folder else "": book.read(p.parent) for p in sorted(folder.rglob("run.json"))}
-    arms = {arm: found["overrides"] for arm, found in books.items() if "overrides" in found}
+    records = {p.parent.name if p.parent != folder else "": p.parent for p in sorted(folder.rglob("run.json"))}
+    arms = {arm: book.checked(place)["overrides"] for arm, place in records.items()}
     if not arms:
         begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
         raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
@@ -332,8 +338,11 @@ def _origin(manifest: Manifest) -> str:
     return f"imported from {manifest.summary['provenance']['path']}" if manifest.imported else "of another run"
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Print the table of every arm of the runs and their comparison; write the page, and the figures as JSON."""
+def report(arguments: argparse.Namespace) -> int:
+    """Print the table of every arm of the runs and their comparison; write the page, and the figures as JSON.
+
+    2 where the store has lost a part of what the runs have made: the rest is shown, and what is missing is named.
+    """
     from pipeline.report import arms, numbers
     from pipeline.report.compare import compare
     from pipeline.report.differences import print_differences
@@ -350,6 +359,10 @@ def report(arguments: argparse.Namespace) -> None:
     if to:
         _write(to, numbers.as_json(found, compared))
     print(printable(str(page.write(runs / names[0] / "report.html", found, compared))))
+    lost = [line for line in map(arms.missing, found) if line]
+    for line in lost:
+        print(printable(f"error: {line}"), file=sys.stderr)
+    return 2 if lost else 0
 
 
 def _write(to: Path, text: str) -> None:
@@ -375,6 +388,8 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
 def verify(arguments: argparse.Namespace) -> int:
     """Re-hash every artifact; a corrupt one is named and undone, so that the next run makes it again."""
     store = Path(arguments.store)
+    if not store.is_dir():
+        raise DataError(f"--store {store}: there is no such folder; name the store (paths.store).")
     bad = 0
     paths = sorted(p for p in store.glob("*-????????") if p.is_dir())
     for path in paths:
@@ -386,8 +401,11 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def _verify_one(store: Path, kind: str, path: Path) -> bool:
     if not (path / "manifest.json").exists():
+        damaged = [one for one in path.glob("checkpoints.*/step-*") if damaged_file(one)]
         print(f"{path.name}: not finished")
-        return False
+        for one in damaged:
+            print(printable(f"{path.name}: the checkpoint {one.name} is damaged; the next run goes on without it"))
+        return bool(damaged)
     artifact = Artifact(store, kind, fingerprint_of(path / "manifest.json"))
     artifact.path, artifact.lease = path, store / ".leases" / f"{path.name}.json"
     if not _problems(artifact):

@@ -18,7 +18,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipeline import cluster
-from pipeline.errors import EngineFault, SparringError
+from pipeline.artifact import disk_is_full, full_disk
+from pipeline.errors import DataError, EngineFault, SparringError
 from pipeline.faults import LIGHT_RETRIES, MOST_POISON, TRIES_BEFORE_BISECTION, Watch, bisect
 from pipeline.job import Job, Shard
 from pipeline.worker import Worker, finish_here, run_once
@@ -326,6 +327,8 @@ def _call(job: Job, reference: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, SparringError):
             raise error.cause from None
+        if disk_is_full(error.cause, job.out):
+            raise DataError(full_disk(job.out)) from None
         raise SparringError(f"{job.out.name} failed: {error.cause!r}; details: {_logs(job)}") from error
     except (RayActorError, WorkerCrashedError, OutOfMemoryError):
         raise WorkerDied("its worker died (out of memory, or killed)") from None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 
-from pipeline.artifact import full_disk
+from pipeline.artifact import disk_is_full, full_disk
 from pipeline.errors import DataError, SparringError, TrainingFault
 from pipeline.job import Job
 from stages.train.config import TrainRuntime
@@ -20,7 +19,7 @@ def noted(job: Job, rank: int, error: Exception) -> bool:
         go_on_with_less(job, rank)
     elif isinstance(error, SparringError):
         _fault(job, error)
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif disk_is_full(error, job.out):
         _fault(job, DataError(full_disk(job.out)))
     else:
         return False

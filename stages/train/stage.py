@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors
+from pipeline.artifact import disk_is_full, full_disk
 from pipeline.errors import DataError, TrainingFault
 from pipeline.job import Job
 from pipeline.stopping import AGAIN, Stopped
@@ -73,6 +74,8 @@ def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any
             return dict(result)
         if asked():
             raise Stopped(_saved(job, asked()), asked())
+        if failed and disk_is_full(failed, job.out):
+            raise DataError(full_disk(job.out))
         if not again:
             raise TrainingFault(_died(job, failed)) from failed
         report({"event": "message", "text": again["text"]})
