@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline import leftovers
 from pipeline.errors import ConfigError, SparringError
 
 PACKAGES = (
@@ -89,6 +91,7 @@ def start_ray(gpus: int) -> None:
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
+    ray._private.worker._worker_logs_enabled = False  # the log of a raylet that died would fill the terminal
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if joined():
         try:
@@ -97,6 +100,9 @@ def start_ray(gpus: int) -> None:
             first = str(error).strip().splitlines()[0]
             raise SparringError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {first} {REMEDY}.") from None
     else:
+        leftovers.remove()
+        os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
+        os.environ["TMPDIR"] = str(leftovers.own_folder())
         ray.init(
             address="local",  # never a cluster that happens to run here
             num_cpus=os.cpu_count(),
@@ -107,6 +113,28 @@ def start_ray(gpus: int) -> None:
             **quiet,
         )
     signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the driver without a word
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the local one and what its workers left in the temporary folder."""
+    import ray
+
+    ray.shutdown()
+    os.environ.pop("TMPDIR", None)
+    leftovers.remove_own()
+
+
+def check_alive() -> None:
+    """SparringError when a process of the local Ray is gone: nothing that is waited for will come then."""
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is not None and not joined():
+        for kind, _ in node.dead_processes():
+            raise SparringError(
+                f"Ray's process {kind} ended: it was killed, or the machine is out of memory. Run the same command "
+                "again to resume."
+            )
 
 
 ANSWER_S = 30.0

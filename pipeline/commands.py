@@ -123,7 +123,7 @@ def _console() -> Console:
 def _run_lease(folder: Path) -> Lease:
     lease = Lease(folder / ".lease.json", f"run {folder.name}")
     try:
-        return lease.acquire(wait=False)
+        return lease.acquire(wait=False, waiting=lambda holder: print(f"{folder} is held by {holder}", file=sys.stderr))
     except LeaseHeld as error:
         raise LeaseHeld(
             f"{folder} is already being driven by {error}. Wait for it, stop it, or choose another run.name."
@@ -410,7 +410,8 @@ def _verify_one(store: Path, kind: str, path: Path) -> bool:
     artifact.path, artifact.lease = path, store / ".leases" / f"{path.name}.json"
     if not _problems(artifact):
         return False
-    with Lease(artifact.lease, "verify").acquire(wait=True):
+    lease = Lease(artifact.lease, "verify")
+    with lease.acquire(wait=True, waiting=lambda holder: print(f"{path.name}: waiting for {holder}", file=sys.stderr)):
         problems = _problems(artifact)  # again: whoever held the lease may have made it anew
         for problem in problems:
             print(printable(f"{path.name}: {problem}; undone, the next run (or import) makes it again"))

@@ -5,6 +5,7 @@ A step that is a hit costs a look at its manifest; Ray starts only when somethin
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import time
@@ -118,14 +119,16 @@ class Executor:
         try:
             for step in self.plan.steps.values():
                 made += self.wanted(step) and self._ensure(step)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first cause is what is said
+                self._close_pools(lambda pool: True)
+            raise
         finally:
             if self._ray:
-                import ray
-
                 try:
                     self._close_pools(lambda pool: True)
                 finally:
-                    ray.shutdown()
+                    cluster.stop_ray()
         return made
 
     def _ensure(self, step: Step) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SparringError
+from pipeline.errors import DataError, SparringError
 
 BEAT_S = 2.0
 DEAD_AFTER_S = 60.0
@@ -56,11 +56,18 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def acquire(self, *, wait: bool, waiting: Callable[[str], None] = lambda _: None) -> Lease:
-        """Take the lease. A live holder: LeaseHeld, or with `wait` call `waiting(holder)` once and wait for its end."""
+        """Take the lease. A live holder: LeaseHeld, or with `wait` call `waiting(holder)` once and wait for its end.
+
+        One of another machine is watched for DEAD_AFTER_S, which `waiting` is told of; a file that no lease has written
+        is replaced.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         told, seen, since = False, None, time.monotonic()
         while not self._create():
             holder = self._read()
+            if not holder:
+                self._remove_garbage()
+                continue
             mark = (holder.get("token"), holder.get("counter"))
             if mark != seen:
                 if seen is not None and not wait and mark[0] == seen[0]:
@@ -73,7 +80,8 @@ class Lease:
             if not wait and _alive_here(holder):
                 raise LeaseHeld(_who(holder))
             if not told:
-                waiting(_who(holder))
+                seconds = f"; taken over in {DEAD_AFTER_S:.0f} s if it shows no sign of life"
+                waiting(_who(holder) + ("" if _alive_here(holder) else seconds))
                 told = True
             time.sleep(0.5)
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -123,6 +131,14 @@ class Lease:
         temporary.write_text(self._content())
         return temporary
 
+    def _remove_garbage(self) -> None:
+        """Remove what is no lease: a lease appears whole, so that a damaged one is nobody's."""
+        try:
+            if self._read() == {}:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.path}: no lease, and cannot be removed ({error.strerror}); remove it.") from None
+
     def _take_over(self) -> bool:
         """Replace a dead lease; False when another observer did so too and was later."""
         os.replace(self._temporary(), self.path)
@@ -140,9 +156,9 @@ class Lease:
     def _read(self) -> dict[str, Any]:
         try:
             content = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return content if isinstance(content, dict) and isinstance(content.get("token"), str) else {}
 
 
 def _gone(holder: dict[str, Any]) -> bool:

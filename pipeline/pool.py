@@ -6,6 +6,7 @@ dead actor.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from pipeline import cluster
 from pipeline.artifact import disk_is_full, full_disk
@@ -26,8 +27,8 @@ from pipeline.worker import Worker, finish_here, run_once
 
 WATCH_S = 1.0
 """Seconds between looks at deadlines."""
-ENDING_S = 30.0
-"""Seconds that killed processes have to end."""
+ENDING_S = 10.0
+"""Seconds that ended processes have to be gone, before they are killed, and after."""
 RENEWAL_S = 600.0
 """Seconds that the process has which Ray starts in place of a dead one."""
 SILENCE_S = 30.0
@@ -76,9 +77,14 @@ class Pool:
         pids = self.pid_of.values() if self.actors and len(ray.nodes()) == 1 else ()
         processes = [process for pid in pids for process in _family(pid)]
         for actor in self.actors:
-            ray.kill(actor)
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
         self.actors = []
         _, alive = psutil.wait_procs(processes, timeout=ENDING_S)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _, alive = psutil.wait_procs(alive, timeout=ENDING_S)
         if alive:
             left = ", ".join(str(process.pid) for process in alive)
             raise SparringError(
@@ -222,6 +228,7 @@ class Pool:
         """Try a part of a shard and keep nothing; return why its worker died, failed or hung, None where it did not."""
         begun, reference = time.monotonic(), hand.probe.options(max_task_retries=0).remote(self.job, shard)
         while not ray.wait([reference], timeout=WATCH_S)[0]:
+            cluster.check_alive()
             self._end_hung([(hand, shard, begun)])
         try:
             _call(self.job, reference)
@@ -238,7 +245,9 @@ class Pool:
             ray.kill(hand, no_restart=False)
         while self.pid_of[hand] == old:
             reference = hand.pid.remote()
-            if not ray.wait([reference], timeout=until - time.monotonic())[0]:
+            while not ray.wait([reference], timeout=WATCH_S)[0] and time.monotonic() < until:
+                cluster.check_alive()
+            if not _ready([reference]):
                 raise SparringError(
                     f"{self.job.out.name}: no worker came back in place of a dead one in {RENEWAL_S:.0f} s; is a node "
                     "gone? Run again to resume."
@@ -254,6 +263,7 @@ class WorkerDied(EngineFault):
 
 def _done(references: list[Any]) -> list[Any]:
     """Return those that are done, after a wait for the first."""
+    cluster.check_alive()
     ray.wait(references, num_returns=1, timeout=WATCH_S)
     return _ready(references)
 

@@ -14,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline import cluster
 from pipeline.errors import TrainingFault
 from pipeline.job import Job
 from stages.train import endings, memory, term, worker
@@ -95,6 +96,7 @@ def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> Train
             thread.join(POLL_S)
             if asked():
                 (room(job) / STOP).touch()
+            cluster.check_alive()
             if wait.is_over(asked()):
                 return None
     if errors and not isinstance(errors[0], TrainingFailedError):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import lease
+from pipeline.errors import DataError
 from pipeline.lease import Lease, LeaseHeld
 
 
@@ -72,6 +73,28 @@ def test_a_foreign_counter_that_stands_still_is_dead(tmp_path: Path, monkeypatch
     with Lease(path, "heir").acquire(wait=True):
         assert time.monotonic() - begun >= 1.0
         assert json.loads(path.read_text())["owner"] == "heir"
+
+
+def test_a_foreign_holder_is_said_at_once_with_the_time_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.1)
+    path, said = tmp_path / "x.json", []
+    foreign(path, 7)
+    Lease(path, "heir").acquire(wait=False, waiting=said.append).release()
+    assert len(said) == 1 and "host far" in said[0] and "taken over in 0 s" in said[0]
+
+
+@pytest.mark.parametrize("garbage", ["", "{", "[]", "null", '{"owner": "x"}', "\x00" * 64, "[" * 9999])
+def test_garbage_is_nobodys(tmp_path: Path, garbage: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(garbage)
+    with Lease(path, "heir").acquire(wait=False):
+        assert json.loads(path.read_text())["owner"] == "heir"
+
+
+def test_a_folder_in_the_place_of_a_lease_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(DataError, match=r"x\.json"):
+        Lease(tmp_path / "x.json", "heir").acquire(wait=False)
 
 
 def test_a_foreign_counter_that_moves_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
