@@ -227,6 +227,16 @@ def _record(path: Path) -> dict[str, Any]:
     return dict(record) if whole else {}
 
 
+def damaged_part(path: Path) -> str | None:
+    """Return what is wrong with a finished shard, given its record's path; None where nothing is."""
+    record = _record(path)
+    if not record:
+        return "its record is not what was written"
+    part = path.parent / record["file"]["path"]
+    right = part.is_file() and sha256_file(part) == record["file"]["sha256"]
+    return None if right else f"{part.name} is not what was written"
+
+
 def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = None) -> Manifest:
     """Create the manifest exclusively and return the one that stands: ours, or the one that was first.
 
@@ -276,9 +286,11 @@ def disk_is_full(error: BaseException, place: Path) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error)
-    if "No space left on device" in text:
+    if "No space left on device" in text or "Disk quota exceeded" in text:
         return True
-    return "write failed" in text and shutil.disk_usage(place).free < LITTLE_BYTES
+    # torch's writer of zip files says only that less was written than it gave
+    short = any(words in text for words in ("write failed", "unexpected pos ", "PytorchStreamWriter failed writing"))
+    return short and shutil.disk_usage(place).free < LITTLE_BYTES
 
 
 class _disk_errors:

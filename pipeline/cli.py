@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(stop))
         return 128 + stop.number
     except KeyboardInterrupt:
-        _say(f"stopped; {stopping.AGAIN}")
+        _say(f"stopped; {stopping.RUN_AGAIN}")
         return 128 + stopping.received()
     except BrokenPipeError:
         return 0

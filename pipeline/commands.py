@@ -18,7 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import book, cluster, config, estimate, hub
-from pipeline.artifact import Artifact, Manifest, check_folder, check_target, fingerprint_of, write_text
+from pipeline.artifact import (
+    MANIFEST,
+    Artifact,
+    Manifest,
+    check_folder,
+    check_target,
+    damaged_part,
+    fingerprint_of,
+    write_text,
+)
 from pipeline.build import build
 from pipeline.code_digest import described, other_code, redone
 from pipeline.diagnostics.stop import Watch
@@ -34,7 +43,7 @@ from pipeline.report.table import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
 from stages.sample import embedded
-from stages.train.checkpoint import damaged_file
+from stages.train import checkpoint
 
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
@@ -112,7 +121,7 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
     if todo and cluster.joined():
         cluster.check_address(os.environ["RAY_ADDRESS"])
     elif todo:
-        check_placement(todo, this_machine(), "this machine")
+        check_placement(todo, this_machine(), "this machine", alone=True)
 
 
 def _console() -> Console:
@@ -123,11 +132,15 @@ def _console() -> Console:
 def _run_lease(folder: Path) -> Lease:
     lease = Lease(folder / ".lease.json", f"run {folder.name}")
     try:
-        return lease.acquire(wait=False, waiting=lambda holder: print(f"{folder} is held by {holder}", file=sys.stderr))
+        return lease.acquire(wait=False, waiting=partial(_say_held, folder))
     except LeaseHeld as error:
         raise LeaseHeld(
             f"{folder} is already being driven by {error}. Wait for it, stop it, or choose another run.name."
         ) from None
+
+
+def _say_held(folder: Path, holder: str) -> None:
+    print(printable(f"{folder} is held by {holder}"), file=sys.stderr)
 
 
 def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
@@ -312,7 +325,7 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> No
     try:
         check_here(plan, states)
     except ConfigError as error:
-        if not _first(plan).hardware.gpus or cluster.gpu_count():
+        if _first(plan).hardware.name in config.DETECTED:  # the profiles of whatever machine they are used on
             raise
         console.print(f"to look at, not to run here: {error}", markup=False, highlight=False)
 
@@ -394,24 +407,29 @@ def verify(arguments: argparse.Namespace) -> int:
     paths = sorted(p for p in store.glob("*-????????") if p.is_dir())
     for path in paths:
         kind, _, _ = path.name.rpartition("-")
-        bad += _verify_one(store, kind, path)
+        bad += _verify_one(store, kind, path) if (path / MANIFEST).exists() else _verify_unfinished(path)
     print(f"{store}: {len(paths)} artifacts, {bad} corrupt")
     return 2 if bad else 0
 
 
+def _verify_unfinished(path: Path) -> bool:
+    """Say what of an unfinished step is there; the next run leaves out what is damaged by itself."""
+    checkpoints, parts = sorted(path.glob("checkpoints.*/step-*")), sorted(path.glob("part-*.json"))
+    damaged = {item.name: checkpoint.damage(item) for item in checkpoints}
+    damaged |= {item.name: damaged_part(item) for item in parts}
+    bad = {name: what for name, what in damaged.items() if what}
+    print(f"{path.name}: not finished; {len(parts)} shards and {len(checkpoints)} checkpoints, {len(bad)} corrupt")
+    for name, what in bad.items():
+        print(printable(f"{path.name}/{name}: {what}; the next run does not go on from it"))
+    return bool(bad)
+
+
 def _verify_one(store: Path, kind: str, path: Path) -> bool:
-    if not (path / "manifest.json").exists():
-        damaged = [one for one in path.glob("checkpoints.*/step-*") if damaged_file(one)]
-        print(f"{path.name}: not finished")
-        for one in damaged:
-            print(printable(f"{path.name}: the checkpoint {one.name} is damaged; the next run goes on without it"))
-        return bool(damaged)
-    artifact = Artifact(store, kind, fingerprint_of(path / "manifest.json"))
+    artifact = Artifact(store, kind, fingerprint_of(path / MANIFEST))
     artifact.path, artifact.lease = path, store / ".leases" / f"{path.name}.json"
     if not _problems(artifact):
         return False
-    lease = Lease(artifact.lease, "verify")
-    with lease.acquire(wait=True, waiting=lambda holder: print(f"{path.name}: waiting for {holder}", file=sys.stderr)):
+    with Lease(artifact.lease, "verify").acquire(wait=True, waiting=partial(_say_held, path)):
         problems = _problems(artifact)  # again: whoever held the lease may have made it anew
         for problem in problems:
             print(printable(f"{path.name}: {problem}; undone, the next run (or import) makes it again"))

@@ -34,7 +34,7 @@ from pipeline.events import Events
 from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job
 from pipeline.lease import Lease
-from pipeline.placement import check_placement
+from pipeline.placement import check_placement, this_machine
 from pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
 
 LOOK_AHEAD = 3
@@ -78,13 +78,16 @@ def soon(steps: Sequence[Step], step: Step) -> list[Step]:
 
 
 class Pace:
-    """Seconds that a step has left, by the pace since its first result: the start of its workers is not in it."""
+    """Seconds that a step has left: the start of its workers is not counted.
 
-    def __init__(self) -> None:
-        self.first: tuple[float, int] | None = None
+    begun: when the first worker could begin (time.monotonic), with `known` done before; None: at the first result.
+    """
+
+    def __init__(self, begun: float | None = None, known: int = 0) -> None:
+        self.first = None if begun is None else (begun, known)
 
     def left_s(self, done: int, of: int) -> float | None:
-        """Return the seconds left after `done` of `of`; None at the first result, which has no pace yet."""
+        """Return the seconds left after `done` of `of`; None where nothing was done since the clock began."""
         now = time.monotonic()
         self.first = self.first or (now, done)
         since, known = self.first
@@ -241,13 +244,12 @@ class Executor:
                 "message",
                 text="joining the Ray cluster" if cluster.joined() else "starting Ray",
             )
-            cluster.start_ray(self.gpus)
+            todo = [s for s in self.plan.steps.values() if not (self._artifact(s).path / MANIFEST).exists()]
+            if not cluster.joined():
+                check_placement(todo, this_machine(), "this machine", alone=True)
+            cluster.start_ray(self.gpus, self.scratch / "ray.log")
             self._ray = True
-            if cluster.joined():
-                import ray
-
-                nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-                todo = (s for s in self.plan.steps.values() if not (self._artifact(s).path / MANIFEST).exists())
+            if cluster.joined() and (nodes := cluster.nodes()) is not None:
                 check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
 
     def _artifact(self, step: Step) -> Artifact:
@@ -274,13 +276,13 @@ class Executor:
         todo = [shard for shard in shards if shard.index not in records]
         why = "resumed" if records else state.why
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
-        begun, tokens, pace = time.monotonic(), 0.0, Pace()
-        made = self._workers(job, len(todo)).map(job, todo, partial(self._worker, show), self._say) if todo else ()
-        for index, record in made:
+        known, tokens = len(records), 0.0
+        workers: Any = self._workers(job, len(todo)) if todo else None
+        for index, record in workers.map(job, todo, partial(self._worker, show), self._say) if todo else ():
             records[index] = record
             tokens += record["stats"].get("tokens", 0)
-            spent, done = time.monotonic() - begun, len(records)
-            eta = pace.left_s(done, len(shards))
+            done, spent = len(records), time.monotonic() - workers.ready_at
+            eta = Pace(workers.ready_at, known).left_s(done, len(shards))
             self.events("shard", **show, done=done, of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
         return self._manifest(job, ordered, _summary(job, ordered))

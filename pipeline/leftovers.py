@@ -1,12 +1,14 @@
 """What killed runs leave on a machine outside their store: temporary folders, and Ray's agents, which notice the end of
 their raylet a minute later. The next run removes them, and never what belongs to a live process.
 
-The workers' temporary folder is <tmp>/sparring-<pid>-<start time of the pid>.
+The workers' temporary folder is <tmp>/sparring-<machine>-<pid>-<start time of the pid>: a container or another host
+that shares <tmp> has other pids.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -15,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.lease import started
+from pipeline.lease import machine, started
 
-FOLDER = re.compile(r"sparring-(\d+)-(\d+)")
+FOLDER = re.compile(r"sparring-([0-9a-f]{8})-(\d+)-(\d+)")
 SESSION = re.compile(r"session_[\w-]+")
 AGENTS = ("ray/dashboard/agent.py", "ray/_private/runtime_env/agent/main.py")
 
@@ -38,7 +40,8 @@ def remove() -> None:
     """Remove the folders of processes of this user that are gone, and end the agents whose raylet is."""
     for path in Path(tempfile.gettempdir()).glob("sparring-*"):
         named = FOLDER.fullmatch(path.name)
-        if named and path.stat().st_uid == os.getuid() and started(int(named[1])) != named[2]:
+        ours = named and named[1] == _machine() and path.stat().st_uid == os.getuid()
+        if named and ours and started(int(named[2])) != named[3]:
             shutil.rmtree(path, ignore_errors=True)
     for agent in _orphans():
         with contextlib.suppress(psutil.Error):
@@ -46,7 +49,11 @@ def remove() -> None:
 
 
 def _place(pid: int) -> Path:
-    return Path(tempfile.gettempdir()) / f"sparring-{pid}-{started(pid)}"
+    return Path(tempfile.gettempdir()) / f"sparring-{_machine()}-{pid}-{started(pid)}"
+
+
+def _machine() -> str:
+    return hashlib.sha256(machine().encode()).hexdigest()[:8]
 
 
 def _orphans() -> list[psutil.Process]:

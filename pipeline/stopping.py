@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-AGAIN = "run the same command again to resume."
+RUN_AGAIN = "run the same command again to resume."
 
 
 _received: list[int] = []
@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):
 def terminate(number: int, _frame: FrameType | None) -> None:
     """Handle SIGTERM."""
     _received.append(number)
-    raise Stopped(f"stopped; {AGAIN}", number)
+    raise Stopped(f"stopped; {RUN_AGAIN}", number)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import SparringError
+from pipeline.fingerprint import digest
 from pipeline.job import Job, sha256_file
 
 MARKER = "complete.json"
@@ -40,20 +44,42 @@ def latest(job: Job) -> tuple[Path, int] | None:
 
 
 def drop_damaged(job: Job) -> list[str]:
-    """Remove the newest checkpoints as long as their bytes are not those that were written; return a line for each."""
+    """Remove the checkpoints whose bytes are not those that were written; return a line for each."""
     lines = []
-    while (found := latest(job)) and (bad := damaged_file(found[0])):
-        shutil.rmtree(found[0])
-        lines.append(f"the checkpoint of optimizer step {found[1]} is damaged ({bad}) and was removed")
+    for path in sorted(root(job).glob("step-*")):
+        marker = _marker(path)
+        if marker and marker["bound"] != binding(job):
+            continue
+        if bad := damage(path):
+            shutil.rmtree(path, ignore_errors=True)
+            lines.append(f"the checkpoint {path.name} is damaged ({bad}) and was removed")
     return lines
 
 
-def damaged_file(path: Path) -> str | None:
-    """Return the name of a file whose bytes are not those that a checkpoint's marker names, None where all are."""
-    recorded = _marker(path).get("files", {})
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint that has a marker, None where nothing is or none was written."""
+    if not (path / MARKER).exists():
+        return None
+    recorded = _marker(path).get("files")
+    if recorded is None:
+        return f"{MARKER} is not what was written"
+    return next((name for name, found in hashes(path, recorded).items() if found != recorded[name]), None)
+
+
+def hashes(path: Path, names: Iterable[str] | None = None, rank: int | None = None) -> dict[str, dict[str, Any] | None]:
+    """Return size and sha256 of a checkpoint's files by name, None for one that is not there.
+
+    rank: only those that this rank has written, by their names; rank 0 has written what names none.
+    """
+    found = (str(item.relative_to(path)) for item in path.rglob("*") if item.is_file()) if names is None else names
+    chosen = [name for name in sorted(found) if rank is None or _writer(name) == rank]
     with ThreadPoolExecutor() as pool:
-        hashes = pool.map(lambda name: _hash(path / name), recorded)
-        return next((name for name, found in zip(recorded, hashes, strict=True) if found != recorded[name]), None)
+        return dict(zip(chosen, pool.map(lambda name: _hash(path / name), chosen), strict=True))
+
+
+def _writer(name: str) -> int:
+    named = re.search(r"zero_pp_rank_(\d+)_", name)
+    return int(named[1]) if named else 0
 
 
 def staged(job: Job, step: int) -> Path:
@@ -61,13 +87,12 @@ def staged(job: Job, step: int) -> Path:
     return root(job) / f"step-{step:06d}.{job.attempt}"
 
 
-def seal(path: Path, step: int, bound: dict[str, Any]) -> None:
-    """Write the marker: from here on the checkpoint counts."""
-    names = [str(p.relative_to(path)) for p in sorted(path.rglob("*")) if p.is_file()]
-    with ThreadPoolExecutor() as pool:
-        files = dict(zip(names, pool.map(lambda name: _hash(path / name), names), strict=True))
+def seal(path: Path, step: int, bound: dict[str, Any], files: Mapping[str, Any] | None = None) -> None:
+    """Write the marker: from here on the checkpoint counts. files: what `hashes` returned, over all ranks."""
+    files = hashes(path) if files is None else files
     temporary = path / f"{MARKER}.tmp"
-    temporary.write_text(json.dumps({"step": step, "bound": bound, "files": files}))
+    body = {"step": step, "bound": bound, "files": files}
+    temporary.write_text(json.dumps({**body, "seal": digest(body)}))
     sync(temporary)
     temporary.rename(path / MARKER)
     sync(path)
@@ -98,11 +123,9 @@ def _marker(path: Path) -> dict[str, Any]:
     """Return what a checkpoint's marker says, {} where it is not there or not what `seal` writes."""
     try:
         marker = json.loads((path / MARKER).read_text())
-        sizes = [entry["bytes"] + len(entry["sha256"]) for entry in marker["files"].values()]
-        whole = isinstance(marker["step"], int) and bool(sizes) and "bound" in marker
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return dict(marker) if marker.pop("seal") == digest(marker) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SparringError):
         return {}
-    return dict(marker) if whole else {}
 
 
 def _complete(path: Path, bound: dict[str, Any]) -> int:

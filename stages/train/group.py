@@ -16,21 +16,21 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline import cluster
 from pipeline.errors import TrainingFault
+from pipeline.faults import PLACEMENT_S, Patience
 from pipeline.job import Job
 from stages.train import endings, memory, term, worker
 from stages.train.config import TrainRuntime
-from stages.train.room import STOP, room
+from stages.train.room import STOP, WAITING, room
 
 POLL_S = 0.2
-SILENCE_S = 30.0
-"""Seconds without a worker before that is said, and from one time to the next."""
-PLACEMENT_S = 1800.0
-"""Seconds that a group has to be placed and started: others may hold what it waits for, but nothing waits for ever."""
+START_S = 60.0
+"""Seconds after which Ray Train tries anew to place a group; it would do so for ever."""
 SAVING_S = 900.0
 """Seconds that the workers have to save their state once the run is told to end."""
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_S),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -64,7 +64,9 @@ class Watching(UserCallback):
         self.job, self.host, self.kills = job, socket.gethostname(), memory.kernel_kills()
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, BaseException]) -> None:
-        """Have training go on with fewer pairs in a forward pass where memory ran out."""
+        """Note that workers are waited for anew; where memory ran out, with fewer pairs in a forward pass."""
+        with contextlib.suppress(OSError):
+            (room(self.job) / WAITING).touch()
         by_kernel = socket.gethostname() == self.host and memory.kernel_kills() > self.kills
         for rank, error in worker_exceptions.items():
             cause = getattr(error, "health_check_failure", error)
@@ -90,8 +92,8 @@ def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> Train
 
     with _environment():
         thread = threading.Thread(target=drive, name="ray-train", daemon=True)
-        thread.start()
         wait = _Wait(job, say)
+        thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
             if asked():
@@ -105,37 +107,39 @@ def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> Train
 
 
 class _Wait:
-    """How long the driver waits for a group's workers: to begin, and to save once the run is told to end."""
+    """How long the driver waits: for workers to begin, at first and after a death, and to save once told to end."""
 
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
-        self.job, self.say = job, say
-        self.logs = set(room(job).glob("rank-*.log"))
-        self.begun = time.monotonic()
-        self.said = self.told = 0.0
+        self.job, self.say, self.told = job, say, 0.0
+        self.patience: Patience | None = None
+        (room(job) / WAITING).touch()
 
     def is_over(self, number: int) -> bool:
         """Return whether a signal `number` ends the wait (0: none came); TrainingFault when no worker comes in time."""
-        now = time.monotonic()
-        working = set(room(self.job).glob("rank-*.log")) > self.logs
+        waits = (room(self.job) / WAITING).exists()
         if number:
-            if not self.told and working:
-                self.say("the workers save their state after this optimizer step; a second signal ends the run at once")
-            self.told = self.told or now
-            return not working or now - self.told > SAVING_S
-        waited = now - self.begun
-        if working or waited < SILENCE_S:
-            return False
+            if not self.told and not waits:
+                self.say(
+                    "the workers save their state after this optimizer step; a second signal ends the run at once, "
+                    f"as does their silence of {SAVING_S:.0f} s"
+                )
+            self.told = self.told or time.monotonic()
+            return waits or time.monotonic() - self.told > SAVING_S
+        self.patience = (self.patience or Patience()) if waits else None
+        if self.patience:
+            self._look(self.patience)
+        return False
+
+    def _look(self, patience: Patience) -> None:
         runtime = TrainRuntime(**self.job.runtime)
         wanted = f"{runtime.workers} training workers with {runtime.cpus} CPUs and {runtime.gpus} GPUs each"
-        if waited > PLACEMENT_S:
+        if patience.waited_s > PLACEMENT_S:
             raise TrainingFault(
                 f"{wanted} could not be placed in {PLACEMENT_S:.0f} s: others hold what they need, or a node is gone. "
                 "Lower hardware.workers, or wait for the others; then run again."
             )
-        if now - self.said > SILENCE_S:
-            self.said = now
-            self.say(f"waiting for {wanted}, {waited:.0f} s so far, at most {PLACEMENT_S:.0f} s")
-        return False
+        if patience.is_due():
+            self.say(f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {PLACEMENT_S:.0f} s")
 
 
 def _trainer(job: Job) -> TorchTrainer:
@@ -151,7 +155,9 @@ def _trainer(job: Job) -> TorchTrainer:
         run_config=RunConfig(
             name="ray",
             storage_path=str(room(job)),
-            failure_config=FailureConfig(max_failures=runtime.max_failures),
+            failure_config=FailureConfig(
+                max_failures=runtime.max_failures, controller_failure_limit=int(PLACEMENT_S // START_S)
+            ),
             callbacks=[Watching(job)],
         ),
     )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cluster, faults
-from pipeline.errors import EngineFault
+from pipeline.errors import DataError, EngineFault
 from pipeline.job import Job, Shard
 from pipeline.pool import Pool, side_by_side
 from stages.sample import stage
@@ -103,7 +103,35 @@ def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, rows: i
     with pytest.raises(EngineFault, match="not the prompts: the engine failed: CUDA error: an illegal memory access"):
         dict(pool.map(job, shards(rows, 16), lambda pid: None, said.append))
     pool.close()
-    assert len(said) == 2
+    assert [text.partition(": ")[2].partition(":")[0] for text in said] == [
+        "shard 0",
+        "shard 0",
+        f"1 prompt of shard {0 if rows < 33 else 1} alone",
+        f"1 prompt of shard {0 if rows < 33 else 2} alone",
+    ]
+    assert len((job.scratch / "loads").read_text()) == 4
+
+
+def test_a_worker_that_dies_while_it_loads_is_no_prompts_fault(tmp_path: Path) -> None:
+    job = light_job(tmp_path, "die loading", sick=[])
+    job.scratch.mkdir()
+    said: list[str] = []
+    pool = Pool(job, 2)
+    try:
+        with pytest.raises(EngineFault, match="failed 2 times while it loaded its models, before any prompt"):
+            dict(pool.map(job, shards(8, 4), lambda pid: None, said.append))
+    finally:
+        pool.close()
+    assert len(said) == 1 and "while it loaded its models, its worker died" in said[0]
+    assert len((job.scratch / "loads").read_text()) == 2
+
+
+def test_a_full_disk_is_one_line_and_no_second_try(tmp_path: Path) -> None:
+    job = light_job(tmp_path, "disk full", sick=[])
+    job.scratch.mkdir()
+    with pytest.raises(DataError, match="the disk is full"):
+        play(job, shards(4, 4))
+    assert len((job.scratch / "loads").read_text()) == 1
 
 
 def test_more_than_a_few_prompts_are_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +146,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     import ray
 
     monkeypatch.setattr(cluster, "joined", lambda: True)
-    monkeypatch.setattr("pipeline.pool.SILENCE_S", 0.5)
+    monkeypatch.setattr("pipeline.faults.SILENCE_S", 0.5)
     cores = int(ray.cluster_resources()["CPU"])
     made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
     job = replace(made, runtime={**made.runtime, "cpus": 1})
@@ -143,7 +171,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
 def test_a_step_that_ends_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr("pipeline.pool.SILENCE_S", 0.0)
+    monkeypatch.setattr("pipeline.faults.SILENCE_S", 0.0)
     job = light_job(tmp_path, "die", sick=[])
     pool = Pool(job, 1)
     ray.get([hand.pid.remote() for hand in pool.actors])

@@ -19,14 +19,15 @@ def test_folders_of_processes_that_are_gone(tmp_path: Path, monkeypatch: pytest.
     own = leftovers.own_folder()
     gone = subprocess.Popen(["true"])
     gone.wait()
-    dead = tmp_path / f"sparring-{gone.pid}-123"
-    reused = tmp_path / f"sparring-{os.getpid()}-1"  # another process had this pid
-    others = tmp_path / "sparring-notes"
-    for folder in (dead, reused, others):
+    mine = leftovers._machine()
+    dead = tmp_path / f"sparring-{mine}-{gone.pid}-123"
+    reused = tmp_path / f"sparring-{mine}-{os.getpid()}-1"  # another process had this pid
+    others, container = tmp_path / "sparring-notes", tmp_path / f"sparring-00000000-{gone.pid}-123"
+    for folder in (dead, reused, others, container):
         folder.mkdir()
     (dead / "vllm_dist_1").write_text("x")
     leftovers.remove()
-    assert {path.name for path in tmp_path.iterdir()} == {own.name, "sparring-notes"}
+    assert {path.name for path in tmp_path.iterdir()} == {own.name, others.name, container.name}
     leftovers.remove_own()
     assert not own.exists()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from pipeline import config
+from pipeline import cluster, commands, config
 from pipeline.build import build
+from pipeline.cli import main
 from pipeline.commands import check_here
 from pipeline.errors import ConfigError
 from pipeline.placement import check_placement
@@ -68,3 +71,63 @@ def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("pipeline.cluster.check_address", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # its nodes are asked when it is joined
     check_here(plan, states)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ([], []),
+        (["hardware.engines=2"], []),
+        (["hardware.engines=4"], ["hardware.engines=4", "hardware.cores_per_engine=1"]),
+        (
+            ["hardware.annotators=2", "hardware.annotator_cpus=2"],
+            ["hardware.annotators=2", "hardware.annotator_cpus=2"],
+        ),
+        (["hardware.kv_cache_gb=999"], ["hardware.kv_cache_gb=999", "24 GB"]),
+        (["hardware.kv_cache_gb=999", "sampler=transformers"], []),
+        (["sampler=server", "sampler.urls=[http://127.0.0.1:1]", "hardware.engines=9"], []),
+    ],
+)
+def test_one_machine_must_hold_all_workers_of_a_pool(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], keys: list[str]
+) -> None:
+    monkeypatch.setattr("pipeline.builder.os.cpu_count", lambda: 2)
+    steps = plan_of(*overrides).steps.values()
+    machine = [{"CPU": 2, "GPU": 0, "GB": 24.0}]
+    if not keys:
+        check_placement(steps, machine, "this machine", alone=True)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_placement(steps, machine, "this machine", alone=True)
+    assert all(key in str(caught.value) for key in keys)
+    if "hardware.kv_cache_gb=999" not in keys:  # on a cluster there are as many as it holds, at least one
+        check_placement(steps, TWO_CORES, "the cluster")
+
+
+@pytest.mark.parametrize(("visible", "left"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1,2,3", 2)])
+def test_gpus_that_are_hidden_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, left: int
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: H100'\necho 'GPU 1: H100'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cluster.gpu_count() == left
+
+
+@pytest.mark.parametrize(("profile", "code"), [(["hardware=cuda"], 2), (["hardware=h100x8"], 0), (["hardware=cpu"], 0)])
+def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], profile: list[str], code: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "gpu_count", lambda: 0)
+    monkeypatch.setattr(commands, "plan_of", lambda arms, assume: plan_of(*profile, f"paths.store={tmp_path}"))
+    assert main(["plan", *profile]) == code
+    shown = capsys.readouterr()
+    assert "steps, " in shown.out
+    assert ("can never be placed" in shown.err) == (code == 2)
+    assert ("to look at, not to run here" in shown.out) == (profile == ["hardware=h100x8"])

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import estimate
+from pipeline import estimate, faults
 from pipeline.errors import TrainingFault
 from pipeline.job import Input
 from pipeline.parameters import counted
@@ -55,7 +55,7 @@ def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
 def test_a_signal_ends_the_wait_for_workers_that_are_never_placed(
     ray_started: None, inputs: list[Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "SILENCE_S", 1.0)
+    monkeypatch.setattr(faults, "SILENCE_S", 1.0)
     seen: list[dict[str, Any]] = []
     job = train_job(tmp_path / "told", inputs, how=runtime(workers=2, cpus=99))
     with pytest.raises(Stopped, match="stopped at the beginning by SIGTERM"):
