@@ -129,6 +129,8 @@ class Pool:
                 if reference in self.starting:
                     hand = self.starting.pop(reference)
                     pid, made = self._there(hand, reference), None
+                elif reference not in self.running:  # of a worker that has been started anew meanwhile
+                    continue
                 else:
                     hand, shard, begun = self.running.pop(reference)
                     pid, made = self._made(reference, hand, shard, begun)
@@ -154,9 +156,9 @@ class Pool:
     def _there(self, hand: Any, reference: Any) -> int | None:
         """Return a worker's pid; only now does the time run that it may take to load its models."""
         self.pid_of[hand] = _sure(self.job, reference)
-        for reference, (other, shard, _) in self.running.items():
+        for call, (other, shard, _) in self.running.items():
             if other == hand:
-                self.running[reference] = (hand, shard, time.monotonic())
+                self.running[call] = (hand, shard, time.monotonic())
         return self.pid_of[hand]
 
     def _wait(self, patience: Patience, told: set[int]) -> None:
@@ -270,7 +272,8 @@ class Pool:
     def _refuse_permanent(self, hand: Any, tried: Callable[..., Shard], shard: Shard, fault: EngineFault) -> None:
         """EngineFault where two other prompts, each alone, fail in the same way."""
         own = [0, len(shard.payload["rows"]) - 1]
-        probes = [*(tried(one, [0]) for one in self.waiting), *(tried(shard, [place]) for place in own)][:2]
+        others = sorted(self.waiting, key=lambda one: self.deaths[one.index])
+        probes = [*(tried(one, [0]) for one in others), *(tried(shard, [place]) for place in own)][:2]
         for probe in probes:
             found = self._failure(hand, probe)
             if found is None or not alike(str(found), str(fault)):

@@ -180,7 +180,7 @@ def test_a_step_that_ends_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.M
         assert dict(pool.map(job, shards(2, 2), lambda pid: None, said.append))
     finally:
         pool.close()
-    assert said == []
+    assert not any("no worker answers" in text for text in said)
 
 
 class Sleeper:
