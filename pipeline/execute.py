@@ -203,6 +203,7 @@ class Executor:
         label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
         if step.spec.run:
+            resolve(step.spec.run)  # its imports take seconds; a signal meanwhile is not held back
             with stopping.held() as asked:
                 manifest = self._run_driver(job, show, state, asked)
         else:
