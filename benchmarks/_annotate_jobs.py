@@ -69,7 +69,7 @@ def identity(role: str, dtype: str = "float32", floor_quantile: float | None = N
 
 def runtime() -> dict[str, Any]:
     """Return the CPU profile's runtime settings: one actor on all cores."""
-    return asdict(ScoreRuntime(actors=1, cpus=os.cpu_count() or 1, gpus=0, urls={}))
+    return asdict(ScoreRuntime(actors=1, cpus=os.cpu_count() or 1, gpus=0, max_failures=2, urls={}))
 
 
 def job(role: str, inputs: Sequence[Input], folder: Path, dtype: str = "float32") -> Job:

@@ -125,6 +125,7 @@ def runtime(max_model_len: int) -> dict[str, Any]:
             max_model_len=max_model_len,
             engine_args={},
             urls=(),
+            max_failures=2,
             deadline_s=3600.0,
         )
     )

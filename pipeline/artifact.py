@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, SparringError
 from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job, Part, Shard, sha256_file
 
 MANIFEST = "manifest.json"
+LITTLE_BYTES = 64 * 2**20
+"""With less than this free, what could not be written failed for want of room."""
 _PART = re.compile(r"part-(\d{5})\.([0-9a-z]+)\.json$")
 
 
@@ -80,15 +82,20 @@ class Artifact:
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, None when there is none; CorruptManifest when it is not what was published."""
-        path = self.path / MANIFEST
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
+        path, raw = self.path / MANIFEST, self.raw()
+        if raw is None:
             return None
         manifest = _parse(path, raw)
         if manifest.fingerprint != self.fingerprint:
             raise CorruptManifest(f"{path}: names another step ({manifest.fingerprint[:16]}); it will be redone.")
         return manifest
+
+    def raw(self) -> bytes | None:
+        """Return the manifest's bytes, None when there is none."""
+        try:
+            return (self.path / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def missing_file(self, manifest: Manifest) -> str | None:
         """Return what is wrong with the files' presence and sizes (not their bytes), None when nothing is."""
@@ -133,7 +140,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
             raise ValueError("its seal does not match its text")
         files = tuple(File(**file) for file in body.pop("files"))
         return Manifest(files=files, **body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SparringError) as error:
         raise CorruptManifest(f"{path}: corrupt manifest ({error}); the step will be redone.") from None
 
 
@@ -141,7 +148,7 @@ def fingerprint_of(path: Path) -> str:
     """Return the fingerprint that a manifest file claims, zeros when it cannot be read."""
     try:
         return str(json.loads(path.read_bytes())["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "0" * 64
 
 
@@ -182,6 +189,7 @@ def write_part(job: Job, shard: Shard, part: Part, seconds: float) -> dict[str, 
                 )
             ),
             "attempt": job.attempt,
+            "code": job.code,
             "rows_in": part.rows_in,
             "rows_out": part.table.num_rows,
             "dropped": part.dropped,
@@ -194,13 +202,15 @@ def write_part(job: Job, shard: Shard, part: Part, seconds: float) -> dict[str, 
 
 
 def finished_parts(job: Job) -> dict[int, dict[str, Any]]:
-    """Return index -> record of the shards that are done for exactly this job; anything else found is ignored."""
+    """Return index -> record of the shards that are done for exactly this job by this code; others are ignored."""
     done: dict[int, dict[str, Any]] = {}
     inputs = {role: source.digest for role, source in sorted(job.inputs.items())}
     for path in sorted(job.out.glob("part-*.json")):
         match = _PART.search(path.name)
         record = _record(path)
         if not match or record.get("fingerprint") != job.fingerprint or record.get("inputs") != inputs:
+            continue
+        if record.get("code") != job.code:
             continue
         part = job.out / record["file"]["path"]
         if part.is_file() and sha256_file(part) == record["file"]["sha256"]:
@@ -211,19 +221,35 @@ def finished_parts(job: Job) -> dict[int, dict[str, Any]]:
 def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError):
+        whole = isinstance(record["file"]["path"], str) and isinstance(record["file"]["sha256"], str)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return dict(record) if whole else {}
 
 
-def publish(artifact: Artifact, manifest: Manifest) -> Manifest:
-    """Create the manifest exclusively and return the one that stands: ours, or the one that was first."""
+def damaged_part(path: Path) -> str | None:
+    """Return what is wrong with a finished shard, given its record's path; None where nothing is."""
+    record = _record(path)
+    if not record:
+        return "its record is not what was written"
+    part = path.parent / record["file"]["path"]
+    right = part.is_file() and sha256_file(part) == record["file"]["sha256"]
+    return None if right else f"{part.name} is not what was written"
+
+
+def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = None) -> Manifest:
+    """Create the manifest exclusively and return the one that stands: ours, or the one that was first.
+
+    replaces: the bytes of a stale manifest, which gives way only now that its successor is complete.
+    """
     body = asdict(manifest)
     body["files"] = [asdict(file) for file in manifest.files]
     text = json.dumps({**body, "seal": digest(body)}, indent=1)
     temporary = artifact.path / f".{MANIFEST}.{manifest.attempts[-1]}"
     with _disk_errors(artifact.path):
         write_text(temporary, text)
+        if replaces is not None and artifact.raw() == replaces:
+            os.replace(artifact.path / MANIFEST, artifact.path / f".{MANIFEST}.stale.{manifest.attempts[-1]}")
         try:
             os.link(temporary, artifact.path / MANIFEST)
         except FileExistsError:
@@ -255,6 +281,18 @@ def files_below(root: Path, names: dict[str, Path]) -> tuple[File, ...]:
     )
 
 
+def disk_is_full(error: BaseException, place: Path) -> bool:
+    """Return whether an error says that the disk is full, by its number, or by the words of who writes model files."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    if "No space left on device" in text or "Disk quota exceeded" in text:
+        return True
+    # torch's writer of zip files says only that less was written than it gave
+    short = any(words in text for words in ("write failed", "unexpected pos ", "PytorchStreamWriter failed writing"))
+    return short and shutil.disk_usage(place).free < LITTLE_BYTES
+
+
 class _disk_errors:
     """Turn a full disk into one message."""
 
@@ -272,6 +310,23 @@ class _disk_errors:
 def full_disk(place: Path) -> str:
     """Return the message for a full disk at `place`."""
     return f"{place}: the disk is full. Free space, or set paths.store to another disk, then run again: it resumes."
+
+
+def check_folder(key: str, folder: Path) -> None:
+    """ConfigError where nothing can be written into a folder, which need not be there yet; key: what has named it."""
+    try:
+        place = folder.absolute()
+        while not place.exists() and not place.is_symlink() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            kind = "a link to nothing" if place.is_symlink() and not place.exists() else "no folder"
+            raise ConfigError(f"{key}={folder}: {place} is {kind}; name a folder that can be written.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            why = "is on a read-only file system" if read_only else "may not be written by this user"
+            raise ConfigError(f"{key}={folder}: {place} {why}; name a folder that can be written.")
+    except OSError as error:
+        raise ConfigError(f"{key}={folder}: {error.strerror}; name a folder that can be written.") from None
 
 
 def check_target(path: Path, option: str) -> None:

@@ -22,18 +22,42 @@ Key = tuple[int, str]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return the book of the run in `folder`, {} when there is none that can be read."""
+    """Return the record of the run in `folder`, {} when there is none that can be read."""
     try:
-        book = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
+        content = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
-    return book if isinstance(book, dict) else {}
+    return content if _is_record(content) else {}
+
+
+def checked(folder: Path) -> dict[str, Any]:
+    """Return the record of the run in `folder`; DataError when it is not there, or not what `sparring run` writes."""
+    content = read(folder)
+    if not {"store", "overrides", "steps"} <= content.keys():
+        path = folder / "run.json"
+        raise DataError(f"{path}: no record of a run, or a damaged one; `sparring run` with its overrides mends it.")
+    return content
+
+
+def _is_record(content: Any) -> bool:
+    """Return whether what is there of a record has the types that `begin` and `note` write."""
+    try:
+        steps = [entry for row in content.get("steps", {}).values() for entry in row.values()]
+        planned = [name for row in content.get("planned", {}).values() for name in row.values()]
+        texts = [*content.get("overrides", []), content.get("store", ""), *content.get("pins", {}).values(), *planned]
+        texts += [
+            entry[name] for entry in steps for name in ("fingerprint", *(("content",) if "content" in entry else ()))
+        ]
+        numbers = [int(t) for name in ("steps", "planned") for t in content.get(name, {})]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all(isinstance(text, str) for text in texts) and min(numbers, default=0) >= 0
 
 
 def opened(runs: Path, run: str) -> tuple[Path, dict[str, Any]]:
     """Return folder and book of a run, or of an arm (`myrun/experiment=sppo`); DataError when nothing is made."""
     folder = runs / run
-    content = read(folder)
+    content = checked(folder) if (folder / "run.json").exists() else {}
     if content.get("steps"):
         return folder, content
     if content:

@@ -120,6 +120,7 @@ class Builder:
             max_model_len=config.prompts.max_tokens + sampler.max_tokens,
             engine_args=speed_only,
             urls=sampler.urls,
+            max_failures=hardware.max_failures,
             deadline_s=hardware.shard_deadline_s or _deadline_s(identity, hardware.expect),
         )
         return self.step(t, label, SAMPLE, identity, runtime, {"prompts": prompts, "policy": policy})
@@ -146,7 +147,7 @@ class Builder:
 
     def scorers(self, judge: JudgeConfig) -> ScoreRuntime:
         pool, urls = self.pool(), judges.servers(judge)
-        return ScoreRuntime(actors=pool.actors, cpus=pool.cpus, gpus=pool.gpus, urls=urls)
+        return ScoreRuntime(**asdict(pool), urls=urls)
 
     def pool(self) -> PoolRuntime:
         hardware = self.config.hardware
@@ -154,6 +155,7 @@ class Builder:
             actors=hardware.annotators,
             cpus=hardware.annotator_cpus or _share(hardware.annotators),
             gpus=hardware.annotator_gpus,
+            max_failures=hardware.max_failures,
         )
 
     def prompts(self) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from pipeline import stopping
@@ -29,6 +31,9 @@ Command = Callable[[str, str, str], argparse.ArgumentParser]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error that the user can mend, 130 when interrupted, 143 when terminated."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no letter for a character shows another one
+            stream.reconfigure(errors="replace")
     arguments = _arguments(argv)
     signal.signal(signal.SIGTERM, stopping.terminate)
     try:
@@ -40,17 +45,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(stop))
         return 128 + stop.number
     except KeyboardInterrupt:
-        _say(f"stopped; {stopping.AGAIN}")
-        return 128 + signal.SIGINT
+        _say(f"stopped; {stopping.RUN_AGAIN}")
+        return 128 + stopping.received()
     except BrokenPipeError:
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _say(f"error: the disk is full ({error}). Free space, then run again: it resumes.")
-            return 2
-        log = _crash_log()
-        _say(f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.")
-        return 1
+        if not (known := _not_ours(error)):
+            log = _crash_log()
+            _say(f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.")
+            return 1
+        _say(f"error: {known}")
+        return 2
+
+
+NETWORK = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
+
+
+def _not_ours(error: Exception) -> str | None:
+    """Return what is said of an error of the file system, the network or Ray; None of one that is our own fault."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    package = type(error).__module__.partition(".")[0]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({first}). Free space, then run again: it resumes."
+    if isinstance(error, ConnectionError | TimeoutError) or package in NETWORK:
+        return f"the network: {first}. Check the address and the connection, then run again: it resumes."
+    if isinstance(error, OSError) and error.strerror:
+        place = error.filename if error.filename is not None else "the file system"
+        return f"{place}: {error.strerror}. Mend it, or name another place (paths.store, paths.runs); then run again."
+    if package == "ray":
+        return f"Ray: {first}. Run the same command again to resume."
+    return None
 
 
 def _say(text: str) -> None:
@@ -81,6 +105,7 @@ def _crash_log() -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sparring", description="Iterative self-play preference optimization.")
+    parser.add_argument("--version", action="version", version=f"sparring {version('sparring')}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, help_: str, call: str) -> argparse.ArgumentParser:
@@ -106,6 +131,9 @@ def _add_runs(command: Command) -> None:
         if name == "plan":
             sub.add_argument("--why", action="store_true", help="say how a step differs from the nearest artifact")
             sub.add_argument("--config", action="store_true", help="print the resolved configuration instead")
+        sub.add_argument(
+            "--redo", action="append", default=[], metavar="STEP", help="make the steps of this kind or label again"
+        )
         sub.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. iterations=3 experiment=sppo")
 
 

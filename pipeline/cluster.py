@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -9,11 +10,17 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SparringError
+from pipeline import leftovers
+from pipeline.errors import ConfigError, SparringError
 
 PACKAGES = (
     "torch",
@@ -30,11 +37,14 @@ PACKAGES = (
 
 
 def gpu_count() -> int:
-    """Return how many GPUs nvidia-smi lists; 0 without it."""
+    """Return how many GPUs nvidia-smi lists, of those that CUDA_VISIBLE_DEVICES leaves; 0 without it."""
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    left = [one for one in (visible or "").split(",") if one.strip() not in ("", "-1", "NoDevFiles")]
+    return there if visible is None else min(there, len(left))
 
 
 def hardware() -> dict[str, Any]:
@@ -79,41 +89,153 @@ def joined() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def start_ray(gpus: int) -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local one bound to loopback."""
+LOST_S = 10
+"""Seconds after which Ray's processes on one machine give up a GCS that is gone, which nobody starts again there."""
+
+
+def start_ray(gpus: int, log: Path | None = None) -> None:
+    """Join the cluster of RAY_ADDRESS, or start a local one bound to loopback; log: a file for what Ray itself prints.
+
+    A signal meanwhile ends it as it would anywhere else.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    if not joined():
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(LOST_S))  # agents outlive nobody by more
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        _init(gpus)
+    except SystemExit as end:  # Ray's own handler of SIGTERM, while it starts
+        if end.code == signal.SIGTERM and callable(terminate):
+            terminate(signal.SIGTERM, None)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the driver without a word
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        ray._private.worker.print_to_stdstream = partial(_to_log, log)  # a dead raylet's last hundred lines
+
+
+def _to_log(log: Path, printed: dict[str, Any], **_: Any) -> None:
+    with contextlib.suppress(OSError), log.open("a") as file:
+        file.write("\n".join(printed["lines"]) + "\n")
+
+
+def is_local() -> bool:
+    """Return whether all workers are processes of this machine."""
+    import ray
+
+    return not joined() or len(ray.nodes()) == 1
+
+
+def nodes() -> list[dict[str, float]] | None:
+    """Return the resources of every machine of the joined cluster; None where an autoscaler adds others on demand."""
+    import ray
+
+    scales = ray._private.state.state.get_max_resources_from_cluster_config()
+    return None if scales else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _init(gpus: int) -> None:
+    import ray
+
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if joined():
-        check_address(os.environ["RAY_ADDRESS"])
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise SparringError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {first} {REMEDY}.") from None
     else:
-        ray.init(
-            address="local",  # never a cluster that happens to run here
-            num_cpus=os.cpu_count(),
-            num_gpus=gpus,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=256 * 2**20,
-            **quiet,
-        )
-    signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the driver without a word
+        leftovers.remove()
+        os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
+        with _temporary_files_in(leftovers.own_folder()):  # Ray's processes take over this environment
+            ray.init(
+                address="local",  # never a cluster that happens to run here
+                num_cpus=os.cpu_count(),
+                num_gpus=gpus,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                object_store_memory=256 * 2**20,
+                **quiet,
+            )
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the local one and what its workers left in the temporary folder."""
+    import ray
+
+    ray.shutdown()
+    leftovers.remove_own()
+
+
+def check_alive() -> None:
+    """SparringError when a process of the local Ray is gone: nothing that is waited for will come then."""
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is not None and not joined():
+        for kind, _ in node.dead_processes():
+            raise SparringError(
+                f"Ray's process {kind} ended: it was killed, or the machine is out of memory. Run the same command "
+                "again to resume."
+            )
+
+
+ANSWER_S = 30.0
+"""Seconds that a cluster has to answer."""
+ASK = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)
+"""
+REMEDY = (
+    "write host:port of the head node, as `ray start --head` prints it, or unset RAY_ADDRESS to run on this machine"
+)
 
 
 def check_address(address: str) -> None:
-    """SparringError when nobody listens at host:port; Ray itself would try for minutes. Other forms are its own."""
-    host, _, port = address.rpartition(":")
-    if not host or "//" in host or not port.isdigit():
+    """ConfigError when no Ray cluster answers at host:port; Ray itself would try for minutes, then end the process."""
+    if address == "auto":  # Ray looks for a cluster that was started on this machine, and says at once if there is none
         return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"RAY_ADDRESS={address}: not the address of a cluster; {REMEDY}.")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise SparringError(f"RAY_ADDRESS={address}: no cluster answers ({error}); unset it to run here.") from None
+        raise ConfigError(f"RAY_ADDRESS={address}: nobody answers ({error}); {REMEDY}.") from None
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, address], capture_output=True, text=True, check=False, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode:
+        said = done.stderr if done else ""
+        if "token" in said.lower() or "unauthenticated" in said.lower():
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: the cluster refuses this machine's token; copy the head node's token file to "
+                "~/.ray/auth_token here, or set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)."
+            )
+        raise ConfigError(f"RAY_ADDRESS={address}: what answers there is no Ray cluster of this version; {REMEDY}.")
 
 
 def _cpu_name() -> str:

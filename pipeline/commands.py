@@ -18,14 +18,25 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import book, cluster, config, estimate, hub
-from pipeline.artifact import Artifact, Manifest, check_target, fingerprint_of, write_text
+from pipeline.artifact import (
+    MANIFEST,
+    Artifact,
+    Manifest,
+    check_folder,
+    check_target,
+    damaged_part,
+    fingerprint_of,
+    write_text,
+)
 from pipeline.build import build
+from pipeline.code_digest import described, other_code, redone
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
 from pipeline.events import Events
 from pipeline.execute import Executor
 from pipeline.job import Input
 from pipeline.lease import Lease, LeaseHeld
+from pipeline.placement import check_placement, this_machine
 from pipeline.plain import printable
 from pipeline.plan import Plan, State, Step, explain, inspect
 from pipeline.prompt_count import dealt_again
@@ -33,6 +44,7 @@ from pipeline.report.table import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
 from stages.sample import embedded
+from stages.train import checkpoint
 
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
@@ -50,6 +62,9 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
+    first = next(iter(configs.values()))
+    check_folder("paths.store", Path(first.paths.store))
+    check_folder("paths.runs", Path(first.paths.runs) / first.run.name)
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
         check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
@@ -79,7 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
     plan = plan_of(arms)
     first = _first(plan)
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
-    states = inspect(plan, store)
+    redo = redone(plan, arguments.redo)
+    states = inspect(plan, store, redo)
+    check_here(plan, states)
     with ExitStack() as held:
         for arm in arms:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
@@ -91,11 +108,21 @@ def run(arguments: argparse.Namespace) -> None:
             _begin(plan, arm, overrides)
         if not todo:
             _link_all(plan, store, states)
+            _print_other_code(plan, states)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
-            _execute(plan, store, folder)
+            _execute(plan, store, folder, redo)
     for arm in arms:
         print_report(_arm_folder(plan, arm), store, _console())
+
+
+def check_here(plan: Plan, states: dict[str, State]) -> None:
+    """ConfigError where what is to do can never run: no cluster answers, or this machine cannot hold its workers."""
+    todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
+    if todo and cluster.joined():
+        cluster.check_address(os.environ["RAY_ADDRESS"])
+    elif todo:
+        check_placement(todo, this_machine(), "this machine", alone=True)
 
 
 def _console() -> Console:
@@ -106,11 +133,15 @@ def _console() -> Console:
 def _run_lease(folder: Path) -> Lease:
     lease = Lease(folder / ".lease.json", f"run {folder.name}")
     try:
-        return lease.acquire(wait=False)
+        return lease.acquire(wait=False, waiting=partial(_say_held, folder))
     except LeaseHeld as error:
         raise LeaseHeld(
             f"{folder} is already being driven by {error}. Wait for it, stop it, or choose another run.name."
         ) from None
+
+
+def _say_held(folder: Path, holder: str) -> None:
+    print(printable(f"{folder} is held by {holder}"), file=sys.stderr)
 
 
 def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
@@ -159,9 +190,9 @@ def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
         )
 
 
-def _execute(plan: Plan, store: Path, folder: Path) -> None:
+def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> None:
     events = Events(folder / "events.jsonl")
-    states = inspect(plan, store)
+    states = inspect(plan, store, redo)
     todo = sum(state.kind != "hit" for state in states.values())
     events(
         "message",
@@ -169,6 +200,8 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
     )
     for line in _redealt(plan, states):
         events("message", text=line)
+    if differs := other_code(plan, states):
+        events("message", text=described(differs))
     watch = Watch(plan, folder, store, partial(_say, events))
     try:
         Executor(
@@ -179,6 +212,7 @@ def _execute(plan: Plan, store: Path, folder: Path) -> None:
             events=events,
             on_done=partial(_done, plan, store, watch),
             gpus=cluster.gpu_count(),
+            redo=redo,
             wanted=watch.wanted,
         ).execute()
         watch.end()
@@ -223,23 +257,29 @@ def plan(arguments: argparse.Namespace) -> None:
         for overrides in arms.values():
             print(config.render(config.load(overrides)))
         return
-    _print_plan(plan_of(arms, assume=True), arguments.why)
+    plan = plan_of(arms, assume=True)
+    _print_plan(plan, arguments.why, redone(plan, arguments.redo))
 
 
 def status(arguments: argparse.Namespace) -> None:
     """Print the steps of a run that was begun, from the overrides it recorded."""
     folder = Path(arguments.runs) / arguments.run
-    books = {p.parent.name if p.parent != folder else "": book.read(p.parent) for p in sorted(folder.rglob("run.json"))}
-    arms = {arm: found["overrides"] for arm, found in books.items() if "overrides" in found}
+    records = {p.parent.name if p.parent != folder else "": p.parent for p in sorted(folder.rglob("run.json"))}
+    arms = {arm: book.checked(place)["overrides"] for arm, place in records.items()}
     if not arms:
         begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
         raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
     _print_plan(plan_of(arms), arguments.why)
 
 
-def _print_plan(plan: Plan, why: bool) -> None:
+def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
+    if differs := other_code(plan, states):
+        print(described(differs))
+
+
+def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> None:
     store = Path(_first(plan).paths.store)
-    states, known = inspect(plan, store), estimate.manifests(store)
+    states, known = inspect(plan, store, redo), estimate.manifests(store)
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
         table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
@@ -272,8 +312,15 @@ def _print_plan(plan: Plan, why: bool) -> None:
     billed = estimate.bill(_first(plan), whole) if todo else None
     if billed:
         console.print(billed, highlight=False)
+    _print_other_code(plan, states)
     for line in _of_the_hub(plan):
         console.print(line, markup=False, highlight=False)
+    try:
+        check_here(plan, states)
+    except ConfigError as error:
+        if _first(plan).hardware.name in config.DETECTED:  # the profiles of whatever machine they are used on
+            raise
+        console.print(f"to look at, not to run here: {error}", markup=False, highlight=False)
 
 
 def _of_the_hub(plan: Plan) -> list[str]:
@@ -298,8 +345,11 @@ def _origin(manifest: Manifest) -> str:
     return f"imported from {manifest.summary['provenance']['path']}" if manifest.imported else "of another run"
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Print the table of every arm of the runs and their comparison; write the page, and the figures as JSON."""
+def report(arguments: argparse.Namespace) -> int:
+    """Print the table of every arm of the runs and their comparison; write the page, and the figures as JSON.
+
+    2 where the store has lost a part of what the runs have made: the rest is shown, and what is missing is named.
+    """
     from pipeline.report import arms, numbers
     from pipeline.report.compare import compare
     from pipeline.report.differences import print_differences
@@ -316,6 +366,10 @@ def report(arguments: argparse.Namespace) -> None:
     if to:
         _write(to, numbers.as_json(found, compared))
     print(printable(str(page.write(runs / names[0] / "report.html", found, compared))))
+    lost = [line for line in map(arms.missing, found) if line]
+    for line in lost:
+        print(printable(f"error: {line}"), file=sys.stderr)
+    return 2 if lost else 0
 
 
 def _write(to: Path, text: str) -> None:
@@ -341,24 +395,35 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
 def verify(arguments: argparse.Namespace) -> int:
     """Re-hash every artifact; a corrupt one is named and undone, so that the next run makes it again."""
     store = Path(arguments.store)
+    if not store.is_dir():
+        raise DataError(f"--store {store}: there is no such folder; name the store (paths.store).")
     bad = 0
     paths = sorted(p for p in store.glob("*-????????") if p.is_dir())
     for path in paths:
         kind, _, _ = path.name.rpartition("-")
-        bad += _verify_one(store, kind, path)
+        bad += _verify_one(store, kind, path) if (path / MANIFEST).exists() else _verify_unfinished(path)
     print(f"{store}: {len(paths)} artifacts, {bad} corrupt")
     return 2 if bad else 0
 
 
+def _verify_unfinished(path: Path) -> bool:
+    """Say what of an unfinished step is there; the next run leaves out what is damaged by itself."""
+    checkpoints, parts = sorted(path.glob("checkpoints.*/step-*")), sorted(path.glob("part-*.json"))
+    damaged = {item.name: checkpoint.damage(item) for item in checkpoints}
+    damaged |= {item.name: damaged_part(item) for item in parts}
+    bad = {name: what for name, what in damaged.items() if what}
+    print(f"{path.name}: not finished; {len(parts)} shards and {len(checkpoints)} checkpoints, {len(bad)} corrupt")
+    for name, what in bad.items():
+        print(printable(f"{path.name}/{name}: {what}; the next run does not go on from it"))
+    return bool(bad)
+
+
 def _verify_one(store: Path, kind: str, path: Path) -> bool:
-    if not (path / "manifest.json").exists():
-        print(f"{path.name}: not finished")
-        return False
-    artifact = Artifact(store, kind, fingerprint_of(path / "manifest.json"))
+    artifact = Artifact(store, kind, fingerprint_of(path / MANIFEST))
     artifact.path, artifact.lease = path, store / ".leases" / f"{path.name}.json"
     if not _problems(artifact):
         return False
-    with Lease(artifact.lease, "verify").acquire(wait=True):
+    with Lease(artifact.lease, "verify").acquire(wait=True, waiting=partial(_say_held, path)):
         problems = _problems(artifact)  # again: whoever held the lease may have made it anew
         for problem in problems:
             print(printable(f"{path.name}: {problem}; undone, the next run (or import) makes it again"))

@@ -58,11 +58,15 @@ def expand(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
     return arms
 
 
+DETECTED = ("cuda", "cpu")
+"""Hardware profiles of the machine at hand, with and without a GPU; others describe a machine of their own."""
+
+
 def detect_hardware(overrides: Sequence[str], gpus: int) -> list[str]:
     """Return overrides with hardware=auto (or none) replaced by what the machine has."""
     kept = [o for o in overrides if o.strip() != "hardware=auto"]
     named = any(o.strip().startswith("hardware=") for o in kept)
-    return kept if named else [*kept, f"hardware={'cuda' if gpus else 'cpu'}"]
+    return kept if named else [*kept, f"hardware={DETECTED[0 if gpus else 1]}"]
 
 
 def render(config: Config) -> str:

@@ -19,7 +19,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from pipeline.plain import printable
@@ -107,7 +106,6 @@ class _Bars:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=Console(file=stream),
         )
         self.tasks: dict[str, TaskID] = {}
@@ -124,7 +122,7 @@ class _Bars:
                     self.tasks[step],
                     total=record["of"],
                     completed=record["done"],
-                    rate=_rate({**record, "eta_s": 0}),
+                    rate=_rate(record),
                 )
             case "step_done" if step in self.tasks:
                 self.progress.update(self.tasks[step], rate=_short(record["rows"]))

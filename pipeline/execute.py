@@ -5,6 +5,7 @@ A step that is a hit costs a look at its manifest; Ray starts only when somethin
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import time
@@ -27,11 +28,14 @@ from pipeline.artifact import (
     publish,
     tidy,
 )
+from pipeline.code_digest import code_of
 from pipeline.errors import SparringError
 from pipeline.events import Events
+from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job
 from pipeline.lease import Lease
-from pipeline.plan import Plan, State, Step, input_digest, step_state
+from pipeline.placement import check_placement, this_machine
+from pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
 
 LOOK_AHEAD = 3
 """Steps whose workers are started early."""
@@ -73,6 +77,23 @@ def soon(steps: Sequence[Step], step: Step) -> list[Step]:
     return [one for one in coming if one.spec.prepare]
 
 
+class Pace:
+    """Seconds that a step has left: the start of its workers is not counted.
+
+    begun: when the first worker could begin (time.monotonic), with `known` done before; None: at the first result.
+    """
+
+    def __init__(self, begun: float | None = None, known: int = 0) -> None:
+        self.first = None if begun is None else (begun, known)
+
+    def left_s(self, done: int, of: int) -> float | None:
+        """Return the seconds left after `done` of `of`; None where nothing was done since the clock began."""
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        since, known = self.first
+        return (now - since) / (done - known) * (of - done) if done > known else None
+
+
 @dataclass(kw_only=True)
 class Executor:
     """Executes a plan; `states` grows as steps are found or made."""
@@ -84,6 +105,8 @@ class Executor:
     events: Events
     on_done: Callable[[Step, Manifest], None]
     gpus: int = 0
+    redo: frozenset[str] = frozenset()
+    """Steps to make again although they are there."""
     wanted: Callable[[Step], bool] = lambda step: True
     """Asked before each step; False leaves it out, and so every step that reads it must be."""
 
@@ -99,23 +122,25 @@ class Executor:
         try:
             for step in self.plan.steps.values():
                 made += self.wanted(step) and self._ensure(step)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first cause is what is said
+                self._close_pools(lambda pool: True)
+            raise
         finally:
             if self._ray:
-                import ray
-
                 try:
                     self._close_pools(lambda pool: True)
                 finally:
-                    ray.shutdown()
+                    cluster.stop_ray()
         return made
 
     def _ensure(self, step: Step) -> bool:
         artifact = Artifact(self.store, step.spec.kind, step.fingerprint)
-        state = step_state(self.plan, step, artifact, self.states)
+        state = self._state(step, artifact)
         if state.kind != "hit":
             lease = Lease(artifact.lease, f"run {self.run}")
             with lease.acquire(wait=True, waiting=partial(self._waiting, step)):
-                state = step_state(self.plan, step, artifact, self.states)
+                state = self._state(step, artifact)
                 if state.kind != "hit":
                     self.states[step.fingerprint] = self._make_or_adopt(step, artifact, state)
                     self._finish(step)
@@ -124,13 +149,17 @@ class Executor:
         self._finish(step)
         return False
 
+    def _state(self, step: Step, artifact: Artifact) -> State:
+        state = step_state(self.plan, step, artifact, self.states)
+        return to_redo(state) if step.fingerprint in self.redo else state
+
     def _make_or_adopt(self, step: Step, artifact: Artifact, state: State) -> State:
         """Make the step. Where another run was first in spite of the lease, its artifact is as good as ours."""
         try:
             self._make(step, artifact, state)
         except (SparringError, FileNotFoundError):
             self._close_pools(lambda pool: pool.loaded)
-            made = step_state(self.plan, step, artifact, self.states)
+            made = self._state(step, artifact)
             if made.kind == "hit":
                 return made
             raise
@@ -160,9 +189,9 @@ class Executor:
         self.on_done(step, manifest)
 
     def _make(self, step: Step, artifact: Artifact, state: State) -> None:
-        if state.kind == "stale":
-            self.events("message", text=f"{step.name}: {state.why}")
-            artifact.set_aside()
+        stale = artifact.raw() if state.kind == "stale" else None
+        if stale is not None:
+            self.events("message", text=f"{step.name}: {state.why}; it is replaced when its successor is complete")
         self._made_with = self._made_with or _surroundings()
         if step.spec.pool != "here":
             self._start_ray()
@@ -174,13 +203,12 @@ class Executor:
         label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
         if step.spec.run:
+            resolve(step.spec.run)  # its imports take seconds; a signal meanwhile is not held back
             with stopping.held() as asked:
-                self._publish(artifact, self._run_driver(job, show, state, asked), show)
+                manifest = self._run_driver(job, show, state, asked)
         else:
-            self._publish(artifact, self._run_shards(job, show, state), show)
-
-    def _publish(self, artifact: Artifact, manifest: Manifest, show: dict[str, Any]) -> None:
-        standing = publish(artifact, manifest)
+            manifest = self._run_shards(job, show, state)
+        standing = publish(artifact, manifest, stale)
         tidy(artifact, standing)
         self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
 
@@ -200,6 +228,7 @@ class Executor:
             out=artifact.path.absolute(),
             attempt=uuid.uuid4().hex[:8],
             scratch=self.scratch.absolute(),
+            code=digest(code_of(step.spec, step.identity)),
         )
 
     def _input(self, role: str, name: str) -> Input:
@@ -216,8 +245,16 @@ class Executor:
                 "message",
                 text="joining the Ray cluster" if cluster.joined() else "starting Ray",
             )
-            cluster.start_ray(self.gpus)
+            todo = [s for s in self.plan.steps.values() if not (self._artifact(s).path / MANIFEST).exists()]
+            if not cluster.joined():
+                check_placement(todo, this_machine(), "this machine", alone=True)
+            cluster.start_ray(self.gpus, self.scratch / "ray.log")
             self._ray = True
+            if cluster.joined() and (nodes := cluster.nodes()) is not None:
+                check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
+
+    def _artifact(self, step: Step) -> Artifact:
+        return Artifact(self.store, step.spec.kind, step.fingerprint)
 
     def _look_ahead(self, step: Step) -> None:
         """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
@@ -240,15 +277,14 @@ class Executor:
         todo = [shard for shard in shards if shard.index not in records]
         why = "resumed" if records else state.why
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
-        begun, tokens = time.monotonic(), 0.0
-        known = len(shards) - len(todo)
-        made = self._workers(job, len(todo)).map(job, todo, partial(self._worker, show), self._say) if todo else ()
-        for index, record in made:
+        known, tokens = len(records), 0.0
+        workers: Any = self._workers(job, len(todo)) if todo else None
+        for index, record in workers.map(job, todo, partial(self._worker, show), self._say) if todo else ():
             records[index] = record
             tokens += record["stats"].get("tokens", 0)
-            spent, done = time.monotonic() - begun, len(records) - known
-            eta = spent / done * (len(todo) - done)
-            self.events("shard", **show, done=len(records), of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
+            done, spent = len(records), time.monotonic() - workers.ready_at
+            eta = Pace(workers.ready_at, known).left_s(done, len(shards))
+            self.events("shard", **show, done=done, of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
         return self._manifest(job, ordered, _summary(job, ordered))
 
@@ -292,13 +328,12 @@ class Executor:
         )
 
     def _run_driver(self, job: Job, show: dict[str, Any], state: State, asked: Callable[[], int]) -> Manifest:
-        begun = time.monotonic()
+        begun, pace = time.monotonic(), Pace()
         self.events("step_started", **show, why=state.why, done=0, of=0, attempt=job.attempt)
 
         def report(fields: dict[str, Any]) -> None:
             name = "train_step" if "done" in fields else fields.pop("event", "worker")
-            spent = time.monotonic() - begun
-            extra = {"eta_s": spent / fields["done"] * (fields["of"] - fields["done"])} if fields.get("done") else {}
+            extra = {"eta_s": pace.left_s(fields["done"], fields["of"])} if fields.get("done") else {}
             self.events(name, **show, **{**extra, **fields})
 
         made = resolve(job.spec.run)(job, report, asked)
@@ -320,7 +355,11 @@ class Executor:
             "version": job.spec.version,
             "identity": job.identity,
             "inputs": {r: {"name": names[r], "digest": source.digest} for r, source in job.inputs.items()},
-            "made_with": {**self._made_with, "created": datetime.now(UTC).isoformat(timespec="seconds")},
+            "made_with": {
+                **self._made_with,
+                "modules": code_of(job.spec, job.identity),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
         }
 
 

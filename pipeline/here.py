@@ -29,12 +29,16 @@ def summary(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
 class Here:
     """Does one shard after another."""
 
+    ready_at = 0.0
+    """When the models of the step were loaded (time.monotonic)."""
+
     def map(
         self, job: Job, shards: list[Shard], worker: Callable[[int], None], say: Callable[[str], None]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """As Pool.map, without its second tries."""
         worker(os.getpid())
         made = make(job)
+        self.ready_at = time.monotonic()
         for shard in shards:
             begun = time.monotonic()
             yield shard.index, write_part(job, shard, made(shard), time.monotonic() - begun)

@@ -36,6 +36,8 @@ class StepSpec:
     run: str = ""
     prepare: str = ""
     """Job without inputs -> None: what a worker may do before its step's inputs exist, such as slow imports."""
+    modules: str = ""
+    """Identity -> names of the modules that the step takes by name, such as its oracle's: they are part of its code."""
     narrow: str = ""
     """(Shard, rows to keep) -> Shard, of a step whose shards can be tried in parts: a prompt that kills or hangs its
     worker is found, dropped and counted as `poison`."""
@@ -129,6 +131,8 @@ class Job:
     """Short random name of this attempt; files of an attempt carry it."""
     scratch: Path
     """A folder under the run for logs."""
+    code: str = ""
+    """Digest of the modules that compute it: shards and checkpoints of other code are not gone on with."""
 
 
 @dataclass(frozen=True, kw_only=True)

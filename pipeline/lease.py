@@ -1,8 +1,10 @@
 """A lease saves work, it is not what keeps artifacts safe: publishing is.
 
 A lease file names its holder (machine, pid, the pid's start time) and carries a counter that a thread moves. It is
-dead when its holder is a process of this machine that is gone, or when its counter has not moved for 60 s on the
-observer's own monotonic clock. Two holders by mistake only do the work twice.
+dead when its holder is a process of this machine that is gone, when neither its counter nor its time of change has
+moved for 60 s on the observer's own monotonic clock, or when it was last changed long before a file that the observer
+has just written beside it: no two machines' clocks are compared. So is one that may not be read. What is no lease is
+nobody's, since a lease appears whole. Two holders by mistake only do the work twice.
 """
 
 from __future__ import annotations
@@ -15,13 +17,19 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SparringError
+from pipeline.errors import DataError, SparringError
+from pipeline.faults import Patience
 
 BEAT_S = 2.0
 DEAD_AFTER_S = 60.0
+NOBODY: dict[str, Any] = {}
+"""Of a file that is no lease: a lease appears whole."""
+ABANDONED_S = 300.0
+"""A lease that much older than a new file is dead at once: more than a network file system may hide its changes."""
 
 
 class LeaseHeld(SparringError):
@@ -50,35 +58,72 @@ class Lease:
     def __init__(self, path: Path, owner: str) -> None:
         self.path = path
         self.token = uuid.uuid4().hex
-        self.owner = owner
+        self.owner, self.since = owner, datetime.now(UTC).isoformat(timespec="seconds")
         self._counter = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def acquire(self, *, wait: bool, waiting: Callable[[str], None] = lambda _: None) -> Lease:
-        """Take the lease. A live holder: LeaseHeld, or with `wait` call `waiting(holder)` once and wait for its end."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        told, seen, since = False, None, time.monotonic()
-        while not self._create():
-            holder = self._read()
-            mark = (holder.get("token"), holder.get("counter"))
-            if mark != seen:
-                if seen is not None and not wait and mark[0] == seen[0]:
-                    raise LeaseHeld(_who(holder))
-                seen, since = mark, time.monotonic()
-            if _gone(holder) or time.monotonic() - since > DEAD_AFTER_S:
-                if self._take_over():
-                    break
-                continue
-            if not wait and _alive_here(holder):
-                raise LeaseHeld(_who(holder))
-            if not told:
-                waiting(_who(holder))
-                told = True
-            time.sleep(0.5)
+        """Take the lease. A live holder: LeaseHeld, or with `wait` wait for its end.
+
+        waiting: told at once, and again as time goes by, who holds it, since when and when it can be taken over.
+        DataError where no lease can be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._acquire(wait, waiting)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: no lease can be written there ({error.strerror or error}); free space, make the folder "
+                "writable or choose another, then run again."
+            ) from None
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
+
+    def _acquire(self, wait: bool, waiting: Callable[[str], None]) -> None:
+        patience, told, seen, since, alive, abandoned = Patience(), False, None, time.monotonic(), False, False
+        while not self._create():
+            if self.path.is_dir():
+                raise DataError(f"{self.path} is a folder where a lease file should be; remove it, then run again.")
+            holder, changed = self._read(), self._changed()
+            if holder is NOBODY:
+                waiting(f"nobody: {self.path} is damaged and is replaced")
+                if self._take_over():
+                    break
+                continue
+            mark = (holder.get("token"), holder.get("counter"), changed)
+            if mark != seen:
+                if seen is not None and not wait and mark[0] == seen[0]:
+                    raise LeaseHeld(_who(holder, self.path))
+                seen, since, alive = mark, time.monotonic(), _alive_here(holder)
+                abandoned = not alive and self._is_abandoned(changed)
+            left = DEAD_AFTER_S - (time.monotonic() - since)
+            if _gone(holder) or left < 0 or abandoned:
+                if self._take_over():
+                    break
+                continue
+            if not wait and alive:
+                raise LeaseHeld(_who(holder, self.path))
+            if not told or patience.is_due():
+                until = "" if alive else f", taken over in {left:.0f} s unless it shows a sign of life"
+                waiting(_who(holder, self.path) + until)
+                told = True
+            time.sleep(min(0.5, DEAD_AFTER_S / 10))
+
+    def _changed(self) -> int:
+        """Return when the file was last changed, by the clock of its file system."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _is_abandoned(self, changed: int) -> bool:
+        temporary = self._temporary()
+        try:
+            return bool(changed) and temporary.stat().st_mtime_ns - changed > ABANDONED_S * 1e9
+        finally:
+            temporary.unlink()
 
     def release(self) -> None:
         """Give the lease back, if it is still ours."""
@@ -86,7 +131,8 @@ class Lease:
         if self._thread:
             self._thread.join()
         if self._read().get("token") == self.token:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Lease:
         return self
@@ -104,6 +150,7 @@ class Lease:
                 "pid": pid,
                 "started": started(pid),
                 "owner": self.owner,
+                "since": self.since,
                 "counter": self._counter,
             }
         )
@@ -138,11 +185,14 @@ class Lease:
                 os.replace(self._temporary(), self.path)
 
     def _read(self) -> dict[str, Any]:
+        """Return what the file says, NOBODY for what no lease has written, {} where it cannot be read."""
         try:
-            content = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+            content = json.loads(self.path.read_bytes())
+        except (ValueError, RecursionError):
+            return NOBODY
+        except OSError:
             return {}
-        return content if isinstance(content, dict) else {}
+        return content if isinstance(content, dict) and isinstance(content.get("token"), str) else NOBODY
 
 
 def _gone(holder: dict[str, Any]) -> bool:
@@ -155,5 +205,8 @@ def _alive_here(holder: dict[str, Any]) -> bool:
     return started(holder["pid"]) == holder.get("started") is not None
 
 
-def _who(holder: dict[str, Any]) -> str:
-    return f"{holder.get('owner', 'unknown')} (host {holder.get('host', '?')}, pid {holder.get('pid', '?')})"
+def _who(holder: dict[str, Any], path: Path) -> str:
+    if "token" not in holder:
+        return f"a holder that cannot be read ({path} is damaged)"
+    host, since, pid = (holder.get(key, "?") for key in ("host", "since", "pid"))
+    return f"{holder.get('owner', 'unknown')} (host {host}, since {since}, pid {pid})"

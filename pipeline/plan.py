@@ -75,12 +75,18 @@ class State:
     manifest: Manifest | None = None
 
 
-def inspect(plan: Plan, store: Path) -> dict[str, State]:
-    """Return fingerprint -> state for all steps; reads manifests and file sizes only."""
+def inspect(plan: Plan, store: Path, redo: frozenset[str] = frozenset()) -> dict[str, State]:
+    """Return fingerprint -> state for all steps; reads manifests and file sizes only. redo: those to make again."""
     states: dict[str, State] = {}
     for name, step in plan.steps.items():
-        states[name] = step_state(plan, step, Artifact(store, step.spec.kind, name), states)
+        state = step_state(plan, step, Artifact(store, step.spec.kind, name), states)
+        states[name] = to_redo(state) if name in redo else state
     return states
+
+
+def to_redo(state: State) -> State:
+    """Return the state of a step that is to be made again: what is there is stale."""
+    return State(kind="stale", why="--redo", manifest=state.manifest) if state.kind == "hit" else state
 
 
 def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, State]) -> State:

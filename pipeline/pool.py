@@ -1,11 +1,12 @@
 """A pool of workers on Ray for one step: shards handed out as workers come free, a dead worker restarted by Ray.
 
-An actor loads its model at its first shard, so that an error in loading reaches the driver as itself and not as a
-dead actor.
+An actor loads a step's models in a call of its own, before its first shard: an error in loading reaches the driver as
+itself and not as a dead actor, and is never taken for the fault of a prompt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -15,22 +16,30 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from pipeline import cluster
-from pipeline.errors import EngineFault, SparringError
-from pipeline.faults import MOST_POISON, RESTARTS, TRIES_BEFORE_BISECTION, Watch, bisect
+from pipeline.artifact import disk_is_full, full_disk
+from pipeline.errors import DataError, EngineFault, SparringError
+from pipeline.faults import (
+    LIGHT_RETRIES,
+    LOADS,
+    MOST_POISON,
+    PLACEMENT_S,
+    TRIES_BEFORE_BISECTION,
+    Patience,
+    Watch,
+    alike,
+    bisect,
+)
 from pipeline.job import Job, Shard
+from pipeline.stopping import RUN_AGAIN
 from pipeline.worker import Worker, finish_here, run_once
 
 WATCH_S = 1.0
 """Seconds between looks at deadlines."""
-ENDING_S = 30.0
-"""Seconds that killed processes have to end."""
-RENEWAL_S = 600.0
-"""Seconds that the process has which Ray starts in place of a dead one."""
-SILENCE_S = 30.0
-"""Seconds without any worker before that is said."""
+ENDING_S = 10.0
+"""Seconds that ended processes have to be gone, before they are killed, and after."""
 MODELS = ("policy", "judge", "encoder")
 """Input roles that a worker loads once and keeps; `first.judge` is a judge too."""
 
@@ -41,8 +50,11 @@ class Pool:
     def __init__(self, job: Job, shards: int) -> None:
         self.job = job
         self.loaded = False
+        self.ready_at: float | None = None
+        """When the first worker had loaded the models of the step at hand (time.monotonic)."""
         self.pid_of: dict[Any, int] = {}
         self.ended: set[Any] = set()
+        self.starting: dict[Any, Any] = {}
         self.actors: list[Any] = []
         if job.spec.pool != "tasks":
             _placeable(job)
@@ -72,12 +84,17 @@ class Pool:
 
     def close(self) -> None:
         """End the workers and wait until their processes and their children, and so their memory, are gone."""
-        pids = self.pid_of.values() if self.actors and len(ray.nodes()) == 1 else ()
+        pids = self.pid_of.values() if self.actors and cluster.is_local() else ()
         processes = [process for pid in pids for process in _family(pid)]
         for actor in self.actors:
-            ray.kill(actor)
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
         self.actors = []
         _, alive = psutil.wait_procs(processes, timeout=ENDING_S)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _, alive = psutil.wait_procs(alive, timeout=ENDING_S)
         if alive:
             left = ", ".join(str(process.pid) for process in alive)
             raise SparringError(
@@ -93,59 +110,113 @@ class Pool:
         A shard whose worker dies, fails or is past its deadline is done again by a new one; where it fails again and
         the step's shards can be tried in parts, the prompts at fault are found and dropped. `say` is told of all that.
         """
-        self.job, self.loaded, self.say = job, True, say
+        self.job, self.loaded, self.say, self.ready_at = job, True, say, None
         self.watch = Watch(float(job.runtime.get("deadline_s", math.inf)))
-        self.waiting, self.deaths = deque(shards), Counter[int]()
-        self.running: dict[Any, tuple[Any, Shard, float]] = {}
-        # A worker is given its first shard when its process is there: on a busy cluster some may wait for others' GPUs.
-        starting = {hand.pid.remote(): hand for hand in self.actors}
+        self.waiting, self.deaths, self.loads = deque(shards), Counter[int](), Counter[Any]()
+        self.running: dict[Any, tuple[Any, Shard | None, float]] = {}
+        # A worker is waited for by its process: on a busy cluster some may wait for others' cores and GPUs.
+        self.starting = {hand.pid.remote(): hand for hand in self.actors}
         told: set[int] = set()
-        patience = time.monotonic() + SILENCE_S
-        for _ in range(0 if self.actors else _light_workers()):
-            self._hand_out(None)
-        while self.running or self.waiting:
-            for reference in _done([*self.running, *starting]):
-                if reference in starting:
-                    hand, pid, made = starting.pop(reference), _sure(job, reference), None
+        for hand in self.actors:
+            self._load(hand)
+        if not self.actors:
+            self.ready_at = time.monotonic()
+            for _ in range(_light_workers()):
+                self._hand_out(None)
+        patience = Patience()
+        while self.waiting or self._at_work():
+            for reference in _done([*self.running, *self.starting]):
+                if reference in self.starting:
+                    hand = self.starting.pop(reference)
+                    pid, made = self._there(hand, reference), None
+                elif reference not in self.running:  # of a worker that has been started anew meanwhile
+                    continue
                 else:
                     hand, shard, begun = self.running.pop(reference)
                     pid, made = self._made(reference, hand, shard, begun)
-                if pid is None:  # the shard is tried again
-                    continue
-                if hand:
-                    self.pid_of[hand] = pid
-                if pid not in told:
+                if pid and pid not in told:
                     told.add(pid)
                     worker(pid)
                 if made:
-                    yield shard.index, made
-                self._hand_out(hand)
-            if self.waiting and not self.running and time.monotonic() > patience:
-                patience = math.inf
-                asked = f"{_reserved(job)} CPUs and {job.runtime['gpus']} GPUs"
-                say(f"{job.out.name}: no worker answers yet: it still starts, or waits for {asked} that others hold")
+                    yield made
+                if pid and hand not in self.starting.values() and not self._busy(hand):
+                    self._hand_out(hand)
+            self._wait(patience, told)
             # A result that is there but was not looked at yet belongs to no hung worker.
             done = _ready(list(self.running))
             self._end_hung([entry for reference, entry in self.running.items() if reference not in done])
 
+    def _at_work(self) -> bool:
+        """Return whether a shard is being done; a worker that still loads is not waited for at a step's end."""
+        return any(shard for _, shard, _ in self.running.values())
+
+    def _busy(self, hand: Any) -> bool:
+        return hand is not None and any(hand == other for other, _, _ in self.running.values())
+
+    def _there(self, hand: Any, reference: Any) -> int | None:
+        """Return a worker's pid; only now does the time run that it may take to load its models."""
+        self.pid_of[hand] = _sure(self.job, reference)
+        for call, (other, shard, _) in self.running.items():
+            if other == hand:
+                self.running[call] = (hand, shard, time.monotonic())
+        return self.pid_of[hand]
+
+    def _wait(self, patience: Patience, told: set[int]) -> None:
+        """Say for what a driver waits that has nothing else to do; SparringError where no worker comes at all."""
+        cluster.check_alive()
+        if self._at_work():
+            patience.restart()
+        elif patience.is_due():
+            most = f"{self._missing()}, at most {PLACEMENT_S:.0f} s, "
+            what = "its workers still load their models, " if told else most
+            self.say(f"{self.job.out.name}: {what}{patience.waited_s:.0f} s so far")
+        if not told and patience.waited_s > PLACEMENT_S:
+            raise SparringError(f"{self.job.out.name}: {self._missing()}, for {PLACEMENT_S:.0f} s now; {RUN_AGAIN}")
+
+    def _missing(self) -> str:
+        asked = f"{_reserved(self.job)} CPUs and {self.job.runtime['gpus']} GPUs"
+        return f"no worker answers yet: it still starts, or waits for {asked} that others hold"
+
+    def _load(self, hand: Any) -> None:
+        self.running[hand.load.options(max_task_retries=0).remote(self.job)] = (hand, None, time.monotonic())
+
     def _hand_out(self, hand: Any) -> None:
         if self.waiting:
-            self._begin(hand, self.waiting.popleft())
+            shard = self.waiting.popleft()
+            self.running[self._submit(hand, shard)] = (hand, shard, time.monotonic())
 
-    def _begin(self, hand: Any, shard: Shard) -> None:
-        self.running[self._submit(hand, shard)] = (hand, shard, time.monotonic())
-
-    def _made(self, reference: Any, hand: Any, shard: Shard, begun: float) -> tuple[int | None, dict[str, Any] | None]:
-        """Return the worker's pid and the record of a shard; None, None where it failed and is tried again."""
+    def _made(
+        self, reference: Any, hand: Any, shard: Shard | None, begun: float
+    ) -> tuple[int | None, tuple[int, dict[str, Any]] | None]:
+        """Return the worker's pid, and what became of a shard: its index and record; None, None after a failure."""
         try:
-            pid, record = _call(self.job, reference)
+            found = _call(self.job, reference)
         except EngineFault as fault:
-            self.deaths[shard.index] += 1
-            self._begin(hand, self._mended(hand, shard, self.deaths[shard.index], self._reason(hand, fault)))
+            if shard:
+                self.deaths[shard.index] += 1
+                self.waiting.appendleft(self._mended(hand, shard, self.deaths[shard.index], self._reason(hand, fault)))
+            else:
+                self._load_failed(hand, self._reason(hand, fault))
+            self._load(hand)
             return None, None
-        self.watch.took(time.monotonic() - begun)
         self.ended.discard(hand)
-        return pid, record
+        if shard is None:
+            self.loads[hand], self.ready_at = 0, self.ready_at or time.monotonic()
+            return self.pid_of.get(hand), None
+        self.watch.took(time.monotonic() - begun)
+        pid, record = found
+        return pid, (shard.index, record)
+
+    def _load_failed(self, hand: Any, fault: EngineFault) -> None:
+        """Have a worker start anew; EngineFault where it fails again before it has loaded them."""
+        self.loads[hand] += 1
+        if self.loads[hand] > min(LOADS - 1, self.job.runtime["max_failures"]):
+            raise EngineFault(
+                f"{self.job.out.name}: its worker failed {self.loads[hand]} times while it loaded its models, "
+                f"before any prompt: {fault}; details: {_logs(self.job)}."
+            )
+        self.say(f"{self.job.out.name}: while it loaded its models, {fault}; it is started again")
+        self._renew(hand, fault)
 
     def _reason(self, hand: Any, fault: EngineFault) -> EngineFault:
         """Return what is said of a failure: of a worker that was ended, why."""
@@ -163,25 +234,26 @@ class Pool:
 
     def _end_hung(self, running: list[Any]) -> None:
         for hand, shard, begun in running:
-            if hand and self.watch.late(begun) and hand not in self.ended:
+            if hand in self.pid_of and self.watch.late(begun) and hand not in self.ended:
                 self.ended.add(hand)
-                spent = time.monotonic() - begun
-                self.say(f"{self.job.out.name}: shard {shard.index} has taken {spent:.0f} s; its worker is ended")
+                what = f"shard {shard.index} has taken" if shard else "its models have been loading for"
+                self.say(f"{self.job.out.name}: {what} {time.monotonic() - begun:.0f} s; its worker is ended")
                 ray.kill(hand, no_restart=False)
 
     def _mended(self, hand: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
         """Return the shard to try next, without the prompts at fault where they are found; EngineFault at the end."""
         name, narrow = self.job.out.name, self.job.spec.narrow
-        if hand is None or failures > RESTARTS:
+        if hand is None or failures > self.job.runtime["max_failures"]:
             raise EngineFault(
-                f"{name}: shard {shard.index} failed {RESTARTS + 1} times, the last time because {fault}; "
-                f"details: {_logs(self.job)}. Run again to resume from the finished shards."
+                f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because "
+                f"{fault}; details: {_logs(self.job)}. Run again to resume from the finished shards."
             )
         self.say(f"{name}: shard {shard.index}: {fault}; it is done again")
         self._renew(hand, fault)
         if failures != TRIES_BEFORE_BISECTION or not narrow:
             return shard
         tried = _resolve(narrow)
+        self._refuse_permanent(hand, tried, shard, fault)
         rows = len(shard.payload["rows"])
         poison = bisect(range(rows), lambda keep: self._fails(hand, tried(shard, keep)))
         if len(poison) > MOST_POISON or len(poison) == rows > 1:
@@ -197,30 +269,65 @@ class Pool:
         kept: Shard = tried(shard, [i for i in range(rows) if i not in poison])
         return kept
 
+    def _refuse_permanent(self, hand: Any, tried: Callable[..., Shard], shard: Shard, fault: EngineFault) -> None:
+        """EngineFault where two other prompts, each alone, fail in the same way."""
+        own = [0, len(shard.payload["rows"]) - 1]
+        others = sorted(self.waiting, key=lambda one: self.deaths[one.index])
+        probes = [*(tried(one, [0]) for one in others), *(tried(shard, [place]) for place in own)][:2]
+        for probe in probes:
+            found = self._failure(hand, probe)
+            if found is None or not alike(str(found), str(fault)):
+                return
+        raise EngineFault(
+            f"{self.job.out.name}: every prompt fails in the same way, so it is not the prompts: {fault}; details: "
+            f"{_logs(self.job)}."
+        )
+
     def _fails(self, hand: Any, shard: Shard) -> bool:
-        """Try a part of a shard and keep nothing; True when its worker dies, fails or hangs."""
-        begun, reference = time.monotonic(), hand.probe.options(max_task_retries=0).remote(self.job, shard)
+        return self._failure(hand, shard) is not None
+
+    def _failure(self, hand: Any, shard: Shard) -> EngineFault | None:
+        """Try a part of a shard and keep nothing; return why its worker died, failed or hung, None where it did not."""
+        while (fault := self._outcome(hand, hand.load.options(max_task_retries=0).remote(self.job), None)) is not None:
+            self._load_failed(hand, fault)
+        self.loads[hand] = 0
+        fault = self._outcome(hand, hand.probe.options(max_task_retries=0).remote(self.job, shard), shard)
+        if fault is not None:
+            rows = len(shard.payload["rows"])
+            many = "1 prompt" if rows == 1 else f"{rows} prompts"
+            self.say(f"{self.job.out.name}: {many} of shard {shard.index} alone: {fault}; its worker starts again")
+            self._renew(hand, fault)
+        return fault
+
+    def _outcome(self, hand: Any, reference: Any, shard: Shard | None) -> EngineFault | None:
+        """Wait for a call; return why its worker died, failed or hung, None where it did not."""
+        begun = time.monotonic()
         while not ray.wait([reference], timeout=WATCH_S)[0]:
+            cluster.check_alive()
             self._end_hung([(hand, shard, begun)])
         try:
             _call(self.job, reference)
         except EngineFault as fault:
-            self._renew(hand, fault)
-            return True
-        return False
+            return self._reason(hand, fault)
+        return None
 
     def _renew(self, hand: Any, fault: EngineFault) -> None:
         """Wait for the worker that Ray starts in place of a dead one; one that only failed may be in any state."""
-        old, until = self.pid_of[hand], time.monotonic() + RENEWAL_S
+        old, patience = self.pid_of.get(hand), Patience()
+        self.starting = {reference: other for reference, other in self.starting.items() if other != hand}
         if not isinstance(fault, WorkerDied):
             ray.kill(hand, no_restart=False)
-        while self.pid_of[hand] == old:
+        while self.pid_of.get(hand) == old:
             reference = hand.pid.remote()
-            if not ray.wait([reference], timeout=until - time.monotonic())[0]:
-                raise SparringError(
-                    f"{self.job.out.name}: no worker came back in place of a dead one in {RENEWAL_S:.0f} s; is a node "
-                    "gone? Run again to resume."
-                )
+            while not ray.wait([reference], timeout=WATCH_S)[0]:
+                cluster.check_alive()
+                if patience.waited_s > PLACEMENT_S:
+                    raise SparringError(
+                        f"{self.job.out.name}: no worker came back in place of a dead one in {PLACEMENT_S:.0f} s; is a "
+                        "node gone? Run again to resume."
+                    )
+                if patience.is_due():
+                    self.say(f"{self.job.out.name}: {self._missing()}, {patience.waited_s:.0f} s so far")
             self.pid_of[hand] = _sure(self.job, reference)
             time.sleep(WATCH_S / 10)
         self.ended.discard(hand)
@@ -232,6 +339,7 @@ class WorkerDied(EngineFault):
 
 def _done(references: list[Any]) -> list[Any]:
     """Return those that are done, after a wait for the first."""
+    cluster.check_alive()
     ray.wait(references, num_returns=1, timeout=WATCH_S)
     return _ready(references)
 
@@ -296,18 +404,28 @@ def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _light(function: Callable[..., Any]) -> Any:
     # No core is asked for: a pool that waits for its next step may hold them all, and these tasks are light.
-    return ray.remote(num_cpus=0, max_retries=RESTARTS)(function)
+    return ray.remote(num_cpus=0, max_retries=LIGHT_RETRIES)(function)
 
 
 def _call(job: Job, reference: Any) -> Any:
+    while not ray.wait([reference], timeout=WATCH_S)[0]:
+        cluster.check_alive()
     try:
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, SparringError):
             raise error.cause from None
+        if disk_is_full(error.cause, job.out):
+            raise DataError(full_disk(job.out)) from None
         raise SparringError(f"{job.out.name} failed: {error.cause!r}; details: {_logs(job)}") from error
-    except (RayActorError, WorkerCrashedError, OutOfMemoryError):
+    except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
+        if disk_is_full(error, job.out):
+            raise DataError(full_disk(job.out)) from None
+        cluster.check_alive()
         raise WorkerDied("its worker died (out of memory, or killed)") from None
+    except RayError as error:
+        cluster.check_alive()
+        raise SparringError(f"{job.out.name}: Ray failed: {str(error).splitlines()[0]}. {RUN_AGAIN}") from None
 
 
 def _sure(job: Job, reference: Any) -> Any:

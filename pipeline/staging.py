@@ -45,4 +45,4 @@ def staged(target: Path) -> Iterator[Path]:
 def _alone(folder: Path) -> Lease:
     """Hold the lease of a folder; LeaseHeld while its holder lives."""
     lease = Lease(folder.with_name(f"{folder.name}.json"), "sparring")
-    return lease.acquire(wait=False, waiting=lambda holder: print(f"{folder}: is {holder} alive?", file=sys.stderr))
+    return lease.acquire(wait=False, waiting=lambda holder: print(f"{folder} is held by {holder}", file=sys.stderr))

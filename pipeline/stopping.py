@@ -11,7 +11,15 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-AGAIN = "run the same command again to resume."
+RUN_AGAIN = "run the same command again to resume."
+
+
+_received: list[int] = []
+
+
+def received() -> int:
+    """Return the signal that ended the run, where Ray's calls made a plain KeyboardInterrupt of it; else SIGINT."""
+    return _received[-1] if _received else signal.SIGINT
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,7 +32,8 @@ class Stopped(KeyboardInterrupt):
 
 def terminate(number: int, _frame: FrameType | None) -> None:
     """Handle SIGTERM."""
-    raise Stopped(f"stopped; {AGAIN}", number)
+    _received.append(number)
+    raise Stopped(f"stopped; {RUN_AGAIN}", number)
 
 
 @contextlib.contextmanager

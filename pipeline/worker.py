@@ -24,7 +24,7 @@ class Worker:
     def __init__(self, job: Job, number: int) -> None:
         quiet(job, number)
         os.environ["OMP_NUM_THREADS"] = str(job.runtime["cpus"])
-        self.number, self.fingerprint = number, ""
+        self.number, self.fingerprint, self.load_s = number, "", 0.0
         self.worker: Callable[[Shard], Any] | None = None
 
     def pid(self) -> int:
@@ -35,23 +35,33 @@ class Worker:
         """Do what the step lets its workers do before its inputs exist."""
         resolve(job.spec.prepare)(job)
 
-    def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
-        """Do a shard and write its part; return the process's id and the part's record."""
+    def load(self, job: Job) -> None:
+        """Load a step's models, in place of those of the step before."""
+        if self.worker is not None and self.fingerprint == job.fingerprint:
+            return
         begun = time.monotonic()
-        if self.worker is None or self.fingerprint != job.fingerprint:
-            if self.worker:
-                self.worker = None
-                _free_memory()
-            quiet(job, self.number)
-            self.worker, self.fingerprint = here.make(job), job.fingerprint
-        part = self.worker(shard)
+        if self.worker:
+            self.worker = None
+            _free_memory()
+        quiet(job, self.number)
+        self.worker, self.fingerprint = here.make(job), job.fingerprint
+        self.load_s = time.monotonic() - begun
+
+    def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
+        """Do a shard and write its part; return the process's id and the part's record, the load counted in it once."""
+        self.load(job)
+        begun, self.load_s = time.monotonic() - self.load_s, 0.0
+        part = self._worker(shard)
         return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)
 
     def probe(self, job: Job, shard: Shard) -> None:
         """Do a shard and keep nothing."""
-        if self.worker is None or self.fingerprint != job.fingerprint:
-            self.worker, self.fingerprint = here.make(job), job.fingerprint
-        self.worker(shard)
+        self.load(job)
+        self._worker(shard)
+
+    def _worker(self, shard: Shard) -> Any:
+        assert self.worker is not None
+        return self.worker(shard)
 
 
 def _free_memory() -> None:

@@ -36,7 +36,7 @@ def as_job(spec: StepSpec, identity: dict[str, Any], inputs: Sequence[Input], fo
         spec=spec,
         fingerprint="0" * 64,
         identity=identity,
-        runtime={"actors": 1, "cpus": 1, "gpus": 0, "urls": {}},
+        runtime={"actors": 1, "cpus": 1, "gpus": 0, "max_failures": 2, "urls": {}},
         inputs={source.role: source for source in inputs},
         out=folder / "out",
         attempt="test",

@@ -69,7 +69,7 @@ def find(runs: Path, names: Sequence[str]) -> list[Arm]:
 
 def _of(runs: Path, name: str) -> list[Arm]:
     folder = runs / name
-    books = {path.parent: book.read(path.parent) for path in sorted(folder.rglob("run.json"))}
+    books = {path.parent: book.checked(path.parent) for path in sorted(folder.rglob("run.json"))}
     if not books:
         begun = sorted(path.name for path in runs.glob("*") if path.is_dir())
         raise DataError(f"{folder}: no such run. Begun in {runs}: {', '.join(begun) or 'none'}.")
@@ -78,9 +78,23 @@ def _of(runs: Path, name: str) -> list[Arm]:
         for place, content in books.items()
         if content.get("steps")
     ]
+    for arm in arms:
+        if not arm.store.is_dir():
+            raise DataError(f"{arm.folder}: its store {arm.store} is not there; bring it back, or run it again.")
+        if not arm.every:
+            raise DataError(missing(arm))
     if not arms:
         raise DataError(f"{folder}: nothing is made yet; `sparring status {name}` shows what is missing.")
     return arms
+
+
+def missing(arm: Arm) -> str:
+    """Return the line on artifacts of a run that its store has lost, or has damaged; '' where all are there."""
+    made = book.checked(arm.folder)["steps"]
+    gone = [f"{t}/{label}" for t, row in made.items() for label in row if label not in arm.every.get(int(t), {})]
+    named = ", ".join(gone[:3]) + (" ..." if len(gone) > 3 else "")
+    remedy = "`sparring verify` names them, `sparring run` makes them again."
+    return f"{arm.folder}: {len(gone)} artifacts are missing or damaged ({named}); {remedy}" if gone else ""
 
 
 def labels(arms: Sequence[Arm]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -23,7 +23,10 @@ def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "") ->
     )
 
 
-SCORE = _spec("score", 2, "Scorer", "annotators", "stages.annotate.score:prepare")
+SCORE = replace(
+    _spec("score", 2, "Scorer", "annotators", "stages.annotate.score:prepare"),
+    modules="stages.annotate.oracles:modules",
+)
 EMBED = _spec("embed", 1, "Embedder", "annotators", "stages.annotate.embed:prepare")
 PAIRS = _spec("pairs", 2, "Pairer", "tasks")
 CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks")
@@ -188,6 +191,8 @@ class PoolRuntime:
     actors: int
     cpus: int
     gpus: int
+    max_failures: int
+    """Times that a shard is done again after its worker failed, before the step fails."""
 
 
 @dataclass(frozen=True, kw_only=True)

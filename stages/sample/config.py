@@ -201,5 +201,7 @@ class SampleRuntime:
     """Further arguments of the engine that change its speed and memory alone."""
     urls: tuple[str, ...]
     """Servers, for engine=server."""
+    max_failures: int
+    """Times that a shard is done again after its worker failed, before the step fails."""
     deadline_s: float
     """A shard that takes longer ends its engine."""

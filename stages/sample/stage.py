@@ -141,7 +141,7 @@ class Sampler:
             return []
         try:
             return self.engine.generate(prompt_ids, seeds)
-        except SparringError:
+        except (SparringError, OSError):  # no prompt fills a disk or hides a file
             raise
         except Exception as error:
             log.exception("the engine failed")

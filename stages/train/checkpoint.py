@@ -1,21 +1,27 @@
 """Checkpoints of a training step: a folder counts only with a valid marker, which is written last.
 
     <artifact>/checkpoints.<fingerprint>/step-000004.<attempt>/...    the trainer's files, each synced
-                                                             /complete.json   names every file and its size
+                                                             /complete.json   names every file, its size and sha256
 
-The marker binds a checkpoint to the definition and to the bytes of its inputs, not to the number of workers (see
-reshard.py). Whatever a kill leaves behind has no marker and is removed.
+The marker binds a checkpoint to the definition, the code and the bytes of its inputs, not to the number of workers (see
+reshard.py). Whatever a kill leaves behind has no marker and is removed; one whose bytes are not those that were
+written is set aside, and training goes on from the one before it, or from the start.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.job import Job
+from pipeline.errors import SparringError
+from pipeline.fingerprint import digest
+from pipeline.job import Job, sha256_file
 
 MARKER = "complete.json"
 
@@ -28,13 +34,52 @@ def root(job: Job) -> Path:
 def binding(job: Job) -> dict[str, Any]:
     """Return what a checkpoint must agree on with the job that resumes from it."""
     digests = {role: source.digest for role, source in job.inputs.items()}
-    return {"fingerprint": job.fingerprint, "inputs": digests}
+    return {"fingerprint": job.fingerprint, "inputs": digests, "code": job.code}
 
 
 def latest(job: Job) -> tuple[Path, int] | None:
-    """Return the newest complete checkpoint of this job and its optimizer step."""
+    """Return the newest complete checkpoint of this job and its optimizer step; sizes are looked at, bytes are not."""
     found = [(step, path) for path in root(job).glob("step-*") if (step := _complete(path, binding(job)))]
     return (max(found)[1], max(found)[0]) if found else None
+
+
+def drop_damaged(job: Job) -> list[str]:
+    """Remove the checkpoints whose bytes are not those that were written; return a line for each."""
+    lines = []
+    for path in sorted(root(job).glob("step-*")):
+        marker = _marker(path)
+        if marker and marker["bound"] != binding(job):
+            continue
+        if bad := damage(path):
+            shutil.rmtree(path, ignore_errors=True)
+            lines.append(f"the checkpoint {path.name} is damaged ({bad}) and was removed")
+    return lines
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint that has a marker, None where nothing is or none was written."""
+    if not (path / MARKER).exists():
+        return None
+    recorded = _marker(path).get("files")
+    if recorded is None:
+        return f"{MARKER} is not what was written"
+    return next((name for name, found in hashes(path, recorded).items() if found != recorded[name]), None)
+
+
+def hashes(path: Path, names: Iterable[str] | None = None, rank: int | None = None) -> dict[str, dict[str, Any] | None]:
+    """Return size and sha256 of a checkpoint's files by name, None for one that is not there.
+
+    rank: only those that this rank has written, by their names; rank 0 has written what names none.
+    """
+    found = (str(item.relative_to(path)) for item in path.rglob("*") if item.is_file()) if names is None else names
+    chosen = [name for name in sorted(found) if rank is None or _writer(name) == rank]
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(chosen, pool.map(lambda name: _hash(path / name), chosen), strict=True))
+
+
+def _writer(name: str) -> int:
+    named = re.search(r"zero_pp_rank_(\d+)_", name)
+    return int(named[1]) if named else 0
 
 
 def staged(job: Job, step: int) -> Path:
@@ -42,11 +87,12 @@ def staged(job: Job, step: int) -> Path:
     return root(job) / f"step-{step:06d}.{job.attempt}"
 
 
-def seal(path: Path, step: int, bound: dict[str, Any]) -> None:
-    """Write the marker: from here on the checkpoint counts."""
-    files = {str(p.relative_to(path)): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()}
+def seal(path: Path, step: int, bound: dict[str, Any], files: Mapping[str, Any] | None = None) -> None:
+    """Write the marker: from here on the checkpoint counts. files: what `hashes` returned, over all ranks."""
+    files = hashes(path) if files is None else files
     temporary = path / f"{MARKER}.tmp"
-    temporary.write_text(json.dumps({"step": step, "bound": bound, "files": files}))
+    body = {"step": step, "bound": bound, "files": files}
+    temporary.write_text(json.dumps({**body, "seal": digest(body)}))
     sync(temporary)
     temporary.rename(path / MARKER)
     sync(path)
@@ -69,13 +115,23 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def _complete(path: Path, bound: dict[str, Any]) -> int:
-    """Return the step of a valid checkpoint, else 0."""
+def _hash(path: Path) -> dict[str, Any] | None:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)} if path.is_file() else None
+
+
+def _marker(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's marker says, {} where it is not there or not what `seal` writes."""
     try:
         marker = json.loads((path / MARKER).read_text())
-    except (OSError, ValueError):
+        return dict(marker) if marker.pop("seal") == digest(marker) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SparringError):
+        return {}
+
+
+def _complete(path: Path, bound: dict[str, Any]) -> int:
+    """Return the step of a checkpoint whose files are all there in their sizes, else 0."""
+    marker = _marker(path)
+    if not marker or marker["bound"] != bound:
         return 0
-    if marker["bound"] != bound:
-        return 0
-    sizes = ((path / name, size) for name, size in marker["files"].items())
-    return marker["step"] if all(p.is_file() and p.stat().st_size == size for p, size in sizes) else 0
+    sizes = ((path / name, entry["bytes"]) for name, entry in marker["files"].items())
+    return int(marker["step"]) if all(p.is_file() and p.stat().st_size == size for p, size in sizes) else 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 
-from pipeline.artifact import full_disk
-from pipeline.errors import DataError, SparringError, TrainingFault
+from pipeline.artifact import disk_is_full
+from pipeline.errors import SparringError, TrainingFault
 from pipeline.job import Job
 from stages.train.config import TrainRuntime
-from stages.train.room import AGAIN, FAULT, MICRO_BATCH, PROBED, tell, told
+from stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
 
 
 def noted(job: Job, rank: int, error: Exception) -> bool:
@@ -20,8 +19,8 @@ def noted(job: Job, rank: int, error: Exception) -> bool:
         go_on_with_less(job, rank)
     elif isinstance(error, SparringError):
         _fault(job, error)
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _fault(job, DataError(full_disk(job.out)))
+    elif disk_is_full(error, job.out):
+        (room(job) / FULL).touch()  # a file without content still finds space
     else:
         return False
     return True

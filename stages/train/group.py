@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ray.exceptions import OutOfMemoryError
@@ -13,15 +14,23 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline import cluster
+from pipeline.errors import TrainingFault
+from pipeline.faults import PLACEMENT_S, Patience
 from pipeline.job import Job
 from stages.train import endings, memory, term, worker
 from stages.train.config import TrainRuntime
-from stages.train.room import STOP, room
+from stages.train.room import STOP, WAITING, room
 
 POLL_S = 0.2
+START_S = 60.0
+"""Seconds after which Ray Train tries anew to place a group; it would do so for ever."""
+SAVING_S = 900.0
+"""Seconds that the workers have to save their state once the run is told to end."""
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_S),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -55,7 +64,9 @@ class Watching(UserCallback):
         self.job, self.host, self.kills = job, socket.gethostname(), memory.kernel_kills()
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, BaseException]) -> None:
-        """Have training go on with fewer pairs in a forward pass where memory ran out."""
+        """Note that workers are waited for anew; where memory ran out, with fewer pairs in a forward pass."""
+        with contextlib.suppress(OSError):
+            (room(self.job) / WAITING).touch()
         by_kernel = socket.gethostname() == self.host and memory.kernel_kills() > self.kills
         for rank, error in worker_exceptions.items():
             cause = getattr(error, "health_check_failure", error)
@@ -64,9 +75,11 @@ class Watching(UserCallback):
                 return
 
 
-def fit(job: Job, asked: Callable[[], int]) -> TrainingFailedError | None:
+def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> TrainingFailedError | None:
     """Run the workers until they end; return why they were given up, if they were. `asked`: as in stage.run.
 
+    A signal ends the wait for workers that have not begun at once; those that have save their state first.
+    TrainingFault when the workers cannot be placed in PLACEMENT_S.
     Ray Train is driven from a thread: on the main one it would put its own handler of Ctrl-C in place of ours.
     """
     errors: list[BaseException] = []
@@ -79,14 +92,54 @@ def fit(job: Job, asked: Callable[[], int]) -> TrainingFailedError | None:
 
     with _environment():
         thread = threading.Thread(target=drive, name="ray-train", daemon=True)
+        wait = _Wait(job, say)
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
             if asked():
                 (room(job) / STOP).touch()
+            cluster.check_alive()
+            if wait.is_over(asked()):
+                return None
     if errors and not isinstance(errors[0], TrainingFailedError):
         raise errors[0]
     return errors[0] if errors else None
+
+
+class _Wait:
+    """How long the driver waits: for workers to begin, at first and after a death, and to save once told to end."""
+
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+        self.job, self.say, self.told = job, say, 0.0
+        self.patience: Patience | None = None
+        (room(job) / WAITING).touch()
+
+    def is_over(self, number: int) -> bool:
+        """Return whether a signal `number` ends the wait (0: none came); TrainingFault when no worker comes in time."""
+        waits = (room(self.job) / WAITING).exists()
+        if number:
+            if not self.told and not waits:
+                self.say(
+                    "the workers save their state after this optimizer step; a second signal ends the run at once, "
+                    f"as does their silence of {SAVING_S:.0f} s"
+                )
+            self.told = self.told or time.monotonic()
+            return waits or time.monotonic() - self.told > SAVING_S
+        self.patience = (self.patience or Patience()) if waits else None
+        if self.patience:
+            self._look(self.patience)
+        return False
+
+    def _look(self, patience: Patience) -> None:
+        runtime = TrainRuntime(**self.job.runtime)
+        wanted = f"{runtime.workers} training workers with {runtime.cpus} CPUs and {runtime.gpus} GPUs each"
+        if patience.waited_s > PLACEMENT_S:
+            raise TrainingFault(
+                f"{wanted} could not be placed in {PLACEMENT_S:.0f} s: others hold what they need, or a node is gone. "
+                "Lower hardware.workers, or wait for the others; then run again."
+            )
+        if patience.is_due():
+            self.say(f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {PLACEMENT_S:.0f} s")
 
 
 def _trainer(job: Job) -> TorchTrainer:
@@ -102,7 +155,9 @@ def _trainer(job: Job) -> TorchTrainer:
         run_config=RunConfig(
             name="ray",
             storage_path=str(room(job)),
-            failure_config=FailureConfig(max_failures=runtime.max_failures),
+            failure_config=FailureConfig(
+                max_failures=runtime.max_failures, controller_failure_limit=int(PLACEMENT_S // START_S)
+            ),
             callbacks=[Watching(job)],
         ),
     )

@@ -2,12 +2,14 @@
 
 <scratch>/train.<attempt>/   rank-0.log         all output of the process
                              rank-0.jsonl       what the driver passes on as events
+                             waiting            no worker of the group has begun, at first or after a death
                              stop               the driver was told to end: save after this optimizer step, then end
                              stopped.json       ... and this was saved: step, of
                              again.json         the group ended to be started again: text, runtime settings to change
                              probed.json        the most pairs of a forward pass that the probe has seen fit so far
                              micro_batch.json   the pairs of a forward pass that the probe chose
                              fault.json         an expected error: the driver raises it, nothing is tried again
+                             disk_full          a write found no space: the driver says so, nothing is tried again
                              result.json        files and summary of a finished training
 """
 
@@ -20,10 +22,10 @@ from typing import Any
 
 from pipeline.job import Job
 
-STOP, STOPPED, AGAIN = "stop", "stopped.json", "again.json"
+WAITING, STOP, STOPPED, AGAIN = "waiting", "stop", "stopped.json", "again.json"
 PROBED, MICRO_BATCH = "probed.json", "micro_batch.json"
-FAULT, RESULT = "fault.json", "result.json"
-ENDINGS = (FAULT, RESULT, AGAIN, STOP)
+FAULT, FULL, RESULT = "fault.json", "disk_full", "result.json"
+ENDINGS = (FAULT, FULL, RESULT, AGAIN, STOP)
 """With one of these a group that Ray Train has restarted has nothing to do."""
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors
+from pipeline.artifact import disk_is_full, full_disk
 from pipeline.errors import DataError, TrainingFault
 from pipeline.job import Job
-from pipeline.stopping import AGAIN, Stopped
+from pipeline.stopping import RUN_AGAIN, Stopped
 from stages.train import checkpoint, group
 from stages.train import room as rooms
 from stages.train.config import TrainIdentity, TrainRuntime, refuse_too_few_steps
@@ -61,9 +62,16 @@ def run(job: Job, report: Report, asked: Callable[[], int] = lambda: 0) -> Train
 
 def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any]:
     """Start groups of workers until one has finished."""
+    for line in checkpoint.drop_damaged(job):
+        kept = checkpoint.latest(job)
+        report({"event": "message", "text": f"{line}; training goes on from {_place(kept)}"})
     while True:
-        failed = group.fit(job, asked)
+        if asked():
+            raise Stopped(_saved(job, asked()), asked())
+        failed = group.fit(job, asked, lambda text: report({"event": "message", "text": text}))
         fault, result, again = (told(job, name) for name in (rooms.FAULT, rooms.RESULT, rooms.AGAIN))
+        if (room(job) / rooms.FULL).exists() or (failed and disk_is_full(failed, job.out)):
+            raise DataError(full_disk(job.out))
         if fault:
             raise getattr(errors, fault["type"])(fault["message"])
         if result:
@@ -79,8 +87,12 @@ def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any
 
 def _saved(job: Job, number: int) -> str:
     saved, kept = told(job, rooms.STOPPED), checkpoint.latest(job)
-    where = f"step {saved['step']} of {saved['of']}" if saved else f"step {kept[1]}" if kept else "the beginning"
-    return f"training stopped at {where} by {signal.Signals(number).name}; {AGAIN}"
+    where = f"step {saved['step']} of {saved['of']}" if saved else _place(kept)
+    return f"training stopped at {where} by {signal.Signals(number).name}; {RUN_AGAIN}"
+
+
+def _place(kept: tuple[Path, int] | None) -> str:
+    return f"step {kept[1]}" if kept else "the beginning"
 
 
 def _check(job: Job) -> None:
@@ -104,11 +116,11 @@ def _check(job: Job) -> None:
 
 def _died(job: Job, error: Exception | None) -> str:
     kept = checkpoint.latest(job)
-    where = f"step {kept[1]}" if kept else "none"
+    where = f"step {kept[1]} ({kept[0]}); run again to resume from it, remove it to begin anew" if kept else "none"
     last = (str(error or "").strip() or "they ended without a result").splitlines()[-1]
     return (
-        f"the training workers failed {job.runtime['max_failures'] + 1} times: {last}; their output is in "
-        f"{room(job)}; last checkpoint: {where}; run again to resume from it."
+        f"the training workers failed {job.runtime['max_failures'] + 1} times (hardware.max_failures): {last}; their "
+        f"output is in {room(job)}; last checkpoint: {where}."
     )
 
 

@@ -17,7 +17,20 @@ from stages.train import checkpoint, sinks, term
 from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
 from stages.train.endings import noted, settled
 from stages.train.objective_config import has_reference
-from stages.train.room import AGAIN, ENDINGS, MICRO_BATCH, PROBED, RESULT, STOP, STOPPED, Speaker, room, tell, told
+from stages.train.room import (
+    AGAIN,
+    ENDINGS,
+    MICRO_BATCH,
+    PROBED,
+    RESULT,
+    STOP,
+    STOPPED,
+    WAITING,
+    Speaker,
+    room,
+    tell,
+    told,
+)
 
 PROBE_ROWS = 8
 """Training pairs scored once more after the last step: those of the first optimizer steps."""
@@ -35,6 +48,7 @@ def work(config: dict[str, Job]) -> None:
     if any((room(job) / name).exists() for name in ENDINGS):
         return
     _redirect_output(room(job) / f"rank-{rank}.log")
+    (room(job) / WAITING).unlink(missing_ok=True)
     say = Speaker(room(job) / f"rank-{rank}.jsonl")
     say({"event": "worker", "rank": rank, "pid": os.getpid(), "host": socket.gethostname()})
     try:
@@ -220,9 +234,11 @@ class _Session:
             (folder / "metrics.jsonl").write_text(_lines(self.history))
         dist.barrier()
         checkpoint.sync(folder)
-        dist.barrier()
+        hashed: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(hashed, checkpoint.hashes(folder, rank=self.rank))
         if self.rank == 0:
-            checkpoint.seal(folder, step, checkpoint.binding(self.job))
+            files = {name: found for part in hashed for name, found in part.items()}
+            checkpoint.seal(folder, step, checkpoint.binding(self.job), files)
             checkpoint.prune(self.job, folder)
         dist.barrier()
 

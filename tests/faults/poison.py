@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -47,6 +48,12 @@ class Light:
     def __init__(self, job: Job) -> None:
         self.sick, self.how = set(job.identity["sick"]), job.identity["how"]
         self.once = job.scratch / "struck"
+        with (job.scratch / "loads").open("a") as loads:
+            loads.write(".")
+        if self.how == "die loading":
+            strike("die")
+        if self.how == "disk full":
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def __call__(self, shard: Shard) -> Part:
         rows = shard.payload["rows"]

@@ -1,5 +1,6 @@
 """Artifacts: the first manifest wins, what is corrupt is found and never used, nothing is lost."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipeline import artifact
 from pipeline.artifact import (
     Artifact,
     CorruptManifest,
@@ -197,3 +199,20 @@ def test_a_manifest_is_json_a_person_can_read(tmp_path: Path) -> None:
     publish(artifact, manifest_of([write_part(job_in(tmp_path), Shard(index=0), part(), 1.0)]))
     body = json.loads((artifact.path / "manifest.json").read_text())
     assert body["step"] == "pairs" and body["rows"]["in"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (RuntimeError("CUDA error"), False),
+    ],
+)
+def test_a_full_disk_is_known_in_whatever_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, full: bool
+) -> None:
+    monkeypatch.setattr(artifact, "LITTLE_BYTES", 1 << 62)
+    assert artifact.disk_is_full(error, tmp_path) is full

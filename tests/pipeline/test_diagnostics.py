@@ -250,7 +250,7 @@ def executed(plan: Plan, folder: Path) -> None:
     """Run the plan as `sparring run` does, without preparing or measuring anything."""
     for arm in plan.configs:
         commands._begin(plan, arm, [])
-    commands._execute(plan, folder / "store", folder / "runs" / "mine")
+    commands._execute(plan, folder / "store", folder / "runs" / "mine", frozenset())
 
 
 def done(folder: Path, arm: str = "") -> set[int]:

@@ -4,7 +4,10 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+
 from pipeline.events import Events, describe
+from pipeline.execute import Pace
 
 STEP = {"step": "sample-1f2e3d4c", "kind": "sample", "label": "iteration 1 sample"}
 
@@ -23,6 +26,15 @@ def test_events_are_recorded_and_shown(tmp_path: Path) -> None:
     assert len(shown) == 3
     assert "1/4 312 tokens/s ETA 30 s" in shown[1]
     assert "64 rows in, 60 out, dropped: tie 4" in shown[2]
+
+
+def test_the_time_left_does_not_count_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 110.0, 120.0])  # the first result comes when the engine has started, 100 s in
+    monkeypatch.setattr("pipeline.execute.time.monotonic", lambda: next(clock))
+    pace = Pace()
+    assert pace.left_s(3, 10) is None  # two were there before
+    assert pace.left_s(4, 10) == 60.0
+    assert pace.left_s(5, 10) == 50.0
 
 
 def test_losses_are_shown() -> None:

@@ -41,7 +41,7 @@ def pool(job: Job, loaded: bool) -> Pool:
 
 def job(spec: object, model: str, cpus: int = 2, deadline_s: float = 60.0) -> Job:
     source = Input(role="policy", root=Path(), digest=model)
-    runtime = {"actors": 1, "cpus": cpus, "gpus": 0, "deadline_s": deadline_s}
+    runtime = {"actors": 1, "cpus": cpus, "gpus": 0, "max_failures": 2, "deadline_s": deadline_s}
     return Job(
         spec=spec,  # type: ignore[arg-type]
         fingerprint=model,

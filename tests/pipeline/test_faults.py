@@ -62,3 +62,8 @@ def test_late(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not watch.late(1000.0 - 619) and watch.late(1000.0 - 621)  # 10 x 2 s, and a load
     watch.took(100.0)
     assert not watch.late(1000.0 - 899) and watch.late(1000.0 - 901)
+
+
+def test_failures_are_alike_but_for_numbers() -> None:
+    assert faults.alike("CUDA error at 0x7f3a in step 12", "CUDA error at 0x55 in step 3")
+    assert not faults.alike("CUDA error", "head size 16 is not supported")

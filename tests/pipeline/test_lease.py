@@ -1,6 +1,7 @@
 """Leases: a live holder keeps it, a dead one loses it, and only the counter tells across machines."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease
+from pipeline import faults, lease
+from pipeline.errors import DataError
+from pipeline.faults import Patience
 from pipeline.lease import Lease, LeaseHeld
 
 
@@ -74,6 +77,30 @@ def test_a_foreign_counter_that_stands_still_is_dead(tmp_path: Path, monkeypatch
         assert json.loads(path.read_text())["owner"] == "heir"
 
 
+def test_a_foreign_holder_is_said_at_once_with_the_time_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.1)
+    path, said = tmp_path / "x.json", []
+    foreign(path, 7)
+    Lease(path, "heir").acquire(wait=False, waiting=said.append).release()
+    assert len(said) == 1 and "host far" in said[0] and "taken over in 0 s" in said[0]
+
+
+@pytest.mark.parametrize("garbage", ["", "{", "[]", "null", '{"owner": "x"}', "\x00" * 64, "[" * 9999])
+def test_garbage_is_nobodys(tmp_path: Path, garbage: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(garbage)
+    said: list[str] = []
+    with Lease(path, "heir").acquire(wait=False, waiting=said.append):
+        assert json.loads(path.read_text())["owner"] == "heir"
+    assert len(said) == 1 and str(path) in said[0]
+
+
+def test_a_folder_in_the_place_of_a_lease_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(DataError, match=r"x\.json"):
+        Lease(tmp_path / "x.json", "heir").acquire(wait=False)
+
+
 def test_a_foreign_counter_that_moves_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "DEAD_AFTER_S", 30.0)
     path = tmp_path / "x.json"
@@ -89,3 +116,46 @@ def test_the_counter_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with Lease(path, "run a").acquire(wait=False):
         time.sleep(0.5)
         assert json.loads(path.read_text())["counter"] >= 2
+
+
+def test_one_that_was_changed_long_ago_is_not_waited_for(tmp_path: Path) -> None:
+    path, said = tmp_path / "x.json", []
+    foreign(path, 7)
+    os.utime(path, (time.time() - 400, time.time() - 400))
+    Lease(path, "heir").acquire(wait=False, waiting=said.append).release()
+    assert said == []
+
+
+def test_one_of_the_future_is_judged_by_its_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.5)
+    path, said = tmp_path / "x.json", []
+    foreign(path, 7)
+    os.utime(path, (time.time() + 9e5, time.time() + 9e5))
+    Lease(path, "heir").acquire(wait=True, waiting=said.append).release()
+    assert len(said) == 1 and "run c (host far, since ?, pid 1), taken over in" in said[0]
+
+
+def test_one_that_cannot_be_read_but_changes_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("of another user")
+    monkeypatch.setattr(Lease, "_read", lambda self: {})
+    monkeypatch.setattr(lease.time, "sleep", lambda _: os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9)))
+    with pytest.raises(LeaseHeld, match="cannot be read"):
+        Lease(path, "b").acquire(wait=False)
+
+
+def test_where_none_can_be_written_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="no lease can be written"):
+        Lease(tmp_path / "file" / "x.json", "b").acquire(wait=True)
+
+
+def test_a_wait_is_said_again_as_time_goes_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(faults.time, "monotonic", lambda: now[0])
+    patience, said = Patience(), []
+    for second in range(300):
+        now[0] = float(second)
+        if patience.is_due():
+            said.append(second)
+    assert said == [31, 63, 127, 255]

@@ -94,6 +94,15 @@ def load(kind: str, chosen: Mapping[str, Any], given: Given) -> Oracle:
     return oracle
 
 
+def modules(identity: Mapping[str, Any]) -> list[str]:
+    """Return the modules of the oracles that a step `score` takes: of its own and of its members."""
+
+    def named(oracle: Mapping[str, Any]) -> list[str]:
+        return [f"{__name__}.{oracle['kind']}", *(name for one in oracle["members"].values() for name in named(one))]
+
+    return named(identity["oracle"])
+
+
 def _file(kind: str) -> Any:
     if kind not in kinds():
         raise ConfigError(f"oracle kind {kind!r} is unknown; choose one of: {', '.join(kinds())}.")

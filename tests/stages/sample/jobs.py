@@ -25,6 +25,7 @@ RUNTIME: dict[str, Any] = {
     "max_model_len": 512,
     "engine_args": {},
     "urls": (),
+    "max_failures": 2,
     "deadline_s": 600.0,
 }
 SAMPLING: dict[str, Any] = {

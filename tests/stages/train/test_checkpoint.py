@@ -38,6 +38,28 @@ def test_one_without_its_marker_does_not_count(job: Job) -> None:
     assert checkpoint.latest(job) == (complete, 2)
 
 
+@pytest.mark.parametrize(
+    "marker", ['{"step": 2}', "[]", "null", '{"step": "2", "bound": {}, "files": {}}', "\x00", "[" * 9999]
+)
+def test_a_marker_that_says_something_else_does_not_count(job: Job, marker: str) -> None:
+    (write(job, 2) / checkpoint.MARKER).write_text(marker)
+    assert checkpoint.latest(job) is None
+    (line,) = checkpoint.drop_damaged(job)
+    assert "step-000002" in line and checkpoint.MARKER in line
+    assert not list(checkpoint.root(job).iterdir())
+
+
+def test_damaged_bytes_are_dropped_and_the_one_before_is_taken(job: Job) -> None:
+    first, second, third = (write(job, step) for step in (2, 4, 6))
+    for folder in (second, third):
+        (folder / "global_step" / "rank_0.pt").write_bytes(b"weighty")  # the same size
+    assert checkpoint.latest(job) == (third, 6)
+    lines = checkpoint.drop_damaged(job)
+    assert ["step-000004" in lines[0], "step-000006" in lines[1], len(lines)] == [True, True, 2]
+    assert all("rank_0.pt" in line for line in lines)
+    assert checkpoint.latest(job) == (first, 2) and checkpoint.drop_damaged(job) == []
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove", "marker"])
 def test_a_damaged_one_does_not_count(job: Job, damage: str) -> None:
     folder = write(job, 2)
@@ -67,3 +89,14 @@ def test_prune_keeps_one(job: Job) -> None:
     keep = write(job, 6)
     checkpoint.prune(job, keep)
     assert list(checkpoint.root(job).iterdir()) == [keep]
+
+
+def test_every_rank_hashes_what_it_wrote(job: Job) -> None:
+    folder = write(job, 2, seal=False)
+    for rank in (0, 1, 10):
+        (folder / "global_step" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(bytes([rank]))
+    parts = [checkpoint.hashes(folder, rank=rank) for rank in range(11)]
+    assert [len(part) for part in parts] == [3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert {name: found for part in parts for name, found in part.items()} == checkpoint.hashes(folder)
+    checkpoint.seal(folder, 2, checkpoint.binding(job), checkpoint.hashes(folder))
+    assert checkpoint.latest(job) == (folder, 2) and checkpoint.damage(folder) is None

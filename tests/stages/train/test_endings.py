@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from stages.train import memory
 from stages.train.config import TRAIN
 from stages.train.endings import noted
 from stages.train.group import Watching
-from stages.train.room import AGAIN, FAULT, MICRO_BATCH, PROBED, room, tell, told
+from stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
 from tests.stages.train.rig import runtime
 
 
@@ -91,3 +92,9 @@ def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path)
     vmstat.write_text("oom_kill 9\n")
     watching.after_exception(None, {0: WorkerHealthCheckFailedError("gone", ActorDiedError())})
     assert told(job, AGAIN) is None
+
+
+def test_a_full_disk_is_noted_without_a_byte(tmp_path: Path) -> None:
+    job = job_of(tmp_path, 1)
+    assert noted(job, 1, OSError(errno.ENOSPC, "No space left on device"))
+    assert (room(job) / FULL).stat().st_size == 0 and told(job, FAULT) is None

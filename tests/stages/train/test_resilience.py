@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import estimate
+from pipeline import estimate, faults
 from pipeline.errors import TrainingFault
 from pipeline.job import Input
 from pipeline.parameters import counted
 from pipeline.stopping import Stopped
-from stages.train import checkpoint, memory
+from stages.train import checkpoint, group, memory
 from stages.train.stage import Trained, run
 from tests.stages.train.rig import OFF, digests, identity, kill_at, runtime, steps, train_inputs, train_job
 from tests.tiny import tiny_policy
@@ -38,7 +38,7 @@ def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
     seen: list[dict[str, Any]] = []
 
     with pytest.raises(Stopped, match="training stopped at step 1 of 12 by SIGTERM; run the same command"):
-        run(job, seen.append, lambda: signal.SIGTERM if seen else 0)  # as soon as a worker says that it is there
+        run(job, seen.append, lambda: signal.SIGTERM if any("rank" in e for e in seen) else 0)  # when a worker is there
     assert [e["done"] for e in seen if "done" in e] == [1]
     kept = checkpoint.latest(job)
     assert kept is not None and kept[1] == 1
@@ -50,6 +50,20 @@ def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
     made = run(replace(job, attempt="again"), again.append)
     assert [e["done"] for e in again if "done" in e] == list(range(2, 13))
     assert digests(made) == digests(undisturbed)
+
+
+def test_a_signal_ends_the_wait_for_workers_that_are_never_placed(
+    ray_started: None, inputs: list[Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "SILENCE_S", 1.0)
+    seen: list[dict[str, Any]] = []
+    job = train_job(tmp_path / "told", inputs, how=runtime(workers=2, cpus=99))
+    with pytest.raises(Stopped, match="stopped at the beginning by SIGTERM"):
+        run(job, seen.append, lambda: signal.SIGTERM if texts(seen) else 0)
+    assert "waiting for 2 training workers with 99 CPUs" in texts(seen)
+    monkeypatch.setattr(group, "PLACEMENT_S", 2.0)
+    with pytest.raises(TrainingFault, match="could not be placed"):
+        run(replace(job, attempt="again"), seen.append)
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_run_again_resumes_after_the_workers_are_given_up(
     whole = run(train_job(tmp_path / "whole", inputs, how=how), lambda event: None)
     job = train_job(tmp_path / "killed", inputs, how=how)
     _, report = kill_at(5, rank=workers - 1)
-    with pytest.raises(TrainingFault, match=r"failed 1 times.*last checkpoint: step \d+; run again"):
+    with pytest.raises(TrainingFault, match=r"failed 1 times.*last checkpoint: step \d+ \(.*\); run again"):
         run(job, report)
     (checkpoint.root(job) / "step-000099.first").mkdir()  # what a kill in the middle of writing leaves
     made = run(replace(job, attempt="again"), lambda event: None)

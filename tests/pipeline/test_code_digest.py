@@ -1,0 +1,160 @@
+"""The code that made a step is known: changed code is named, and `--redo` makes its steps again."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import code_digest
+from pipeline.artifact import Artifact, publish
+from pipeline.code_digest import code_of, described, differing, other_code, redone
+from pipeline.errors import ConfigError
+from pipeline.plan import Plan, Step, inspect
+from stages.annotate.config import PAIRS, SCORE
+from stages.train.config import TRAIN
+from tests.artifacts import score_identity
+from tests.pipeline.plans import finish, plan_of
+
+MINI = score_identity("mini")
+OF_MINI = {"oracle": {"kind": "ensemble", "members": {"a": MINI["oracle"]}}}
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of stages/ whose files may be changed."""
+    for path in (code_digest.ROOT / "stages").rglob("*.py"):
+        copy = tmp_path / path.relative_to(code_digest.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(code_digest, "ROOT", tmp_path)
+    forget()
+    return tmp_path / "stages"
+
+
+def forget() -> None:
+    """Forget what was read of files: a test changes one twice within a tick of its clock."""
+    for cached in (code_digest._tree, code_digest._imports, code_digest._digest):
+        cached.cache_clear()
+
+
+def change(path: Path, old: str, new: str) -> None:
+    """Replace `old` at the first place inside a block where that makes other code."""
+    lines = path.read_text().splitlines(keepends=True)
+    for at, line in enumerate(lines):
+        changed = "".join([*lines[:at], line.replace(old, new, 1), *lines[at + 1 :]])
+        if line.startswith(" ") and old in line and _other_code(changed, "".join(lines)):
+            path.write_text(changed)
+            forget()
+            return
+    raise AssertionError(f"{path}: no {old!r}")
+
+
+def _other_code(changed: str, before: str) -> bool:
+    """Whether both compile, to different code; docstrings are no code."""
+    try:
+        return _without_texts(changed) != _without_texts(before)
+    except SyntaxError:
+        return False
+
+
+def _without_texts(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        for line in getattr(node, "body", None) or [] if not isinstance(node, ast.Lambda | ast.IfExp) else []:
+            if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant):
+                line.value.value = ""
+    return ast.dump(tree)
+
+
+@pytest.mark.parametrize(
+    ("spec", "identity", "file", "old", "new"),
+    [
+        (SCORE, MINI, "annotate/oracles/mini.py", " - ", " + "),
+        (SCORE, OF_MINI, "annotate/oracles/mini.py", " - ", " + "),
+        (PAIRS, {}, "annotate/winrate.py", " / ", " * "),
+        (TRAIN, {}, "train/objectives.py", " * ", " + "),
+        (TRAIN, {}, "train/collate.py", " + ", " - "),  # imported inside functions alone
+    ],
+)
+def test_a_change_of_what_computes_shows(
+    code: Path, spec: Any, identity: dict[str, Any], file: str, old: str, new: str
+) -> None:
+    before = code_of(spec, identity)
+    change(code / file, old, new)
+    assert differing(before, code_of(spec, identity)) == {f"stages/{file}"}
+
+
+def test_comments_docstrings_and_formatting_do_not(code: Path) -> None:
+    before = code_of(SCORE, MINI)
+    path = code / "annotate" / "oracles" / "mini.py"
+    _, _, rest = path.read_text().split('"""', 2)
+    path.write_text('"""Another docstring."""\n\n# a comment\n' + rest.replace("\n\n\n", "\n\n\n\n\n"))
+    forget()
+    assert differing(before, code_of(SCORE, MINI)) == set()
+
+
+def test_code_that_the_step_does_not_take_does_not(code: Path) -> None:
+    before = code_of(SCORE, MINI)
+    assert "stages/annotate/oracles/gpm.py" not in before and "stages/train/objectives.py" not in before
+    change(code / "annotate" / "oracles" / "gpm.py", "return ", "return not ")
+    assert differing(before, code_of(SCORE, MINI)) == set()
+
+
+def test_a_plan_names_the_steps_of_other_code(tmp_path: Path) -> None:
+    plan, steps = made(tmp_path)
+    assert other_code(plan, inspect(plan, tmp_path)) == {}  # older versions did not say what made a step
+    step = steps["pairs"]
+    now = code_of(step.spec, step.identity)
+    remake(tmp_path, step, now)
+    assert other_code(plan, inspect(plan, tmp_path)) == {}
+    remake(tmp_path, step, {**now, "stages/annotate/winrate.py": "0" * 16})
+    found = other_code(plan, inspect(plan, tmp_path))
+    assert found == {"pairs": {"stages/annotate/winrate.py"}}
+    line = described(found)
+    assert "stages/annotate/winrate.py" in line and "--redo pairs" in line and "\n" not in line
+
+
+def test_redo_makes_a_step_and_what_follows_stale(tmp_path: Path) -> None:
+    plan, _ = made(tmp_path)
+    redo = redone(plan, ["pairs"])
+    states = {plan.steps[name].spec.kind: state.kind for name, state in inspect(plan, tmp_path, redo).items()}
+    assert (states["embed"], states["pairs"], states["calibrate"], states["train"]) == (
+        "hit",
+        "stale",
+        "stale",
+        "stale",
+    )
+    assert redone(plan, []) == frozenset()
+    assert redone(plan, ["score_oracle_previous"]) < redone(plan, ["score"])
+    with pytest.raises(ConfigError, match=r"--redo scores.*score"):
+        redone(plan, ["scores"])
+
+
+def test_a_stale_artifact_stands_until_its_successor_is_published(tmp_path: Path) -> None:
+    _, steps = made(tmp_path)
+    step = steps["pairs"]
+    artifact = Artifact(tmp_path, "pairs", step.fingerprint)
+    stale, old = artifact.raw(), artifact.manifest()
+    assert old is not None
+    first = publish(artifact, replace(old, attempts=["bbbb"]), stale)
+    second = publish(artifact, replace(old, attempts=["cccc"]), stale)  # another driver, which was later
+    assert first.attempts == second.attempts == ["bbbb"]
+
+
+def made(store: Path) -> tuple[Plan, dict[str, Step]]:
+    """A plan of which every step is made."""
+    plan = plan_of()
+    for step in plan.steps.values():
+        finish(plan, step, store)
+    return plan, {step.spec.kind: step for step in reversed(plan.steps.values())}
+
+
+def remake(store: Path, step: Step, modules: dict[str, str]) -> None:
+    artifact = Artifact(store, step.spec.kind, step.fingerprint)
+    manifest = artifact.manifest()
+    assert manifest is not None
+    publish(artifact, replace(manifest, made_with={"modules": modules}), artifact.raw())

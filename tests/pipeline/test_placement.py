@@ -1,0 +1,133 @@
+"""What can never be placed is refused before anything is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import cluster, commands, config
+from pipeline.build import build
+from pipeline.cli import main
+from pipeline.commands import check_here
+from pipeline.errors import ConfigError
+from pipeline.placement import check_placement
+from pipeline.plan import Plan, State
+from tests.pipeline.plans import Fixed
+
+TWO_CORES = [{"CPU": 2, "GPU": 0}]
+NODE_OF_8 = {"CPU": 64, "GPU": 8}
+SIXTEEN = ("trainer.global_batch=16", "prompts.per_iteration=128")
+
+
+def plan_of(*overrides: str) -> Plan:
+    profile = () if any(one.startswith("hardware=") for one in overrides) else ("hardware=cpu",)
+    return build({"": config.load([*profile, *overrides])}, Fixed())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "key"),
+    [
+        ([], TWO_CORES, None),
+        (["hardware.workers=2", "hardware.worker_cpus=1"], TWO_CORES, None),
+        (["hardware.workers=2", "hardware.worker_cpus=2"], TWO_CORES, "hardware.workers=2"),
+        (["hardware.workers=4", "hardware.worker_cpus=1"], TWO_CORES, "hardware.workers=4"),
+        (["hardware.annotator_cpus=3"], TWO_CORES, "hardware.annotator_cpus=3"),
+        (["hardware.cores_per_engine=5"], TWO_CORES, "hardware.cores_per_engine=5"),
+        (["hardware=cuda"], TWO_CORES, "policy.tensor_parallel=1"),
+        (["hardware=cuda", "hardware.workers=8"], [NODE_OF_8], None),
+        (
+            ["hardware=cuda", "hardware.workers=16", *SIXTEEN],
+            [NODE_OF_8],
+            "hardware.workers=16",
+        ),
+        (
+            ["hardware=cuda", "hardware.workers=16", *SIXTEEN],
+            [NODE_OF_8, NODE_OF_8],
+            None,
+        ),
+        (["hardware=cuda", "policy.tensor_parallel=4"], [{"CPU": 64, "GPU": 2}] * 8, "policy.tensor_parallel=4"),
+        (["hardware=cuda"], [], "no live node"),
+    ],
+)
+def test_placement(overrides: list[str], nodes: list[dict[str, float]], key: str | None) -> None:
+    steps = plan_of(*overrides).steps.values()
+    if key is None:
+        check_placement(steps, nodes, "the cluster")
+    else:
+        with pytest.raises(ConfigError) as caught:
+            check_placement(steps, nodes, "the cluster")
+        assert key in str(caught.value) and "the cluster has" in str(caught.value)
+
+
+def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("pipeline.placement.os.cpu_count", lambda: 2)
+    plan = plan_of("hardware.workers=4", "hardware.worker_cpus=1")
+    states = {name: State(kind="miss") for name in plan.steps}
+    with pytest.raises(ConfigError, match="workers=4"):
+        check_here(plan, states)
+    check_here(plan, {name: State(kind="hit" if step.spec.run else "miss") for name, step in plan.steps.items()})
+    monkeypatch.setattr("pipeline.cluster.check_address", lambda address: None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # its nodes are asked when it is joined
+    check_here(plan, states)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ([], []),
+        (["hardware.engines=2"], []),
+        (["hardware.engines=4"], ["hardware.engines=4", "hardware.cores_per_engine=1"]),
+        (
+            ["hardware.annotators=2", "hardware.annotator_cpus=2"],
+            ["hardware.annotators=2", "hardware.annotator_cpus=2"],
+        ),
+        (["hardware.kv_cache_gb=999"], ["hardware.kv_cache_gb=999", "24 GB"]),
+        (["hardware.kv_cache_gb=999", "sampler=transformers"], []),
+        (["sampler=server", "sampler.urls=[http://127.0.0.1:1]", "hardware.engines=9"], []),
+    ],
+)
+def test_one_machine_must_hold_all_workers_of_a_pool(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], keys: list[str]
+) -> None:
+    monkeypatch.setattr("pipeline.builder.os.cpu_count", lambda: 2)
+    steps = plan_of(*overrides).steps.values()
+    machine = [{"CPU": 2, "GPU": 0, "GB": 24.0}]
+    if not keys:
+        check_placement(steps, machine, "this machine", alone=True)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_placement(steps, machine, "this machine", alone=True)
+    assert all(key in str(caught.value) for key in keys)
+    if "hardware.kv_cache_gb=999" not in keys:  # on a cluster there are as many as it holds, at least one
+        check_placement(steps, TWO_CORES, "the cluster")
+
+
+@pytest.mark.parametrize(("visible", "left"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1,2,3", 2)])
+def test_gpus_that_are_hidden_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, left: int
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: H100'\necho 'GPU 1: H100'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cluster.gpu_count() == left
+
+
+@pytest.mark.parametrize(("profile", "code"), [(["hardware=cuda"], 2), (["hardware=h100x8"], 0), (["hardware=cpu"], 0)])
+def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], profile: list[str], code: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "gpu_count", lambda: 0)
+    monkeypatch.setattr(commands, "plan_of", lambda arms, assume: plan_of(*profile, f"paths.store={tmp_path}"))
+    assert main(["plan", *profile]) == code
+    shown = capsys.readouterr()
+    assert "steps, " in shown.out
+    assert ("can never be placed" in shown.err) == (code == 2)
+    assert ("to look at, not to run here" in shown.out) == (profile == ["hardware=h100x8"])
