@@ -10,7 +10,9 @@ adopts it, so that two writers by mistake cost work and never bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -240,7 +242,8 @@ def damaged_part(path: Path) -> str | None:
 def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = None) -> Manifest:
     """Create the manifest exclusively and return the one that stands: ours, or the one that was first.
 
-    replaces: the bytes of a stale manifest, which gives way only now that its successor is complete.
+    replaces: the bytes of a stale manifest, which gives way only now that its successor is complete: the first writer
+    takes the name of its successor, and whoever sees it taken puts that one in place, in one rename.
     """
     body = asdict(manifest)
     body["files"] = [asdict(file) for file in manifest.files]
@@ -248,12 +251,15 @@ def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = Non
     temporary = artifact.path / f".{MANIFEST}.{manifest.attempts[-1]}"
     with _disk_errors(artifact.path):
         write_text(temporary, text)
-        if replaces is not None and artifact.raw() == replaces:
-            os.replace(artifact.path / MANIFEST, artifact.path / f".{MANIFEST}.stale.{manifest.attempts[-1]}")
         try:
-            os.link(temporary, artifact.path / MANIFEST)
-        except FileExistsError:
-            pass
+            if (standing_raw := artifact.raw()) is None:
+                _link(temporary, artifact.path / MANIFEST)
+            elif standing_raw == replaces:
+                successor = artifact.path / f".{MANIFEST}.after.{_succession(manifest, replaces)}"
+                _link(temporary, successor)
+                if artifact.raw() == replaces:
+                    with contextlib.suppress(FileNotFoundError):  # another writer has just put it in place
+                        os.replace(successor, artifact.path / MANIFEST)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(artifact.path)
@@ -261,6 +267,18 @@ def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = Non
     if standing is None:
         raise DataError(f"{artifact.path}: the manifest vanished while it was published; run again.")
     return standing
+
+
+def _link(temporary: Path, name: Path) -> None:
+    """Give a file its name unless another has it."""
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, name)
+
+
+def _succession(manifest: Manifest, replaces: bytes) -> str:
+    """Return a name for what may take a stale manifest's place: made of the same inputs by the same code."""
+    made = {"inputs": manifest.inputs, "modules": manifest.made_with.get("modules")}
+    return hashlib.sha256(replaces + digest(made).encode()).hexdigest()[:16]
 
 
 def tidy(artifact: Artifact, manifest: Manifest) -> None:

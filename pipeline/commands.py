@@ -29,7 +29,7 @@ from pipeline.artifact import (
     write_text,
 )
 from pipeline.build import build
-from pipeline.code_digest import described, other_code, redone
+from pipeline.code_digest import other_code, redone
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
 from pipeline.events import Events
@@ -208,7 +208,7 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
     for line in _redealt(plan):
         events("message", text=line)
     if differs := other_code(plan, states):
-        events("message", text=described(differs))
+        events("message", text=str(differs))
     watch = Watch(plan, folder, store, partial(_say, events))
     try:
         Executor(
@@ -281,7 +281,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
     if differs := other_code(plan, states):
-        print(described(differs))
+        print(differs)
 
 
 def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> None:
