@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+OWN = ("sparring", "pipeline", "stages", "conf", "scripts")
 NETWORK = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
 
 
@@ -72,6 +73,8 @@ def _not_ours(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         place = error.filename if error.filename is not None else "the file system"
         return f"{place}: {error.strerror}. Mend it, or name another place (paths.store, paths.runs); then run again."
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").partition(".")[0]) not in OWN:
+        return f"the package {name} is not installed; `make setup` installs all, or: pip install 'sparring[cpu]'."
     if package == "ray":
         return f"Ray: {first}. Run the same command again to resume."
     return None

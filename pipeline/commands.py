@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -95,11 +96,13 @@ def run(arguments: argparse.Namespace) -> None:
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
     redo = redone(plan, arguments.redo)
     states = inspect(plan, store, redo)
-    check_here(plan, states)
+    todo = any(state.kind != "hit" for state in states.values())
+    if todo:
+        check_installed(plan)
+        check_here(plan, states)
     with ExitStack() as held:
         for arm in arms:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
-        todo = any(state.kind != "hit" for state in states.values())
         if todo:  # first: what stops here leaves the run as it was
             plan = prepare(plan, arms, states)
             _check_disk(plan, states, store)
@@ -113,6 +116,20 @@ def run(arguments: argparse.Namespace) -> None:
             _execute(plan, store, folder, redo)
     for arm in arms:
         print_report(_arm_folder(plan, arm), store, _console())
+
+
+def check_installed(plan: Plan) -> None:
+    """DataError where packages are missing that a run needs: the base dependencies are enough to plan and to report."""
+    missing = [name for name in ("ray", "torch", "transformers") if find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"{', '.join(missing)}: not installed, and a run needs them; `make setup` installs all in a checkout, "
+            "else pip install 'sparring[cpu]' (or [cuda])."
+        )
+    if any(
+        source.role == "encoder" and source.root == Path() and not source.wanted for source in plan.externals.values()
+    ):
+        embedded.encoder_folder()  # says that its package is not installed
 
 
 def check_here(plan: Plan, states: dict[str, State]) -> None:
