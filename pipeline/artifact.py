@@ -29,6 +29,8 @@ from pipeline.job import File, Input, Job, Part, Shard, sha256_file
 MANIFEST = "manifest.json"
 LITTLE_BYTES = 64 * 2**20
 """With less than this free, what could not be written failed for want of room."""
+LONGEST_BELOW = 256
+"""Bytes of path that the store and a run may need below their folder."""
 _PART = re.compile(r"part-(\d{5})\.([0-9a-z]+)\.json$")
 
 
@@ -336,21 +338,53 @@ def check_folder(key: str, folder: Path) -> None:
         place = folder.absolute()
         while not place.exists() and not place.is_symlink() and place != place.parent:
             place = place.parent
-        if not place.is_dir():
-            kind = "a link to nothing" if place.is_symlink() and not place.exists() else "no folder"
-            raise ConfigError(f"{key}={folder}: {place} is {kind}; name a folder that can be written.")
-        if not os.access(place, os.W_OK | os.X_OK):
-            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
-            why = "is on a read-only file system" if read_only else "may not be written by this user"
-            raise ConfigError(f"{key}={folder}: {place} {why}; name a folder that can be written.")
+        why = _unwritable(place) or _too_long(folder.absolute(), place)
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise ConfigError(f"{key}={folder}: {why}; name a folder that can be written.")
+
+
+def _unwritable(place: Path) -> str:
+    """Return why nothing can be written into what is there, '' where something can."""
+    if not place.is_dir():
+        return f"{place} is {'a link to nothing' if place.is_symlink() and not place.exists() else 'no folder'}"
+    if os.access(place, os.W_OK | os.X_OK):
+        return ""
+    read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    return f"{place} {'is on a read-only file system' if read_only else 'may not be written by this user'}"
+
+
+def _too_long(folder: Path, place: Path) -> str:
+    """Return what is too long of a folder that is to be made below `place`, with room for the names in it."""
+    most = os.pathconf(place, "PC_NAME_MAX")
+    name = max(folder.parts, key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(name)) > most:
+        return f"a name of {len(os.fsencode(name))} bytes is too long, {most} are the most"
+    if len(os.fsencode(folder)) + LONGEST_BELOW > os.pathconf(place, "PC_PATH_MAX"):
+        return f"a path of {len(os.fsencode(folder))} bytes is too long"
+    return ""
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder; ConfigError names the key where it cannot be made."""
+    check_folder(key, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{key}={folder}: {error.strerror}; name a folder that can be written.") from None
 
 
 def check_target(path: Path, option: str) -> None:
     """ConfigError where no file can be written at `path`, before hours are spent; option: what has named it."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{option} {path}: name a file in a folder that is there.")
+    try:
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ConfigError(f"{option} {path}: name a file in a folder that is there.")
+        why = _unwritable(path.absolute().parent) if path.is_file() or not path.exists() else ""
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise ConfigError(f"{option} {path}: {why}; name a file in a folder that can be written.")
 
 
 def write_text(path: Path, text: str) -> None:

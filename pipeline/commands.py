@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, estimate, hub
+from pipeline import book, cluster, config, digests, estimate, hub
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -27,6 +27,7 @@ from pipeline.artifact import (
     check_target,
     damaged_part,
     fingerprint_of,
+    make_folder,
     write_text,
 )
 from pipeline.build import build
@@ -62,13 +63,23 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
-    first = next(iter(configs.values()))
-    check_folder("paths.store", Path(first.paths.store))
-    check_folder("paths.runs", Path(first.paths.runs) / first.run.name)
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
         check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
+
+
+def check_places(plan: Plan) -> None:
+    """ConfigError where a folder cannot be written that a run of the plan writes into; nothing is written."""
+    first = _first(plan)
+    check_folder("paths.store", Path(first.paths.store))
+    check_folder("paths.runs", Path(first.paths.runs))
+    for arm in plan.configs:
+        check_folder("run.name", _arm_folder(plan, arm))
+    if any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared():
+        check_folder("SPARRING_CACHE", digests.cache_folder())
+    if any(source.wanted for source in plan.externals.values()) and find_spec("huggingface_hub"):
+        hub.check_cache()
 
 
 def pins_of(first: Config) -> dict[str, str]:
@@ -94,12 +105,15 @@ def run(arguments: argparse.Namespace) -> None:
     plan = plan_of(arms)
     first = _first(plan)
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
+    check_places(plan)
     redo = redone(plan, arguments.redo)
     states = inspect(plan, store, redo)
     todo = any(state.kind != "hit" for state in states.values())
     if todo:
         check_installed(plan)
         check_here(plan, states)
+    make_folder("paths.store", store)
+    make_folder("paths.runs", Path(first.paths.runs))
     with ExitStack() as held:
         for arm in arms:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
@@ -205,7 +219,6 @@ def download(inputs: Iterable[Input]) -> bool:
 
 def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
     need = estimate.total(plan, states, []).peak_bytes
-    store.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store).free
     if free < need:
         raise DataError(
@@ -282,6 +295,7 @@ def plan(arguments: argparse.Namespace) -> None:
             print(config.render(config.load(overrides)))
         return
     plan = plan_of(arms, assume=True)
+    check_places(plan)
     _print_plan(plan, arguments.why, redone(plan, arguments.redo))
 
 

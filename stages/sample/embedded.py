@@ -102,7 +102,7 @@ def prepare() -> list[str]:
 
 def _fault(folder: Path) -> str | None:
     """Return what is wrong with a prepared folder, None when it is exactly what it should be."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # of a path that cannot be, Path.is_dir raises
         return "the embedded policy is not prepared"
     found = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
     for name in sorted(set(found) ^ set(POLICY_FILES)):
@@ -198,7 +198,7 @@ def main() -> int:
     """Prepare all embedded parts."""
     try:
         lines = prepare()
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print("\n".join(lines))
