@@ -10,7 +10,9 @@ adopts it, so that two writers by mistake cost work and never bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -27,6 +29,8 @@ from pipeline.job import File, Input, Job, Part, Shard, sha256_file
 MANIFEST = "manifest.json"
 LITTLE_BYTES = 64 * 2**20
 """With less than this free, what could not be written failed for want of room."""
+LONGEST_BELOW = 256
+"""Bytes of path that the store and a run may need below their folder."""
 _PART = re.compile(r"part-(\d{5})\.([0-9a-z]+)\.json$")
 
 
@@ -240,7 +244,8 @@ def damaged_part(path: Path) -> str | None:
 def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = None) -> Manifest:
     """Create the manifest exclusively and return the one that stands: ours, or the one that was first.
 
-    replaces: the bytes of a stale manifest, which gives way only now that its successor is complete.
+    replaces: the bytes of a stale manifest, which gives way only now that its successor is complete: the first writer
+    takes the name of its successor, and whoever sees it taken puts that one in place, in one rename.
     """
     body = asdict(manifest)
     body["files"] = [asdict(file) for file in manifest.files]
@@ -248,12 +253,15 @@ def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = Non
     temporary = artifact.path / f".{MANIFEST}.{manifest.attempts[-1]}"
     with _disk_errors(artifact.path):
         write_text(temporary, text)
-        if replaces is not None and artifact.raw() == replaces:
-            os.replace(artifact.path / MANIFEST, artifact.path / f".{MANIFEST}.stale.{manifest.attempts[-1]}")
         try:
-            os.link(temporary, artifact.path / MANIFEST)
-        except FileExistsError:
-            pass
+            if (standing_raw := artifact.raw()) is None:
+                _link(temporary, artifact.path / MANIFEST)
+            elif standing_raw == replaces:
+                successor = artifact.path / f".{MANIFEST}.after.{_succession(manifest, replaces)}"
+                _link(temporary, successor)
+                if artifact.raw() == replaces:
+                    with contextlib.suppress(FileNotFoundError):  # another writer has just put it in place
+                        os.replace(successor, artifact.path / MANIFEST)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(artifact.path)
@@ -261,6 +269,18 @@ def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = Non
     if standing is None:
         raise DataError(f"{artifact.path}: the manifest vanished while it was published; run again.")
     return standing
+
+
+def _link(temporary: Path, name: Path) -> None:
+    """Give a file its name unless another has it."""
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, name)
+
+
+def _succession(manifest: Manifest, replaces: bytes) -> str:
+    """Return a name for what may take a stale manifest's place: made of the same inputs by the same code."""
+    made = {"inputs": manifest.inputs, "modules": manifest.made_with.get("modules")}
+    return hashlib.sha256(replaces + digest(made).encode()).hexdigest()[:16]
 
 
 def tidy(artifact: Artifact, manifest: Manifest) -> None:
@@ -318,21 +338,53 @@ def check_folder(key: str, folder: Path) -> None:
         place = folder.absolute()
         while not place.exists() and not place.is_symlink() and place != place.parent:
             place = place.parent
-        if not place.is_dir():
-            kind = "a link to nothing" if place.is_symlink() and not place.exists() else "no folder"
-            raise ConfigError(f"{key}={folder}: {place} is {kind}; name a folder that can be written.")
-        if not os.access(place, os.W_OK | os.X_OK):
-            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
-            why = "is on a read-only file system" if read_only else "may not be written by this user"
-            raise ConfigError(f"{key}={folder}: {place} {why}; name a folder that can be written.")
+        why = _unwritable(place) or _too_long(folder.absolute(), place)
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise ConfigError(f"{key}={folder}: {why}; name a folder that can be written.")
+
+
+def _unwritable(place: Path) -> str:
+    """Return why nothing can be written into what is there, '' where something can."""
+    if not place.is_dir():
+        return f"{place} is {'a link to nothing' if place.is_symlink() and not place.exists() else 'no folder'}"
+    if os.access(place, os.W_OK | os.X_OK):
+        return ""
+    read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    return f"{place} {'is on a read-only file system' if read_only else 'may not be written by this user'}"
+
+
+def _too_long(folder: Path, place: Path) -> str:
+    """Return what is too long of a folder that is to be made below `place`, with room for the names in it."""
+    most = os.pathconf(place, "PC_NAME_MAX")
+    name = max(folder.parts, key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(name)) > most:
+        return f"a name of {len(os.fsencode(name))} bytes is too long, {most} are the most"
+    if len(os.fsencode(folder)) + LONGEST_BELOW > os.pathconf(place, "PC_PATH_MAX"):
+        return f"a path of {len(os.fsencode(folder))} bytes is too long"
+    return ""
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder; ConfigError names the key where it cannot be made."""
+    check_folder(key, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{key}={folder}: {error.strerror}; name a folder that can be written.") from None
 
 
 def check_target(path: Path, option: str) -> None:
     """ConfigError where no file can be written at `path`, before hours are spent; option: what has named it."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{option} {path}: name a file in a folder that is there.")
+    try:
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ConfigError(f"{option} {path}: name a file in a folder that is there.")
+        why = _unwritable(path.absolute().parent) if path.is_file() or not path.exists() else ""
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise ConfigError(f"{option} {path}: {why}; name a file in a folder that can be written.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import io
 import signal
+import ssl
 import sys
 import tempfile
 import time
@@ -58,22 +59,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-NETWORK = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
+OWN = ("sparring", "pipeline", "stages", "conf", "scripts")
+NETWORK = ("aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "socket", "urllib3")
+SETTINGS = ("antlr4", "hydra", "omegaconf", "yaml")
+FORMATS = ("json", "pyarrow", "safetensors_rust")
+"""Packages whose errors are of what they were given."""
 
 
 def _not_ours(error: Exception) -> str | None:
-    """Return what is said of an error of the file system, the network or Ray; None of one that is our own fault."""
+    """Return what is said of an error of the machine, the network or a file; None of one that is our own fault."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({first}). Free space, then run again: it resumes."
-    if isinstance(error, ConnectionError | TimeoutError) or package in NETWORK:
+    if isinstance(error, ConnectionError | TimeoutError | ssl.SSLError) or package in NETWORK:
         return f"the network: {first}. Check the address and the connection, then run again: it resumes."
     if isinstance(error, OSError) and error.strerror:
         place = error.filename if error.filename is not None else "the file system"
         return f"{place}: {error.strerror}. Mend it, or name another place (paths.store, paths.runs); then run again."
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").partition(".")[0]) not in OWN:
+        return f"the package {name} is not installed; `make setup` installs all, or: pip install 'sparring[cpu]'."
+    if isinstance(error, MemoryError):
+        return "there is not enough memory. End other programs, or lower hardware.workers; then run again: it resumes."
     if package == "ray":
         return f"Ray: {first}. Run the same command again to resume."
+    if package in SETTINGS:
+        return f"the configuration: {first}."
+    if package in FORMATS or isinstance(error, UnicodeDecodeError | OSError):
+        return f"a file is damaged, or of another format ({first}); `sparring verify` looks at those of the store."
     return None
 
 

@@ -1,30 +1,70 @@
 """Which code made a step: digests of the modules that computed it, stable under comments, docstrings and formatting.
 
 A step's modules are the files of `stages` that its worker, shards, finish or run can import, imports inside functions
-included; what is chosen by name (an oracle) is named by the step's `modules`. The orchestrator's own files compute no
-result and are left out.
+included; what is chosen by name (an oracle, an engine) is named by the step's `modules`. The orchestrator's own files
+compute no result and are left out.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import stages
+from pipeline import digests
+from pipeline.errors import ConfigError
 from pipeline.job import StepSpec
 from pipeline.plan import Plan, State, Step
 
+PACKAGE = stages.__name__
 ROOT = Path(stages.__file__).parents[1]
-PACKAGE = "stages"
 SHOWN = 3
 """Files that the line on other code names of a kind of step."""
 
+CACHE = f"code-{sys.version_info.major}.{sys.version_info.minor}.json"
+"""A file of the user's cache; how a syntax tree is written is Python's."""
+
 Code = Mapping[str, str]
 """stages/annotate/score.py -> 16 hex digits."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """What a file says."""
+
+    digest: str
+    imports: list[str]
+    """Dotted names that it may import, at its top or inside functions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherCode:
+    """The cached steps of a plan that other code has made."""
+
+    steps: int
+    of: int
+    """All cached steps."""
+    files: Mapping[str, set[str]]
+    """Kind of step -> files that differ."""
+
+    def __str__(self) -> str:
+        kinds = [f"{kind}: {_listed(sorted(files))}" for kind, files in self.files.items()]
+        redo = " ".join(f"--redo {kind}" for kind in self.files)
+        return (
+            f"{self.steps} of {self.of} cached steps were made with other code ({'; '.join(kinds)}). "
+            f"`sparring run {redo}` makes them again."
+        )
+
+
+def _listed(files: Sequence[str]) -> str:
+    more = len(files) - SHOWN
+    return ", ".join(files[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def code_of(spec: StepSpec, identity: Mapping[str, Any]) -> dict[str, str]:
@@ -33,21 +73,24 @@ def code_of(spec: StepSpec, identity: Mapping[str, Any]) -> dict[str, str]:
 
     entries = [path.partition(":")[0] for path in (spec.worker, spec.shards, spec.finish, spec.run) if path]
     chosen = resolve(spec.modules)(identity) if spec.modules else ()
-    return {_name(path): _digest(path, path.stat().st_mtime_ns) for path in sorted(_closure((*entries, *chosen)))}
+    found = _closure((*entries, *chosen))
+    return {str(path.relative_to(ROOT)): found[path].digest for path in sorted(found)}
 
 
-def other_code(plan: Plan, states: Mapping[str, State]) -> dict[str, set[str]]:
-    """Return kind -> files that differ, of the cached steps that other code has made.
+def other_code(plan: Plan, states: Mapping[str, State]) -> OtherCode | None:
+    """Return the cached steps that other code has made, None where there is none.
 
     Those of older versions, which do not say what made them, are left out.
     """
-    found: dict[str, set[str]] = {}
-    for name, step in plan.steps.items():
-        manifest = states[name].manifest if states[name].kind == "hit" else None
-        made = manifest.made_with.get("modules") if manifest else None
-        if isinstance(made, dict) and (files := differing(made, code_of(step.spec, step.identity))):
-            found.setdefault(step.spec.kind, set()).update(files)
-    return found
+    files: dict[str, set[str]] = {}
+    steps = 0
+    hits = {name: state.manifest for name, state in states.items() if state.kind == "hit" and state.manifest}
+    for name, manifest in hits.items():
+        step, made = plan.steps[name], manifest.made_with.get("modules")
+        if isinstance(made, dict) and (differ := differing(made, code_of(step.spec, step.identity))):
+            files.setdefault(step.spec.kind, set()).update(differ)
+            steps += 1
+    return OtherCode(steps=steps, of=len(hits), files=files) if steps else None
 
 
 def differing(made: Code, now: Code) -> set[str]:
@@ -55,26 +98,14 @@ def differing(made: Code, now: Code) -> set[str]:
     return {name for name in {*made, *now} if made.get(name) != now.get(name)}
 
 
-def described(found: Mapping[str, set[str]]) -> str:
-    """Return the line on cached steps that other code has made."""
-    kinds = [
-        f"{kind} ({', '.join(sorted(files)[:SHOWN])}{f' and {len(files) - SHOWN} more' if len(files) > SHOWN else ''})"
-        for kind, files in found.items()
-    ]
-    redo = " ".join(f"--redo {kind}" for kind in found)
-    return f"cached steps were made with other code: {'; '.join(kinds)}. To make them again: sparring run {redo}"
-
-
 def redone(plan: Plan, asked: Sequence[str]) -> frozenset[str]:
     """Return the fingerprints of the steps that --redo names, by kind or label; ConfigError names what there is."""
-    from pipeline.errors import ConfigError
-
     found: set[str] = set()
     for one in asked:
         named = {name for name, step in plan.steps.items() if one in _names(step)}
         if not named:
-            known = sorted({step.spec.kind for step in plan.steps.values()})
-            raise ConfigError(f"--redo {one}: this plan has no such step; its kinds are {', '.join(known)}.")
+            known = sorted({name for step in plan.steps.values() for name in _names(step)})
+            raise ConfigError(f"--redo {one}: this plan has no such step; choose of {', '.join(known)}.")
         found |= named
     return frozenset(found)
 
@@ -83,58 +114,63 @@ def _names(step: Step) -> set[str]:
     return {step.spec.kind, *(use.label for use in step.uses)}
 
 
-def _name(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def _closure(modules: Iterable[str]) -> set[Path]:
-    todo, seen = [path for module in modules for path in _files(module)], set()
+def _closure(modules: Iterable[str]) -> dict[Path, Module]:
+    todo = [path for module in modules for path in _files(module)]
+    seen: dict[Path, Module] = {}
     while todo:
         path = todo.pop()
         if path not in seen:
-            seen.add(path)
-            todo += _imports(path, path.stat().st_mtime_ns)
+            seen[path] = _module(path)
+            todo += [file for name in seen[path].imports for file in _files(name)]
     return seen
 
 
 def _files(module: str) -> Iterator[Path]:
     """Yield the file of a module, if it is one of ours, and those of its packages."""
-    parts = module.split(".")
-    if parts[0] != PACKAGE:
+    if not f"{module}.".startswith(f"{PACKAGE}."):
         return
-    for end in range(1, len(parts) + 1):
-        place = ROOT.joinpath(*parts[:end])
+    place = ROOT / PACKAGE.rpartition(".")[2]
+    for name in ("", *module.removeprefix(PACKAGE).split(".")[1:]):
+        place = place / name
         for path in (place / "__init__.py", place.with_suffix(".py")):
             if path.is_file():
                 yield path
 
 
-@cache
-def _tree(path: Path, _mtime_ns: int) -> ast.Module:
-    return ast.parse(path.read_bytes())
+def _module(path: Path) -> Module:
+    stat = path.stat()
+    return _read(path, f"{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}")
 
 
 @cache
-def _imports(path: Path, mtime_ns: int) -> tuple[Path, ...]:
-    found: list[Path] = []
-    for node in ast.walk(_tree(path, mtime_ns)):
-        if isinstance(node, ast.Import):
-            found += [file for alias in node.names for file in _files(alias.name)]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found += _files(node.module)
-            found += [file for alias in node.names for file in _files(f"{node.module}.{alias.name}")]
-    return tuple(dict.fromkeys(found))
+def _read(path: Path, mark: str) -> Module:
+    """Read a file, or what the user's cache knows of it: to parse all of them takes most of a second."""
+    found = digests.load(CACHE).get(str(path))
+    if not isinstance(found, dict) or found.get("mark") != mark:
+        found = {"mark": mark, **_parsed(path)}
+        digests.save(CACHE, {**digests.load(CACHE), str(path): found})
+    return Module(digest=str(found.get("digest")), imports=[str(name) for name in found.get("imports", [])])
 
 
-@cache
-def _digest(path: Path, mtime_ns: int) -> str:
-    tree = _tree(path, mtime_ns)
-    for node in ast.walk(tree):
+def _parsed(path: Path) -> dict[str, Any]:
+    tree = ast.parse(path.read_bytes())
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         body = getattr(node, "body", None)
         if isinstance(body, list):  # texts that stand alone: docstrings, and those under a field
             node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return {
+        "digest": hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16],
+        "imports": sorted({name for node in nodes for name in _imported(node)}),
+    }
 
 
 def _is_text(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))

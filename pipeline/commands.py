@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, estimate, hub
+from pipeline import book, cluster, config, digests, estimate, hub
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -26,10 +27,11 @@ from pipeline.artifact import (
     check_target,
     damaged_part,
     fingerprint_of,
+    make_folder,
     write_text,
 )
 from pipeline.build import build
-from pipeline.code_digest import described, other_code, redone
+from pipeline.code_digest import other_code, redone
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
 from pipeline.events import Events
@@ -62,13 +64,23 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
-    first = next(iter(configs.values()))
-    check_folder("paths.store", Path(first.paths.store))
-    check_folder("paths.runs", Path(first.paths.runs) / first.run.name)
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
         check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
+
+
+def check_places(plan: Plan) -> None:
+    """ConfigError where a folder cannot be written that a run of the plan writes into; nothing is written."""
+    first = _first(plan)
+    check_folder("paths.store", Path(first.paths.store))
+    check_folder("paths.runs", Path(first.paths.runs))
+    for arm in plan.configs:
+        check_folder("run.name", _arm_folder(plan, arm))
+    if any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared():
+        check_folder("SPARRING_CACHE", digests.cache_folder())
+    if any(source.wanted for source in plan.externals.values()) and find_spec("huggingface_hub"):
+        hub.check_cache()
 
 
 def pins_of(first: Config) -> dict[str, str]:
@@ -94,13 +106,18 @@ def run(arguments: argparse.Namespace) -> None:
     plan = plan_of(arms)
     first = _first(plan)
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
+    check_places(plan)
     redo = redone(plan, arguments.redo)
     states = inspect(plan, store, redo)
-    check_here(plan, states)
+    todo = any(state.kind != "hit" for state in states.values())
+    if todo:
+        check_installed(plan)
+        check_here(plan, states)
+    make_folder("paths.store", store)
+    make_folder("paths.runs", Path(first.paths.runs))
     with ExitStack() as held:
         for arm in arms:
             held.enter_context(_run_lease(_arm_folder(plan, arm)))
-        todo = any(state.kind != "hit" for state in states.values())
         if todo:  # first: what stops here leaves the run as it was
             plan = prepare(plan, arms)
             _check_disk(plan, states, store)
@@ -114,6 +131,20 @@ def run(arguments: argparse.Namespace) -> None:
             _execute(plan, store, folder, redo)
     for arm in arms:
         print_report(_arm_folder(plan, arm), store, _console())
+
+
+def check_installed(plan: Plan) -> None:
+    """DataError where packages are missing that a run needs: the base dependencies are enough to plan and to report."""
+    missing = [name for name in ("ray", "torch", "transformers") if find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"{', '.join(missing)}: not installed, and a run needs them; `make setup` installs all in a checkout, "
+            "else pip install 'sparring[cpu]' (or [cuda])."
+        )
+    if any(
+        source.role == "encoder" and source.root == Path() and not source.wanted for source in plan.externals.values()
+    ):
+        embedded.encoder_folder()  # says that its package is not installed
 
 
 def check_here(plan: Plan, states: dict[str, State]) -> None:
@@ -181,7 +212,6 @@ def download(inputs: Iterable[Input]) -> bool:
 
 def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
     need = estimate.total(plan, states, []).peak_bytes
-    store.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store).free
     if free < need:
         raise DataError(
@@ -201,7 +231,7 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
     for line in _redealt(plan, states):
         events("message", text=line)
     if differs := other_code(plan, states):
-        events("message", text=described(differs))
+        events("message", text=str(differs))
     watch = Watch(plan, folder, store, partial(_say, events))
     try:
         Executor(
@@ -258,6 +288,7 @@ def plan(arguments: argparse.Namespace) -> None:
             print(config.render(config.load(overrides)))
         return
     plan = plan_of(arms, assume=True)
+    check_places(plan)
     _print_plan(plan, arguments.why, redone(plan, arguments.redo))
 
 
@@ -274,7 +305,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
     if differs := other_code(plan, states):
-        print(described(differs))
+        print(differs)
 
 
 def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.job import sha256_file
+
+DIGESTS = "digests.json"
 
 
 def cache_folder() -> Path:
@@ -22,28 +26,27 @@ def cached_sha256(path: Path) -> str:
     """Return the sha256 of a file, from the cache when the file is the one that was hashed."""
     stat = path.stat()
     key = f"{path.absolute()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
-    known = _load()
-    if key not in known:
-        known = {**_load(), key: sha256_file(path)}
-        _save(known)
-    return known[key]
+    known = load(DIGESTS).get(key)
+    if not isinstance(known, str):
+        known = sha256_file(path)
+        save(DIGESTS, {**load(DIGESTS), key: known})
+    return known
 
 
-def _file() -> Path:
-    return cache_folder() / "digests.json"
-
-
-def _load() -> dict[str, str]:
+def load(name: str) -> dict[str, Any]:
+    """Return what a file of the cache holds, {} where it cannot be read."""
     try:
-        known = json.loads(_file().read_text())
-    except (OSError, ValueError):
+        known = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 
 
-def _save(known: dict[str, str]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        temporary = _file().with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, _file())
+def save(name: str, known: Mapping[str, Any]) -> None:
+    """Replace a file of the cache; a cache that cannot be written costs time only."""
+    path = cache_folder() / name
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(temporary, path)

@@ -50,6 +50,8 @@ def checks(config: Config) -> Iterator[Check]:
             yield from part()
         except SparringError as error:
             yield False, name, str(error)
+        except ModuleNotFoundError as error:
+            yield False, name, f"the package {error.name} is not installed; run `make setup`"
 
 
 def _versions() -> Iterator[Check]:

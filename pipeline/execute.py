@@ -115,6 +115,7 @@ class Executor:
         self._ray = False
         self._pools: dict[str, Any] = {}
         self._made_with: dict[str, Any] = {}
+        self._modules: dict[str, dict[str, str]] = {}
 
     def execute(self) -> int:
         """Make every wanted step that is not a hit; return how many were made."""
@@ -219,6 +220,7 @@ class Executor:
 
     def _job_of(self, step: Step, artifact: Artifact, inputs: dict[str, Input]) -> Job:
         self.scratch.mkdir(parents=True, exist_ok=True)
+        modules = self._modules[step.fingerprint] = code_of(step.spec, step.identity)
         return Job(
             spec=step.spec,
             fingerprint=step.fingerprint,
@@ -228,7 +230,7 @@ class Executor:
             out=artifact.path.absolute(),
             attempt=uuid.uuid4().hex[:8],
             scratch=self.scratch.absolute(),
-            code=digest(code_of(step.spec, step.identity)),
+            code=digest(modules),
         )
 
     def _input(self, role: str, name: str) -> Input:
@@ -357,7 +359,7 @@ class Executor:
             "inputs": {r: {"name": names[r], "digest": source.digest} for r, source in job.inputs.items()},
             "made_with": {
                 **self._made_with,
-                "modules": code_of(job.spec, job.identity),
+                "modules": self._modules[job.fingerprint],
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         }

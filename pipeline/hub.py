@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import write_text
+from pipeline.artifact import check_folder, write_text
 from pipeline.digests import cache_folder, cached_sha256
 from pipeline.errors import ConfigError, DataError, HubSilent
 from pipeline.job import File, Input
@@ -70,6 +70,13 @@ class Hub:
                 raise
             self.assumed.append(str(error))
         return self.pins.get(key, revision)
+
+
+def check_cache() -> None:
+    """ConfigError where nothing can be written into the hub's cache."""
+    from huggingface_hub import constants
+
+    check_folder("HF_HUB_CACHE", Path(constants.HF_HUB_CACHE))
 
 
 def split_files(folder: Path, name: str | None, split: str) -> list[Path]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline.artifact import Manifest, find
 from pipeline.build import build_import
-from pipeline.commands import arms_of, plan_of, prepare
+from pipeline.commands import arms_of, check_places, plan_of, prepare
 from pipeline.execute import execute_alone
 from pipeline.plain import printable
 from pipeline.plan import Plan, Step, inspect
@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     begun, path = time.monotonic(), Path(arguments.file).expanduser()
     arms = arms_of(arguments.overrides, multirun=False)
     whole = plan_of(arms)
+    check_places(whole)
     store = Path(whole.configs[""].paths.store)
     plan = _planned(whole, path, arguments)
     if all(state.kind == "hit" for state in inspect(plan, store).values()):

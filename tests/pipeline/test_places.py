@@ -1,0 +1,155 @@
+"""Folders that cannot be written, and errors of the machine: one line that names the key or the path, and no trace."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pytest
+from omegaconf.errors import ConfigKeyError
+
+from pipeline import cli, commands
+from pipeline.artifact import check_folder, check_target, make_folder
+from pipeline.errors import ConfigError
+
+LONG = "n" * 300
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with what cannot be a folder."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of a command that stopped."""
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and "\n" not in said and "report it" not in said, said
+    return said
+
+
+WRONG = ["file", "file/below", "broken", "broken/below", "loop", "loop/below", "/dev/null", LONG, "deep/" * 1000]
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "wrong"),
+    [("plan", "paths.store", wrong) for wrong in WRONG]
+    + [("plan", "paths.runs", "broken/below"), ("plan", "paths.runs", LONG), ("run", "paths.runs", "file")],
+)
+def test_a_folder_that_cannot_be_written_is_refused_by_its_key(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, key: str, wrong: str
+) -> None:
+    there = sorted(place.iterdir())
+    assert key in error_of(capsys, command, "hardware=cpu", f"{key}={wrong}")
+    assert sorted(place.iterdir()) == there
+
+
+def test_a_run_that_cannot_have_its_folder_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "run.name" in error_of(capsys, "plan", "hardware=cpu", f"run.name={LONG}")
+    (place / "runs").mkdir()
+    (place / "runs" / "mine").write_text("a file")
+    assert "run.name" in error_of(capsys, "run", "hardware=cpu", "run.name=mine")
+    assert not (place / "store").exists()
+
+
+@pytest.mark.parametrize("wrong", ["file", "broken/below", LONG])
+def test_a_cache_that_cannot_be_written_is_refused_where_it_is_needed(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    monkeypatch.setenv("SPARRING_CACHE", wrong)
+    assert "SPARRING_CACHE" in error_of(capsys, "plan", "hardware=cpu")
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_file_to_write_is_refused_by_its_option(place: Path, wrong: str) -> None:
+    with pytest.raises(ConfigError, match="--json"):
+        check_target(place / wrong / "out.json", "--json")
+    with pytest.raises(ConfigError, match="--to"):
+        check_folder("--to", place / wrong)
+
+
+def test_what_can_be_written_is_taken(place: Path) -> None:
+    check_folder("paths.store", place / "new" / "below")
+    assert not (place / "new").exists()
+    make_folder("paths.store", place / "new" / "below")
+    assert (place / "new" / "below").is_dir()
+    check_target(place / "new" / "out.json", "--json")
+    check_target(Path("/dev/null"), "--json")
+
+
+def _read_only() -> Path | None:
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    places = (Path(words[1]) for words in lines if words[3].split(",")[0] == "ro")
+    return next((one for one in places if one.is_dir()), None)
+
+
+def test_a_read_only_file_system_is_named() -> None:
+    mounted = _read_only()
+    if mounted is None:
+        pytest.skip("no file system of this machine is mounted read-only")
+    with pytest.raises(ConfigError, match=r"paths.store=.*read-only"):
+        check_folder("paths.store", mounted / "store")
+
+
+OF_THE_MACHINE: list[tuple[Callable[[], Exception], str]] = [
+    (lambda: PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs/x"), "runs/x"),
+    (lambda: OSError(errno.EROFS, os.strerror(errno.EROFS), "store/x"), "store/x"),
+    (lambda: OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output"),
+    (lambda: OSError(errno.ESTALE, os.strerror(errno.ESTALE), "store"), "store"),
+    (lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.jsonl"), "full"),
+    (lambda: OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"), "full"),
+    (lambda: OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x"), "open files"),
+    (lambda: ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)), "network"),
+    (lambda: TimeoutError("timed out"), "network"),
+    (lambda: socket.gaierror(-2, "Name or service not known"), "Name or service"),
+    (lambda: ssl.SSLError(1, "certificate verify failed"), "certificate"),
+    (lambda: httpx.ConnectTimeout("no answer"), "network"),
+    (lambda: ModuleNotFoundError("No module named 'torch'", name="torch"), "torch"),
+    (lambda: MemoryError(), "memory"),
+    (lambda: ConfigKeyError("no such key"), "configuration"),
+    (lambda: json.JSONDecodeError("Expecting value", "", 0), "damaged"),
+    (lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "damaged"),
+    (lambda: pa.ArrowInvalid("Parquet magic bytes not found in footer."), "damaged"),
+    (lambda: OSError("Couldn't deserialize thrift"), "damaged"),
+]
+
+
+@pytest.mark.parametrize(("error", "word"), OF_THE_MACHINE)
+def test_an_error_of_the_machine_is_no_fault_of_ours(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Callable[[], Exception],
+    word: str,
+) -> None:
+    def fails(_arguments: Any) -> None:
+        raise error()
+
+    monkeypatch.setattr(commands, "verify", fails)
+    assert word in error_of(capsys, "verify")
+    assert not list(place.glob("sparring-crash*"))
+
+
+@pytest.mark.parametrize("ours", [KeyError("x"), ModuleNotFoundError("gone", name="pipeline.gone"), ValueError("x")])
+def test_a_fault_of_ours_is_said_to_be_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ours: Exception
+) -> None:
+    def fails(_arguments: Any) -> None:
+        raise ours
+
+    monkeypatch.setattr(commands, "verify", fails)
+    assert cli.main(["verify"]) == 1
+    assert "report it" in capsys.readouterr().err and list(place.glob("sparring-crash*"))
