@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +43,11 @@ README = """# {title}
 {what}
 
 Written by `python -m scripts.train_judges`; do not edit. Weights: Apache-2.0. **It is weak**: on held-out pairs of
-sources like those it was trained on it is right in {macro} of the cases, as the mean over sources, where the rule
-"the shorter one is better" is right in {shorter:.3f} and "the longer one is better" in {longer:.3f}.{few} On other
-sources expect less. It separates loops, shuffled words, unfinished and evasive texts from complete ones better than
-good from better. It shows that the pipeline works; it is no measure of quality. The logit is antisymmetric by
-construction: there is no order bias.
+sources like those it was trained on it is right in {macro} of the cases, as the mean over sources,
+where the rule "the shorter one is better" is right in {shorter:.3f} and "the longer one is better" in {longer:.3f}.
+{few}On other sources expect less. It separates loops, shuffled words, unfinished and evasive texts from
+complete ones better than good from better. It shows that the pipeline works; it is no measure of quality. The logit is
+antisymmetric by construction: there is no order bias.
 
 ## Held-out accuracy
 
@@ -156,6 +156,7 @@ def test_figures(
     rights = {"accuracy": correct(logits), "longer_wins": long, "shorter_wins": 1 - long, "tfidf": correct(tfidf)}
     prompts = {source: len(np.unique(groups[sources == source])) for source in sorted(set(sources))}
     few = [source for source, n in prompts.items() if n < FEW_PROMPTS]
+    few = few if len(few) < len(prompts) else []
     many = ~np.isin(sources, few)
     card: Card = {"sources": {}, "few_prompts": few, "length_ratio": LENGTH_RATIO}
     for source, n in prompts.items():
@@ -247,8 +248,8 @@ def readme(card: Card) -> str:
     if card["few_prompts"]:
         names, without = ", ".join(card["few_prompts"]), interval(card, "accuracy_many_prompts")
         few = (
-            f" Without {names} (fewer than {FEW_PROMPTS} prompts) it is right in {without} of all pairs, and "
-            f'"the shorter one" in {card["shorter_wins_many_prompts"]:.3f}.'
+            f"Without {names} (fewer than {FEW_PROMPTS} prompts) it is right in {without} of all pairs, "
+            f'"the shorter one" in {card["shorter_wins_many_prompts"]:.3f}.\n'
         )
     trained_on = "\n".join(f"- {one['pairs']} pairs: {one['attribution']}" for one in card["trained_on"])
     return README.format(
@@ -267,22 +268,54 @@ def readme(card: Card) -> str:
     )
 
 
+def both(cards: Mapping[str, Card]) -> str:
+    """Return the table of the README: both judges beside the two rules of length, by source and over all of them."""
+    one = cards["mini"]
+    names = {**{name: name for name in one["sources"]}, "**mean over sources**": "macro"}
+    few = f"without {', '.join(one['few_prompts'])}"
+    if one["few_prompts"]:
+        names |= {f"**mean over sources** {few}": "macro_many_prompts", f"all pairs {few}": "accuracy_many_prompts"}
+    names |= {"all pairs": "accuracy", "length-matched pairs": "length_matched"}
+    head = ["source", *(f"`{name}`" for name in cards), "shorter wins", "longer wins", "pairs", "prompts"]
+    rows = [head, ["---"] * len(head)]
+    for title, key in names.items():
+        own = [_named(card, key) for card in cards.values()]
+        counts = [f"{own[0][name]:,}" for name in ("pairs", "prompts")]
+        accuracies = [f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" for found in own]
+        rules = [f"{own[0][name]:.3f}" for name in ("shorter_wins", "longer_wins")]
+        rows.append([title, *accuracies, *rules, *counts])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _named(card: Card, key: str) -> Card:
+    """Return a figure of a card under the names that a source has."""
+    if key in card["sources"]:
+        return dict(card["sources"][key])
+    prefix = "macro_" if key.startswith("macro") else ""
+    suffix = next((one for one in ("_many_prompts", "_length_matched") if key.endswith(one.removeprefix("_"))), "")
+    return {
+        "accuracy": card[key],
+        "low": card[f"{key}_low"],
+        "high": card[f"{key}_high"],
+        "shorter_wins": card[f"{prefix}shorter_wins{suffix}"],
+        "longer_wins": card[f"{prefix}longer_wins{suffix}"],
+        "pairs": card[f"{key}_pairs"],
+        "prompts": card[f"{key}_prompts"],
+    }
+
+
 def _by_source(card: Card) -> Iterator[str]:
     """Yield the rows of the table of accuracies, beside those of the two rules of length."""
+    keys = ("accuracy", "low", "high", "shorter_wins", "longer_wins", "pairs", "prompts")
     for name, one in card["sources"].items():
-        yield _row(name, one, ("accuracy", "low", "high", "shorter_wins", "longer_wins", "pairs", "prompts")) + (
-            " yes |" if one["trained_on"] else " no |"
-        )
-    wholes = {"macro": ("**macro**", "macro_"), "accuracy": ("all pairs", "")}
+        yield f"{_row(name, one, keys)} {'yes' if one['trained_on'] else 'no'} |"
+    wholes = {"macro": "**macro**", "accuracy": "all pairs"}
     if card["few_prompts"]:
-        without = f"without {', '.join(card['few_prompts'])}"
-        wholes["macro_many_prompts"] = (f"**macro** {without}", "macro_")
-        wholes["accuracy_many_prompts"] = (f"all pairs {without}", "")
-    wholes["length_matched"] = ("all pairs, length_matched", "")
-    for key, (title, prefix) in wholes.items():
-        suffix = "_many_prompts" if key.endswith("_many_prompts") else "_length_matched" if "matched" in key else ""
-        rules = (f"{prefix}{rule}_wins{suffix}" for rule in ("shorter", "longer"))
-        yield _row(title, card, (key, f"{key}_low", f"{key}_high", *rules, f"{key}_pairs", f"{key}_prompts")) + " |"
+        few = f"without {', '.join(card['few_prompts'])}"
+        wholes |= {"macro_many_prompts": f"**macro** {few}", "accuracy_many_prompts": f"all pairs {few}"}
+    wholes |= {"length_matched": "all pairs, length_matched"} if "length_matched" in card else {}
+    for key, title in wholes.items():
+        yield f"{_row(title, _named(card, key), keys)} |"
 
 
 def _other_figures(card: Card) -> Iterator[str]:
