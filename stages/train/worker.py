@@ -19,9 +19,6 @@ from stages.train.endings import noted, settled
 from stages.train.objective_config import has_reference
 from stages.train.room import AGAIN, ENDINGS, MICRO_BATCH, PROBED, RESULT, STOP, STOPPED, Speaker, room, tell, told
 
-PROBE_ROWS = 8
-"""Training pairs scored once more after the last step: those of the first optimizer steps."""
-
 AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
 """What the summary gives as the mean over the steps that measured it."""
 
@@ -111,9 +108,11 @@ class _Session:
 
     def __init__(self, job: Job, rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
+        from stages.train.probe import drawn
+
         self.identity = TrainIdentity.from_dict(job.identity)
         self.policy = job.inputs["policy"].folder()
-        self.probed, self.noise = self._from_start([rows[i] for i in dict.fromkeys(order[:PROBE_ROWS])])
+        self.probed, self.noise = self._from_start([rows[i] for i in drawn(len(rows), self.identity.seed)])
         self.resumed = _agreed(checkpoint.latest(job))
         self.history = self._history()
         if rank == 0:
@@ -205,7 +204,16 @@ class _Session:
     def train(self) -> None:
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
+        if has_reference(self.identity.objective) and not self.history:
+            from stages.train.probe import BeforeTraining
+
+            self.trainer.add_callback(BeforeTraining(self._measure_noise))
         self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
+
+    def _measure_noise(self) -> None:
+        """Note the mean |h| of the probe's pairs before the first step: what rounding alone makes of 0."""
+        moved = [abs(row[name]) for row in self._probe() for name in ("h_w", "h_l")]
+        self.history.append({"noise": sum(moved) / len(moved)})
 
     def _on_step(self, record: dict[str, Any]) -> None:
         self.history.append(record)
@@ -244,7 +252,7 @@ class _Session:
             tell(self.job, RESULT, result)
 
     def _probe(self) -> list[dict[str, Any]]:
-        """h of the first training pairs under the trained model in memory."""
+        """h of the pairs drawn, under the model in memory."""
         from stages.train.probe import changes_of_log_prob
 
         self.trainer.model_wrapped.eval()
@@ -269,11 +277,18 @@ class _Session:
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
             "distance_new": steps[0]["distance"],  # under the policy it starts from, of pairs no training has seen
-            "noise": steps[0]["abs_h"] if self.noise is None else self.noise,
+            "noise": self._noise(),
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
             **_averages(steps, AVERAGED),
             **_averages(steps[-1:], ("delta", "delta_skipped")),
         }
+
+    def _noise(self) -> float:
+        """Mean |h| of the probe's pairs before training; of a training begun by an older version, of its first step."""
+        if self.noise is not None:
+            return self.noise
+        first = self.history[0]
+        return float(first["noise"] if "noise" in first else first["abs_h"])
 
 
 def _agreed(found: Any) -> Any:
@@ -310,7 +325,8 @@ def ends_of_turn(samples: Input) -> frozenset[int]:
 
 
 def _means(probe: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
+    means = {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
+    return {**means, "probe_pairs": len(probe)}
 
 
 def _averages(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
