@@ -10,7 +10,7 @@ from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
 from pipeline.report.html.words import answer, interval
 from pipeline.report.published import NAMES
-from pipeline.report.table import FIGURES, compared, win_rate
+from pipeline.report.table import compared, rows_of, win_rate
 
 
 def arms(stories: Sequence[Story]) -> Html:
@@ -127,11 +127,7 @@ def suites(story: Story) -> Html:
 
 def figures(story: Story) -> Html:
     """Return the table that the terminal shows."""
-    rows = []
-    for name, figure in FIGURES:
-        cells = [figure(steps) for steps in story.done.values()]
-        if any(cell is not None for cell in cells):
-            rows.append([name, *(cell or "" for cell in cells)])
+    rows = [[name, *cells] for name, cells in rows_of(story.done, story.panels)]
     return table(("iteration", *map(str, story.done)), rows, "numbers") if rows else Html("")
 
 

@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.export import push
 from pipeline.job import sha256_file
 from stages.train.shards import read, tensors_of
-from tests.pipeline.export.fabricated import Fabricated
+from tests.pipeline.export.fabricated import CARD, Fabricated
 from tests.tiny import tiny_policy
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil.example) \x1b[31m `code` **bold**\n# head"
@@ -96,7 +96,8 @@ def test_the_card_says_what_it_is_and_how_good(run: Fabricated, tmp_path: Path) 
     assert "base_model:" not in head  # a local folder has no name on the hub
     assert "iteration 2, as asked for" in card and "these are better: 1 with 0.620" in card
     assert "| 1 | 0.600 [0.550, 0.650] | 0.600 [0.550, 0.650] | 0.620 [0.600, 0.640] | 0.620 [0.600, 0.640] |" in card
-    assert r"second judge (lexical): accuracy 0.613 \[0.565, 0.658\]" in card
+    assert CARD and f"second judge (lexical): accuracy {CARD['macro']:.3f} \\[{CARD['macro_low']:.3f}, " in card
+    assert "sources like those it was trained on" in card and "second judge (lexical), by source: " in card
     assert "| train: objective | sppo (beta 0.001) |" in card and "| train: lr | 1e-05 |" in card
     assert "Of the base, as its files state it: apache-2.0" in card and "| torch | 2 |" in card
     assert "| 2 | train | train-" in card and "| 1 | 2 | 4 | 61 | tie 3 |" in card
