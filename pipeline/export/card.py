@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def _results(run: Run, t: int) -> Iterator[str]:
     )
     yield ""
     head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
-    yield from table(head, ([i, *map(Safe, _rates(summary))] for i, summary in evaluated.items()))
+    yield from table(head, ([i, *map(Safe, _rates(run.steps[i]))] for i in evaluated))
     yield ""
     for i in evaluated:
         said = [*alarms(run.steps[i]), *_left_out(run.steps[i]), *_best_of(run.steps[i])]
@@ -136,10 +136,10 @@ def _judge(name: str) -> str:
     return "second judge" if name == "second" else name
 
 
-def _rates(summary: Mapping[str, Any]) -> Iterator[str]:
-    rows = {(row["judge"], row["opponent"]): row for row in summary["comparisons"]}
-    for key in COMPARED:
-        yield _rate(rows[key]) if key in rows else ""
+def _rates(steps: Steps) -> Iterator[str]:
+    for judge, opponent in COMPARED:
+        row = compared(steps, judge, opponent)
+        yield _rate(row) if row else ""
 
 
 def _rate(row: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.report.crossplay import print_crossplay
 from pipeline.report.judging import worth_of_judges
 from pipeline.report.panel import pairs_of, print_panel
 from pipeline.report.suites import Grid, grid, print_suites
+from stages.evaluate.paired import Estimate, detectable_of, found
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""
@@ -139,8 +140,21 @@ def compared(steps: Steps, judge: str, opponent: str, label: str = "evaluate") -
 
     label: `evaluate_best` for its best of n responses.
     """
-    rows = steps[label].summary["comparisons"] if label in steps else []
-    return next((row for row in rows if (row["judge"], row["opponent"]) == (judge, opponent)), None)
+    summary = steps[label].summary if label in steps else {"comparisons": []}
+    rows = (row for row in summary["comparisons"] if (row["judge"], row["opponent"]) == (judge, opponent))
+    return next((with_finding(row, summary.get("confidence", 0.95)) for row in rows), None)
+
+
+def with_finding(row: dict[str, Any], confidence: float) -> dict[str, Any]:
+    """Return a row of `evaluate` with `detectable`, the least difference from 1/2 that can be told, and `finding`.
+
+    finding: better, worse, none (no difference detectable), or unknown where fewer than two prompts were judged.
+    """
+    if row["win_rate"] is None:
+        return {**row, "detectable": None, "finding": "unknown"}
+    least = detectable_of(row["low"], row["high"], confidence)
+    ends = {name: row[key] - 0.5 for name, key in (("mean", "win_rate"), ("low", "low"), ("high", "high"))}
+    return {**row, "detectable": least, "finding": found(Estimate(**ends, n=row.get("n", 2)), least)}
 
 
 def _win(judge: str, opponent: str, label: str = "evaluate") -> Figure:
@@ -148,16 +162,23 @@ def _win(judge: str, opponent: str, label: str = "evaluate") -> Figure:
 
 
 def win_rate(row: dict[str, Any]) -> str:
-    """Return `.540 [.512, .568]`, with "not informative" where the interval contains 1/2."""
+    """Return `.540 [.512, .568]`, with "not informative" where the interval contains 1/2, and what is too small."""
     if row["win_rate"] is None:
         return "no prompts"
-    text = f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    return text if row["informative"] else f"{text}\nnot informative"
+    text = interval(row)
+    if not row["informative"]:
+        return f"{text}\nnot informative"
+    return text if row["finding"] in ("better", "worse") else f"{text}\nno difference detectable"
 
 
 def _estimate(name: str) -> Figure:
     """Return a figure of the panel that was estimated on samples, with its interval."""
     return Figure(lambda steps: None, lambda found: "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found), panel=name)
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Return `0.565 [0.541, 0.590]`."""
+    return f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _rate(label: str) -> Figure:

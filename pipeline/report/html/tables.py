@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pipeline.artifact import Manifest
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.html.words import answer, interval
+from pipeline.report.html.words import answer
 from pipeline.report.published import NAMES
-from pipeline.report.table import compared, rows_of, win_rate
+from pipeline.report.table import compared, interval, rows_of, win_rate
 
 
 def arms(stories: Sequence[Story]) -> Html:
@@ -43,7 +43,8 @@ def highest(stories: Sequence[Story]) -> str:
         return ""
     best = max(found, key=lambda name: float(found[name]["win_rate"]))
     others = [row for name, row in found.items() if name != best]
-    stands = f"By the second judge {best} stands highest, at iteration {last[best]}: {interval(found[best])}."
+    at = f"at iteration {last[best]}: {interval(found[best])}."
+    stands = f"By the second judge {best} stands highest by point estimate, {at}"
     return stands + _overlap(sum(row["high"] >= found[best]["low"] for row in others), len(others))
 
 

@@ -94,7 +94,9 @@ def test_the_card_says_what_it_is_and_how_good(run: Fabricated, tmp_path: Path) 
     head = card.split("---\n")[1]
     assert "license: apache-2.0" in head and "library_name: transformers" in head and "- sppo" in head
     assert "base_model:" not in head  # a local folder has no name on the hub
-    assert "iteration 2, as asked for" in card and "these are better: 1 with 0.620" in card
+    assert (
+        "iteration 2, as asked for" in card and "these have a higher win rate, by point estimates: 1 with 0.620" in card
+    )
     assert "| 1 | 0.600 [0.550, 0.650] | 0.600 [0.550, 0.650] | 0.620 [0.600, 0.640] | 0.620 [0.600, 0.640] |" in card
     assert CARD and f"second judge (lexical): accuracy {CARD['macro']:.3f} \\[{CARD['macro_low']:.3f}, " in card
     assert "sources like those it was trained on" in card and "second judge (lexical), by source: " in card

@@ -240,7 +240,10 @@ def test_several_arms_stand_beside_each_other(tmp_path: Path) -> None:
         run.evaluated(1, rate, rate)
     html = page.page(gather(find(tmp_path / "runs", ["m"])))
     text = Elements(html).text
-    assert "By the second judge gate=linear stands highest, at iteration 1: 0.600 [0.570, 0.630]." in text
+    assert (
+        "By the second judge gate=linear stands highest by point estimate, at iteration 1: 0.600 [0.570, 0.630]."
+        in text
+    )
     assert "The interval of the other one overlaps with it." in text
     assert "Win rate against the base, oracle" in text and "No gate." in text
     assert html.count("<summary>gate=off</summary>") >= 4 and 'id="by-arm"' in html
