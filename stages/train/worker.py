@@ -211,8 +211,11 @@ class _Session:
         self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
 
     def _measure_noise(self) -> None:
-        """Note the mean |h| of the probe's pairs before the first step: what rounding alone makes of 0."""
-        moved = [abs(row[name]) for row in self._probe() for name in ("h_w", "h_l")]
+        """Note the mean |h| of the probe's pairs before the first step, each scored alone: what rounding makes of 0.
+
+        In the passes of the step `reference` the same numbers would come out, to the last bit.
+        """
+        moved = [abs(row[name]) for pair in self.probed for row in self._probe([pair]) for name in ("h_w", "h_l")]
         self.history.append({"noise": sum(moved) / len(moved)})
 
     def _on_step(self, record: dict[str, Any]) -> None:
@@ -240,7 +243,7 @@ class _Session:
 
         from stages.train.publish import publish
 
-        probe = self._probe()
+        probe = self._probe(self.probed)
         self.history.append({"probe": probe})
         folder = self.job.out / f"model.{self.job.attempt}"
         dtype = getattr(torch, self.identity.publish_dtype)
@@ -251,12 +254,12 @@ class _Session:
             result = {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
             tell(self.job, RESULT, result)
 
-    def _probe(self) -> list[dict[str, Any]]:
-        """h of the pairs drawn, under the model in memory."""
+    def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        """h of some pairs under the model in memory."""
         from stages.train.probe import changes_of_log_prob
 
         self.trainer.model_wrapped.eval()
-        return changes_of_log_prob(self.trainer.model_wrapped, self.probed)
+        return changes_of_log_prob(self.trainer.model_wrapped, rows)
 
     def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
         """Files of the artifact, and what changed in the weights of the published folder."""
