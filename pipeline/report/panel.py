@@ -36,7 +36,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "judgement": {
         "ties": "the oracle has no preference",
         "position_disagreement": "its winner changes with the order",
-        "cycle_rate": "three responses beat each other in a circle",
+        "cycle_rate": "triples that beat each other in a circle, by the sign of P alone",
         "length_correlation": "win rate ~ length, correlation",
         "shift": "|P̃−P| by the gate, mean",
         "flips": "pairs turned by the gate",
@@ -46,7 +46,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         for judge, who in JUDGES.items()
         for opponent, whom in OPPONENTS.items()
     },
-    "training; late: mean over the second half of the steps": {
+    "training; late: mean over the second half of the steps, each of its own batch before the step": {
         "z_w": "log-prob z of chosen, late",
         "z_l": "log-prob z of rejected, late",
         "h_w": "h of chosen: change of z, late",
@@ -57,8 +57,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "probe_h_l": "h of rejected after training ({pairs})",
         "probe_pairs": "pairs that h after training is of, drawn by seed",
         "noise": "|h| before training: noise ({pairs})",
-        "changed_fraction": "parameters changed",
-        "saturation": "saturation: 0 unmoved, 1 at the target",
+        "changed_fraction": "parameters changed, by any amount",
+        "saturation": "saturation of the last batch: 0 unmoved, 1 at the target",
         "clipped_share": "steps clipped",
     },
     "band, measured on the output head at some steps": {
@@ -68,8 +68,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "rho_negative": "pairs with ρ ≤ 0 there: any ratio keeps the winner up",
         "reversed": "pairs reversed: the objective lowers the winner or raises the loser",
     },
-    "states of new pairs": {
-        "distance_new": "‖u_w−u_l‖ of new pairs, before training",
+    "states of pairs that no training has seen": {
+        "distance_new": "‖u_w−u_l‖ of the first batch, before training",
     },
 }
 """Title -> name of a figure -> what it is."""

@@ -241,7 +241,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("pairs with ρ ≤ 0 there: any ratio serves", _number("train", "rho_negative", ".1%")),
     ("pairs reversed", _number("train", "reversed", ".1%")),
     ("repulsion's gradient / objective's", _number("train", "repulsion_ratio", ".3f")),
-    ("‖u_w-u_l‖ of new pairs, before training", _number("train", "distance_new", ".3f")),
+    ("‖u_w-u_l‖ of the first batch, before training", _number("train", "distance_new", ".3f")),
     ("reward calibration δ, last step", _number("train", "delta", ".3f")),
     ("sampled tokens/s", _rate("sample")),
     ("trained tokens/s", _rate("train")),
@@ -282,6 +282,8 @@ def notes(steps: Steps) -> list[str]:
     lines = [_imported(steps[label]) for label in ("pairs", "sample") if label in steps and steps[label].imported][:1]
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
+    if "evaluate_best" in steps:
+        lines.append("best of n: the oracle judges here what it chose itself; the second judge did not choose")
     for label in ("prompts", "sample", "sample_base", "sample_heldout"):
         there = steps.get(label)
         dropped = there.rows["dropped"] if there and not there.imported else {}

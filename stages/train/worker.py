@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import TrainingFault
 from pipeline.job import Input, Job
-from stages.train import checkpoint, sinks, term
+from stages.train import checkpoint, term
 from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
 from stages.train.endings import noted, settled
 from stages.train.objective_config import has_reference
@@ -108,6 +108,7 @@ class _Session:
 
     def __init__(self, job: Job, rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
+        from stages.train import sinks
         from stages.train.probe import drawn
 
         self.identity = TrainIdentity.from_dict(job.identity)
@@ -118,6 +119,7 @@ class _Session:
         if rank == 0:
             sinks.settle(job)
         self.trainer = self._trainer(self._runtime())
+        self.trainer.add_callback(sinks.Parameters(job))
 
     def _runtime(self) -> TrainRuntime:
         """Return the runtime with a number of pairs in a forward pass, by a probe where none is known."""

@@ -202,7 +202,7 @@ def policies() -> list[Policy]:
             if (arm, seed, t) == ("b", 1, 2):
                 continue
             rates = {f"p{i}": 0.4 + shift + float(rng.normal(0, 0.05)) for i in range(30)}
-            figures = {"response tokens, mean": 70.0 + seed, "h chosen": 1.0 * t}
+            figures = {"response tokens, mean": 70.0 + seed, "h chosen, after": 1.0 * t}
             found.append(
                 Policy(arm=arm, seed=seed, iteration=t, rates={"oracle": rates, "second": rates}, figures=figures)
             )

@@ -89,7 +89,7 @@ def tone(oracle: str, second: str) -> str:
 def _sentences(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     share = 100 * steps["evaluate"].summary["confidence"]
     said = [_said(t, row, steps) for row in rows.values() if row]
-    return [*said, f"{share:.0f}% intervals over held-out prompts."]
+    return [*said, f"{share:.0f}% intervals over held-out prompts, not over seeds."]
 
 
 def _said(t: int, row: Mapping[str, Any], steps: Steps) -> str:
@@ -100,8 +100,8 @@ def _said(t: int, row: Mapping[str, Any], steps: Steps) -> str:
     small = f"no difference detectable, as it takes more than {row['detectable']:.3f} on so many prompts"
     none = small if row["informative"] else "not informative, as the interval contains ½"
     told = verdict(row).replace("open", none)
-    on = f"on {row['n']} prompts{f', with {why} left out' if why else ''}"
-    return f"{who} iteration {t} wins {interval(row)} of its duels with the base, {on}: {told}."
+    on = f"the mean over {row['n']} prompts{f', with {why} left out' if why else ''}"
+    return f"{who} iteration {t} beats the base with probability {interval(row)}, {on}: {told}."
 
 
 def _best(done: Mapping[int, Steps], last: int) -> list[str]:

@@ -46,7 +46,9 @@ def test_the_answer_is_of_the_last_iteration_and_names_a_better_one() -> None:
     told = answer({1: evaluated(0.56, 0.57), 2: evaluated(0.6, 0.51), 3: {}})
     assert told.t == 2 and told.headline == "Better than the base by the oracle; the second judge cannot tell"
     first, second, share, best = told.sentences
-    assert "iteration 2 wins 0.600 [0.570, 0.630] of its duels with the base, on 64 prompts: better." in first
+    assert (
+        "iteration 2 beats the base with probability 0.600 [0.570, 0.630], the mean over 64 prompts: better." in first
+    )
     assert "which training never saw" in second and "not informative, as the interval contains ½" in second
     assert (
         share.startswith("95%")
@@ -90,8 +92,8 @@ def test_prompts_are_left_out_for_two_reasons(trained: int, unanswered: int, why
     steps["score_second_base"] = manifest("score", {"trained_on": trained}, rows=rows)
     said = answer({1: steps}).sentences[0]
     assert said == (
-        "By the second judge, which training never saw, iteration 1 wins 0.570 [0.540, 0.600] of its duels with the "
-        f"base, on 60 prompts{f', with {why} left out' if why else ''}: better."
+        "By the second judge, which training never saw, iteration 1 beats the base with probability "
+        f"0.570 [0.540, 0.600], the mean over 60 prompts{f', with {why} left out' if why else ''}: better."
     )
     row.update(dict.fromkeys(("win_rate", "low", "high")), n=0, informative=False)
     if why:
