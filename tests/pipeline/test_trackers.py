@@ -51,7 +51,7 @@ def of_mlflow(folder: Path) -> Series:
     assert only.info.run_name == "mine" and only.info.status == "FINISHED"
     params = only.data.params
     assert params["objective.name"] == "sppo" and params["sampler.k"] == "4" and params["win_rate"] == "matrix"
-    assert set(params) == set(parameters(Run.of(folder / "runs", "mine").config)) and len(params) > 150
+    assert set(params) == set(parameters(Run.of(folder / "runs", "mine").config)) and len(params) > 100
     histories = {name: client.get_metric_history(only.info.run_id, name) for name in only.data.metrics}
     assert histories["train/loss"][-1].timestamp == 52_000  # when the step was done, not when it was fed
     return {name: [(point.step, point.value) for point in points] for name, points in histories.items()}

@@ -37,7 +37,7 @@ def test_mlflow_takes_a_hundred_at_once() -> None:
 def test_a_training_gives_mlflow_what_defines_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(f"file://{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
     job: Job = as_job(TRAIN, asdict(identity(lr=3e-5)), [], tmp_path)
     job.runtime["sinks"] = ("mlflow",)
     with mlflow.start_run() as active:
