@@ -168,7 +168,7 @@ def test_the_cross_play_says_what_kind_of_game_it_is(hostile: list[Story]) -> No
     drawn = games(hostile[0])
     text = Elements(drawn).text.replace("\u00a0", " ")
     assert "~ stands where the interval contains ½" in text and "of the policies up to" not in text
-    assert "Not cyclic: no round of policies in which each beats the next" in text
+    assert "Not cyclic by point estimates: no round of policies in which each beats the next" in text
     assert "Cyclic, by point estimates alone: base beats iter 2 beats iter 1 beats base" in text
     exploited = "base: 0.060 (by iter 1), iter 1: 0.060 (by iter 2), iter 2: 0.060 (by iter 3), iter 3: 0"
     assert f"Exploitability within the set (win rate of the best answer - 1/2): {exploited}" in text
