@@ -171,7 +171,7 @@ def test_the_cross_play_says_what_kind_of_game_it_is(hostile: list[Story]) -> No
     assert "Not cyclic by point estimates: no round of policies in which each beats the next" in text
     assert "Cyclic, by point estimates alone: base beats iter 2 beats iter 1 beats base" in text
     exploited = "base: 0.060 (by iter 1), iter 1: 0.060 (by iter 2), iter 2: 0.060 (by iter 3), iter 3: 0"
-    assert f"Exploitability within the set (win rate of the best answer - 1/2): {exploited}" in text
+    assert f"Exploitability within the set, by point estimates (win rate of the best answer - 1/2): {exploited}" in text
     assert "An equilibrium of the set, by point estimates: iter 3: 1.00" in text
     assert drawn.count(">~.49</text>") == drawn.count(">~.51</text>") == 3 and drawn.count("~.5") == 3
     assert "iter 2 against base: 0.490 [0.470, 0.510]</title>" in drawn
