@@ -306,7 +306,8 @@ class Builder:
         samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
         scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
         chosen = {"samples": samples, "scores": scores}
-        best = self.step(t, "best", BEST, BestIdentity(win_rate=config.win_rate), None, chosen)
+        win_rate = "matrix" if config.win_rate == "cross_fit" else config.win_rate  # nothing is selected for training
+        best = self.step(t, "best", BEST, BestIdentity(win_rate=win_rate), None, chosen)
         inputs = {"samples": best}
         for judge, name in ((config.oracle, "oracle"), (config.judge, "second")):
             for opponent, s in (("single", t), ("base", 0)):

@@ -90,6 +90,12 @@ def _of_judging(config: Config) -> Iterable[str]:
             yield f"{key}.{complaint}."
     if config.selection.values not in ("win_rates", "gated"):
         yield f"selection.values={config.selection.values}: choose win_rates or gated."
+    met = config.oracle.opponents
+    if config.win_rate == "cross_fit" and (met is None or met >= config.sampler.k):
+        yield (
+            f"win_rate=cross_fit with oracle.opponents={met} and sampler.k={config.sampler.k}: every response meets "
+            "all others, so there is nothing to split and no bias; set win_rate=matrix, or fewer opponents."
+        )
     if config.selection.require_head_to_head and config.oracle.opponents is not None:
         yield (
             f"selection.require_head_to_head with oracle.opponents={config.oracle.opponents}: chosen and rejected may "

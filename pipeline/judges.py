@@ -41,6 +41,12 @@ def servers(judge: JudgeConfig, place: str = "") -> dict[str, tuple[str, ...]]:
     return found
 
 
+def reads(judge: JudgeConfig) -> str:
+    """Return what its time grows with: of a mixture `duels` where one of its members reads duels."""
+    found = {oracles.options(one.kind, one.options).reads for _, one in judges_of("", judge) if not one.members}
+    return found.pop() if len(found) == 1 else "duels" if "duels" in found else "texts"
+
+
 def spec(judge: JudgeConfig) -> StepSpec:
     """Return how it is run: one that holds an engine has a process that serves no other step."""
     engine = any(oracles.options(one.kind, one.options).engine and not one.urls for _, one in judges_of("", judge))

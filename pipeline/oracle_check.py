@@ -100,6 +100,8 @@ class Answers(NamedTuple):
     truncated: NDArray[np.bool_]
     """(n,): a text was read cut, in either order."""
     duels_per_s: float
+    reads_per_s: float
+    """Of what the oracle's time grows with: see oracles.Base.reads."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -121,8 +123,9 @@ def run(arguments: argparse.Namespace) -> None:
         folders = judges.folders(judge, sources)
     oracle = load(judge, folders, chosen)
     pairs, counts = asked(pairs, counts, oracle.trained_on, arguments.file)
-    answers = ask(oracle, pairs)
-    card, due = card_of(pairs, answers, chosen.seed), run_duels(chosen, second=arguments.judge)
+    reads = judges.reads(judge)
+    answers = ask(oracle, pairs, reads)
+    card, due = card_of(pairs, answers, chosen.seed), run_reads(chosen, reads, second=arguments.judge)
     facts = {
         "seat": "judge" if arguments.judge else "oracle",
         "kind": judge.kind,
@@ -133,8 +136,10 @@ def run(arguments: argparse.Namespace) -> None:
         **counts,
         **card,
         "duels_per_s": round(answers.duels_per_s, 3),
-        "run_duels": due,
-        "run_minutes": round(due / answers.duels_per_s / 60, 3),
+        "reads": reads,
+        "reads_per_s": round(answers.reads_per_s, 3),
+        "run_reads": due,
+        "run_minutes": round(due / answers.reads_per_s / 60, 3),
     }
     show(facts)
     if arguments.json:
@@ -222,10 +227,10 @@ def load(judge: JudgeConfig, folders: dict[str, Input], chosen: Config) -> Oracl
     return oracles.load(judge.kind, judge.options, given)
 
 
-def ask(oracle: Oracle, pairs: Sequence[Pair]) -> Answers:
+def ask(oracle: Oracle, pairs: Sequence[Pair], reads: str) -> Answers:
     """Have both orders of every pair judged, with progress on stderr; DataError names a pair whose logit is no number.
 
-    The rate leaves the first chunk out where there are more: an oracle warms up.
+    The rates leave the first chunk out where there are more: an oracle warms up. reads: what to count.
     """
     import numpy as np
 
@@ -241,12 +246,20 @@ def ask(oracle: Oracle, pairs: Sequence[Pair]) -> Answers:
             both = found.logits.reshape(-1, 2)
             logits += [matrix(row, (1, 2), "oracle logit", pair.place) for pair, row in zip(chunk, both, strict=True)]
             truncated.append(found.truncated.reshape(-1, 2).any(axis=1))
-            rates.append((2 * len(chunk), took))
+            rates.append((2 * len(chunk), read_of(chunk, reads), took))
             done += len(chunk)
             progress(done)
             size = min(2 * size, MOST_CHUNK) if took < CHUNK_S else size
-    duels, seconds = map(sum, zip(*(rates[1:] or rates), strict=True))
-    return Answers(np.concatenate(logits), np.concatenate(truncated), duels / max(seconds, 1e-9))
+    duels, read, seconds = (max(sum(column), 1e-9) for column in zip(*(rates[1:] or rates), strict=True))
+    return Answers(np.concatenate(logits), np.concatenate(truncated), duels / seconds, read / seconds)
+
+
+def read_of(pairs: Sequence[Pair], reads: str) -> int:
+    """Return how many duels, responses or texts an oracle reads of pairs that it is asked about together."""
+    if reads == "duels":
+        return 2 * len(pairs)
+    responses = {(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)}
+    return len(responses) + (len({pair.prompt for pair in pairs}) if reads == "texts" else 0)
 
 
 class _Progress:
@@ -300,19 +313,24 @@ def card_of(pairs: Sequence[Pair], answers: Answers, seed: int) -> dict[str, Any
     return {"duels": 2 * len(pairs), **card, "fit": fit, "verdict": said}
 
 
-def run_duels(chosen: Config, *, second: bool) -> int:
-    """Return the duels that one iteration asks of the seat, both orders of each pair.
+def run_reads(chosen: Config, reads: str, *, second: bool) -> int:
+    """Return what an oracle reads in one iteration on its seat: duels, both orders of each pair, responses or texts.
 
-    The oracle's: of each prompt m (2K - m - 1), m = K or oracle.opponents; K (K - 1) without opponents. Without
-    prompts.per_iteration the prompts are those of a slice, guessed. The second judge's: the responses to each held-out
-    prompt against those of the previous policy and of the base.
+    The oracle's: the step `score`. Duels of each prompt: m (2K - m - 1), m = K or oracle.opponents; K (K - 1) without
+    opponents. Responses: K, whoever meets whom. Without prompts.per_iteration its prompts are a slice, guessed.
+    The second judge's: the responses to each held-out prompt against those of the previous policy and of the base.
     """
     prompts, k = chosen.prompts, chosen.sampler.k
     if second:
-        return (prompts.heldout or 0) * chosen.evaluate.k**2 * 2 * 2
+        each = {
+            "duels": 2 * chosen.evaluate.k**2,
+            "responses": 2 * chosen.evaluate.k,
+            "texts": 2 * chosen.evaluate.k + 1,
+        }
+        return (prompts.heldout or 0) * 2 * each[reads]
     rows = prompts.per_iteration or (prompts.limit or HUB_PROMPTS) // (prompts.slices or 1)
     met = min(chosen.oracle.opponents or k, k)
-    return rows * met * (2 * k - met - 1)
+    return rows * {"duels": met * (2 * k - met - 1), "responses": k, "texts": k + 1}[reads]
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -333,8 +351,8 @@ def show(facts: dict[str, Any]) -> None:
     out.print(table)
     lines = [
         f"{facts['rows']:,} rows, {facts['accuracy_pairs']:,} pairs asked about; left out: {_left_out(facts)}",
-        f"{facts['duels_per_s']:,.1f} duels/s here: the {facts['run_duels']:,} of an iteration of this run take "
-        f"{facts['run_minutes']:,.1f} minutes on one such worker",
+        f"{facts['reads_per_s']:,.1f} {facts['reads']}/s here: the {facts['run_reads']:,} that it reads in an "
+        f"iteration of this run, as long as these, take {facts['run_minutes']:,.1f} minutes on one such worker",
         facts["verdict"],
     ]
     for line in lines:

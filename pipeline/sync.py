@@ -30,6 +30,7 @@ from pipeline.export.run import Run
 from pipeline.report.crossplay import flat
 from pipeline.report.table import Steps
 from pipeline.staging import staged
+from stages.train.config import tracked_name
 
 TRAIN, ITERATION = "train/step", "iteration"
 NAMED = {"train": "trained"}
@@ -93,7 +94,7 @@ def rows_of(found: Run) -> Iterator[Row]:
 def numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of a record by name; yes and no are 1 and 0."""
     plain = {key: value for key, value in record.items() if key not in NOT_METRICS}
-    found = {f"{prefix}/{key}": float(v) for key, v in plain.items() if isinstance(v, int | float)}
+    found = {f"{prefix}/{tracked_name(key)}": float(v) for key, v in plain.items() if isinstance(v, int | float)}
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
@@ -149,7 +150,7 @@ def _figures(steps: Steps, panel: Panel | None) -> Iterator[tuple[str, float]]:
     for judge, game in steps["crossplay"].summary["judges"].items() if "crossplay" in steps else ():
         yield from ((f"crossplay/{judge}/{name}", value) for name, value in flat(game))
     for name, figure in panel.figures.items() if panel else ():
-        yield f"panel/{name}", figure.value
+        yield f"panel/{tracked_name(name)}", figure.value
 
 
 def _created(steps: Steps) -> float:
@@ -211,11 +212,14 @@ class MLflow:
     def __init__(self, found: Run, project: str) -> None:
         import mlflow
 
+        from stages.train.sinks import to_mlflow
+
         self.mlflow, tag = mlflow, _identifier(found)
         experiment = mlflow.set_experiment(project)
         for old in mlflow.search_runs([experiment.experiment_id], f"tags.sparring = '{tag}'", output_format="list"):
             mlflow.delete_run(old.info.run_id)
         mlflow.start_run(run_name=found.name, tags={"sparring": tag})
+        to_mlflow(mlflow, found.config)
 
     def write(self, index: int, row: Row) -> None:
         client, active = self.mlflow.MlflowClient(), self.mlflow.active_run()

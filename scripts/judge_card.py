@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from stages.annotate.fitness import (
     correct,
     draws,
     figure,
+    interval,
     length_matched,
     longer,
     rank_correlation,
@@ -41,44 +42,58 @@ README = """# {title}
 
 {what}
 
-Written by `python -m scripts.train_judges`; do not edit. Weights: Apache-2.0. **It is weak**: it orders about
-{percent:.0f} in 100 held-out pairs as their annotators did, where the rule "the shorter one" orders
-{shorter:.0f}, and leans to the shorter response itself. It tells loops, shuffled words, unfinished and
-evasive texts from whole ones better than good from better. It shows that the pipeline works; it is no measure
-of quality. The logit is antisymmetric by construction: there is no order bias.
+Written by `python -m scripts.train_judges`; do not edit. Weights: Apache-2.0. **It is weak**: on held-out pairs of
+sources like those it was trained on it is right in {macro} of the cases, as the mean over sources,
+where the rule "the shorter one is better" is right in {shorter:.3f} and "the longer one is better" in {longer:.3f}.
+{few}On other sources expect less. It separates loops, shuffled words, unfinished and evasive texts from
+complete ones better than good from better. It shows that the pipeline works; it is no measure of quality. The logit is
+antisymmetric by construction: there is no order bias.
 
 ## Held-out accuracy
 
-Pairs whose prompts (and first turns) neither judge has seen; 95% bootstrap interval over prompts.
+Pairs whose prompts (and first turns) neither judge was trained on; 95% bootstrap interval over prompts. The two rules
+beside it look at the number of characters alone.
 
-| | accuracy | 95% | pairs | prompts |
+| source | accuracy | 95% | shorter wins | longer wins | pairs | prompts | trained on |
+|---|---|---|---|---|---|---|---|
+{sources}
+
+`macro`: the mean over sources; its interval draws the prompts of each source apart. `all pairs` is dominated by the
+largest sources. `length_matched`: the shorter response has at least {ratio:.0%} of the longer one's words.
+
+| other figures | value | 95% | pairs | prompts |
 |---|---|---|---|---|
-{table}
+{others}
 
-`length_matched`: the shorter has at least {ratio:.0%} of the longer's words. `macro`: mean over sources.
-`longer_wins`: the response with more characters is called better. `tfidf`: logistic regression on TF-IDF
-differences, trained on the same real pairs. `synthetic_*`: a spoilt opening against the whole one (loop,
-shuffled words, another prompt's response, stopped in mid-sentence, an excuse or a bare "Yes."); in no other
-figure. MT-Bench's questions (LLMBar) are only tested on. `error_phi`: correlation of the two judges' errors
-on the test pairs, {phi:.2f} [{phi_low:.2f}, {phi_high:.2f}]. `length_logit_spearman` {spearman:.2f}: how far
-its logits follow the difference in characters.
+`tfidf`: logistic regression on TF-IDF differences, trained on the same real pairs. `synthetic_*`: a spoilt opening
+against the intact one (loop, shuffled words, another prompt's response, stopped in mid-sentence, an excuse or a bare
+"Yes."); part of no other figure. `error_phi`: correlation of the two judges' errors on the test pairs.
+`length_logit_spearman` {spearman:.2f}: rank correlation of its logits with the difference in characters.
 
 ## Trained on
 
-{sources}
+{trained_on}
 
 Dealt by prompt: the other judge's training prompts and the test's are disjoint from these. `trained_on` in
 model.safetensors holds the key of each prompt used, so that none is played on.
 
 ## card.json
 
-One flat object. `kind`, `sha256` (of model.safetensors), `seed`, `encoder`. A figure `x` comes as `x`,
-`x_low`, `x_high` (95%), `x_pairs`, `x_prompts`, for x in `accuracy`, `macro`, `length_matched`,
-`longer_wins`, `longer_wins_length_matched`, `tfidf`, `tfidf_length_matched`, `source_<name>`,
-`longer_wins_source_<name>`, `synthetic_<kind>`, `error_phi`. `length_ratio`: what counts as length-matched.
-`length_logit_spearman`. `train_pairs_<source>`, `train_prompts`; `setting_<name>`: chosen by
-cross-validation; `attribution_<source>`.
+A figure `x` is five entries: `x`, `x_low`, `x_high` (95%), `x_pairs`, `x_prompts`.
+
+- `kind`, `sha256` (of model.safetensors), `seed`, `encoder`, `train_prompts`, `setting_<name>` (by cross-validation)
+- `trained_on`: a list of `source`, `pairs`, `attribution`
+- `sources`: by name, `accuracy` with `low` and `high`, `pairs`, `prompts`, `longer_wins`, `shorter_wins`, and whether
+  the judge was `trained_on` other prompts of that source
+- figures `macro`, `macro_longer_wins`, `macro_shorter_wins`: means over `sources`
+- figures `accuracy`, `longer_wins`, `shorter_wins`, `tfidf`: over all pairs; with the suffix `_length_matched` (for
+  `accuracy`: `length_matched`): over the length-matched ones, by `length_ratio`
+- `few_prompts`: the sources with fewer than {least} prompts; figures `accuracy_many_prompts`, `macro_many_prompts`,
+  `longer_wins_many_prompts`, `shorter_wins_many_prompts`: without those
+- figures `synthetic_<kind>`, `error_phi`; `length_logit_spearman`
 """
+FEW_PROMPTS = 20
+"""Sources with fewer test prompts than this are left out of the figures `*_many_prompts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +109,15 @@ class JudgeResult:
 
 
 def macro_figure(name: str, right: np.ndarray, groups: np.ndarray, sources: np.ndarray, seed: int) -> Card:
-    """Return the unweighted mean over sources of their accuracy, with its interval."""
-    times = draws(groups, seed)
+    """Return the unweighted mean over sources of mean(right), with its interval; nothing for no pairs.
+
+    The prompts of each source are drawn with replacement, as many as it has, apart from those of the others.
+    """
     masks = [sources == source for source in sorted(set(sources))]
-    resampled = np.mean([ratio(times[:, m] @ right[m], times[:, m].sum(axis=1)) for m in masks], axis=0)
+    if not masks:
+        return {}
+    times = [draws(groups[mask], seed + place) for place, mask in enumerate(masks)]
+    resampled = np.mean([ratio(t @ right[m], t.sum(axis=1)) for t, m in zip(times, masks, strict=True)], axis=0)
     return figure(name, float(np.mean([right[m].mean() for m in masks])), resampled, groups)
 
 
@@ -127,21 +147,42 @@ def judge_logits(oracle: Oracle, pairs: Sequence[Pair]) -> np.ndarray:
     return oracle([Duel(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]).logits
 
 
-def test_figures(logits: np.ndarray, tfidf: np.ndarray, pairs: Sequence[Pair], groups: np.ndarray, seed: int) -> Card:
-    """Return every figure of one judge on the real test pairs."""
+def test_figures(
+    logits: np.ndarray, tfidf: np.ndarray, pairs: Sequence[Pair], groups: np.ndarray, seed: int, trained_on: set[str]
+) -> Card:
+    """Return every figure of one judge on the real test pairs; trained_on: the sources of its training pairs."""
     sources, matched = np.array([pair.source for pair in pairs]), length_matched(pairs)
-    right, long, base = correct(logits), correct(longer(pairs)), correct(tfidf)
-    card = accuracy_figure("accuracy", right, groups, seed) | macro_figure("macro", right, groups, sources, seed)
-    card |= accuracy_figure("length_matched", right[matched], groups[matched], seed)
-    for name, baseline in (("longer_wins", long), ("tfidf", base)):
-        card |= accuracy_figure(name, baseline, groups, seed)
-        card |= accuracy_figure(f"{name}_length_matched", baseline[matched], groups[matched], seed)
-    for source in sorted(set(sources)):
+    long = correct(longer(pairs))
+    rights = {"accuracy": correct(logits), "longer_wins": long, "shorter_wins": 1 - long, "tfidf": correct(tfidf)}
+    prompts = {source: len(np.unique(groups[sources == source])) for source in sorted(set(sources))}
+    few = [source for source, n in prompts.items() if n < FEW_PROMPTS]
+    few = few if len(few) < len(prompts) else []
+    many = ~np.isin(sources, few)
+    card: Card = {"sources": {}, "few_prompts": few, "length_ratio": LENGTH_RATIO}
+    for source, n in prompts.items():
         own = sources == source
-        card |= accuracy_figure(f"source_{source}", right[own], groups[own], seed)
-        card |= accuracy_figure(f"longer_wins_source_{source}", long[own], groups[own], seed)
+        one = accuracy_figure("x", rights["accuracy"][own], groups[own], seed)
+        card["sources"][source] = {
+            "accuracy": one["x"],
+            "low": one["x_low"],
+            "high": one["x_high"],
+            "longer_wins": round(float(long[own].mean()), 6),
+            "shorter_wins": round(float(1 - long[own].mean()), 6),
+            "pairs": int(own.sum()),
+            "prompts": n,
+            "trained_on": source in trained_on,
+        }
+    for name, right in rights.items():
+        macro = "macro" if name == "accuracy" else f"macro_{name}"
+        card |= macro_figure(macro, right, groups, sources, seed)
+        card |= accuracy_figure(name, right, groups, seed)
+        alike = "length_matched" if name == "accuracy" else f"{name}_length_matched"
+        card |= accuracy_figure(alike, right[matched], groups[matched], seed)
+        if few:
+            card |= accuracy_figure(f"{name}_many_prompts", right[many], groups[many], seed)
+            card |= macro_figure(f"{macro}_many_prompts", right[many], groups[many], sources[many], seed)
     spearman = whole(rank_correlation(logits, longer(pairs)), len(pairs))
-    return card | {"length_ratio": LENGTH_RATIO, "length_logit_spearman": round(spearman, 6)}
+    return card | {"length_logit_spearman": round(spearman, 6)}
 
 
 def synthetic_figures(oracle: Oracle, pairs: Sequence[Pair], seed: int) -> Card:
@@ -157,10 +198,12 @@ def synthetic_figures(oracle: Oracle, pairs: Sequence[Pair], seed: int) -> Card:
 def training_facts(result: JudgeResult) -> Card:
     """Return what the judge was trained on, and the settings that were chosen."""
     counts = Counter(pair.source for pair in result.train_rows)
-    card: Card = {f"train_pairs_{source}": counts[source] for source in sorted(counts)}
-    card |= {f"attribution_{source}": SOURCES[source] for source in sorted(counts) if source in SOURCES}
-    card |= {f"setting_{name}": value for name, value in result.settings.items()}
-    return card | {"train_prompts": len(result.tensors["trained_on"])}
+    trained_on = [
+        {"source": source, "pairs": n, "attribution": SOURCES.get(source, source.replace("_", " "))}
+        for source, n in sorted(counts.items())
+    ]
+    card: Card = {"trained_on": trained_on, "train_prompts": len(result.tensors["trained_on"])}
+    return card | {f"setting_{name}": value for name, value in result.settings.items()}
 
 
 def write_judges(
@@ -182,10 +225,10 @@ def write_judges(
             "sha256": hashlib.sha256(content).hexdigest(),
             "seed": seed,
             "encoder": "all-MiniLM-L6-v2" if name == "mini" else "none",
-            **test_figures(logits[name], result.tfidf, test, groups, seed),
+            **training_facts(result),
+            **test_figures(logits[name], result.tfidf, test, groups, seed, {p.source for p in result.train_rows}),
             **together,
             **synthetic_figures(result.oracle, synthetic, seed),
-            **training_facts(result),
         }
         publish(out / name, content, cards[name])
     return cards
@@ -199,30 +242,92 @@ def publish(folder: Path, content: bytes, card: Card) -> None:
     (folder / "README.md").write_text(readme(card), encoding="utf-8")
 
 
-def table(card: Card) -> str:
-    """Return the figures of a card as rows of a Markdown table."""
-    figures = [name.removesuffix("_low") for name in card if name.endswith("_low") and name != "error_phi_low"]
-    return "\n".join(
-        f"| {name} | {card[name]:.3f} | {card[f'{name}_low']:.3f}-{card[f'{name}_high']:.3f} | "
-        f"{card[f'{name}_pairs']} | {card[f'{name}_prompts']} |"
-        for name in figures
-    )
-
-
 def readme(card: Card) -> str:
     """Return the model card as Markdown."""
-    counts = {key.removeprefix("train_pairs_"): n for key, n in card.items() if key.startswith("train_pairs_")}
-    sources = [f"- {n} pairs: {SOURCES.get(name, name.replace('_', ' '))}" for name, n in counts.items()]
+    few = ""
+    if card["few_prompts"]:
+        names, without = ", ".join(card["few_prompts"]), interval(card, "accuracy_many_prompts")
+        few = (
+            f"Without {names} (fewer than {FEW_PROMPTS} prompts) it is right in {without} of all pairs, "
+            f'"the shorter one" in {card["shorter_wins_many_prompts"]:.3f}.\n'
+        )
+    trained_on = "\n".join(f"- {one['pairs']} pairs: {one['attribution']}" for one in card["trained_on"])
     return README.format(
         title=f"Judge `{card['kind']}`",
         what=WHAT[card["kind"]],
-        percent=100 * card["accuracy"],
-        shorter=100 - 100 * card["longer_wins"],
-        table=table(card),
+        macro=interval(card, "macro"),
+        shorter=card["macro_shorter_wins"],
+        longer=card["macro_longer_wins"],
+        few=few,
+        sources="\n".join(_by_source(card)),
+        others="\n".join(_other_figures(card)),
         ratio=LENGTH_RATIO,
-        phi=card["error_phi"],
-        phi_low=card["error_phi_low"],
-        phi_high=card["error_phi_high"],
         spearman=card["length_logit_spearman"],
-        sources="\n".join(sources),
+        trained_on=trained_on,
+        least=FEW_PROMPTS,
     )
+
+
+def both(cards: Mapping[str, Card]) -> str:
+    """Return the table of the README: both judges beside the two rules of length, by source and over all of them."""
+    one = cards["mini"]
+    names = {**{name: name for name in one["sources"]}, "**mean over sources**": "macro"}
+    few = f"without {', '.join(one['few_prompts'])}"
+    if one["few_prompts"]:
+        names |= {f"**mean over sources** {few}": "macro_many_prompts", f"all pairs {few}": "accuracy_many_prompts"}
+    names |= {"all pairs": "accuracy", "length-matched pairs": "length_matched"}
+    head = ["source", *(f"`{name}`" for name in cards), "shorter wins", "longer wins", "pairs", "prompts"]
+    rows = [head, ["---"] * len(head)]
+    for title, key in names.items():
+        own = [_named(card, key) for card in cards.values()]
+        counts = [f"{own[0][name]:,}" for name in ("pairs", "prompts")]
+        accuracies = [f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" for found in own]
+        rules = [f"{own[0][name]:.3f}" for name in ("shorter_wins", "longer_wins")]
+        rows.append([title, *accuracies, *rules, *counts])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _named(card: Card, key: str) -> Card:
+    """Return a figure of a card under the names that a source has."""
+    if key in card["sources"]:
+        return dict(card["sources"][key])
+    prefix = "macro_" if key.startswith("macro") else ""
+    suffix = next((one for one in ("_many_prompts", "_length_matched") if key.endswith(one.removeprefix("_"))), "")
+    return {
+        "accuracy": card[key],
+        "low": card[f"{key}_low"],
+        "high": card[f"{key}_high"],
+        "shorter_wins": card[f"{prefix}shorter_wins{suffix}"],
+        "longer_wins": card[f"{prefix}longer_wins{suffix}"],
+        "pairs": card[f"{key}_pairs"],
+        "prompts": card[f"{key}_prompts"],
+    }
+
+
+def _by_source(card: Card) -> Iterator[str]:
+    """Yield the rows of the table of accuracies, beside those of the two rules of length."""
+    keys = ("accuracy", "low", "high", "shorter_wins", "longer_wins", "pairs", "prompts")
+    for name, one in card["sources"].items():
+        yield f"{_row(name, one, keys)} {'yes' if one['trained_on'] else 'no'} |"
+    wholes = {"macro": "**macro**", "accuracy": "all pairs"}
+    if card["few_prompts"]:
+        few = f"without {', '.join(card['few_prompts'])}"
+        wholes |= {"macro_many_prompts": f"**macro** {few}", "accuracy_many_prompts": f"all pairs {few}"}
+    wholes |= {"length_matched": "all pairs, length_matched"} if "length_matched" in card else {}
+    for key, title in wholes.items():
+        yield f"{_row(title, _named(card, key), keys)} |"
+
+
+def _other_figures(card: Card) -> Iterator[str]:
+    names = [key.removesuffix("_low") for key in card if key.endswith("_low")]
+    for name in names:
+        if name.startswith(("tfidf", "synthetic_", "error_phi", "macro_tfidf")):
+            yield _row(name, card, (name, f"{name}_low", f"{name}_high", f"{name}_pairs", f"{name}_prompts"))
+
+
+def _row(title: str, values: Card, keys: Sequence[str]) -> str:
+    """Return a row of a table: the value, its interval, then what else `keys` names."""
+    value, low, high, *others = (values[key] for key in keys)
+    cells = [f"{value:.3f}", f"{low:.3f}-{high:.3f}"]
+    cells += [str(one) if isinstance(one, int) else f"{one:.3f}" for one in others]
+    return f"| {title} | {' | '.join(cells)} |"

@@ -6,13 +6,15 @@ DATA holds ultrafeedback/, preferences/ and llmfao/, and the evaluation suites, 
 (judge_data.py says which files); ENCODER is all-MiniLM-L6-v2. The prompts are dealt by hash into a held-out
 test, mini's training and lexical's training; settings are chosen for each judge by cross-validation over its
 own training prompts, none on the test. Ten to twenty minutes on one core, nearly all of it sentence
-embedding. Same data and machine, same bytes.
+embedding. Same data and machine, same bytes. `--measure` trains nothing: it measures the judges in OUT and
+writes their cards anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from safetensors.numpy import load_file
 from scipy.sparse import csr_matrix, diags_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -236,8 +239,8 @@ def tfidf_logits(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
     return logits
 
 
-def train(data: Path, out: Path, encode: Encode, seed: int) -> dict[str, dict[str, Any]]:
-    """Train both judges, write their folders under `out`, return their cards."""
+def train(data: Path, out: Path, encode: Encode, seed: int, *, measure: bool = False) -> dict[str, dict[str, Any]]:
+    """Train both judges, or measure those in `out`; write their folders there, return their cards."""
     pairs = read_pairs(data)
     groups = prompt_groups(pairs)
     split = split_pairs(pairs, groups, test_only_keys(data))
@@ -247,7 +250,10 @@ def train(data: Path, out: Path, encode: Encode, seed: int) -> dict[str, dict[st
     for name in ("mini", "lexical"):
         own = [pairs[row] for row in split[name]]
         rows = training_rows(own, [groups[row] for row in split[name]], seed)
-        tensors, point = train_mini(rows, encode) if name == "mini" else train_lexical(rows)
+        if measure:
+            tensors, point = stored(out / name)
+        else:
+            tensors, point = train_mini(rows, encode) if name == "mini" else train_lexical(rows)
         trained_on = np.array(sorted({prompt_key(pair.prompt) for pair in own}), dtype=np.int64)
         oracle: Oracle
         keys = frozenset(trained_on.tolist())
@@ -266,6 +272,14 @@ def train(data: Path, out: Path, encode: Encode, seed: int) -> dict[str, dict[st
     return write_judges(out, results, test, test_groups, corrupt(test, seed + 1), seed)
 
 
+def stored(folder: Path) -> tuple[dict[str, np.ndarray], Point]:
+    """Return the tensors of a judge, less `trained_on`, and the settings that its card states."""
+    tensors = load_file(folder / "model.safetensors")
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    settings = {key.removeprefix("setting_"): value for key, value in card.items() if key.startswith("setting_")}
+    return {name: tensor for name, tensor in tensors.items() if name != "trained_on"}, settings
+
+
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description="Train the two small judges.")
@@ -273,9 +287,10 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--out", type=Path, required=True, help="where the folders mini/ and lexical/ are written")
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic pairs and of the bootstrap")
+    parser.add_argument("--measure", action="store_true", help="train nothing; write the cards of the judges in --out")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(options.data, options.out, sentence_encoder(options.encoder), options.seed)
+    train(options.data, options.out, sentence_encoder(options.encoder), options.seed, measure=options.measure)
 
 
 if __name__ == "__main__":

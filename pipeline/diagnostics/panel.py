@@ -2,9 +2,12 @@
 
 Three kinds of responses are told apart: `played_*` are those that iteration t trained on, which π_{t-1} gave, K a
 prompt; `heldout_*` are those of π_t to held-out prompts; `base_*` those of π_0 to the same. A figure that no artifact
-has is left out, and so is what an import assumes of its responses, which was not observed. `kl_previous` and `kl_base`
-are KL(π_t || π_{t-1}) and KL(π_t || π_0) in nats a response, estimated on the held-out responses of π_t; where these
-were not sampled at T = 1 and top_p = 1 they are of that sampling.
+has is left out, and so is what an import assumes of its responses, which was not observed.
+
+`kl_previous` and `kl_base` estimate KL(π_t || π_{t-1}) and KL(π_t || π_0) in nats a response on the held-out responses
+of π_t, with an interval over prompts (stages/evaluate/divergence.py). Where those were not sampled at T = 1, top_p = 1
+and min_p = 0 they give no KL: `log_ratio_previous` and `log_ratio_base` are the means of the same log-ratios under that
+sampling.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.artifact import Artifact, Manifest
+from stages.evaluate.divergence import LogProbs, log_ratios, tempered
+from stages.evaluate.paired import Bootstrap
 
 METRICS = "metrics.jsonl"
 """Of a train artifact: a record of each optimizer step."""
@@ -92,6 +97,7 @@ SUMMARIES: tuple[Source, ...] = (
     ("rho_negative", "share", "train", "rho_negative"),
     ("probe_h_w", "nats", "train", "probe_h_w"),
     ("probe_h_l", "nats", "train", "probe_h_l"),
+    ("probe_pairs", "pairs", "train", "probe_pairs"),
     ("noise", "nats", "train", "noise"),
     ("changed_fraction", "share", "train", "changed_fraction"),
 )
@@ -109,12 +115,16 @@ LATE = {
 def panels(found: Mapping[int, Steps], store: Path) -> list[Panel]:
     """Return the panel of each iteration of a run; found: iteration -> label -> manifest, 0 for what came before."""
     before = found.get(0, {})
-    return [panel(t, {**before, **found[t]}, list(records_of(found[t], store))) for t in sorted(found) if t > 0]
+    return [
+        panel(t, {**before, **found[t]}, list(records_of(found[t], store)), list(_apart(found[t], store)))
+        for t in sorted(found)
+        if t > 0
+    ]
 
 
-def panel(iteration: int, steps: Steps, trained: Sequence[Record]) -> Panel:
-    """Return the figures that an iteration's summaries and its training's records have."""
-    figures = [*_summarised(steps), *_apart(steps), *_compared(steps), *_trained(trained)]
+def panel(iteration: int, steps: Steps, trained: Sequence[Record], apart: Sequence[Figure] = ()) -> Panel:
+    """Return the figures that an iteration's summaries and its training's records have, and those given."""
+    figures = [*_summarised(steps), *apart, *_compared(steps), *_trained(trained)]
     return Panel(iteration=iteration, figures={figure.name: figure for figure in figures})
 
 
@@ -136,20 +146,31 @@ def _summarised(steps: Steps) -> Iterator[Figure]:
             yield Figure(name=name, value=float(value), unit=unit, step=step, key=key)
 
 
-def _apart(steps: Steps) -> Iterator[Figure]:
+def _apart(steps: Steps, store: Path) -> Iterator[Figure]:
     """Yield how far π_t is from the policies that its held-out responses were scored under as well."""
-    for other in ("previous", "base"):
-        value = kl(steps, other)
-        if value is not None:
-            place = f"mean_logprob of logprobs_own minus that of logprobs_{other}"
-            yield Figure(name=f"kl_{other}", value=value, unit="nats", step=f"logprobs_{other}", key=place)
+    names = ("own", "previous", "base")
+    scored = {name: steps[label] for name in names if (label := f"logprobs_{name}") in steps}
+    there = [name for name, manifest in scored.items() if manifest.summary.get("mean_logprob") is not None]
+    if "own" not in there:
+        return
+    own, *others = (_logprobs(scored[name], store) for name in there)
+    identity = steps["evaluate"].identity if "evaluate" in steps else {}
+    chosen = {"resamples": 2000, "confidence": 0.95, "seed": 0}
+    settings = Bootstrap(**{name: identity.get(name, value) for name, value in chosen.items()})
+    heldout = steps.get("sample_heldout")
+    kind = "log_ratio" if heldout and tempered(heldout.identity) else "kl"
+    for other, one in zip(there[1:], log_ratios(own, others, settings), strict=True):
+        if one.n:
+            place = f"logprob of logprobs_own minus that of logprobs_{other}, mean over responses"
+            for tail, value in (("", one.mean), ("_low", one.low), ("_high", one.high)):
+                name = f"{kind}_{other}{tail}"
+                yield Figure(name=name, value=value, unit="nats", step=f"logprobs_{other}", key=place)
 
 
-def kl(steps: Steps, other: str) -> float | None:
-    """Return KL(π_t || the other one), `previous` or `base`, in nats a response; None where it was not measured."""
-    labels = ("logprobs_own", f"logprobs_{other}")
-    own, theirs = (steps[label].summary.get("mean_logprob") if label in steps else None for label in labels)
-    return None if own is None or theirs is None else float(own - theirs)
+def _logprobs(manifest: Manifest, store: Path) -> LogProbs:
+    opened = Artifact(store, manifest.step, manifest.fingerprint).as_input("logprobs", manifest)
+    tables = (opened.table(part, ["id", "response", "logprob"]) for part in range(opened.n_parts))
+    return {(row["id"], row["response"]): row["logprob"] for table in tables for row in table.to_pylist()}
 
 
 def _compared(steps: Steps) -> Iterator[Figure]:

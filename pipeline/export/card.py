@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def model_card(run: Run, choice: Choice, base: Base, dtype: str, cast: bool) -> 
         "",
         *(f"- {line}" for line in choice.why),
         *_section("Results", _results(run, t)),
-        *_section("Use", _use()),
+        *_section("Use", _use(run, t)),
         *_section("Base", _base(base)),
         *_section("Data", _data(run, t)),
         *_section("Recipe", _recipe(run, t)),
@@ -110,7 +110,7 @@ def _results(run: Run, t: int) -> Iterator[str]:
     )
     yield ""
     head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
-    yield from table(head, ([i, *map(Safe, _rates(summary))] for i, summary in evaluated.items()))
+    yield from table(head, ([i, *map(Safe, _rates(run.steps[i]))] for i in evaluated))
     yield ""
     for i in evaluated:
         said = [*alarms(run.steps[i]), *_left_out(run.steps[i]), *_best_of(run.steps[i])]
@@ -136,10 +136,10 @@ def _judge(name: str) -> str:
     return "second judge" if name == "second" else name
 
 
-def _rates(summary: Mapping[str, Any]) -> Iterator[str]:
-    rows = {(row["judge"], row["opponent"]): row for row in summary["comparisons"]}
-    for key in COMPARED:
-        yield _rate(rows[key]) if key in rows else ""
+def _rates(steps: Steps) -> Iterator[str]:
+    for judge, opponent in COMPARED:
+        row = compared(steps, judge, opponent)
+        yield _rate(row) if row else ""
 
 
 def _rate(row: dict[str, Any]) -> str:
@@ -176,13 +176,24 @@ def _published(run: Run, t: int) -> Iterator[str]:
         yield from table(["", "LC win rate", "win rate", "mean length"], rows_of(published))
 
 
-def _use() -> Iterator[str]:
+def _use(run: Run, t: int) -> Iterator[str]:
+    """Yield code that answers a question, sampled as the policy was trained: top_k=0, since transformers has 50."""
+    sample = run.manifest(t, "sample")
+    identity = sample.identity if sample else {}
+    drawn = {name: float(identity.get(name, one)) for name, one in (("temperature", 1.0), ("top_p", 1.0))}
+    how = ", ".join(["do_sample=True", *(f"{name}={value:g}" for name, value in drawn.items()), "top_k=0"])
     yield from (
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        'policy = AutoModelForCausalLM.from_pretrained(".")  # this folder',
+        'policy = AutoModelForCausalLM.from_pretrained(".", dtype="auto")  # this folder',
         'tokenizer = AutoTokenizer.from_pretrained(".")  # with its chat template',
+        'messages = [{"role": "user", "content": "Why is the sky blue?"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+        f"output = policy.generate(**inputs, max_new_tokens={int(identity.get('max_tokens', 256))}, {how})",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         "```",
     )
 
@@ -272,11 +283,12 @@ def _training(run: Run, t: int) -> Iterator[str]:
         "tokens": "tokens",
         "probe_h_w": "h chosen, after",
         "probe_h_l": "h rejected, after",
+        "probe_pairs": "pairs that h is of",
         "changed_fraction": "share of weights changed",
         "mean_change": "mean change of a weight",
     }
     done = [(i, run.steps[i]["train"].summary) for i in run.steps if "train" in run.steps[i] and 1 <= i <= t]
-    yield "h: change of a response's log-prob in nats, since the policy that sampled it."
+    yield "h: change of a response's log-prob in nats, since the policy that sampled it; mean over pairs drawn by seed."
     yield ""
     yield from table(
         ["iteration", *names.values()],
@@ -304,9 +316,9 @@ def _limits(run: Run, t: int, dtype: str, cast: bool) -> Iterator[str]:
 
 def _licence(base: Base) -> Iterator[str]:
     if base.licence == UNKNOWN:
-        yield f"Of the base: {UNKNOWN}. Its files here do not state it; its terms bind this model too."
+        yield f"Of the base: {UNKNOWN}. Its source does not state it; its terms bind this model too."
     else:
-        yield f"Of the base, as its files state it: {escaped(base.licence)}. Its terms bind this model too."
+        yield f"Of the base, as its source states it: {escaped(base.licence)}. Its terms bind this model too."
 
 
 def _lineage(run: Run, t: int) -> Iterator[str]:

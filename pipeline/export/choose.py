@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.report.table import Steps, win_rate
+from pipeline.report.table import Steps, compared, interval
 
 EQUAL = 1e-9
 """Win rates this close are one."""
@@ -43,9 +43,8 @@ def choose(run: str, steps: Mapping[int, Steps], wanted: int | None) -> Choice:
 
 def by_second_judge(steps: Steps) -> dict[str, Any] | None:
     """Return the comparison with the base by the second judge, None without one or without prompts."""
-    rows = steps["evaluate"].summary["comparisons"] if "evaluate" in steps else []
-    found = (row for row in rows if (row["judge"], row["opponent"]) == ("second", "base"))
-    return next((row for row in found if row["win_rate"] is not None), None)
+    row = compared(steps, "second", "base")
+    return row if row and row["win_rate"] is not None else None
 
 
 def _asked(wanted: int, rates: Mapping[int, dict[str, Any]]) -> Iterator[str]:
@@ -56,7 +55,8 @@ def _asked(wanted: int, rates: Mapping[int, dict[str, Any]]) -> Iterator[str]:
     yield from _meaning(rates[wanted])
     better = [t for t in rates if rates[t]["win_rate"] - rates[wanted]["win_rate"] > EQUAL]
     if better:
-        yield f"by the second judge these are better: {', '.join(f'{t} with {_figure(rates[t])}' for t in better)}"
+        named = ", ".join(f"{t} with {_figure(rates[t])}" for t in better)
+        yield f"by the second judge these have a higher win rate, by point estimates: {named}"
 
 
 def _best(best: int, rates: Mapping[int, dict[str, Any]], missing: list[int]) -> Iterator[str]:
@@ -78,12 +78,17 @@ def _best(best: int, rates: Mapping[int, dict[str, Any]], missing: list[int]) ->
 def _meaning(row: Mapping[str, Any]) -> Iterator[str]:
     if not row["informative"]:
         yield "not informative: the interval contains 1/2, so the second judge cannot tell it from the base"
-    elif row["win_rate"] < 0.5:
+    elif row["finding"] == "none":
+        yield (
+            "no difference from the base detectable: the interval excludes 1/2, but by less than "
+            f"{row['detectable']:.3f}, which so many prompts can tell"
+        )
+    elif row["finding"] == "worse":
         yield "WARNING: the second judge finds it worse than the base"
 
 
 def _figure(row: dict[str, Any]) -> str:
-    return win_rate({**row, "informative": True})
+    return interval(row)
 
 
 def _listed(numbers: Mapping[int, Any] | list[int]) -> str:

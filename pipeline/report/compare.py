@@ -41,7 +41,7 @@ class Difference:
     @property
     def finding(self) -> str:
         """`better`, `worse`, `none`, or `unknown` where they are not compared."""
-        return found(self.estimate)
+        return found(self.estimate, self.detectable)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,10 @@ def about(game: Game, named: Callable[[int], str] = numbered) -> list[str]:
         for i, (most, by) in enumerate(zip(game["exploitability"], game["exploited_by"], strict=True))
     ]
     shown = ", ".join(exploited)
-    lines = [_cycle(game, named), f"exploitability within the set (win rate of the best answer - 1/2): {shown}"]
+    lines = [
+        _cycle(game, named),
+        f"exploitability within the set, by point estimates (win rate of the best answer - 1/2): {shown}",
+    ]
     if game["mixture"] is not None:
         mixture = ", ".join(f"{named(i)}: {x:.2f}" for i, x in enumerate(game["mixture"]) if x > 0.005)
         own, even = abs(game["mixture_exploitability"]), game["average_exploitability"]
@@ -75,7 +78,7 @@ def _cycle(game: Game, named: Callable[[int], str]) -> str:
         found = game[name]
         if found:
             return f"cyclic, {said}: {' beats '.join(named(i) for i in [*found, found[0]])}"
-    return "not cyclic: no round of policies in which each beats the next"
+    return "not cyclic by point estimates: no round of policies in which each beats the next"
 
 
 def flat(game: Game) -> Iterator[tuple[str, float]]:

@@ -80,8 +80,8 @@ def _limits(there: Sequence[Difference]) -> list[str]:
     lines = [
         f"{confidence:.0%} intervals over prompts. They do not hold the luck of the seed, of which each arm has one: "
         "another training of the same arm may differ by as much.",
-        f"n: prompts. detectable: a true difference of that size is found {POWER:.0%} of the time, a smaller one less "
-        "often.",
+        "n: prompts. better and worse are said of a difference whose interval excludes 0 and that is larger than the "
+        f"detectable one: a true difference of that size has such an interval {POWER:.0%} of the time.",
     ]
     return lines + ([many(len(there), confidence)] if len(there) > len(JUDGES) else [])
 

@@ -19,9 +19,10 @@ def worth_of_judges(steps: Mapping[str, Manifest]) -> list[str]:
     """Return what stands beside every win rate: the judges' accuracy, and how their errors go together."""
     scores = {judge: steps[label].summary for judge in JUDGES if (label := f"score_{judge}_base") in steps}
     lines = [
-        f"{JUDGES[judge]} ({score['oracle']}): {_worth(judge, score)}"
+        f"{JUDGES[judge]} ({score['oracle']}){line}"
         for judge, score in scores.items()
         if "oracle" in score
+        for line in _worth(judge, score)
     ]
     if not apart(steps):
         lines.append("the second judge is the oracle, or a part of it: it says nothing that the oracle does not")
@@ -49,13 +50,41 @@ def left_out(steps: Mapping[str, Manifest], row: Mapping[str, Any]) -> str:
     return ", ".join(f"{count} {why}" for why, count in counts.items() if count)
 
 
-def _worth(judge: str, score: Mapping[str, Any]) -> str:
+def _worth(judge: str, score: Mapping[str, Any]) -> Iterator[str]:
     card = score.get("card")
-    if not card:
+    if card:
+        yield from (f"{', ' if line.startswith('by source') else ': '}{line}" for line in accuracy_of(card))
+    else:
         command = f"sparring oracle check FILE {ASKED[judge]}{score['oracle']}"
-        return f"accuracy not measured; `{command}` does, on labelled pairs"
-    names = {"accuracy": "accuracy", "length_matched": "length-matched"}
-    return ", ".join(f"{text} {_figure(card, name)}" for name, text in names.items() if name in card)
+        yield f": accuracy not measured; `{command}` does, on labelled pairs"
+
+
+def accuracy_of(card: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a judge's card states of its accuracy: over sources, beside the rules of length, then by source."""
+    if "macro" not in card:  # a card of another make
+        names = {"accuracy": "accuracy of all its test pairs", "length_matched": "length-matched"}
+        yield ", ".join(f"{text} {_figure(card, name)}" for name, text in names.items() if name in card)
+        return
+    parts = [
+        f"accuracy {_figure(card, 'macro')}, the mean over {len(card['sources'])} sources, on held-out prompts of "
+        f"sources like those it was trained on ({_rules(card, 'macro_', '')})"
+    ]
+    if card["few_prompts"]:
+        few = ", ".join(f"{name} ({card['sources'][name]['prompts']} prompts)" for name in card["few_prompts"])
+        parts.append(
+            f"without {few} {_figure(card, 'macro_many_prompts')} ({_rules(card, 'macro_', '_many_prompts')}), of all "
+            f"pairs {_figure(card, 'accuracy_many_prompts')} ({_rules(card, '', '_many_prompts')})"
+        )
+    if "length_matched" in card:
+        parts.append(f"length-matched {_figure(card, 'length_matched')} ({_rules(card, '', '_length_matched')})")
+    yield "; ".join(parts)
+    by_source = (f"{name} {one['accuracy']:.3f} of {one['pairs']:,} pairs" for name, one in card["sources"].items())
+    yield f"by source: {', '.join(by_source)}"
+
+
+def _rules(card: Mapping[str, Any], prefix: str, suffix: str) -> str:
+    """Return what the two rules of length are right in, of the same pairs."""
+    return ", ".join(f"'{rule} wins' {card[f'{prefix}{rule}_wins{suffix}']:.3f}" for rule in ("shorter", "longer"))
 
 
 def _together(cards: list[Mapping[str, float]]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 {"arms": [{"run", "arm", "label", "answer": {"iteration", "headline", "tone": "good", "sentences": [line]},
            "iterations": {"1": {"pairs kept": 64, "oracle: vs base": {"win_rate", "low", …}, …}},
-           "panel": {"1": {"h_w": {"value", "unit", "step", "key"}, …}},
+           "panel": {"1": {"h_w": {"value", "unit", "words", "step", "key"}, …}},
            "crossplay": {"2": {"policies", "confidence", "judges": {"oracle": {"win_rates", "low", "cycle", …}}}},
            "warnings": {"1": [{"rule": "longer", "threshold", "text"}]},
            "notes": {"1": [line]}, "judges": [line],
@@ -27,8 +27,9 @@ from pipeline.report.arms import Arm, labels
 from pipeline.report.compare import Difference
 from pipeline.report.html.words import answer
 from pipeline.report.judging import worth_of_judges
+from pipeline.report.panel import groups
 from pipeline.report.published import NAMES
-from pipeline.report.table import FIGURES, suites_of
+from pipeline.report.table import FIGURES, suites_of, with_panels
 
 
 def as_json(arms: Sequence[Arm], found: Sequence[Difference] = ()) -> str:
@@ -58,8 +59,8 @@ def _comparison(one: Difference) -> dict[str, Any]:
 
 def _arm(arm: Arm, label: str) -> dict[str, Any]:
     values = {
-        str(t): {name: value for name, figure in FIGURES if (value := figure.value(steps)) is not None}
-        for t, steps in arm.done.items()
+        str(t): {name: value for name, figure in FIGURES if (value := figure.find(steps, panel)) is not None}
+        for t, steps, panel in with_panels(arm.done, arm.panels)
     }
     notes = {str(t): lines for t, lines in arm.said.items() if lines}
     judges = worth_of_judges(next(reversed(arm.done.values()), {}))
@@ -89,9 +90,10 @@ def _answer(arm: Arm) -> dict[str, Any]:
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
-    """Return every figure of an iteration, and where it came from."""
+    """Return every figure of an iteration, what it is, and where it came from."""
+    words = {row.name: row.words for _, rows in groups([panel]) for row in rows}
     return {
-        name: {"value": one.value, "unit": one.unit, "step": one.step, "key": one.key}
+        name: {"value": one.value, "unit": one.unit, "words": words.get(name, ""), "step": one.step, "key": one.key}
         for name, one in panel.figures.items()
     }
 

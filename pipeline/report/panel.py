@@ -27,14 +27,16 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "held-out responses": {
         **{f"heldout_{name}": words for name, words in SPEECH.items()},
-        "kl_previous": "KL to the policy before",
-        "kl_base": "KL to the base",
+        "kl_previous": "KL to the policy before, an estimate: may be negative",
+        "kl_base": "KL to the base, an estimate: may be negative",
+        "log_ratio_previous": "log-ratio to the policy before, mean under the sampling distribution: no KL",
+        "log_ratio_base": "log-ratio to the base, mean under the sampling distribution: no KL",
     },
     "held-out responses of the base": {f"base_{name}": words for name, words in SPEECH.items()},
     "judgement": {
         "ties": "the oracle has no preference",
         "position_disagreement": "its winner changes with the order",
-        "cycle_rate": "three responses beat each other in a circle",
+        "cycle_rate": "triples that beat each other in a circle, by the sign of P alone",
         "length_correlation": "win rate ~ length, correlation",
         "shift": "|P̃−P| by the gate, mean",
         "flips": "pairs turned by the gate",
@@ -44,27 +46,30 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         for judge, who in JUDGES.items()
         for opponent, whom in OPPONENTS.items()
     },
-    "training; late: mean over the second half of the steps": {
+    "training; late: mean over the second half of the steps, each of its own batch before the step": {
         "z_w": "log-prob z of chosen, late",
         "z_l": "log-prob z of rejected, late",
         "h_w": "h of chosen: change of z, late",
         "h_l": "h of rejected, late",
         "h_w_negative": "chosen that lost probability, late",
-        "kl_of_pairs": "KL of the policy before to it, by pairs, late",
-        "probe_h_w": "h of chosen, after training",
-        "probe_h_l": "h of rejected, after training",
-        "noise": "|h| before training (noise)",
-        "changed_fraction": "parameters changed",
-        "saturation": "saturation: 0 unmoved, 1 at the target",
+        "kl_of_pairs": "−h of chosen and rejected, mean, late",
+        "probe_h_w": "h of chosen after training ({pairs})",
+        "probe_h_l": "h of rejected after training ({pairs})",
+        "probe_pairs": "pairs that h after training is of, drawn by seed",
+        "noise": "|h| before training: noise ({pairs})",
+        "changed_fraction": "parameters changed, by any amount",
+        "saturation": "saturation of the last batch: 0 unmoved, 1 at the target",
         "clipped_share": "steps clipped",
     },
-    "band": {
-        "rho": "ρ: cosine of both gradients",
-        "r_star": "r*: norm of rejected / chosen",
-        "in_band": "pairs in the band",
-        "reversed": "pairs reversed",
-        "rho_negative": "pairs with ρ < 0",
-        "distance_new": "‖u_w−u_l‖ of new pairs, before training",
+    "band, measured on the output head at some steps": {
+        "rho": "ρ: cosine of both gradients of the head",
+        "r_star": "r*: norm of the head's gradient, rejected / chosen",
+        "in_band": "pairs in the band, measured on the output head",
+        "rho_negative": "pairs with ρ ≤ 0 there: any ratio keeps the winner up",
+        "reversed": "pairs reversed: the objective lowers the winner or raises the loser",
+    },
+    "states of pairs that no training has seen": {
+        "distance_new": "‖u_w−u_l‖ of the first batch, before training",
     },
 }
 """Title -> name of a figure -> what it is."""
@@ -85,14 +90,30 @@ def groups(panels: Sequence[Panel]) -> Iterator[tuple[str, list[Row]]]:
     """Yield title and rows of each group that has any; what GROUPS does not know comes last, under its name."""
     there = dict.fromkeys(name for panel in panels for name in panel.figures if _stem(name, panel) == name)
     others = {name: "" for name in there if name not in KNOWN}
+    counted = pairs_of(panels)
     for title, names in {**GROUPS, "others": others}.items():
         rows = [
-            Row(name=name, words=words, cells=[cell(panel, name) for panel in panels])
+            Row(
+                name=name,
+                words=words.replace("{pairs}", counted),
+                cells=[cell(panel, name) for panel in panels],
+            )
             for name, words in names.items()
             if name in there
         ]
         if rows:
             yield title, rows
+
+
+def pairs_of(panels: Sequence[Panel]) -> str:
+    """Return how many training pairs h after training is of: `64 pairs`, `64, 40 pairs` of two iterations."""
+    counts = (panel.get("probe_pairs") if "probe_h_w" in panel.figures else 0 for panel in panels)
+    known = dict.fromkeys(BEFORE if count is None else f"{count:.0f}" for count in counts if count != 0)
+    return f"{', '.join(known)} pairs"
+
+
+BEFORE = "the first batch's 8 shortest"
+"""What h after training was of before the pairs were drawn: such artifacts do not state their count."""
 
 
 def _stem(name: str, panel: Panel) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from pipeline import book
 from pipeline.artifact import Artifact, CorruptManifest, Manifest
 from pipeline.config import diagnostics_of
 from pipeline.diagnostics import rules
-from pipeline.diagnostics.panel import kl, panels
+from pipeline.diagnostics.panel import Panel, panels
 from pipeline.plain import printable
 from pipeline.report.crossplay import print_crossplay
 from pipeline.report.judging import worth_of_judges
-from pipeline.report.panel import print_panel
+from pipeline.report.panel import pairs_of, print_panel
 from pipeline.report.suites import Grid, grid, print_suites
+from stages.evaluate.paired import Estimate, detectable_of, found
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""
@@ -32,9 +33,19 @@ class Figure:
 
     value: Callable[[Steps], Any]
     show: Callable[[Any], str] = str
+    panel: str = ""
+    """A figure of the panel with an interval, in place of `value`."""
 
-    def __call__(self, steps: Steps) -> str | None:
-        value = self.value(steps)
+    def find(self, steps: Steps, panel: Panel | None = None) -> Any:
+        """Return the value; of the panel {value, low, high}."""
+        if not self.panel:
+            return self.value(steps)
+        ends = {"value": "", "low": "_low", "high": "_high"}
+        found = {key: panel.get(f"{self.panel}{tail}") if panel else None for key, tail in ends.items()}
+        return None if found["value"] is None else found
+
+    def __call__(self, steps: Steps, panel: Panel | None = None) -> str | None:
+        value = self.find(steps, panel)
         return None if value is None else self.show(value)
 
 
@@ -57,10 +68,8 @@ def print_report(folder: Path, store: Path, console: Console, whole: bool = Fals
     table.add_column("iteration")
     for t in done:
         table.add_column(str(t), justify="right")
-    for name, figure in FIGURES:
-        cells = [figure(steps) for steps in done.values()]
-        if any(cell is not None for cell in cells):
-            table.add_row(name, *(cell or "" for cell in cells))
+    for name, cells in rows_of(done, seen):
+        table.add_row(name, *cells)
     console.print(table)
     if whole:
         print_panel(seen, console)
@@ -71,6 +80,20 @@ def print_report(folder: Path, store: Path, console: Console, whole: bool = Fals
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
     print_suites(suites_of(folder, done), console)
+
+
+def with_panels(done: dict[int, Steps], seen: Sequence[Panel]) -> list[tuple[int, Steps, Panel | None]]:
+    """Return iteration, manifests and collapse panel of each iteration."""
+    by_iteration = {panel.iteration: panel for panel in seen}
+    return [(t, steps, by_iteration.get(t)) for t, steps in done.items()]
+
+
+def rows_of(done: dict[int, Steps], seen: Sequence[Panel]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of each figure that some iteration has, and what is shown of it in each."""
+    for name, figure in FIGURES:
+        cells = [figure(steps, panel) for _, steps, panel in with_panels(done, seen)]
+        if any(cell is not None for cell in cells):
+            yield name.replace("{pairs}", pairs_of(seen)), [cell or "" for cell in cells]
 
 
 def suites_of(folder: Path, done: dict[int, Steps]) -> Grid:
@@ -117,8 +140,21 @@ def compared(steps: Steps, judge: str, opponent: str, label: str = "evaluate") -
 
     label: `evaluate_best` for its best of n responses.
     """
-    rows = steps[label].summary["comparisons"] if label in steps else []
-    return next((row for row in rows if (row["judge"], row["opponent"]) == (judge, opponent)), None)
+    summary = steps[label].summary if label in steps else {"comparisons": []}
+    rows = (row for row in summary["comparisons"] if (row["judge"], row["opponent"]) == (judge, opponent))
+    return next((with_finding(row, summary.get("confidence", 0.95)) for row in rows), None)
+
+
+def with_finding(row: dict[str, Any], confidence: float) -> dict[str, Any]:
+    """Return a row of `evaluate` with `detectable`, the least difference from 1/2 that can be told, and `finding`.
+
+    finding: better, worse, none (no difference detectable), or unknown where fewer than two prompts were judged.
+    """
+    if row["win_rate"] is None:
+        return {**row, "detectable": None, "finding": "unknown"}
+    least = detectable_of(row["low"], row["high"], confidence)
+    ends = {name: row[key] - 0.5 for name, key in (("mean", "win_rate"), ("low", "low"), ("high", "high"))}
+    return {**row, "detectable": least, "finding": found(Estimate(**ends, n=row.get("n", 2)), least)}
 
 
 def _win(judge: str, opponent: str, label: str = "evaluate") -> Figure:
@@ -126,11 +162,23 @@ def _win(judge: str, opponent: str, label: str = "evaluate") -> Figure:
 
 
 def win_rate(row: dict[str, Any]) -> str:
-    """Return `.540 [.512, .568]`, with "not informative" where the interval contains 1/2."""
+    """Return `.540 [.512, .568]`, with "not informative" where the interval contains 1/2, and what is too small."""
     if row["win_rate"] is None:
         return "no prompts"
-    text = f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    return text if row["informative"] else f"{text}\nnot informative"
+    text = interval(row)
+    if not row["informative"]:
+        return f"{text}\nnot informative"
+    return text if row["finding"] in ("better", "worse") else f"{text}\nno difference detectable"
+
+
+def _estimate(name: str) -> Figure:
+    """Return a figure of the panel that was estimated on samples, with its interval."""
+    return Figure(lambda steps: None, lambda found: "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found), panel=name)
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Return `0.565 [0.541, 0.590]`."""
+    return f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _rate(label: str) -> Figure:
@@ -180,17 +228,20 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("best of n, second judge: vs one response", _win("second", "single", "evaluate_best")),
     ("best of n, second judge: vs base", _win("second", "base", "evaluate_best")),
     ("best of n: tokens, mean", _number("best", "length_mean", ".1f")),
-    ("KL to the previous policy, nats", Figure(lambda steps: kl(steps, "previous"), "{:.3f}".format)),
-    ("KL to the base, nats", Figure(lambda steps: kl(steps, "base"), "{:.3f}".format)),
+    ("KL to the previous policy, nats", _estimate("kl_previous")),
+    ("KL to the base, nats", _estimate("kl_base")),
+    ("log-ratio to the previous policy under the sampling, nats", _estimate("log_ratio_previous")),
+    ("log-ratio to the base under the sampling, nats", _estimate("log_ratio_base")),
     ("optimizer steps", _number("train", "steps", "d")),
-    ("h chosen, after training", _number("train", "probe_h_w", "+.3f")),
-    ("h rejected, after training", _number("train", "probe_h_l", "+.3f")),
-    ("|h| before training (noise)", _number("train", "noise", ".1e")),
+    ("h chosen after training ({pairs})", _number("train", "probe_h_w", "+.3f")),
+    ("h rejected after training ({pairs})", _number("train", "probe_h_l", "+.3f")),
+    ("|h| before training, noise ({pairs})", _number("train", "noise", ".1e")),
     ("parameters changed", _number("train", "changed_fraction", ".1%")),
-    ("pairs in the band", _number("train", "in_band", ".1%")),
+    ("pairs in the band, measured on the output head", _number("train", "in_band", ".1%")),
+    ("pairs with ρ ≤ 0 there: any ratio serves", _number("train", "rho_negative", ".1%")),
     ("pairs reversed", _number("train", "reversed", ".1%")),
     ("repulsion's gradient / objective's", _number("train", "repulsion_ratio", ".3f")),
-    ("‖u_w-u_l‖ of new pairs, before training", _number("train", "distance_new", ".3f")),
+    ("‖u_w-u_l‖ of the first batch, before training", _number("train", "distance_new", ".3f")),
     ("reward calibration δ, last step", _number("train", "delta", ".3f")),
     ("sampled tokens/s", _rate("sample")),
     ("trained tokens/s", _rate("train")),
@@ -231,6 +282,8 @@ def notes(steps: Steps) -> list[str]:
     lines = [_imported(steps[label]) for label in ("pairs", "sample") if label in steps and steps[label].imported][:1]
     if "sample" in steps and steps["sample"].summary.get("redealt"):
         lines.append("the prompts were dealt again under a new permutation: they had been played before")
+    if "evaluate_best" in steps:
+        lines.append("best of n: the oracle judges here what it chose itself; the second judge did not choose")
     for label in ("prompts", "sample", "sample_base", "sample_heldout"):
         there = steps.get(label)
         dropped = there.rows["dropped"] if there and not there.imported else {}

@@ -30,8 +30,8 @@ class Comparison:
 
     @property
     def finding(self) -> str:
-        """`better`, `worse`, `luck` (the interval excludes 0, but seeds alone could do that), `none` or `unknown`."""
-        told = found(self.difference)
+        """`better`, `worse`, `luck` (found on these prompts, but seeds alone could do that), `none` or `unknown`."""
+        told = found(self.difference, self.detectable)
         if told in ("better", "worse"):
             one_sign = min(self.by_seed) > 0 or max(self.by_seed) < 0
             if not one_sign or abs(self.difference.mean) <= self.luck:

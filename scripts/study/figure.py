@@ -21,9 +21,9 @@ PANELS = (
     "response tokens, mean",
     "distinct-2 in a response",
     "distinct-2 over K, in play",
-    "h chosen",
-    "h rejected",
-    "in band",
+    "h chosen, after",
+    "h rejected, after",
+    "in band, output head",
 )
 WIDTH = 3
 

@@ -93,7 +93,7 @@ def make(name: str, study: Study, found: Found, config: Config, planned: int) ->
     report = Report(
         title=f"Study {name}",
         about=tuple(_about(study, found, config, planned)),
-        verdicts=tuple(verdicts(last)),
+        verdicts=tuple(verdicts(last, settings.confidence)),
         limits=tuple(limits(last, settings.confidence)),
         grids=tuple(grid for grid in grids if grid.rows),
         rows=tuple(_rows(compared, figures)),

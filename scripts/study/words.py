@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pipeline.report.differences import interval, many
 from pipeline.report.judging import JUDGES
 from scripts.study.compare import Comparison, Judged
 from stages.evaluate.bootstrap import alarm, informative
-from stages.evaluate.paired import POWER, Estimate
+from stages.evaluate.paired import Estimate, detectable_of, found
 
 
-def verdicts(last: Sequence[Judged]) -> list[str]:
+def verdicts(last: Sequence[Judged], confidence: float) -> list[str]:
     """Return lines for each arm, of the last iteration: against the base, then against other arms, by each judge."""
-    return [line for arm in (last[0].arms if last else ()) for line in _verdict(arm, last)]
+    return [line for arm in (last[0].arms if last else ()) for line in _verdict(arm, last, confidence)]
 
 
-def _verdict(arm: str, last: Sequence[Judged]) -> Iterable[str]:
+def _verdict(arm: str, last: Sequence[Judged], confidence: float) -> Iterable[str]:
     for one in last:
-        said = [against_base(one.arms[arm]), *(against(c) for c in one.comparisons if c.arm == arm)]
+        said = [against_base(one.arms[arm], confidence), *(against(c) for c in one.comparisons if c.arm == arm)]
         yield f"**{arm}**, iteration {one.iteration}, {JUDGES[one.judge]}: {'; '.join(said)}."
     by_judge = {one.judge: one.arms[arm] for one in last}
     if alarm(by_judge["oracle"].low, by_judge["second"].mean):
         yield f"**{arm}**: ALARM, the oracle rises while the second judge falls; the oracle may be gamed."
 
 
-def against_base(rate: Estimate) -> str:
+def against_base(rate: Estimate, confidence: float) -> str:
     """Say whether an arm beats the base."""
     if not rate.n:
         return "no held-out prompt is left that did not train this judge"
     if not informative(rate.low, rate.high):
         return f"not to be told from the base, {interval(rate)}"
-    return f"{'better' if rate.mean > 0.5 else 'worse'} than the base, {interval(rate)}"
+    least = detectable_of(rate.low, rate.high, confidence)
+    told = found(replace(rate, mean=rate.mean - 0.5, low=rate.low - 0.5, high=rate.high - 0.5), least)
+    if told in ("better", "worse"):
+        return f"{told} than the base, {interval(rate)}"
+    return f"no difference from the base is detectable, {interval(rate)}: it takes more than {least:.3f}"
 
 
 def against(one: Comparison) -> str:
@@ -44,8 +49,8 @@ def against(one: Comparison) -> str:
             return f"no difference from {one.than} is shown: seeds of one arm alone differ as much, {shown}"
         case "none":
             return (
-                f"no difference from {one.than} is detectable, {shown}; a true one of {one.detectable:.3f} would be "
-                f"found {POWER:.0%} of the time, smaller ones less often"
+                f"no difference from {one.than} is detectable, {shown}: it takes more than {one.detectable:.3f} and an "
+                "interval without 0"
             )
     return f"no prompt in common with {one.than}, or no more than one"
 

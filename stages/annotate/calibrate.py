@@ -9,7 +9,8 @@ gate's summary): as much is taken, from all alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from stages.annotate.rows import (
     ratio,
     total,
 )
-from stages.annotate.winrate import win_rates
+from stages.annotate.selection import first_half
+from stages.annotate.winrate import cross_fitted, win_rates
 
 OWN = 1e-9
 """Win rates this close to those of P are those of P; others were published and are of more responses."""
@@ -69,6 +71,13 @@ class Calibrator:
         table = pa.Table.from_pylist(rows, schema=TARGETS_SCHEMA)
         return Part(table=table, rows_in=len(pairs), stats=_stats(rows))
 
+    def _estimate(self, p: gate.Array, row_id: str) -> Callable[[gate.Array], gate.Array]:
+        """Return how a prompt's win rates are estimated of its P: as the step `pairs` did."""
+        anchors = np.flatnonzero(~np.isnan(p).any(axis=1)).tolist()
+        if not self.pairs.summary.get("cross_fit") or len(anchors) == len(p):
+            return win_rates
+        return partial(cross_fitted, first=first_half(anchors, row_id))
+
     def _row(self, pair: dict[str, Any], g: gate.Array, similarity: float | None, part: int) -> dict[str, Any]:
         n, w, loser = pair["n"], pair["chosen"], pair["rejected"]
         where = place(self.pairs, part, pair["id"])
@@ -76,8 +85,9 @@ class Calibrator:
         full = gate.spread(g, self.identity["scope"], w, loser)
         calibrated = gate.gated(p, full)
         rates = matrix(pair["win_rates"], (1, n), "win_rates", where)[0]
-        own = np.allclose(rates, win_rates(p), rtol=0.0, atol=OWN)
-        targets = np.where(full.any(axis=1), win_rates(calibrated) if own else gate.gated_rates(rates, full), rates)
+        estimate = self._estimate(p, pair["id"])
+        own = np.allclose(rates, estimate(p), rtol=0.0, atol=OWN)
+        targets = np.where(full.any(axis=1), estimate(calibrated) if own else gate.gated_rates(rates, full), rates)
         return {
             "id": pair["id"],
             "chosen": w,

@@ -90,12 +90,12 @@ class EmbedIdentity:
             raise ConfigError(f"encoder.window={self.window}: use a positive number of tokens.")
 
 
-WIN_RATES = ("matrix", "aggregate_score")
+WIN_RATES = ("matrix", "aggregate_score", "cross_fit")
 
 
 def _check_win_rate(chosen: str) -> None:
     if chosen not in WIN_RATES:
-        raise ConfigError(f"win_rate={chosen}: choose matrix or aggregate_score.")
+        raise ConfigError(f"win_rate={chosen}: choose matrix, aggregate_score or cross_fit.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,8 @@ class PairsIdentity:
     """Inputs: `samples`, `scores`, and `embeddings` where the gate has a say."""
 
     win_rate: str
-    """matrix (default) or aggregate_score (the published mode, which erases cycles)."""
+    """matrix (default), aggregate_score (the published mode, which erases cycles) or cross_fit (of a matrix of which
+    oracle.opponents leaves gaps: pairs selected by one half of the opponents, targets without the bias of that)."""
     selection: str
     """extremes, all_pairs or top_vs_random, see selection.py."""
     seed: int

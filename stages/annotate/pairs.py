@@ -6,6 +6,9 @@ max_tokens), `head_to_head` (the chosen one loses its direct duel with the rejec
 
 Where the gate has a say (`selection.values=gated`) chosen and rejected are those of the gated win rates; P and the win
 rates that are written stay ungated, as `calibrate` gates them.
+
+Under `win_rate=cross_fit` pairs are selected by one half of the anchors (oracle.opponents), and the win rates that are
+written, of which targets are made, are those of `winrate.cross_fitted`: without the bias of what is selected.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pipeline.errors import DataError
 from pipeline.job import Job, Part, Shard
 from stages.annotate import gate, gating, winrate
 from stages.annotate.rows import joined, known, matrix, one_shard_per_part, place, ratio, rows_by_id, total
-from stages.annotate.selection import Pair, candidates, select
+from stages.annotate.selection import Pair, candidates, first_half, select
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -83,10 +86,14 @@ class Pairer:
         preference = preferences(debiased(score, k, where), identity["win_rate"])
         if score["trained_on"]:
             return Judged(preference, None, [], {"oracle_trained_on_prompt": every})
-        values = rates = winrate.win_rates(preference)
+        rates, seen = winrate.win_rates(preference), preference
+        if identity["win_rate"] == "cross_fit" and score["anchors"] is not None:
+            first = first_half(score["anchors"], score["id"])
+            rates, seen = winrate.cross_fitted(preference, first), winrate.restricted(preference, first)
+        values = winrate.win_rates(seen)
         if self.gates:
             g = self.gates(shard.payload, shard.index, score["id"], k)
-            values = winrate.win_rates(gate.gated(preference, gate.spread(g, identity["gate"]["scope"], 0, 0)))
+            values = winrate.win_rates(gate.gated(seen, gate.spread(g, identity["gate"]["scope"], 0, 0)))
         found = select(values, identity["selection"], score["id"], identity["seed"])
         reasons = [self._reason(preference, pair, responses) for pair in found]
         dropped = Counter(reason for reason in reasons if reason)
@@ -102,7 +109,7 @@ class Pairer:
 
 
 def preferences(logits: winrate.Array, mode: str) -> winrate.Array:
-    """P of debiased logits under `mode`: matrix, or aggregate_score, which orders responses as their scores s do."""
+    """P of debiased logits under `mode`: matrix and cross_fit, or aggregate_score: ordered as the scores s."""
     return winrate.aggregate_matrix(logits) if mode == "aggregate_score" else winrate.preference_matrix(logits)
 
 
@@ -129,6 +136,7 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
         "dropped": dict(sorted(dropped.items())),
         "capped": int(total(parts, "capped")),
         "chosen_loses_head_to_head": int(total(parts, "head_to_head")),
+        **({"cross_fit": True} if job.identity["win_rate"] == "cross_fit" else {}),
         "mean_p_w": ratio(total(parts, "p_w"), pairs),
         "mean_p_l": ratio(total(parts, "p_l"), pairs),
         **_shape(parts),

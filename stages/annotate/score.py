@@ -162,19 +162,18 @@ def _shares(parts: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-CARD = ("accuracy", "length_matched", "error_phi")
-"""Figures of a judge's card.json that belong beside every win rate, each with its interval.
+CARD = ("sources", "few_prompts", "macro", "accuracy", "length_matched", "longer_wins", "shorter_wins", "error_phi")
+"""What a judge's card.json says of its accuracy, by how its keys begin: it belongs beside every win rate.
 
 `error_phi` is with the judge whose card states the same: pipeline/report/judging.py.
 """
 
 
-def _card(folder: Path) -> dict[str, float] | None:
+def _card(folder: Path) -> dict[str, Any] | None:
     path = folder / "card.json"
     if not path.is_file():
         return None
-    card = json.loads(path.read_text())
-    return {key: card[key] for name in CARD for key in (name, f"{name}_low", f"{name}_high") if key in card}
+    return {key: value for key, value in json.loads(path.read_text()).items() if key.startswith(CARD)}
 
 
 def _bouts(samples: Input, opponents: Input | None, index: int) -> tuple[list[Bout], int]:

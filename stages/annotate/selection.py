@@ -11,6 +11,7 @@ whose are.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -27,6 +28,15 @@ def generator(purpose: str, seed: int, row_id: str) -> np.random.Generator:
     """What draws for one prompt: the same in every shard and run."""
     digest = hashlib.sha256(f"{purpose}:{seed}:{row_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+def first_half(anchors: Sequence[int], row_id: str) -> list[int]:
+    """Return the half of a prompt's anchors, the smaller one, by which its pairs are selected under `cross_fit`.
+
+    Drawn by the prompt alone, so that the steps `pairs` and `calibrate` draw the same; the anchors are drawn by seed.
+    """
+    drawn = generator("halves", 0, row_id).choice(sorted(anchors), len(anchors) // 2, replace=False)
+    return sorted(int(one) for one in drawn)
 
 
 def candidates(by: str, k: int) -> int:

@@ -61,20 +61,22 @@ def estimates(columns: Sequence[Rates], settings: Bootstrap) -> list[Estimate]:
     ]
 
 
-def found(one: Estimate) -> str:
-    """Say what an estimated difference is: `better`, `worse`, `none` (the interval contains 0), or `unknown`.
+def found(one: Estimate, least: float) -> str:
+    """Say what an estimated difference is: `better`, `worse`, `none` or `unknown`.
 
-    Unknown for fewer than two prompts: a single one has an interval without width.
+    none: the interval contains 0, or the difference is no larger than `least`, the minimum detectable effect: of two
+    policies that hardly differ, those comparisons whose interval excludes 0 by chance overstate the difference.
+    unknown: fewer than two prompts; a single one has an interval without width.
     """
     if one.n < 2 or math.isnan(one.mean):
         return "unknown"
-    if one.low <= ROUNDING and one.high >= -ROUNDING:
+    if (one.low <= ROUNDING and one.high >= -ROUNDING) or abs(one.mean) <= least:
         return "none"
     return "better" if one.mean > 0 else "worse"
 
 
 def detectable(differences: Sequence[float], confidence: float, power: float = POWER) -> float:
-    """Return the minimum detectable effect: a true mean this far from 0 is found with probability `power`.
+    """Return the minimum detectable effect: of a true mean this far from 0 the interval excludes 0 with `power`.
 
     (z(1/2 + confidence/2) + z(power)) * s / sqrt(n), s the standard deviation of the n differences (n - 1 below), z the
     normal quantile: (1.96 + 0.84) * SE at 95% and 80%. NaN for fewer than two.
@@ -84,3 +86,9 @@ def detectable(differences: Sequence[float], confidence: float, power: float = P
     z = NormalDist().inv_cdf
     error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     return (z(0.5 + confidence / 2) + z(power)) * error
+
+
+def detectable_of(low: float, high: float, confidence: float, power: float = POWER) -> float:
+    """Return the minimum detectable effect of an interval alone, whose half width is z(1/2 + confidence/2) * SE."""
+    z = NormalDist().inv_cdf
+    return (1 + z(power) / z(0.5 + confidence / 2)) * (high - low) / 2

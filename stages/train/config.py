@@ -244,3 +244,12 @@ class TrainRuntime:
         assert self.micro_batch != "auto"
         share = self.share(global_batch)
         return max(n for n in range(1, min(self.micro_batch, share) + 1) if share % n == 0)
+
+
+ON_HEAD = ("rho", "r_star", "in_band", "rho_negative")
+"""Figures that are measured on the output head alone."""
+
+
+def tracked_name(name: str) -> str:
+    """Return how trackers call a figure: what is measured on the output head says so."""
+    return f"head_{name}" if name in ON_HEAD else name

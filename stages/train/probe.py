@@ -1,5 +1,7 @@
 """How far training moved the log-probs of training pairs: in memory, and again from the published folder.
 
+The pairs are a draw by seed, all where there are no more: those of the first batches would be the shortest ones.
+
 A loop that learns nothing can look green: the weights may be rounded back when they are published, or the loss may
 move by noise alone. So the numbers of the model in memory are compared with those of the folder that was written.
 
@@ -9,15 +11,36 @@ the rows of the probe alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainerCallback
 
 from stages.train.collate import Row
 from stages.train.reference import load_scorer, score
+
+ROWS = 64
+"""Most training pairs of the probe."""
+
+
+def drawn(pairs: int, seed: int) -> list[int]:
+    """Return the indices, in order, of ROWS of the pairs, or of all: the same for the same seed."""
+    return sorted(random.Random(f"probe {seed}").sample(range(pairs), min(pairs, ROWS)))
+
+
+class BeforeTraining(TrainerCallback):
+    """Measures once the engine is there, before the first optimizer step."""
+
+    def __init__(self, measure: Callable[[], None]) -> None:
+        self.measure = measure
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Measure; the trainer calls this on every rank."""
+        self.measure()
 
 
 def changes_of_log_prob(model: nn.Module, rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from stages.train import reshard
 from stages.train.collate import Row, collate
-from stages.train.config import TrainIdentity
+from stages.train.config import TrainIdentity, tracked_name
 from stages.train.instruments import Instruments
 from stages.train.loss import pair_losses, recorded
 from stages.train.memory import one_copy
@@ -133,7 +133,8 @@ class PairTrainer(Trainer):
         }
         record |= self.instruments.record(count, means["d_w"], means["d_l"])
         self.hooks.on_step(record)
-        self.control: Any = self.callback_handler.on_log(self.args, self.state, self.control, dict(record))
+        shown = {tracked_name(name): value for name, value in record.items()}
+        self.control: Any = self.callback_handler.on_log(self.args, self.state, self.control, shown)
         if end:
             self.control.should_save = self.control.should_training_stop = True
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import TrainingFault
 from pipeline.job import Input, Job
-from stages.train import checkpoint, sinks, term
+from stages.train import checkpoint, term
 from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
 from stages.train.endings import noted, settled
 from stages.train.objective_config import has_reference
@@ -31,9 +31,6 @@ from stages.train.room import (
     tell,
     told,
 )
-
-PROBE_ROWS = 8
-"""Training pairs scored once more after the last step: those of the first optimizer steps."""
 
 AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
 """What the summary gives as the mean over the steps that measured it."""
@@ -125,14 +122,18 @@ class _Session:
 
     def __init__(self, job: Job, rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
+        from stages.train import sinks
+        from stages.train.probe import drawn
+
         self.identity = TrainIdentity.from_dict(job.identity)
         self.policy = job.inputs["policy"].folder()
-        self.probed, self.noise = self._from_start([rows[i] for i in dict.fromkeys(order[:PROBE_ROWS])])
+        self.probed, self.noise = self._from_start([rows[i] for i in drawn(len(rows), self.identity.seed)])
         self.resumed = _agreed(checkpoint.latest(job))
         self.history = self._history()
         if rank == 0:
             sinks.settle(job)
         self.trainer = self._trainer(self._runtime())
+        self.trainer.add_callback(sinks.Parameters(job))
 
     def _runtime(self) -> TrainRuntime:
         """Return the runtime with a number of pairs in a forward pass, by a probe where none is known."""
@@ -219,7 +220,19 @@ class _Session:
     def train(self) -> None:
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
+        if has_reference(self.identity.objective) and not self.history:
+            from stages.train.probe import BeforeTraining
+
+            self.trainer.add_callback(BeforeTraining(self._measure_noise))
         self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
+
+    def _measure_noise(self) -> None:
+        """Note the mean |h| of the probe's pairs before the first step, each scored alone: what rounding makes of 0.
+
+        In the passes of the step `reference` the same numbers would come out, to the last bit.
+        """
+        moved = [abs(row[name]) for pair in self.probed for row in self._probe([pair]) for name in ("h_w", "h_l")]
+        self.history.append({"noise": sum(moved) / len(moved)})
 
     def _on_step(self, record: dict[str, Any]) -> None:
         self.history.append(record)
@@ -248,7 +261,7 @@ class _Session:
 
         from stages.train.publish import publish
 
-        probe = self._probe()
+        probe = self._probe(self.probed)
         self.history.append({"probe": probe})
         folder = self.job.out / f"model.{self.job.attempt}"
         dtype = getattr(torch, self.identity.publish_dtype)
@@ -259,12 +272,12 @@ class _Session:
             result = {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
             tell(self.job, RESULT, result)
 
-    def _probe(self) -> list[dict[str, Any]]:
-        """h of the first training pairs under the trained model in memory."""
+    def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        """h of some pairs under the model in memory."""
         from stages.train.probe import changes_of_log_prob
 
         self.trainer.model_wrapped.eval()
-        return changes_of_log_prob(self.trainer.model_wrapped, self.probed)
+        return changes_of_log_prob(self.trainer.model_wrapped, rows)
 
     def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
         """Files of the artifact, and what changed in the weights of the published folder."""
@@ -285,11 +298,18 @@ class _Session:
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
             "distance_new": steps[0]["distance"],  # under the policy it starts from, of pairs no training has seen
-            "noise": steps[0]["abs_h"] if self.noise is None else self.noise,
+            "noise": self._noise(),
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
             **_averages(steps, AVERAGED),
             **_averages(steps[-1:], ("delta", "delta_skipped")),
         }
+
+    def _noise(self) -> float:
+        """Mean |h| of the probe's pairs before training; of a training begun by an older version, of its first step."""
+        if self.noise is not None:
+            return self.noise
+        first = self.history[0]
+        return float(first["noise"] if "noise" in first else first["abs_h"])
 
 
 def _agreed(found: Any) -> Any:
@@ -326,7 +346,8 @@ def ends_of_turn(samples: Input) -> frozenset[int]:
 
 
 def _means(probe: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
+    means = {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
+    return {**means, "probe_pairs": len(probe)}
 
 
 def _averages(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:

@@ -43,6 +43,7 @@ def test_an_adapter_brings_its_lr_and_the_command_line_wins(trainer: str, lr: fl
 
 
 MESSAGES = [
+    ("win_rate=cross_fit", r"win_rate=cross_fit with oracle\.opponents=None and sampler\.k=4: .* set win_rate=matrix"),
     ("trainer.lrr=1", r"trainer\.lrr is not a configuration key\. Did you mean trainer\.lr\?"),
     ("samplr.k=3", r"samplr\.k is not a configuration key\. Did you mean sampler\.k\?"),
     ("+extra=1", r"extra is not a configuration key\."),

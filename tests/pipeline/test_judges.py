@@ -76,3 +76,16 @@ def test_models_at_servers_are_told_apart_by_their_names() -> None:
     judges.check_second(here, there, Sources())
     with pytest.raises(ConfigError, match=r"^judge \(llm\) is oracle as well"):
         judges.check_second(here, judge("llm", urls=("http://b:1",), options={**asked, "model": "large"}), Sources())
+
+
+def test_what_the_time_of_an_oracle_grows_with() -> None:
+    assert [judges.reads(judge(kind)) for kind in ("mini", "lexical")] == ["texts", "responses"]
+    pairrm = judge("pairrm", options={"dtype": "float32"})
+    assert judges.reads(pairrm) == "duels"
+    for members, reads in (
+        ({"a": judge("mini"), "b": judge("lexical")}, "texts"),
+        ({"a": judge("mini"), "b": pairrm}, "duels"),
+    ):
+        assert (
+            judges.reads(judge("ensemble", options={"weights": dict.fromkeys(members, 1.0)}, members=members)) == reads
+        )

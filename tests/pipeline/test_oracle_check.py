@@ -19,10 +19,10 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_tensors
 from transformers import DebertaV2Config, DebertaV2Model
 
-from pipeline import oracle_check
+from pipeline import config, oracle_check
 from pipeline.cli import main
 from pipeline.errors import DataError
-from pipeline.oracle_check import Pair, ask
+from pipeline.oracle_check import Pair, ask, read_of, run_reads
 from pipeline.sources import EMBEDDED_JUDGES
 from stages.annotate.oracle import Duel, Verdicts, prompt_key
 from stages.annotate.oracles import Given, load
@@ -117,8 +117,9 @@ def test_the_figures_are_those_of_the_oracles_logits(check: Check) -> None:
     assert found["brier"] == pytest.approx(sum((1 / (1 + math.exp(x))) ** 2 for x in logits) / n, abs=1e-6)
     assert (found["position_disagreement"], found["first_wins"], found["first_logit"]) == (0, 0.5, 0)
     assert (found["rows"], found["accuracy_pairs"], found["accuracy_prompts"], found["duels"]) == (40, 40, 20, 80)
-    assert (found["kind"], found["seat"], found["run_duels"]) == ("lexical", "oracle", 64 * 5 * 4)
-    assert found["run_minutes"] == pytest.approx(64 * 5 * 4 / found["duels_per_s"] / 60, abs=1e-3)
+    assert (found["kind"], found["seat"], found["reads"]) == ("lexical", "oracle", "responses")
+    assert found["run_reads"] == 64 * 5, "each response is read once, however many duels it is in"
+    assert found["run_minutes"] == pytest.approx(64 * 5 / found["reads_per_s"] / 60, abs=1e-3)
     assert out.splitlines()[-1] == found["verdict"].splitlines()[-1]
     assert f"{found['accuracy']:.3f} [{found['accuracy_low']:.3f}, {found['accuracy_high']:.3f}]" in out
     assert found["fit"] is False and found["verdict"].startswith("too few prompts to tell: 20")
@@ -148,7 +149,7 @@ def test_a_layout_changes_no_figure(check: Check, name: str) -> None:
     else:
         file = check.file(rows, name)
     found, _ = check(file, "oracle=lexical")
-    changing = ("file", "sha256", "duels_per_s", "run_minutes")
+    changing = ("file", "sha256", "duels_per_s", "reads_per_s", "run_minutes")
     assert {k: v for k, v in found.items() if k not in changing} == {
         k: v for k, v in expected.items() if k not in changing
     }
@@ -202,14 +203,25 @@ def test_limit_and_the_second_seat(check: Check) -> None:
         "evaluate.k=2",
     )
     assert (found["rows"], found["kind"], found["seat"]) == (10, "lexical", "judge")
-    assert found["run_duels"] == 30 * 2 * 2 * 2 * 2
+    assert found["run_reads"] == 30 * 2 * 2 * 2
     assert out.startswith("judge lexical on ")
 
 
-def test_anchors_ask_fewer_duels(check: Check) -> None:
-    found, _ = check(check.file(labelled(8)), "oracle=lexical", "oracle.opponents=2", "sampler.k=6")
-    duels = {(i, j) for i in range(6) for j in range(2) if i != j}
-    assert found["run_duels"] == 64 * len(duels | {(j, i) for i, j in duels})
+@pytest.mark.parametrize(
+    ("reads", "oracle", "judge"),
+    [("duels", 64 * 18, 2 * 30 * 2 * 4), ("responses", 64 * 6, 2 * 30 * 4), ("texts", 64 * 7, 2 * 30 * 5)],
+)
+def test_what_an_iteration_reads(reads: str, oracle: int, judge: int) -> None:
+    """Each of 6 responses meets 2 of them: 9 pairs in both orders. By the judge 2 meet 2, of two other policies."""
+    chosen = config.load(["hardware=cpu", "oracle.opponents=2", "sampler.k=6", "prompts.heldout=30", "evaluate.k=2"])
+    assert run_reads(chosen, reads, second=False) == oracle
+    assert run_reads(chosen, reads, second=True) == judge
+
+
+def test_what_is_read_of_pairs() -> None:
+    prompt, other = (("user", "a"),), (("user", "b"),)
+    pairs = [Pair("1", prompt, "x", "y"), Pair("2", prompt, "x", "z"), Pair("3", other, "x", "y")]
+    assert [read_of(pairs, reads) for reads in ("duels", "responses", "texts")] == [6, 5, 7]
 
 
 def test_an_oracle_that_reads_an_order(check: Check, tmp_path: Path) -> None:
@@ -238,10 +250,11 @@ def test_mini_has_the_accuracy_of_its_card(check: Check) -> None:
         if p.source == "llmbar_natural"
     ]
     found, _ = check(check.file(rows), "oracle=mini")
-    card = json.loads((EMBEDDED_JUDGES / "mini" / "card.json").read_text())
-    for name in ("", "_low", "_high", "_pairs", "_prompts"):
-        assert found[f"accuracy{name}"] == pytest.approx(card[f"source_llmbar_natural{name}"], abs=1e-6)
-        assert found[f"longer_wins{name}"] == pytest.approx(card[f"longer_wins_source_llmbar_natural{name}"], abs=1e-6)
+    one = json.loads((EMBEDDED_JUDGES / "mini" / "card.json").read_text())["sources"]["llmbar_natural"]
+    names = {"accuracy": "", "low": "_low", "high": "_high", "pairs": "_pairs", "prompts": "_prompts"}
+    for name, end in names.items():
+        assert found[f"accuracy{end}"] == pytest.approx(one[name], abs=1e-6)
+    assert found["longer_wins"] == pytest.approx(one["longer_wins"], abs=1e-6)
     assert found["trained_on"] == found["identical"] == 0
 
 
@@ -358,13 +371,13 @@ def test_chunks_grow_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         return Verdicts(lengths[:, 0] - lengths[:, 1] + 0.5, lengths[:, 0] > 100)
 
     oracle.trained_on = frozenset()  # type: ignore[attr-defined]
-    answers = ask(oracle, pairs)  # type: ignore[arg-type]
+    answers = ask(oracle, pairs, "duels")  # type: ignore[arg-type]
     assert sizes == [16, 32, 64, 88]
     assert answers.logits.tolist() == [[i - 0.5, 1.5 - i] for i in range(2, 102)]
     assert answers.truncated.tolist() == [i > 100 for i in range(2, 102)]
     monkeypatch.setattr(oracle_check, "CHUNK_S", 0.0)
     sizes.clear()
-    assert np.array_equal(ask(oracle, pairs).logits, answers.logits)  # type: ignore[arg-type]
+    assert np.array_equal(ask(oracle, pairs, "duels").logits, answers.logits)  # type: ignore[arg-type]
     assert set(sizes) == {16, 8}
 
 
@@ -376,7 +389,7 @@ def test_a_logit_that_is_no_number_is_named() -> None:
         return Verdicts(logits, np.zeros(len(duels), dtype=bool))
 
     with pytest.raises(DataError, match=r"^f\.jsonl: line 2: oracle logit\[0, 1\] is nan, not a finite number"):
-        ask(oracle, pairs)  # type: ignore[arg-type]
+        ask(oracle, pairs, "duels")  # type: ignore[arg-type]
 
 
 def test_it_needs_neither_ray_nor_torch_and_a_log_gets_lines(check: Check) -> None:

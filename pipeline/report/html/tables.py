@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pipeline.artifact import Manifest
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.html.words import answer, interval
+from pipeline.report.html.words import answer
 from pipeline.report.published import NAMES
-from pipeline.report.table import FIGURES, compared, win_rate
+from pipeline.report.table import compared, interval, rows_of, win_rate
 
 
 def arms(stories: Sequence[Story]) -> Html:
@@ -43,7 +43,8 @@ def highest(stories: Sequence[Story]) -> str:
         return ""
     best = max(found, key=lambda name: float(found[name]["win_rate"]))
     others = [row for name, row in found.items() if name != best]
-    stands = f"By the second judge {best} stands highest, at iteration {last[best]}: {interval(found[best])}."
+    at = f"at iteration {last[best]}: {interval(found[best])}."
+    stands = f"By the second judge {best} stands highest by point estimate, {at}"
     return stands + _overlap(sum(row["high"] >= found[best]["low"] for row in others), len(others))
 
 
@@ -127,11 +128,7 @@ def suites(story: Story) -> Html:
 
 def figures(story: Story) -> Html:
     """Return the table that the terminal shows."""
-    rows = []
-    for name, figure in FIGURES:
-        cells = [figure(steps) for steps in story.done.values()]
-        if any(cell is not None for cell in cells):
-            rows.append([name, *(cell or "" for cell in cells)])
+    rows = [[name, *cells] for name, cells in rows_of(story.done, story.panels)]
     return table(("iteration", *map(str, story.done)), rows, "numbers") if rows else Html("")
 
 

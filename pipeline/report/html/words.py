@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.judging import apart, left_out
-from pipeline.report.table import Steps, compared
+from pipeline.report.table import Steps, compared, interval
 
 NAMES = {"oracle": "the oracle", "second": "the second judge"}
 ORACLE = {
@@ -40,17 +40,10 @@ class Answer:
 
 
 def verdict(row: Mapping[str, Any] | None) -> str:
-    """Return better, worse, open (the interval contains 1/2), or '' where nothing was judged."""
+    """Return better, worse, open (no difference can be told), or '' where nothing was judged."""
     if row is None or row["win_rate"] is None:
         return ""
-    if not row["informative"]:
-        return "open"
-    return "better" if row["win_rate"] > 0.5 else "worse"
-
-
-def interval(row: Mapping[str, Any]) -> str:
-    """Return `0.565 [0.541, 0.590]`."""
-    return f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return str(row["finding"]) if row["finding"] in ("better", "worse") else "open"
 
 
 def answer(done: Mapping[int, Steps]) -> Answer:
@@ -96,7 +89,7 @@ def tone(oracle: str, second: str) -> str:
 def _sentences(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     share = 100 * steps["evaluate"].summary["confidence"]
     said = [_said(t, row, steps) for row in rows.values() if row]
-    return [*said, f"{share:.0f}% intervals over held-out prompts."]
+    return [*said, f"{share:.0f}% intervals over held-out prompts, not over seeds."]
 
 
 def _said(t: int, row: Mapping[str, Any], steps: Steps) -> str:
@@ -104,9 +97,11 @@ def _said(t: int, row: Mapping[str, Any], steps: Steps) -> str:
     who = f"By {judge}{', which training never saw,' if row['judge'] == 'second' and apart(steps) else ''}"
     if row["win_rate"] is None:
         return f"{judge[0].upper()}{judge[1:]} says nothing, as no held-out prompt is left: left out are {why}."
-    told = verdict(row).replace("open", "not informative, as the interval contains ½")
-    on = f"on {row['n']} prompts{f', with {why} left out' if why else ''}"
-    return f"{who} iteration {t} wins {interval(row)} of its duels with the base, {on}: {told}."
+    small = f"no difference detectable, as it takes more than {row['detectable']:.3f} on so many prompts"
+    none = small if row["informative"] else "not informative, as the interval contains ½"
+    told = verdict(row).replace("open", none)
+    on = f"the mean over {row['n']} prompts{f', with {why} left out' if why else ''}"
+    return f"{who} iteration {t} beats the base with probability {interval(row)}, {on}: {told}."
 
 
 def _best(done: Mapping[int, Steps], last: int) -> list[str]:
@@ -114,4 +109,6 @@ def _best(done: Mapping[int, Steps], last: int) -> list[str]:
     rows = {t: compared(steps, "second", "base") for t, steps in done.items()}
     known = {t: row for t, row in rows.items() if row and row["win_rate"] is not None}
     best = max(known, key=lambda t: float(known[t]["win_rate"]), default=last)
-    return [] if best == last else [f"By the second judge iteration {best} stands highest: {interval(known[best])}."]
+    if best == last:
+        return []
+    return [f"By the second judge iteration {best} stands highest, by point estimates: {interval(known[best])}."]

@@ -33,6 +33,9 @@ class Base:
     servers: ClassVar[bool] = False
     """Whether `oracle.urls` may say where it runs; its folder is not loaded then."""
 
+    reads: ClassVar[str] = "duels"
+    """What its time grows with: `duels`; `responses`, each read once for all its duels; `texts`, prompts as well."""
+
     def complaint(self, urls: tuple[str, ...]) -> str | None:
         """Return what is wrong with the servers that it is given, if anything is."""
         return "urls: it runs here and asks no server; leave urls empty" if urls and not self.servers else None

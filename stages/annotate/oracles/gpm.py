@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ UNREAD = {"lm_head.weight"}
 @dataclass(frozen=True, kw_only=True)
 class Options(Base):
     """Of a checkpoint."""
+
+    reads: ClassVar[str] = "texts"
 
     dtype: reader.Dtype
     """Of the backbone; the heads are in float32."""

@@ -36,6 +36,8 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 class Options(Base):
     """None."""
 
+    reads: ClassVar[str] = "texts"
+
     inputs: ClassVar[tuple[str, ...]] = ("judge", "encoder")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ KIND = "ForSequenceClassification"
 @dataclass(frozen=True, kw_only=True)
 class Options(Base):
     """Of a checkpoint."""
+
+    reads: ClassVar[str] = "responses"
 
     dtype: reader.Dtype
     """Of the backbone; the head is in float32."""

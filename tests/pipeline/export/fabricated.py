@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from pipeline import book, config
 from pipeline.artifact import Artifact, Manifest, files_below, publish
 from pipeline.fingerprint import digest
+from pipeline.sources import EMBEDDED_JUDGES
+from stages.annotate.score import _card
 from tests.artifacts import samples_table
 
 TRAIN: dict[str, Any] = {
@@ -35,7 +37,7 @@ SUMMARY = {
     "in_band": 0.5,
     "mean_change": 1e-4,
 }
-CARD = {"accuracy": 0.613, "accuracy_low": 0.565, "accuracy_high": 0.658}
+CARD = _card(EMBEDDED_JUDGES / "lexical")
 Rate = tuple[float, float, float] | None
 """(win rate, low, high) of the second judge against the base."""
 

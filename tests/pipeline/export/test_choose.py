@@ -63,7 +63,10 @@ def test_iterations_without_an_evaluation_are_named() -> None:
 def test_the_one_asked_for_is_taken_and_a_better_one_named() -> None:
     choice = choose("mine", steps(GOOD, BETTER, "trained"), 1)
     assert choice.iteration == 1 and choice.why[0].startswith("iteration 1, as asked for;")
-    assert choice.why[1] == "by the second judge these are better: 2 with 0.620 [0.600, 0.640]"
+    assert (
+        choice.why[1]
+        == "by the second judge these have a higher win rate, by point estimates: 2 with 0.620 [0.600, 0.640]"
+    )
     assert "has not compared" in choose("mine", steps(GOOD, BETTER, "trained"), 3).why[0]
 
 

@@ -12,9 +12,10 @@ import torch
 
 from pipeline.cli import main
 from pipeline.export import push
+from pipeline.export.base import embedded_licence, licence_of
 from pipeline.job import sha256_file
 from stages.train.shards import read, tensors_of
-from tests.pipeline.export.fabricated import Fabricated
+from tests.pipeline.export.fabricated import CARD, Fabricated
 from tests.tiny import tiny_policy
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil.example) \x1b[31m `code` **bold**\n# head"
@@ -94,11 +95,14 @@ def test_the_card_says_what_it_is_and_how_good(run: Fabricated, tmp_path: Path) 
     head = card.split("---\n")[1]
     assert "license: apache-2.0" in head and "library_name: transformers" in head and "- sppo" in head
     assert "base_model:" not in head  # a local folder has no name on the hub
-    assert "iteration 2, as asked for" in card and "these are better: 1 with 0.620" in card
+    assert (
+        "iteration 2, as asked for" in card and "these have a higher win rate, by point estimates: 1 with 0.620" in card
+    )
     assert "| 1 | 0.600 [0.550, 0.650] | 0.600 [0.550, 0.650] | 0.620 [0.600, 0.640] | 0.620 [0.600, 0.640] |" in card
-    assert r"second judge (lexical): accuracy 0.613 \[0.565, 0.658\]" in card
+    assert CARD and f"second judge (lexical): accuracy {CARD['macro']:.3f} \\[{CARD['macro_low']:.3f}, " in card
+    assert "sources like those it was trained on" in card and "second judge (lexical), by source: " in card
     assert "| train: objective | sppo (beta 0.001) |" in card and "| train: lr | 1e-05 |" in card
-    assert "Of the base, as its files state it: apache-2.0" in card and "| torch | 2 |" in card
+    assert "Of the base, as its source states it: apache-2.0" in card and "| torch | 2 |" in card
     assert "| 2 | train | train-" in card and "| 1 | 2 | 4 | 61 | tie 3 |" in card
     assert str(tmp_path) not in card  # no path of this machine
 
@@ -114,6 +118,58 @@ def test_the_card_has_the_rules_that_fired_up_to_its_iteration(run: Fabricated, 
         )
         assert found == [(str(i), text) for i, text in enumerate(lines, 1)]
         assert card.index("## Results") < card.index("WARNING") < card.index("## Use")
+
+
+def test_the_code_of_the_card_answers_a_question(
+    run: Fabricated,
+    policy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    identity = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 12}
+    run.step(3, "sample", {}, identity=identity)
+    run.train(3, policy)
+    assert export(run, "--iter", "3", "--to", str(tmp_path / "out")) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)
+    assert "max_new_tokens=12, do_sample=True, temperature=0.7, top_p=0.9, top_k=0" in code
+    monkeypatch.chdir(tmp_path / "out")
+    capsys.readouterr()
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ("license: mit", {"license": "mit"}),
+        ("license:\n- mit\n- apache-2.0", {"license": ["mit", "apache-2.0"]}),
+        (
+            "license: other\nlicense_name: llama3\nlicense_link: LICENSE",
+            {"license": "other", "license_name": "llama3", "license_link": "LICENSE"},
+        ),
+        ("license: '<b>'", {}),
+        ("license_name: mine", {}),
+        ("license: {a: 1}", {}),
+        ("license: [unclosed", {}),
+        ("tags: ['%']\n@", {}),
+    ],
+)
+def test_the_licence_is_what_the_readme_states(head: str, found: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(f"\ufeff---\r\n{head}\r\n---\r\n# x".encode())
+    assert licence_of(tmp_path) == found
+
+
+def test_the_licence_of_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"license": "mit"}')
+    assert licence_of(tmp_path) == {"license": "mit"}
+    (tmp_path / "config.json").write_text("[]")
+    assert licence_of(tmp_path) == {}
+
+
+def test_the_embedded_policy_states_its_own() -> None:
+    assert embedded_licence() == {"license": "apache-2.0"}
 
 
 def test_a_licence_that_no_file_states_is_not_guessed(run: Fabricated, tmp_path: Path) -> None:

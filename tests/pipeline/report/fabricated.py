@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from stages.annotate.score import SCORES_SCHEMA
 from stages.annotate.winrate import win_rates
 from stages.evaluate.crossplay_step import game
 from stages.sample.stage import SAMPLES_SCHEMA
+from stages.train.logprobs import SCHEMA as LOGPROBS
 
 Array = NDArray[np.float64]
 MADE_WITH = {
@@ -212,8 +214,8 @@ class Run:
         self.add(t, "evaluate", identity=identity, summary=summary)
 
     def measured(self, iterations: Sequence[int]) -> None:
-        """Add all that the collapse panel reads, every figure another number; `flips` are whole."""
-        numbers = (value / 1000 for value in range(1, 1000))
+        """Add all that the collapse panel reads, every figure another number; counts are whole."""
+        numbers, whole = (value / 1000 for value in range(1, 1000)), {"flips": 7, "probe_pairs": 60}
         summaries: dict[str, list[str]] = {}
         for _, _, label, key in SUMMARIES:
             summaries.setdefault(label, []).append(key)
@@ -221,12 +223,15 @@ class Run:
         for t in iterations:
             record = {"step": 1, **{name: next(numbers) for name in (*LATE, "distance", "r_star")}}
             for label, keys in summaries.items():
-                summary = {key: 7 + t if key == "flips" else next(numbers) for key in keys}
+                summary = {key: whole[key] + t if key in whole else next(numbers) for key in keys}
                 lines = {"metrics.jsonl": json.dumps(record) + "\n"} if label == "train" else None
                 ungated = {"summary": {**summary, "gate": "off"}, "identity": {"scope": "pairwise"}}
                 self.add(t, label, files=lines, **ungated)  # type: ignore[arg-type]
             for number, whose in enumerate(("base", "previous", "own")):  # so that both KL are above 0
-                self.add(t, f"logprobs_{whose}", summary={"mean_logprob": number * t + next(numbers)})
+                values = [number * t + next(numbers), number * t + next(numbers) + 0.1 * number]
+                rows = [{"id": f"h{i}", "response": 0, "logprob": v, "tokens": 9} for i, v in enumerate(values)]
+                table = pa.Table.from_pylist(rows, schema=LOGPROBS)
+                self.add(t, f"logprobs_{whose}", [table], summary={"mean_logprob": fmean(values)})
             rows = [
                 {**comparison(judge, opponent, 0.5), **{key: next(numbers) for key in ("win_rate", "low", "high")}}
                 for judge in ("oracle", "second")

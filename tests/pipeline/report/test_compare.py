@@ -214,7 +214,9 @@ def test_the_limits_are_said(tmp_path: Path) -> None:
     refused, seeds, power = about(found)
     assert refused.startswith("gate=<b>") and refused.endswith("is not compared with gate=off: another base.")
     assert seeds.startswith("95% intervals over prompts. They do not hold the luck of the seed")
-    assert "detectable: a true difference of that size is found 80% of the time, a smaller one less often." in power
+    assert (
+        "larger than the detectable one: a true difference of that size has such an interval 80% of the time" in power
+    )
     twice = [one for one in found if not one.why] * 2
     assert about(twice)[-1].startswith("4 comparisons at 95%: if no arm differed from any other, 0.2 of them would")
 

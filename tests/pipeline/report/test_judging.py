@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from pipeline.report.judging import apart, worth_of_judges
+from pipeline.report.judging import accuracy_of, apart, worth_of_judges
 from pipeline.report.table import Steps
 from pipeline.sources import EMBEDDED_JUDGES
 from stages.annotate.score import _card
@@ -24,33 +25,45 @@ def judged(**kinds: str) -> Steps:
 
 @pytest.mark.parametrize(("oracle", "second"), [("mini", "lexical"), ("lexical", "mini")])
 def test_the_embedded_judges_err_together_as_their_cards_say(oracle: str, second: str) -> None:
-    accuracies = {
-        "mini": "accuracy 0.605 [0.553, 0.649], length-matched 0.600 [0.518, 0.684]",
-        "lexical": "accuracy 0.613 [0.565, 0.658], length-matched 0.526 [0.440, 0.611]",
-    }
-    assert worth_of_judges(judged(oracle=oracle, second=second)) == [
-        f"oracle ({oracle}): {accuracies[oracle]}",
-        f"second judge ({second}): {accuracies[second]}",
-        "the two judges err together: error correlation 0.302 [0.218, 0.372]",
-    ]
+    one, two, three, four, together = worth_of_judges(judged(oracle=oracle, second=second))
+    for kind, said, by_source, seat in ((oracle, one, two, "oracle"), (second, three, four, "second judge")):
+        card = json.loads((EMBEDDED_JUDGES / kind / "card.json").read_text())
+        macro = f"{card['macro']:.3f} [{card['macro_low']:.3f}, {card['macro_high']:.3f}]"
+        assert said.startswith(f"{seat} ({kind}): accuracy {macro}, the mean over {len(card['sources'])} sources")
+        assert "of sources like those it was trained on ('shorter wins' 0." in said and "'longer wins' 0." in said
+        assert f"length-matched {card['length_matched']:.3f} [" in said
+        for name in card["few_prompts"]:
+            assert f"without {name}" in said and f"of all pairs {card['accuracy_many_prompts']:.3f} [" in said
+        listed = ", ".join(
+            f"{name} {own['accuracy']:.3f} of {own['pairs']} pairs" for name, own in card["sources"].items()
+        )
+        assert by_source == f"{seat} ({kind}), by source: {listed}"
+    card = json.loads((EMBEDDED_JUDGES / oracle / "card.json").read_text())
+    phi = f"{card['error_phi']:.3f} [{card['error_phi_low']:.3f}, {card['error_phi_high']:.3f}]"
+    assert together == f"the two judges err together: error correlation {phi}"
+
+
+def test_a_card_of_another_make_is_said_to_be_of_all_its_pairs() -> None:
+    figures = {"accuracy": 0.6, "accuracy_low": 0.55, "accuracy_high": 0.65}
+    assert list(accuracy_of(figures)) == ["accuracy of all its test pairs 0.600 [0.550, 0.650]"]
 
 
 def test_an_error_correlation_with_another_judge_is_not_said() -> None:
     """lexical's card says how it errs with mini, not with PairRM."""
-    oracle, second = worth_of_judges(judged(oracle="pairrm", second="lexical"))
+    oracle, second, by_source = worth_of_judges(judged(oracle="pairrm", second="lexical"))
     assert oracle == (
         "oracle (pairrm): accuracy not measured; `sparring oracle check FILE oracle=pairrm` does, on labelled pairs"
     )
-    assert second.startswith("second judge (lexical): accuracy 0.613") and "correlation" not in second
-    _, unmeasured = worth_of_judges(judged(oracle="mini", second="llm"))
+    assert second.startswith("second judge (lexical): accuracy ") and "correlation" not in second + by_source
+    *_, unmeasured = worth_of_judges(judged(oracle="mini", second="llm"))
     assert "`sparring oracle check FILE --judge judge=llm`" in unmeasured
     retrained = judged(oracle="mini", second="lexical")
     retrained["score_oracle_base"].summary["card"]["error_phi"] += 1e-6
-    assert len(worth_of_judges(retrained)) == 2
+    assert len(worth_of_judges(retrained)) == 4
 
 
 def test_what_was_not_judged_has_no_line() -> None:
-    assert worth_of_judges({}) == [] and len(worth_of_judges(judged(oracle="mini"))) == 1
+    assert worth_of_judges({}) == [] and len(worth_of_judges(judged(oracle="mini"))) == 2
 
 
 def test_a_second_judge_that_is_the_oracle_is_said() -> None:

@@ -168,10 +168,10 @@ def test_the_cross_play_says_what_kind_of_game_it_is(hostile: list[Story]) -> No
     drawn = games(hostile[0])
     text = Elements(drawn).text.replace("\u00a0", " ")
     assert "~ stands where the interval contains ½" in text and "of the policies up to" not in text
-    assert "Not cyclic: no round of policies in which each beats the next" in text
+    assert "Not cyclic by point estimates: no round of policies in which each beats the next" in text
     assert "Cyclic, by point estimates alone: base beats iter 2 beats iter 1 beats base" in text
     exploited = "base: 0.060 (by iter 1), iter 1: 0.060 (by iter 2), iter 2: 0.060 (by iter 3), iter 3: 0"
-    assert f"Exploitability within the set (win rate of the best answer - 1/2): {exploited}" in text
+    assert f"Exploitability within the set, by point estimates (win rate of the best answer - 1/2): {exploited}" in text
     assert "An equilibrium of the set, by point estimates: iter 3: 1.00" in text
     assert drawn.count(">~.49</text>") == drawn.count(">~.51</text>") == 3 and drawn.count("~.5") == 3
     assert "iter 2 against base: 0.490 [0.470, 0.510]</title>" in drawn
@@ -240,7 +240,10 @@ def test_several_arms_stand_beside_each_other(tmp_path: Path) -> None:
         run.evaluated(1, rate, rate)
     html = page.page(gather(find(tmp_path / "runs", ["m"])))
     text = Elements(html).text
-    assert "By the second judge gate=linear stands highest, at iteration 1: 0.600 [0.570, 0.630]." in text
+    assert (
+        "By the second judge gate=linear stands highest by point estimate, at iteration 1: 0.600 [0.570, 0.630]."
+        in text
+    )
     assert "The interval of the other one overlaps with it." in text
     assert "Win rate against the base, oracle" in text and "No gate." in text
     assert html.count("<summary>gate=off</summary>") >= 4 and 'id="by-arm"' in html

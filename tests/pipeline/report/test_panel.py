@@ -6,6 +6,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -16,12 +17,16 @@ from pipeline.report.arms import Arm, find
 from pipeline.report.html.gather import gather
 from pipeline.report.html.panel import panel
 from pipeline.report.panel import KNOWN, cell, groups, print_panel
-from pipeline.report.table import iterations
+from pipeline.report.table import iterations, rows_of
+from stages.train.logprobs import SCHEMA
 from tests.pipeline.report.fabricated import Run
 
 COMPARED = [f"{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base")]
 NAMES = [name for name, *_ in SUMMARIES] + list(LATE)
-NAMES += ["kl_previous", "kl_base", "distance_new", "r_star", *COMPARED]
+ESTIMATED = ["kl_previous", "kl_base", *COMPARED]
+"""With an interval."""
+NAMES += ["distance_new", "r_star", *ESTIMATED]
+TEMPERED = {"log_ratio_previous", "log_ratio_base"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ class Rows(HTMLParser):
 
 def test_every_figure_reaches_the_terminal_the_page_and_the_json(arm: Arm, tmp_path: Path) -> None:
     first, second = arm.panels
-    assert set(first.figures) == {*NAMES, *(f"{name}{end}" for name in COMPARED for end in ("_low", "_high"))}
+    assert set(first.figures) == {*NAMES, *(f"{name}{end}" for name in ESTIMATED for end in ("_low", "_high"))}
     now = [one.value for one in first.figures.values()]
     later = [one.value for name, one in second.figures.items() if not name.startswith("base_")]
     assert len({*now, *later}) == len(now) + len(later)
@@ -74,13 +79,42 @@ def test_every_figure_reaches_the_terminal_the_page_and_the_json(arm: Arm, tmp_p
     assert written["panel"]["2"]["h_w"] == {
         "value": second.get("h_w"),
         "unit": "nats",
+        "words": "h of chosen: change of z, late",
         "step": "train",
         "key": "metrics.jsonl: h_w, second half of the steps",
     }
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_kl_has_an_interval_and_another_name_where_sampling_is_tempered(tmp_path: Path, temperature: float) -> None:
+    run = Run(tmp_path).begin()
+    run.add(1, "sample_heldout", identity={"temperature": temperature, "top_p": 1.0, "min_p": 0.0})
+    for whose, values in (("own", (-1.0, -2.0)), ("base", (-1.5, -1.5))):
+        rows = [{"id": f"h{i}", "response": 0, "logprob": value, "tokens": 1} for i, value in enumerate(values)]
+        run.add(1, f"logprobs_{whose}", [pa.Table.from_pylist(rows, schema=SCHEMA)], summary={"mean_logprob": 0.0})
+    (found,) = find(run.root / "runs", ["mine"])
+    name = "KL to the base, nats" if temperature == 1 else "log-ratio to the base under the sampling, nats"
+    shown = {one: cells for one, cells in rows_of(found.done, found.panels) if not one.startswith("seconds")}
+    assert shown == {name: ["0.000 [-0.500, 0.500]"]}
+    (written,) = json.loads(numbers.as_json([found], ()))["arms"]
+    assert written["iterations"]["1"][name] == {"value": 0.0, "low": -0.5, "high": 0.5}
+    assert {one for one in found.panels[0].figures if not one.endswith(("_low", "_high"))} == {
+        "kl_base" if temperature == 1 else "log_ratio_base"
+    }
+
+
 def test_every_figure_has_words_and_no_words_are_left_over() -> None:
-    assert set(NAMES) == KNOWN
+    assert {*NAMES, *TEMPERED} == KNOWN
+
+
+def test_what_was_not_measured_on_all_is_said_in_the_words(arm: Arm) -> None:
+    words = {row.name: row.words for _, rows in groups(arm.panels) for row in rows}
+    counts = "{:.0f}, {:.0f} pairs".format(*(one.get("probe_pairs") for one in arm.panels))
+    assert words["probe_h_w"] == f"h of chosen after training ({counts})" and counts in words["noise"]
+    assert "measured on the output head" in words["in_band"] and "may be negative" in words["kl_base"]
+    assert counts == "61, 62 pairs" and f"h chosen after training ({counts})" in dict(rows_of(arm.done, arm.panels))
+    older = Panel(iteration=1, figures={name: arm.panels[0].figures[name] for name in ("probe_h_w", "noise")})
+    assert "8 shortest" in next(row.words for _, rows in groups([older]) for row in rows)
 
 
 def test_a_win_rate_stands_with_its_interval(arm: Arm) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.report.html.words import ALARM, answer, headline, tone, verdict
 from pipeline.report.judging import left_out
-from pipeline.report.table import Steps
+from pipeline.report.table import Steps, with_finding
 from tests.pipeline.report.fabricated import comparison
 from tests.pipeline.test_report import manifest
 
@@ -16,10 +16,19 @@ def evaluated(oracle: float, second: float, **summary: Any) -> Steps:
     return {"evaluate": manifest("evaluate", {"confidence": 0.95, "comparisons": rows, "alarms": [], **summary})}
 
 
-@pytest.mark.parametrize(("rate", "told"), [(0.55, "better"), (0.52, "open"), (0.48, "open"), (0.45, "worse")])
+@pytest.mark.parametrize(
+    ("rate", "told"), [(0.55, "better"), (0.535, "open"), (0.52, "open"), (0.48, "open"), (0.45, "worse")]
+)
 def test_an_interval_that_contains_one_half_says_nothing(rate: float, told: str) -> None:
-    assert verdict(comparison("oracle", "base", rate)) == told
+    assert verdict(with_finding(comparison("oracle", "base", rate), 0.95)) == told
     assert verdict(None) == verdict({**comparison("oracle", "base", rate), "win_rate": None}) == ""
+
+
+def test_a_difference_below_the_detectable_one_is_no_better() -> None:
+    """0.535 [0.505, 0.565]: the interval excludes 1/2, but prompts so few detect 0.043."""
+    said = answer({1: evaluated(0.535, 0.535)})
+    assert said.headline.startswith("Not informative") and said.tone == "open"
+    assert said.sentences[0].endswith("no difference detectable, as it takes more than 0.043 on so many prompts.")
 
 
 def test_both_judges_are_heard() -> None:
@@ -37,9 +46,14 @@ def test_the_answer_is_of_the_last_iteration_and_names_a_better_one() -> None:
     told = answer({1: evaluated(0.56, 0.57), 2: evaluated(0.6, 0.51), 3: {}})
     assert told.t == 2 and told.headline == "Better than the base by the oracle; the second judge cannot tell"
     first, second, share, best = told.sentences
-    assert "iteration 2 wins 0.600 [0.570, 0.630] of its duels with the base, on 64 prompts: better." in first
+    assert (
+        "iteration 2 beats the base with probability 0.600 [0.570, 0.630], the mean over 64 prompts: better." in first
+    )
     assert "which training never saw" in second and "not informative, as the interval contains ½" in second
-    assert share.startswith("95%") and best == "By the second judge iteration 1 stands highest: 0.570 [0.540, 0.600]."
+    assert (
+        share.startswith("95%")
+        and best == "By the second judge iteration 1 stands highest, by point estimates: 0.570 [0.540, 0.600]."
+    )
 
 
 def test_the_alarm_comes_first() -> None:
@@ -78,8 +92,8 @@ def test_prompts_are_left_out_for_two_reasons(trained: int, unanswered: int, why
     steps["score_second_base"] = manifest("score", {"trained_on": trained}, rows=rows)
     said = answer({1: steps}).sentences[0]
     assert said == (
-        "By the second judge, which training never saw, iteration 1 wins 0.570 [0.540, 0.600] of its duels with the "
-        f"base, on 60 prompts{f', with {why} left out' if why else ''}: better."
+        "By the second judge, which training never saw, iteration 1 beats the base with probability "
+        f"0.570 [0.540, 0.600], the mean over 60 prompts{f', with {why} left out' if why else ''}: better."
     )
     row.update(dict.fromkeys(("win_rate", "low", "high")), n=0, informative=False)
     if why:

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.job import Job
-from stages.annotate import calibrate
+from pipeline.job import Job, Shard
+from stages.annotate import calibrate, winrate
 from stages.annotate.config import CALIBRATE, PAIRS
 from stages.annotate.embed import EMBEDDINGS_SCHEMA
 from stages.annotate.pairs import PAIRS_SCHEMA, Pairer, finish, shards
 from stages.annotate.score import SCORES_SCHEMA
+from stages.annotate.selection import first_half
 from tests.artifacts import GATE, as_input, as_job, run_step, samples_table
 
 IDENTITY = {
@@ -252,3 +253,65 @@ def test_a_prompt_without_scores_is_refused(tmp_path: Path) -> None:
     job = job_of(tmp_path, [samples_table({"a": ["x", "y", "z"]})], [scores_table(score_row("b", CLEAR))])
     with pytest.raises(DataError, match="row 'a': not there"):
         run(job)
+
+
+def game(rng: np.random.Generator, k: int) -> np.ndarray:
+    """Debiased logits (K, K): Bradley-Terry scores and noise that is not transitive, both of deviation 1."""
+    strength, noise = rng.normal(size=k), rng.normal(size=(k, k))
+    logits: np.ndarray = strength[:, None] - strength[None, :] + (noise - noise.T) / 2
+    return logits
+
+
+def met(row_id: str, logits: np.ndarray, anchors: list[int]) -> dict[str, Any]:
+    """A row of scores in which each response met the anchors alone."""
+    seen = logits[:, anchors]
+    row = {**score_row(row_id, logits.tolist()), "n_right": len(anchors), "anchors": anchors}
+    return {**row, "logits": seen.ravel(), "swapped": -seen.ravel(), "truncated": [False] * seen.size}
+
+
+def errors(folder: Path, mode: str, k: int = 16, m: int = 3, prompts: int = 1500) -> tuple[np.ndarray, np.ndarray]:
+    """What is written of the chosen and the rejected response's win rate less the true one: mean, standard error."""
+    rng, responses = np.random.default_rng(0), [{"ids": [1], "finish": "stop"}] * k
+    pairer = Pairer(job_of(folder, [samples_table({"a": ["x", "y"]})], [scores_table()], win_rate=mode))
+    found = []
+    for prompt in range(prompts):
+        logits = game(rng, k)
+        true = winrate.win_rates(winrate.preference_matrix(logits))
+        row = met(f"p{prompt}", logits, sorted(rng.choice(k, m, replace=False).tolist()))
+        judged = pairer.judge(row, responses, Shard(index=0), "here")
+        (pair,) = judged.pairs
+        assert judged.rates is not None
+        found.append([judged.rates[i] - true[i] for i in pair])
+    values = np.array(found)
+    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(prompts)
+
+
+def test_the_extremes_of_few_opponents_are_biased_and_cross_fitting_takes_that_away(tmp_path: Path) -> None:
+    bias, error = errors(tmp_path / "plain", "matrix")
+    assert bias == pytest.approx([0.035, -0.035], abs=4 * error.max()), "as it is documented"
+    bias, error = errors(tmp_path / "fitted", "cross_fit")
+    assert (np.abs(bias) < 3.5 * error).all() and error.max() < 0.004
+
+
+def test_calibrate_gates_cross_fitted_targets_as_they_were_estimated(tmp_path: Path) -> None:
+    """Every P is shrunk by its own g, then the win rates are estimated by the same two halves of the opponents."""
+    k, rng = 8, np.random.default_rng(1)
+    row = met("a", game(rng, k), [1, 4, 6])
+    samples = samples_table({"a": [f"text {i}" for i in range(k)]})
+    job = job_of(tmp_path, [samples], [scores_table(row)], win_rate="cross_fit")
+    (made,), _, summary = run_step(job, Pairer(job), shards, finish)
+    (pair,) = made.to_pylist()
+    p = np.array(pair["P"], dtype=np.float64).reshape(k, k)
+    assert summary["cross_fit"] is True and np.isnan(p).any()
+    above = np.triu(rng.uniform(0, 1, size=(k, k)).astype(np.float32), 1)
+    g = above + above.T + np.eye(k, dtype=np.float32)
+    embedded = pa.Table.from_pylist([{"id": "a", "similarity": g.ravel(), "chunks": 0}], EMBEDDINGS_SCHEMA)
+    inputs = [as_input("pairs", tmp_path / "made", [made], summary), as_input("embeddings", tmp_path / "e", [embedded])]
+    first = first_half([1, 4, 6], "a")
+    gated = winrate.cross_fitted(0.5 + (1 - g.astype(np.float64)) * (p - 0.5), first)
+    for gate_, rates, read in ((GATE, gated, inputs), ({**GATE, "name": "off"}, pair["win_rates"], inputs[:1])):
+        chosen = as_job(CALIBRATE, gate_, read, tmp_path)
+        step = (calibrate.Calibrator(chosen), calibrate.shards, calibrate.finish)
+        (target,) = run_step(chosen, *step)[0][0].to_pylist()
+        found = target["target_w"], target["target_l"]
+        assert found == pytest.approx((rates[pair["chosen"]], rates[pair["rejected"]]), abs=1e-12)

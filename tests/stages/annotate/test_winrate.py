@@ -200,3 +200,23 @@ def test_cycles_count_triples_that_met() -> None:
     assert winrate.cycles(p) == (1, 1)
     p[0, 1] = p[1, 0] = np.nan
     assert winrate.cycles(p) == (0, 0)
+
+
+def test_cross_fitted_win_rates_by_hand() -> None:
+    """K = 4, anchors 0 and 1, the first half is 0: of 2, P[2, 0] is known and P[2, 1] stands for the two others."""
+    p = np.full((4, 4), np.nan)
+    for i, j, value in ((0, 1, 0.6), (0, 2, 0.7), (0, 3, 0.9), (1, 2, 0.2), (1, 3, 0.8)):
+        p[i, j], p[j, i] = value, 1 - value
+    np.fill_diagonal(p, 0.5)
+    found = winrate.cross_fitted(p, [0])
+    assert found == pytest.approx([2.7 / 4, 1.9 / 4, (0.5 + 0.3 + 2 * 0.8) / 4, (0.5 + 0.1 + 2 * 0.2) / 4])
+    seen = winrate.restricted(p, [0])
+    assert np.isnan(seen[1, 2]) and seen[2, 0] == pytest.approx(0.3) and (np.diag(seen) == 0.5).all()
+    assert winrate.win_rates(seen) == pytest.approx(
+        [2.7 / 4, (0.5 + 3 * 0.4) / 4, (0.5 + 3 * 0.3) / 4, (0.5 + 3 * 0.1) / 4]
+    )
+
+
+def test_cross_fitted_win_rates_are_exact_where_all_met() -> None:
+    p = winrate.preference_matrix(np.random.default_rng(0).normal(size=(5, 5)))
+    np.testing.assert_allclose(winrate.cross_fitted(p, [1, 3]), winrate.win_rates(p), atol=1e-15)

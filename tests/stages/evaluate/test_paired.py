@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.evaluate.paired import Bootstrap, Estimate, aligned, detectable, difference, estimates, found
+from stages.evaluate.paired import Bootstrap, Estimate, aligned, detectable, detectable_of, difference, estimates, found
 
 SETTINGS = Bootstrap(resamples=400, confidence=0.95)
 
@@ -32,14 +32,14 @@ def test_prompts_vary_by_far_more_than_policies_and_that_cancels_out() -> None:
     harder = {prompt: rate - 0.01 for prompt, rate in easy.items()}
     rate, apart = estimates([easy, difference(easy, harder)], SETTINGS)
     assert rate.high - rate.low > 0.15
-    assert (apart.mean, apart.low, apart.high) == pytest.approx((0.01, 0.01, 0.01)) and found(apart) == "better"
+    assert (apart.mean, apart.low, apart.high) == pytest.approx((0.01, 0.01, 0.01)) and found(apart, 0.0) == "better"
     (mirrored,) = estimates([difference(harder, easy)], SETTINGS)
-    assert found(mirrored) == "worse"
+    assert found(mirrored, 0.0) == "worse"
 
 
 def test_without_a_prompt_in_common_there_is_no_estimate() -> None:
     (one,) = estimates([difference({"x": 0.6}, {"y": 0.4})], SETTINGS)
-    assert math.isnan(one.mean) and math.isnan(one.low) and one.n == 0 and found(one) == "unknown"
+    assert math.isnan(one.mean) and math.isnan(one.low) and one.n == 0 and found(one, 0.0) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,8 @@ def test_without_a_prompt_in_common_there_is_no_estimate() -> None:
     [
         (0.02, 0.01, 0.03, 40, "better"),
         (-0.02, -0.03, -0.01, 40, "worse"),
+        (0.012, 0.002, 0.022, 40, "none"),
+        (-0.012, -0.022, -0.002, 40, "none"),
         (0.02, -0.01, 0.05, 40, "none"),
         (0.0, 0.0, 0.0, 40, "none"),
         (1e-16, 1e-17, 2e-16, 40, "none"),
@@ -54,7 +56,8 @@ def test_without_a_prompt_in_common_there_is_no_estimate() -> None:
     ],
 )
 def test_what_an_estimate_says(mean: float, low: float, high: float, n: int, said: str) -> None:
-    assert found(Estimate(mean=mean, low=low, high=high, n=n)) == said
+    """The least effect that intervals of this width detect is 0.0143: a smaller one is none, whatever its interval."""
+    assert found(Estimate(mean=mean, low=low, high=high, n=n), 0.0143 if n > 1 else 0.0) == said
 
 
 def test_the_minimum_detectable_effect_by_hand() -> None:
@@ -63,3 +66,12 @@ def test_the_minimum_detectable_effect_by_hand() -> None:
     assert detectable(differences, 0.95) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-6)
     assert detectable(differences, 0.95, power=0.5) == pytest.approx(1.959964 * error, rel=1e-6)
     assert math.isnan(detectable([0.1], 0.95))
+
+
+def test_the_detectable_effect_of_an_interval_is_that_of_its_standard_error() -> None:
+    differences = np.random.default_rng(0).normal(0.0, 0.1, 400)
+    (one,) = estimates([{f"p{i}": d for i, d in enumerate(differences)}], Bootstrap(resamples=4000, confidence=0.95))
+    assert detectable_of(one.low, one.high, 0.95) == pytest.approx(detectable(differences.tolist(), 0.95), rel=0.05)
+    half = 1.959964 * 0.01
+    assert detectable_of(0.5 - half, 0.5 + half, 0.95) == pytest.approx((1.959964 + 0.841621) * 0.01, rel=1e-6)
+    assert detectable_of(0.5 - half, 0.5 + half, 0.95, power=0.5) == pytest.approx(half, rel=1e-6)

@@ -54,6 +54,10 @@ def test_lora_trains_and_publishes_a_whole_policy(tmp_path: Path) -> None:
     (made,) = train(job)
     summary = made["summary"]
     assert summary["noise"] < 1e-3 and summary["probe_h_w"] - summary["probe_h_l"] > 0.1
+    lines = [json.loads(line) for line in Path(made["files"]["metrics.jsonl"]).read_text().splitlines()]
+    assert summary["probe_pairs"] == len(lines[-1]["probe"]) == len(load_rows(job)[0]) == 16
+    assert lines[0] == {"noise": summary["noise"]}, "of the same pairs, before the first step"
+    assert summary["noise"] > 0, "scored in other passes than the reference"
     before, after = tensors_of(tmp_path / "policy"), tensors_of(folder(made))
     assert before.keys() == after.keys()
     for name in before:

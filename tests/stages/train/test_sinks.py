@@ -1,49 +1,50 @@
-"""What a tracker gets, read back from TensorBoard's own file."""
+"""What live trackers get of a training's definition."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.job import Input
-from stages.train import sinks
-from stages.train.stage import Trained, run
-from tests.stages.train.rig import digests, kill_at, runtime, steps, train_job
-
-
-@pytest.mark.slow
-@pytest.mark.faults
-def test_tensorboard_has_every_number_of_every_step(undisturbed: Trained, inputs: list[Input], tmp_path: Path) -> None:
-    """Also over a death, after which a step may come twice with the same numbers; the artifact is the same."""
-    how = runtime(sinks=("tensorboard",), tracked_as="mine/arm=a/iter-01")
-    made = run(train_job(tmp_path, inputs, how=how), kill_at(5)[1])
-    assert digests(made) == digests(undisturbed)
-    seen: dict[tuple[str, int], set[float]] = {}
-    files = sorted((tmp_path / "tensorboard" / "arm=a" / "iter-01").glob("events.out.*"))
-    for file in files:
-        found = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-        for tag in found.Tags()["scalars"]:
-            for scalar in found.Scalars(tag):
-                seen.setdefault((tag, scalar.step), set()).add(scalar.value)
-    assert len(files) == 2
-    for record in steps(made):
-        for name, value in record.items():
-            (found_once,) = seen[f"train/{name}", record["step"]]  # a step that came twice said the same
-            assert found_once == pytest.approx(float(value), rel=1e-6), name
+from pipeline.job import Job
+from stages.train.config import TRAIN
+from stages.train.sinks import LONGEST, Parameters, parameters, to_mlflow
+from tests.artifacts import as_job
+from tests.stages.train.rig import identity
 
 
-def test_what_is_set_stays(inputs: list[Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_PROJECT", "WANDB_RESUME", "MLFLOW_EXPERIMENT_NAME", "TENSORBOARD_LOGGING_DIR"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv(name, "kept") if name == "WANDB_PROJECT" else monkeypatch.setenv(name, "")
-    monkeypatch.setenv("WANDB_RUN_ID", "")
-    for name in ("WANDB_RESUME", "TENSORBOARD_LOGGING_DIR", "WANDB_RUN_ID"):
-        del os.environ[name]
-    job = train_job(tmp_path, inputs, how=runtime(tracked_as="mine/iter-02"))
-    sinks.settle(job)
-    assert os.environ["WANDB_PROJECT"] == "kept" and os.environ["WANDB_RESUME"] == "allow"
-    assert os.environ["WANDB_RUN_ID"] == f"train-{job.fingerprint[:8]}"
-    assert Path(os.environ["TENSORBOARD_LOGGING_DIR"]) == job.scratch.parent / "tensorboard" / "iter-02"
+def test_a_configuration_is_flat_text() -> None:
+    values = {"lr": 1e-5, "adapter": {"targets": ["q"], "none": {}}, "name": "x" * 900, "on": True, "no": None}
+    assert parameters(values) == {
+        "lr": "1e-05",
+        "adapter.targets": '["q"]',
+        "adapter.none": "{}",
+        "name": "x" * LONGEST,
+        "on": "true",
+        "no": "null",
+    }
+
+
+def test_mlflow_takes_a_hundred_at_once() -> None:
+    batches: list[dict[str, str]] = []
+    to_mlflow(SimpleNamespace(log_params=batches.append), {f"k{i}": i for i in range(230)})
+    assert [len(batch) for batch in batches] == [100, 100, 30] and batches[2]["k229"] == "229"
+
+
+def test_a_training_gives_mlflow_what_defines_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
+    job: Job = as_job(TRAIN, asdict(identity(lr=3e-5)), [], tmp_path)
+    job.runtime["sinks"] = ("mlflow",)
+    with mlflow.start_run() as active:
+        for rank_zero in (False, True):
+            state: Any = SimpleNamespace(is_world_process_zero=rank_zero)
+            Parameters(job).on_train_begin(None, state)
+            params = mlflow.get_run(active.info.run_id).data.params
+            assert bool(params) == rank_zero
+    assert (params["sparring.lr"], params["sparring.objective.name"]) == ("3e-05", "sppo")
+    assert params["sparring.fingerprint"] == job.fingerprint
