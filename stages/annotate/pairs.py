@@ -136,7 +136,7 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
         "dropped": dict(sorted(dropped.items())),
         "capped": int(total(parts, "capped")),
         "chosen_loses_head_to_head": int(total(parts, "head_to_head")),
-        **({"cross_fit": True} if job.identity["win_rate"] == "cross_fit" else {}),
+        **({"cross_fit": True} if job.identity.get("win_rate") == "cross_fit" else {}),
         "mean_p_w": ratio(total(parts, "p_w"), pairs),
         "mean_p_l": ratio(total(parts, "p_l"), pairs),
         **_shape(parts),
