@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
 from pipeline.parameters import counted
 from pipeline.plan import Plan, State, Step
-from pipeline.schema import Config, ExpectConfig
+from pipeline.schema import Config, ExpectConfig, FolderPolicy
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is reckoned to take before any was measured."""
@@ -85,10 +85,11 @@ def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
 
 def parameters(plan: Plan, arm: str) -> int:
     """Return the weights of an arm's policy: those of its files, else those that the configuration states."""
-    config = plan.configs[arm].policy
+    policy = plan.configs[arm].policy
+    stated = None if isinstance(policy, FolderPolicy) else policy.parameters
     roles = (step.inputs.get("policy") for use, step in plan.arm(arm) if use.label == "prompts")
     base = next((plan.externals[name] for name in roles if name in plan.externals), None)
-    return (counted(base) if base else None) or config.parameters or UNKNOWN
+    return (counted(base) if base else None) or stated or UNKNOWN
 
 
 def total(plan: Plan, states: dict[str, State], known: list[Manifest]) -> Cost:
