@@ -26,6 +26,7 @@ from stages.annotate.config import (
     BestIdentity,
     EmbedIdentity,
     GateIdentity,
+    OracleIdentity,
     PairsIdentity,
     PoolRuntime,
     ScoreIdentity,
@@ -61,6 +62,8 @@ class Builder:
         self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
         self.met: dict[str, str] = {}
         """`oracle_03_01` -> the step that scores π_3 against π_1 by the oracle."""
+        self.judged: dict[int, tuple[StepSpec, OracleIdentity, ScoreRuntime, dict[str, str]]] = {}
+        """What `judge` returns of each of the configuration's judges."""
 
     def external(self, source: Input) -> str:
         """Note what comes from outside the store, and return its name."""
@@ -135,19 +138,19 @@ class Builder:
         anchors: int | None = None,
     ) -> str:
         seed = self.config.seed if anchors else 0
-        identity = ScoreIdentity(oracle=judges.identity(judge), anchors=anchors, seed=seed)
-        inputs = {"samples": samples, **self.judge_inputs(judge)}
-        if opponents:
-            inputs["opponents"] = opponents
-        return self.step(t, label, judges.spec(judge), identity, self.scorers(judge), inputs)
+        if id(judge) not in self.judged:
+            self.judged[id(judge)] = self.judge(judge)
+        spec, oracle, runtime, inputs = self.judged[id(judge)]
+        identity = ScoreIdentity(oracle=oracle, anchors=anchors, seed=seed)
+        met = {"opponents": opponents} if opponents else {}
+        return self.step(t, label, spec, identity, runtime, {"samples": samples, **inputs, **met})
 
-    def judge_inputs(self, judge: JudgeConfig) -> dict[str, str]:
-        """Return what an oracle and its members are loaded from, by role."""
-        return {role: self.external(source) for role, source in judges.folders(judge, self.sources).items()}
-
-    def scorers(self, judge: JudgeConfig) -> ScoreRuntime:
-        pool, urls = self.pool(), judges.servers(judge)
-        return ScoreRuntime(actors=pool.actors, cpus=pool.cpus, gpus=pool.gpus, urls=urls)
+    def judge(self, judge: JudgeConfig) -> tuple[StepSpec, OracleIdentity, ScoreRuntime, dict[str, str]]:
+        """Return how an oracle is run, what defines it, where it runs, and what it is loaded from, by role."""
+        pool = self.pool()
+        runtime = ScoreRuntime(actors=pool.actors, cpus=pool.cpus, gpus=pool.gpus, urls=judges.servers(judge))
+        inputs = {role: self.external(source) for role, source in judges.folders(judge, self.sources).items()}
+        return judges.spec(judge), judges.identity(judge), runtime, inputs
 
     def pool(self) -> PoolRuntime:
         hardware = self.config.hardware

@@ -240,12 +240,13 @@ def status(arguments: argparse.Namespace) -> None:
 def _print_plan(plan: Plan, why: bool) -> None:
     store = Path(_first(plan).paths.store)
     states, known = inspect(plan, store), estimate.manifests(store)
+    expected = estimate.Estimate(plan, known)
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
         table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
     for name, step in plan.steps.items():
         state = states[name]
-        cost = estimate.cost(step, plan, known) if state.kind != "hit" else None
+        cost = expected.cost(step) if state.kind != "hit" else None
         reason = state.why
         if why and state.kind == "miss":
             near = [m for m in known if m.step == step.spec.kind and not m.imported]
@@ -261,7 +262,7 @@ def _print_plan(plan: Plan, why: bool) -> None:
         )
     console = _console()
     console.print(table)
-    whole = estimate.total(plan, states, known)
+    whole = expected.total(states)
     todo = sum(state.kind != "hit" for state in states.values())
     for line in _redealt(plan, states):
         console.print(line)

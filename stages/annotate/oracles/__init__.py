@@ -71,6 +71,7 @@ class Given:
         )
 
 
+@cache
 def kinds() -> list[str]:
     """Return what `oracle.kind` may be."""
     return sorted(module.name for module in iter_modules(__path__))
