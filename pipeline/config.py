@@ -51,6 +51,12 @@ def load(words: Sequence[str]) -> Config:
     parsed = overrides.parse(words)
     composed = _with_recipe(parsed, _compose(parsed))
     given = set(overrides.keys(parsed, groups()))
+    added = [one for one in parsed if (one.is_add() or one.is_force_add()) and one.key_or_group not in groups()]
+    if added:  # Hydra would take any key
+        known = set(_keys(OmegaConf.to_container(_compose([one for one in parsed if one not in added]))))
+        for key in overrides.keys(added, groups()):
+            if key not in known and not MEMBER.fullmatch(key) and _readers(key)[1]:
+                raise ConfigError(_unread(key, parsed))
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:

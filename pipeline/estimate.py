@@ -71,6 +71,7 @@ class Estimate:
 
     def __init__(self, plan: Plan, known: Iterable[Manifest]) -> None:
         self.plan, self.known = plan, list(known)
+        self.costs: dict[str, Cost] = {}
         trained = {m.fingerprint: _named(m)["policy"] for m in self.known if m.step == "train"}
         trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
         self.bases: dict[str, str] = {}
@@ -87,6 +88,11 @@ class Estimate:
 
     def cost(self, step: Step) -> Cost:
         """Return what `step` is expected to cost; tokens are what it reads or samples."""
+        if step.fingerprint not in self.costs:
+            self.costs[step.fingerprint] = self._cost(step)
+        return self.costs[step.fingerprint]
+
+    def _cost(self, step: Step) -> Cost:
         arm = step.uses[0].arm
         config, prompts, weights = self.plan.configs[arm], self.slices[arm], self.weights[arm]
         tokens = _tokens(step, self.plan, config, prompts)
@@ -115,6 +121,8 @@ class Estimate:
 
     def rate(self, step: Step) -> float | None:
         """Return the units (UNITS) per second of the latest artifact like it, None without one."""
+        if not self.rates:
+            return None
         return self.rates.get(self._like(step.spec.kind, step.identity, step.inputs, bool(step.runtime.get("gpus"))))
 
     def _measured(self, manifest: Manifest) -> tuple[str, float] | None:

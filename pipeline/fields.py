@@ -227,3 +227,8 @@ def discriminators(annotations: list[Any]) -> list[str]:
     """Return the fields that tell the kinds of unions apart."""
     found = (metadata(one, FieldInfo) for one in annotations)
     return [str(one.discriminator) for one in found if one is not None and one.discriminator]
+
+
+def is_model(kind: Any) -> bool:
+    """Whether a kind of value is a dataclass."""
+    return isinstance(kind, type) and is_dataclass(kind)
