@@ -108,7 +108,9 @@ class Sources:
             return self.hub.dataset(place, config.revision, config.subset, config.split)
         if not path.exists():
             raise DataError(f"prompts.path={path}: there is no such file.")
-        return _files("source", path, config.split if path.is_dir() or config.source == "file" else None, "prompts.split")
+        return _files(
+            "source", path, config.split if path.is_dir() or config.source == "file" else None, "prompts.split"
+        )
 
 
 def _external(role: str, path: Path) -> Input:

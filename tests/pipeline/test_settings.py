@@ -196,8 +196,8 @@ def test_text_is_what_was_written(name: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["a b (1).jsonl", "a:b=c.jsonl", "50%.jsonl", "été 日本.jsonl", "it's.jsonl", "p{slice}.jsonl", "007", "[x](y).jsonl",
-     "a&b;c#d.jsonl", "x*?.jsonl", "$HOME.jsonl", "null.jsonl", "back\\slash.jsonl"],
+    ["a b (1).jsonl", "a:b=c.jsonl", "50%.jsonl", "été 日本.jsonl", "it's.jsonl", "p{slice}.jsonl", "007",
+     "[x](y).jsonl", "a&b;c#d.jsonl", "x*?.jsonl", "$HOME.jsonl", "null.jsonl", "back\\slash.jsonl"],
 )  # fmt: skip
 def test_a_path_needs_no_quotes(path: str) -> None:
     found = config.load(["prompts=file", f"prompts.path={path}"])
@@ -270,8 +270,9 @@ def test_arms_have_names_that_folders_can_have() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["lr", "--seed=1", "=3", "", "run.name=${x}", "run.name=${oc.env:NO_SUCH}", "seed=${seed}", "gate=null", "gate=[off]",
-     "experiment=[sppo,dpo]", "experiment=sppo,dpo", "~gate", "~entry.samples", "~nothing", "+gate=linear",
+    ["lr", "--seed=1", "=3", "", "run.name=${x}", "run.name=${oc.env:NO_SUCH}", "seed=${seed}", "gate=null",
+     "gate=[off]", "experiment=[sppo,dpo]", "experiment=sppo,dpo", "~gate", "~entry.samples", "~nothing",
+     "+gate=linear",
      "gate@sampler=linear", "+seed=3", "nogate=off", "foo.path=1", "gate=", "seed=", "run.name=", "trainer={lr:1}",
      "sampler.engine_args=3", "oracle.options.weights={a:1", "trainer.lr=(", "paths=x", "prompts={path: x}"],
 )  # fmt: skip
