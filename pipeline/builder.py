@@ -16,7 +16,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.job import Input, StepSpec
 from pipeline.plan import Plan, Step, Use
 from pipeline.prompt_count import MOST_HELDOUT, check_lengths, on_empty
-from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig
+from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig, ServerSampler
 from pipeline.sources import Sources
 from stages.annotate.config import (
     BEST,
@@ -26,6 +26,7 @@ from stages.annotate.config import (
     BestIdentity,
     EmbedIdentity,
     GateIdentity,
+    OracleIdentity,
     PairsIdentity,
     PoolRuntime,
     ScoreIdentity,
@@ -40,18 +41,18 @@ from stages.sample.config import (
     SampleIdentity,
     SampleRuntime,
 )
-from stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceIdentity, TrainIdentity, TrainRuntime
+from stages.train.config import (
+    LOGPROBS,
+    REFERENCE,
+    TRAIN,
+    AdapterIdentity,
+    CalibrationIdentity,
+    ReferenceIdentity,
+    RepulsionIdentity,
+    TrainIdentity,
+    TrainRuntime,
+)
 from stages.train.objective_config import has_base, has_reference
-
-CLOSED: dict[str, Any] = {
-    "exponent": 1.0,
-    "floor": 0.0,
-    "floor_quantile": None,
-    "ceil": 1.0,
-    "ceil_quantile": None,
-    "scope": "pairwise",
-}
-"""A gate that is off, whatever its settings."""
 
 
 class Builder:
@@ -61,6 +62,8 @@ class Builder:
         self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
         self.met: dict[str, str] = {}
         """`oracle_03_01` -> the step that scores π_3 against π_1 by the oracle."""
+        self.judged: dict[int, tuple[StepSpec, OracleIdentity, ScoreRuntime, dict[str, str]]] = {}
+        """What `judge` returns of each of the configuration's judges."""
 
     def external(self, source: Input) -> str:
         """Note what comes from outside the store, and return its name."""
@@ -89,7 +92,9 @@ class Builder:
         """
         config, sampler, hardware = self.config, self.config.sampler, self.config.hardware
         train = split == "train"
-        changing, speed_only = engine_args.split(sampler.engine, sampler.engine_args)
+        served = isinstance(sampler, ServerSampler)
+        given = {} if isinstance(sampler, ServerSampler) else sampler.engine_args
+        changing, speed_only = engine_args.split(sampler.engine, given)
         identity = SampleIdentity(
             engine=sampler.engine,
             dtype=sampler.dtype,
@@ -110,16 +115,15 @@ class Builder:
             rows={"train": config.prompts.per_iteration, "heldout": config.prompts.heldout}.get(split),
             slices=config.prompts.slices if train else None,
         )
-        here = sampler.engine != "server"  # a client of servers needs no hardware
-        runtime = SampleRuntime(
-            actors=_engines(hardware) if here else 1,
-            cpus=hardware.cores_per_engine or _share(_engines(hardware) or 1) if here else 1,
-            gpus=hardware.engine_gpus if here else 0,
+        runtime = SampleRuntime(  # a client of servers needs no hardware
+            actors=1 if served else _engines(hardware),
+            cpus=1 if served else hardware.cores_per_engine or _share(_engines(hardware) or 1),
+            gpus=0 if served else hardware.engine_gpus,
             kv_cache_gb=hardware.kv_cache_gb,
             gpu_memory=hardware.gpu_memory,
             max_model_len=config.prompts.max_tokens + sampler.max_tokens,
             engine_args=speed_only,
-            urls=sampler.urls,
+            urls=sampler.urls if isinstance(sampler, ServerSampler) else (),
             max_failures=hardware.max_failures,
             deadline_s=hardware.shard_deadline_s or _deadline_s(identity, hardware.expect),
         )
@@ -135,19 +139,18 @@ class Builder:
         anchors: int | None = None,
     ) -> str:
         seed = self.config.seed if anchors else 0
-        identity = ScoreIdentity(oracle=judges.identity(judge), anchors=anchors, seed=seed)
-        inputs = {"samples": samples, **self.judge_inputs(judge)}
-        if opponents:
-            inputs["opponents"] = opponents
-        return self.step(t, label, judges.spec(judge), identity, self.scorers(judge), inputs)
+        if id(judge) not in self.judged:
+            self.judged[id(judge)] = self.judge(judge)
+        spec, oracle, runtime, inputs = self.judged[id(judge)]
+        identity = ScoreIdentity(oracle=oracle, anchors=anchors, seed=seed)
+        met = {"opponents": opponents} if opponents else {}
+        return self.step(t, label, spec, identity, runtime, {"samples": samples, **inputs, **met})
 
-    def judge_inputs(self, judge: JudgeConfig) -> dict[str, str]:
-        """Return what an oracle and its members are loaded from, by role."""
-        return {role: self.external(source) for role, source in judges.folders(judge, self.sources).items()}
-
-    def scorers(self, judge: JudgeConfig) -> ScoreRuntime:
-        pool, urls = self.pool(), judges.servers(judge)
-        return ScoreRuntime(**asdict(pool), urls=urls)
+    def judge(self, judge: JudgeConfig) -> tuple[StepSpec, OracleIdentity, ScoreRuntime, dict[str, str]]:
+        """Return how an oracle is run, what defines it, where it runs, and what it is loaded from, by role."""
+        runtime = ScoreRuntime(**asdict(self.pool()), urls=judges.servers(judge))
+        inputs = {role: self.external(source) for role, source in judges.folders(judge, self.sources).items()}
+        return judges.spec(judge), judges.identity(judge), runtime, inputs
 
     def pool(self) -> PoolRuntime:
         hardware = self.config.hardware
@@ -202,20 +205,19 @@ class Builder:
         return self.step(t, "pairs", PAIRS, identity, None, inputs)
 
     def gate(self) -> GateIdentity:
-        """Return the gate without what it does not use: `off` has no thresholds, only `permuted` has a seed."""
-        gate, permuted = self.config.gate, self.config.gate.name == "permuted"
+        """Return what the gate is, with the defaults of what its kind does not read; only `permuted` has a seed."""
+        permuted = self.config.gate.name == "permuted"
         by_gate = permuted and self.config.selection.values == "gated"
-        chosen = {**asdict(gate), **(CLOSED if gate.name == "off" else {})}
         seed = self.config.seed if permuted else 0
-        return GateIdentity(**chosen, seed=seed, dealt_over="prompts" if by_gate else "pairs")
+        return GateIdentity(**asdict(self.config.gate), seed=seed, dealt_over="prompts" if by_gate else "pairs")
 
     def train(self, t: int, prompts: str, samples: str, pairs: str, targets: str, policy: str) -> str:
         trainer = self.config.trainer
         identity = TrainIdentity(
             objective=self.config.objective,
-            repulsion=self.config.repulsion,
-            calibration=self.config.calibration,
-            adapter=trainer.adapter,
+            repulsion=RepulsionIdentity(**asdict(self.config.repulsion)),
+            calibration=CalibrationIdentity(**asdict(self.config.calibration)),
+            adapter=self.adapter(),
             optimizer=trainer.optimizer,
             lr=trainer.lr,
             warmup_ratio=trainer.warmup_ratio,
@@ -238,13 +240,16 @@ class Builder:
         }
         return self.step(t, "train", TRAIN, identity, self.workers(t), inputs)
 
+    def adapter(self) -> AdapterIdentity:
+        return AdapterIdentity(**asdict(self.config.trainer.adapter))
+
     def references(self, t: int, samples: str, pairs: str, policy: str) -> dict[str, str]:
         """Return what the objective reads of other policies, by role; at t = 1 the two are one step."""
-        trainer, objective = self.config.trainer, self.config.objective
+        objective = self.config.objective
         policies = {"reference": policy} if has_reference(objective) else {}
         if has_base(objective):
             policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
-        forward = self.forward(four_bit=trainer.adapter.four_bit)
+        forward = self.forward(four_bit=self.adapter().four_bit)
         inputs = {"samples": samples, "pairs": pairs}
         return {
             role: self.step(t, role, REFERENCE, forward, self.pool(), {**inputs, "policy": scoring})

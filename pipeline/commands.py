@@ -308,31 +308,43 @@ def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
         print(differs)
 
 
+FEW = 5
+"""Iterations whose every step has a row of its own."""
+
+
 def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> None:
     store = Path(_first(plan).paths.store)
     states, known = inspect(plan, store, redo), estimate.manifests(store)
+    expected = estimate.Estimate(plan, known)
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
         table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
+    rows: dict[tuple[int, str, str, str], list[Step]] = {}
     for name, step in plan.steps.items():
-        state = states[name]
-        cost = estimate.cost(step, plan, known) if state.kind != "hit" else None
+        state, use = states[name], step.uses[0]
         reason = state.why
         if why and state.kind == "miss":
             near = [m for m in known if m.step == step.spec.kind and not m.imported]
             reason = "; ".join(explain(plan, step, near))
+        crossed, _, other = use.label.partition("_vs")  # N^2 of them: those of an iteration share a row
+        more = f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""
+        label = f"{crossed}_vs…" if other and use.iteration > FEW else use.label + more
+        rows.setdefault((use.iteration, label, state.kind, reason), []).append(step)
+    for (iteration, label, kind, reason), steps in rows.items():
+        costs = [expected.cost(step) for step in steps] if kind != "hit" else []
+        tokens = sum(cost.tokens for cost in costs)
         table.add_row(
-            str(step.uses[0].iteration),
-            step.uses[0].label + (f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""),
-            step.name,
-            state.kind,
-            f"{cost.tokens:,.0f}" if cost and cost.tokens else "",
-            f"{cost.seconds / 60:.1f}" if cost else "",
+            str(iteration),
+            label,
+            steps[0].name if len(steps) == 1 else f"{len(steps)} of them",
+            kind,
+            f"{tokens:,.0f}" if tokens else "",
+            f"{sum(cost.seconds for cost in costs) / 60:.1f}" if costs else "",
             reason,
         )
     console = _console()
     console.print(table)
-    whole = estimate.total(plan, states, known)
+    whole = expected.total(states)
     todo = sum(state.kind != "hit" for state in states.values())
     for line in _redealt(plan, states):
         console.print(line)

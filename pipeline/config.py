@@ -1,77 +1,156 @@
 """Configuration: Hydra groups in conf/, composed, checked against the dataclasses of pipeline/schema.py; an error names
 the key.
+
+What the user wrote is parsed by pipeline/overrides.py. A key that the user sets is one that the configuration reads:
+one of another kind of its group is refused with the options that read it (`OnlyIf`, `ByReference`: pipeline/fields.py).
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import product
+from functools import cache
+from hashlib import sha256
+from itertools import islice, product
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 import conf
+from pipeline import fields, overrides
 from pipeline.complaints import complaints
 from pipeline.diagnostics.config import DiagnosticsConfig
 from pipeline.errors import ConfigError
 from pipeline.schema import Config
 
 CONF = Path(conf.__file__).parent
+MOST_ARMS = 256
+MOST_NAMED = 4
+"""Options that a message names."""
+NEAR = 0.8
+"""Likeness of two words, of 1, from which one may be meant by the other."""
+MEMBER = re.compile(r"((?:oracle|judge)(?:\.members\.\w+)+)\.(.+)")
+MOST_BYTES = 160
+"""Of an arm's name."""
+INHERITED = ("stop", "dtype", "tensor_parallel")
+"""Of a preset's policy: what policy=folder beside the preset keeps, where it is not set."""
 
 
-def load(overrides: Sequence[str]) -> Config:
-    """Compose the groups with Hydra overrides; ConfigError names the wrong key and the nearest right one."""
-    composed = _compose(list(overrides))
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(f"{missing[0]} is not set; add {missing[0]}=... to the command.")
-    plain = OmegaConf.to_container(composed, resolve=True)
+def load(words: Sequence[str]) -> Config:
+    """Compose the groups with Hydra overrides; ConfigError names the wrong key, who reads it, and the nearest one."""
+    parsed = overrides.parse(words)
+    composed = _with_recipe(parsed, _compose(parsed))
+    given = set(overrides.keys(parsed, groups()))
+    added = [one for one in parsed if (one.is_add() or one.is_force_add()) and one.key_or_group not in groups()]
+    if added:  # Hydra would take any key
+        known = set(_keys(OmegaConf.to_container(_compose([one for one in parsed if one not in added]))))
+        for key in overrides.keys(added, groups()):
+            if key not in known and not MEMBER.fullmatch(key) and _readers(key)[1]:
+                raise ConfigError(_unread(key, parsed))
     try:
-        config = TypeAdapter(Config).validate_python(plain)
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(f"{missing[0]} is not set; add {missing[0]}=... to the command.")
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_lines(error)) from None
+    try:
+        config = _adapter().validate_python(plain)
     except ValidationError as error:
-        raise ConfigError(_type_message(error)) from None
-    unknown = sorted(set(_keys(plain)) - set(_keys(asdict(config))))
-    if unknown:
-        raise ConfigError(_unknown(unknown[0], overrides))
+        raise ConfigError(_type_message(error, parsed)) from None
+    for key in sorted(set(_keys(plain)) - set(_keys(asdict(config)))):
+        naming = next((one for one in given if one.rpartition(".")[0] == key.rpartition(".")[0] and _names(one)), None)
+        if key in given and naming:
+            value = OmegaConf.select(composed, naming)
+            raise ConfigError(f"{key} is not read with {naming}={value}; leave one of the two out.")
+        if key in given or not fields.at(Config, key):  # what a preset leaves behind is not read
+            raise ConfigError(_unread(key, parsed))
     for complaint in complaints(config):
         raise ConfigError(complaint)
+    for key, where in _idle(config, composed):
+        if key in given:
+            raise ConfigError(f"{key} has no effect here: it is read only {where}. Leave it out, or change that.")
     return config
 
 
-def expand(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Return (arm name, overrides) for every combination of the sweeps in `overrides` (a=1,2 or a=range(..))."""
-    choices = [_choices(override) for override in _parse(overrides)]
-    arms = []
+def _names(key: str) -> bool:
+    """Whether a key tells the kinds of its group apart."""
+    return key.rpartition(".")[2] in fields.discriminators(fields.at(Config, key.rpartition(".")[0]))
+
+
+def _idle(config: Config, composed: DictConfig) -> Iterator[tuple[str, str]]:
+    """Yield (key, where it would be read) of all keys that nothing reads in this configuration."""
+    yield from fields.unread(config, config)
+    references = OmegaConf.to_yaml(composed)
+    for key, where in fields.by_reference(Config):
+        if f"${{{key}}}" not in references:
+            yield key, where
+
+
+def expand(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return (arm name, overrides) for every combination of the sweeps in `words` (a=1,2 or a=range(..))."""
+    parsed = overrides.parse(words)
+    choices = [_choices(one) for one in parsed]
+    if prod(map(len, choices)) > MOST_ARMS:
+        raise ConfigError(f"these sweeps make {prod(map(len, choices)):,} arms; at most {MOST_ARMS} are one plan.")
+    arms: dict[str, list[str]] = {}
     for combination in product(*choices):
         swept = [text for text, options in zip(combination, choices, strict=True) if len(options) > 1]
-        arms.append((",".join(swept).replace("/", "-") or "only", list(combination)))
-    return arms
+        arm, given = _arm(swept), list(combination)
+        if given in arms.values():
+            raise ConfigError(f"{' '.join(swept)} is swept twice; give every value once.")
+        arms[arm if arm not in arms else f"{arm}-{_digest(swept)}"] = given
+    return list(arms.items())
 
 
 DETECTED = ("cuda", "cpu")
 """Hardware profiles of the machine at hand, with and without a GPU; others describe a machine of their own."""
 
 
-def detect_hardware(overrides: Sequence[str], gpus: int) -> list[str]:
+def _arm(swept: Sequence[str]) -> str:
+    """Return what an arm is called: its folder, under that of the run."""
+    text = ",".join(one.lstrip("+") for one in swept)
+    name = re.sub(r"[^\w.,=@+:~()\[\]{} -]", "-", re.sub(r"['\"]", "", text)) or "only"
+    if len(name.encode()) <= MOST_BYTES:
+        return name
+    return f"{name.encode()[:MOST_BYTES].decode(errors='ignore')}-{_digest(swept)}"
+
+
+def _digest(swept: Sequence[str]) -> str:
+    return sha256(",".join(swept).encode()).hexdigest()[:8]
+
+
+def detect_hardware(words: Sequence[str], gpus: int) -> list[str]:
     """Return overrides with hardware=auto (or none) replaced by what the machine has."""
-    kept = [o for o in overrides if o.strip() != "hardware=auto"]
-    named = any(o.strip().startswith("hardware=") for o in kept)
-    return kept if named else [*kept, f"hardware={DETECTED[0 if gpus else 1]}"]
+    named = [o for o in words if o.strip().startswith("hardware=")]
+    if len(named) > 1:
+        raise ConfigError(f"hardware is set {len(named)} times ({', '.join(named)}); keep one.")
+    kept = [o for o in words if o.strip() != "hardware=auto"]
+    return kept if len(kept) == len(words) and named else [*kept, f"hardware={DETECTED[0 if gpus else 1]}"]
 
 
 def render(config: Config) -> str:
-    """Return the resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    """Return the resolved configuration as YAML: all keys that are read."""
+    plain = asdict(config)
+    for key, _ in fields.unread(config, config):
+        *above, last = key.split(".")
+        group, owner = plain, cast(Any, config)
+        for part in above:
+            group = group[part]
+            owner = owner[part] if isinstance(owner, dict) else getattr(owner, part, {})
+        if fields.has_default(owner, last):
+            del group[last]
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def diagnostics_of(folder: Path) -> DiagnosticsConfig:
@@ -87,69 +166,198 @@ def _group(path: Path, name: str) -> dict[str, Any]:
     return dict(plain.get(name, {}))
 
 
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
 def _choices(override: Override) -> list[str]:
+    """Return the values of a sweep, each as an override; of what is none the override itself."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
-    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{override.input_line}: an interval has no end of values; name them: choice(...) or range(...)."
+        )
+    value: Any = override.value()
+    if isinstance(value, RangeSweep) and _length(value) > MOST_ARMS:
+        raise ConfigError(f"{override.input_line}: too many values; at most {MOST_ARMS} arms are one plan.")
+    if isinstance(value, Glob):
+        if override.key_or_group not in groups():
+            raise ConfigError(
+                f"{override.input_line}: {override.key_or_group} is no group whose options glob can list."
+            )
+        values = value.filter(options_of(override.key_or_group))
+    else:
+        try:
+            values = list(islice(override.sweep_string_iterator(), MOST_ARMS + 1))
+        except (HydraException, ValueError, TypeError) as error:
+            raise ConfigError(f"{override.input_line}: {_first_lines(error)}") from None
+    if not values:
+        raise ConfigError(f"{override.input_line}: this sweep has no value.")
+    return [f"{override.get_key_element()}={one}" for one in values]
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        braces = next((o for o in overrides if "{" in o and '"' not in o), "").partition("=")
-        hint = f"; quote what has braces: '{braces[0]}=\"{braces[2]}\"'" if braces[2] else ""
-        raise ConfigError(f"{str(error).splitlines()[0]}: write overrides as key=value{hint}.") from None
+def _length(sweep: RangeSweep) -> float:
+    start, stop, step = sweep.start or 0, sweep.stop or 0, sweep.step
+    return (stop - start) / step if step else 0
 
 
-def _compose(overrides: list[str]) -> DictConfig:
-    _parse(overrides)
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        text = str(error)
-    raise ConfigError(_hydra_message(text, overrides))
-
-
-def _hydra_message(text: str, overrides: Sequence[str]) -> str:
-    group = re.search(r"Could not find '([\w-]+)/([^']*)'", text)
-    if group:
-        names = [path.stem for path in sorted((CONF / group[1]).glob("*.yaml"))]
-        return f"{group[1]}={group[2]} is not known.{_nearest(group[2], names)} There are: {', '.join(names)}."
-    key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
-    if key:
-        return _unknown(key[1] or key[2], overrides)
-    if "Ambiguous value" in text:
-        sweep = re.findall(r"'([^']+)'", text)[0]
-        return f"{sweep} is a sweep; add -m to run every value as an arm of one plan."
-    return f"{text.splitlines()[0]} (in: {' '.join(overrides)})"
-
-
-def _unknown(key: str, overrides: Sequence[str]) -> str:
-    nearest = _nearest(key, known_keys(overrides))
-    return f"{key} is not a configuration key.{nearest} `sparring plan --config` prints them all."
-
-
-def _type_message(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    if first["type"] == "union_tag_invalid":
-        return f"{'.'.join(place)}.name={first['ctx']['tag']}: choose one of {first['ctx']['expected_tags']}."
-    if place[0] == "objective":  # after it pydantic names which of the objectives it took
-        del place[1]
-    if first["type"] == "missing":
-        return f"{'.'.join(place)} is not set; add {'.'.join(place)}=... to the command."
-    return f"{'.'.join(place)}={first['input']}: {first['msg']}."
-
-
-def known_keys(overrides: Sequence[str] = ()) -> list[str]:
-    """Return every key and every group of the configuration, dotted, with the groups that `overrides` choose."""
-    groups = [path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")]
-    chosen = [one for one in overrides if one.partition("=")[0] in groups and "," not in one]
+@contextmanager
+def _hydra() -> Iterator[None]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides=chosen))
-    return sorted({*_keys(plain), *groups})
+        yield
+
+
+def _compose(parsed: Sequence[Override]) -> DictConfig:
+    for one in parsed:
+        wrong = not (one.is_delete() or one.is_sweep_override() or isinstance(one.value(), str | QuotedString))
+        if one.key_or_group in groups() and wrong:
+            raise ConfigError(f"{one.input_line}: name one of {', '.join(options_of(one.key_or_group))}.")
+    try:
+        with _hydra():
+            return compose("config", overrides=[one.input_line or "" for one in parsed])
+    except Exception as error:  # Hydra raises many kinds for what a user may write
+        text = str(error)
+    raise ConfigError(_hydra_message(text, parsed))
+
+
+def _with_recipe(parsed: Sequence[Override], composed: DictConfig) -> DictConfig:
+    """Beside a preset, let policy=folder keep what the preset's policy is sampled with."""
+    names = {one.key_or_group: one.value() for one in parsed}
+    if names.get("policy") != "folder" or "experiment" not in names:
+        return composed
+    recipe = _compose([one for one in parsed if one.key_or_group.partition(".")[0] != "policy"])
+    for key in INHERITED:
+        if f"policy.{key}" not in names:
+            composed.policy[key] = recipe.policy[key]
+    return composed
+
+
+def _hydra_message(text: str, parsed: Sequence[Override]) -> str:
+    group = re.search(r"Could not find '([\w./-]+)/([^'/]*)'", text)
+    if group:
+        names = options_of(group[1])
+        return f"{group[1]}={group[2]} is not known.{_nearest(group[2], names)} There are: {', '.join(names)}."
+    wrong = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
+    if wrong:
+        full = re.search(r"full_key: (\S+)", text)
+        return _unread(wrong[1] or (full[1] if full else wrong[2]), parsed)
+    sweep = next((one for one in parsed if one.is_sweep_override()), None)
+    if sweep:
+        key, _, value = (sweep.input_line or "").partition("=")
+        plain = value.replace("'", "") if "(" not in value else value
+        texts = any(fields.is_text(one) for one in fields.at(Config, sweep.key_or_group))
+        quote = f", or quote it: {overrides.quoted(key, plain)}" if texts else ""
+        return f"{key}={plain} is a sweep; add -m to run every value as an arm of one plan{quote}."
+    return f"{_first_lines(text)} (in: {' '.join(one.input_line or '' for one in parsed)})"
+
+
+def _first_lines(error: object) -> str:
+    """Return what an exception of Hydra's says, in one line, with the key that it names."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    return f"{key}: {lines[0]}" if key and key not in lines[0] else lines[0]
+
+
+def _unread(key: str, parsed: Sequence[Override]) -> str:
+    """Say that a key is not read: by which options it is, or that there is none of that name."""
+    key = next((one for one in overrides.keys(parsed, groups()) if f"{one}.".startswith(f"{key}.")), key)
+    member = MEMBER.fullmatch(key)
+    group, readers = _readers(f"oracle.{member[2]}" if member else key)
+    if not readers:
+        nearest = _nearest(key, known_keys(parsed))
+        return f"{key} is not a configuration key.{nearest} `sparring plan --config` prints them all."
+    place = f"oracle@{member[1]}" if member else group
+    named = [f"{place}={one}" for one in readers[:MOST_NAMED]] + ["others"] * (len(readers) > MOST_NAMED)
+    many = f"{named[0]} reads it" if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]} read it"
+    reader = f"the member {member[1]}" if member else f"{group}={_choices_of(parsed).get(group)}"
+    return f"{key} is not read by {reader}; {many}: add {named[0]}, or leave {key} out."
+
+
+def _readers(key: str) -> tuple[str, list[str]]:
+    """Return a group and those of its options that have a key, first the one that demands it; the nearest group."""
+    for group in sorted(groups(), key=lambda name: name != key.partition(".")[0]):
+        found = {one: option_keys(group, one) for one in options_of(group) if group != "experiment"}
+        readers = [one for one, has in found.items() if any(f"{name}.".startswith(f"{key}.") for name in has)]
+        if readers:
+            return group, sorted(readers, key=lambda one: found[one].get(key) != "???")
+    return "", []
+
+
+@cache
+def option_keys(group: str, option: str, place: str | None = None) -> dict[str, Any]:
+    """Return the dotted keys that an option of a group sets, with those of the options that it is made of.
+
+    place: where it is put, if not where its file says.
+    """
+    path = CONF / group / f"{option}.yaml"
+    package = re.search(r"^# @package (\S+)", path.read_text(), re.MULTILINE)
+    if place is None:
+        place = group.replace("/", ".") if package is None else package[1].replace("_global_", "")
+    plain: Any = OmegaConf.to_container(OmegaConf.load(path))
+    own = {name: one for name, one in plain.items() if name != "defaults"}
+    dot = f"{place}." if place else ""
+    found = {f"{dot}{key}": value for key, value in _leaves(own)} if own else {}
+    for line in plain.get("defaults", []):
+        for name, one in line.items() if isinstance(line, dict) and not any("override" in n for n in line) else ():
+            other, _, at = name.lstrip("/").partition("@")
+            found |= option_keys(other, one, place if at == "_here_" else f"{dot}{at or other}")
+    return found
+
+
+def _choices_of(parsed: Sequence[Override]) -> dict[str, Any]:
+    """Return group -> the option that is chosen."""
+    with _hydra():
+        composed = compose("config", overrides=_groups_of(parsed), return_hydra_config=True)
+    return dict(composed.hydra.runtime.choices)
+
+
+def _groups_of(parsed: Sequence[Override]) -> list[str]:
+    """Return the overrides that choose an option there is of a group."""
+    return [
+        one.input_line or ""
+        for one in parsed
+        if not one.package and one.key_or_group in groups() and one.value() in options_of(one.key_or_group)
+    ]
+
+
+def _type_message(error: ValidationError, parsed: Sequence[Override]) -> str:
+    first = error.errors()[0]
+    key, annotation = fields.of_error(Config, first["loc"])
+    written = next((str(one.input_line).partition("=")[2] for one in parsed if one.key_or_group == key), None)
+    value = _shown(first["input"]) if written is None else written.strip("'\"")
+    if first["type"].startswith("union_tag"):
+        tag = first["ctx"]["discriminator"].strip("'")
+        known = fields.tags(annotation, tag)
+        chosen = f"={first['ctx']['tag']}" if "tag" in first["ctx"] else " is not set"
+        return f"{key}.{tag}{chosen}: choose one of {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"{key} is not set; add {key}=... to the command."
+    return f"{key}={value}: {fields.described(annotation)}."
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Return the groups of the configuration."""
+    return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")))
+
+
+@cache
+def options_of(group: str) -> list[str]:
+    """Return the options of a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def known_keys(parsed: Sequence[Override] = ()) -> list[str]:
+    """Return every key and every group of the configuration, dotted, with the groups that overrides choose."""
+    with _hydra():
+        plain = OmegaConf.to_container(compose("config", overrides=_groups_of(parsed)))
+    return sorted({*_keys(plain), *groups()})
 
 
 def dotted(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -159,13 +367,35 @@ def dotted(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [leaf for key, value in node.items() for leaf in dotted(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
+def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of nested dicts; one that is empty is a value."""
+    if not isinstance(node, dict) or not node:
+        return [(prefix, node)]
+    return [leaf for key, below in node.items() for leaf in _leaves(below, f"{prefix}.{key}" if prefix else str(key))]
+
+
 def _keys(node: Any) -> list[str]:
-    return [key for key, _ in dotted(node)]
+    return [key for key, _ in _leaves(node)]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:
-        tail = name.split(".")[-1]
-        close = [k for k in known if k.split(".")[-1] == tail][:1]
-    return f" Did you mean {close[0]}?" if close else ""
+    """Return a question after the key that is near in spelling, or has the same last word in another group."""
+    above, _, last = name.rpartition(".")
+    alike = [one for one in known if one.rpartition(".")[2] == last]
+    if len(alike) == 1 and (not above or above in groups()):
+        return f" Did you mean {alike[0]}?"
+
+    def near(other: str) -> float:
+        theirs, _, end = other.rpartition(".")
+        if theirs == above or end == last:  # of one word that differs, how much
+            return _alike(last, end) if theirs == above else _alike(above, theirs)
+        return _alike(name, other) - 0.05
+
+    closest = max(known, key=near, default="")
+    return f" Did you mean {closest}?" if closest and near(closest) >= NEAR else ""
+
+
+def _alike(word: str, other: str) -> float:
+    """Return the likeness of two words, of 1; letters that changed places count little."""
+    ratio = difflib.SequenceMatcher(None, word, other).ratio()
+    return max(ratio, 0.9) if sorted(word) == sorted(other) else ratio

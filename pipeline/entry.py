@@ -45,10 +45,6 @@ def entries(arm: str, config: Config, prompts: str, policy: str) -> list[Entry]:
             found = [_entry(arm, "sample", *find(store, chosen.samples))]
         for samples in found[:1]:
             _check_fit(samples, prompts, policy)
-            if chosen.samples not in (None, samples.name):
-                raise DataError(
-                    f"it was made of {samples.name}, not of entry.samples={chosen.samples}; name one of them."
-                )
     except DataError as error:
         key = f"entry.pairs={chosen.pairs}" if chosen.pairs else f"entry.samples={chosen.samples}"
         raise DataError(f"{key}: {error}") from None

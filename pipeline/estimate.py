@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
+from pipeline.fingerprint import digest
 from pipeline.parameters import counted
 from pipeline.plan import Plan, State, Step
-from pipeline.schema import Config, ExpectConfig
+from pipeline.schema import Config, ExpectConfig, FolderPolicy
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is reckoned to take before any was measured."""
@@ -65,43 +66,103 @@ def manifests(store: Path) -> list[Manifest]:
     return found
 
 
+class Estimate:
+    """What the steps of a plan are expected to cost; what they share is looked up once."""
+
+    def __init__(self, plan: Plan, known: Iterable[Manifest]) -> None:
+        self.plan, self.known = plan, list(known)
+        self.costs: dict[str, Cost] = {}
+        trained = {m.fingerprint: _named(m)["policy"] for m in self.known if m.step == "train"}
+        trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
+        self.bases: dict[str, str] = {}
+        """A trained policy -> the one that it was trained from in the end."""
+        for name in trained:
+            chain = [name]
+            while chain[-1] in trained and chain[-1] not in self.bases:
+                chain.append(trained[chain[-1]])
+            self.bases |= dict.fromkeys(chain[:-1], self.bases.get(chain[-1], chain[-1]))
+        self.rates = dict(filter(None, map(self._measured, self.known)))
+        """Of the latest artifact of its kind, engine, dtype, oracle, encoder, base policy, with or without GPUs."""
+        self.weights = {arm: self._weights(arm) for arm in plan.configs}
+        self.slices = {arm: _slice(plan, config, self.known) for arm, config in plan.configs.items()}
+
+    def cost(self, step: Step) -> Cost:
+        """Return what `step` is expected to cost; tokens are what it reads or samples."""
+        if step.fingerprint not in self.costs:
+            self.costs[step.fingerprint] = self._cost(step)
+        return self.costs[step.fingerprint]
+
+    def _cost(self, step: Step) -> Cost:
+        arm = step.uses[0].arm
+        config, prompts, weights = self.plan.configs[arm], self.slices[arm], self.weights[arm]
+        tokens = _tokens(step, self.plan, config, prompts)
+        count = {"score": _duels, "embed": _responses}.get(step.spec.kind)
+        units = count(step, self.plan, config, prompts) if count else tokens
+        measured = self.rate(step)
+        rate = measured or _profile_rate(step, config.hardware.expect, weights)
+        heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
+        seconds = (config.hardware.expect.start_s if heavy else LIGHT_S) + (units / rate if rate else 0.0)
+        kept, peak = _disk(step, config, weights, tokens)
+        return Cost(
+            tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, reckoned=bool(rate) and measured is None
+        )
+
+    def total(self, states: Mapping[str, State]) -> Cost:
+        """Return the sum over the steps that are not hits; the peak is kept plus the largest step's need."""
+        costs = [self.cost(step) for name, step in self.plan.steps.items() if states[name].kind != "hit"]
+        kept = sum(c.kept_bytes for c in costs)
+        return Cost(
+            tokens=sum(c.tokens for c in costs),
+            seconds=sum(c.seconds for c in costs),
+            kept_bytes=kept,
+            peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
+            reckoned=any(c.reckoned for c in costs),
+        )
+
+    def rate(self, step: Step) -> float | None:
+        """Return the units (UNITS) per second of the latest artifact like it, None without one."""
+        if not self.rates:
+            return None
+        return self.rates.get(self._like(step.spec.kind, step.identity, step.inputs, bool(step.runtime.get("gpus"))))
+
+    def _measured(self, manifest: Manifest) -> tuple[str, float] | None:
+        done = manifest.stats.get(UNITS.get(manifest.step, "tokens"))
+        on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
+        if not done or not manifest.seconds:
+            return None
+        return self._like(manifest.step, manifest.identity, _named(manifest), on_gpus), done / manifest.seconds
+
+    def _like(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
+        """Return what artifacts have in common whose rates are alike."""
+        named = [identity.get(key) for key in ("engine", "dtype", "oracle")]
+        policy = inputs.get("policy")
+        return digest(
+            [kind, *named, inputs.get("encoder"), self.bases.get(policy, policy) if policy else None, on_gpus]
+        )
+
+    def _weights(self, arm: str) -> int:
+        """Return the weights of an arm's policy: those of its files, else those that the configuration states."""
+        policy = self.plan.configs[arm].policy
+        stated = None if isinstance(policy, FolderPolicy) else policy.parameters
+        uses = ((use, step) for step in self.plan.steps.values() for use in step.uses)
+        role = next((step.inputs.get("policy") for use, step in uses if (use.arm, use.label) == (arm, "prompts")), None)
+        base = self.plan.externals.get(role or "")
+        return (counted(base) if base else None) or stated or UNKNOWN
+
+
 def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
-    """Return what `step` is expected to cost; tokens are what it reads or samples."""
-    config = plan.configs[step.uses[0].arm]
-    prompts = _slice(plan, config, known)
-    tokens = _tokens(step, plan, config, prompts)
-    count = {"score": _duels, "embed": _responses}.get(step.spec.kind)
-    units = count(step, plan, config, prompts) if count else tokens
-    measured = measured_rate(step, plan, known)
-    weights = parameters(plan, step.uses[0].arm)
-    rate = measured or _profile_rate(step, config.hardware.expect, weights)
-    heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
-    seconds = (config.hardware.expect.start_s if heavy else LIGHT_S) + (units / rate if rate else 0.0)
-    kept, peak = _disk(step, config, weights, tokens)
-    return Cost(
-        tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, reckoned=bool(rate) and measured is None
-    )
+    """Return what one step is expected to cost."""
+    return Estimate(plan, known).cost(step)
 
 
 def parameters(plan: Plan, arm: str) -> int:
-    """Return the weights of an arm's policy: those of its files, else those that the configuration states."""
-    config = plan.configs[arm].policy
-    roles = (step.inputs.get("policy") for use, step in plan.arm(arm) if use.label == "prompts")
-    base = next((plan.externals[name] for name in roles if name in plan.externals), None)
-    return (counted(base) if base else None) or config.parameters or UNKNOWN
+    """Return the weights of an arm's policy."""
+    return Estimate(plan, []).weights[arm]
 
 
-def total(plan: Plan, states: dict[str, State], known: list[Manifest]) -> Cost:
-    """Return the sum over the steps that are not hits; the peak is kept plus the largest step's need."""
-    costs = [cost(step, plan, known) for name, step in plan.steps.items() if states[name].kind != "hit"]
-    kept = sum(c.kept_bytes for c in costs)
-    return Cost(
-        tokens=sum(c.tokens for c in costs),
-        seconds=sum(c.seconds for c in costs),
-        kept_bytes=kept,
-        peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
-        reckoned=any(c.reckoned for c in costs),
-    )
+def total(plan: Plan, states: Mapping[str, State], known: Iterable[Manifest]) -> Cost:
+    """Return what all steps that are not hits are expected to cost."""
+    return Estimate(plan, known).total(states)
 
 
 def bill(config: Config, whole: Cost) -> str | None:
@@ -116,36 +177,12 @@ def bill(config: Config, whole: Cost) -> str | None:
 
 
 def measured_rate(step: Step, plan: Plan, known: Iterable[Manifest]) -> float | None:
-    """Return the units (UNITS) per second of the latest artifact of this kind, None without one.
-
-    It must have the same engine, dtype, oracle, encoder and base policy, and must have run on GPUs if this one will.
-    """
-    rate, unit = None, UNITS.get(step.spec.kind, "tokens")
-    known = list(known)
-    trained = {m.fingerprint: _named(m)["policy"] for m in known if m.step == "train"}
-    trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
-    for manifest in known:
-        inputs = _named(manifest)
-        same = all(manifest.identity.get(key) == step.identity.get(key) for key in ("engine", "dtype", "oracle"))
-        same = same and inputs.get("encoder") == step.inputs.get("encoder")
-        same = same and _base(inputs, trained) == _base(step.inputs, trained)
-        on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
-        alike = manifest.step == step.spec.kind and same and on_gpus == bool(step.runtime.get("gpus"))
-        if alike and manifest.stats.get(unit) and manifest.seconds:
-            rate = manifest.stats[unit] / manifest.seconds
-    return rate
+    """Return the rate that was measured of what is like one step."""
+    return Estimate(plan, known).rate(step)
 
 
 def _named(manifest: Manifest) -> dict[str, str]:
     return {role: entry.get("name", "") for role, entry in manifest.inputs.items()}
-
-
-def _base(inputs: Mapping[str, str], trained: Mapping[str, str]) -> str | None:
-    """Return the policy that the one among a step's inputs was trained from in the end, None without one."""
-    policy = inputs.get("policy")
-    while policy and policy in trained:
-        policy = trained[policy]
-    return policy
 
 
 def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:

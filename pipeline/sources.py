@@ -19,7 +19,17 @@ from pipeline.digests import cached_sha256
 from pipeline.errors import ConfigError, DataError
 from pipeline.hub import Hub, local_dataset
 from pipeline.job import File, Input
-from pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
+from pipeline.schema import (
+    EmbeddedEncoder,
+    EmbeddedPolicy,
+    EncoderConfig,
+    FilePrompts,
+    HubPrompts,
+    JudgeConfig,
+    PolicyConfig,
+    PromptsConfig,
+    StarterPrompts,
+)
 from stages.sample import embedded
 
 EMBEDDED_JUDGES = Path(stages.annotate.__file__).parent / "judges"
@@ -33,32 +43,24 @@ class Sources:
 
     def policy(self, config: PolicyConfig) -> Input:
         """Return the base policy. One that is not prepared or downloaded yet has its digest and no files to read."""
-        if config.source == "embedded":
+        if isinstance(config, EmbeddedPolicy):
             return _embedded_policy()
-        if config.source == "hub" and config.repo is not None:
-            found = self.hub.model(config.repo, config.revision or "main")
+        if config.path is None:
+            found = self.hub.model(config.repo, config.revision)
             if found.files:
                 check_policy_folder(found.root)
             return found
-        if config.source != "folder" or config.path is None:
-            raise ConfigError(
-                f"policy.source={config.source}: choose embedded, hub (with policy.repo) or folder (with policy.path)."
-            )
-        folder = Path(config.path).expanduser()
+        folder = Path(config.path)
         check_policy_folder(folder)
         return _external("policy", folder)
 
     def encoder(self, config: EncoderConfig) -> Input:
         """Return the sentence encoder's folder."""
-        if config.source == "embedded":
+        if isinstance(config, EmbeddedEncoder):
             return self.minilm()
-        if config.source == "hub" and config.repo is not None:
-            return replace(self.hub.model(config.repo, config.revision or "main"), role="encoder")
-        if config.source != "folder" or config.path is None:
-            raise ConfigError(
-                f"encoder.source={config.source}: choose embedded, hub (with encoder.repo) or folder (encoder.path)."
-            )
-        folder = Path(config.path).expanduser()
+        if config.path is None:
+            return replace(self.hub.model(config.repo, config.revision), role="encoder")
+        folder = Path(config.path)
         if not (folder / "modules.json").is_file():
             raise DataError(
                 f"encoder.path={folder}: no modules.json there; an encoder is a sentence-transformers folder."
@@ -73,7 +75,7 @@ class Sources:
 
     def judge(self, config: JudgeConfig) -> Input:
         """Return the folder of an oracle or second judge: `path`, else of the hub's `repo`, else the embedded one."""
-        folder = Path(config.path).expanduser() if config.path else EMBEDDED_JUDGES / config.kind
+        folder = Path(config.path) if config.path else EMBEDDED_JUDGES / config.kind
         if config.repo and not config.path:
             return replace(self.hub.model(config.repo, config.revision or "main"), role="judge")
         if not folder.is_dir():
@@ -82,8 +84,10 @@ class Sources:
 
     def prompts(self, config: PromptsConfig) -> dict[str, Input]:
         """Return the files of prompts by role: `source`, or `source_1` .. `source_n` of a split that is published."""
-        place = config.dataset if config.source == "hub" else config.path
-        if not place or "{slice}" not in place:
+        if isinstance(config, StarterPrompts):
+            return {"source": _external("source", Path(stages.sample.__file__).parent / "starter.jsonl")}
+        place = config.dataset if config.path is None else config.path
+        if "{slice}" not in place:
             return {"source": self._prompts(config, place)}
         if config.slices is None:
             raise ConfigError(f"prompts: {place} has a place for the slice; say how many there are: prompts.slices=3.")
@@ -94,25 +98,22 @@ class Sources:
         """Return a file of responses or pairs, or those of a folder."""
         return _files("source", path, split, "--split")
 
-    def _prompts(self, config: PromptsConfig, place: str | None) -> Input:
-        if config.source == "starter":
-            return _external("source", Path(stages.sample.__file__).parent / "starter.jsonl")
-        if place is None or config.source not in ("file", "hub"):
-            raise ConfigError(
-                f"prompts.source={config.source}: choose starter, file (with prompts.path) or hub (prompts.dataset)."
-            )
-        path = Path(place).expanduser()
-        if config.source == "hub" and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            raise ConfigError(
-                f"prompts.dataset={path}: save_to_disk wrote it; read it by prompts=file prompts.path={path}"
-            )
-        if config.source == "hub" and path.is_dir():
-            return local_dataset(path, config.subset, config.split or "train")
-        if config.source == "hub":
-            return self.hub.dataset(place, config.revision or "main", config.subset, config.split or "train")
+    def _prompts(self, config: FilePrompts | HubPrompts, place: str) -> Input:
+        path = Path(place)
+        if isinstance(config, HubPrompts) and path.is_dir():
+            if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                return local_dataset(path, config.subset, config.split)
+            if config.path is None:
+                raise ConfigError(
+                    f"prompts.dataset={path}: save_to_disk wrote it; read it by prompts=file prompts.path={path}"
+                )
+        if isinstance(config, HubPrompts) and config.path is None:
+            return self.hub.dataset(place, config.revision, config.subset, config.split)
         if not path.exists():
             raise DataError(f"prompts.path={path}: there is no such file.")
-        return _files("source", path, config.split, "prompts.split")
+        return _files(
+            "source", path, config.split if path.is_dir() or config.source == "file" else None, "prompts.split"
+        )
 
 
 def _external(role: str, path: Path) -> Input:

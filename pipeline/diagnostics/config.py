@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf
+from typing import Annotated
+
+from pydantic import Field
 
 from pipeline.errors import ConfigError
+from pipeline.fields import NO_BOOL, NonNegative, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,29 +20,29 @@ class DiagnosticsConfig:
     The rules are pipeline/diagnostics/rules.py.
     """
 
-    overoptimized: float | None
+    overoptimized: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False), NO_BOOL] | None
     """How far below 1/2 the second judge is while the oracle's interval lies above."""
-    longer: float | None
+    longer: Annotated[float, Field(ge=1, allow_inf_nan=False), NO_BOOL] | None
     """Held-out length in tokens, times the base's."""
-    shorter: float | None
+    shorter: Share | None
     """Likewise."""
-    capped: float | None
+    capped: Share | None
     """Share of held-out responses that hit sampler.max_tokens."""
-    repeats: float | None
+    repeats: Share | None
     """Diversity as a share of iteration 1's, or of the base's."""
-    similar: float | None
+    similar: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), NO_BOOL] | None
     """Mean similarity over the K responses of a prompt."""
-    collapsed: float | None
+    collapsed: Share | None
     """Distance of chosen and rejected states as a share of iteration 1's."""
-    chosen_falls: float | None
+    chosen_falls: Share | None
     """Share of chosen responses that training makes less likely."""
-    ties: float | None
+    ties: Share | None
     """Share of pairs in which the oracle sees no difference."""
-    position: float | None
+    position: Share | None
     """Share of pairs whose winner changes with the order."""
-    reversed: float | None
+    reversed: Share | None
     """Share of pairs that a step pushes the wrong way."""
-    learned_nothing: float | None
+    learned_nothing: NonNegative | None
     """How far chosen and rejected move apart at least, times the noise before training."""
     stop_on: tuple[str, ...]
     """Rules that stop an arm before its next iteration."""

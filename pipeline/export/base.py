@@ -50,9 +50,9 @@ def base_of(run: Run) -> Base:
     """Return the base; reads local files alone."""
     policy = run.config.get("policy", {})
     source, repo, revision = (policy.get(key) for key in ("source", "repo", "revision"))
-    folder = Path(policy["path"]).expanduser() if source == "folder" else None
+    folder = Path(policy["path"]).expanduser() if policy.get("path") else None
     commit = None
-    if source == "hub":
+    if source == "hub" and folder is None:
         folder = Hub(run.pins).here("model", repo, revision or "main")
         commit = run.pins.get(f"model:{repo}@{revision or 'main'}", revision)
     embedded = source == "embedded"

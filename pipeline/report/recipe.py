@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ FREE = (
 """Keys of theirs that do not: how fast it runs, what is measured."""
 PLACES = (".path", ".urls")
 """Nor do ends of keys that say where something lies: what lies there is named beside them."""
+OPEN = re.compile(r"\.(members|weights|engine_args)\.")
+"""In what holds any keys; elsewhere a key that the preset lacks is of an earlier version."""
 NAMING = ("name", "kind", "source")
 """Keys that say which one a group is: where they differ, its other keys say nothing."""
 
@@ -63,7 +66,8 @@ def differences(folder: Path) -> list[str]:
         return []
     absent, groups = object(), {key.partition(".")[0] for key in theirs}
     known = {key: value for key, value in ours.items() if key.partition(".")[0] in groups}
-    changed = [key for key, value in known.items() if theirs.get(key, absent) != value]
+    listed = [key for key in known if key in theirs or OPEN.search(key)]
+    changed = [key for key in listed if theirs.get(key, absent) != known[key]]
     return [f"{key}={_shown(ours[key])}" for key in changed if not _said(key, changed)]
 
 

@@ -151,19 +151,19 @@ class ImportPairsIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class GateIdentity:
-    """Inputs of calibrate: `pairs`, and `embeddings` unless the gate is off. methods.md section 2."""
+    """Inputs of calibrate: `pairs`, and `embeddings` unless the gate is off. Defaults stand where a kind reads none."""
 
     name: str
     """off, linear, power, or a control: permuted (g matrices shuffled across prompts of equal K), rescaled (every
     target shrunk by the one factor by which the gate shrinks them in sum)."""
-    exponent: float
+    exponent: float = 1.0
     """Of g; 1 for linear."""
-    floor: float
-    floor_quantile: float | None
+    floor: float = 0.0
+    floor_quantile: float | None = None
     """When set, floor is this quantile of all off-diagonal similarities of the iteration."""
-    ceil: float
-    ceil_quantile: float | None
-    scope: str
+    ceil: float = 1.0
+    ceil_quantile: float | None = None
+    scope: str = "pairwise"
     """pairwise, pair or row_mean."""
     seed: int
     """Of the permuted control."""

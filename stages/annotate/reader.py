@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.errors import DataError
+from pipeline.fields import NO_BOOL
 from stages.annotate.oracle import Duel, Messages
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 COUNT_FROM_PAD = ("mpnet", "roberta", "xlm-roberta")
 """config.json's model_type of those whose first position is pad_token_id + 1."""
 Dtype = Literal["float32", "bfloat16"]
-MaxTokens = Annotated[int, Field(ge=64)]
+MaxTokens = Annotated[int, Field(ge=64), NO_BOOL]
 """A template's own tokens fit into half of it."""
 
 

@@ -82,16 +82,16 @@ class ReferenceIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class RepulsionIdentity:
-    """Which latent repulsion."""
+    """Which latent repulsion. Defaults stand where a kind reads none."""
 
     name: str
     """off, hinge, neg_sq, cosine or log."""
-    weight: float
+    weight: float = 0.0
     """lambda."""
-    margin: float
+    margin: float = 1.0
     pooling: str
     """mean over the response's tokens without end-of-turn, or last content token."""
-    layer: int
+    layer: int = -1
     """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
     the last but one, and so on."""
 
@@ -106,9 +106,9 @@ class CalibrationIdentity:
 
     name: str
     """off or reward."""
-    ema: float
+    ema: float = 0.98
     """Of the running means of the logs: what a new step leaves of the old ones."""
-    max_log_delta: float
+    max_log_delta: float = 1.3862943611198906
     """Bound of |log delta|."""
 
     def __post_init__(self) -> None:
@@ -125,9 +125,9 @@ class AdapterIdentity:
 
     name: str
     """off: all weights; lora: B and A on frozen weights; qlora: on frozen weights in 4 bits (nf4)."""
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    rank: int = 0
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ()
     """Names of layers, such as q_proj; empty: all linear layers but the head."""
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
+from pipeline.fields import Number
 
 
 def _refuse_unless(holds: bool, key: str, value: object, remedy: str) -> None:
@@ -21,7 +22,7 @@ def _refuse_unless(holds: bool, key: str, value: object, remedy: str) -> None:
 class Objective:
     """Of every objective."""
 
-    loss_scale: float | None
+    loss_scale: Number | None
     """loss = loss_scale * (L + weight * L_rep); null is 1, for the sppo family 1/beta**2, the official gradient."""
 
     def __post_init__(self) -> None:
@@ -35,7 +36,7 @@ class Sppo(Objective):
 
     name: Literal["sppo", "sppo_single", "sppo_hard"]
     """By the targets: win rates, the pair's own duel P[w,l], or 1 and 0."""
-    beta: float
+    beta: Number
     """1/eta."""
 
     def __post_init__(self) -> None:
@@ -48,9 +49,9 @@ class Dpo(Objective):
     """Logistic loss of the margin m."""
 
     name: Literal["dpo"]
-    beta: float
+    beta: Number
     """Of the KL penalty, per nat of m."""
-    label_smoothing: float
+    label_smoothing: Number
     """Probability that a label is wrong."""
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Ipo(Objective):
     """Square of the margin's distance from 1/(2 tau)."""
 
     name: Literal["ipo"]
-    tau: float
+    tau: Number
     length_normalize: bool
     """Log-probs are means over a response's tokens, not sums."""
 
@@ -79,11 +80,11 @@ class Spo(Objective):
     """A loss of the margin whose minimum is at m = alpha."""
 
     name: Literal["spo"]
-    alpha: float
+    alpha: Number
     """The margin aimed at, in nats."""
-    z_min: float
+    z_min: Number
     """m/alpha below which the loss is linear."""
-    kappa: float
+    kappa: Number
     """Weight of relu(h_l): the rejected response does not become likelier."""
 
     def __post_init__(self) -> None:
@@ -98,9 +99,9 @@ class Inpo(Objective):
     """Square of the margin's distance from a mixture of those of base and reference, plus 1/(2 inpo_eta)."""
 
     name: Literal["inpo"]
-    tau: float
+    tau: Number
     """Of the KL penalty to the base."""
-    inpo_eta: float
+    inpo_eta: Number
     """Step size of mirror descent."""
 
     def __post_init__(self) -> None:
@@ -115,8 +116,8 @@ class Simpo(Objective):
     """Logistic loss of the difference of mean log-probs, without a reference."""
 
     name: Literal["simpo"]
-    beta: float
-    gamma: float
+    beta: Number
+    gamma: Number
     """The margin aimed at."""
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ TRIES = 6
 
 def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
     """Return the smallest run with every step: 8 prompts in 2 shards, K=2, 8 optimizer steps, 4 held-out prompts."""
-    return [
+    own = [
         "hardware=cpu",
         "policy=folder",
         f"policy.path={policy}",
@@ -52,8 +52,9 @@ def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
         "evaluate.resamples=100",
         f"paths.store={folder / 'store'}",
         f"paths.runs={folder / 'runs'}",
-        *more,
     ]
+    set_again = {word.partition("=")[0] for word in more}
+    return [*(word for word in own if word.partition("=")[0] not in set_again), *more]
 
 
 def write_prompts(path: Path, rows: int = PROMPTS) -> None:

@@ -188,8 +188,8 @@ def test_learned_is_ten_times_the_noise() -> None:
 
 WRONG = [
     ("diagnostics.stop_on=[longr]", r"diagnostics\.stop_on: longr is no rule\. Did you mean longer\? There are: over"),
-    ("diagnostics.capped=1.5", r"diagnostics\.capped=1\.5: use a number from 0 to 1, or null for never"),
-    ("diagnostics.longer=0.5", r"diagnostics\.longer=0\.5: use a number from 1, or null for never"),
+    ("diagnostics.capped=1.5", r"diagnostics\.capped=1\.5: must be a finite number from 0 to 1, or null"),
+    ("diagnostics.longer=0.5", r"diagnostics\.longer=0\.5: must be a finite number ≥ 1, or null"),
     ("diagnostics.similr=1", r"diagnostics\.similr is not a configuration key\. Did you mean diagnostics\.similar"),
 ]
 

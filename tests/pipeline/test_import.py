@@ -393,7 +393,7 @@ def test_samples_stand_for_one_step(place: Place) -> None:
     name = f"entry.samples=sample-{place.made(out)['sample'].fingerprint[:8]}"
     plan, without = place.plan(name), place.plan()
     assert labels(without).keys() - labels(plan).keys() == {(1, "sample")}
-    assert labels(place.plan(name, entry(out))) == labels(place.plan(entry(out)))
+    assert labels(place.plan(entry(out))).keys() < labels(plan).keys()
 
 
 def test_costs_are_those_of_what_is_there(place: Place) -> None:
@@ -424,9 +424,7 @@ def test_an_entry_that_is_not_there_or_does_not_fit(place: Place, policy: Path, 
     assert "beside other prompts, of which others are held out; import it again" in refused(given, "prompts.heldout=5")
     other = tiny_policy(tmp_path / "other", seed=1)
     assert "was tokenized for another policy; import it again" in refused(given, f"policy.path={other}")
-    other_samples = place.made(place("import", "responses", place.file(listed(), "other.jsonl")))["sample"]
-    named = f"entry.samples=sample-{other_samples.fingerprint[:8]}"
-    assert f"not of {named}; name one of them." in refused(given, named)
+    assert "entry.samples has no effect here" in refused(given, "entry.samples=sample-00000000")
     folder = place.store / f"sample-{made['sample'].fingerprint[:8]}"
     part = next(folder.glob("part-*.parquet"))
     part.rename(part.with_suffix(".gone"))

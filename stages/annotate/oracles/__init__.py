@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.fields import described, hints
 from stages.annotate.oracle import Oracle
 
 
@@ -32,6 +34,8 @@ class Base:
     """Whether it runs vLLM where it has no servers: then its process serves no other step."""
     servers: ClassVar[bool] = False
     """Whether `oracle.urls` may say where it runs; its folder is not loaded then."""
+    mixes: ClassVar[bool] = False
+    """Whether it is made of `oracle.members`."""
 
     reads: ClassVar[str] = "duels"
     """What its time grows with: `duels`; `responses`, each read once for all its duels; `texts`, prompts as well."""
@@ -70,25 +74,44 @@ class Given:
         )
 
 
+@cache
 def kinds() -> list[str]:
     """Return what `oracle.kind` may be."""
     return sorted(module.name for module in iter_modules(__path__))
 
 
-def options(kind: str, chosen: Mapping[str, Any]) -> Any:
-    """Return the Options of an oracle; ConfigError names the key that is wrong."""
-    wanted = _file(kind).Options
+def options_of(kind: str, key: str = "oracle") -> Any:
+    """Return the class of an oracle's Options."""
+    return _file(kind, key).Options
+
+
+def all_options() -> list[type[Any]]:
+    """Return the Options of all oracles."""
+    return [options_of(kind) for kind in kinds()]
+
+
+def options(kind: str, chosen: Mapping[str, Any], key: str = "oracle") -> Any:
+    """Return the Options of an oracle; ConfigError names the key that is wrong. key: where the oracle is configured."""
+    wanted = options_of(kind, key)
     known = [one.name for one in fields(wanted)]
-    for key in chosen:
-        if key not in known:
+    for name in chosen:
+        if name not in known:
             there = f"its options: {', '.join(known)}" if known else "it has no options"
-            raise ConfigError(f"oracle.options.{key}: {kind} does not know that key; {there}.")
+            raise ConfigError(f"{key}.options.{name}: {kind} does not know that key; {there}.")
     try:
-        return TypeAdapter(wanted).validate_python(dict(chosen))
+        return _adapter(wanted).validate_python(dict(chosen))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"oracle.options.{where}={first['input']}: {first['msg']}.") from None
+        where = ".".join([key, "options", *map(str, first["loc"])])
+        if first["type"] == "missing":
+            raise ConfigError(f"{where} is not set; add {where}=... to the command.") from None
+        right = described(hints(wanted)[str(first["loc"][0])])
+        raise ConfigError(f"{where}={first['input']}: {right}.") from None
+
+
+@cache
+def _adapter(wanted: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(wanted)
 
 
 def load(kind: str, chosen: Mapping[str, Any], given: Given) -> Oracle:
@@ -106,9 +129,9 @@ def modules(identity: Mapping[str, Any]) -> list[str]:
     return named(identity["oracle"])
 
 
-def _file(kind: str) -> Any:
+def _file(kind: str, key: str = "oracle") -> Any:
     if kind not in kinds():
-        raise ConfigError(f"oracle kind {kind!r} is unknown; choose one of: {', '.join(kinds())}.")
+        raise ConfigError(f"{key}.kind={kind}: choose one of {', '.join(kinds())}.")
     return importlib.import_module(f"{__name__}.{kind}")
 
 

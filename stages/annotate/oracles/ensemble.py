@@ -29,6 +29,7 @@ class Options(Base):
     """By member, above 0; only their ratios count."""
 
     inputs: ClassVar[tuple[str, ...]] = ()
+    mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():

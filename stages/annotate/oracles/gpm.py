@@ -22,13 +22,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.errors import DataError
+from pipeline.fields import Positive
 from stages.annotate import reader
 from stages.annotate.oracle import Duel, Oracle, Verdicts
 from stages.annotate.oracles import Base, Given
@@ -52,7 +52,7 @@ class Options(Base):
     """Of the backbone; the heads are in float32."""
     max_tokens: reader.MaxTokens
     """Of prompt and response together; fewer where the model reads fewer."""
-    tau: Annotated[float, Field(gt=0)]
+    tau: Positive
     """τ of its training."""
     unit: bool
     """Whether embeddings are scaled to unit length."""

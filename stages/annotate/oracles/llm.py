@@ -14,9 +14,10 @@ before it answers is asked in vain: its first token is no letter.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pipeline.errors import ConfigError
+from pipeline.fields import Integer, OnlyIf
 from stages.annotate.oracle import Oracle
 from stages.annotate.oracles import Base, Given
 from stages.annotate.question import check_template
@@ -36,9 +37,11 @@ class Options(Base):
     """The model's name at the servers of `oracle.urls`; null: a folder."""
     template: str
     """The question, with a place for each text: {prompt}, {first}, {second}."""
-    max_tokens: int
+    max_tokens: Integer
     """Of the whole question as the model reads it."""
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], OnlyIf(lambda options, _: options.model is None, "of a folder's model")
+    ]
     """Of a folder's model; servers have their own."""
 
     def __post_init__(self) -> None:

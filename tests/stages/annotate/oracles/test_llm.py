@@ -142,7 +142,7 @@ def test_folders_that_cannot_judge(folder: Path, tmp_path: Path) -> None:
         ({"template": "{prompt} {first}"}, r"oracle\.options\.template: \{second\} must be there once"),
         ({"max_tokens": 63}, r"oracle\.options\.max_tokens=63: use 64 or more"),
         ({"model": ""}, r"oracle\.options\.model is empty"),
-        ({"dtype": "float16"}, r"oracle\.options\.dtype=float16: Input should be 'float32' or 'bfloat16'"),
+        ({"dtype": "float16"}, r"oracle\.options\.dtype=float16: choose one of float32, bfloat16"),
         ({"flor": 1}, r"oracle\.options\.flor: llm does not know that key"),
     ],
 )

@@ -1,0 +1,234 @@
+"""What a setting may be, and when it is read: the types of the configuration's fields, and what a model says of a key.
+
+A model is a frozen dataclass, or a union of them where a group has several kinds: what a kind reads are its fields. A
+field that is read in some configurations alone says so beside itself, with `OnlyIf` or `ByReference`.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class OnlyIf:
+    """Of a field that is read in some configurations alone."""
+
+    holds: Callable[[Any, Any], bool]
+    """Of the group that has the field, and of the whole configuration."""
+    where: str
+    """Completes `is read only ...`."""
+
+
+@dataclass(frozen=True)
+class ByReference:
+    """Of a field that only other keys read, by an interpolation such as ${policy.dtype}."""
+
+    where: str
+    """Completes `is read only ...`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of a field `dict[str, Any]` whose keys are the fields of a dataclass."""
+
+    of: Callable[[Any], Any]
+    """The dataclass's instance, of the group that has the field."""
+    kinds: Callable[[], list[type[Any]]]
+    """All that it can be."""
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+NO_BOOL = BeforeValidator(_no_bool)
+"""After the range of a number, which it hides otherwise."""
+Number = Annotated[float, Field(allow_inf_nan=False), NO_BOOL]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOL]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOL]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NO_BOOL]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NO_BOOL]
+Integer = Annotated[int, NO_BOOL]
+Count = Annotated[int, Field(ge=1), NO_BOOL]
+Size = Annotated[int, Field(ge=0), NO_BOOL]
+Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Text, AfterValidator(os.path.expanduser)]
+"""A file or a folder."""
+
+
+@cache
+def hints(model: Any) -> dict[str, Any]:
+    """Return the annotations of a dataclass's fields, with their metadata."""
+    found = get_type_hints(model, include_extras=True)
+    return {field.name: found[field.name] for field in fields(model)}
+
+
+def metadata(annotation: Any, kind: type[Any]) -> Any:
+    """Return what an annotation has of a kind of metadata, None without."""
+    return next((one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, kind)), None)
+
+
+def at(model: Any, key: str) -> list[Any]:
+    """Return the annotations of a dotted key, one for each kind of its group that has it."""
+    found = [model]
+    for part in key.split("."):
+        found = [below for one in found for below in _below(one, part)]
+    return found
+
+
+def _below(annotation: Any, part: str) -> Iterator[Any]:
+    options = metadata(annotation, Options)
+    if options:
+        yield from (hints(kind)[part] for kind in options.kinds() if part in hints(kind))
+        return
+    for one in members(annotation):
+        if isinstance(one, type) and is_dataclass(one):
+            if part in hints(one):
+                yield hints(one)[part]
+        elif get_origin(one) is dict:
+            yield get_args(one)[1]
+        elif get_origin(one) is tuple and part.isdigit():
+            yield get_args(one)[0]
+
+
+def members(annotation: Any) -> list[Any]:
+    """Return what an annotation is a union of, without metadata."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [one for part in get_args(annotation) for one in members(part)]
+    return [annotation]
+
+
+def of_error(model: Any, loc: Sequence[int | str]) -> tuple[str, Any]:
+    """Return the dotted key and the annotation at a place that pydantic names, which has the kinds of unions in it."""
+    found, parts = [model], []
+    for part in map(str, loc):
+        below = [one for annotation in found for one in _below(annotation, part)]
+        parts += [part] * bool(below)
+        found = below or [one for annotation in found for one in members(annotation) if _is_kind(one, part)] or found
+    return ".".join(parts), found[0]
+
+
+def _is_kind(model: Any, tag: str) -> bool:
+    if not (isinstance(model, type) and is_dataclass(model)):
+        return False
+    return any(tag in get_args(kind) for hint in hints(model).values() for kind in members(hint))
+
+
+def is_text(annotation: Any) -> bool:
+    """Whether a value is text, or a list of texts; null may be allowed beside it."""
+    kinds = [one for one in members(annotation) if one is not type(None)]
+    return bool(kinds) and all(_is_text(one) for one in kinds)
+
+
+def _is_text(kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        return is_text(get_args(kind)[0])
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(one, str) for one in get_args(kind)))
+
+
+def allows_null(annotation: Any) -> bool:
+    """Whether a value may be null."""
+    return type(None) in members(annotation)
+
+
+def described(annotation: Any) -> str:
+    """Return what a value may be: `must be a finite number ≥ 0, or null`, `choose one of drop, keep_end`."""
+    kinds = [one for one in members(annotation) if one is not type(None)]
+    shape = TypeAdapter(annotation).json_schema()
+    shapes = [one for one in shape.get("anyOf", [shape]) if one.get("type") != "null"]
+    if any(is_dataclass(kind) for kind in kinds):
+        return "must be an option of its group"
+    parts = [_described(kind, one) for kind, one in zip(kinds, shapes, strict=False)]
+    reason = f" ({shape['description']})" if "description" in shape else ""
+    verb = "choose" if parts[0].startswith("one of ") else "must be"
+    return f"{verb} {' or '.join(parts)}{', or null' if allows_null(annotation) else ''}{reason}"
+
+
+def _described(kind: Any, shape: Mapping[str, Any]) -> str:
+    choices = shape.get("enum") or ([shape["const"]] if "const" in shape else [])
+    if choices:
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else str(choices[0])
+    name = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}.get(kind)
+    if name is None:
+        if get_origin(kind) is tuple:
+            return "a list, such as [a,b]"
+        return "a mapping, such as {a:1}"
+    low, high = shape.get("minimum"), shape.get("maximum")
+    if kind is str:
+        return "text that is not empty" if shape.get("minLength") else name
+    if low is not None and high is not None:
+        return f"{name} from {low:g} to {high}" if kind is int else f"{name} from {low:g} to {high:g}"
+    limits = {
+        "≥": low, ">": shape.get("exclusiveMinimum"), "≤": high, "<": shape.get("exclusiveMaximum"),
+    }  # fmt: skip
+    found = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None)
+    return f"{name} {found}".strip()
+
+
+def unread(group: Any, config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (key, where it would be read) of all fields of a group that this configuration does not read."""
+    for name, annotation in hints(group.__class__).items():
+        key, value = f"{prefix}{name}", getattr(group, name)
+        rule, options = metadata(annotation, OnlyIf), metadata(annotation, Options)
+        if rule and not rule.holds(group, config):
+            yield key, rule.where
+        elif options:
+            yield from unread(options.of(group), config, f"{key}.")
+        elif is_dataclass(value):
+            yield from unread(value, config, f"{key}.")
+        elif isinstance(value, dict):
+            for one, below in value.items():
+                if is_dataclass(below):
+                    yield from unread(below, config, f"{key}.{one}.")
+
+
+def by_reference(model: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (key, who reads it) of the fields of a model that only other keys read."""
+    for one in members(model):
+        if not (isinstance(one, type) and is_dataclass(one)):
+            continue
+        for name, annotation in hints(one).items():
+            rule = metadata(annotation, ByReference)
+            if rule:
+                yield f"{prefix}{name}", rule.where
+            yield from by_reference(annotation, f"{prefix}{name}.")
+
+
+def is_list(annotation: Any) -> bool:
+    """Whether a value is a list."""
+    return any(get_origin(one) is tuple for one in members(annotation))
+
+
+def has_default(owner: Any, name: str) -> bool:
+    """Whether a field of a dataclass may be left out."""
+    return any(
+        one.name == name and (one.default is not MISSING or one.default_factory is not MISSING) for one in fields(owner)
+    )
+
+
+def tags(annotation: Any, name: str) -> list[str]:
+    """Return what the field that tells the kinds of a union apart may be."""
+    return [tag for one in members(annotation) for kind in members(hints(one)[name]) for tag in get_args(kind)]
+
+
+def discriminators(annotations: list[Any]) -> list[str]:
+    """Return the fields that tell the kinds of unions apart."""
+    found = (metadata(one, FieldInfo) for one in annotations)
+    return [str(one.discriminator) for one in found if one is not None and one.discriminator]
+
+
+def is_model(kind: Any) -> bool:
+    """Whether a kind of value is a dataclass."""
+    return isinstance(kind, type) and is_dataclass(kind)
