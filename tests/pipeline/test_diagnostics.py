@@ -281,7 +281,7 @@ def test_a_stopped_run_exits_with_2_and_one_message(
     plan = plan_of(tmp_path, {"": ["iterations=2", "diagnostics.stop_on=[overoptimized]"]})
     made(plan, tmp_path, "", 1, GAMED)
     monkeypatch.setattr(commands, "plan_of", lambda arms: plan)
-    monkeypatch.setattr(commands, "prepare", lambda plan, arms, states: plan)
+    monkeypatch.setattr(commands, "prepare", lambda plan, arms: plan)
     assert cli.main(["run", "iterations=2"]) == 2
     error = capsys.readouterr().err
     assert error.count("error: ") == 1 and "error: stopped by diagnostics.stop_on. iteration 1: over" in error
