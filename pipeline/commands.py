@@ -307,7 +307,7 @@ def status(arguments: argparse.Namespace) -> None:
     if not arms:
         begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
         raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
-    _print_plan(plan_of(arms), arguments.why)
+    _print_plan(plan_of(arms), arguments.why, to_run=False)
 
 
 def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
@@ -315,7 +315,8 @@ def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
         print(differs)
 
 
-def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> None:
+def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
+    """Print a plan; to_run: refuse what can never run here, else say so."""
     store = Path(_first(plan).paths.store)
     states, known = inspect(plan, store, redo), estimate.manifests(store)
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
@@ -356,7 +357,9 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> No
     try:
         check_here(plan, states)
     except ConfigError as error:
-        if _first(plan).hardware.name in config.DETECTED:  # the profiles of whatever machine they are used on
+        if (
+            to_run and _first(plan).hardware.name in config.DETECTED
+        ):  # the profiles of whatever machine they are used on
             raise
         console.print(f"to look at, not to run here: {error}", markup=False, highlight=False)
 
