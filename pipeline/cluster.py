@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline import leftovers
 from pipeline.errors import ConfigError, SparringError
@@ -235,11 +236,25 @@ def check_address(address: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ConfigError(
-            f"RAY_ADDRESS={address}: no answer within {ANSWER_S:.0f} s: no Ray cluster, or one that hangs; "
-            f"{REMEDY}."
+            f"RAY_ADDRESS={address}: no answer within {ANSWER_S:.0f} s: no Ray cluster, or one that hangs; {REMEDY}."
         ) from None
     if done.returncode:
         raise ConfigError(f"RAY_ADDRESS={address}: {_refusal(done.stderr)}.")
+
+
+def check_servers(key: str, urls: Iterable[str]) -> None:
+    """ConfigError when nobody takes a connection at any of the servers that the configuration key `key` names."""
+    faults = []
+    for url in urls:
+        place = urlsplit(url)
+        try:
+            port = place.port or (443 if place.scheme == "https" else 80)
+            socket.create_connection((place.hostname or "", port), timeout=CONNECT_S).close()
+            return
+        except (OSError, ValueError) as error:
+            faults.append(f"{url}: {error}")
+    if faults:
+        raise ConfigError(f"{key}: no server answers ({'; '.join(faults)}); start one, or name another.")
 
 
 def _check_listens(address: str) -> None:

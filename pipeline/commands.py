@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, digests, estimate, hub
+from pipeline import book, cluster, config, digests, estimate, hub, judges
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     if todo:
         check_installed(plan)
         check_here(plan, states)
+        check_servers(plan, states)
     make_folder("paths.store", store)
     make_folder("paths.runs", Path(first.paths.runs))
     with ExitStack() as held:
@@ -153,6 +154,17 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
         cluster.check_address(os.environ["RAY_ADDRESS"])
     elif todo:
         check_placement(todo, this_machine(), "this machine", alone=True)
+
+
+def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
+    """ConfigError where a step to do asks servers of which none answers."""
+    todo = {plan.steps[name].spec.kind for name, state in states.items() if state.kind != "hit"}
+    for chosen in plan.configs.values():
+        if "sample" in todo and chosen.sampler.engine == "server":
+            cluster.check_servers("sampler.urls", chosen.sampler.urls)
+        for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
+            for place, urls in judges.servers(judge).items() if "score" in todo else ():
+                cluster.check_servers(".".join(filter(None, (key, place, "urls"))), urls)
 
 
 def _console() -> Console:

@@ -82,3 +82,13 @@ def test_what_a_cluster_refuses_is_named(monkeypatch: pytest.MonkeyPatch, said: 
     with pytest.raises(ConfigError, match="RAY_ADDRESS=auto") as caught:
         cluster.check_address("auto")
     assert all(word in str(caught.value) for word in words)
+
+
+def test_servers_of_which_none_answers_are_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        live, dead = f"http://127.0.0.1:{there.getsockname()[1]}", "http://127.0.0.1:1"
+        cluster.check_servers("sampler.urls", [dead, live])
+        cluster.check_servers("sampler.urls", [])
+        with pytest.raises(ConfigError, match=r"oracle\.urls.*127.0.0.1:1") as caught:
+            cluster.check_servers("oracle.urls", [dead, "http://nowhere.invalid:80"])
+        assert "nowhere.invalid" in str(caught.value)
