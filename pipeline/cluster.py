@@ -89,10 +89,6 @@ def joined() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-LOST_S = 10
-"""Seconds after which Ray's processes on one machine give up a GCS that is gone, which nobody starts again there."""
-
-
 def start_ray(gpus: int, log: Path | None = None) -> None:
     """Join the cluster of RAY_ADDRESS, or start a local one bound to loopback; log: a file for what Ray itself prints.
 
@@ -102,8 +98,6 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    if not joined():
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(LOST_S))  # agents outlive nobody by more
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
@@ -181,22 +175,30 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 def stop_ray() -> None:
     """Leave the cluster, or end the local one and what its workers left in the temporary folder."""
     import ray
+    from ray._private import worker
 
-    ray.shutdown()
+    if dead_process() and worker._global_node:  # a GCS that is gone would be waited for
+        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    else:
+        ray.shutdown()
     leftovers.remove_own()
+
+
+def dead_process() -> str | None:
+    """Return which process of the local Ray is gone, None where none is."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return next((kind for kind, _ in node.dead_processes()), None) if node and not joined() else None
 
 
 def check_alive() -> None:
     """SparringError when a process of the local Ray is gone: nothing that is waited for will come then."""
-    from ray._private import worker
-
-    node = worker._global_node
-    if node is not None and not joined():
-        for kind, _ in node.dead_processes():
-            raise SparringError(
-                f"Ray's process {kind} ended: it was killed, or the machine is out of memory. Run the same command "
-                "again to resume."
-            )
+    if kind := dead_process():
+        raise SparringError(
+            f"Ray's process {kind} ended: it was killed, or the machine is out of memory. Run the same command "
+            "again to resume."
+        )
 
 
 ANSWER_S = 30.0
