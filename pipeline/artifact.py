@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from pipeline.errors import ConfigError, DataError, SparringError
 from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job, Part, Shard, sha256_file
@@ -64,6 +66,9 @@ class Manifest:
     def imported(self) -> bool:
         """Whether `sparring import` made it."""
         return "provenance" in self.summary
+
+
+_TYPES = TypeAdapter(Manifest)
 
 
 def content_digest(files: Iterable[File]) -> str:
@@ -142,10 +147,18 @@ def _parse(path: Path, raw: bytes) -> Manifest:
         seal = body.pop("seal")
         if seal != digest(body):
             raise ValueError("its seal does not match its text")
-        files = tuple(File(**file) for file in body.pop("files"))
-        return Manifest(files=files, **body)
+        _TYPES.validate_json(json.dumps(body), strict=True)
+        if not {"in", "out", "dropped"} <= body["rows"].keys():
+            raise ValueError("its rows are not counted")
+        if not all({"name", "digest"} <= entry.keys() for entry in body["inputs"].values()):
+            raise ValueError("its inputs are not named")
+        return Manifest(**{**body, "files": tuple(File(**file) for file in body["files"])})
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SparringError) as error:
-        raise CorruptManifest(f"{path}: corrupt manifest ({error}); the step will be redone.") from None
+        why = str(error)
+    raise CorruptManifest(f"{path}: corrupt manifest ({why}); the step will be redone.")
 
 
 def fingerprint_of(path: Path) -> str:

@@ -44,14 +44,14 @@ def _is_record(content: Any) -> bool:
     try:
         steps = [entry for row in content.get("steps", {}).values() for entry in row.values()]
         planned = [name for row in content.get("planned", {}).values() for name in row.values()]
-        texts = [*content.get("overrides", []), content.get("store", ""), *content.get("pins", {}).values(), *planned]
-        texts += [
-            entry[name] for entry in steps for name in ("fingerprint", *(("content",) if "content" in entry else ()))
-        ]
+        lists = [content.get("overrides", []), list(content.get("pins", {}).values()), planned]
+        lists.append([entry[name] for entry in steps for name in ("fingerprint", "content") if name in entry])
         numbers = [int(t) for name in ("steps", "planned") for t in content.get(name, {})]
+        named = all("fingerprint" in entry for entry in steps) and bool(content.get("store", "store"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
-    return all(isinstance(text, str) for text in texts) and min(numbers, default=0) >= 0
+    texts = all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists)
+    return named and texts and isinstance(content.get("store", ""), str) and min(numbers, default=0) >= 0
 
 
 def opened(runs: Path, run: str) -> tuple[Path, dict[str, Any]]:

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline import leftovers
 from pipeline.errors import ConfigError, SparringError
@@ -89,10 +90,6 @@ def joined() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-LOST_S = 10
-"""Seconds after which Ray's processes on one machine give up a GCS that is gone, which nobody starts again there."""
-
-
 def start_ray(gpus: int, log: Path | None = None) -> None:
     """Join the cluster of RAY_ADDRESS, or start a local one bound to loopback; log: a file for what Ray itself prints.
 
@@ -102,8 +99,6 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    if not joined():
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(LOST_S))  # agents outlive nobody by more
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
@@ -149,8 +144,9 @@ def _init(gpus: int) -> None:
         try:
             ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise SparringError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {first} {REMEDY}.") from None
+            raise SparringError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {_refusal(' '.join(str(error).split()))}."
+            ) from None
     else:
         leftovers.remove()
         os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
@@ -181,61 +177,111 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 def stop_ray() -> None:
     """Leave the cluster, or end the local one and what its workers left in the temporary folder."""
     import ray
+    from ray._private import worker
 
-    ray.shutdown()
+    if dead_process() and worker._global_node:  # a GCS that is gone would be waited for
+        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    else:
+        ray.shutdown()
     leftovers.remove_own()
+
+
+def dead_process() -> str | None:
+    """Return which process of the local Ray is gone, None where none is."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return next((kind for kind, _ in node.dead_processes()), None) if node and not joined() else None
 
 
 def check_alive() -> None:
     """SparringError when a process of the local Ray is gone: nothing that is waited for will come then."""
-    from ray._private import worker
-
-    node = worker._global_node
-    if node is not None and not joined():
-        for kind, _ in node.dead_processes():
-            raise SparringError(
-                f"Ray's process {kind} ended: it was killed, or the machine is out of memory. Run the same command "
-                "again to resume."
-            )
+    if kind := dead_process():
+        raise SparringError(
+            f"Ray's process {kind} ended: it was killed, or the machine is out of memory. Run the same command "
+            "again to resume."
+        )
 
 
-ANSWER_S = 30.0
-"""Seconds that a cluster has to answer."""
+CONNECT_S, ANSWER_S = 5.0, 25.0
+"""Seconds that whoever listens at an address has to take a connection, and a cluster to answer."""
 ASK = """
 import sys
+from ray._common.usage.usage_lib import get_cluster_metadata
+from ray._private import services, utils
 from ray._raylet import GcsClient
-GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)
+
+try:
+    client = GcsClient(address=services.canonicalize_bootstrap_address_or_die(sys.argv[1]))
+    client.get_all_node_info(timeout=10)
+    if found := get_cluster_metadata(client):
+        utils.check_version_info(found, "this machine")
+except Exception as error:
+    sys.exit(" ".join(str(error).split()))
 """
+"""Asks a cluster for its nodes and its version: Ray's own client would end the process where it is refused."""
 REMEDY = (
     "write host:port of the head node, as `ray start --head` prints it, or unset RAY_ADDRESS to run on this machine"
 )
 
 
 def check_address(address: str) -> None:
-    """ConfigError when no Ray cluster answers at host:port; Ray itself would try for minutes, then end the process."""
-    if address == "auto":  # Ray looks for a cluster that was started on this machine, and says at once if there is none
-        return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"RAY_ADDRESS={address}: not the address of a cluster; {REMEDY}.")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: nobody answers ({error}); {REMEDY}.") from None
+    """ConfigError when no Ray cluster that can be joined answers at host:port, or is on this machine for `auto`."""
+    if address != "auto":
+        _check_listens(address)
+    print(f"RAY_ADDRESS={address}: asking the cluster, for at most {ANSWER_S:.0f} s", file=sys.stderr)
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", ASK, address]
     try:
         done = subprocess.run(
-            [sys.executable, "-c", ASK, address], capture_output=True, text=True, check=False, timeout=ANSWER_S
+            command, capture_output=True, encoding="utf-8", errors="replace", env=environment, timeout=ANSWER_S
         )
     except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode:
-        said = done.stderr if done else ""
-        if "token" in said.lower() or "unauthenticated" in said.lower():
-            raise ConfigError(
-                f"RAY_ADDRESS={address}: the cluster refuses this machine's token; copy the head node's token file to "
-                "~/.ray/auth_token here, or set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)."
-            )
-        raise ConfigError(f"RAY_ADDRESS={address}: what answers there is no Ray cluster of this version; {REMEDY}.")
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: no answer within {ANSWER_S:.0f} s: no Ray cluster, or one that hangs; {REMEDY}."
+        ) from None
+    if done.returncode:
+        raise ConfigError(f"RAY_ADDRESS={address}: {_refusal(done.stderr)}.")
+
+
+def check_servers(key: str, urls: Iterable[str]) -> None:
+    """ConfigError when nobody takes a connection at any of the servers that the configuration key `key` names."""
+    faults = []
+    for url in urls:
+        place = urlsplit(url)
+        try:
+            port = place.port or (443 if place.scheme == "https" else 80)
+            socket.create_connection((place.hostname or "", port), timeout=CONNECT_S).close()
+            return
+        except (OSError, ValueError) as error:
+            faults.append(f"{url}: {error}")
+    if faults:
+        raise ConfigError(f"{key}: no server answers ({'; '.join(faults)}); start one, or name another.")
+
+
+def _check_listens(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://"):
+        raise ConfigError(f"RAY_ADDRESS={address}: Ray Client (ray://) is not supported; {REMEDY}.")
+    if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"RAY_ADDRESS={address}: not the address of a cluster; {REMEDY}.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
+        raise ConfigError(f"RAY_ADDRESS={address}: nobody answers ({error}); {REMEDY}.") from None
+
+
+def _refusal(said: str) -> str:
+    """Return what was wrong with a cluster that answered, and what to do."""
+    last = (said.strip().splitlines() or ["no answer"])[-1].rstrip(".")
+    if "token" in said.lower() or "unauthenticated" in said.lower():
+        return (
+            "the cluster refuses this machine's token; copy the head node's token file to ~/.ray/auth_token here, or "
+            "set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)"
+        )
+    if "Version mismatch" in said:
+        return f"{last[last.index('Version mismatch') :]}; install the same Ray and Python on both"
+    return f"what answers there is no Ray cluster ({last[:200]}); {REMEDY}"
 
 
 def _cpu_name() -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, digests, estimate, hub
+from pipeline import book, cluster, config, digests, estimate, hub, judges
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -113,6 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     if todo:
         check_installed(plan)
         check_here(plan, states)
+        check_servers(plan, states)
     make_folder("paths.store", store)
     make_folder("paths.runs", Path(first.paths.runs))
     with ExitStack() as held:
@@ -154,6 +155,17 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
         cluster.check_address(os.environ["RAY_ADDRESS"])
     elif todo:
         check_placement(todo, this_machine(), "this machine", alone=True)
+
+
+def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
+    """ConfigError where a step to do asks servers of which none answers."""
+    todo = {plan.steps[name].spec.kind for name, state in states.items() if state.kind != "hit"}
+    for chosen in plan.configs.values():
+        if "sample" in todo and chosen.sampler.engine == "server":
+            cluster.check_servers("sampler.urls", chosen.sampler.urls)
+        for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
+            for place, urls in judges.servers(judge).items() if "score" in todo else ():
+                cluster.check_servers(".".join(filter(None, (key, place, "urls"))), urls)
 
 
 def _console() -> Console:
@@ -300,7 +312,7 @@ def status(arguments: argparse.Namespace) -> None:
     if not arms:
         begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
         raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
-    _print_plan(plan_of(arms), arguments.why)
+    _print_plan(plan_of(arms), arguments.why, to_run=False)
 
 
 def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
@@ -312,7 +324,8 @@ FEW = 5
 """Iterations whose every step has a row of its own."""
 
 
-def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> None:
+def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
+    """Print a plan; to_run: refuse what can never run here, else say so."""
     store = Path(_first(plan).paths.store)
     states, known = inspect(plan, store, redo), estimate.manifests(store)
     expected = estimate.Estimate(plan, known)
@@ -361,7 +374,9 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset()) -> No
     try:
         check_here(plan, states)
     except ConfigError as error:
-        if _first(plan).hardware.name in config.DETECTED:  # the profiles of whatever machine they are used on
+        if (
+            to_run and _first(plan).hardware.name in config.DETECTED
+        ):  # the profiles of whatever machine they are used on
             raise
         console.print(f"to look at, not to run here: {error}", markup=False, highlight=False)
 

@@ -25,12 +25,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError
 
 import conf
 from pipeline import fields, overrides
 from pipeline.complaints import complaints
 from pipeline.diagnostics.config import DiagnosticsConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.schema import Config
 
 CONF = Path(conf.__file__).parent
@@ -155,9 +156,14 @@ def render(config: Config) -> str:
 
 def diagnostics_of(folder: Path) -> DiagnosticsConfig:
     """Return the thresholds that the run in `folder` was begun with, those of conf/ where it recorded none."""
-    known = _group(CONF / "config.yaml", "diagnostics")
-    recorded = _group(folder / "config.yaml", "diagnostics")
-    return TypeAdapter(DiagnosticsConfig).validate_python({**known, **{k: recorded[k] for k in known if k in recorded}})
+    known, path = _group(CONF / "config.yaml", "diagnostics"), folder / "config.yaml"
+    try:
+        recorded = _group(path, "diagnostics")
+        chosen = {**known, **{key: recorded[key] for key in known if key in recorded}}
+        return TypeAdapter(DiagnosticsConfig).validate_python(chosen)
+    except (ValueError, TypeError, AttributeError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: cannot be read ({first}); the same `sparring run` again writes it.") from None
 
 
 def _group(path: Path, name: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Estimate:
     def __init__(self, plan: Plan, known: Iterable[Manifest]) -> None:
         self.plan, self.known = plan, list(known)
         self.costs: dict[str, Cost] = {}
-        trained = {m.fingerprint: _named(m)["policy"] for m in self.known if m.step == "train"}
+        trained = {m.fingerprint: _named(m).get("policy", "") for m in self.known if m.step == "train"}
         trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
         self.bases: dict[str, str] = {}
         """A trained policy -> the one that it was trained from in the end."""
@@ -189,7 +189,7 @@ def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:
     """Return the prompts of an iteration; of slices whose prompts were not read yet, a guess."""
     if config.prompts.per_iteration is not None:
         return config.prompts.per_iteration
-    read = [m.summary["train"] for m in known if m.step == "prompts" and m.fingerprint in plan.steps]
+    read = [m.summary.get("train", 0) for m in known if m.step == "prompts" and m.fingerprint in plan.steps]
     return int(read[-1] if read else config.prompts.limit or HUB_PROMPTS) // (config.prompts.slices or 1)
 
 

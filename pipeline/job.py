@@ -95,7 +95,10 @@ class Input:
 
     def file(self, name: str) -> Path:
         """Return the file of that logical name, verified."""
-        return self._verified(next(file for file in self.files if file.name == name))
+        for file in self.files:
+            if file.name == name:
+                return self._verified(file)
+        raise DataError(f"{self.root}: has no {name}; run `sparring verify`, then run again.")
 
     def folder(self) -> Path:
         """Return the model folder, every file verified (`model/` of a train artifact, else the external folder)."""

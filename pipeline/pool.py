@@ -86,9 +86,14 @@ class Pool:
         """End the workers and wait until their processes and their children, and so their memory, are gone."""
         pids = self.pid_of.values() if self.actors and cluster.is_local() else ()
         processes = [process for pid in pids for process in _family(pid)]
-        for actor in self.actors:
-            with contextlib.suppress(RayError):
-                ray.kill(actor)
+        if cluster.dead_process():  # who would end them is gone, and would be waited for
+            for process in processes:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        else:
+            for actor in self.actors:
+                with contextlib.suppress(RayError):
+                    ray.kill(actor)
         self.actors = []
         _, alive = psutil.wait_procs(processes, timeout=ENDING_S)
         for process in alive:

@@ -104,10 +104,10 @@ def _events(found: Run) -> dict[str, dict[int, dict[str, Any]]]:
     for folder in (found.folder, *found.folder.parents):
         path = folder / "events.jsonl"
         if path.is_file():
-            for line in path.read_text().splitlines():
-                with suppress(ValueError):  # the last line, while it is written
+            for line in path.read_bytes().splitlines():
+                with suppress(ValueError, KeyError, TypeError, RecursionError):  # the last one, while it is written
                     event = json.loads(line)
-                    if event.get("event") == "train_step":
+                    if event["event"] == "train_step" and isinstance(event["time"], int | float):
                         seen.setdefault(event["step"], {})[int(event["done"])] = event
             break
     return seen
@@ -160,7 +160,7 @@ def _created(steps: Steps) -> float:
 def _when(manifest: Manifest) -> float:
     try:
         return datetime.fromisoformat(manifest.made_with["created"]).timestamp()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
         return 0.0
 
 

@@ -1,12 +1,14 @@
-"""Ray is started: what a signal meanwhile does."""
+"""Ray is started or joined: what a signal meanwhile does, what a wrong address is."""
 
 from __future__ import annotations
 
 import signal
+import socket
 
 import pytest
 
 from pipeline import cluster, stopping
+from pipeline.errors import ConfigError
 
 
 def test_a_signal_while_ray_starts_is_as_anywhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +25,70 @@ def test_a_signal_while_ray_starts_is_as_anywhere_else(monkeypatch: pytest.Monke
         assert signal.getsignal(signal.SIGTERM) is stopping.terminate
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+WRONG = [
+    "ray://127.0.0.1:10001",
+    "http://127.0.0.1:8265",
+    "127.0.0.1",
+    "127.0.0.1:",
+    ":6379",
+    "127.0.0.1:port",
+    "127.0.0.1:0",
+    "127.0.0.1:99999",
+    "127.0.0.1:\u0661",
+    "no/where:6379",
+    "a..b:6379",
+    "nowhere.invalid:6379",
+    "127.0.0.1:1",
+    "[::1]:1",
+    "local",
+    "x" * 300 + ":6379",
+]
+
+
+@pytest.mark.parametrize("address", WRONG)
+def test_a_wrong_address_is_refused_at_once(address: str) -> None:
+    with pytest.raises(ConfigError, match="RAY_ADDRESS") as caught:
+        cluster.check_address(address)
+    assert "unset RAY_ADDRESS" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_address_that_is_silent_has_a_time_limit(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="no answer within 1 s"):
+            cluster.check_address(address)
+    assert address in capfd.readouterr().err, "said while it is waited for"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Version mismatch: The cluster was started with: Ray: 2.0 Python: 3.11.7", ("2.0", "install")),
+        ("RpcError: InvalidAuthToken: Unauthenticated", ("token", "RAY_AUTH_TOKEN")),
+        ("Traceback\nRpcError: it is busy", ("it is busy", "unset RAY_ADDRESS")),
+        ("", ("unset RAY_ADDRESS",)),
+    ],
+)
+def test_what_a_cluster_refuses_is_named(monkeypatch: pytest.MonkeyPatch, said: str, words: tuple[str, ...]) -> None:
+    monkeypatch.setattr(
+        cluster, "ASK", f"import os, sys; assert 'RAY_ADDRESS' not in os.environ; sys.exit({said!r} or 1)"
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS=auto") as caught:
+        cluster.check_address("auto")
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_servers_of_which_none_answers_are_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        live, dead = f"http://127.0.0.1:{there.getsockname()[1]}", "http://127.0.0.1:1"
+        cluster.check_servers("sampler.urls", [dead, live])
+        cluster.check_servers("sampler.urls", [])
+        with pytest.raises(ConfigError, match=r"oracle\.urls.*127.0.0.1:1") as caught:
+            cluster.check_servers("oracle.urls", [dead, "http://nowhere.invalid:80"])
+        assert "nowhere.invalid" in str(caught.value)
