@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import errno
 import io
-import signal
 import ssl
 import sys
 import tempfile
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no letter for a character shows another one
             stream.reconfigure(errors="replace")
     arguments = _arguments(argv)
-    signal.signal(signal.SIGTERM, stopping.terminate)
+    stopping.handle_sigterm()
     try:
         return int(arguments.call(arguments))
     except SparringError as error:

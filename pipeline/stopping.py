@@ -13,8 +13,13 @@ from types import FrameType
 
 RUN_AGAIN = "run the same command again to resume."
 
-
 _received: list[int] = []
+
+
+def handle_sigterm() -> None:
+    """End the process's work at SIGTERM by an exception, from now on; signals before are forgotten."""
+    _received.clear()
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def received() -> int:

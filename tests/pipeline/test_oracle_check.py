@@ -283,8 +283,8 @@ def test_published_files_are_read_as_they_are(check: Check, name: str, rows: int
 
 def test_a_file_of_prompts_decides_how_many_an_iteration_plays(check: Check, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "Question {i}?"}}\n' for i in range(40)))
-    words = ["oracle=lexical", "prompts=file", f"prompts.path={tmp_path / 'p.jsonl'}", "sampler.k=5"]
-    assert check(check.file(labelled(8)), *words)[0]["run_reads"] == 64 * 5
+    words = ["prompts=file", f"prompts.path={tmp_path / 'p.jsonl'}", "sampler.k=5"]
+    assert check(check.file(labelled(8)), "oracle=lexical", *words)[0]["run_reads"] == 64 * 5
     assert check(check.file(labelled(8)), "--judge", "judge=lexical", "oracle=mini", *words)[0]["run_reads"] == 8 * 4
 
 

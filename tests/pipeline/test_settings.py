@@ -66,7 +66,6 @@ IDLE = [
     (["trainer.adapter.rank=4"], "trainer.adapter.rank", "adapter=lora"),
     (["prompts.path=my.jsonl", "policy.path=m"], "prompts.path", "add prompts=file"),
     (["prompts=file", "prompts.path=my.jsonl", "policy.path=m"], "policy.path", "add policy=folder"),
-    (["prompts=file", "prompts.path=my.jsonl", "prompts.split=test"], "prompts.split", "prompts=hub"),
     (["prompts=ultrafeedback", "prompts.path=x.parquet", "prompts.split=y"], "prompts.split", "prompts.path"),
     (["prompts=ultrafeedback", "prompts.path=x", "prompts.revision=y"], "prompts.revision", "prompts.path"),
     (["policy=qwen2.5-0.5b", "policy.path=m", "policy.revision=main"], "policy.revision", "policy.path"),

@@ -68,5 +68,5 @@ def test_scores_of_other_prompts_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_win_rate_is_refused() -> None:
-    with pytest.raises(ConfigError, match="win_rate=mean: choose matrix or aggregate_score"):
+    with pytest.raises(ConfigError, match="win_rate=mean"):
         BestIdentity(win_rate="mean")
