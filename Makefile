@@ -8,6 +8,8 @@ ARGS ?=
 PROMPTS ?=
 
 PY := .venv/bin/python
+# One thread a process: two of them use two cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 STUDY := $(PY) -m scripts.study
 ON = $(if $(findstring hardware=,$(ARGS)),,hardware=$(HARDWARE))
 STAMP := .venv/.sparring-setup-$(HARDWARE)
@@ -35,11 +37,11 @@ $(STAMP): requirements/cpu.txt requirements/cuda.txt pyproject.toml
 iter: setup  ## runs N iterations of the run RUN, redoing nothing that is done
 	@.venv/bin/sparring run iterations=$(N) run.name=$(RUN) $(ON) $(ARGS)
 
-test: setup  ## unit and parity tests, and one kill per step
-	$(PY) -m pytest -m "not slow" $(ARGS)
+test: setup  ## unit and parity tests, and a few kills
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup  ## all tests, every kill among them
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .

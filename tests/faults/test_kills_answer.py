@@ -70,6 +70,7 @@ def check(answered: Path, policy: Path, trained: Path, folder: Path, kind: str, 
     assert len({row["output"] for row in json.loads(answers(folder))}) > 1
 
 
+@pytest.mark.slow
 def test_one_kill(answered: Path, policy: Path, trained: Path, tmp_path: Path) -> None:
     check(answered, policy, trained, tmp_path, *DRAWN)
 

@@ -13,6 +13,7 @@ from tests.pipeline.test_crossplay_run import all_but_crossplay
 pytestmark = pytest.mark.faults
 
 
+@pytest.mark.slow
 def test_a_kill_during_crossplay(policy: Path, tmp_path: Path) -> None:
     base, folder = tmp_path / "undisturbed", tmp_path / "killed"
     runs = {}
