@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.export.run import Run
 
 from pipeline import commands, sync
 from pipeline.artifact import Artifact
 from pipeline.cli import main
-from pipeline.export.run import Run
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.test_diagnostics import finish, plan_of
 from tests.pipeline.test_report import ROUND

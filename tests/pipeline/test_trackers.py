@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.export.run import Run
 
 from pipeline import sync
 from pipeline.cli import main
-from pipeline.export.run import Run
 from stages.train.sinks import parameters
 from tests.pipeline.export.fabricated import Fabricated
 

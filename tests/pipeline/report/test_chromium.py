@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from pipeline.report.arms import find
+
 from pipeline.report.compare import compare
 from pipeline.report.html import page
 from pipeline.report.html.gather import gather

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.report.arms import find
 from rich.console import Console
 
 from pipeline.cli import main
-from pipeline.report.arms import find
 from pipeline.report.comparable import reason
 from pipeline.report.compare import Difference, compare
 from pipeline.report.differences import about, cell, print_differences, rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from pipeline.report.arms import find
+
 from pipeline.report.html.cost import cost, figures, seconds, total
 from pipeline.report.html.gather import gather
 from tests.pipeline.report.fabricated import MADE_WITH, Run

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.report.arms import Arm, find, labels
 
 from pipeline.errors import DataError
-from pipeline.report.arms import Arm, find, labels
 from pipeline.report.html import prompts
 from pipeline.report.html.bins import Counts, Tally
 from pipeline.report.html.crossplay import crossplay, opponent

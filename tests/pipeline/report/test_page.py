@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.report.arms import find
 
 from pipeline.cli import main
 from pipeline.report import numbers
-from pipeline.report.arms import find
 from pipeline.report.html import browser, page
 from pipeline.report.html.games import games
 from pipeline.report.html.gather import Story, gather

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pipeline.report.arms import Arm, find
 from rich.console import Console
 
 from pipeline.cli import main
 from pipeline.diagnostics.panel import LATE, SUMMARIES, Figure, Panel, panels
 from pipeline.report import numbers
-from pipeline.report.arms import Arm, find
 from pipeline.report.html.gather import gather
 from pipeline.report.html.panel import panel
 from pipeline.report.panel import KNOWN, cell, groups, print_panel
