@@ -106,7 +106,7 @@ class RunHistory:
             for t, label, artifact in _made(self.record, self.store)
             if (why := artifact.damage())
         ]
-        more = f", and {len(lost) - 1} other artifacts" if len(lost) > 1 else ""
+        more = f", and so are {len(lost) - 1} other artifacts" if len(lost) > 1 else ""
         remedy = (
             f"`sparring verify --store {self.store}` names what is damaged, the same `sparring run` makes it again."
         )
@@ -171,7 +171,8 @@ def labels(arms: Sequence[RunHistory]) -> list[str]:
 def whole(arms: list[RunHistory]) -> list[RunHistory]:
     """Return the arms; DataError names those of which something is lost."""
     if lost := list(filter(None, (arm.lost() for arm in arms))):
-        more = f" So it is with {len(lost) - 1} other arms." if len(lost) > 1 else ""
+        others = len(lost) - 1
+        more = f" Something is lost of {others} other arm{'s' * (others > 1)}." if others else ""
         raise DataError(lost[0] + more)
     return arms
 
