@@ -11,9 +11,10 @@ from rich.console import Console
 
 from pipeline.report import numbers
 from pipeline.report.html import page
+from pipeline.report.html.gather import gather
 from pipeline.report.suites import print_suites
 from pipeline.report.table import suites_of
-from pipeline.run_history import find
+from pipeline.run_history import find, opened
 from pipeline.suites import results
 from pipeline.suites.results import About, Overlap, Result, Score
 from tests.pipeline.report.fabricated import Run
@@ -54,8 +55,7 @@ def run(tmp_path: Path) -> Run:
 
 def printed(run: Run) -> list[str]:
     console = Console(record=True, width=200)
-    done = find(run.root / "runs", [run.name])[0].done
-    print_suites(suites_of(run.folder, done), console)
+    print_suites(suites_of(opened(run.root / "runs", run.name)), console)
     return console.export_text().splitlines()
 
 
@@ -101,14 +101,14 @@ def test_the_same_as_json_and_on_the_page(run: Run) -> None:
     row = arm["suites"]["rows"]["AlpacaEval 2.0 by an annotator: LC win rate, %"]
     assert row == {"base": "17.00 ± 0.50", "1": "24.50 ± 0.50", "2": "26.25 ± 0.50"}
     assert arm["contamination"][0]["overlapping"] == 8
-    html = page.page(page.gather(found))
+    html = page.page(gather(found))
     assert "<h2>Suites</h2>" in html and "24.50 ± 0.50" in html and "128 sampled in iterations 1, 2" in html
 
 
 def test_names_in_files_are_text(tmp_path: Path) -> None:
     made = planted(tmp_path)
     found = find(tmp_path / "runs", [made.name])
-    html, terminal = page.page(page.gather(found)), "\n".join(printed(made))
+    html, terminal = page.page(gather(found)), "\n".join(printed(made))
     assert "\x1b" not in terminal and "\\x1b[31mred" in terminal and "\u202e" not in terminal
     section = html[html.index("<h2>Suites</h2>") :]
     assert "&lt;script&gt;" in section[: section.index("</section>")]
@@ -119,4 +119,4 @@ def test_a_run_without_suites_has_no_such_table(tmp_path: Path) -> None:
     made = Run(tmp_path).begin()
     made.trained(1)
     assert printed(made) == []
-    assert "Suites: left out, no suite has judged it yet." in page.page(page.gather(find(tmp_path / "runs", ["mine"])))
+    assert "Suites: left out, no suite has judged it yet." in page.page(gather(find(tmp_path / "runs", ["mine"])))
