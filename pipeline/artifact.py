@@ -144,7 +144,7 @@ class Artifact:
     def set_aside(self) -> None:
         """Make the artifact undone: its manifest goes first, then everything else, so that no kill leaves a half."""
         manifest = self.path / MANIFEST
-        if manifest.exists():
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             manifest.unlink()
             _sync_folder(self.path)
         if self.path.exists():

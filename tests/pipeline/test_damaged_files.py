@@ -268,9 +268,10 @@ def test_a_damaged_record_of_a_shard_is_made_again(tmp_path: Path) -> None:
 
 def test_verify_names_what_is_damaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = artifact(place, "train")
-    for name, text in TEXTS.items():
+    for name in [*TEXTS, "a folder"]:
         kept = shutil.copytree(train, place / "kept")
-        (train / "manifest.json").write_bytes(text)
+        (train / "manifest.json").unlink()
+        (train / "manifest.json").write_bytes(TEXTS[name]) if name in TEXTS else (train / "manifest.json").mkdir()
         assert cli.main(["verify"]) == 2, name
         assert train.name in capsys.readouterr().out
         assert not train.exists(), "undone: the next run makes it again"
