@@ -91,12 +91,16 @@ class Artifact:
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, None when there is none; CorruptManifest when it is not what was published."""
-        path, raw = self.path / MANIFEST, self.raw()
+        path = self.path / MANIFEST
+        try:
+            raw = self.raw()
+        except OSError as error:
+            raise CorruptManifest(f"{path}: {error.strerror}; the step will be redone.") from None
         if raw is None:
             return None
         manifest = _parse(path, raw)
         if manifest.fingerprint != self.fingerprint:
-            raise CorruptManifest(f"{path}: names another step ({manifest.fingerprint[:16]}); it will be redone.")
+            raise CorruptManifest(f"{path}: names another step ({manifest.fingerprint[:16]}); the step will be redone.")
         return manifest
 
     def raw(self) -> bytes | None:
@@ -116,6 +120,16 @@ class Artifact:
                 return f"{path} has {path.stat().st_size} bytes, recorded {file.bytes}"
         return None
 
+    def damage(self) -> str:
+        """Return what the store has lost of a finished artifact, by presence and sizes; '' where nothing is."""
+        try:
+            manifest = self.manifest()
+        except CorruptManifest as error:
+            return str(error).removesuffix("; the step will be redone.")
+        if manifest is None:
+            return f"{self.path} {'has lost its manifest' if self.path.is_dir() else 'is gone'}"
+        return self.missing_file(manifest) or ""
+
     def corrupt_files(self, manifest: Manifest) -> list[str]:
         """Re-hash every file and return the messages of those that differ."""
         bad = []
@@ -130,7 +144,7 @@ class Artifact:
     def set_aside(self) -> None:
         """Make the artifact undone: its manifest goes first, then everything else, so that no kill leaves a half."""
         manifest = self.path / MANIFEST
-        if manifest.exists():
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             manifest.unlink()
             _sync_folder(self.path)
         if self.path.exists():

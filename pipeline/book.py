@@ -54,20 +54,6 @@ def _is_record(content: Any) -> bool:
     return named and texts and isinstance(content.get("store", ""), str) and min(numbers, default=0) >= 0
 
 
-def opened(runs: Path, run: str) -> tuple[Path, dict[str, Any]]:
-    """Return folder and book of a run, or of an arm (`myrun/experiment=sppo`); DataError when nothing is made."""
-    folder = runs / run
-    content = checked(folder) if (folder / "run.json").exists() else {}
-    if content.get("steps"):
-        return folder, content
-    if content:
-        raise DataError(f"{folder}: nothing is made yet; `sparring run` goes on with it.")
-    arms = sorted(str(path.parent.relative_to(runs)) for path in folder.rglob("run.json"))
-    begun = sorted(path.name for path in runs.glob("*") if path.is_dir())
-    there = f"Its arms: {', '.join(arms)}." if arms else f"Begun in {runs}: {', '.join(begun) or 'none'}."
-    raise DataError(f"{folder}: no such run. {there}")
-
-
 def begin(
     folder: Path,
     planned: Mapping[Key, str],

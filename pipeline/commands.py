@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, digests, estimate, hub, judges
+from pipeline import book, cluster, config, digests, estimate, hub, judges, run_history
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -130,8 +130,9 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
             _execute(plan, store, folder, redo)
-    for arm in arms:
-        print_report(_arm_folder(plan, arm), store, _console())
+    for history in run_history.begun(Path(first.paths.runs), first.run.name):
+        if history.arm in arms:
+            print_report(history, _console())
 
 
 def check_installed(plan: Plan) -> None:
@@ -306,13 +307,9 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     """Print the steps of a run that was begun, from the overrides it recorded."""
-    folder = Path(arguments.runs) / arguments.run
-    records = {p.parent.name if p.parent != folder else "": p.parent for p in sorted(folder.rglob("run.json"))}
-    arms = {arm: book.checked(place)["overrides"] for arm, place in records.items()}
-    if not arms:
-        begun = sorted(p.name for p in Path(arguments.runs).glob("*") if p.is_dir())
-        raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
-    _print_plan(plan_of(arms), arguments.why, to_run=False)
+    arms = run_history.begun(Path(arguments.runs), arguments.run)
+    _print_plan(plan_of({one.arm: one.record["overrides"] for one in arms}), arguments.why, to_run=False)
+    run_history.whole(arms)
 
 
 def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
@@ -403,31 +400,31 @@ def _origin(manifest: Manifest) -> str:
     return f"imported from {manifest.summary['provenance']['path']}" if manifest.imported else "of another run"
 
 
-def report(arguments: argparse.Namespace) -> int:
+def report(arguments: argparse.Namespace) -> None:
     """Print the table of every arm of the runs and their comparison; write the page, and the figures as JSON.
 
-    2 where the store has lost a part of what the runs have made: the rest is shown, and what is missing is named.
+    All is read before anything is printed or written: an artifact that is damaged stops it.
     """
-    from pipeline.report import arms, numbers
+    from pipeline.report import numbers
     from pipeline.report.compare import compare
     from pipeline.report.differences import print_differences
-    from pipeline.report.html import page
+    from pipeline.report.html.gather import gather
+    from pipeline.report.html.page import page
 
     runs, names, to = Path(arguments.runs), arguments.run or ["default"], arguments.json
     if to:
         check_target(to, "--json")
-    found = arms.find(runs, names)
-    for arm in found:
-        print_report(arm.folder, arm.store, _console(), whole=True)
-    compared = compare(found)
+    arms = run_history.find(runs, names)
+    compared = compare(arms)
+    shown, figures = page(gather(arms), compared), numbers.as_json(arms, compared)
+    for arm in arms:
+        print_report(arm, _console(), whole=True)
     print_differences(compared, _console())
     if to:
-        _write(to, numbers.as_json(found, compared))
-    print(printable(str(page.write(runs / names[0] / "report.html", found, compared))))
-    lost = [line for line in map(arms.missing, found) if line]
-    for line in lost:
-        print(printable(f"error: {line}"), file=sys.stderr)
-    return 2 if lost else 0
+        _write(to, figures)
+    path = runs / names[0] / "report.html"
+    write_text(path, shown)
+    print(printable(str(path)))
 
 
 def _write(to: Path, text: str) -> None:
@@ -442,8 +439,8 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
     """Print one prompt of an iteration, or a list of them."""
     from pipeline.report.inspect import Iteration, print_list, print_prompt
 
-    folder, content = book.opened(Path(arguments.runs), arguments.run)
-    iteration, console = Iteration.of(folder, Path(content["store"]), arguments.iter), _console()
+    history = run_history.opened(Path(arguments.runs), arguments.run)
+    iteration, console = Iteration.of(history, arguments.iter), _console()
     if arguments.prompt:
         print_prompt(iteration, arguments.prompt, arguments.full, console)
     else:

@@ -154,6 +154,15 @@ def render(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the configuration that the run in `folder` wrote down, {} without one that can be read."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
+        return {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
 def diagnostics_of(folder: Path) -> DiagnosticsConfig:
     """Return the thresholds that the run in `folder` was begun with, those of conf/ where it recorded none."""
     known, path = _group(CONF / "config.yaml", "diagnostics"), folder / "config.yaml"

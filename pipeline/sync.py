@@ -23,12 +23,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline import run_history
 from pipeline.artifact import Manifest
 from pipeline.diagnostics.panel import Panel, panels
-from pipeline.errors import ConfigError, SparringError
-from pipeline.export.run import Run
+from pipeline.errors import ConfigError, DataError, SparringError
 from pipeline.report.crossplay import flat
-from pipeline.report.table import Steps
+from pipeline.run_history import RunHistory, Steps
 from pipeline.staging import staged
 from stages.train.config import tracked_name
 
@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--to {arguments.to}: choose one of {', '.join(TRACKERS)}.")
     if find_spec(arguments.to) is None:
         raise ConfigError(f"--to {arguments.to}: it is not installed; pip install {arguments.to}.")
-    found = Run.of(Path(arguments.runs), arguments.run)
+    found = run_history.opened(Path(arguments.runs), arguments.run)
+    if not found.every:
+        raise DataError(f"{found.folder}: nothing is made yet; `sparring run` goes on with it.")
     rows = list(rows_of(found))
     try:
         tracker = make(found, arguments.project)
@@ -78,11 +80,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.to}: optimizer steps: {trained}, iterations: {played}; in {place}")
 
 
-def rows_of(found: Run) -> Iterator[Row]:
+def rows_of(found: RunHistory) -> Iterator[Row]:
     """Yield the rows of a run in the order in which they came to be."""
     seen, before = _events(found), 0
-    measured = {panel.iteration: panel for panel in panels(found.steps, found.store)}
-    for t, steps in found.steps.items():
+    measured = {panel.iteration: panel for panel in panels(found.every, found.store)}
+    for t, steps in found.every.items():
         records = _training(found, t, seen)
         for step, record in sorted(records.items()):
             yield Row(axis=TRAIN, x=before + step, time=record["time"], values=numbers("train", record))
@@ -98,7 +100,7 @@ def numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
-def _events(found: Run) -> dict[str, dict[int, dict[str, Any]]]:
+def _events(found: RunHistory) -> dict[str, dict[int, dict[str, Any]]]:
     """Return step name -> optimizer step -> its last record in the event stream, which all arms of a run share."""
     seen: dict[str, dict[int, dict[str, Any]]] = {}
     for folder in (found.folder, *found.folder.parents):
@@ -113,7 +115,7 @@ def _events(found: Run) -> dict[str, dict[int, dict[str, Any]]]:
     return seen
 
 
-def _training(found: Run, t: int, seen: Mapping[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
+def _training(found: RunHistory, t: int, seen: Mapping[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
     """Return optimizer step -> record; the artifact's where it is done, with the times of the stream.
 
     Labels in the stream do not say whose a training is, and arms may share one: its planned fingerprint does.
@@ -167,7 +169,7 @@ def _when(manifest: Manifest) -> float:
 class TensorBoard:
     """Event files in the run's folder: written beside, then put in place of those of the last call."""
 
-    def __init__(self, found: Run, project: str) -> None:
+    def __init__(self, found: RunHistory, project: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.place = found.folder / "tensorboard-sync"
@@ -190,7 +192,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """One run, named by ours; rows that it has are ignored there."""
 
-    def __init__(self, found: Run, project: str) -> None:
+    def __init__(self, found: RunHistory, project: str) -> None:
         import wandb
 
         name = found.name.replace("/", "-")
@@ -209,7 +211,7 @@ class WeightsAndBiases:
 class MLflow:
     """One run, named by ours, in place of that of the last call."""
 
-    def __init__(self, found: Run, project: str) -> None:
+    def __init__(self, found: RunHistory, project: str) -> None:
         import mlflow
 
         from stages.train.sinks import to_mlflow
@@ -237,7 +239,7 @@ class MLflow:
 class Trackio:
     """One run, named by ours, in place of that of the last call."""
 
-    def __init__(self, found: Run, project: str) -> None:
+    def __init__(self, found: RunHistory, project: str) -> None:
         import trackio
 
         self.trackio, self.place = trackio, f"project {project}"
@@ -256,7 +258,7 @@ class Trackio:
         return self.place
 
 
-def _identifier(found: Run) -> str:
+def _identifier(found: RunHistory) -> str:
     """Return the same short name for the same run folder."""
     from pipeline.fingerprint import digest
 

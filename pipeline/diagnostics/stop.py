@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import book
 from pipeline.diagnostics.panel import panels
 from pipeline.diagnostics.rules import Fired, fired
 from pipeline.errors import RuleFired
 from pipeline.plan import Plan, Step, Use
-from pipeline.report.table import iterations
+from pipeline.run_history import iterations
 
 
 class Watch:
@@ -36,7 +37,7 @@ class Watch:
 
     def _look(self, use: Use) -> None:
         config = self.plan.configs[use.arm].diagnostics
-        found = iterations(self.run / use.arm, self.store)
+        found = iterations(book.read(self.run / use.arm), self.store)
         history = panels({t: steps for t, steps in found.items() if t <= use.iteration}, self.store)
         now = fired(history, config)
         for one in now:

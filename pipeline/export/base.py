@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pipeline.export.run import Run
 from pipeline.hub import Hub
+from pipeline.run_history import RunHistory
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the embedded policy was quantized from, by the package that carries it."""
@@ -46,7 +46,7 @@ class Base:
         return named if isinstance(named, str) else ", ".join(named)
 
 
-def base_of(run: Run) -> Base:
+def base_of(run: RunHistory) -> Base:
     """Return the base; reads local files alone."""
     policy = run.config.get("policy", {})
     source, repo, revision = (policy.get(key) for key in ("source", "repo", "revision"))
@@ -109,9 +109,9 @@ def _head(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def _digest(run: Run) -> str:
+def _digest(run: RunHistory) -> str:
     """Return the digest of the policy that iteration 1 read."""
-    first = run.steps.get(1, {})
+    first = run.every.get(1, {})
     read = (first[label].inputs.get("policy", {}) for label in ("train", "sample") if label in first)
     return next((entry["digest"] for entry in read if entry), "unknown")
 

@@ -7,25 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Manifest
-from pipeline.config import diagnostics_of
-from pipeline.diagnostics import rules
-from pipeline.diagnostics.panel import panels
 from pipeline.export.base import UNKNOWN, Base
 from pipeline.export.choose import Choice
 from pipeline.export.markdown import Safe, escaped, front, table
-from pipeline.export.run import Run
 from pipeline.report import recipe
 from pipeline.report.judging import apart, left_out, worth_of_judges
 from pipeline.report.published import published_of, rows_of
 from pipeline.report.table import Steps, alarms, compared, win_rate
+from pipeline.run_history import RunHistory
 
 COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
 
 
-def model_card(run: Run, choice: Choice, base: Base, dtype: str, cast: bool) -> str:
+def model_card(run: RunHistory, choice: Choice, base: Base, dtype: str, cast: bool) -> str:
     """Return README.md of the folder. dtype: of its weights; cast: they were published in another."""
     t = choice.iteration
-    train = run.steps[t]["train"]
+    train = run.every[t]["train"]
     objective, gate, repulsion = _method(run, t)
     lines = [
         *front(_front(run, base, objective)),
@@ -53,7 +50,7 @@ def model_card(run: Run, choice: Choice, base: Base, dtype: str, cast: bool) -> 
     return "\n".join(lines) + "\n"
 
 
-def datasets_of(run: Run) -> list[str]:
+def datasets_of(run: RunHistory) -> list[str]:
     """Return the repositories of the prompts, [] where they are no dataset of the hub."""
     prompts = run.config.get("prompts", {})
     name = str(prompts.get("dataset") or "")
@@ -63,7 +60,7 @@ def datasets_of(run: Run) -> list[str]:
     return [name.replace("{slice}", str(i)) for i in slices] if "{slice}" in name else [name]
 
 
-def _front(run: Run, base: Base, objective: str) -> dict[str, Any]:
+def _front(run: RunHistory, base: Base, objective: str) -> dict[str, Any]:
     return {
         "base_model": base.repo,
         "base_model_relation": "finetune" if base.repo else None,
@@ -79,8 +76,8 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
     return ["", f"## {title}", "", *lines]
 
 
-def _method(run: Run, t: int) -> tuple[str, str, str]:
-    identity = run.steps[t]["train"].identity
+def _method(run: RunHistory, t: int) -> tuple[str, str, str]:
+    identity = run.every[t]["train"].identity
     gate = run.manifest(t, "calibrate")
     return (
         escaped(identity["objective"]["name"]),
@@ -89,16 +86,16 @@ def _method(run: Run, t: int) -> tuple[str, str, str]:
     )
 
 
-def _labels(run: Run, t: int) -> str:
-    brought = sorted({m.step for i in run.steps if i <= t for m in run.steps[i].values() if m.imported})
+def _labels(run: RunHistory, t: int) -> str:
+    brought = sorted({m.step for i in run.every if i <= t for m in run.every[i].values() if m.imported})
     if brought:
         return f"The {' and '.join(brought)} of iteration 1 were imported: who wrote or labelled them is not known."
     return "No human labelled anything."
 
 
-def _results(run: Run, t: int) -> Iterator[str]:
+def _results(run: RunHistory, t: int) -> Iterator[str]:
     """Yield a row for each iteration up to t, the interval in brackets, then what the judges are worth."""
-    evaluated = {i: steps["evaluate"].summary for i, steps in run.steps.items() if "evaluate" in steps and i <= t}
+    evaluated = {i: steps["evaluate"].summary for i, steps in run.every.items() if "evaluate" in steps and i <= t}
     if not evaluated:
         yield "Not evaluated."
         yield from _warned(run, t)
@@ -106,17 +103,17 @@ def _results(run: Run, t: int) -> Iterator[str]:
     last = evaluated[max(evaluated)]
     yield (
         f"Win rates on {last['prompts']} held-out prompts, {last['confidence']:.0%} bootstrap intervals over prompts; "
-        f"½ is as good as the other. The oracle taught the policy{_never(run.steps[max(evaluated)])}."
+        f"½ is as good as the other. The oracle taught the policy{_never(run.every[max(evaluated)])}."
     )
     yield ""
     head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
-    yield from table(head, ([i, *map(Safe, _rates(run.steps[i]))] for i in evaluated))
+    yield from table(head, ([i, *map(Safe, _rates(run.every[i]))] for i in evaluated))
     yield ""
     for i in evaluated:
-        said = [*alarms(run.steps[i]), *_left_out(run.steps[i]), *_best_of(run.steps[i])]
+        said = [*alarms(run.every[i]), *_left_out(run.every[i]), *_best_of(run.every[i])]
         yield from (f"- iteration {i}: {line}" for line in said)
     yield from _warned(run, t)
-    judges = worth_of_judges(run.steps[max(evaluated)])
+    judges = worth_of_judges(run.every[max(evaluated)])
     yield from (f"- {escaped(line)}" for line in judges or ["What the judges are worth was not measured."])
     yield from _published(run, t)
 
@@ -125,9 +122,9 @@ def _never(steps: Steps) -> str:
     return "; the second judge never did" if apart(steps) else ", and the second judge is it too, or a part of it"
 
 
-def _warned(run: Run, t: int) -> Iterator[str]:
+def _warned(run: RunHistory, t: int) -> Iterator[str]:
     """Yield the rules of `diagnostics` that fire up to iteration t, by the thresholds that the run was begun with."""
-    for one in rules.warnings(panels(run.steps, run.store), diagnostics_of(run.folder)):
+    for one in run.fired:
         if one.iteration <= t:
             yield f"- iteration {one.iteration}: WARNING {escaped(str(one))}"
 
@@ -160,7 +157,7 @@ def _best_of(steps: Steps) -> Iterator[str]:
         yield f"the oracle's best of {steps['best'].summary['n']} responses vs base: {'; '.join(rates)}"
 
 
-def _published(run: Run, t: int) -> Iterator[str]:
+def _published(run: RunHistory, t: int) -> Iterator[str]:
     published = published_of(run.config)
     if published:
         yield ""
@@ -176,7 +173,7 @@ def _published(run: Run, t: int) -> Iterator[str]:
         yield from table(["", "LC win rate", "win rate", "mean length"], rows_of(published))
 
 
-def _use(run: Run, t: int) -> Iterator[str]:
+def _use(run: RunHistory, t: int) -> Iterator[str]:
     """Yield code that answers a question, sampled as the policy was trained: top_k=0, since transformers has 50."""
     sample = run.manifest(t, "sample")
     identity = sample.identity if sample else {}
@@ -210,7 +207,7 @@ def _base(base: Base) -> Iterator[str]:
     yield f"- digest: `{escaped(base.digest)}`"
 
 
-def _data(run: Run, t: int) -> Iterator[str]:
+def _data(run: RunHistory, t: int) -> Iterator[str]:
     prompts, made = run.config.get("prompts", {}), run.manifest(0, "prompts")
     place = prompts.get("dataset") or Path(str(prompts.get("path") or prompts.get("source"))).name
     source = escaped(Path(place).name if str(place).startswith(("/", "~", ".")) else place)
@@ -221,7 +218,7 @@ def _data(run: Run, t: int) -> Iterator[str]:
     yield ""
     yield from table(
         ["iteration", "prompts", "responses", "pairs", "dropped"],
-        ([i, *_counts(run.steps[i])] for i in run.steps if 1 <= i <= t),
+        ([i, *_counts(run.every[i])] for i in run.every if 1 <= i <= t),
     )
 
 
@@ -238,7 +235,7 @@ def _counts(steps: Steps) -> list[object]:
     ]
 
 
-def _recipe(run: Run, t: int) -> Iterator[str]:
+def _recipe(run: RunHistory, t: int) -> Iterator[str]:
     """Yield a row for each setting, of the identities of the steps of iteration t."""
     rows = [
         (f"{TITLES.get(label, label)}: {name}", value)
@@ -277,7 +274,7 @@ def _flat(value: object) -> str:
     return name if not inner or name == "off" else f"{name} ({inner})" if name else inner
 
 
-def _training(run: Run, t: int) -> Iterator[str]:
+def _training(run: RunHistory, t: int) -> Iterator[str]:
     names = {
         "steps": "optimizer steps",
         "tokens": "tokens",
@@ -287,7 +284,7 @@ def _training(run: Run, t: int) -> Iterator[str]:
         "changed_fraction": "share of weights changed",
         "mean_change": "mean change of a weight",
     }
-    done = [(i, run.steps[i]["train"].summary) for i in run.steps if "train" in run.steps[i] and 1 <= i <= t]
+    done = [(i, run.every[i]["train"].summary) for i in run.every if "train" in run.every[i] and 1 <= i <= t]
     yield "h: change of a response's log-prob in nats, since the policy that sampled it; mean over pairs drawn by seed."
     yield ""
     yield from table(
@@ -300,7 +297,7 @@ def _figure(value: object) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _limits(run: Run, t: int, dtype: str, cast: bool) -> Iterator[str]:
+def _limits(run: RunHistory, t: int, dtype: str, cast: bool) -> Iterator[str]:
     yield "- Judged by models alone, on the held-out prompts of this run; no human has rated it."
     yield "- A win rate is what a judge prefers. It says nothing of truth, harm or bias, which were not evaluated."
     yield "- What the base gets wrong it may still get wrong; the prompts are those above and no others."
@@ -321,11 +318,11 @@ def _licence(base: Base) -> Iterator[str]:
         yield f"Of the base, as its source states it: {escaped(base.licence)}. Its terms bind this model too."
 
 
-def _lineage(run: Run, t: int) -> Iterator[str]:
+def _lineage(run: RunHistory, t: int) -> Iterator[str]:
     """Yield the artifacts that this policy and its results come from; content: the digest of their bytes."""
     rows = (
         (i, label, f"{manifest.step}-{manifest.fingerprint[:8]}", manifest.fingerprint, manifest.content)
-        for i, steps in run.steps.items()
+        for i, steps in run.every.items()
         for label, manifest in steps.items()
         if i <= t
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline import run_history
 from pipeline.artifact import check_folder
 from pipeline.errors import DataError
 from pipeline.export import dataset, push
@@ -19,7 +20,7 @@ from pipeline.export.base import base_of
 from pipeline.export.card import model_card
 from pipeline.export.choose import Choice, choose
 from pipeline.export.folder import Piece, dtype_of, model_pieces, refuse_existing, text_piece, write
-from pipeline.export.run import Run
+from pipeline.run_history import RunHistory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +43,15 @@ class Export:
 
 def run(arguments: argparse.Namespace) -> None:
     """Choose, list, ask, write, push."""
-    found = Run.of(Path(arguments.runs), arguments.run)
-    choice = choose(found.name, found.steps, arguments.iter)
+    found = run_history.opened(Path(arguments.runs), arguments.run)
+    choice = choose(found.name, found.every, arguments.iter)
     target = Path(arguments.to).expanduser() if arguments.to else _place(found, choice)
     check_folder("--to", target)
     refuse_existing(target)
     if arguments.push and not arguments.dry_run:
         push.check(arguments.push)
-    print("\n".join(choice.why))
     made = planned(found, choice, target, arguments.dtype, arguments.datasets)
+    print("\n".join(choice.why))
     kinds = list(made.data)
     if arguments.push or arguments.dry_run:
         print("\n".join(listed(made, arguments.push)))
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join(f"sent to {page}" for page in push.push(target, arguments.push, kinds)))
 
 
-def planned(found: Run, choice: Choice, target: Path, dtype: str | None, datasets: bool) -> Export:
+def planned(found: RunHistory, choice: Choice, target: Path, dtype: str | None, datasets: bool) -> Export:
     """Return what the export holds, every file of the policy verified."""
     source = found.opened(choice.iteration, "train")
     if source is None:
@@ -104,5 +105,5 @@ def _lines(pieces: Iterable[Piece]) -> list[str]:
     return [f"{size:>24} bytes  {name}" for size, name in sizes] + [f"{total:>24,} bytes  {len(pieces)} files"]
 
 
-def _place(found: Run, choice: Choice) -> Path:
+def _place(found: RunHistory, choice: Choice) -> Path:
     return Path("exports") / f"{found.name.replace('/', '-')}-iter-{choice.iteration}"

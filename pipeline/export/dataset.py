@@ -13,7 +13,7 @@ from pipeline.export.base import Base
 from pipeline.export.card import datasets_of
 from pipeline.export.folder import Piece, text_piece
 from pipeline.export.markdown import escaped, front, table
-from pipeline.export.run import Run
+from pipeline.run_history import RunHistory
 
 KINDS = {
     "samples": ("sample", "What the policy of each iteration answered: K responses a prompt, text and token ids"),
@@ -32,12 +32,12 @@ class _Part:
     paths: tuple[Path, ...]
 
 
-def pieces(run: Run, base: Base, until: int) -> dict[str, list[Piece]]:
+def pieces(run: RunHistory, base: Base, until: int) -> dict[str, list[Piece]]:
     """Return kind -> the files of its dataset, every one verified, for the iterations up to `until`."""
     return {kind: _pieces(run, base, kind, until) for kind in KINDS}
 
 
-def _pieces(run: Run, base: Base, kind: str, until: int) -> list[Piece]:
+def _pieces(run: RunHistory, base: Base, kind: str, until: int) -> list[Piece]:
     parts = list(_parts(run, KINDS[kind][0], until))
     files = [
         Piece(name=f"iter-{part.iteration:02d}/part-{i:05d}.parquet", bytes=path.stat().st_size, source=path)
@@ -47,7 +47,7 @@ def _pieces(run: Run, base: Base, kind: str, until: int) -> list[Piece]:
     return [*files, text_piece("README.md", _card(run, base, kind, parts))] if parts else []
 
 
-def _parts(run: Run, label: str, until: int) -> Iterator[_Part]:
+def _parts(run: RunHistory, label: str, until: int) -> Iterator[_Part]:
     for t in range(1, until + 1):
         source, manifest = run.opened(t, label), run.manifest(t, label)
         if source and manifest:
@@ -55,7 +55,7 @@ def _parts(run: Run, label: str, until: int) -> Iterator[_Part]:
             yield _Part(iteration=t, manifest=manifest, paths=tuple(source.root / file.path for file in source.parts))
 
 
-def _card(run: Run, base: Base, kind: str, parts: list[_Part]) -> str:
+def _card(run: RunHistory, base: Base, kind: str, parts: list[_Part]) -> str:
     iterations = [part.iteration for part in parts]
     splits = [{"split": f"iter_{t:02d}", "path": f"iter-{t:02d}/*.parquet"} for t in iterations]
     fields = {

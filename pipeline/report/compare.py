@@ -10,11 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline import book
 from pipeline.artifact import Manifest
-from pipeline.errors import DataError
-from pipeline.report.arms import Arm, labels
 from pipeline.report.comparable import reason, redone
+from pipeline.run_history import RunHistory, labels
 from stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
 from stages.evaluate.stage import JUDGES, win_rates
 
@@ -48,7 +46,7 @@ class Difference:
 class _Side:
     """An arm under its label."""
 
-    arm: Arm
+    arm: RunHistory
     name: str
     known: dict[tuple[int, str], Rates] = field(default_factory=dict)
     """What was read: the scores of the first arm meet those of every other one."""
@@ -69,19 +67,8 @@ class _Side:
             self.known[t, label] = {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
         return self.known[t, label]
 
-    def lost(self, after: int) -> list[str]:
-        """Return a line where a later iteration was evaluated, but the store no longer has that."""
-        steps = book.read(self.arm.folder).get("steps", {})
-        made = sorted(int(t) for t, names in steps.items() if "evaluate" in names and int(t) > after)
-        gone = ", ".join(str(t) for t in made if t not in self.evaluated)
-        return [self.missing("the evaluation", gone)] if gone else []
 
-    def missing(self, what: str, t: int | str) -> str:
-        """Say what the store has not got."""
-        return f"{what} of {self.name}, iteration {t}, is not in {self.arm.store}; `sparring run` makes it again"
-
-
-def compare(arms: Sequence[Arm]) -> list[Difference]:
+def compare(arms: Sequence[RunHistory]) -> list[Difference]:
     """Compare every arm with the first one, by each judge; nothing for a single arm."""
     first, *others = (_Side(arm=arm, name=name) for arm, name in zip(arms, labels(arms), strict=True))
     return [one for other in others for one in _compared(other, first)]
@@ -89,19 +76,18 @@ def compare(arms: Sequence[Arm]) -> list[Difference]:
 
 def _compared(arm: _Side, baseline: _Side) -> list[Difference]:
     t = max({*arm.evaluated} & {*baseline.evaluated}, default=0)
-    lost = tuple(line for side in (arm, baseline) for line in side.lost(t))
     if t:
-        return [_judged(arm, baseline, t, judge, lost) for judge in JUDGES]
+        return [_judged(arm, baseline, t, judge) for judge in JUDGES]
     there = "; ".join(f"{side.name}: {', '.join(map(str, side.evaluated)) or 'none'}" for side in (arm, baseline))
     why = f"there is no iteration that both have evaluated ({there})"
-    return [_refused(arm, baseline, 0, judge, why, lost) for judge in JUDGES]
+    return [_refused(arm, baseline, 0, judge, why) for judge in JUDGES]
 
 
-def _judged(arm: _Side, baseline: _Side, t: int, judge: str, lost: tuple[str, ...]) -> Difference:
+def _judged(arm: _Side, baseline: _Side, t: int, judge: str) -> Difference:
     label = f"score_{judge}_base"
     apart = _apart(arm, baseline, t, label)
     if isinstance(apart, str):
-        return _refused(arm, baseline, t, judge, apart, lost)
+        return _refused(arm, baseline, t, judge, apart)
     identity = baseline.arm.done[t]["evaluate"].identity
     settings = Bootstrap(resamples=identity["resamples"], confidence=identity["confidence"], seed=identity["seed"])
     (estimate,) = estimates([apart], settings)
@@ -113,26 +99,23 @@ def _judged(arm: _Side, baseline: _Side, t: int, judge: str, lost: tuple[str, ..
         estimate=estimate,
         detectable=detectable(list(apart.values()), settings.confidence),
         confidence=settings.confidence,
-        notes=(*lost, *_weaker(arm, baseline, t, label)),
+        notes=tuple(_weaker(arm, baseline, t, label)),
     )
 
 
-def _refused(arm: _Side, baseline: _Side, t: int, judge: str, why: str, notes: tuple[str, ...]) -> Difference:
-    return Difference(arm=arm.name, baseline=baseline.name, judge=judge, iteration=t, why=why, notes=notes)
+def _refused(arm: _Side, baseline: _Side, t: int, judge: str, why: str) -> Difference:
+    return Difference(arm=arm.name, baseline=baseline.name, judge=judge, iteration=t, why=why)
 
 
 def _apart(arm: _Side, baseline: _Side, t: int, label: str) -> Rates | str:
     """Return prompt -> difference, or why there is none."""
     for side in (arm, baseline):
         if label not in side.arm.done[t]:
-            return side.missing(label, t)
+            return f"{label} of {side.name}, iteration {t}, is not made; `sparring run` makes it"
     why = reason(arm.arm.done[t][label], baseline.arm.done[t][label], arm.base, baseline.base)
     if why:
         return why
-    try:
-        apart = difference(arm.rates(t, label), baseline.rates(t, label))
-    except DataError as error:
-        return str(error)
+    apart = difference(arm.rates(t, label), baseline.rates(t, label))
     if len(apart) < 2:
         return f"{len(apart)} of the held-out prompts are in both and did not train this judge; it takes two"
     return apart

@@ -19,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifact import Artifact, Manifest
 from pipeline.errors import DataError
 from pipeline.job import Input, Job, Shard
 from pipeline.plain import printable
-from pipeline.report.table import Steps, iterations
+from pipeline.run_history import RunHistory, Steps
 from stages.annotate import gate, pairs, winrate
 from stages.annotate.config import PAIRS
 from stages.annotate.rows import matrix, place
@@ -42,28 +41,34 @@ SHOWN = 400
 class Iteration:
     """The annotation of one iteration, as far as it is made."""
 
-    run: str
+    history: RunHistory
     number: int
-    store: Path
-    steps: Steps
 
     @staticmethod
-    def of(folder: Path, store: Path, number: int | None) -> Iteration:
-        """Return iteration `number` of the run in `folder`, the last one by default."""
-        there = {t: steps for t, steps in iterations(folder, store).items() if "sample" in steps}
+    def of(history: RunHistory, number: int | None) -> Iteration:
+        """Return iteration `number` of a run, the last one by default."""
+        there = [t for t, steps in history.every.items() if "sample" in steps]
         if not there:
-            raise DataError(f"{folder}: nothing is sampled yet.")
+            raise DataError(f"{history.folder}: nothing is sampled yet.")
         chosen = number if number is not None else max(there)
         if chosen not in there:
-            raise DataError(f"{folder}: there is no iteration {chosen}; there are: {', '.join(map(str, there))}.")
-        return Iteration(run=folder.name, number=chosen, store=store, steps=there[chosen])
+            known = ", ".join(map(str, there))
+            raise DataError(f"{history.folder}: there is no iteration {chosen}; there are: {known}.")
+        return Iteration(history=history, number=chosen)
+
+    @property
+    def run(self) -> str:
+        """The name of its run's folder."""
+        return self.history.folder.name
+
+    @property
+    def steps(self) -> Steps:
+        """Its manifests by label."""
+        return self.history.every[self.number]
 
     def opened(self, label: str) -> Input | None:
         """Return the artifact of a step, None where it is not made."""
-        manifest: Manifest | None = self.steps.get(label)
-        if manifest is None:
-            return None
-        return Artifact(self.store, manifest.step, manifest.fingerprint).as_input(label, manifest)
+        return self.history.opened(self.number, label)
 
     @cached_property
     def samples(self) -> Input:

@@ -23,16 +23,16 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.diagnostics.panel import Panel
-from pipeline.report.arms import Arm, labels
 from pipeline.report.compare import Difference
 from pipeline.report.html.words import answer
 from pipeline.report.judging import worth_of_judges
 from pipeline.report.panel import groups
 from pipeline.report.published import NAMES
-from pipeline.report.table import FIGURES, suites_of, with_panels
+from pipeline.report.table import FIGURES, said, suites_of, with_panels
+from pipeline.run_history import RunHistory, labels
 
 
-def as_json(arms: Sequence[Arm], found: Sequence[Difference] = ()) -> str:
+def as_json(arms: Sequence[RunHistory], found: Sequence[Difference] = ()) -> str:
     """Return the figures of every arm, and their comparison; one that an iteration does not have is left out."""
     shown = [_arm(arm, label) for arm, label in zip(arms, labels(arms), strict=True)]
     content = {"arms": shown, "comparisons": [_finite(_comparison(one)) for one in found]}
@@ -57,18 +57,18 @@ def _comparison(one: Difference) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Arm, label: str) -> dict[str, Any]:
+def _arm(arm: RunHistory, label: str) -> dict[str, Any]:
     values = {
         str(t): {name: value for name, figure in FIGURES if (value := figure.find(steps, panel)) is not None}
         for t, steps, panel in with_panels(arm.done, arm.panels)
     }
-    notes = {str(t): lines for t, lines in arm.said.items() if lines}
+    notes = {str(t): lines for t, lines in said(arm).items() if lines}
     judges = worth_of_judges(next(reversed(arm.done.values()), {}))
-    suites = suites_of(arm.folder, arm.done)
+    suites = suites_of(arm)
     rows = {name: {NAMES.get(t, str(t)): text for t, text in cells.items()} for name, cells in suites.rows.items()}
     return {
         "run": arm.run,
-        "arm": arm.name,
+        "arm": arm.arm,
         "label": label,
         "answer": _answer(arm),
         "iterations": _finite(values),
@@ -82,7 +82,7 @@ def _arm(arm: Arm, label: str) -> dict[str, Any]:
     }
 
 
-def _answer(arm: Arm) -> dict[str, Any]:
+def _answer(arm: RunHistory) -> dict[str, Any]:
     """Return what the page says first: is the last evaluated policy better than the base?"""
     told = answer(arm.done)
     head = {"iteration": told.t or None, "headline": told.headline, "tone": told.tone}
@@ -98,7 +98,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
     }
 
 
-def _warnings(arm: Arm) -> dict[str, list[dict[str, Any]]]:
+def _warnings(arm: RunHistory) -> dict[str, list[dict[str, Any]]]:
     """Return the rules of `diagnostics` that fire in each iteration, of those in which any does."""
     found: dict[str, list[dict[str, Any]]] = {}
     for one in arm.fired:

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
-from yaml import YAMLError
 
 from pipeline.report.config import PublishedConfig, PublishedRow
 
 NAMES = {0: "base", None: "iteration not stated"}
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """Return the configuration that the run in `folder` wrote down, {} without one."""
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
-        return {}
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def published_of(config: Mapping[str, Any]) -> PublishedConfig | None:

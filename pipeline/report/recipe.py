@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from pipeline import book, config
 from pipeline.errors import ConfigError
-from pipeline.report.published import config_of
 
 GROUPS = (
     "policy", "prompts", "sampler", "oracle", "encoder", "gate", "objective", "repulsion", "calibration", "trainer",
@@ -59,7 +58,7 @@ def differences(folder: Path) -> list[str]:
     """
     overrides = [str(word).lstrip("+") for word in book.read(folder).get("overrides", [])]
     names = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
-    ours = settings(config_of(folder))
+    ours = settings(config.config_of(folder))
     try:
         theirs = of_preset(names[-1]) if names and ours else ours
     except ConfigError:  # a preset of another version

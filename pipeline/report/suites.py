@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.artifact import Manifest
+from pipeline.config import config_of
 from pipeline.plain import printable
 from pipeline.report import recipe
-from pipeline.report.published import NAMES, best_of, config_of, published_of
+from pipeline.report.published import NAMES, best_of, published_of
 from pipeline.schema import PublishedConfig
 from pipeline.suites.results import Found, Overlap, Result, read
 

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import book
-from pipeline.artifact import Artifact, CorruptManifest, Manifest
-from pipeline.config import diagnostics_of
-from pipeline.diagnostics import rules
-from pipeline.diagnostics.panel import Panel, panels
+from pipeline.artifact import Manifest
+from pipeline.diagnostics.panel import Panel
 from pipeline.plain import printable
 from pipeline.report.crossplay import print_crossplay
 from pipeline.report.judging import worth_of_judges
 from pipeline.report.panel import pairs_of, print_panel
 from pipeline.report.suites import Grid, grid, print_suites
+from pipeline.run_history import RunHistory, Steps
 from stages.evaluate.paired import Estimate, detectable_of, found
-
-Steps = dict[str, Manifest]
-"""label -> manifest of one iteration."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +43,10 @@ class Figure:
         return None if value is None else self.show(value)
 
 
-def iterations(folder: Path, store: Path) -> dict[int, Steps]:
-    """Return iteration -> label -> manifest for what run.json names and the store has."""
-    found: dict[int, Steps] = {}
-    for iteration, labels in sorted(book.read(folder).get("steps", {}).items()):
-        for label, entry in labels.items():
-            manifest = _manifest(store, label, entry["fingerprint"])
-            if manifest:
-                found.setdefault(int(iteration), {})[label] = manifest
-    return found
-
-
-def print_report(folder: Path, store: Path, console: Console, whole: bool = False) -> None:
-    """Print the table of the run in `folder`, then what the judges are worth; whole: with the collapse panel."""
-    found = iterations(folder, store)
-    done, seen = with_setup(found), panels(found, store)
-    table = Table(title=Text(f"run {printable(folder.name)}", style="table.title"), title_justify="left")
+def print_report(history: RunHistory, console: Console, whole: bool = False) -> None:
+    """Print the table of a run, then what the judges are worth; whole: with the collapse panel."""
+    done, seen = history.done, history.panels
+    table = Table(title=Text(f"run {printable(history.folder.name)}", style="table.title"), title_justify="left")
     table.add_column("iteration")
     for t in done:
         table.add_column(str(t), justify="right")
@@ -73,13 +55,13 @@ def print_report(folder: Path, store: Path, console: Console, whole: bool = Fals
     console.print(table)
     if whole:
         print_panel(seen, console)
-    for t, lines in said(found, rules.warnings(seen, diagnostics_of(folder))).items():
+    for t, lines in said(history).items():
         for line in lines:
             console.print(f"iteration {t}: {printable(line)}", markup=False, highlight=False)
     print_crossplay(done, console)
     for line in worth_of_judges(next(reversed(done.values()), {})):
         console.print(line, markup=False, highlight=False)
-    print_suites(suites_of(folder, done), console)
+    print_suites(suites_of(history), console)
 
 
 def with_panels(done: dict[int, Steps], seen: Sequence[Panel]) -> list[tuple[int, Steps, Panel | None]]:
@@ -96,24 +78,11 @@ def rows_of(done: dict[int, Steps], seen: Sequence[Panel]) -> Iterator[tuple[str
             yield name.replace("{pairs}", pairs_of(seen)), [cell or "" for cell in cells]
 
 
-def suites_of(folder: Path, done: dict[int, Steps]) -> Grid:
+def suites_of(history: RunHistory) -> Grid:
     """Return what suites found of the run, beside what was published for its recipe."""
     names = tuple(f"{best}{judge}: vs base" for best in ("", "best of n, ") for judge in ("oracle", "second judge"))
-    heldout = {n: {t: figure(steps) for t, steps in done.items()} for n, figure in FIGURES if n in names}
-    return grid(folder, done, heldout)
-
-
-def with_setup(found: dict[int, Steps]) -> dict[int, Steps]:
-    """Return the iterations from 1 on; what came before the first one is counted as its cost."""
-    return {t: {**found.get(0, {}), **steps} if t == 1 else steps for t, steps in found.items() if t > 0}
-
-
-def _manifest(store: Path, label: str, fingerprint: str) -> Manifest | None:
-    kind = label.partition("_")[0]
-    try:
-        return Artifact(store, kind, fingerprint).manifest()
-    except CorruptManifest:
-        return None
+    heldout = {n: {t: figure(steps) for t, steps in history.done.items()} for n, figure in FIGURES if n in names}
+    return grid(history.folder, history.done, heldout)
 
 
 def _number(label: str, key: str, form: str) -> Figure:
@@ -269,11 +238,11 @@ def _imported(manifest: Manifest) -> str:
     return f"{manifest.step} imported: {manifest.rows['out']:,} of the {given['rows']:,} rows of {given['path']}"
 
 
-def said(found: dict[int, Steps], fired: Sequence[rules.Fired]) -> dict[int, list[str]]:
+def said(history: RunHistory) -> dict[int, list[str]]:
     """Return iteration -> what stands beside its figures: what was imported and dropped, and the rules that fired."""
     return {
-        t: [*notes(steps), *(f"WARNING {one}" for one in fired if one.iteration == t)]
-        for t, steps in with_setup(found).items()
+        t: [*notes(steps), *(f"WARNING {one}" for one in history.fired if one.iteration == t)]
+        for t, steps in history.done.items()
     }
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import book, cluster, config
+from pipeline import cluster, config, run_history
 from pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_text
 from pipeline.build import Asked, build_answers
 from pipeline.commands import fetch
@@ -30,7 +30,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.execute import execute_alone, resolve
 from pipeline.job import Input
 from pipeline.plan import Plan, inspect
-from pipeline.report.table import iterations
+from pipeline.run_history import RunHistory
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_context
 from pipeline.suites import SUITES, results
@@ -95,22 +95,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 def player_of(arguments: argparse.Namespace) -> Player:
     """Return the policy of an iteration of the run, the last trained one by default."""
-    folder = Path(arguments.runs) / arguments.run
-    content = book.read(folder)
-    if "overrides" not in content:
-        begun = sorted(
-            str(found.parent.relative_to(arguments.runs)) for found in Path(arguments.runs).rglob("run.json")
-        )
-        raise DataError(f"{folder}: no such run. Begun in {arguments.runs}: {', '.join(begun) or 'none'}.")
-    chosen = config.load(config.detect_hardware([*content["overrides"], *arguments.overrides], cluster.gpu_count()))
-    t, policy = _trained(folder, Path(content["store"]), arguments.iter)
+    history = run_history.opened(Path(arguments.runs), arguments.run)
+    words = [*history.record["overrides"], *arguments.overrides]
+    chosen = config.load(config.detect_hardware(words, cluster.gpu_count()))
+    t, policy = _trained(history, arguments.iter)
     return Player(
-        folder=folder,
+        folder=history.folder,
         name=f"{arguments.run.strip('/').replace('/', '-')}-iter-{t}",
         iteration=t,
         policy=policy,
         config=chosen,
-        pins=content.get("pins", {}),
+        pins=history.pins,
     )
 
 
@@ -120,22 +115,19 @@ def about(player: Player, best_of: int = 1) -> results.About:
     return results.About(iteration=player.iteration, policy=policy, best_of=best_of)
 
 
-def _trained(folder: Path, store: Path, number: int | None) -> tuple[int, Input | None]:
+def _trained(history: RunHistory, number: int | None) -> tuple[int, Input | None]:
     """Return the iteration and its trained policy; None for the base, which is iteration 0."""
     if number == 0:
         return 0, None
-    found = {t: steps["train"] for t, steps in iterations(folder, store).items() if "train" in steps}
+    found = [t for t, steps in history.every.items() if "train" in steps]
     if not found:
-        raise DataError(f"{folder}: no policy is trained yet; run on, or have the base answer with --iter 0.")
+        raise DataError(f"{history.folder}: no policy is trained yet; run on, or have the base answer with --iter 0.")
     t = max(found) if number is None else number
     if t not in found:
-        raise DataError(f"--iter {t}: {folder} has policies of 0 (the base), {', '.join(map(str, found))}.")
-    artifact = Artifact(store, "train", found[t].fingerprint)
-    missing = artifact.missing_file(found[t])
-    if missing:
-        raise DataError(f"iteration {t}: {missing}; run `sparring run` again with the overrides of the run.")
-    policy = artifact.as_input("policy", found[t])
-    return t, replace(policy, root=policy.root.absolute())
+        raise DataError(f"--iter {t}: {history.folder} has policies of 0 (the base), {', '.join(map(str, found))}.")
+    policy = history.opened(t, "train")
+    assert policy is not None
+    return t, replace(policy, role="policy", root=policy.root.absolute())
 
 
 def suite_of(arguments: argparse.Namespace) -> tuple[str, Path]:

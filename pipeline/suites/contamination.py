@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import book, hub
-from pipeline.artifact import Artifact, Manifest, check_target, write_text
+from pipeline import hub, run_history
+from pipeline.artifact import check_target, write_text
 from pipeline.errors import ConfigError, DataError, HubSilent
+from pipeline.job import Input
 from pipeline.plain import printable
-from pipeline.report.table import iterations
+from pipeline.run_history import RunHistory
 from pipeline.suites import COMPARED, results
 from stages.evaluate.suites.overlap import Index, Row
 from stages.sample.asked import column_of
@@ -53,12 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
     to = arguments.json
     if to:
         check_target(to, "--json")
-    folder = Path(arguments.runs) / arguments.run
-    store, what, played = training(folder)
+    history = run_history.opened(Path(arguments.runs), arguments.run)
+    what, played = training(history)
     suites, absent = _suites(arguments.files, arguments.column)
     indexes = {path: Index([row.turns for row in found], arguments.n) for path, found in suites.items()}
     prompts = 0
-    for name, turns in texts(store, played):
+    for name, turns in texts(played):
         prompts += 1
         for index in indexes.values():
             index.add(name, turns)
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         for path in suites
     ]
-    print(f"{results.write_overlaps(folder / 'answers', kept)}: what `sparring report` shows of it")
+    print(f"{results.write_overlaps(history.folder / 'answers', kept)}: what `sparring report` shows of it")
     if to:
         figures = [_figures(path, suites[path], indexes[path], found[path]) for path in suites]
         facts = {"run": arguments.run, "prompts": prompts, "of": what, "n": arguments.n, "suites": figures}
@@ -82,28 +83,23 @@ def run(arguments: argparse.Namespace) -> None:
 # What is compared
 
 
-def training(folder: Path) -> tuple[Path, str, list[Manifest]]:
-    """Return the store, what the training prompts are of, in words, and the artifacts that hold them."""
-    content = book.read(folder)
-    if not content.get("steps"):
-        raise DataError(f"{folder}: no such run, or none of its steps is made.")
-    store = Path(content["store"])
-    steps = iterations(folder, store)
-    sampled = {t: found["sample"] for t, found in steps.items() if "sample" in found}
+def training(history: RunHistory) -> tuple[str, list[Input]]:
+    """Return what the training prompts are of, in words, and the artifacts that hold them."""
+    sampled = [t for t, found in history.every.items() if "sample" in found]
     if sampled:
         which = f"iteration{'s' * (len(sampled) > 1)} {', '.join(map(str, sampled))}"
-        return store, f"sampled in {which}", list(sampled.values())
-    if "prompts" in steps.get(0, {}):
-        return store, "that it may sample", [steps[0]["prompts"]]
-    raise DataError(f"{folder}: its prompts are not in {store} yet; run `sparring run` with its overrides.")
+        return f"sampled in {which}", list(filter(None, (history.opened(t, "sample") for t in sampled)))
+    prompts = history.opened(0, "prompts")
+    if prompts is None:
+        raise DataError(f"{history.folder}: its prompts are not made yet; run `sparring run` with its overrides.")
+    return "that it may sample", [prompts]
 
 
-def texts(store: Path, played: Sequence[Manifest]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def texts(played: Sequence[Input]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield id and turns of every training prompt once, part by part; held-out ones are left out."""
     seen: set[str] = set()
-    for manifest in played:
-        source = Artifact(store, manifest.step, manifest.fingerprint).as_input("prompts", manifest)
-        for part in range(1 if manifest.step == "prompts" else 0, source.n_parts):
+    for source in played:
+        for part in range(1 if source.role == "prompts" else 0, source.n_parts):
             for row in source.table(part, columns=["id", "messages"]).to_pylist():
                 name = row["id"].partition("~")[0]
                 if name not in seen:

@@ -69,7 +69,7 @@ def _report(study: Study, overrides: Sequence[str], others: Sequence[Path]) -> N
     arms = {arm: config.load(words) for arm, words in commands.arms_of(overrides, multirun=True).items()}
     first = next(iter(arms.values()))
     folder = Path(first.paths.runs) / first.run.name
-    found = read.read(folder, Path(first.paths.store), {arm: one.seed for arm, one in arms.items()})
+    found = read.read(folder, {arm: one.seed for arm, one in arms.items()})
     if not found.policies:
         raise DataError(f"{folder}: no policy of this study is evaluated yet; run it without --report.")
     settings, planned = elsewhere.shared(list(arms.values())), len(arms) * first.iterations

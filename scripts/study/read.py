@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifact import Artifact, Manifest
-from pipeline.report.table import Steps, iterations
+from pipeline import run_history
+from pipeline.artifact import Manifest
+from pipeline.run_history import RunHistory, Steps
 from scripts.study.presets import label
 from stages.evaluate.stage import JUDGES, win_rates
 
@@ -70,29 +71,32 @@ class Found:
     """The steps of the last policy."""
 
 
-def read(folder: Path, store: Path, seeds: Mapping[str, int]) -> Found:
+def read(folder: Path, seeds: Mapping[str, int]) -> Found:
     """Read the run in `folder`; policies not evaluated yet are left out. seeds: arm of the multirun -> its seed."""
+    made = {one.arm: one for one in run_history.find(folder.parent, [folder.name])}
     policies, manifests = [], {}
     base: dict[int, Mapping[str, float]] = {}
     last: Steps = {}
-    for arm, seed in seeds.items():
-        for t, steps in iterations(folder / arm, store).items():
+    for arm, history in ((arm, made[arm]) for arm in seeds if arm in made):
+        seed = seeds[arm]
+        for t, steps in history.every.items():
             manifests.update({manifest.fingerprint: manifest for manifest in steps.values()})
             if t == 0 and "sample_base" in steps:
                 base[seed] = figures({"sample_heldout": steps["sample_base"]})
             if "evaluate" in steps:
                 last = steps
-                policies.append(_policy(store, label(arm), seed, t, steps))
+                policies.append(_policy(history, label(arm), seed, t))
     return Found(policies=tuple(policies), base=base, manifests=manifests, last=last)
 
 
-def _policy(store: Path, arm: str, seed: int, t: int, steps: Steps) -> Policy:
-    rates = {judge: _rates(store, steps[f"score_{judge}_base"]) for judge in JUDGES}
-    return Policy(arm=arm, seed=seed, iteration=t, rates=rates, figures=figures(steps))
+def _policy(history: RunHistory, arm: str, seed: int, t: int) -> Policy:
+    rates = {judge: _rates(history, t, f"score_{judge}_base") for judge in JUDGES}
+    return Policy(arm=arm, seed=seed, iteration=t, rates=rates, figures=figures(history.every[t]))
 
 
-def _rates(store: Path, manifest: Manifest) -> dict[str, float]:
-    scores = Artifact(store, "score", manifest.fingerprint).as_input("scores", manifest)
+def _rates(history: RunHistory, t: int, label: str) -> dict[str, float]:
+    scores = history.opened(t, label)
+    assert scores is not None
     return {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
 
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import book
 from pipeline.artifact import Artifact, Manifest
 from pipeline.diagnostics.rules import learned
 from pipeline.job import Input
-from pipeline.report.table import iterations
+from pipeline.run_history import iterations
 from stages.annotate import winrate
 from stages.train.config import TRAIN
 from tests.faults.harness import DEADLINE_S, Run, contents, overrides
@@ -40,7 +41,7 @@ print(json.dumps(reload_probe(folder, rows)))
 
 def steps_of(folder: Path) -> dict[str, Manifest]:
     """Return label -> manifest of iteration 1."""
-    return iterations(folder / "runs" / "default", folder / "store")[1]
+    return iterations(book.read(folder / "runs" / "default"), folder / "store")[1]
 
 
 def opened(folder: Path, manifest: Manifest) -> Input:
@@ -352,7 +353,7 @@ def test_a_dataset_of_the_hubs_layout_in_thirds(tmp_path: Path, policy: Path) ->
     pq.write_table(pa.table({"prompt": texts}), folder / "data" / "train-00000-of-00001.parquet")
     chosen = ["prompts=hub", f"prompts.dataset={folder}", "prompts.per_iteration=null", "prompts.slices=3"]
     Run(tmp_path, [one for one in overrides(tmp_path, policy, *chosen) if "prompts.path" not in one]).finish()
-    prompts = iterations(tmp_path / "runs" / "default", tmp_path / "store")[0]["prompts"]
+    prompts = iterations(book.read(tmp_path / "runs" / "default"), tmp_path / "store")[0]["prompts"]
     sample = steps_of(tmp_path)["sample"]
     assert prompts.summary["train"] == 27 and sample.rows["out"] == 9
     held = set(opened(tmp_path, prompts).table(0)["id"].to_pylist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import book, cli, code_digest
+from pipeline import book, cli, code_digest, run_history
 from pipeline.artifact import Artifact, CorruptManifest, finished_parts, write_part
+from pipeline.errors import DataError
 from pipeline.fingerprint import digest
 from pipeline.job import Part, Shard
 from stages.annotate.config import PAIRS
@@ -43,6 +45,8 @@ COMMANDS = {
     "prompt": ["inspect", "mine", "--prompt", "a"],
     "export": ["export", "mine", "--iter", "1", "--dry-run"],
     "sync": ["sync", "mine", "--to", "tensorboard"],
+    "answer": ["answer", "prompts.jsonl", "mine"],
+    "contamination": ["contamination", "mine", "prompts.jsonl"],
 }
 
 
@@ -144,12 +148,53 @@ def test_a_damaged_configuration_or_event_stream_is_no_fault_of_ours(
         check(capsys, COMMANDS[command])
 
 
-@pytest.mark.parametrize(("kind", "command"), [("train", "report"), ("train", "sync"), ("pairs", "prompt")])
-def test_a_damaged_manifest_is_said(place: Path, capsys: pytest.CaptureFixture[str], kind: str, command: str) -> None:
-    for name in damaged(artifact(place, kind) / "manifest.json"):
-        code, error = check(capsys, COMMANDS[command])
-        if command == "report":
-            assert code == 2 and kind in error, name
+def refused(place: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """The one line of a command that is refused, which has written nothing."""
+    before = {path: path.lstat().st_mtime_ns for path in place.rglob("*")}
+    code, error = check(capsys, words)
+    assert code == 2 and len(error.splitlines()) == 1, error
+    assert {path: path.lstat().st_mtime_ns for path in place.rglob("*")} == before
+    return error
+
+
+def last_training(place: Path) -> tuple[Path, str]:
+    """The folder of iteration 2's training, and how it is named where it is lost."""
+    fingerprint = book.read(place / "runs" / "mine")["steps"]["02"]["train"]["fingerprint"]
+    folder = Path("store") / f"train-{fingerprint[:8]}"
+    return folder, f"runs/mine: iteration 2, train: {folder}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_the_store_has_lost_is_said_by_every_command(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    folder, named = last_training(place)
+    (folder / "manifest.json").write_bytes(TEXTS["deep"])
+    error = refused(place, capsys, COMMANDS[command])
+    assert error.startswith(f"error: {named}/manifest.json: corrupt") and "sparring verify" in error
+    shutil.rmtree(folder)
+    assert f"{named} is gone; " in refused(place, capsys, COMMANDS[command])
+    (place / "store").rename(place / "elsewhere")
+    assert "runs/mine: its store store is not there" in refused(place, capsys, COMMANDS[command])
+
+
+def test_whatever_is_lost_is_named(place: Path) -> None:
+    folder, named = last_training(place)
+
+    def said() -> str:
+        with pytest.raises(DataError) as caught:
+            run_history.opened(Path("runs"), "mine")
+        return str(caught.value)
+
+    for name in damaged(folder / "manifest.json"):
+        assert said().startswith(named), name
+    (folder / "metrics.jsonl").write_text("{}")
+    assert said().startswith(f"{named}/metrics.jsonl has 2 bytes")
+    (folder / "metrics.jsonl").unlink()
+    assert said().startswith(f"{named}/metrics.jsonl is missing")
+    shutil.rmtree("store")
+    Path("store").mkdir()
+    assert re.search(r"is gone, and so are \d+ other artifacts", said())
 
 
 def test_a_plan_of_damaged_manifests(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,9 +268,10 @@ def test_a_damaged_record_of_a_shard_is_made_again(tmp_path: Path) -> None:
 
 def test_verify_names_what_is_damaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = artifact(place, "train")
-    for name, text in TEXTS.items():
+    for name in [*TEXTS, "a folder"]:
         kept = shutil.copytree(train, place / "kept")
-        (train / "manifest.json").write_bytes(text)
+        (train / "manifest.json").unlink()
+        (train / "manifest.json").write_bytes(TEXTS[name]) if name in TEXTS else (train / "manifest.json").mkdir()
         assert cli.main(["verify"]) == 2, name
         assert train.name in capsys.readouterr().out
         assert not train.exists(), "undone: the next run makes it again"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import cli, commands, config
+from pipeline import book, cli, commands, config
 from pipeline.artifact import Artifact, Manifest, publish
 from pipeline.build import build
 from pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
@@ -20,7 +20,8 @@ from pipeline.diagnostics.rules import RULES, fired, learned, warnings
 from pipeline.errors import ConfigError, DataError, RuleFired
 from pipeline.job import File, sha256_file
 from pipeline.plan import Plan, Step, inspect
-from pipeline.report.table import iterations, print_report
+from pipeline.report.table import print_report
+from pipeline.run_history import iterations, opened
 from tests.pipeline.plans import Fixed
 from tests.pipeline.test_report import manifest
 
@@ -255,7 +256,7 @@ def executed(plan: Plan, folder: Path) -> None:
 
 def done(folder: Path, arm: str = "") -> set[int]:
     """Iterations of an arm that its book holds."""
-    return set(iterations(folder / "runs" / "mine" / arm, folder / "store"))
+    return set(iterations(book.read(folder / "runs" / "mine" / arm), folder / "store"))
 
 
 def test_stop_on_ends_a_run_before_its_next_iteration(tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_the_report_prints_the_warnings(tmp_path: Path) -> None:
     made(plan, tmp_path, "", 1, GAMED)
     executed(plan, tmp_path)
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
-    print_report(tmp_path / "runs" / "mine", tmp_path / "store", console)
+    print_report(opened(tmp_path / "runs", "mine"), console)
     lines = [line for line in console.export_text().splitlines() if "WARNING" in line]
     assert len(lines) == 1 and lines[0].startswith("iteration 1: WARNING overoptimized: the policy may be gaming")
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import here
+from pipeline import book, here
 from pipeline.artifact import Artifact, Manifest, find, write_part
 from pipeline.cli import main
 from pipeline.commands import plan_of
 from pipeline.diagnostics.rules import learned
 from pipeline.estimate import cost
 from pipeline.plan import Plan
-from pipeline.report.table import iterations
+from pipeline.run_history import iterations
 from stages.sample.prompts import prompt_hash
 from tests.faults.harness import Run, overrides, write_prompts
 from tests.stages.sample.files import binarized, generated, listed, plain, said, scored, write
@@ -441,7 +441,7 @@ def test_the_loop_from_imported_pairs(tmp_path: Path, policy: Path, capsys: pyte
     out = place("import", "pairs", place.file(plain(place.questions())))
     arguments = place.overrides(entry(out))
     Run(tmp_path, arguments).finish()
-    steps = iterations(tmp_path / "runs" / "default", place.store)[1]
+    steps = iterations(book.read(tmp_path / "runs" / "default"), place.store)[1]
     made = place.made(out)
     assert {label: steps[label].fingerprint for label in made} == {label: m.fingerprint for label, m in made.items()}
     assert "score" not in steps and all(counted(manifest) for manifest in steps.values())

@@ -13,6 +13,7 @@ from pipeline import cli
 from pipeline.events import Events
 from pipeline.plain import printable
 from pipeline.report.inspect import Iteration, print_prompt
+from pipeline.run_history import opened
 from stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table
 
@@ -76,5 +77,5 @@ def test_so_are_the_roles_of_a_conversation(tmp_path: Path) -> None:
     run = Run(tmp_path).begin()
     run.add(1, "sample", [pa.Table.from_pylist([row], schema=SAMPLES_SCHEMA)])
     stream = io.StringIO()
-    print_prompt(Iteration.of(run.folder, run.store, None), "a", False, Console(file=stream, width=160))
+    print_prompt(Iteration.of(opened(run.root / "runs", run.name), None), "a", False, Console(file=stream, width=160))
     assert f"{SPELLED}: and more" in stream.getvalue() and "\x1b" not in stream.getvalue()

@@ -15,6 +15,7 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.report import recipe
 from pipeline.report.table import print_report
+from pipeline.run_history import opened
 from pipeline.sources import Sources
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.plans import labels, plan_of
@@ -220,7 +221,7 @@ def test_the_report_prints_what_was_published_beside_ours(tmp_path: Path) -> Non
     run.begin(["experiment=s_sppo_llama3_8b"])
     run.evaluate(1, (0.51, 0.48, 0.54))
     console = Console(record=True, width=160)
-    print_report(run.runs / run.name, run.store, console)
+    print_report(opened(run.runs, run.name), console)
     lines = console.export_text().splitlines()
     row = {
         line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in lines if "│" in line
@@ -239,7 +240,7 @@ def test_best_of_n_stands_beside_what_was_published_of_it(tmp_path: Path) -> Non
     run.evaluate(1, (0.51, 0.48, 0.54))
     run.best_of(1, 16, (0.63, 0.6, 0.66))
     console = Console(record=True, width=160)
-    print_report(run.runs / run.name, run.store, console)
+    print_report(opened(run.runs, run.name), console)
     lines = [line for line in console.export_text().splitlines() if "│" in line]
     row = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in lines}
     assert row["published LC win rate, %"] == ["17.11", "24.79", "26.89", "28.53"]
@@ -267,7 +268,7 @@ def test_where_a_run_is_another_recipe_is_said(overrides: str, tmp_path: Path) -
     run.begin(["experiment=sppo_mistral_7b", *overrides.split()])
     run.evaluate(1, (0.51, 0.48, 0.54))
     console = Console(record=True, width=400)
-    print_report(run.runs / run.name, run.store, console)
+    print_report(opened(run.runs, run.name), console)
     said = [line for line in console.export_text().splitlines() if "differs from the recipe" in line]
     wanted = CHANGED[overrides]
     assert said == ([f"This run differs from the recipe in: {wanted}"] if wanted else [])
@@ -298,5 +299,5 @@ def test_a_run_without_published_results_has_no_such_table(tmp_path: Path) -> No
     run.begin()
     run.evaluate(1, (0.51, 0.48, 0.54))
     console = Console(record=True, width=160)
-    print_report(run.runs / run.name, run.store, console)
+    print_report(opened(run.runs, run.name), console)
     assert "published" not in console.export_text()

@@ -10,20 +10,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.report.arms import Arm
+from pipeline.run_history import RunHistory
 from stages.evaluate.stage import JUDGES, win_rates
 
 Cells = dict[tuple[int, int], float]
 """(policy, other policy) -> mean win rate over the held-out prompts; 0 is the base."""
 
 
-def crossplay(arm: Arm) -> dict[str, Cells]:
+def crossplay(arm: RunHistory) -> dict[str, Cells]:
     """Return judge -> cells, of the judges that have scored anything."""
     found = {judge: _cells(arm, judge) for judge in JUDGES}
     return {judge: cells for judge, cells in found.items() if cells}
 
 
-def _cells(arm: Arm, judge: str) -> Cells:
+def _cells(arm: RunHistory, judge: str) -> Cells:
     cells: Cells = {}
     for t, steps in arm.every.items():
         for label in steps:

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config import config_of
 from pipeline.diagnostics.panel import Panel, Record, records_of
 from pipeline.diagnostics.rules import Fired
-from pipeline.report.arms import Arm, labels
 from pipeline.report.crossplay import Game, games
 from pipeline.report.html.crossplay import Cells, crossplay
 from pipeline.report.html.prompts import Chosen, read
 from pipeline.report.html.spread import Spread, spread
-from pipeline.report.published import config_of
 from pipeline.report.suites import Grid
-from pipeline.report.table import Steps, notes, suites_of
+from pipeline.report.table import notes, suites_of
+from pipeline.run_history import RunHistory, Steps, labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ class Story:
     """What its machines cost, by the run's configuration."""
 
 
-def gather(arms: Sequence[Arm]) -> list[Story]:
+def gather(arms: Sequence[RunHistory]) -> list[Story]:
     """Read every arm; what arms share is read once."""
     known: dict[tuple[str, ...], Any] = {}
     return [_story(arm, name, known) for arm, name in zip(arms, labels(arms), strict=True)]
 
 
-def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
+def _story(arm: RunHistory, name: str, known: dict[tuple[str, ...], Any]) -> Story:
     spreads, prompts, records = {}, {}, {}
     for t in arm.done:
         key = tuple(arm.every[t][label].fingerprint if label in arm.every[t] else "" for label in _READ)
@@ -70,12 +70,12 @@ def _story(arm: Arm, name: str, known: dict[tuple[str, ...], Any]) -> Story:
         crossplay=crossplay(arm),
         games=games(arm.done),
         prompts={t: one for t, one in prompts.items() if one},
-        suites=suites_of(arm.folder, arm.done),
+        suites=suites_of(arm),
         usd_per_hour=_price(arm),
     )
 
 
-def _price(arm: Arm) -> float | None:
+def _price(arm: RunHistory) -> float | None:
     hardware = config_of(arm.folder).get("hardware")
     found = hardware.get("usd_per_hour") if isinstance(hardware, dict) else None
     return float(found) if isinstance(found, int | float) else None
@@ -84,7 +84,7 @@ def _price(arm: Arm) -> float | None:
 _READ = ("sample", "score", "pairs", "calibrate")
 
 
-def _spread(arm: Arm, t: int) -> Spread | None:
+def _spread(arm: RunHistory, t: int) -> Spread | None:
     pairs, made = arm.opened(t, "pairs"), arm.every[t].get("calibrate")
     gated = arm.opened(t, "calibrate") if made and made.summary.get("gate") != "off" else None
     return spread(pairs, gated, made.identity["scope"] if made and gated else "") if pairs else None

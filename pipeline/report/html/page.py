@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from pipeline.diagnostics.rules import RULES
-from pipeline.report.arms import Arm
 from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
 from pipeline.report.html.bins import Counts
@@ -19,7 +17,7 @@ from pipeline.report.html.cost import cost
 from pipeline.report.html.curves import by_arm, charts
 from pipeline.report.html.differences import differences
 from pipeline.report.html.games import games
-from pipeline.report.html.gather import Story, gather
+from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.panel import panel
 from pipeline.report.html.svg import DRAWN, histogram
@@ -35,14 +33,6 @@ SHARED, FEWEST = 2400, 40
 """Points of the lines of one kind over all arms, and of each line at least."""
 OPEN = 8
 """Warnings up to which their box is unfolded."""
-
-
-def write(path: Path, arms: Sequence[Arm], found: Sequence[Difference]) -> Path:
-    """Write the report of the arms and their comparison to `path`, whole or not at all, and return it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(page(gather(arms), found).encode())
-    os.replace(temporary, path)
-    return path
 
 
 def page(stories: Sequence[Story], found: Sequence[Difference] = ()) -> str:

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.job import Input
-from pipeline.report.arms import Arm
 from pipeline.report.html.spread import gated
 from pipeline.report.inspect import Iteration
+from pipeline.run_history import RunHistory
 from stages.annotate.rows import matrix
 from stages.annotate.winrate import win_rates
 
@@ -86,13 +86,13 @@ def _reaches(pairs: Input, part: int) -> dict[str, float]:
     return {row["id"]: max(abs(value - 0.5) for value in row["P"] if value is not None) for row in rows}
 
 
-def read(arm: Arm, t: int) -> Chosen | None:
+def read(arm: RunHistory, t: int) -> Chosen | None:
     """Return the prompts of iteration t that are shown, None where nothing is sampled."""
     samples, pairs, targets = (arm.opened(t, label) for label in ("sample", "pairs", "calibrate"))
     if samples is None:
         return None
     places, every = choose(samples, pairs)
-    iteration = Iteration(run=arm.folder.name, number=t, store=arm.store, steps=arm.every[t])
+    iteration = Iteration(history=arm, number=t)
     scope = arm.every[t]["calibrate"].identity["scope"] if targets else ""
     found = {}
     for part in sorted({part for part, _ in places}):

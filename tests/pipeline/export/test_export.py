@@ -317,7 +317,7 @@ def test_changed_bytes_are_not_exported(run: Fabricated, tmp_path: Path, capsys:
 def test_runs_and_arms(tmp_path: Path, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arm = Fabricated(tmp_path, name="sweep/gate=off")
     arm.begin()
-    assert "nothing is made yet" in refused(arm, capsys)
+    assert "no iteration is trained yet" in refused(arm, capsys)
     arm.train(1, policy)
     assert "Its arms: sweep/gate=off" in refused(Fabricated(tmp_path, name="sweep"), capsys)
     assert "no such run. Begun in" in refused(Fabricated(tmp_path, name="other"), capsys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_an_export_that_goes_on_is_left_alone(run: Fabricated, capsys: pytest.Ca
     live = begun(run, "live")
     assert main(words(run, "live")) == 2
     error = capsys.readouterr().err
-    assert "live is being written" in error and f"pid {live.pid})" in error
+    assert re.search(rf"live is being written by sparring \(host \S+, since \S+, pid {live.pid}\)\. Wait", error)
     assert main(words(run, "mine")) == 0
     assert left(run) == [".live.sparring-staged", ".live.sparring-staged.json", "mine"]
     live.communicate("\n" * 9, timeout=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,13 @@ import pytest
 from rich.console import Console
 
 from pipeline.cli import main
-from pipeline.report.arms import find
+from pipeline.errors import DataError
 from pipeline.report.comparable import reason
 from pipeline.report.compare import Difference, compare
 from pipeline.report.differences import about, cell, print_differences, rows
 from pipeline.report.html import page
 from pipeline.report.html.gather import gather
+from pipeline.run_history import find
 from tests.pipeline.report.fabricated import JUDGES, Run, judge
 
 OFF = {"x": 0.5, "y": 0.6, "z": 0.7, "only off": 0.99}
@@ -176,31 +178,27 @@ def test_an_arm_that_is_not_evaluated(tmp_path: Path) -> None:
     assert line.endswith("there is no iteration that both have evaluated (m/gate=on: none; m/gate=off: 1).")
 
 
-def test_what_the_store_has_lost_is_said(tmp_path: Path) -> None:
+def test_an_arm_of_which_the_store_has_lost_something_is_named(tmp_path: Path) -> None:
     off, on = run(tmp_path, "off"), run(tmp_path, "on")
-    for one in (off, on):
-        one.evaluated(2, ON if one is on else OFF, OFF_2)
-    _gone(on, "02", "evaluate")
-    oracle, second = against_off(tmp_path)
-    assert oracle.iteration == 1 and oracle.finding == "better"
-    lost = f"the evaluation of m/gate=on, iteration 2, is not in {tmp_path / 'store'}; `sparring run` makes it again"
-    assert oracle.notes == second.notes == (lost,) and about([oracle, second]).count(lost) == 1
-    _gone(off, "01", "score_second_base")
-    oracle, second = against_off(tmp_path)
-    assert oracle.finding == "better" and second.why.startswith("score_second_base of m/gate=off, iteration 1, is not")
-    (part,) = _folder(on, "01", "score_oracle_base").glob("*.parquet")
-    part.unlink()
-    oracle, second = against_off(tmp_path)
-    assert str(part) in oracle.why and about([oracle, second])[0].endswith("run `sparring verify`, then run again.")
+    path = _folder(on, "01", "score_oracle_base") / "part-00000.test.parquet"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        against_off(tmp_path)
+    path.unlink()
+    with pytest.raises(
+        DataError, match=r"runs/m/gate=on: iteration 1, score_oracle_base: .*parquet is missing"
+    ) as only:
+        find(tmp_path / "runs", ["m"])
+    assert "gate=off" not in str(only.value)
+    shutil.rmtree(_folder(off, "00", "sample_base"))
+    with pytest.raises(DataError, match=r"runs/m/gate=off: iteration 0, sample_base: .* 1 other arm\."):
+        find(tmp_path / "runs", ["m"])
 
 
 def _folder(one: Run, t: str, label: str) -> Path:
     entry = json.loads((one.folder / "run.json").read_text())["steps"][t][label]
     return one.store / f"{label.partition('_')[0]}-{entry['fingerprint'][:8]}"
-
-
-def _gone(one: Run, t: str, label: str) -> None:
-    shutil.rmtree(_folder(one, t, label))
 
 
 def three(root: Path) -> None:

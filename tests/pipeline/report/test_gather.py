@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.report.arms import Arm, find, labels
 from pipeline.report.html import prompts
 from pipeline.report.html.bins import Counts, Tally
 from pipeline.report.html.crossplay import crossplay, opponent
 from pipeline.report.html.gather import gather
 from pipeline.report.html.prompts import choose, read
 from pipeline.report.html.spread import spread
+from pipeline.run_history import RunHistory, find, labels
 from tests.pipeline.report.fabricated import Played, Run, duel, scores_table
 
 
@@ -25,7 +25,7 @@ def filled(counts: Counts | None) -> dict[int, int]:
     return {i: count for i, count in enumerate(counts.counts) if count}
 
 
-def arm_of(run: Run) -> Arm:
+def arm_of(run: Run) -> RunHistory:
     (arm,) = find(run.root / "runs", [run.name])
     return arm
 

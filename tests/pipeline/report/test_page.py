@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import book
 from pipeline.cli import main
 from pipeline.report import numbers
-from pipeline.report.arms import find
 from pipeline.report.html import browser, page
 from pipeline.report.html.games import games
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
 from pipeline.report.html.words import answer
-from pipeline.report.table import FIGURES, iterations
+from pipeline.report.table import FIGURES
+from pipeline.run_history import find, iterations
 from tests.pipeline.report.fabricated import Run, duel
 from tests.pipeline.report.planted import NAME, RUNS, TEXTS, planted
 
@@ -304,7 +305,7 @@ def test_the_json_has_the_answer_and_the_cross_play(tmp_path: Path) -> None:
         "sentences": list(told.sentences),
     }
     assert len(told.sentences) == 3
-    summary = iterations(run.folder, run.store)[3]["crossplay"].summary
+    summary = iterations(book.read(run.folder), run.store)[3]["crossplay"].summary
     assert arm["crossplay"] == {"3": summary}
     second = arm["crossplay"]["3"]["judges"]["second"]
     assert second["cycle"] == [0, 2, 1] and second["low"][1][0] == pytest.approx(0.53)

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from pipeline import book
 from pipeline.cli import main
 from pipeline.diagnostics.panel import LATE, SUMMARIES, Figure, Panel, panels
 from pipeline.report import numbers
-from pipeline.report.arms import Arm, find
 from pipeline.report.html.gather import gather
 from pipeline.report.html.panel import panel
 from pipeline.report.panel import KNOWN, cell, groups, print_panel
-from pipeline.report.table import iterations, rows_of
+from pipeline.report.table import rows_of
+from pipeline.run_history import RunHistory, find, iterations
 from stages.train.logprobs import SCHEMA
 from tests.pipeline.report.fabricated import Run
 
@@ -30,7 +31,7 @@ TEMPERED = {"log_ratio_previous", "log_ratio_base"}
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+def arm(tmp_path_factory: pytest.TempPathFactory) -> RunHistory:
     """Two iterations with every figure there is, no two of which are alike."""
     run = Run(tmp_path_factory.mktemp("panel")).begin()
     run.measured([1, 2])
@@ -57,7 +58,7 @@ class Rows(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_every_figure_reaches_the_terminal_the_page_and_the_json(arm: Arm, tmp_path: Path) -> None:
+def test_every_figure_reaches_the_terminal_the_page_and_the_json(arm: RunHistory, tmp_path: Path) -> None:
     first, second = arm.panels
     assert set(first.figures) == {*NAMES, *(f"{name}{end}" for name in ESTIMATED for end in ("_low", "_high"))}
     now = [one.value for one in first.figures.values()]
@@ -107,7 +108,7 @@ def test_every_figure_has_words_and_no_words_are_left_over() -> None:
     assert {*NAMES, *TEMPERED} == KNOWN
 
 
-def test_what_was_not_measured_on_all_is_said_in_the_words(arm: Arm) -> None:
+def test_what_was_not_measured_on_all_is_said_in_the_words(arm: RunHistory) -> None:
     words = {row.name: row.words for _, rows in groups(arm.panels) for row in rows}
     counts = "{:.0f}, {:.0f} pairs".format(*(one.get("probe_pairs") for one in arm.panels))
     assert words["probe_h_w"] == f"h of chosen after training ({counts})" and counts in words["noise"]
@@ -117,7 +118,7 @@ def test_what_was_not_measured_on_all_is_said_in_the_words(arm: Arm) -> None:
     assert "8 shortest" in next(row.words for _, rows in groups([older]) for row in rows)
 
 
-def test_a_win_rate_stands_with_its_interval(arm: Arm) -> None:
+def test_a_win_rate_stands_with_its_interval(arm: RunHistory) -> None:
     (_, rows), *_ = [one for one in groups(arm.panels) if one[0] == "held-out win rates"]
     assert [row.name for row in rows] == ["oracle_previous", "oracle_base", "second_previous", "second_base"]
     now = arm.panels[0]
@@ -140,13 +141,13 @@ def test_what_an_iteration_lacks_is_empty_and_what_has_no_words_stands_under_its
 
 
 def test_report_prints_it_and_run_does_not(
-    arm: Arm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arm: RunHistory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.report.table import print_report
 
     monkeypatch.setenv("COLUMNS", "160")
-    assert panels(iterations(arm.folder, arm.store), arm.store) == arm.panels
+    assert panels(iterations(book.read(arm.folder), arm.store), arm.store) == arm.panels
     assert main(["report", "mine", "--runs", str(arm.folder.parent)]) == 0
     assert "collapse panel" in capsys.readouterr().out
-    print_report(arm.folder, arm.store, Console())
+    print_report(arm, Console())
     assert "collapse panel" not in capsys.readouterr().out
