@@ -44,7 +44,7 @@ from pipeline.plan import Plan, State, Step, explain, inspect
 from pipeline.prompt_count import dealt_again
 from pipeline.report.table import print_report
 from pipeline.schema import Config
-from pipeline.sources import Sources, check_context
+from pipeline.sources import Sources, check_policy
 from stages.sample import embedded
 from stages.train import checkpoint
 
@@ -66,7 +66,7 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
-        check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
+        check_policy(c, sources.policy(c.policy))
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
 
 

@@ -216,12 +216,6 @@ def padded(rows: Sequence[Row], pad: int, device: Any) -> dict[str, Tensor]:
     return inputs | ({"token_type_ids": filled(segments, 0)} if segments else {})
 
 
-def listed(names: set[str]) -> str:
-    """Name a few, and say how many more there are."""
-    few = sorted(names)[:3]
-    return ", ".join(few) + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
-
-
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     """Return how many tokens two rows have in common at their start."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

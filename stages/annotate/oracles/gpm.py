@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.fields import Positive
+from pipeline.plain import listed
 from stages.annotate import reader
 from stages.annotate.oracle import Duel, Oracle, Verdicts
 from stages.annotate.oracles import Base, Given
@@ -179,7 +180,7 @@ def _backbone(folder: Path, config: Any, dtype: str, device: str) -> Any:
     model, missing, unknown = reader.load_model(AutoModel, folder, config, dtype, device)
     unknown -= UNREAD | {VALUE, PROMPT}
     if missing or unknown:
-        said = [f"lacks {reader.listed(missing)}"] if missing else []
-        said += [f"has {reader.listed(unknown)}, which is not known here"] if unknown else []
+        said = [f"lacks {listed(missing)}"] if missing else []
+        said += [f"has {listed(unknown)}, which is not known here"] if unknown else []
         raise DataError(f"{folder}: it {' and '.join(said)}; oracle=gpm reads a {type(model).__name__} and two heads.")
     return model

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.plain import listed
 from stages.annotate import reader
 from stages.annotate.oracle import Duel, Oracle, Verdicts
 from stages.annotate.oracles import Base, Given
@@ -134,9 +135,9 @@ def _model(folder: Path, config: Any, dtype: str, device: str) -> Any:
 
     model, missing, unknown = reader.load_model(AutoModelForSequenceClassification, folder, config, dtype, device)
     if missing:
-        instead = f"; it has {reader.listed(unknown)} instead" if unknown else ""
+        instead = f"; it has {listed(unknown)} instead" if unknown else ""
         raise DataError(
-            f"{folder}: it lacks {reader.listed(missing)} of a {type(model).__name__}{instead}. A score by weights "
+            f"{folder}: it lacks {listed(missing)} of a {type(model).__name__}{instead}. A score by weights "
             "that were never trained says nothing: use the folder of a reward model."
         )
     for name, part in model.named_children():
