@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not complete JSON ({error}); copy the model folder again.") from None
     if not isinstance(found, dict):
-        raise DataError(f"{path}: holds a {type(found).__name__}, not an object; copy the model folder again.")
+        raise DataError(f"{path}: holds no JSON object; copy the model folder again.")
     return found
 
 
@@ -111,8 +111,8 @@ def weights(folder: Path) -> dict[str, Tensor]:
     first = next((folder / name for name in names if os.path.lexists(folder / name)), None)
     if first is None:
         raise DataError(
-            f"{folder}: no {' and no '.join(names)}; other weight formats and names are not read. Save the model with "
-            "save_pretrained."
+            f"{folder}: no {' and no '.join(names)}; weights of other names are not read. Copy the folder again, or "
+            "save the model with save_pretrained."
         )
     files = _shards(first) if first.suffix == ".json" else [first]
     return {name: tensor for file in files for name, tensor in header(file).items()}
@@ -157,7 +157,7 @@ def _check_trainable(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     for found in (config, inner if isinstance(inner, dict) else {}):
         chosen = found.get("quantization_config")
         if chosen is not None:
-            method = chosen.get("quant_method") if isinstance(chosen, dict) else chosen
+            method = chosen.get("quant_method", chosen) if isinstance(chosen, dict) else chosen
             raise DataError(f"{folder / 'config.json'}: quantization_config ({method}): {_unquantized()}")
     packed = [
         name
@@ -165,11 +165,11 @@ def _check_trainable(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
         if name.endswith(QUANTIZED) or (name.endswith(".weight") and tensor.dtype[0] in "IU")
     ]
     if packed:
-        raise DataError(f"{folder}: {listed(packed)} ({tensors[min(packed)].dtype}): {_unquantized()}")
+        raise DataError(f"{folder}: {listed(packed)}: {_unquantized()}")
 
 
 def _unquantized() -> str:
-    return "quantized weights cannot be trained; use the model as it was before quantization, or dequantize it and save it."
+    return "quantized weights cannot be trained; use the model as it was before, or dequantize it and save it again."
 
 
 def _key(folder: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -216,9 +216,12 @@ def _found(folder: Path) -> dict[str, Any]:
 
 def _shards(index: Path) -> list[Path]:
     """Return the files that an index names."""
-    places = read_json(index).get("weight_map")
+    said = read_json(index)
+    places = said.get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise DataError(f"{index}: no weight_map of tensors to files; copy the model folder again.")
+    if not isinstance(said.get("metadata"), dict):
+        raise DataError(f'{index}: no metadata, without which transformers does not read it; add "metadata": {{}}.')
     files = [index.parent / name for name in sorted(set(places.values()))]
     missing = [file.name for file in files if not os.path.lexists(file)]
     if missing:

@@ -167,8 +167,8 @@ def check_policy_folder(folder: Path) -> None:
         raise DataError(f"policy.path={folder}: there is no such folder.")
     if (folder / "adapter_config.json").is_file():
         raise DataError(
-            f"{folder}: adapter_config.json: this is an adapter, or a model with one beside it. Merge it into its model "
-            "first (peft: merge_and_unload, then save_pretrained), and remove adapter_config.json."
+            f"{folder}: adapter_config.json: this is an adapter, or a model with one beside it. Merge it into its "
+            "model first (peft: merge_and_unload, then save_pretrained), and remove adapter_config.json."
         )
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json; a policy is a folder in the transformers layout.")
@@ -200,7 +200,7 @@ def check_policy(config: Config, policy: Input) -> None:
     facts = model_folder.checked(policy.root) if policy.root.is_dir() else None
     if facts is None:
         return  # not prepared yet, or transformers is not here
-    if facts.layers is not None:
+    if facts.layers is not None and layer != LAST:
         check_layer(layer, facts.layers)
     check_control(stop, facts.control)
     if not facts.ends and not stop:

@@ -188,7 +188,7 @@ def check_control(names: Sequence[str], known: Collection[str]) -> None:
 
 
 def check_turns(chat: Chat, folder: Path, text: str) -> frozenset[int]:
-    """Return the ids that one user's message and its answer become; DataError where the template has no place for it."""
+    """Return the ids that a user's message and its answer become; DataError where the template has no place for it."""
     user, answer = {"role": "user", "content": text}, {"role": "assistant", "content": "None of them."}
     try:
         if text not in chat._apply([user], generation=True):

@@ -1,6 +1,6 @@
 """Whether a policy's folder can be loaded, sampled from and trained, without reading its weights.
 
-    python -m stages.model_check FOLDER      prints one JSON object: an `error`, or the Facts of pipeline/model_folder.py
+    python -m stages.model_check FOLDER      prints a JSON object: an `error`, or Facts (pipeline/model_folder.py)
 
 transformers' own loading is run on tensors that have the shapes of the files' headers and no memory (the `meta`
 device): what it renames, joins, splits or ties when it loads is treated as it is then, and its report names what it
@@ -39,8 +39,11 @@ def facts(folder: Path) -> dict[str, Any]:
     config = _config(folder)
     model = _model(folder, config)
     tokens = _tokens(folder, model.get_input_embeddings().weight.shape[0])
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and layers < 1:
+        raise DataError(f"{folder / 'config.json'}: num_hidden_layers is {layers}; a policy has one layer or more.")
     return {
-        "layers": getattr(model.config.get_text_config(), "num_hidden_layers", None),
+        "layers": layers,
         "vllm": _architecture(config),
         "vllm_cpu": _head_size(model),
         **tokens,
@@ -103,7 +106,7 @@ def _model(folder: Path, config: Any) -> Any:
         ) from None
     for name, has, wanted in sorted(report["mismatched_keys"], key=str):
         raise DataError(
-            f"{folder}: weight {name} is {tuple(has)}, its config.json expects {tuple(wanted)}; copy both from one model."
+            f"{folder}: weight {name} is {tuple(has)}, its config.json expects {tuple(wanted)}; copy both of one model."
         )
     if missing := set(report["missing_keys"]):
         instead = report["unexpected_keys"]
@@ -128,16 +131,21 @@ def _tokens(folder: Path, rows: int) -> dict[str, Any]:
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     if used := [token for token, i in beyond.items() if i not in chat.control_ids or i in written]:
         raise DataError(
-            f"{folder}: its tokenizer has {len(beyond)} tokens too many: {listed(used)}; the embedding has {rows} rows. "
-            "Copy the model's own tokenizer, or resize the model: model.resize_token_embeddings(len(tokenizer))."
+            f"{folder}: the embedding has {rows} rows, and its tokenizer tokens beyond them: {listed(used)}. Copy the "
+            "model's own tokenizer, or resize the model: model.resize_token_embeddings(len(tokenizer))."
         )
     path = folder / "generation_config.json"
     if path.is_file():
         _check_generation(path)
     ends = stop_ids(folder, tokenizer.eos_token_id, chat.end_of_turn())
     if wrong := [end for end in ends if not 0 <= end < rows]:
+        key = (
+            "eos_token in tokenizer_config.json"
+            if wrong[0] == tokenizer.eos_token_id
+            else f"eos_token_id in {path.name}"
+        )
         raise DataError(
-            f"{folder}: responses end with the token {wrong[0]}, and the embedding has {rows} rows; mend {path}."
+            f"{folder}: {key} is the token {wrong[0]}, and the embedding has {rows} rows; name another one."
         )
     control = sorted(tokenizer.convert_ids_to_tokens(sorted(chat.control_ids)))
     return {"control": control, "ends": bool(ends)}
@@ -160,7 +168,7 @@ def _architecture(config: Any) -> str:
     """Return why vLLM has no model for a configuration; '' where it has, or may have."""
     import transformers
 
-    names, known = list(config.architectures or ()), known_architectures()
+    names, known = [str(name) for name in config.architectures or ()], known_architectures()
     if not known or not names or known.intersection(names) or not names[0].endswith(GENERATIVE):
         return ""
     if any(not plugin.module.startswith("vllm.") for plugin in entry_points(group="vllm.general_plugins")):
@@ -187,7 +195,7 @@ def _head_size(model: Any) -> str:
 
 def _said(error: Exception) -> str:
     """Return a library's message on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= MOST else f"{text[:MOST]} ..."
 
 
