@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, digests, estimate, hub, judges
+from pipeline import book, cluster, config, digests, estimate, hub, judges, model_folder
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -66,8 +66,18 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
-        check_policy(c, sources.policy(c.policy))
+        check_models(c, sources)
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
+
+
+def check_models(chosen: Config, sources: Sources) -> None:
+    """Refuse a policy, an encoder or a judge that is here and cannot be used as configured."""
+    check_policy(chosen, sources.policy(chosen.policy))
+    encoder = sources.encoder(chosen.encoder)
+    if chosen.encoder.source != "embedded" and encoder.files:
+        model_folder.check_loaded(encoder.root)
+    for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
+        judges.check_folders(key, judge, sources)
 
 
 def check_places(plan: Plan) -> None:

@@ -9,13 +9,12 @@ seconds, and is done once for a content: what was found is kept in the user's ca
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -127,21 +126,45 @@ def checked(folder: Path) -> Facts | None:
 
 @lru_cache(maxsize=64)
 def _checked(folder: Path, _seen: tuple[tuple[str, int, int], ...]) -> Facts | None:
-    settings = {name: read_json(folder / name) for name in SETTINGS if os.path.lexists(folder / name)}
-    tensors = weights(folder)
+    settings, tensors = read_settings(folder), weights(folder)
     _check_model_type(folder / "config.json", settings["config.json"])
     _check_trainable(folder, settings["config.json"], tensors)
-    kept = f"models/{_key(folder, tensors)}.json"
-    known = load(kept)
-    if known.keys() == {field.name for field in dataclasses.fields(Facts)}:
-        return Facts(**known)
+    found = _answer(folder, tensors)
+    return None if found is None else Facts(**found)
+
+
+def check_loaded(folder: Path, kind: str = "", options: Mapping[str, Any] | None = None) -> None:
+    """DataError where a file in the folder of a judge or encoder is not whole.
+
+    kind: that of a judge whose Options look at it, with these options: DataError where it cannot be loaded either.
+    """
+    read_settings(folder)
+    tensors = {name: one for file in sorted(folder.glob("*.safetensors")) for name, one in header(file).items()}
+    if kind:
+        _answer(folder, tensors, kind, json.dumps(options, sort_keys=True))
+
+
+def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the small JSON files of a model's folder by name; DataError where one is damaged."""
+    return {name: read_json(folder / name) for name in SETTINGS if os.path.lexists(folder / name)}
+
+
+def _answer(folder: Path, tensors: Mapping[str, Tensor], *words: str) -> dict[str, Any] | None:
+    """Return what stages/model_check.py says, from the cache where it has; None where transformers is not installed.
+
+    words: its arguments after the folder.
+    """
+    kept = f"models/{_key(folder, tensors, words)}.json"
+    known = load(kept).get("found")
+    if isinstance(known, dict):
+        return known
     if os.path.lexists(folder / TOKENIZER):
         read_json(folder / TOKENIZER)
     if not find_spec("transformers") or not find_spec("torch"):
         return None
-    facts = Facts(**_found(folder))
-    save(kept, dataclasses.asdict(facts))
-    return facts
+    found = _found(folder, *words)
+    save(kept, {"found": found})
+    return found
 
 
 def _check_model_type(path: Path, config: Mapping[str, Any]) -> None:
@@ -172,10 +195,16 @@ def _unquantized() -> str:
     return "quantized weights cannot be trained; use the model as it was before, or dequantize it and save it again."
 
 
-def _key(folder: Path, tensors: Mapping[str, Tensor]) -> str:
+def _key(folder: Path, tensors: Mapping[str, Tensor], words: Sequence[str]) -> str:
     """Return the digest of all that what is found depends on; of the weights these are names, dtypes and shapes."""
     texts = [path for path in sorted(folder.iterdir()) if path.suffix in TEXTS and path.is_file()]
-    content = [VERSION, _versions(), [(path.name, cached_sha256(path)) for path in texts], sorted(tensors.items())]
+    content = [
+        VERSION,
+        _versions(),
+        [(path.name, cached_sha256(path)) for path in texts],
+        sorted(tensors.items()),
+        words,
+    ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -189,12 +218,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _found(folder: Path) -> dict[str, Any]:
+def _found(folder: Path, *words: str) -> dict[str, Any]:
     """Return what stages/model_check.py finds; DataError with its words where it refuses."""
     print(printable(f"checking {folder} with transformers (once)"), file=sys.stderr)
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "stages.model_check", str(folder)],
+        [sys.executable, "-m", "stages.model_check", str(folder), *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

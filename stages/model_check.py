@@ -1,29 +1,27 @@
-"""Whether a policy's folder can be loaded, sampled from and trained, without reading its weights.
+"""Whether the folder of a policy, or of a judge, can be used as such, without reading its weights.
 
-    python -m stages.model_check FOLDER      prints a JSON object: an `error`, or Facts (pipeline/model_folder.py)
+    python -m stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
+    python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON
 
-transformers' own loading is run on tensors that have the shapes of the files' headers and no memory (the `meta`
-device): what it renames, joins, splits or ties when it loads is treated as it is then, and its report names what it
-would make up. Started by pipeline/model_folder.py: the imports take seconds, which no plan has.
+Started by pipeline/model_folder.py in a process of its own: the imports take seconds, which no plan has.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, SparringError
-from pipeline.model_folder import read_json, weights
+from pipeline.model_folder import read_json
 from pipeline.plain import listed
+from stages.annotate import oracles
+from stages.outline import one_line, outline
 from stages.sample.engine import stop_ids
 from stages.vllm import cpu_head_sizes, known_architectures, quickly
 
-MOST = 300
-"""Characters of a library's message that are passed on."""
 SAID = "Which rivers reach the sea?"
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 """Of config.json's layer_types: layers whose heads have the size that it gives."""
@@ -31,14 +29,9 @@ GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Return what there is to know of a folder; DataError where it cannot be loaded as a policy."""
-    with quickly():
-        from transformers import AutoModelForCausalLM  # noqa: F401
-        from transformers.utils import logging
-    logging.disable_progress_bar()
+    """Return what there is to know of a policy's folder (Facts); DataError where it cannot be played and trained."""
     config = _config(folder)
     model = _model(folder, config)
-    tokens = _tokens(folder, model.get_input_embeddings().weight.shape[0])
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     if layers is not None and layers < 1:
         raise DataError(f"{folder / 'config.json'}: num_hidden_layers is {layers}; a policy has one layer or more.")
@@ -46,7 +39,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "layers": layers,
         "vllm": _architecture(config),
         "vllm_cpu": _head_size(model),
-        **tokens,
+        **_tokens(folder, model.get_input_embeddings().weight.shape[0]),
     }
 
 
@@ -65,7 +58,7 @@ def _config(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise DataError(f"{path}: transformers cannot read it ({_said(error)}).") from None
+        raise DataError(f"{path}: transformers cannot read it ({one_line(error)}).") from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
         more = remote if "AutoModelForCausalLM" in own_code else ""
         raise DataError(f"{path}: a {kind} is no causal language model of transformers {__version__}.{more}")
@@ -79,41 +72,15 @@ def _config(folder: Path) -> Any:
 
 
 def _model(folder: Path, config: Any) -> Any:
-    """Return the model without memory; DataError where the files lack a weight of it, or have one of another shape."""
-    import torch
+    """Return the model without its weights; DataError where the files lack one of them."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        try:
-            made = AutoModelForCausalLM.from_config(config)
-        except Exception as error:
-            raise DataError(f"{folder / 'config.json'}: transformers makes no model of it ({_said(error)}).") from None
-        found = {name: torch.empty(tensor.shape) for name, tensor in weights(folder).items()}
-    kind = type(made)
-    try:
-        model, report = kind.from_pretrained(
-            None,
-            config=made.config,
-            state_dict=found,
-            device_map="meta",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
+    model, missing, unknown = outline(AutoModelForCausalLM, folder, config)
+    if missing:
+        instead = f", and have {listed(unknown)} instead" if unknown else ""
         raise DataError(
-            f"{folder}: transformers cannot load its weights into a {kind.__name__} ({_said(error)})."
-        ) from None
-    for name, has, wanted in sorted(report["mismatched_keys"], key=str):
-        raise DataError(
-            f"{folder}: weight {name} is {tuple(has)}, its config.json expects {tuple(wanted)}; copy both of one model."
-        )
-    if missing := set(report["missing_keys"]):
-        instead = report["unexpected_keys"]
-        raise DataError(
-            f"{folder}: its files lack {listed(missing)} of a {kind.__name__}"
-            + (f", and have {listed(instead)} instead" if instead else "")
-            + "; transformers would fill in random numbers. Save the model whole, or copy the folder again."
+            f"{folder}: its files lack {listed(missing)} of a {type(model).__name__}{instead}; transformers would fill "
+            "in random numbers. Save the model whole, or copy the folder again."
         )
     return model
 
@@ -161,7 +128,7 @@ def _check_generation(path: Path) -> None:
     try:
         GenerationConfig.from_pretrained(path.parent)
     except Exception as error:
-        raise DataError(f"{path}: transformers cannot read it ({_said(error)}).") from None
+        raise DataError(f"{path}: transformers cannot read it ({one_line(error)}).") from None
 
 
 def _architecture(config: Any) -> str:
@@ -193,20 +160,26 @@ def _head_size(model: Any) -> str:
     return f"vLLM on a CPU has no attention for heads of {size}, only of {', '.join(map(str, sizes))}"
 
 
-def _said(error: Exception) -> str:
-    """Return a library's message on one line."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= MOST else f"{text[:MOST]} ..."
+def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
+    """Return the Facts of a policy's folder, nothing of a judge's; DataError or ConfigError where it cannot be used."""
+    if not kind:
+        return facts(folder)
+    oracles.options(kind, json.loads(options)).look(folder)
+    return {}
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print what is found of the folder that is named."""
+def main(folder: str, *words: str) -> None:
+    """Print what is found of a folder."""
+    with quickly():
+        from transformers import AutoModel  # noqa: F401
+        from transformers.utils import logging
+    logging.disable_progress_bar()
     try:
-        found = facts(Path(arguments[0]))
+        said = found(Path(folder), *words)
     except SparringError as error:
-        found = {"error": str(error)}
-    print(json.dumps(found))
+        said = {"error": str(error)}
+    print(json.dumps(said))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -61,7 +61,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to break, looked at in this process and with an empty cache."""
-    monkeypatch.setattr(model_folder, "_found", model_check.facts)
+    monkeypatch.setattr(model_folder, "_found", model_check.found)
     monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(policy, tmp_path / "policy"))
 
