@@ -75,8 +75,7 @@ class PairRM:
 
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
         self.folder = folder
-        self.tokenizer, self.markers = _tokenizer(folder)
-        shape, self.limits = _check(folder, max(self.markers.values()))
+        shape, self.limits, self.tokenizer, self.markers = look(folder)
         self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
         weights = _weights(folder)
         body = {name.removeprefix(BODY): w for name, w in weights.items() if name.startswith(BODY)}
@@ -170,15 +169,13 @@ def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
     return Shape.of(_json(backbone), str(backbone)), limits
 
 
-def look(folder: Path) -> None:
-    """Refuse a folder that is no checkpoint, or not a whole one; no weights are read."""
-    _check(folder, max(_tokenizer(folder)[1].values()))
-
-
-def _check(folder: Path, last: int) -> tuple[Shape, Limits]:
-    """Return the sizes of a checkpoint, every weight checked by name and shape; last: the markers' highest id."""
+def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
+    """Return sizes, tokenizer and the markers' ids of a checkpoint, its weights checked by name and shape, unread."""
     config = _json(folder / "config.json")
     shape, limits = _shape(config, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
+    markers = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
     found = {name: tensor.shape for file in _files(folder) for name, tensor in header(file).items() if _read(name)}
     words, inner = f"{BODY}embeddings.word_embeddings.weight", f"{BODY}encoder.layer.0.intermediate.dense.bias"
     sizes = [found[name][0] if found.get(name) else 0 for name in (words, inner)]
@@ -190,16 +187,11 @@ def _check(folder: Path, last: int) -> tuple[Shape, Limits]:
         has = found.get(name, "missing")
         if has != wanted.get(name, "unknown"):
             raise DataError(f"{folder}: weight {name} is {has}, expected is {wanted.get(name, 'none of this name')}.")
-    if sizes[0] <= last:
-        raise DataError(f"{folder}: {sizes[0]} embeddings, but its tokenizer gives a marker the id {last}.")
-    return shape, limits
-
-
-def _tokenizer(folder: Path) -> tuple[Any, dict[str, int]]:
-    """Return the folder's tokenizer, which knows the markers, and their ids."""
-    found = load_tokenizer(folder)
-    found.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
-    return found, {text: int(found.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
+    if sizes[0] <= max(markers.values()):
+        raise DataError(
+            f"{folder}: {sizes[0]} embeddings, but its tokenizer gives a marker the id {max(markers.values())}."
+        )
+    return shape, limits, tokenizer, markers
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
