@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import book, cluster, config, digests, estimate, hub, judges, run_history
+from pipeline import book, cluster, config, digests, estimate, hub, judges, model_folder, run_history
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
@@ -44,7 +44,7 @@ from pipeline.plan import Plan, State, Step, explain, inspect
 from pipeline.prompt_count import dealt_again
 from pipeline.report.table import print_report
 from pipeline.schema import Config
-from pipeline.sources import Sources, check_context
+from pipeline.sources import Sources, check_policy
 from stages.sample import embedded
 from stages.train import checkpoint
 
@@ -66,8 +66,18 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
     for c in configs.values():
-        check_context(sources.policy(c.policy), c.prompts.max_tokens + c.sampler.max_tokens)
+        check_models(c, sources)
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
+
+
+def check_models(chosen: Config, sources: Sources) -> None:
+    """Refuse a policy, an encoder or a judge that is here and cannot be used as configured."""
+    check_policy(chosen, sources.policy(chosen.policy))
+    encoder = sources.encoder(chosen.encoder)
+    if chosen.encoder.source != "embedded" and encoder.files:
+        model_folder.check_loaded(encoder.root)
+    for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
+        judges.check_folders(key, judge, sources)
 
 
 def check_places(plan: Plan) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipeline import model_folder
 from pipeline.errors import ConfigError
 from pipeline.job import Input, StepSpec
 from pipeline.schema import JudgeConfig, judges_of
@@ -51,6 +52,16 @@ def spec(judge: JudgeConfig) -> StepSpec:
     """Return how it is run: one that holds an engine has a process that serves no other step."""
     engine = any(oracles.options(one.kind, one.options).engine and not one.urls for _, one in judges_of("", judge))
     return replace(SCORE, pool="engines") if engine else SCORE
+
+
+def check_folders(key: str, judge: JudgeConfig, sources: Sources) -> None:
+    """DataError where the folder of an oracle, or of a member, is here and cannot be loaded."""
+    for place, one in judges_of(key, judge):
+        options = oracles.options(one.kind, one.options, place)
+        if "judge" in options.inputs and not (one.urls and options.servers):
+            found = sources.judge(one)
+            if found.files and (one.path or one.repo):
+                model_folder.check_loaded(found.root, *((one.kind, one.options) if options.looks else ()))
 
 
 CHECKS = ("lexical", "mini", "pairrm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need."""
@@ -14,6 +15,12 @@ def printable(text: str) -> str:
     So are characters that reorder or hide what stands beside them, and lone surrogates, which no terminal can show.
     """
     return "".join(char if _shown(char) else _spelled(char) for char in text)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Name a few, and say how many more there are."""
+    every = sorted(names)
+    return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
 
 
 def _shown(char: str) -> bool:

@@ -5,24 +5,26 @@ Embedded parts come out of ordinary packages; the rest is local, or of the hub. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import stages.annotate
 import stages.sample
+from pipeline import model_folder
 from pipeline.artifact import content_digest, external
 from pipeline.digests import cached_sha256
 from pipeline.errors import ConfigError, DataError
 from pipeline.hub import Hub, local_dataset
 from pipeline.job import File, Input
+from pipeline.model_folder import read_json
 from pipeline.schema import (
+    Config,
     EmbeddedEncoder,
     EmbeddedPolicy,
     EncoderConfig,
+    EngineSampler,
     FilePrompts,
     HubPrompts,
     JudgeConfig,
@@ -30,7 +32,9 @@ from pipeline.schema import (
     PromptsConfig,
     StarterPrompts,
 )
+from stages.chat import check_control
 from stages.sample import embedded
+from stages.train.config import LAST, check_layer
 
 EMBEDDED_JUDGES = Path(stages.annotate.__file__).parent / "judges"
 
@@ -161,6 +165,11 @@ def check_policy_folder(folder: Path) -> None:
     """DataError when `folder` is not a chat model in the transformers layout with safetensors weights."""
     if not folder.is_dir():
         raise DataError(f"policy.path={folder}: there is no such folder.")
+    if (folder / "adapter_config.json").is_file():
+        raise DataError(
+            f"{folder}: adapter_config.json: this is an adapter, or a model with one beside it. Merge it into its "
+            "model first (peft: merge_and_unload, then save_pretrained), and remove adapter_config.json."
+        )
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json; a policy is a folder in the transformers layout.")
     if not list(folder.glob("*.safetensors")):
@@ -176,6 +185,35 @@ def check_policy_folder(folder: Path) -> None:
             f"{folder}: no chat template; add chat_template.jinja (or chat_template in tokenizer_config.json). "
             "Base models without one cannot be played as chat models."
         )
+    model_folder.checked(folder)
+
+
+def check_policy(config: Config, policy: Input) -> None:
+    """Refuse settings that the policy cannot take: its context, layers, control tokens, and the engine."""
+    if policy.wanted:
+        return  # looked at again when it is here
+    sampler, stop = config.sampler, config.policy.stop
+    check_context(policy, config.prompts.max_tokens + sampler.max_tokens)
+    layer = getattr(config.repulsion, "layer", LAST)
+    if isinstance(config.policy, EmbeddedPolicy) and layer == LAST and not stop:
+        return  # all of it is known to work
+    facts = model_folder.checked(policy.root) if policy.root.is_dir() else None
+    if facts is None:
+        return  # not prepared yet, or transformers is not here
+    if facts.layers is not None and layer != LAST:
+        check_layer(layer, facts.layers)
+    check_control(stop, facts.control)
+    if not facts.ends and not stop:
+        raise DataError(
+            f"{policy.root}: no token ends a response: set eos_token in tokenizer_config.json or eos_token_id in "
+            "generation_config.json, or name one: policy.stop=[...]."
+        )
+    if isinstance(sampler, EngineSampler) and sampler.engine == "vllm":
+        chosen = {"model_impl", "hf_overrides"} & sampler.engine_args.keys()
+        why = facts.vllm if not chosen else ""
+        why = why or ("" if config.hardware.engine_gpus else facts.vllm_cpu)
+        if why:
+            raise ConfigError(f"sampler.engine=vllm: {why} ({policy.root}); choose sampler=transformers.")
 
 
 def check_context(policy: Input, longest: int) -> None:
@@ -183,7 +221,7 @@ def check_context(policy: Input, longest: int) -> None:
     if policy.wanted:
         return  # looked at again when it is here
     settings = policy.root / "config.json"
-    context = _json(settings).get("max_position_embeddings") if settings.is_file() else None
+    context = read_json(settings).get("max_position_embeddings") if settings.is_file() else None
     if context is not None and longest > context:
         raise ConfigError(
             f"prompts.max_tokens + sampler.max_tokens = {longest} exceeds the policy's context of {context} tokens "
@@ -195,12 +233,4 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(_json(settings).get("chat_template"))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: not complete JSON ({error}); copy the model folder again.") from None
-    return content if isinstance(content, dict) else {}
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))

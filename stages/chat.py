@@ -9,9 +9,10 @@ Tokens that are part of the vocabulary but not marked `special` in the tokenizer
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from typing import Any
 from pipeline.errors import DataError
 
 Message = Mapping[str, Any]
+FEW = 8
+"""Control tokens that a message lists."""
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the folder's tokenizer; DataError when it has none, or no chat template."""
     try:
         tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises no other class
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{folder}: no tokenizer that loads ({first}); "
@@ -101,12 +104,9 @@ class Chat:
 
     def control_tokens(self, names: Sequence[str]) -> list[int]:
         """Return the ids of the control tokens `names`; DataError when one is none of this tokenizer's."""
-        ids = [self.tokenizer.convert_tokens_to_ids(name) for name in names]
-        for name, index in zip(names, ids, strict=True):
-            if index not in self.control_ids:
-                known = ", ".join(sorted(self.tokenizer.all_special_tokens))
-                raise DataError(f"policy.stop: {name} is no control token of this policy; it has {known}.")
-        return ids
+        known = {self.tokenizer.convert_ids_to_tokens(index): index for index in self.control_ids}
+        check_control(names, known)
+        return [known[name] for name in names]
 
     def _own_bos(self) -> list[int]:
         """BOS, if the tokenizer itself would write one before a text."""
@@ -130,15 +130,13 @@ class Chat:
         return text, spans
 
     def _apply(self, messages: Sequence[Message], generation: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation
                 )
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may raise what it likes
             roles = ", ".join(m["role"] for m in messages)
             raise DataError(f"the chat template refuses messages of the roles {roles}: {error}") from None
 
@@ -179,6 +177,25 @@ def _stand_in(texts: Sequence[str]) -> str:
     while any(mark in text for text in texts):
         mark += "\ue001"
     return mark
+
+
+def check_control(names: Sequence[str], known: Collection[str]) -> None:
+    """DataError when one of the names of `policy.stop` is no control token; known: those of the policy."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=FEW, cutoff=0) if len(known) > FEW else sorted(known)
+            raise DataError(f"policy.stop: {name} is no control token of this policy; it has {', '.join(near)}.")
+
+
+def check_turns(chat: Chat, folder: Path, text: str) -> frozenset[int]:
+    """Return the ids that a user's message and its answer become; DataError where the template has no place for it."""
+    user, answer = {"role": "user", "content": text}, {"role": "assistant", "content": "None of them."}
+    try:
+        if text not in chat._apply([user], generation=True):
+            raise DataError("the chat template drops the user's message")
+        return frozenset((*chat.render([user]), *chat.conversation([user, answer])))
+    except DataError as error:
+        raise DataError(f"{folder}: {error}; copy the chat_template.jinja of the model's chat version.") from None
 
 
 def check_template(tokenizer: Any) -> list[str]:

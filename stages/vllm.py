@@ -4,7 +4,7 @@ What the settings are for, measured on SmolLM2-135M in fp32 (vLLM 0.32, CPU):
 - In this process (no engine-core process): a start of seconds, and nothing is left behind by kill -9.
 - A KV block of 32 tokens instead of the CPU's 128: only whole blocks are shared, and chat prompts are short.
 - Eager: compilation takes minutes and gains nothing at this size.
-- An import without garbage collection and without scipy and scikit-learn takes a third less, see `_quickly`.
+- An import without garbage collection and without scipy and scikit-learn takes a third less, see `quickly`.
 - No core binding: vLLM binds only its worker processes, which there are none of; threads are `cpus`.
 
 A GPU takes the same path with vLLM's own defaults for blocks, prefill and graphs; it has not been run on one yet.
@@ -12,11 +12,14 @@ A GPU takes the same path with vLLM's own defaults for blocks, prefill and graph
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = {
@@ -43,15 +46,45 @@ def import_vllm(cpus: int) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["OMP_NUM_THREADS"] = str(cpus)
-    with _quickly():
+    with quickly():
         import torch
         from vllm import LLM
     torch.set_num_threads(cpus)
     return LLM
 
 
+def source(*parts: str) -> ast.Module | None:
+    """Return a module of vLLM as written, which takes 50 ms where its import takes 7 s; None where it is not there."""
+    found = find_spec("vllm")
+    path = Path(found.origin).parent.joinpath(*parts) if found and found.origin else None
+    return ast.parse(path.read_text(encoding="utf-8")) if path and path.is_file() else None
+
+
+def known_architectures() -> frozenset[str]:
+    """Return the architectures of config.json that vLLM has a model for; none where its registry is not as expected."""
+    tree = source("model_executor", "models", "registry.py")
+    tables = {
+        node.targets[0].id: node.value
+        for node in (tree.body if tree else ())
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
+    }
+    parts = tables["_VLLM_MODELS"].values if "_VLLM_MODELS" in tables else []
+    named = (tables[part.id] for part in parts if isinstance(part, ast.Name) and part.id in tables)
+    return frozenset(str(key.value) for table in named for key in table.keys if isinstance(key, ast.Constant))
+
+
+def cpu_head_sizes() -> list[int]:
+    """Return the sizes of heads that vLLM's attention on a CPU has kernels for; none where that is not said."""
+    tree = source("v1", "attention", "backends", "cpu_attn.py")
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes":
+            said = node.body[-1]
+            return list(ast.literal_eval(said.value)) if isinstance(said, ast.Return) and said.value else []
+    return []
+
+
 @contextmanager
-def _quickly() -> Iterator[None]:
+def quickly() -> Iterator[None]:
     """Import without what is `UNUSED`, and without looking for garbage among modules, then or ever after.
 
     Once transformers is there it has made up its mind what else is, and nothing is hidden.

@@ -32,7 +32,7 @@ from pipeline.job import Input
 from pipeline.plan import Plan, inspect
 from pipeline.run_history import RunHistory
 from pipeline.schema import Config
-from pipeline.sources import Sources, check_context
+from pipeline.sources import Sources, check_policy
 from pipeline.suites import SUITES, results
 from stages.annotate.best import chosen as best_of
 from stages.annotate.rows import rows_by_id
@@ -182,7 +182,7 @@ def make(player: Player, files: Sequence[File]) -> list[Manifest]:
 
 def _planned(player: Player, files: Sequence[File]) -> Plan:
     chosen, sources = player.config, Sources(player.pins)
-    check_context(sources.policy(chosen.policy), chosen.prompts.max_tokens + chosen.sampler.max_tokens)
+    check_policy(chosen, sources.policy(chosen.policy))
     asked = [
         Asked(
             source=sources.imported(one.path, None),

@@ -89,6 +89,13 @@ class JudgeEngine:
         return text[: ends[-1]] if ends else ""
 
 
+def look(folder: Path, max_tokens: int) -> None:
+    """Refuse a folder whose model has too short a context, no chat template or no letters; its weights are vLLM's."""
+    _check(folder, max_tokens)
+    for letter in "AB":
+        letter_ids(load_chat(folder), letter, folder)
+
+
 def letter_ids(chat: Chat, letter: str, folder: Path) -> list[int]:
     """Return every token that reads `letter` without the white space around it; DataError when there is none."""
     ids = [i for i in range(len(chat.tokenizer)) if i not in chat.control_ids]

@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import DataError
+from pipeline.model_folder import header
 from stages.annotate.deberta import Encoder, Shape
 from stages.annotate.limits import CANDIDATE_MOST, SOURCE_MOST, Limits
 from stages.annotate.oracle import Duel, Messages, Verdicts
-from stages.annotate.reader import passes
+from stages.annotate.reader import load_tokenizer, passes
 
 SOURCE, FIRST, SECOND, EITHER = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
 BODY, HEAD = "pretrained_model.", "head_layer."
@@ -73,16 +74,10 @@ class PairRM:
     trained_on: frozenset[int] = frozenset()
 
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
-        from transformers import AutoTokenizer
-
         self.folder = folder
-        config = _json(folder / "config.json")
-        shape, self.limits = _shape(config, folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self.tokenizer.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
-        self.markers = {text: int(self.tokenizer.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
+        shape, self.limits, self.tokenizer, self.markers = look(folder)
         self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
-        weights = _weights(folder, shape, max(self.markers.values()), int(config.get("n_tasks", 1)))
+        weights = _weights(folder)
         body = {name.removeprefix(BODY): w for name, w in weights.items() if name.startswith(BODY)}
         self.encoder = Encoder(shape, {k: w.to(device, getattr(torch, dtype)) for k, w in body.items()})
         self.head = {k.removeprefix(HEAD): w.to(device, torch.float32) for k, w in weights.items() if HEAD in k}
@@ -174,28 +169,48 @@ def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
     return Shape.of(_json(backbone), str(backbone)), limits
 
 
-def _weights(folder: Path, shape: Shape, last: int, tasks: int) -> dict[str, Tensor]:
-    """Return every weight, checked by name and shape."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
-    found: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys() if "position_ids" not in name}  # noqa: SIM118
+def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
+    """Return sizes, tokenizer and the markers' ids of a checkpoint, its weights checked by name and shape, unread."""
+    config = _json(folder / "config.json")
+    shape, limits = _shape(config, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
+    markers = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
+    found = {name: tensor.shape for file in _files(folder) for name, tensor in header(file).items() if _read(name)}
     words, inner = f"{BODY}embeddings.word_embeddings.weight", f"{BODY}encoder.layer.0.intermediate.dense.bias"
-    sizes = [len(found[name]) if name in found else 0 for name in (words, inner)]
-    h = shape.hidden
+    sizes = [found[name][0] if found.get(name) else 0 for name in (words, inner)]
+    h, tasks = shape.hidden, int(config.get("n_tasks", 1))
     wanted: dict[str, tuple[int, ...]] = {BODY + name: size for name, size in shape.tensors(*sizes).items()}
     wanted |= {"head_layer.1.weight": (h, 2 * h), "head_layer.1.bias": (h,)}
     wanted |= {"head_layer.4.weight": (tasks, h), "head_layer.4.bias": (tasks,)}
     for name in sorted(wanted.keys() | found.keys()):
-        has = tuple(found[name].shape) if name in found else "missing"
+        has = found.get(name, "missing")
         if has != wanted.get(name, "unknown"):
             raise DataError(f"{folder}: weight {name} is {has}, expected is {wanted.get(name, 'none of this name')}.")
-    if sizes[0] <= last:
-        raise DataError(f"{folder}: {sizes[0]} embeddings, but its tokenizer gives a marker the id {last}.")
+    if sizes[0] <= max(markers.values()):
+        raise DataError(
+            f"{folder}: {sizes[0]} embeddings, but its tokenizer gives a marker the id {max(markers.values())}."
+        )
+    return shape, limits, tokenizer, markers
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in _files(folder):
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys() if _read(name)}  # noqa: SIM118
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
+    return files
+
+
+def _read(name: str) -> bool:
+    return "position_ids" not in name
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pydantic import Field
 from pipeline.errors import DataError
 from pipeline.fields import NO_BOOL
 from stages.annotate.oracle import Duel, Messages
+from stages.outline import check_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,8 +186,7 @@ def load_model(auto: Any, folder: Path, config: Any, dtype: str, device: str) ->
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"{folder}: transformers cannot load it ({_first_line(error)}).") from None
-    for name, has, wanted in sorted(report["mismatched_keys"]):
-        raise DataError(f"{folder}: weight {name} is {tuple(has)}, its config.json expects {tuple(wanted)}.")
+    check_shapes(folder, report)
     return model.to(device).eval(), set(report["missing_keys"]), set(report["unexpected_keys"])
 
 
@@ -214,12 +214,6 @@ def padded(rows: Sequence[Row], pad: int, device: Any) -> dict[str, Tensor]:
     }
     segments = [row.segments for row in rows if row.segments is not None]
     return inputs | ({"token_type_ids": filled(segments, 0)} if segments else {})
-
-
-def listed(names: set[str]) -> str:
-    """Name a few, and say how many more there are."""
-    few = sorted(names)[:3]
-    return ", ".join(few) + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

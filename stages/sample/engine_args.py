@@ -6,11 +6,10 @@ import ast
 import difflib
 from collections.abc import Mapping
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from stages.vllm import source
 
 OURS = {
     "model": "policy",
@@ -55,15 +54,14 @@ def _check(engine: str, name: str) -> None:
 
 @cache
 def known_arguments(engine: str) -> frozenset[str]:
-    """Return the names that the engine takes; vLLM's are read from its source, which takes 50 ms and not 7 s."""
+    """Return the names that the engine takes; vLLM's are read from its source."""
     if engine == "transformers":
         return frozenset(("attn_implementation",))
     if engine != "vllm":
         return frozenset()
-    found = find_spec("vllm")
-    if found is None or found.origin is None:
+    tree = source("engine", "arg_utils.py")
+    if tree is None:
         raise ConfigError("sampler.engine=vllm: vLLM is not installed; run `make setup`.")
-    tree = ast.parse((Path(found.origin).parent / "engine" / "arg_utils.py").read_text())
     owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs")
     fields = (node.target for node in owner.body if isinstance(node, ast.AnnAssign))
     return frozenset(target.id for target in fields if isinstance(target, ast.Name))

@@ -80,6 +80,19 @@ class ReferenceIdentity:
         _one_of("trainer.truncate", self.truncate, TRUNCATIONS)
 
 
+LAST = -1
+"""Of `repulsion.layer`: the last hidden state, after the final norm."""
+
+
+def check_layer(layer: int, count: int) -> None:
+    """ConfigError where a policy of `count` decoder layers has no layer of that index."""
+    if not -count <= layer < count:
+        raise ConfigError(
+            f"repulsion.layer={layer}: the policy has {count} decoder layers; use 0 to {count - 1}, "
+            f"-2 to -{count} from the end, or -1 for the last hidden state after the final norm."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RepulsionIdentity:
     """Which latent repulsion. Defaults stand where a kind reads none."""
@@ -91,7 +104,7 @@ class RepulsionIdentity:
     margin: float = 1.0
     pooling: str
     """mean over the response's tokens without end-of-turn, or last content token."""
-    layer: int = -1
+    layer: int = LAST
     """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
     the last but one, and so on."""
 

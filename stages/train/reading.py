@@ -14,10 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
-
-LAST = -1
-"""The last hidden state, after the final norm."""
+from stages.train.config import LAST, check_layer
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
@@ -30,11 +27,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 def layer_at(model: Any, layer: int) -> nn.Module:
     """Return the decoder layer of a 0-based index; -2 is the last but one."""
     layers = decoder_layers(model)
-    if not -len(layers) <= layer < len(layers):
-        raise ConfigError(
-            f"repulsion.layer={layer}: the policy has {len(layers)} decoder layers; use 0 to {len(layers) - 1}, "
-            f"-2 to -{len(layers)} from the end, or -1 for the last hidden state after the final norm."
-        )
+    check_layer(layer, len(layers))
     return layers[layer]
 
 

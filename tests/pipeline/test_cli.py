@@ -5,19 +5,23 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.digests import cached_sha256
 from pipeline.lease import Lease
+from pipeline.model_folder import checked
 from tests.faults.harness import overrides, write_prompts
 from tests.tiny import tiny_policy
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
+    folder = tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
+    checked(folder)  # once on a machine; plans are timed without it
+    return folder
 
 
 def sparring(*words: str, cwd: Path, before: str = "pass") -> subprocess.CompletedProcess[str]:
@@ -39,8 +43,9 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
     """The one message of a command that stopped; no stack trace anywhere."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: "), done.stderr
-    return done.stderr.strip()
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), done.stderr
+    return last
 
 
 def run_error(folder: Path, policy: Path, *more: str) -> str:
@@ -123,6 +128,42 @@ def test_a_policy_folder_that_lacks_something(tmp_path: Path, policy: Path, remo
         (folder / "tokenizer_config.json").unlink()
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert message in run_error(tmp_path, folder)
+
+
+def without_head(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny_policy(folder, tied=False)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: w for name, w in weights.items() if name != "lm_head.weight"}, folder / "model.safetensors")
+
+
+def cut_short(folder: Path) -> None:
+    path = tiny_policy(folder) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def generation_config(folder: Path) -> None:
+    (tiny_policy(folder) / "generation_config.json").write_text("{\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "more", "named"),
+    [
+        (without_head, [], "lm_head.weight"),
+        (cut_short, [], "model.safetensors"),
+        (generation_config, [], "generation_config.json"),
+        (tiny_policy, ["repulsion=hinge", "repulsion.layer=99"], "repulsion.layer=99"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_policy_that_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, command: str, make: Callable[[Path], object], more: list[str], named: str
+) -> None:
+    write_prompts(tmp_path / "prompts.jsonl")
+    make(tmp_path / "policy")
+    assert named in error_of(sparring(command, *overrides(tmp_path, tmp_path / "policy", *more), cwd=tmp_path))
+    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

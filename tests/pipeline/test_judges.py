@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import judges
-from pipeline.errors import ConfigError
+from pipeline import config, judges, model_folder
+from pipeline.errors import ConfigError, DataError
 from pipeline.schema import JudgeConfig
 from pipeline.sources import EMBEDDED_JUDGES, Sources
+from stages import model_check
 from stages.sample import embedded
+from tests.stages.annotate import blender, readers
 
 NONE: dict[str, Any] = {"path": None, "repo": None, "revision": None, "options": {}, "urls": (), "members": {}}
 
@@ -89,3 +93,45 @@ def test_what_the_time_of_an_oracle_grows_with() -> None:
         assert (
             judges.reads(judge("ensemble", options={"weights": dict.fromkeys(members, 1.0)}, members=members)) == reads
         )
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("kind", ["reward_model", "gpm", "llm", "pairrm"])
+def test_a_folder_is_looked_at_before_a_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loading would refuse is refused at plan, by the same words: here weights that are not there."""
+    monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_folder, "_found", model_check.found)
+    if kind == "pairrm":
+        blender.llm_blender()  # whose classes write a checkpoint
+    make = {"reward_model": readers.llama, "gpm": readers.gpm, "llm": readers.causal, "pairrm": blender.hf}[kind]
+    good = make(tmp_path / "good")
+    chosen = config.load([f"oracle={kind}", f"oracle.path={good}", "hardware=cpu"]).oracle
+    if kind == "llm":
+        with pytest.raises(ConfigError, match=r"max_tokens=4096: the judge's context has 2048 tokens"):
+            judges.check_folders("oracle", chosen, Sources())
+        chosen = replace(chosen, options={**chosen.options, "max_tokens": 1024})
+    judges.check_folders("oracle", chosen, Sources())
+    lost = {"reward_model": "score.weight", "gpm": "value_head.weight", "pairrm": "head_layer.1.weight"}
+    if kind in lost:
+        bad = readers.changed(good, tmp_path / "bad", {lost[kind]: None})
+        with pytest.raises(DataError, match=lost[kind]):
+            judges.check_folders("judge", replace(chosen, path=str(bad)), Sources())
+    (good / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        judges.check_folders("oracle", chosen, Sources())
+
+
+@pytest.mark.parametrize(("kind", "member"), [("mini", False), ("lexical", True)])
+def test_a_file_that_is_cut_is_named(kind: str, member: bool, tmp_path: Path) -> None:
+    """Also of a small judge, and of a member."""
+    folder = Path(shutil.copytree(EMBEDDED_JUDGES / kind, tmp_path / kind))
+    one = judge(kind, path=str(folder))
+    outer = judge("ensemble", options={"weights": {"x": 1.0}}, members={"x": one}) if member else one
+    judges.check_folders("oracle", outer, Sources())
+    cut(folder)
+    with pytest.raises(DataError, match=rf"{folder}/model\.safetensors"):
+        judges.check_folders("oracle", outer, Sources())

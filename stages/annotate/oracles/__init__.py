@@ -37,8 +37,13 @@ class Base:
     mixes: ClassVar[bool] = False
     """Whether it is made of `oracle.members`."""
 
+    looks: ClassVar[bool] = False
+    """Whether `look` needs transformers: then it is called in a process of its own, once for a content."""
     reads: ClassVar[str] = "duels"
     """What its time grows with: `duels`; `responses`, each read once for all its duels; `texts`, prompts as well."""
+
+    def look(self, folder: Path) -> None:
+        """Refuse a folder, before a run, that `load` would refuse; no weights are read."""
 
     def complaint(self, urls: tuple[str, ...]) -> str | None:
         """Return what is wrong with the servers that it is given, if anything is."""

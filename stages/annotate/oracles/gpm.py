@@ -29,10 +29,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.fields import Positive
+from pipeline.plain import listed
 from stages.annotate import reader
 from stages.annotate.oracle import Duel, Oracle, Verdicts
 from stages.annotate.oracles import Base, Given
 from stages.annotate.reader import Conversations, Row, passes
+from stages.outline import outline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,7 @@ UNREAD = {"lm_head.weight"}
 class Options(Base):
     """Of a checkpoint."""
 
+    looks: ClassVar[bool] = True
     reads: ClassVar[str] = "texts"
 
     dtype: reader.Dtype
@@ -58,6 +61,13 @@ class Options(Base):
     """Whether embeddings are scaled to unit length."""
     bos_twice: bool
     """Whether a second BOS stands before a conversation, where the tokenizer writes one."""
+
+    def look(self, folder: Path) -> None:
+        from transformers import AutoModel
+
+        config, _ = _config(folder)
+        _heads(folder, config.get_text_config().hidden_size, "cpu")
+        _check_whole(folder, *outline(AutoModel, folder, config))
 
 
 def load(options: Options, given: Given) -> Oracle:
@@ -94,9 +104,7 @@ class GPM:
     def __init__(self, folder: Path, options: Options, device: str = "cpu") -> None:
         from stages.chat import Chat
 
-        config, tokenizer = reader.load_config(folder), reader.load_tokenizer(folder)
-        if not tokenizer.chat_template or tokenizer.eos_token_id is None:
-            raise DataError(f"{folder}: its tokenizer lacks a chat template or an EOS; copy those it was trained with.")
+        config, tokenizer = _config(folder)
         self.options, self.eos, self.bos = options, int(tokenizer.eos_token_id), _bos(tokenizer, options.bos_twice)
         most = reader.longest(config, tokenizer, options.max_tokens) - len(self.bos)
         self.read = Conversations(Chat(tokenizer), most, folder)
@@ -146,6 +154,14 @@ class GPM:
             return states[torch.arange(len(rows), device=states.device), last].float()
 
 
+def _config(folder: Path) -> tuple[Any, Any]:
+    """Return configuration and tokenizer."""
+    config, tokenizer = reader.load_config(folder), reader.load_tokenizer(folder)
+    if not tokenizer.chat_template or tokenizer.eos_token_id is None:
+        raise DataError(f"{folder}: its tokenizer lacks a chat template or an EOS; copy those it was trained with.")
+    return config, tokenizer
+
+
 def _bos(tokenizer: Any, twice: bool) -> list[int]:
     """Return what stands before a conversation that has its one BOS."""
     bos = tokenizer.bos_token_id
@@ -176,10 +192,14 @@ def _heads(folder: Path, hidden: int, device: str) -> dict[str, Tensor]:
 def _backbone(folder: Path, config: Any, dtype: str, device: str) -> Any:
     from transformers import AutoModel
 
-    model, missing, unknown = reader.load_model(AutoModel, folder, config, dtype, device)
-    unknown -= UNREAD | {VALUE, PROMPT}
+    loaded = reader.load_model(AutoModel, folder, config, dtype, device)
+    _check_whole(folder, *loaded)
+    return loaded[0]
+
+
+def _check_whole(folder: Path, model: Any, missing: set[str], unknown: set[str]) -> None:
+    unknown = unknown - UNREAD - {VALUE, PROMPT}
     if missing or unknown:
-        said = [f"lacks {reader.listed(missing)}"] if missing else []
-        said += [f"has {reader.listed(unknown)}, which is not known here"] if unknown else []
+        said = [f"lacks {listed(missing)}"] if missing else []
+        said += [f"has {listed(unknown)}, which is not known here"] if unknown else []
         raise DataError(f"{folder}: it {' and '.join(said)}; oracle=gpm reads a {type(model).__name__} and two heads.")
-    return model

@@ -14,6 +14,7 @@ before it answers is asked in vain: its first token is no letter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pipeline.errors import ConfigError
@@ -31,6 +32,7 @@ class Options(Base):
     """Of the model and its question."""
 
     engine: ClassVar[bool] = True
+    looks: ClassVar[bool] = True
     servers: ClassVar[bool] = True
 
     model: str | None
@@ -50,6 +52,11 @@ class Options(Base):
             raise ConfigError(f"oracle.options.max_tokens={self.max_tokens}: use {LEAST} or more.")
         if self.model == "":
             raise ConfigError("oracle.options.model is empty: give the model's name at the servers, or null.")
+
+    def look(self, folder: Path) -> None:
+        from stages.annotate.judge_engine import look
+
+        look(folder, self.max_tokens)
 
     def complaint(self, urls: tuple[str, ...]) -> str | None:
         if urls and self.model is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from stages.annotate.oracle import Oracle
 from stages.annotate.oracles import Base, Given
@@ -13,8 +14,15 @@ from stages.annotate.oracles import Base, Given
 class Options(Base):
     """Of a checkpoint."""
 
+    looks: ClassVar[bool] = True
+
     dtype: Literal["float32", "bfloat16"]
     """Of the encoder; the head is in float32."""
+
+    def look(self, folder: Path) -> None:
+        from stages.annotate.pairrm import look
+
+        look(folder)
 
 
 def load(options: Options, given: Given) -> Oracle:

@@ -22,10 +22,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.plain import listed
 from stages.annotate import reader
 from stages.annotate.oracle import Duel, Oracle, Verdicts
 from stages.annotate.oracles import Base, Given
 from stages.annotate.reader import Conversations, Read, Row, passes
+from stages.outline import outline
 
 ENCODERS = (
     "albert",
@@ -47,12 +49,21 @@ KIND = "ForSequenceClassification"
 class Options(Base):
     """Of a checkpoint."""
 
+    looks: ClassVar[bool] = True
     reads: ClassVar[str] = "responses"
 
     dtype: reader.Dtype
     """Of the backbone; the head is in float32."""
     max_tokens: reader.MaxTokens
     """Of prompt and response together; fewer where the model reads fewer."""
+
+    def look(self, folder: Path) -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        config = reader.load_config(folder)
+        _check(config, folder)
+        _read(folder, config, self.max_tokens)
+        _check_whole(folder, *outline(AutoModelForSequenceClassification, folder, config))
 
 
 def load(options: Options, given: Given) -> Oracle:
@@ -132,14 +143,19 @@ def _model(folder: Path, config: Any, dtype: str, device: str) -> Any:
     """Load a model whose every weight is in the folder; what is not its backbone works in float32."""
     from transformers import AutoModelForSequenceClassification
 
-    model, missing, unknown = reader.load_model(AutoModelForSequenceClassification, folder, config, dtype, device)
-    if missing:
-        instead = f"; it has {reader.listed(unknown)} instead" if unknown else ""
-        raise DataError(
-            f"{folder}: it lacks {reader.listed(missing)} of a {type(model).__name__}{instead}. A score by weights "
-            "that were never trained says nothing: use the folder of a reward model."
-        )
+    loaded = reader.load_model(AutoModelForSequenceClassification, folder, config, dtype, device)
+    model = loaded[0]
+    _check_whole(folder, *loaded)
     for name, part in model.named_children():
         if name != model.base_model_prefix:
             part.float().register_forward_pre_hook(lambda _, states: tuple(x.float() for x in states))
     return model
+
+
+def _check_whole(folder: Path, model: Any, missing: set[str], unknown: set[str]) -> None:
+    if missing:
+        instead = f"; it has {listed(unknown)} instead" if unknown else ""
+        raise DataError(
+            f"{folder}: it lacks {listed(missing)} of a {type(model).__name__}{instead}. A score by weights "
+            "that were never trained says nothing: use the folder of a reward model."
+        )

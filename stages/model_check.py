@@ -1,0 +1,185 @@
+"""Whether the folder of a policy, or of a judge, can be used as such, without reading its weights.
+
+    python -m stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
+    python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON
+
+Started by pipeline/model_folder.py in a process of its own: the imports take seconds, which no plan has.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError, SparringError
+from pipeline.model_folder import read_json
+from pipeline.plain import listed
+from stages.annotate import oracles
+from stages.outline import one_line, outline
+from stages.sample.engine import stop_ids
+from stages.vllm import cpu_head_sizes, known_architectures, quickly
+
+SAID = "Which rivers reach the sea?"
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Of config.json's layer_types: layers whose heads have the size that it gives."""
+GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Return what there is to know of a policy's folder (Facts); DataError where it cannot be played and trained."""
+    config = _config(folder)
+    model = _model(folder, config)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and layers < 1:
+        raise DataError(f"{folder / 'config.json'}: num_hidden_layers is {layers}; a policy has one layer or more.")
+    return {
+        "layers": layers,
+        "vllm": _architecture(config),
+        "vllm_cpu": _head_size(model),
+        **_tokens(folder, model.get_input_embeddings().weight.shape[0]),
+    }
+
+
+def _config(folder: Path) -> Any:
+    """Return the configuration of a causal language model that transformers itself has the code of."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path = folder / "config.json"
+    raw = read_json(path)
+    kind, own_code = raw["model_type"], raw.get("auto_map") or {}
+    remote = " It comes with code of its own (auto_map), which is never run."
+    if kind not in CONFIG_MAPPING:
+        known = f"transformers {__version__} has no model_type {kind}."
+        raise DataError(f"{path}: {known}{remote if own_code else ''} Choose a policy that it has.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise DataError(f"{path}: transformers cannot read it ({one_line(error)}).") from None
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        more = remote if "AutoModelForCausalLM" in own_code else ""
+        raise DataError(f"{path}: a {kind} is no causal language model of transformers {__version__}.{more}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise DataError(f"{path}: this {kind} has an encoder and a decoder; a policy is a causal language model.")
+    if type(config) in AutoModelForMaskedLM._model_mapping and getattr(config, "is_decoder", None) is False:
+        raise DataError(
+            f"{path}: this {kind} is an encoder (is_decoder is false); a policy is a causal language model."
+        )
+    return config
+
+
+def _model(folder: Path, config: Any) -> Any:
+    """Return the model without its weights; DataError where the files lack one of them."""
+    from transformers import AutoModelForCausalLM
+
+    model, missing, unknown = outline(AutoModelForCausalLM, folder, config)
+    if missing:
+        instead = f", and have {listed(unknown)} instead" if unknown else ""
+        raise DataError(
+            f"{folder}: its files lack {listed(missing)} of a {type(model).__name__}{instead}; transformers would fill "
+            "in random numbers. Save the model whole, or copy the folder again."
+        )
+    return model
+
+
+def _tokens(folder: Path, rows: int) -> dict[str, Any]:
+    """Return the control tokens and whether responses end; DataError where text cannot become ids of the model's.
+
+    rows: of the embedding.
+    """
+    from stages.chat import Chat, check_turns, load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    chat = Chat(tokenizer)
+    written = check_turns(chat, folder, SAID)
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    if used := [token for token, i in beyond.items() if i not in chat.control_ids or i in written]:
+        raise DataError(
+            f"{folder}: the embedding has {rows} rows, and its tokenizer tokens beyond them: {listed(used)}. Copy the "
+            "model's own tokenizer, or resize the model: model.resize_token_embeddings(len(tokenizer))."
+        )
+    path = folder / "generation_config.json"
+    if path.is_file():
+        _check_generation(path)
+    ends = stop_ids(folder, tokenizer.eos_token_id, chat.end_of_turn())
+    if wrong := [end for end in ends if not 0 <= end < rows]:
+        key = (
+            "eos_token in tokenizer_config.json"
+            if wrong[0] == tokenizer.eos_token_id
+            else f"eos_token_id in {path.name}"
+        )
+        raise DataError(
+            f"{folder}: {key} is the token {wrong[0]}, and the embedding has {rows} rows; name another one."
+        )
+    control = sorted(tokenizer.convert_ids_to_tokens(sorted(chat.control_ids)))
+    return {"control": control, "ends": bool(ends)}
+
+
+def _check_generation(path: Path) -> None:
+    from transformers import GenerationConfig
+
+    ends = read_json(path).get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and type(end) is not int:
+            raise DataError(f"{path}: eos_token_id is {ends!r}; give the id of a token, or a list of them.")
+    try:
+        GenerationConfig.from_pretrained(path.parent)
+    except Exception as error:
+        raise DataError(f"{path}: transformers cannot read it ({one_line(error)}).") from None
+
+
+def _architecture(config: Any) -> str:
+    """Return why vLLM has no model for a configuration; '' where it has, or may have."""
+    import transformers
+
+    names, known = [str(name) for name in config.architectures or ()], known_architectures()
+    if not known or not names or known.intersection(names) or not names[0].endswith(GENERATIVE):
+        return ""
+    if any(not plugin.module.startswith("vllm.") for plugin in entry_points(group="vllm.general_plugins")):
+        return ""  # it may add models
+    made = getattr(transformers, names[0], None)
+    if made is not None and (made.is_backend_compatible() or made._can_set_attn_implementation()):
+        return ""  # by transformers' own code
+    return f"vLLM has no {names[0]}"
+
+
+def _head_size(model: Any) -> str:
+    """Return why vLLM's attention on a CPU cannot run a model; '' where it can, or its heads are of another kind."""
+    config, sizes = model.config.get_text_config(), cpu_head_sizes()
+    heads = getattr(config, "num_attention_heads", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not sizes or not isinstance(heads, int) or getattr(config, "kv_lora_rank", None) or not kinds <= ATTENTION:
+        return ""
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rows = {p.shape[0] for name, p in model.named_parameters() if name.endswith("attn.q_proj.weight")}
+    if rows != {size * heads} or size in sizes:
+        return ""
+    return f"vLLM on a CPU has no attention for heads of {size}, only of {', '.join(map(str, sizes))}"
+
+
+def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
+    """Return the Facts of a policy's folder, nothing of a judge's; DataError or ConfigError where it cannot be used."""
+    if not kind:
+        return facts(folder)
+    oracles.options(kind, json.loads(options)).look(folder)
+    return {}
+
+
+def main(folder: str, *words: str) -> None:
+    """Print what is found of a folder."""
+    with quickly():
+        from transformers import AutoModel  # noqa: F401
+        from transformers.utils import logging
+    logging.disable_progress_bar()
+    try:
+        said = found(Path(folder), *words)
+    except SparringError as error:
+        said = {"error": str(error)}
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
