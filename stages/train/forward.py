@@ -14,7 +14,7 @@ How the pass computes an architecture is guessed here and checked in settle.py, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
@@ -52,7 +52,9 @@ class Route:
     scale: float = 1.0
     """The model's logits over those of its head, before softcap."""
     own_logits: bool = False
-    """Log-probs of all logits that the model's own forward gives: for a model whose head is not all there is to them."""
+    """Log-probs from all logits of the model's own forward: for a model whose head is not all there is to them."""
+    why: str = field(default="", compare=False)
+    """What people are told of it: what a faster one does wrong."""
 
 
 def bind(model: nn.Module, dtype: str, route: Route | None = None) -> nn.Module:
@@ -135,6 +137,11 @@ def _attends(config: Any) -> bool:
     return layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
 
 
+def decoder(model: Any) -> Any:
+    """Return the part of a model that gives the last hidden states."""
+    return model.get_decoder() if model.base_model is model else model.base_model
+
+
 def forward(model: nn.Module, batch: dict[str, Tensor], reading: Reading | None = None) -> tuple[Tensor, Tensor]:
     """Return z and pooled states of a batch of B pairs through a bound model or an engine around one.
 
@@ -164,7 +171,7 @@ def _score(
     where = predictors[response_mask]
 
     def trunk() -> Tensor:
-        return self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
+        return decoder(self)(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
 
     def own() -> Tensor:
         return type(self).forward(self, input_ids=input_ids, use_cache=False, **layout).logits

@@ -56,7 +56,7 @@ def log_probs(
     softcap: float | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """log softmax(l)[token] of each token, l = softcap * tanh(u / softcap), or u without softcap; u = scale * (W x + b).
+    """log softmax(l)[token] of each token, l = softcap * tanh(u / softcap), or u without softcap, u = scale (W x + b).
 
     hidden: (N, H); tokens: (N,) int64; weight: (V, H); bias: (V,). Returns (N,) float32, in nats. The product is in
     autocast's dtype where that is on, the softmax always in float32.
@@ -80,8 +80,8 @@ def chunks(
     """Yield rows, log-probs (C,) and residuals (C, V) float32 of each chunk of at most CHUNK tokens; no gradient.
 
     The residual is the gradient of a token's log-prob with respect to W x + b: scale (1_token - softmax(l)), with
-    softcap times 1 - (l/softcap)^2. So that of all log-probs with respect to W is the sum over chunks of residual' @ hidden.
-    The arguments are those of `log_probs`, hidden and weight of one dtype.
+    softcap times 1 - (l/softcap)^2. So that of all log-probs with respect to W is the sum over chunks of
+    residual' @ hidden. The arguments are those of `log_probs`, hidden and weight of one dtype.
     """
     for start in range(0, len(tokens), CHUNK):
         rows = slice(start, start + CHUNK)

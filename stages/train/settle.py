@@ -1,11 +1,13 @@
-"""Checks on a few tokens that a policy's scorer gives what the policy's own forward gives, and takes another way if not.
+"""Checks on a few tokens that a policy's scorer gives what its own forward gives, and takes another route if not.
 
-    said = settle(model, "float32")     once where a policy is loaded: binds it, and returns what to tell people
+    model = settle(AutoModelForCausalLM.from_pretrained(folder).eval(), "float32")     bound, model.route.why for people
 
-Which way the forward pass may go is guessed from a configuration (`forward.routes`); no list of fields tells what an
-architecture does with a mask, or with logits behind its head. So each guess is tried, and judged by the model's own
-unmodified forward, one sequence at a time and attending eagerly: packed pairs first, then padded rows, then padded
+How the forward pass may compute a model is guessed from its configuration (`forward.routes`); no list of fields tells
+what an architecture does with a mask, or with logits behind its head. So each guess is tried, and judged by the model's
+own unmodified forward, one sequence at a time and attending eagerly: packed pairs first, then padded rows, then padded
 rows with all logits of the model's own forward, which takes more memory. The logits' scale is read off that forward.
+
+It takes whole weights: not under ZeRO-3, which is told the route instead.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from stages.train.collate import Row, collate
-from stages.train.forward import Route, bind, forward, routes, softcap
+from stages.train.forward import Route, bind, decoder, forward, routes, softcap
 from stages.train.memory import out_of_memory
 
 TOLERANCE = 1e-4
 """Nats a token between a pass and the model's own forward."""
 ROUNDING = 10.0
-"""Times the nats a token that rounding alone makes of the model's own forward, where those are more."""
+"""Times the nats a token that rounding makes of the model's own forward, where those are more."""
 MOST = 1e-2
 """Nats a token that are never called rounding in float32."""
 LENGTHS = ((5, 6, 3), (2, 1, 8))
@@ -47,30 +49,33 @@ class Truth:
     rounding: float
     """Nats a token."""
     scale: float
-    """The logits over those of the head, before softcap."""
+    """Logits over those of the head, before softcap."""
 
 
-def settle(model: nn.Module, dtype: str) -> str:
-    """Bind a model in eval mode by the first route that agrees with its own forward; return what was given up, or "".
+def settle(model: nn.Module, dtype: str) -> nn.Module:
+    """Bind a model in eval mode by the first route that agrees with its own forward; DataError where none does.
 
-    DataError where none agrees. Passes are compared in float32, those of flash-attn, which cannot, in `dtype`.
+    Passes are compared in float32, those of flash-attn, which has none, in `dtype`.
     """
     config: Any = model.config
-    found = routes(model, dtype)
+    guesses = routes(model, dtype)
     with torch.no_grad():
-        truth = _truth(model)
-        guesses = [replace(route, scale=truth.scale) for route in found]
-        guesses += [replace(route, scale=1.0, own_logits=True) for route in guesses if not _packs(route)]
-        reasons: list[str] = []
-        for route in guesses:
-            reason = _disagrees(model, route, dtype, truth)
-            if not reason:
-                bind(model, dtype, route)
-                return _said(config.model_type, route, reasons)
-            reasons.append(f"{_name(route)} {reason}")
+        try:
+            truth = _truth(model)
+        except Exception as error:
+            raise DataError(f"{config.model_type}: the policy's own forward pass {_failed(error)}.") from error
+        tried = [replace(route, scale=truth.scale) for route in guesses]
+        tried += [replace(route, own_logits=True) for route in guesses if not _packs(route)]
+        wrong: list[str] = []
+        for route in tried:
+            fault = _fault(model, route, dtype, truth)
+            if not fault:
+                why = f"{config.model_type}: scored {_name(route)}, as {'; '.join(wrong)}" if wrong else ""
+                return bind(model, dtype, replace(route, why=why))
+            wrong.append(f"{_name(route)} {fault}")
     raise DataError(
         f"{config.model_type}: no pass of the trainer gives the log-probs of this policy's own forward: "
-        f"{'; '.join(reasons)}; choose a policy of another architecture."
+        f"{'; '.join(wrong)}; choose a policy of another architecture."
     )
 
 
@@ -80,31 +85,30 @@ def _packs(route: Route) -> bool:
 
 def _name(route: Route) -> str:
     if _packs(route):
-        return "sequences without padding" if route.flat else "packed pairs"
-    return f"padded rows, {'all its own logits' if route.own_logits else 'logits of the responses'} ({route.attention})"
+        return "in sequences without padding" if route.flat else "in packed pairs"
+    rows = f"in padded rows ({route.attention} attention)"
+    return f"{rows} from all logits, which takes more memory" if route.own_logits else rows
 
 
-def _said(kind: str, route: Route, reasons: Sequence[str]) -> str:
-    scale = f"its logits are {route.scale:g} times those of its head" if route.scale != 1 else ""
-    fallback = f"it is scored in {_name(route)}: {'; '.join(reasons)}" if reasons else ""
-    said = "; ".join(part for part in (scale, fallback) if part)
-    return f"{kind}: {said}" if said else ""
-
-
-def _disagrees(model: nn.Module, route: Route, dtype: str, truth: Truth) -> str:
-    """How a route's pass differs from the truth, "" if by no more than rounding."""
-    computed = dtype if route.flat else "float32"
+def _fault(model: nn.Module, route: Route, dtype: str, truth: Truth) -> str:
+    """Return what is wrong with a route's pass, "" where it differs from the truth by no more than rounding."""
     try:
-        bind(model, computed, route)
+        bind(model, dtype if route.flat else "float32", route)
         batch = collate(truth.rows, (), "mean", route.shared_up_to, route.flat)
         device = next(model.parameters()).device
         z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
     except Exception as error:
-        if out_of_memory(error):
-            raise
-        return f"fail ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
+        return f"it {_failed(error)}"
     off = _per_token(z.cpu() - truth.z, truth.rows)
-    return "" if off <= max(TOLERANCE, min(MOST, ROUNDING * truth.rounding)) else f"are off by {off:.2g} nats a token"
+    return "" if off <= max(TOLERANCE, min(MOST, ROUNDING * truth.rounding)) else f"it is off by {off:.2g} nats a token"
+
+
+def _failed(error: Exception) -> str:
+    """Name an error that a model raised; one that says nothing of the model goes on."""
+    if out_of_memory(error):
+        raise error
+    lines = str(error).strip().splitlines()
+    return f"fails ({': '.join([type(error).__name__, *lines[:1]])})"
 
 
 def _per_token(difference: Tensor, rows: Sequence[Row]) -> float:
@@ -151,7 +155,7 @@ class Own:
 
 def _own(model: Any, ids: Sequence[int]) -> Own:
     seen: list[Tensor] = []
-    handle = model.base_model.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    handle = decoder(model).register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     try:
         tokens = torch.tensor([ids], device=next(model.parameters()).device)
         logits = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]

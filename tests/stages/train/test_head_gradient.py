@@ -19,27 +19,31 @@ ROWS = [
     Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-HEADS = pytest.mark.parametrize(("bias", "cap"), [(False, None), (True, None), (False, 10.0)], ids=["", "bias", "cap"])
+HEADS = pytest.mark.parametrize(
+    ("bias", "cap", "scale"),
+    [(False, None, 1.0), (True, None, 1.0), (False, 10.0, 1.0), (True, 10.0, 0.6)],
+    ids=["", "bias", "cap", "scale"],
+)
 
 
-def random_head(v: int, h: int, bias: bool, cap: float | None) -> Head:
+def random_head(v: int, h: int, bias: bool, cap: float | None, scale: float) -> Head:
     weight = torch.randn(v, h)
-    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, cap=cap)
+    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, cap=cap, scale=scale)
 
 
 def gradient(x: Tensor, tokens: Tensor, head: Head) -> Tensor:
     """By autograd, through torch's own log_softmax."""
-    u = nn.functional.linear(x, head.weight, head.bias)
+    u = head.scale * nn.functional.linear(x, head.weight, head.bias)
     logits = u if head.cap is None else head.cap * torch.tanh(u / head.cap)
     z = torch.log_softmax(logits, 1)[torch.arange(len(x)), tokens].sum()
     return torch.autograd.grad(z, head.weight)[0]
 
 
 @HEADS
-def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None) -> None:
+def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None, scale: float) -> None:
     torch.manual_seed(0)
     n, v, h = head_gradient.CHUNK + 30, head_gradient.COLUMNS + 50, 6
-    head, x, tokens = random_head(v, h, bias, cap), torch.randn(n, h), torch.randint(v, (n,))
+    head, x, tokens = random_head(v, h, bias, cap, scale), torch.randn(n, h), torch.randint(v, (n,))
     total = torch.zeros(v, h)
     with torch.no_grad():
         add_gradient(total, x, tokens, head)
@@ -48,9 +52,9 @@ def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | N
 
 @pytest.mark.parametrize("h", [4, 40], ids=["from the gradients", "by the Gram identity"])
 @HEADS
-def test_products_equal_autograd(bias: bool, cap: float | None, h: int) -> None:
+def test_products_equal_autograd(bias: bool, cap: float | None, scale: float, h: int) -> None:
     torch.manual_seed(1)
-    head = random_head(head_gradient.COLUMNS + 50, h, bias, cap)
+    head = random_head(head_gradient.COLUMNS + 50, h, bias, cap, scale)
     x_w, x_l = torch.randn(7, h), torch.randn(12, h) + 1
     y_w, y_l = (torch.randint(6, (n,)) + head_gradient.COLUMNS - 3 for n in (7, 12))
     x_w += 1
