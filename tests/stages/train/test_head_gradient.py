@@ -5,13 +5,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from stages.train import head_gradient
 from stages.train.collate import Row, collate
-from stages.train.forward import bind
 from stages.train.head_gradient import Head, add_gradient, products
 from stages.train.instruments import Instruments
+from stages.train.settle import settle
 from tests.stages.train.rig import OFF, REWARD, identity
 
 ROWS = [
@@ -79,7 +86,13 @@ def gemma() -> Gemma2ForCausalLM:
     return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **heads, **caps))
 
 
-MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped": gemma}
+def granite() -> GraniteForCausalLM:
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    return GraniteForCausalLM(GraniteConfig(**SHAPE, **heads, logits_scaling=0.5))
+
+
+MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped": gemma, "scaled": granite}
 
 
 @pytest.mark.parametrize("layout", [99, 0], ids=["shared prompt", "two sequences"])
@@ -88,7 +101,7 @@ def test_what_the_instruments_see_is_the_gradient_through_the_models_own_head(na
     """Summed over the chosen and the rejected responses of a batch; per pair in the products."""
     model: Any = MODELS[name]()
     expected = [through_head(model, row.prompt, r) for row in ROWS for r in (row.chosen, row.rejected)]
-    instruments = Instruments(bind(model, "float32"), identity(repulsion=OFF, calibration=REWARD), band_every=1)
+    instruments = Instruments(settle(model, "float32"), identity(repulsion=OFF, calibration=REWARD), band_every=1)
     seen: list[Tensor] = []
     instruments._add_band = lambda found, z, batch: seen.append(found)  # type: ignore[method-assign]
     instruments.forward(model, collate(ROWS, (2,), "mean", layout), 0)
