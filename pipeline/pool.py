@@ -118,6 +118,7 @@ class Pool:
         self.job, self.loaded, self.say, self.ready_at = job, True, say, None
         self.watch = Watch(float(job.runtime.get("deadline_s", math.inf)))
         self.waiting, self.deaths, self.loads = deque(shards), Counter[int](), Counter[Any]()
+        self.warned: set[str] = set()
         self.running: dict[Any, tuple[Any, Shard | None, float]] = {}
         # A worker is waited for by its process: on a busy cluster some may wait for others' cores and GPUs.
         self.starting = {hand.pid.remote(): hand for hand in self.actors}
@@ -207,6 +208,10 @@ class Pool:
         self.ended.discard(hand)
         if shard is None:
             self.loads[hand], self.ready_at = 0, self.ready_at or time.monotonic()
+            for text in found:
+                if text not in self.warned:  # every worker that loads the same warns of the same
+                    self.warned.add(text)
+                    self.say(f"{self.job.out.name}: {text}")
             return self.pid_of.get(hand), None
         self.watch.took(time.monotonic() - begun)
         pid, record = found

@@ -5,11 +5,13 @@ Everything a worker prints goes to a file under the run.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline import here
@@ -35,17 +37,19 @@ class Worker:
         """Do what the step lets its workers do before its inputs exist."""
         resolve(job.spec.prepare)(job)
 
-    def load(self, job: Job) -> None:
-        """Load a step's models, in place of those of the step before."""
+    def load(self, job: Job) -> list[str]:
+        """Load a step's models, in place of those of the step before; return what the stage warned of."""
         if self.worker is not None and self.fingerprint == job.fingerprint:
-            return
+            return []
         begun = time.monotonic()
         if self.worker:
             self.worker = None
             _free_memory()
         quiet(job, self.number)
-        self.worker, self.fingerprint = here.make(job), job.fingerprint
+        with _warnings() as said:
+            self.worker, self.fingerprint = here.make(job), job.fingerprint
         self.load_s = time.monotonic() - begun
+        return said
 
     def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
         """Do a shard and write its part; return the process's id and the part's record, the load counted in it once."""
@@ -62,6 +66,20 @@ class Worker:
     def _worker(self, shard: Shard) -> Any:
         assert self.worker is not None
         return self.worker(shard)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what the stages log as warnings in the block."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("stages")
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
 
 
 def _free_memory() -> None:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -44,7 +45,7 @@ def tiny_policy(folder: Path, layers: int = 2, seed: int = 0, tied: bool = True)
     The weights depend on `seed` alone; log-probs of different tokens differ by about one nat.
     """
     import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=49152,
@@ -66,6 +67,13 @@ def tiny_policy(folder: Path, layers: int = 2, seed: int = 0, tied: bool = True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    return saved(model, folder)
+
+
+def saved(model: Any, folder: Path) -> Path:
+    """Write a model of SmolLM2's vocabulary as a policy folder, with its tokenizer, and return the folder."""
+    from transformers import GenerationConfig
+
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

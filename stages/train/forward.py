@@ -1,16 +1,20 @@
 """The one forward pass that scores responses, shared by reference and training.
 
     model = bind(AutoModelForCausalLM.from_pretrained(folder), "float32")
-    z, states = forward(model, collate(rows, end_of_turn, "mean", model.shared_up_to, flat=model.flat))
+    z, states = forward(model, collate(rows, end_of_turn, "mean", model.shared_up_to, model.flat))
 
 The language-model head runs at the response positions only, in chunks of them: logits of prompts and padding never
 exist, those of a whole batch neither. `bind` puts the pass in the place of the module's own `forward`, so that calling
 a DeepSpeed engine around the module runs it with ZeRO-3's gathering hooks. Not used: the models' `logits_to_keep`,
 which keeps the same positions in all rows.
+
+How the pass computes an architecture is guessed here and checked in settle.py, against the model's own forward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
@@ -18,13 +22,10 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
-from pipeline.errors import DataError
 from stages.train import head, packed
 from stages.train.reading import Reading
 from stages.train.repulsion import pool
 
-SCALED_LOGITS = ("logit_scale", "logits_scaling")
-"""Config fields of architectures that scale their logits in their own forward, which this one replaces."""
 NAMES = (
     "input_ids",
     "position_ids",
@@ -38,32 +39,68 @@ NAMES = (
 """What the pass takes of a batch."""
 
 
-def bind(model: nn.Module, dtype: str) -> nn.Module:
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """How the pass computes a model."""
+
+    attention: str
+    """transformers' name of the attention implementation."""
+    shared_up_to: int = 0
+    """Tokens up to which both responses of a pair follow one copy of their prompt; 0: never."""
+    flat: bool = False
+    """Whether sequences stand one after another, without padding."""
+    scale: float = 1.0
+    """The model's logits over those of its head, before softcap."""
+    own_logits: bool = False
+    """Log-probs from all logits of the model's own forward: for a model whose head is not all there is to them."""
+    why: str = field(default="", compare=False)
+    """What people are told of it: what a faster one does wrong."""
+
+
+def bind(model: nn.Module, dtype: str, route: Route | None = None) -> nn.Module:
     """Make `model(**batch)` score responses, computing in `dtype` (float32 or bfloat16) on weights as they are.
 
-    bfloat16 is autocast: weights and optimizer stay fp32, so that small steps are not rounded away. Sets
-    `model.shared_up_to` and `model.flat` for `collate`. Gemma 2's attention caps its scores, which torch's fused
-    attention cannot do and transformers' drops without a word: without flash-attn such a model attends eagerly.
+    bfloat16 is autocast: weights and optimizer stay fp32, so that small steps are not rounded away. `route` is
+    by default the first of `routes`. Sets `model.route`, and `model.shared_up_to` and `model.flat` for `collate`.
     """
     config: Any = model.config
-    for name in SCALED_LOGITS:
-        if getattr(config, name, 1.0) != 1.0:
-            raise DataError(
-                f"{config.model_type}: {name}={getattr(config, name)} scales the logits, which the trainer's forward "
-                "pass does not do; choose a policy of another architecture."
-            )
-    model.scoring_dtype = getattr(torch, dtype)
-    if flash_runs(model, dtype):
-        model.set_attn_implementation(packed.FLASH)
-    elif config._attn_implementation != packed.FLASH and _capped(config):
-        model.set_attn_implementation("eager")
-    elif shared_up_to(model):
-        model.set_attn_implementation(packed.NAME)
-    model.flat = config._attn_implementation == packed.FLASH
-    model.shared_up_to = shared_up_to(model) if config._attn_implementation == packed.NAME else 0
-    head.chunked(model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None))
+    route = route or routes(model, dtype)[0]
+    model.scoring_dtype, model.route = getattr(torch, dtype), route
+    model.shared_up_to, model.flat = route.shared_up_to, route.flat
+    if config._attn_implementation != route.attention:
+        model.set_attn_implementation(route.attention)
+    output = model.get_output_embeddings()
+    if route.own_logits:
+        head.whole(output)
+    else:
+        head.chunked(output, softcap(model), route.scale)
     model.forward = MethodType(_score, model)
     return model
+
+
+def softcap(model: nn.Module) -> float | None:
+    """Bound of the logits, in nats; None without one."""
+    config: Any = model.config
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def routes(model: nn.Module, dtype: str) -> list[Route]:
+    """How the pass may compute a model, by what its configuration says, the fastest first.
+
+    Gemma 2's attention caps its scores, which torch's fused attention cannot do and transformers' drops without a word:
+    without flash-attn such a model attends eagerly.
+    """
+    config: Any = model.config
+    loaded = config._attn_implementation
+    found = []
+    if flash_runs(model, dtype) or loaded == packed.FLASH:
+        found.append(Route(attention=packed.FLASH, flat=True))
+    if not _capped(config):
+        plain = "sdpa" if loaded in (packed.NAME, packed.FLASH) else loaded
+        shared = shared_up_to(model)
+        found += [Route(attention=packed.NAME, shared_up_to=shared)] if shared else []
+        found.append(Route(attention=plain))
+    return list(dict.fromkeys([*found, Route(attention="eager")]))
 
 
 def shared_up_to(model: nn.Module) -> int:
@@ -100,6 +137,11 @@ def _attends(config: Any) -> bool:
     return layers <= {"full_attention", "sliding_attention"} and not getattr(config, "alibi", False)
 
 
+def decoder(model: Any) -> Any:
+    """Return the part of a model that gives the last hidden states."""
+    return model.get_decoder() if model.base_model is model else model.base_model
+
+
 def forward(model: nn.Module, batch: dict[str, Tensor], reading: Reading | None = None) -> tuple[Tensor, Tensor]:
     """Return z and pooled states of a batch of B pairs through a bound model or an engine around one.
 
@@ -125,16 +167,43 @@ def _score(
 ) -> tuple[Tensor, Tensor]:
     bf16 = self.scoring_dtype == torch.bfloat16
     layout = packed.arguments(attention_mask, lengths)
+    tokens = input_ids.flatten()[positions[response_mask]]
+    where = predictors[response_mask]
 
     def trunk() -> Tensor:
-        return self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
+        return decoder(self)(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)[0]
+
+    def own() -> Tensor:
+        return type(self).forward(self, input_ids=input_ids, use_cache=False, **layout).logits
 
     # Under ZeRO-3 a cached cast would hold the full bf16 model, so the cache is off.
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
-        last, states = reading.through(trunk) if reading else (trunk(),) * 2
-        hidden, states = last.flatten(0, 1), states.flatten(0, 1)
-        tokens = input_ids.flatten()[positions[response_mask]]
-        token_log_probs = self.get_output_embeddings()(hidden[predictors[response_mask]], tokens)
-    rows = torch.zeros(response_mask.shape, dtype=torch.float64, device=hidden.device)
+        if self.route.own_logits:
+            logits, states = _with_states(self, own, reading)
+            log_p = torch.log_softmax(logits.flatten(0, 1)[where].float(), dim=1)
+            token_log_probs = log_p.gather(1, tokens[:, None])[:, 0]
+        else:
+            last, states = reading.through(trunk) if reading else (trunk(),) * 2
+            token_log_probs = self.get_output_embeddings()(last.flatten(0, 1)[where], tokens)
+    rows = torch.zeros(response_mask.shape, dtype=torch.float64, device=tokens.device)
     z = rows.masked_scatter(response_mask, token_log_probs.double()).sum(1)
-    return z, pool(states[positions], pool_weights)
+    return z, pool(states.flatten(0, 1)[positions], pool_weights)
+
+
+def _with_states(model: Any, own: Callable[[], Tensor], reading: Reading | None) -> tuple[Tensor, Tensor]:
+    """Return what `own` gives, and the states to pool: those that enter the head, or that `reading` names."""
+    if reading and reading.module is not None:
+        return reading.through(own)
+    taken: list[Tensor] = []
+
+    def enters_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        onward, states = reading.through(lambda: inputs[0]) if reading else (inputs[0],) * 2
+        taken.append(states)
+        return (onward, *inputs[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(enters_head)
+    try:
+        logits = own()
+    finally:
+        handle.remove()
+    return logits, taken[0]

@@ -1,8 +1,9 @@
 """Gradients of log-probs with respect to the language-model head's weight, in closed form. Pure torch.
 
-With u_t = W x_t + b, logits_t = cap tanh(u_t / cap) where the model caps them (else u_t), z = sum_t log softmax_t[y_t]:
+With u_t = scale (W x_t + b), logits_t = cap tanh(u_t / cap) where the model caps them (else u_t), and
+z = sum_t log softmax_t[y_t]:
 
-    dz/dW = A^T X, (V, H);  A: (n, V), a_t = (onehot(y_t) - softmax_t) (1 - (logits_t / cap)^2);  X: (n, H)
+    dz/dW = A^T X, (V, H);  A: (n, V), a_t = scale (onehot(y_t) - softmax_t) (1 - (logits_t / cap)^2);  X: (n, H)
 
 Of a tied head this is the gradient through the head alone. Never are there logits of more than CHUNK tokens, or more
 than COLUMNS of the vocabulary for the tokens of one pair. Under autocast the products are rounded as in training.
@@ -31,11 +32,13 @@ class Head:
     """(V,)."""
     cap: float | None
     """final_logit_softcapping."""
+    scale: float = 1.0
 
     def logits(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Logits (n, stop - start) fp32 of states (n, H) for the tokens start .. stop of the vocabulary."""
         bias = None if self.bias is None else self.bias[start:stop]
         u = linear(x, self.weight[start:stop], bias).float()
+        u = u if self.scale == 1 else u * self.scale
         return u if self.cap is None else self.cap * torch.tanh(u / self.cap)
 
 
@@ -44,12 +47,13 @@ def residuals(logits: Tensor, log_sum: Tensor, tokens: Tensor, head: Head, start
     a = -(logits - log_sum[:, None]).exp()
     here = ((tokens >= start) & (tokens < start + logits.shape[1])).nonzero().squeeze(1)
     a[here, tokens[here] - start] += 1
-    return a if head.cap is None else a * (1 - (logits / head.cap).square())
+    a = a if head.cap is None else a * (1 - (logits / head.cap).square())
+    return a if head.scale == 1 else a * head.scale
 
 
 def add_gradient(total: Tensor, x: Tensor, tokens: Tensor, head: Head) -> None:
     """Add dz/dW = A^T X of n tokens to `total`, (V, H) fp32. x: (n, H), the states that predict `tokens`, (n,)."""
-    for rows, _, a in chunks(x, tokens, head.weight, head.bias, head.cap):
+    for rows, _, a in chunks(x, tokens, head.weight, head.bias, head.cap, head.scale):
         for start in range(0, len(total), COLUMNS):
             total[start : start + COLUMNS] += a[:, start : start + COLUMNS].T @ x[rows]
 

@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.errors import DataError
 from stages.train import band, objectives
 from stages.train.calibration import RewardCalibration, calibrate
 from stages.train.config import TrainIdentity
-from stages.train.forward import forward
+from stages.train.forward import forward, softcap
 from stages.train.head_gradient import Head, add_gradient, products
 from stages.train.loss import scores_of
 from stages.train.reading import Reading
@@ -28,11 +29,17 @@ class Instruments:
     """Of one rank; `record` adds up the ranks."""
 
     def __init__(self, model: Any, identity: TrainIdentity, band_every: int) -> None:
-        self.objective, self.band_every = identity.objective, band_every
-        self.head, self.cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+        self.route, self.objective = model.route, identity.objective
+        self.band_every = 0 if self.route.own_logits else band_every  # its gradients are those of a plain head
+        self.head, self.cap = model.get_output_embeddings(), softcap(model)
         repelled = identity.repulsion.name != "off"
         self.reading = Reading(model, identity.repulsion.layer) if repelled else None
         on = identity.calibration.name != "off"
+        if on and self.route.own_logits:
+            raise DataError(
+                f"{model.config.model_type}: its logits are not those of its head, on which calibration="
+                f"{identity.calibration.name} measures gradients; use calibration=off."
+            )
         self.calibration = RewardCalibration(identity.calibration) if on else None
         self.band: Tensor | None = None
         self.gradients: Tensor | None = None
@@ -60,7 +67,9 @@ class Instruments:
 
     def _see(self, x: Tensor, batch: dict[str, Tensor], found: list[Tensor] | None) -> None:
         """Take in the states (N, H) that predict the N response tokens, chosen responses first."""
-        head = Head(weight=self.head.weight, bias=getattr(self.head, "bias", None), cap=self.cap)
+        head = Head(
+            weight=self.head.weight, bias=getattr(self.head, "bias", None), cap=self.cap, scale=self.route.scale
+        )
         mask = batch["response_mask"]
         tokens = batch["input_ids"].flatten()[batch["positions"][mask]]
         lengths = mask.sum(1).tolist()

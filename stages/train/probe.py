@@ -49,12 +49,10 @@ def changes_of_log_prob(model: nn.Module, rows: Sequence[Row]) -> list[dict[str,
     return [{"id": row.id, "h_w": z_w - row.ref_w, "h_l": z_l - row.ref_l} for row, (z_w, z_l) in scores]
 
 
-def from_start(folder: Path, rows: Sequence[Row], dtype: str) -> tuple[list[Row], float]:
-    """The rows with the policy in `folder` as reference, and the noise: mean |z in one pass - z alone| in nats.
-
-    Call it before ZeRO-3 is configured in this process: afterwards a model loads as empty parameters.
+def from_start(model: nn.Module, rows: Sequence[Row]) -> tuple[list[Row], float]:
+    """The rows with the policy that training starts from as reference, and the noise: mean |z in one pass - z alone|
+    in nats.
     """
-    model = load_scorer(folder, dtype)
     together = score(model, rows)
     alone = [score(model, [row])[0] for row in rows]
     started = [replace(row, ref_w=z_w, ref_l=z_l) for row, (z_w, z_l) in zip(rows, together, strict=True)]

@@ -6,6 +6,7 @@ whose make-up depends on the shard alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from stages.train.collate import Row
 
+log = logging.getLogger(__name__)
 PASS_TOKENS = 2048
 """Most tokens of a forward pass, padding included."""
 
@@ -37,15 +39,21 @@ SCHEMA = pa.schema(
 
 
 def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> nn.Module:
-    """Return the policy in a folder with fp32 weights, bound to score responses in `dtype`, on the GPU if any."""
+    """Return the policy in a folder with fp32 weights, bound to score responses in `dtype`, on the GPU if any.
+
+    How it is scored was checked against its own forward; where that is not the fastest way, a warning is logged.
+    """
     import torch
 
     from stages.train.adapter import load_base
-    from stages.train.forward import bind
+    from stages.train.settle import settle
 
     model = load_base(folder, four_bit)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return bind(model.eval().to(device), dtype)
+    bound = settle(model.eval().to(device), dtype)
+    if bound.route.why:
+        log.warning(bound.route.why)
+    return bound
 
 
 def score(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float]]:

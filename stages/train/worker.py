@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -127,7 +128,10 @@ class _Session:
 
         self.identity = TrainIdentity.from_dict(job.identity)
         self.policy = job.inputs["policy"].folder()
-        self.probed, self.noise = self._from_start([rows[i] for i in drawn(len(rows), self.identity.seed)])
+        self.probed = [rows[i] for i in drawn(len(rows), self.identity.seed)]
+        self.noise: float | None = None
+        self.route = self._settled()
+        gc.collect()  # the scorer is a cycle
         self.resumed = _agreed(checkpoint.latest(job))
         self.history = self._history()
         if rank == 0:
@@ -166,7 +170,7 @@ class _Session:
 
         steps = optimizer_steps(len(self.rows), self.identity.epochs, self.identity.global_batch)
         args = arguments(self.identity, runtime, steps, room(self.job))  # first: it turns ZeRO-3 loading on
-        model = load_policy(self.policy, self.identity)
+        model = load_policy(self.policy, self.identity, self.route)
         micro, lengths = runtime.micro_pairs(self.identity.global_batch), [row.shared_length for row in self.rows]
         return PairTrainer(
             model=model,
@@ -185,13 +189,22 @@ class _Session:
             band_every=runtime.band_every,
         )
 
-    def _from_start(self, chosen: list[Any]) -> tuple[list[Any], float | None]:
-        """The probe's rows with a reference, and without the step that scores one the noise of what stands in."""
-        from stages.train.probe import from_start
+    def _settled(self) -> Any:
+        """Return how the policy is scored, found by rank 0 with whole weights: once ZeRO-3 is configured it has none.
 
-        if has_reference(self.identity.objective) or self.rank != 0:
-            return chosen, None
-        return from_start(self.policy, chosen, self.identity.dtype)
+        Without the step that scores a reference, the probe's rows get one here, and the noise is what stands in for it.
+        """
+        from stages.train.probe import from_start
+        from stages.train.reference import load_scorer
+
+        if self.rank != 0:
+            return _agreed(None)
+        scorer: Any = load_scorer(self.policy, self.identity.dtype, self.identity.adapter.four_bit)
+        if scorer.route.why:
+            self.say({"event": "message", "text": f"train: {scorer.route.why}"})
+        if not has_reference(self.identity.objective):
+            self.probed, self.noise = from_start(scorer, self.probed)
+        return _agreed(scorer.route)
 
     def _told_to_end(self) -> bool:
         return term.came() or (self.rank == 0 and (room(self.job) / STOP).exists())
@@ -321,8 +334,8 @@ def _agreed(found: Any) -> Any:
     return holder[0]
 
 
-def load_policy(folder: Path, identity: TrainIdentity) -> Any:
-    """Load the policy for training: no dropout, its adapter if any, bound to score responses."""
+def load_policy(folder: Path, identity: TrainIdentity, route: Any = None) -> Any:
+    """Load the policy for training: no dropout, its adapter if any, bound to score responses by a settled route."""
     from transformers import AutoConfig
 
     from stages.train.adapter import attach, load_base
@@ -335,7 +348,7 @@ def load_policy(folder: Path, identity: TrainIdentity) -> Any:
     model = load_base(folder, identity.adapter.four_bit, config)
     attach(model, identity.adapter, identity.seed)
     adapted(model, folder)  # refuses now what could not be published
-    return bind(model, identity.dtype)
+    return bind(model, identity.dtype, route)
 
 
 def ends_of_turn(samples: Input) -> frozenset[int]:

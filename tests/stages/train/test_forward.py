@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +18,6 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from pipeline.errors import DataError
 from stages.train.collate import Row, collate
 from stages.train.forward import bind, forward, shared_up_to
 from tests.tiny import tiny_policy
@@ -192,10 +190,3 @@ def test_softcapping() -> None:
         expected = [naive(gemma, *sequence) for sequence in sequences([row])]
     assert z.tolist() == pytest.approx(expected, abs=1e-4)
     assert abs(z[1].item() + math.log(64)) < 1.0  # capped at half a nat: close to uniform
-
-
-def test_architectures_that_scale_logits_are_refused(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_policy(tmp_path))
-    model.config.logits_scaling = 8.0
-    with pytest.raises(DataError, match=r"logits_scaling=8\.0"):
-        bind(model, "float32")

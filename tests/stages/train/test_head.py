@@ -36,8 +36,10 @@ def tensors() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return hidden, torch.randint(0, V, (N,)), weight, bias, torch.randn(N)
 
 
-def full(hidden: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    logits = hidden @ weight.T + (0 if bias is None else bias)
+def full(
+    hidden: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float = 1.0
+) -> Tensor:
+    logits = scale * (hidden @ weight.T + (0 if bias is None else bias))
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     return torch.log_softmax(logits, 1)[torch.arange(len(tokens)), tokens]
 
@@ -52,13 +54,17 @@ def test_by_hand() -> None:
     assert hidden.grad is not None and hidden.grad[0].tolist() == pytest.approx(first, abs=1e-6)
 
 
+SCALES = pytest.mark.parametrize("scale", [1.0, 1.7])
+
+
+@SCALES
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_values_and_gradients_equal_those_of_full_logits(biased: bool, softcap: float | None) -> None:
+def test_values_and_gradients_equal_those_of_full_logits(biased: bool, softcap: float | None, scale: float) -> None:
     hidden, tokens, weight, bias, factors = tensors()
     leaves = [hidden, weight, *([bias] if biased else [])]
-    found = head.log_probs(hidden, tokens, weight, bias if biased else None, softcap)
-    expected = full(hidden, tokens, weight, bias if biased else None, softcap)
+    found = head.log_probs(hidden, tokens, weight, bias if biased else None, softcap, scale)
+    expected = full(hidden, tokens, weight, bias if biased else None, softcap, scale)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     ours = torch.autograd.grad((factors * found).sum(), leaves)
     theirs = torch.autograd.grad((factors * expected).sum(), leaves)
@@ -67,27 +73,30 @@ def test_values_and_gradients_equal_those_of_full_logits(biased: bool, softcap: 
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+@SCALES
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_a_frozen_head_needs_no_logits_in_its_backward_pass(softcap: float | None) -> None:
+def test_a_frozen_head_needs_no_logits_in_its_backward_pass(softcap: float | None, scale: float) -> None:
     hidden, tokens, weight, _, factors = tensors()
     frozen = weight.detach()
-    (theirs,) = torch.autograd.grad((factors * full(hidden, tokens, frozen, None, softcap)).sum(), hidden)
-    loss = (factors * head.log_probs(hidden, tokens, frozen, None, softcap)).sum()
+    (theirs,) = torch.autograd.grad((factors * full(hidden, tokens, frozen, None, softcap, scale)).sum(), hidden)
+    loss = (factors * head.log_probs(hidden, tokens, frozen, None, softcap, scale)).sum()
     with Sizes() as backward:
         (ours,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert backward.largest <= N * H
 
 
-def test_residuals_give_the_gradient_of_all_log_probs() -> None:
+@SCALES
+def test_residuals_give_the_gradient_of_all_log_probs(scale: float) -> None:
     hidden, tokens, weight, bias, _ = tensors()
     with torch.no_grad():
-        parts = list(head.chunks(hidden, tokens, weight, bias, 2.0))
+        parts = list(head.chunks(hidden, tokens, weight, bias, 2.0, scale))
         assert [len(log_p) for _, log_p, _ in parts] == [4, 4, 2]
         found = sum(residual.T @ hidden[rows] for rows, _, residual in parts)
-    (expected,) = torch.autograd.grad(full(hidden, tokens, weight, bias, 2.0).sum(), weight)
+    log_p = full(hidden, tokens, weight, bias, 2.0, scale)
+    (expected,) = torch.autograd.grad(log_p.sum(), weight)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(torch.cat([p for _, p, _ in parts]), full(hidden, tokens, weight, bias, 2.0).detach())
+    torch.testing.assert_close(torch.cat([p for _, p, _ in parts]), log_p.detach())
 
 
 def test_under_autocast_the_product_is_bf16_and_the_softmax_fp32() -> None:

@@ -5,13 +5,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from stages.train import head_gradient
 from stages.train.collate import Row, collate
-from stages.train.forward import bind
 from stages.train.head_gradient import Head, add_gradient, products
 from stages.train.instruments import Instruments
+from stages.train.settle import settle
 from tests.stages.train.rig import OFF, REWARD, identity
 
 ROWS = [
@@ -19,27 +26,31 @@ ROWS = [
     Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-HEADS = pytest.mark.parametrize(("bias", "cap"), [(False, None), (True, None), (False, 10.0)], ids=["", "bias", "cap"])
+HEADS = pytest.mark.parametrize(
+    ("bias", "cap", "scale"),
+    [(False, None, 1.0), (True, None, 1.0), (False, 10.0, 1.0), (True, 10.0, 0.6)],
+    ids=["", "bias", "cap", "scale"],
+)
 
 
-def random_head(v: int, h: int, bias: bool, cap: float | None) -> Head:
+def random_head(v: int, h: int, bias: bool, cap: float | None, scale: float) -> Head:
     weight = torch.randn(v, h)
-    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, cap=cap)
+    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, cap=cap, scale=scale)
 
 
 def gradient(x: Tensor, tokens: Tensor, head: Head) -> Tensor:
     """By autograd, through torch's own log_softmax."""
-    u = nn.functional.linear(x, head.weight, head.bias)
+    u = head.scale * nn.functional.linear(x, head.weight, head.bias)
     logits = u if head.cap is None else head.cap * torch.tanh(u / head.cap)
     z = torch.log_softmax(logits, 1)[torch.arange(len(x)), tokens].sum()
     return torch.autograd.grad(z, head.weight)[0]
 
 
 @HEADS
-def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None) -> None:
+def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None, scale: float) -> None:
     torch.manual_seed(0)
     n, v, h = head_gradient.CHUNK + 30, head_gradient.COLUMNS + 50, 6
-    head, x, tokens = random_head(v, h, bias, cap), torch.randn(n, h), torch.randint(v, (n,))
+    head, x, tokens = random_head(v, h, bias, cap, scale), torch.randn(n, h), torch.randint(v, (n,))
     total = torch.zeros(v, h)
     with torch.no_grad():
         add_gradient(total, x, tokens, head)
@@ -48,9 +59,9 @@ def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | N
 
 @pytest.mark.parametrize("h", [4, 40], ids=["from the gradients", "by the Gram identity"])
 @HEADS
-def test_products_equal_autograd(bias: bool, cap: float | None, h: int) -> None:
+def test_products_equal_autograd(bias: bool, cap: float | None, scale: float, h: int) -> None:
     torch.manual_seed(1)
-    head = random_head(head_gradient.COLUMNS + 50, h, bias, cap)
+    head = random_head(head_gradient.COLUMNS + 50, h, bias, cap, scale)
     x_w, x_l = torch.randn(7, h), torch.randn(12, h) + 1
     y_w, y_l = (torch.randint(6, (n,)) + head_gradient.COLUMNS - 3 for n in (7, 12))
     x_w += 1
@@ -75,7 +86,13 @@ def gemma() -> Gemma2ForCausalLM:
     return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **heads, **caps))
 
 
-MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped": gemma}
+def granite() -> GraniteForCausalLM:
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    return GraniteForCausalLM(GraniteConfig(**SHAPE, **heads, logits_scaling=0.5))
+
+
+MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped": gemma, "scaled": granite}
 
 
 @pytest.mark.parametrize("layout", [99, 0], ids=["shared prompt", "two sequences"])
@@ -84,7 +101,7 @@ def test_what_the_instruments_see_is_the_gradient_through_the_models_own_head(na
     """Summed over the chosen and the rejected responses of a batch; per pair in the products."""
     model: Any = MODELS[name]()
     expected = [through_head(model, row.prompt, r) for row in ROWS for r in (row.chosen, row.rejected)]
-    instruments = Instruments(bind(model, "float32"), identity(repulsion=OFF, calibration=REWARD), band_every=1)
+    instruments = Instruments(settle(model, "float32"), identity(repulsion=OFF, calibration=REWARD), band_every=1)
     seen: list[Tensor] = []
     instruments._add_band = lambda found, z, batch: seen.append(found)  # type: ignore[method-assign]
     instruments.forward(model, collate(ROWS, (2,), "mean", layout), 0)

@@ -1,0 +1,190 @@
+"""Checks on a few tokens that a policy's scorer gives what its own forward gives, and takes another route if not.
+
+    model = settle(AutoModelForCausalLM.from_pretrained(folder).eval(), "float32")     bound, model.route.why for people
+
+How the forward pass may compute a model is guessed from its configuration (`forward.routes`); no list of fields tells
+what an architecture does with a mask, or with logits behind its head. So each guess is tried, and judged by the model's
+own unmodified forward, one sequence at a time and attending eagerly: packed pairs first, then padded rows, then padded
+rows with all logits of the model's own forward, which takes more memory. The logits' scale is read off that forward.
+
+It takes whole weights: not under ZeRO-3, which is told the route instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import DataError
+from stages.train.collate import Row, collate
+from stages.train.forward import Route, bind, decoder, forward, routes, softcap
+from stages.train.memory import out_of_memory
+
+TOLERANCE = 1e-4
+"""Nats a token between a pass and the model's own forward."""
+ROUNDING = 10.0
+"""Times the nats a token that rounding makes of the model's own forward, where those are more."""
+MOST = 1e-2
+"""Nats a token that are never called rounding in float32."""
+LENGTHS = ((5, 6, 3), (2, 1, 8))
+"""Tokens of prompt, chosen and rejected response of each pair."""
+BEHIND = 2
+"""Prompts put behind a sequence, on which no log-prob of a causal model depends."""
+DIGITS = 7
+"""Of the scale of logits: those of float32, so that it is the same number wherever it is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What the model's own forward says."""
+
+    rows: Sequence[Row]
+    z: Tensor
+    """(2B,) float64, summed log-probs, chosen responses first."""
+    rounding: float
+    """Nats a token."""
+    scale: float
+    """Logits over those of the head, before softcap."""
+
+
+def settle(model: nn.Module, dtype: str) -> nn.Module:
+    """Bind a model in eval mode by the first route that agrees with its own forward; DataError where none does.
+
+    Passes are compared in float32, those of flash-attn, which has none, in `dtype`.
+    """
+    config: Any = model.config
+    longest = max(prompt + max(responses) for prompt, *responses in LENGTHS)
+    guesses = [route for route in routes(model, dtype) if route.shared_up_to == 0 or route.shared_up_to >= longest]
+    with torch.no_grad():
+        try:
+            truth = _truth(model)
+        except Exception as error:
+            raise DataError(f"{config.model_type}: the policy's own forward pass {_failed(error)}.") from error
+        tried = [replace(route, scale=truth.scale) for route in guesses]
+        tried += [replace(route, own_logits=True) for route in guesses if not _packs(route)]
+        wrong: list[str] = []
+        for route in tried:
+            fault = _fault(model, route, dtype, truth)
+            if not fault:
+                why = f"{config.model_type}: scored {_name(route)}, as {'; '.join(wrong)}" if wrong else ""
+                return bind(model, dtype, replace(route, why=why))
+            wrong.append(f"{_name(route)} {fault}")
+    raise DataError(
+        f"{config.model_type}: no pass of the trainer gives the log-probs of this policy's own forward: "
+        f"{'; '.join(wrong)}; choose a policy of another architecture."
+    )
+
+
+def _packs(route: Route) -> bool:
+    return route.flat or route.shared_up_to > 0
+
+
+def _name(route: Route) -> str:
+    if _packs(route):
+        return "in sequences without padding" if route.flat else "in packed pairs"
+    rows = f"in padded rows ({route.attention} attention)"
+    return f"{rows} from all logits, which takes more memory" if route.own_logits else rows
+
+
+def _fault(model: nn.Module, route: Route, dtype: str, truth: Truth) -> str:
+    """Return what is wrong with a route's pass, "" where it differs from the truth by no more than rounding."""
+    layouts = {route.shared_up_to, 0}  # rows that are longer than that stand in padded rows
+    try:
+        bind(model, dtype if route.flat else "float32", route)
+        off = max(_per_token(_z(model, truth.rows, shared, route.flat) - truth.z, truth.rows) for shared in layouts)
+    except Exception as error:
+        return f"it {_failed(error)}"
+    return "" if off <= max(TOLERANCE, min(MOST, ROUNDING * truth.rounding)) else f"it is off by {off:.2g} nats a token"
+
+
+def _z(model: nn.Module, rows: Sequence[Row], shared_up_to: int, flat: bool) -> Tensor:
+    batch = collate(rows, (), "mean", shared_up_to, flat)
+    device = next(model.parameters()).device
+    z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    return z.cpu()
+
+
+def _failed(error: Exception) -> str:
+    """Name an error that a model raised; one that says nothing of the model goes on."""
+    if out_of_memory(error):
+        raise error
+    lines = str(error).strip().splitlines()
+    return f"fails ({': '.join([type(error).__name__, *lines[:1]])})"
+
+
+def _per_token(difference: Tensor, rows: Sequence[Row]) -> float:
+    lengths = torch.tensor([len(row.chosen) for row in rows] + [len(row.rejected) for row in rows])
+    return float((difference.abs() / lengths).nan_to_num(math.inf).max())
+
+
+def _rows(vocabulary: int) -> list[Row]:
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i, lengths in enumerate(LENGTHS):
+        prompt, chosen, rejected = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths)
+        rows.append(Row(id=str(i), prompt=prompt, chosen=chosen, rejected=rejected))
+    return rows
+
+
+def _truth(model: nn.Module) -> Truth:
+    """Score the rows by the model's own forward, attending eagerly, each sequence alone."""
+    config: Any = model.config
+    rows = _rows(config.get_text_config().vocab_size)
+    sequences = [(row.prompt, row.chosen) for row in rows] + [(row.prompt, row.rejected) for row in rows]
+    bind(model, "float32", Route(attention="eager", own_logits=True))
+    passes = [_own(model, prompt + response) for prompt, response in sequences]
+    z = [_log_prob(one.logits, *sequence) for one, sequence in zip(passes, sequences, strict=True)]
+    prompt, response = sequences[-1]
+    longer = _own(model, prompt + response + prompt * BEHIND)
+    return Truth(
+        rows=rows,
+        z=torch.tensor(z, dtype=torch.float64),
+        rounding=abs(z[-1] - _log_prob(longer.logits, prompt, response)) / len(response),
+        scale=_scale(model, passes),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """The model's own forward over T tokens."""
+
+    logits: Tensor
+    """(T, V) float32."""
+    hidden: Tensor | None
+    """(T, H), what its base model returned; None where it has none apart from itself."""
+
+
+def _own(model: Any, ids: Sequence[int]) -> Own:
+    seen: list[Tensor] = []
+    handle = decoder(model).register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    try:
+        tokens = torch.tensor([ids], device=next(model.parameters()).device)
+        logits = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return Own(logits=logits.float(), hidden=seen[0][0] if seen else None)
+
+
+def _log_prob(logits: Tensor, prompt: Sequence[int], response: Sequence[int]) -> float:
+    """Return log p(response | prompt) in nats. logits: (T, V) of the tokens of both, or of more behind them."""
+    rows = torch.log_softmax(logits.double(), dim=1)[len(prompt) - 1 :]
+    return sum(rows[i, token].item() for i, token in enumerate(response))
+
+
+def _scale(model: Any, passes: Sequence[Own]) -> float:
+    """Return the factor by which logits before softcap are those of the head, by least squares; 1 where none fits."""
+    output, cap = model.get_output_embeddings(), softcap(model)
+    if type(output) is not nn.Linear or any(one.hidden is None for one in passes):
+        return 1.0
+    logits = torch.cat([one.logits for one in passes]).double()
+    heads = torch.cat([output(one.hidden) for one in passes]).double()
+    if cap is not None:
+        unsaturated = logits.abs() < 0.9 * cap
+        logits, heads = cap * torch.atanh(logits[unsaturated] / cap), heads[unsaturated]
+    factor = ((heads * logits).sum() / heads.square().sum()).item()
+    return float(f"{factor:.{DIGITS}g}") if math.isfinite(factor) and factor > 0 else 1.0
