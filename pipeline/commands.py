@@ -42,7 +42,7 @@ from pipeline.placement import check_placement, this_machine
 from pipeline.plain import printable
 from pipeline.plan import Plan, State, Step, explain, inspect
 from pipeline.prompt_count import dealt_again
-from pipeline.report.table import print_report
+from pipeline.report.terminal import print_report
 from pipeline.schema import Config
 from pipeline.sources import Sources, check_policy
 from stages.sample import embedded

@@ -23,8 +23,8 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.diagnostics.panel import Panel
+from pipeline.report.answer import answer
 from pipeline.report.compare import Difference
-from pipeline.report.html.words import answer
 from pipeline.report.judging import worth_of_judges
 from pipeline.report.panel import groups
 from pipeline.report.published import NAMES

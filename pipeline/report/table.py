@@ -6,17 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from pipeline.artifact import Manifest
 from pipeline.diagnostics.panel import Panel
-from pipeline.plain import printable
-from pipeline.report.crossplay import print_crossplay
-from pipeline.report.judging import worth_of_judges
-from pipeline.report.panel import pairs_of, print_panel
-from pipeline.report.suites import Grid, grid, print_suites
+from pipeline.report.panel import pairs_of
+from pipeline.report.suites import Grid, grid
 from pipeline.run_history import RunHistory, Steps
 from stages.evaluate.paired import Estimate, detectable_of, found
 
@@ -41,27 +34,6 @@ class Figure:
     def __call__(self, steps: Steps, panel: Panel | None = None) -> str | None:
         value = self.find(steps, panel)
         return None if value is None else self.show(value)
-
-
-def print_report(history: RunHistory, console: Console, whole: bool = False) -> None:
-    """Print the table of a run, then what the judges are worth; whole: with the collapse panel."""
-    done, seen = history.done, history.panels
-    table = Table(title=Text(f"run {printable(history.folder.name)}", style="table.title"), title_justify="left")
-    table.add_column("iteration")
-    for t in done:
-        table.add_column(str(t), justify="right")
-    for name, cells in rows_of(done, seen):
-        table.add_row(name, *cells)
-    console.print(table)
-    if whole:
-        print_panel(seen, console)
-    for t, lines in said(history).items():
-        for line in lines:
-            console.print(f"iteration {t}: {printable(line)}", markup=False, highlight=False)
-    print_crossplay(done, console)
-    for line in worth_of_judges(next(reversed(done.values()), {})):
-        console.print(line, markup=False, highlight=False)
-    print_suites(suites_of(history), console)
 
 
 def with_panels(done: dict[int, Steps], seen: Sequence[Panel]) -> list[tuple[int, Steps, Panel | None]]:

@@ -20,7 +20,7 @@ from pipeline.diagnostics.rules import RULES, fired, learned, warnings
 from pipeline.errors import ConfigError, DataError, RuleFired
 from pipeline.job import File, sha256_file
 from pipeline.plan import Plan, Step, inspect
-from pipeline.report.table import print_report
+from pipeline.report.terminal import print_report
 from pipeline.run_history import iterations, opened
 from tests.pipeline.plans import Fixed
 from tests.pipeline.test_report import manifest

@@ -14,7 +14,7 @@ from pipeline.build import build
 from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.report import recipe
-from pipeline.report.table import print_report
+from pipeline.report.terminal import print_report
 from pipeline.run_history import opened
 from pipeline.sources import Sources
 from tests.pipeline.export.fabricated import Fabricated

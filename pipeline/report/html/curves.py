@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.diagnostics.panel import Record
+from pipeline.report.answer import OPPONENTS
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.svg import DRAWN, Lines, Point, Series, lines
-from pipeline.report.html.words import OPPONENTS
 from pipeline.report.judging import JUDGES
 from pipeline.report.table import Steps, compared
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.diagnostics.rules import RULES
+from pipeline.report.answer import answer
 from pipeline.report.compare import Difference
 from pipeline.report.html import curves, tables
 from pipeline.report.html.bins import Counts
@@ -21,7 +22,6 @@ from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, tag
 from pipeline.report.html.panel import panel
 from pipeline.report.html.svg import DRAWN, histogram
-from pipeline.report.html.words import answer
 from pipeline.report.judging import worth_of_judges
 
 HERE = Path(__file__).parent

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 
 from pipeline.artifact import Manifest
+from pipeline.report.answer import answer
 from pipeline.report.html.gather import Story
 from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.html.words import answer
 from pipeline.report.published import NAMES
 from pipeline.report.table import compared, interval, rows_of, win_rate
 

@@ -17,11 +17,11 @@ import pytest
 from pipeline import book
 from pipeline.cli import main
 from pipeline.report import numbers
+from pipeline.report.answer import answer
 from pipeline.report.html import browser, page
 from pipeline.report.html.games import games
 from pipeline.report.html.gather import Story, gather
 from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
-from pipeline.report.html.words import answer
 from pipeline.report.table import FIGURES
 from pipeline.run_history import find, iterations
 from tests.pipeline.report.fabricated import Run, duel

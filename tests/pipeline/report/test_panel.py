@@ -14,6 +14,7 @@ from pipeline import book
 from pipeline.cli import main
 from pipeline.diagnostics.panel import LATE, SUMMARIES, Figure, Panel, panels
 from pipeline.report import numbers
+from pipeline.report.answer import answer
 from pipeline.report.html.gather import gather
 from pipeline.report.html.panel import panel
 from pipeline.report.panel import KNOWN, cell, groups, print_panel
@@ -143,11 +144,14 @@ def test_what_an_iteration_lacks_is_empty_and_what_has_no_words_stands_under_its
 def test_report_prints_it_and_run_does_not(
     arm: RunHistory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.report.table import print_report
+    from pipeline.report.terminal import print_report
 
     monkeypatch.setenv("COLUMNS", "160")
     assert panels(iterations(book.read(arm.folder), arm.store), arm.store) == arm.panels
     assert main(["report", "mine", "--runs", str(arm.folder.parent)]) == 0
     assert "collapse panel" in capsys.readouterr().out
     print_report(arm, Console())
-    assert "collapse panel" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "collapse panel" not in printed
+    told = answer(arm.done)
+    assert printed.startswith(f"{told.headline}.\n{told.sentences[0]}") and told.t > 0

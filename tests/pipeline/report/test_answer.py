@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.html.words import ALARM, answer, headline, tone, verdict
+from pipeline.report.answer import ALARM, answer, headline, tone, verdict
 from pipeline.report.judging import left_out
 from pipeline.report.table import Steps, with_finding
 from tests.pipeline.report.fabricated import comparison
