@@ -54,7 +54,7 @@ def _config(folder: Path) -> Any:
     remote = " It comes with code of its own (auto_map), which is never run."
     if kind not in CONFIG_MAPPING:
         known = f"transformers {__version__} has no model_type {kind}."
-        raise DataError(f"{path}: {known}{remote if own_code else ''} Choose a policy that it has.")
+        raise DataError(f"{path}: {known}{remote if own_code else ''} Choose another policy.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:

@@ -184,6 +184,16 @@ def test_a_policy_of_the_cache(tmp_path: Path, cache: Path) -> None:
     assert here.digest in plan.externals
 
 
+def test_a_policy_of_the_cache_that_is_cut(tmp_path: Path, cache: Path) -> None:
+    weights = tiny_policy(tmp_path / "tiny") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    in_cache(cache, "model", "Qwen/Qwen2.5-0.5B-Instruct", ONE, tmp_path / "tiny")
+    hub.download("model", "Qwen/Qwen2.5-0.5B-Instruct", ONE)
+    chosen = config.load(["policy=qwen2.5-0.5b", f"policy.revision={ONE}", "hardware=cpu"]).policy
+    with pytest.raises(DataError, match=rf"{ONE}/model\.safetensors"):
+        Sources().policy(chosen)
+
+
 def test_a_judge_of_the_cache(tmp_path: Path, cache: Path) -> None:
     content = tmp_path / "judge"
     content.mkdir()

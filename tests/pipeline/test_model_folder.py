@@ -17,6 +17,7 @@ from pipeline import config, model_folder
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Sources, check_policy, check_policy_folder
 from stages import model_check
+from stages.chat import Chat, load_tokenizer
 from stages.vllm import cpu_head_sizes, known_architectures
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12930408\n"
@@ -357,6 +358,15 @@ def test_stop_tokens_are_the_tokenizers(folder: Path) -> None:
     chosen(folder, 'policy.stop=["<|im_end|>"]')
     with pytest.raises(DataError, match=r"policy\.stop: <\|eot_id\|> .*<\|im_end\|>"):
         chosen(folder, 'policy.stop=["<|eot_id|>"]')
+
+
+def test_an_unknown_stop_token_is_not_the_unknown_token(folder: Path) -> None:
+    """Which is a control token of many tokenizers."""
+    setting("tokenizer_config.json", unk_token=CONTROL[0])(folder)
+    chat = Chat(load_tokenizer(folder))
+    assert chat.control_tokens([CONTROL[2]]) == [2]
+    with pytest.raises(DataError, match=r"policy\.stop: <\|eot_id\|>"):
+        chat.control_tokens(["<|eot_id|>"])
 
 
 def test_something_ends_a_response(folder: Path) -> None:
