@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import time
@@ -52,6 +53,8 @@ class Light:
             loads.write(".")
         if self.how == "die loading":
             strike("die")
+        if self.how == "warn":
+            logging.getLogger("stages.sample").warning("a slower way is taken")
         if self.how == "disk full":
             raise OSError(errno.ENOSPC, "No space left on device")
 

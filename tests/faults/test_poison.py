@@ -94,6 +94,12 @@ def test_a_worker_killed_once_loses_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_stage_warns_of_while_it_loads_is_said_once(tmp_path: Path) -> None:
+    job = light_job(tmp_path, "warn", sick=[], actors=2)
+    _, said, pids = play(job, shards(8, 1))
+    assert said == [f"{job.out.name}: a slower way is taken"] and len(pids) == 2
+
+
 @pytest.mark.parametrize("rows", [3, 4, 64])
 def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, rows: int) -> None:
     """It ends after two tries and two probes of single prompts, with the engine's own words."""

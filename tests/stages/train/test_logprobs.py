@@ -1,4 +1,4 @@
-"""The step `logprobs`: every response once, the numbers of `reference`, and the KL that the panel makes of them."""
+"""The step `logprobs`: every response once, the numbers of `reference`, and the KL that is made of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.diagnostics.panel import panel
 from pipeline.job import Job
+from stages.evaluate.divergence import log_ratios
+from stages.evaluate.paired import Bootstrap
 from stages.train.config import LOGPROBS
 from stages.train.logprobs import SCHEMA, Scorer, finish, shards
 from stages.train.reference import Reference
 from stages.train.reference import finish as finish_reference
 from tests.artifacts import run_step
-from tests.pipeline.test_report import manifest
 from tests.stages.train.rig import reference_job, sampled
 from tests.tiny import tiny_policy
 
@@ -72,13 +72,14 @@ def test_rows_that_are_too_long_are_counted(policies: list[Path], tmp_path: Path
 
 def test_kl_is_the_difference_of_means_and_0_of_a_policy_to_itself(policies: list[Path], tmp_path: Path) -> None:
     samples = sampled(6)
-    own, other = (run(job_of(tmp_path / str(i), policy, samples))[2] for i, policy in enumerate(policies))
-    steps = {
-        "logprobs_own": manifest("logprobs", own),
-        "logprobs_previous": manifest("logprobs", own),
-        "logprobs_base": manifest("logprobs", other),
-    }
-    found = panel(1, steps, [])
-    assert found.get("kl_previous") == 0.0
-    assert found.get("kl_base") == pytest.approx(own["mean_logprob"] - other["mean_logprob"]) and found.get("kl_base")
-    assert panel(1, {"logprobs_own": steps["logprobs_own"]}, []).get("kl_base") is None
+    found, means = [], []
+    for i, policy in enumerate(policies):
+        tables, _, summary = run(job_of(tmp_path / str(i), policy, samples))
+        rows = [row for table in tables for row in table.to_pylist()]
+        found.append({(row["id"], row["response"]): row["logprob"] for row in rows})
+        means.append(summary["mean_logprob"])
+    own, other = found
+    same, base = log_ratios(own, [own, other], Bootstrap(resamples=200, confidence=0.95, seed=0))
+    assert (same.mean, same.low, same.high, same.n) == (0.0, 0.0, 0.0, 6)
+    assert base.mean == pytest.approx(means[0] - means[1]) and base.mean != 0
+    assert base.low < base.mean < base.high

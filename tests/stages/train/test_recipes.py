@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from stages.train.config import AdapterIdentity
 from stages.train.probe import reload_probe
 from stages.train.shards import read, tensors_of
 from stages.train.worker import load_rows
+from tests.artifacts import as_input
 from tests.stages.train.ranks import folder, steps, train
 from tests.stages.train.rig import identity, runtime, train_inputs, train_job
 from tests.tiny import tiny_policy
@@ -49,15 +51,25 @@ def in_memory(made: dict[str, Any]) -> dict[str, float]:
     return {name: made["summary"][f"probe_{name}"] for name in ("h_w", "h_l")}
 
 
+def with_shifted_reference(job: Job, nats: float) -> Job:
+    """The job with other log-probs as its reference: how many bits rounding leaves of 0 is the processor's affair."""
+    reference, names = job.inputs["reference"], ("chosen_logprob", "rejected_logprob")
+    tables = [reference.table(i) for i in range(reference.n_parts)]
+    rows = [[{**row, **{name: row[name] + nats for name in names}} for row in t.to_pylist()] for t in tables]
+    moved = [pa.Table.from_pylist(part, schema=t.schema) for part, t in zip(rows, tables, strict=True)]
+    shifted = as_input("reference", job.scratch.parent / "shifted", moved)
+    return replace(job, inputs={**job.inputs, "reference": shifted})
+
+
 def test_lora_trains_and_publishes_a_whole_policy(tmp_path: Path) -> None:
-    job = job_of(tmp_path, "lora", gradient_checkpointing=True)
+    job = with_shifted_reference(job_of(tmp_path, "lora", gradient_checkpointing=True), 0.25)
     (made,) = train(job)
     summary = made["summary"]
-    assert summary["noise"] < 1e-3 and summary["probe_h_w"] - summary["probe_h_l"] > 0.1
+    assert summary["noise"] == pytest.approx(0.25, abs=1e-3), "the mean |h| before the first step"
+    assert summary["probe_h_w"] - summary["probe_h_l"] > 0.1
     lines = [json.loads(line) for line in Path(made["files"]["metrics.jsonl"]).read_text().splitlines()]
     assert summary["probe_pairs"] == len(lines[-1]["probe"]) == len(load_rows(job)[0]) == 16
     assert lines[0] == {"noise": summary["noise"]}, "of the same pairs, before the first step"
-    assert summary["noise"] > 0, "scored in other passes than the reference"
     before, after = tensors_of(tmp_path / "policy"), tensors_of(folder(made))
     assert before.keys() == after.keys()
     for name in before:
