@@ -45,11 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def read(path: Path, columns: Sequence[str]) -> list[Row]:
     """Return the rows of a json or jsonl file, one for each instruction; DataError names row and key."""
-    from stages.sample.asked import check
     from stages.sample.messages import kind
     from stages.sample.source import rows
 
-    check(path)
     found: list[Row] = []
     for where, values in rows(path, columns):
         for name in columns:

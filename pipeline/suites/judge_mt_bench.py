@@ -168,10 +168,8 @@ def read_prompts(path: Path) -> dict[str, mt_bench.Prompt]:
 
 
 def _rows(path: Path, keys: Sequence[str]) -> list[tuple[str, Row]]:
-    from stages.sample.asked import check
     from stages.sample.source import rows
 
-    check(path)
     found = list(rows(path, keys))
     seen: set[Any] = set()
     for where, row in found:

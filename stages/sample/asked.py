@@ -36,7 +36,6 @@ class Row(NamedTuple):
 
 def column_of(path: Path, given: str | None = None) -> str:
     """Return the column that holds what is asked; DataError names those that are there."""
-    check(path)
     names = header(path)
     if not names:
         raise DataError(f"{path}: holds no rows; give a file with at least one.")
@@ -45,12 +44,6 @@ def column_of(path: Path, given: str | None = None) -> str:
             return name
     wanted = given or ", ".join(COLUMNS[:-1]) + f" or {COLUMNS[-1]}"
     raise DataError(f"{path}: no column {wanted}; there are: {', '.join(names) or 'none'}.")
-
-
-def check(path: Path) -> None:
-    """DataError when the file is not there."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file.")
 
 
 def read(path: Path, column: str) -> Iterator[Row]:

@@ -35,7 +35,9 @@ class Empty(ValueError):
 
 def kind(value: Any) -> str:
     """Return what a value is, in words."""
-    return {type(None): "null", dict: "an object", bool: "a boolean"}.get(type(value), f"a {type(value).__name__}")
+    named = {type(None): "null", dict: "an object", list: "a list", bool: "a boolean", str: "a text", bytes: "bytes"}
+    number = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    return named.get(type(value), number)
 
 
 def messages(value: Any) -> list[Message]:

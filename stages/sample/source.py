@@ -44,9 +44,10 @@ FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = {"gzip": rb"\x1f\x8b", "bzip2": rb"BZh[1-9]1AY&SY", "xz": rb"\xfd7zXZ\0", "zstd": rb"\x28\xb5\x2f\xfd"}
 PACKED_NAMES = (".gz", ".bz2", ".xz", ".zst")
 COLUMNAR = {"parquet": rb"PAR1\x15", "arrow file": rb"ARROW1\0\0", "arrow stream": rb"\xff\xff\xff\xff"}
+UTF_16 = "text in UTF-16; save it as UTF-8"
 OTHERS = {
     rb"version https://git-lfs": "a Git LFS pointer, not the data; run `git lfs pull`, or download the file itself",
-    rb"\xff\xfe|\xfe\xff": "text in UTF-16; save it as UTF-8",
+    rb"\xff\xfe|\xfe\xff": UTF_16,
     rb"\xd0\xcf\x11\xe0|PK\x03\x04.{26}(\[Content_Types|docProps|_rels|xl/)": "an Excel workbook; save the sheet as "
     "CSV UTF-8, with commas",
     rb"PK\x03\x04|PK\x05\x06|7z\xbc\xaf|Rar!\x1a|.{257}ustar": "an archive; unpack it and give the file inside",
@@ -106,20 +107,27 @@ def data_files(path: Path, split: str | None, key: str) -> list[Path]:
     key: what chooses the split, for messages.
     """
     if not path.is_dir():
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such file.")
+        check_file(path)
         if split is not None:
             raise ConfigError(f"{key}={split}: {path} is a file, which has no splits; leave {key} out.")
         return [path]
     if (path / "dataset_dict.json").is_file():
         names = _saved_json(path / "dataset_dict.json").get("splits")
-        splits = {name: path / name for name in names if isinstance(name, str)} if isinstance(names, list) else {}
+        plain = [name for name in names if _is_plain(name)] if isinstance(names, list) else []
+        splits = {name: path / name for name in plain}
         return data_files(splits[_chosen(path, list(splits), split, key)], None, key)
     if (path / "state.json").is_file():
         if split is not None:
             raise ConfigError(f"{key}={split}: {path} is one dataset, which has no splits; leave {key} out.")
         return _saved(path)
     return _folder(path, split, key)
+
+
+def check_file(path: Path) -> None:
+    """DataError where there is no file; a pipe, which would be waited for and can be read once, is none."""
+    if not path.is_file():
+        what = "is a pipe, a socket or a device; write the rows to a file" if path.exists() else "there is no such file"
+        raise DataError(f"{path}: {what}.")
 
 
 def _chosen(path: Path, splits: Sequence[str], split: str | None, key: str) -> str:
@@ -136,8 +144,9 @@ def _saved(path: Path) -> list[Path]:
     """Return the Arrow files of a dataset that `save_to_disk` wrote."""
     state = _saved_json(path / "state.json")
     listed = state.get("_data_files")
-    names = [str(one["filename"]) for one in listed or [] if isinstance(one, dict) and "filename" in one]
-    if state.get("_indices_data_files") or any(Path(name).name != name for name in names):
+    named = listed if isinstance(listed, list) else []
+    names = [str(one["filename"]) for one in named if isinstance(one, dict) and "filename" in one]
+    if state.get("_indices_data_files") or not all(map(_is_plain, names)):
         raise DataError(f"{path}: state.json has a layout that is not read; save the dataset again with save_to_disk.")
     for name in names:
         if not (path / name).is_file():
@@ -147,11 +156,16 @@ def _saved(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
+def _is_plain(name: Any) -> bool:
+    """Return whether a name is that of a file in the same folder."""
+    return isinstance(name, str) and Path(name).name == name
+
+
 def _saved_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not complete JSON ({error}); copy the whole folder again.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not complete JSON ({_why(error)}); copy the whole folder again.") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -197,8 +211,7 @@ def _format(path: Path) -> str:
     """Return jsonl, json, csv, parquet, arrow file or arrow stream; DataError names what is none of them."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give one of the files in it.")
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file.")
+    check_file(path)
     with _opened(path) as (handle, packing):
         head = handle.read(HEAD)
         for form, magic in COLUMNAR.items():
@@ -210,8 +223,9 @@ def _format(path: Path) -> str:
         if re.match(magic, head, re.DOTALL | re.IGNORECASE):
             raise DataError(f"{path}: is {words}.")
     if b"\0" in head:
-        utf_16 = 3 * head.count(0) > len(head)
-        words = OTHERS[rb"\xff\xfe|\xfe\xff"] if utf_16 else f"no text (byte {head.index(0)} is NUL); get it again"
+        halves = {at % 2 for at, byte in enumerate(head) if not byte}  # of Latin letters every second byte is NUL
+        utf_16 = len(halves) == 1 and 3 * head.count(0) > len(head)
+        words = UTF_16 if utf_16 else f"no text (byte {head.index(0)} is NUL); get it again"
         raise DataError(f"{path}: is {words}.")
     suffix, start = _suffix(path), head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[" and (suffix in TEXTS or suffix not in FORMATS):
@@ -285,15 +299,39 @@ def _jsonl(path: Path) -> Rows:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_unique)
+        except _Twice as name:
+            raise DataError(f"{path}: line {number} names {name} twice; mend or remove the line.") from None
         except (ValueError, RecursionError) as error:
             hint = "" if line.endswith("\n") else " It is the last one: the file looks cut off."
             if number == 1 and line[:1] not in "{[":
                 hint = " The file does not begin as JSON does: if it is CSV, name it .csv."
+            elif "Extra data" in str(error):
+                returns = ", with line feeds, not carriage returns alone" if "\r" in line.strip() else ""
+                hint = f" It holds several values: write one a line{returns}."
             raise DataError(
-                f"{path}: line {number} is not complete JSON ({error}); mend or remove the line.{hint}"
+                f"{path}: line {number} is not complete JSON ({_why(error)}); mend or remove the line.{hint}"
             ) from None
         yield f"line {number}", _object(f"{path}: line {number}", values)
+
+
+class _Twice(Exception):
+    """A JSON object that has a name twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; _Twice where a name has two values, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+    return found
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """Return what is wrong with a JSON text."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
 
 
 def _object(place: str, values: Any) -> dict[str, Any]:
@@ -304,7 +342,7 @@ def _object(place: str, values: Any) -> dict[str, Any]:
 
 def _json(path: Path) -> Rows:
     """Yield the objects of a list as they come; of an object, which is read at once, the rows that it holds."""
-    decoder, number, text, at = json.JSONDecoder(), 0, "", 0
+    decoder, number, text, at = json.JSONDecoder(object_pairs_hook=_unique), 0, "", 0
     with closing(_pieces(path)) as pieces:
         text = next(pieces, "").lstrip()
         if text[:1] != "[":
@@ -321,6 +359,8 @@ def _json(path: Path) -> Rows:
                 raise DataError(f"{path}: no comma after row {number}; mend the file.")
             try:
                 values, at = decoder.raw_decode(text, start)
+            except _Twice as name:
+                raise DataError(f"{path}: row {number + 1} names {name} twice; mend or remove the row.") from None
             except (ValueError, RecursionError):
                 rest = text[at:]
                 more = [piece for piece in [next(pieces, "")] if piece]
@@ -359,12 +399,18 @@ def _pieces(path: Path) -> Generator[str]:
 
 def _in_object(path: Path, text: str) -> Rows:
     try:
-        found = _object(f"{path}: the document", json.loads(text or "{}"))
+        found = _object(f"{path}: the document", json.loads(text or "{}", object_pairs_hook=_unique))
+    except _Twice as name:
+        raise DataError(f"{path}: an object names {name} twice; mend the file.") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not complete JSON ({error}); get it again.") from None
-    lists = [name for name in WRAPPERS if isinstance(found.get(name), list) and all(map(_is_row, found[name]))]
+        more = "write one list, or an object a line" if "Extra data" in str(error) else "get it again"
+        raise DataError(f"{path}: not complete JSON ({_why(error)}); {more}.") from None
+    lists = [name for name in {**dict.fromkeys(WRAPPERS), **dict.fromkeys(SPLITS)} if _are_rows(found.get(name))]
+    full = [name for name in lists if found[name]]
+    if len(full) > 1:
+        raise DataError(f"{path}: holds the rows of {', '.join(full)}; write each to a file of its own.")
     if lists:
-        listed = found[lists[0]]
+        listed = found[(full or lists)[0]]
     elif columns := _columns(found):
         listed = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     else:
@@ -373,8 +419,8 @@ def _in_object(path: Path, text: str) -> Rows:
         yield f"row {number}", values.get("row", values) if "row_idx" in values else values
 
 
-def _is_row(value: Any) -> bool:
-    return isinstance(value, dict)
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
@@ -426,9 +472,7 @@ def _check_delimiter(path: Path, first: str, delimiter: str) -> None:
 def _csv(path: Path) -> Rows:
     records = _records(path)
     _, names = next(records, (1, []))
-    twice = [name for name, count in Counter(names).items() if name and count > 1]
-    if twice:
-        raise DataError(f"{path}: line 1 names the column {twice[0]} twice; rename one of them.")
+    _named_once(path, [name for name in names if name])
     for line, cells in records:
         if len(cells) < len(names):
             wrong = f"has no value for {', '.join(names[len(cells) :])}"
@@ -438,6 +482,13 @@ def _csv(path: Path) -> Rows:
             yield f"line {line}", dict(zip(names, cells, strict=True))
             continue
         raise DataError(f"{path}: line {line} {wrong}; mend or remove the row.")
+
+
+def _named_once(path: Path, names: list[str]) -> list[str]:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: names the column {twice[0]} twice; rename one of them.")
+    return names
 
 
 def _columnar(path: Path, form: str, columns: Sequence[str]) -> Rows:
@@ -460,7 +511,7 @@ def _table(path: Path, form: str) -> Iterator[tuple[list[str], Callable[[list[st
     try:
         if form == "parquet":
             with pq.ParquetFile(path) as file:
-                yield list(file.schema_arrow.names), lambda names: file.iter_batches(BATCH, columns=names)
+                yield _named_once(path, file.schema_arrow.names), lambda names: file.iter_batches(BATCH, columns=names)
             return
         with pa.memory_map(str(path)) as mapped:
             if form == "arrow file":
@@ -468,7 +519,7 @@ def _table(path: Path, form: str) -> Iterator[tuple[list[str], Callable[[list[st
                 batches = (table.get_batch(i) for i in range(table.num_record_batches))
             else:
                 table = batches = pyarrow.ipc.open_stream(mapped)
-            yield list(table.schema.names), lambda names: (batch.select(names) for batch in batches)
+            yield _named_once(path, table.schema.names), lambda names: (batch.select(names) for batch in batches)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         words = (str(error).splitlines() or [""])[0]
         raise DataError(f"{path}: not a readable {form.split()[0]} file ({words}); get it again.") from None

@@ -87,7 +87,7 @@ def test_too_few_are_refused_with_their_numbers(
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "Why?"}, {"prompt": 3}], ["line 2", "prompt is a int"]),
+        ([{"prompt": "Why?"}, {"prompt": 3}], ["line 2", "prompt is a number"]),
         ([{"prompt": "Why?"}, {"prompt": ""}], ["line 2", "prompt is empty"]),
         ([{"question": "Why?"}], ["no column prompt", "prompts.column=question"]),
         ([{"prompt": "Why is that?"}] * 50, ["1 usable prompts", "49 duplicate dropped"]),

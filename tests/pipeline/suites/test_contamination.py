@@ -103,7 +103,7 @@ def test_each_turn_is_compared_alone(run: Path, capsys: pytest.CaptureFixture[st
 ERRORS = [
     ([], "--n", "1", "--n 1: an n-gram has 2 words or more"),
     (["ghost.json"], "--n", "3", "ghost.json: there is no such file"),
-    (["numbers.jsonl"], "--n", "3", "numbers.jsonl: line 2: prompt is a int, not a text or a list; see --column."),
+    (["numbers.jsonl"], "--n", "3", "numbers.jsonl: line 2: prompt is a number, not a text or a list; see --column."),
     (["other.jsonl"], "--n", "3", "other.jsonl: no column instruction, prompt, question, turns or messages"),
 ]
 

@@ -70,7 +70,7 @@ def test_the_column_is_found(tmp_path: Path) -> None:
         ("[]", "holds no rows"),
         ('[{"instruction": "a"}, {"prompt": "b"}]', "row 2: no instruction; there are: prompt"),
         ('[{"instruction": ["one", "two"]}]', "row 1: instruction has a message that is not"),
-        ('["a"]', "row 1 is a str, not an object"),
+        ('["a"]', "row 1 is a text, not an object"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -130,7 +130,7 @@ P = [[0.5, 0.9], [0.1, 0.5]]
         ({**PAIR, "chosen": None}, PAIRS, "chosen is null, not a text or a list of messages"),
         ({**PAIR, "chosen": []}, PAIRS, "chosen is an empty list, not a text or a list of messages"),
         ({**PAIR, "chosen": USER}, PAIRS, "chosen does not end with the response as {role: assistant, content: text}"),
-        ({**PAIR, "prompt": 3}, PAIRS, "prompt is a int, not a text or a list of messages"),
+        ({**PAIR, "prompt": 3}, PAIRS, "prompt is a number, not a text or a list of messages"),
         ({**PAIR, "rejected": said("R", "b")}, PAIRS, "prompt and rejected have different prompts"),
         ({**PAIR, "chosen": said("Q", "a"), "rejected": said("R", "b")}, PAIRS, "different prompts"),
         (
@@ -144,11 +144,15 @@ P = [[0.5, 0.9], [0.1, 0.5]]
             "no prompt in chosen, rejected, and no column of that name: give one with --prompt-column",
         ),
         ({**PAIR, "chosen": "half \ud800"}, PAIRS, "chosen holds half a surrogate pair ('\\ud800')"),
-        ({"prompt": "Q", "responses": "a"}, Layout("responses", "prompt", ("responses",)), "responses is a str, not a"),
+        (
+            {"prompt": "Q", "responses": "a"},
+            Layout("responses", "prompt", ("responses",)),
+            "responses is a text, not a",
+        ),
         (
             {"prompt": "Q", "responses": ["a", 3]},
             Layout("responses", "prompt", ("responses",)),
-            "responses[1] is a int",
+            "responses[1] is a number",
         ),
         ({**PAIR, "chosen_probs_win": None, "chosen_probs_lose": 0.1}, RATED, "chosen_probs_win is null, not a number"),
         ({**PAIR, "chosen_probs_win": float("nan"), "chosen_probs_lose": 0.1}, RATED, "chosen_probs_win is nan, not"),

@@ -167,7 +167,7 @@ def test_no_column(tmp_path: Path, suffix: str) -> None:
     [
         ("  \n", "line 2: prompt is empty; mend or remove the row."),
         (None, "line 2: prompt is null, not a text or a list of messages; mend or remove the row."),
-        (3, "line 2: prompt is a int, not a text or a list of messages; mend or remove the row."),
+        (3, "line 2: prompt is a number, not a text or a list of messages; mend or remove the row."),
         ([], "line 2: prompt is an empty list of messages; mend or remove the row."),
         (["a"], "line 2: prompt has a message that is not {role: text, content: text}; mend or remove the row."),
         ([("user", ""), ("assistant", "a"), ("user", "b")], "line 2: prompt is empty; mend or remove the row."),
@@ -200,7 +200,7 @@ def test_other_files(tmp_path: Path) -> None:
     assert refused(path).startswith("line 2 is not CSV (a quote is not closed)")
     path = tmp_path / "q.jsonl"
     path.write_text('["a"]\n')
-    assert refused(path).startswith("row 1 is a str, not an object")
+    assert refused(path).startswith("row 1 is a text, not an object")
 
 
 def too_few(source: Path, **changes: Any) -> str:

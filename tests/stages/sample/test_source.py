@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -45,8 +46,8 @@ def parquet() -> bytes:
     return sink.getvalue()
 
 
-def arrow(write: Callable[..., Any] = pyarrow.ipc.new_stream) -> bytes:
-    table, sink = pa.Table.from_pylist(GIVEN), io.BytesIO()
+def arrow(write: Callable[..., Any] = pyarrow.ipc.new_stream, table: pa.Table | None = None) -> bytes:
+    table, sink = pa.Table.from_pylist(GIVEN) if table is None else table, io.BytesIO()
     with write(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=7)
     return sink.getvalue()
@@ -118,7 +119,7 @@ NAMED = {
     "pipe.csv": (delimited("|"), "pipe-separated"),
     "colon.csv": (b"id:prompt\n1:a\n", "its header has no comma, but ':'"),
     "comma.tsv": (delimited(","), "not tab-separated: its header seems to be comma-separated; name it .csv"),
-    "twice.csv": (b"prompt,prompt\na,b\n", "line 1 names the column prompt twice"),
+    "twice.csv": (b"prompt,prompt\na,b\n", "names the column prompt twice"),
     "quote.csv": (b'id,prompt\n1,a\n2,"b\n3,c\n', "line 3 is not CSV (a quote is not closed)"),
     "few.csv": (b"id,prompt\n1,a\n2\n", "line 3 has no value for prompt"),
     "many.csv": (b'id,prompt\n1,"a\nb"\n2,c,d\n', "line 4 has more values than the header"),
@@ -141,9 +142,19 @@ NAMED = {
     "text.parquet": (b"what?", "not a readable parquet file (it begins with"),
     "cut.json": (json.dumps(GIVEN).encode()[:-30], "not complete JSON after row 29"),
     "more.json": (json.dumps(GIVEN).encode() + b"\n[]", "goes on after the end of the list"),
-    "texts.json": (b'["a", "b"]', "row 1 is a str, not an object"),
+    "texts.json": (b'["a", "b"]', "row 1 is a text, not an object"),
     "deep.jsonl": (b'{"prompt":' + b"[" * 100_000, "line 1 is not complete JSON"),
     "csv.jsonl": (b"id,prompt\n1,a\n", "if it is CSV, name it .csv"),
+    "digits.jsonl": (b'{"n": ' + b"1" * 9_000 + b"}", "line 1 is not complete JSON (a number of thousands of digits)"),
+    "deep.json": (b"[{" + b'"a": [' * 100_000, "not complete JSON after row 0"),
+    "twice.jsonl": (LINES + b'{"prompt": "a", "prompt": "b"}\n', "line 31 names prompt twice"),
+    "twice.json": (b'[{"id": 1}, {"id": 1, "id": 2}]', "row 2 names id twice"),
+    "twice.arrow": (arrow(table=pa.table([["a"], ["b"]], ["prompt", "prompt"])), "names the column prompt twice"),
+    "splits.json": (b'{"train": [{"a": 1}], "test": [{"a": 2}], "errors": []}', "the rows of train, test; write each"),
+    "returns.jsonl": (LINES.replace(b"\n", b"\r"), "write one a line, with line feeds"),
+    "one line.jsonl": (LINES.replace(b"\n", b""), "write one a line."),
+    "indented.json": (b'{\n"id": 1\n}\n{\n"id": 2\n}\n', "write one list, or an object a line"),
+    "model.gguf": (b"GGUF" + bytes(60), "is no text (byte 4 is NUL)"),
     "words.txt": (b"What is that?\n", "rows are read from .jsonl,"),
 }
 
@@ -210,6 +221,22 @@ def test_a_saved_dataset_of_datasets_itself(tmp_path: Path) -> None:
         read_folder(tmp_path / "both")
     with pytest.raises(ConfigError, match=r"--split=valid: .* has the splits train, test"):
         read_folder(tmp_path / "both", "valid")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    for path in (tmp_path / "rows.jsonl", Path("/dev/zero")):
+        with pytest.raises(DataError, match=f"{path}: is a pipe, a socket or a device"):
+            data_files(path, None, "--split")
+        assert "is a pipe, a socket or a device" in refused(path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"_data_files": 3, "splits": 3}', '{"splits": ["/etc", "../x"]}'])
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+def test_a_damaged_saved_folder(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises((DataError, ConfigError), match=str(tmp_path)):
+        read_folder(tmp_path)
 
 
 def test_a_saved_folder_leads_nowhere_else(tmp_path: Path) -> None:
