@@ -285,7 +285,9 @@ def test_a_file_of_prompts_decides_how_many_an_iteration_plays(check: Check, tmp
     (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "Question {i}?"}}\n' for i in range(40)))
     words = ["oracle=lexical", "prompts=file", f"prompts.path={tmp_path / 'p.jsonl'}", "sampler.k=5"]
     assert check(check.file(labelled(8)), *words)[0]["run_reads"] == 64 * 5
-    assert check(check.file(labelled(8)), "--judge", "judge=lexical", "oracle=mini", *words[1:])[0]["run_reads"] == 8 * 4
+    assert (
+        check(check.file(labelled(8)), "--judge", "judge=lexical", "oracle=mini", *words[1:])[0]["run_reads"] == 8 * 4
+    )
 
 
 def test_no_oracle_is_loaded_for_no_pairs(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
