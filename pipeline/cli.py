@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline import stopping
-from pipeline.cli_suites import add_suites
+from pipeline.cli_suites import add_suites, place
 from pipeline.errors import SparringError
 from pipeline.plain import printable
 
@@ -152,7 +152,7 @@ def _add_runs(command: Command) -> None:
 def _add_files(command: Command) -> None:
     imports = command("import", "Bring existing responses or pairs into the store.", "pipeline.imports:run")
     imports.add_argument("what", choices=["responses", "pairs"])
-    imports.add_argument("file", help="a file or folder; its columns tell the layout (stages/sample/layouts.py)")
+    imports.add_argument("file", type=place, help="its columns tell the layout (stages/sample/layouts.py)")
     imports.add_argument(
         "--prompt-column", metavar="NAME", help="column of the prompt (default: prompt, if there is one)"
     )
@@ -166,11 +166,11 @@ def _add_files(command: Command) -> None:
         "oracle", "Is the oracle fit for these prompts? Ask it about labelled pairs.", "pipeline.oracle_check:run"
     )
     oracle.add_argument("what", choices=["check"])
-    oracle.add_argument("file", help="a file or folder of pairs, in a layout that `import pairs` reads")
+    oracle.add_argument("file", type=place, help="a file or folder of pairs, in a layout that `import pairs` reads")
     oracle.add_argument("--split", metavar="NAME", help="which split of a folder that has several")
     oracle.add_argument("--limit", type=int, metavar="N", help="look at the first N rows (default: all)")
     oracle.add_argument("--judge", action="store_true", help="ask the second judge, not the oracle")
-    oracle.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    oracle.add_argument("--json", type=place, metavar="FILE", help="write the figures there")
     oracle.add_argument(
         "--prompt-column", metavar="NAME", help="column of the prompt (default: prompt, if there is one)"
     )
@@ -184,11 +184,11 @@ def _add_views(command: Command) -> None:
     status = command("status", "Show the steps of a run.", "pipeline.commands:status")
     status.add_argument("run", nargs="?", default="default")
     status.add_argument("--why", action="store_true", help="say why a step is not done")
-    status.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    status.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
     report = command("report", "Print the table of runs, and write them as one HTML file.", "pipeline.commands:report")
     report.add_argument("run", nargs="*", help="runs, or arms of them, that are compared with the first")
-    report.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    report.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    report.add_argument("--json", type=place, metavar="FILE", help="write the figures there as well")
+    report.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
     inspect = command(
         "inspect", "Show one prompt: responses, who beats whom, gate, pair.", "pipeline.commands:inspect_prompt"
     )
@@ -196,9 +196,9 @@ def _add_views(command: Command) -> None:
     inspect.add_argument("--iter", type=int, metavar="T", help="the iteration (default: the last one)")
     inspect.add_argument("--prompt", metavar="ID", help="the prompt, or how its id begins (default: a list of them)")
     inspect.add_argument("--full", action="store_true", help="print responses whole")
-    inspect.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    inspect.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
     verify = command("verify", "Re-hash every file of the store; undo what is corrupt.", "pipeline.commands:verify")
-    verify.add_argument("--store", default="store", help="the store (paths.store)")
+    verify.add_argument("--store", type=place, default="store", help="the store (paths.store)")
     doctor = command("doctor", "Check what a run needs, list what is optional.", "pipeline.commands:doctor")
     doctor.add_argument("overrides", nargs="*")
 
@@ -207,18 +207,18 @@ def _add_outlets(command: Command) -> None:
     export = command("export", "Write a policy as a folder with a model card.", "pipeline.export.command:run")
     export.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
     export.add_argument("--iter", type=int, metavar="T", help="the iteration (default: the best by the second judge)")
-    export.add_argument("--to", metavar="FOLDER", help="where (default: exports/RUN-iter-T)")
+    export.add_argument("--to", type=place, metavar="FOLDER", help="where (default: exports/RUN-iter-T)")
     export.add_argument("--dtype", choices=["bfloat16", "float32"], help="cast the weights (default: as published)")
     export.add_argument("--datasets", action="store_true", help="responses and pairs as datasets, under datasets/")
     export.add_argument("--push", metavar="OWNER/NAME", help="send it to the hub as well; asks first")
     export.add_argument("--yes", action="store_true", help="push without asking")
     export.add_argument("--dry-run", action="store_true", help="list what would go where; write and send nothing")
-    export.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    export.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
     sync = command("sync", "Feed a tracker with a run's records, after the fact.", "pipeline.sync:run")
     sync.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
     sync.add_argument("--to", required=True, metavar="TRACKER", help="tensorboard, wandb, mlflow or trackio")
     sync.add_argument("--project", metavar="NAME", default="sparring", help="its project or experiment there")
-    sync.add_argument("--runs", default="runs", help="folder of the runs (paths.runs)")
+    sync.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
 
 
 def _call(target: str, arguments: argparse.Namespace) -> int:

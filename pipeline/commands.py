@@ -317,7 +317,7 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     """Print the steps of a run that was begun, from the overrides it recorded."""
-    arms = run_history.begun(Path(arguments.runs), arguments.run)
+    arms = run_history.begun(arguments.runs, arguments.run)
     _print_plan(plan_of({one.arm: one.record["overrides"] for one in arms}), arguments.why, to_run=False)
     run_history.whole(arms)
 
@@ -421,7 +421,7 @@ def report(arguments: argparse.Namespace) -> None:
     from pipeline.report.html.gather import gather
     from pipeline.report.html.page import page
 
-    runs, names, to = Path(arguments.runs), arguments.run or ["default"], arguments.json
+    runs, names, to = arguments.runs, arguments.run or ["default"], arguments.json
     if to:
         check_target(to, "--json")
     arms = run_history.find(runs, names)
@@ -449,7 +449,7 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
     """Print one prompt of an iteration, or a list of them."""
     from pipeline.report.inspect import Iteration, print_list, print_prompt
 
-    history = run_history.opened(Path(arguments.runs), arguments.run)
+    history = run_history.opened(arguments.runs, arguments.run)
     iteration, console = Iteration.of(history, arguments.iter), _console()
     if arguments.prompt:
         print_prompt(iteration, arguments.prompt, arguments.full, console)
@@ -459,7 +459,7 @@ def inspect_prompt(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Re-hash every artifact; a corrupt one is named and undone, so that the next run makes it again."""
-    store = Path(arguments.store)
+    store = arguments.store
     if not store.is_dir():
         raise DataError(f"--store {store}: there is no such folder; name the store (paths.store).")
     bad = 0

@@ -29,7 +29,7 @@ from stages.sample.config import ImportIdentity
 
 def run(arguments: argparse.Namespace) -> None:
     """Import a file, then say what came of it and how a run enters with it."""
-    begun, path = time.monotonic(), Path(arguments.file).expanduser()
+    begun, path = time.monotonic(), arguments.file
     arms = arms_of(arguments.overrides, multirun=False)
     whole = plan_of(arms)
     check_places(whole)

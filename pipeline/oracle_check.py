@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
     judge = chosen.judge if arguments.judge else chosen.oracle
     sources = Sources(pins_of(chosen))
-    file = sources.imported(Path(arguments.file).expanduser(), arguments.split)
+    file = sources.imported(arguments.file, arguments.split)
     pairs, counts = read([file.root / one.path for one in file.files], arguments)
     asked(pairs, counts, frozenset(), arguments.file)
     if chosen.prompts.source == "file":  # how many prompts a run plays on is the file's to say

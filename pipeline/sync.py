@@ -20,7 +20,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import run_history
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--to {arguments.to}: choose one of {', '.join(TRACKERS)}.")
     if find_spec(arguments.to) is None:
         raise ConfigError(f"--to {arguments.to}: it is not installed; pip install {arguments.to}.")
-    found = run_history.opened(Path(arguments.runs), arguments.run)
+    found = run_history.opened(arguments.runs, arguments.run)
     if not found.every:
         raise DataError(f"{found.folder}: nothing is made yet; `sparring run` goes on with it.")
     rows = list(rows_of(found))

@@ -50,7 +50,7 @@ def base_of(run: RunHistory) -> Base:
     """Return the base; reads local files alone."""
     policy = run.config.get("policy", {})
     source, repo, revision = (policy.get(key) for key in ("source", "repo", "revision"))
-    folder = Path(policy["path"]).expanduser() if policy.get("path") else None
+    folder = Path(policy["path"]) if policy.get("path") else None
     commit = None
     if source == "hub" and folder is None:
         folder = Hub(run.pins).here("model", repo, revision or "main")

@@ -43,9 +43,9 @@ class Export:
 
 def run(arguments: argparse.Namespace) -> None:
     """Choose, list, ask, write, push."""
-    found = run_history.opened(Path(arguments.runs), arguments.run)
+    found = run_history.opened(arguments.runs, arguments.run)
     choice = choose(found.name, found.every, arguments.iter)
-    target = Path(arguments.to).expanduser() if arguments.to else _place(found, choice)
+    target = arguments.to or _place(found, choice)
     check_folder("--to", target)
     refuse_existing(target)
     if arguments.push and not arguments.dry_run:

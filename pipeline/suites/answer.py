@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def player_of(arguments: argparse.Namespace) -> Player:
     """Return the policy of an iteration of the run, the last trained one by default."""
-    history = run_history.opened(Path(arguments.runs), arguments.run)
+    history = run_history.opened(arguments.runs, arguments.run)
     words = [*history.record["overrides"], *arguments.overrides]
     chosen = config.load(config.detect_hardware(words, cluster.gpu_count()))
     t, policy = _trained(history, arguments.iter)
@@ -134,19 +135,19 @@ def suite_of(arguments: argparse.Namespace) -> tuple[str, Path]:
     """Return the name and the file of what is asked."""
     suite, given = SUITES.get(arguments.suite), arguments.instructions
     if suite is None:
-        path = Path(arguments.suite).expanduser()
+        path = Path(os.path.expanduser(arguments.suite))
         if given:
             raise ConfigError(f"--instructions: is for a suite ({', '.join(SUITES)}), not for the file {path}.")
         if not path.is_file():
             raise DataError(f"{path}: there is no such file, nor a suite of that name; suites: {', '.join(SUITES)}.")
         return path.stem, path
-    path = given.expanduser() if given else suite.fetch(suite.instructions, "--instructions FILE")
+    path = given or suite.fetch(suite.instructions, "--instructions FILE")
     return arguments.suite, path
 
 
 def target(given: Path | None, default: Path) -> Path:
     """Return the file to write, in a folder that is there; ConfigError before hours are spent."""
-    to = given.expanduser() if given else default
+    to = given or default
     if given is None:
         make_folder("--runs", to.parent)
     check_target(to, "--to")

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     to = arguments.json
     if to:
         check_target(to, "--json")
-    history = run_history.opened(Path(arguments.runs), arguments.run)
+    history = run_history.opened(arguments.runs, arguments.run)
     what, played = training(history)
     suites, absent = _suites(arguments.files, arguments.column)
     indexes = {path: Index([row.turns for row in found], arguments.n) for path, found in suites.items()}
@@ -133,7 +133,7 @@ def _file(path: Path, column: str | None) -> tuple[Path, str | None]:
     """Return file and column of a suite that is named by its file, or by its name."""
     suite = COMPARED.get(str(path))
     if suite is None or path.exists():
-        return path.expanduser(), column
+        return path, column
     return suite.fetch(suite.instructions, "its path"), column or suite.column
 
 

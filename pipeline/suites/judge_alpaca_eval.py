@@ -47,7 +47,7 @@ def judge(arguments: argparse.Namespace) -> Judged:
     if len(rows) != suite.rows:
         print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
         return _judged(arguments, suite, figures)
-    gamed = arguments.gamed.expanduser() if arguments.gamed else suite.fetch("df_gamed.csv", "--gamed FILE")
+    gamed = arguments.gamed or suite.fetch("df_gamed.csv", "--gamed FILE")
     figures |= alpaca_eval.length_controlled(rows, gamed)
     lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
     print(f"  length-controlled win rate {lc:.2f} ± {error:.2f}")

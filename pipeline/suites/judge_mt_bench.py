@@ -70,7 +70,7 @@ def judge(arguments: argparse.Namespace) -> Judged:
         raise ConfigError("--base-url URL: MT-Bench is graded by a model that an OpenAI-compatible server has.")
     suite = SUITES["mt_bench"]
     path = arguments.questions or suite.fetch(suite.instructions, "--questions FILE")
-    questions = read_questions(path.expanduser())
+    questions = read_questions(path)
     name, answers = read_answers(arguments.outputs, questions)
     prompts = read_prompts(_given(arguments.judge_prompts, "--judge-prompts", "judge_prompts.jsonl"))
     needed = [one for one in questions if one.category in mt_bench.WITH_REFERENCE]
@@ -110,7 +110,7 @@ def result_of(found: Row, suite: Suite, whose: About) -> Result:
 def _given(path: Path | None, option: str, name: str) -> Path:
     if path is None:
         raise ConfigError(f"{option} FILE: is needed; {FILES.format(name)}.")
-    return path.expanduser()
+    return path
 
 
 # The files

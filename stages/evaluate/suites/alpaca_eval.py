@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:
 def _config(name: str) -> Path:
     from alpaca_eval import constants
 
-    ours = Path(name).expanduser()
+    ours = Path(os.path.expanduser(name))
     for path in (ours, constants.EVALUATORS_CONFIG_DIR / name):
         if path.is_dir():
             path = path / "configs.yaml"
