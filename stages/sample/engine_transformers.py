@@ -1,6 +1,7 @@
 """Plain transformers: the same responses interface without vLLM. Slower, fewer moving parts.
 
-One prefill of the prompts, left-padded; its cache is repeated K times and decoded as one batch of prompts × K rows.
+One prefill of the prompts, left-padded; its cache is repeated K times and decoded as one batch of prompts × K rows. A
+recurrent model prefills each prompt K times.
 Each row draws from its own generator by inverting its own cumulative distribution, so a row's tokens depend on the
 others through rounding alone. Rows that ended are carried along until the last one ends. A shard that is too large for
 one batch is decoded in several.
@@ -96,6 +97,9 @@ class TransformersEngine:
         """Return next-token logits, cache and attention mask of prompts × K rows."""
         import torch
 
+        k = self.chosen.k
+        before = k if self.model._is_stateful else 1  # its cache holds more than the keys and values that are repeated
+        prompt_ids = [ids for ids in prompt_ids for _ in range(before)]
         width = max(map(len, prompt_ids))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompt_ids], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=self.device)
@@ -106,13 +110,10 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(self.chosen.k)
-        return (
-            output.logits[:, -1].repeat_interleave(self.chosen.k, 0),
-            cache,
-            mask.repeat_interleave(self.chosen.k, 0),
-        )
+        cache, after = output.past_key_values, k // before
+        if after > 1:
+            cache.batch_repeat_interleave(after)
+        return output.logits[:, -1].repeat_interleave(after, 0), cache, mask.repeat_interleave(after, 0)
 
     def _draw(self, logits: Any, generators: Sequence[Any]) -> Any:
         """Return one token a row. logits: (rows, vocabulary)."""

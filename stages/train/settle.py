@@ -71,7 +71,7 @@ def settle(model: nn.Module, dtype: str) -> nn.Module:
         for route in tried:
             fault = _fault(model, route, dtype, truth)
             if not fault:
-                why = f"{config.model_type}: scored {_name(route)}, as {'; '.join(wrong)}" if wrong else ""
+                why = f"{config.model_type}: scored {_name(route)} because {'; '.join(wrong)}" if wrong else ""
                 return bind(model, dtype, replace(route, why=why))
             wrong.append(f"{_name(route)} {fault}")
     raise DataError(

@@ -14,7 +14,7 @@ from stages.sample import engine_transformers
 from stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
 from stages.sample.engine_args import split
 from tests.stages.sample.questions import END, QUESTIONS, SEEDS, ids, settings
-from tests.tiny import tiny_policy
+from tests.tiny import saved, tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +222,23 @@ def test_what_is_passed_on_is_checked_by_name() -> None:
             split("vllm", {name: 1})
     with pytest.raises(ConfigError, match="the engine server has no such argument"):
         split("server", {"max_num_seqs": 8})
+
+
+def test_a_recurrent_model_samples_k_responses(tmp_path: Path) -> None:
+    """Its cache holds states that transformers does not repeat; greedy against the model without any cache."""
+    import torch
+    from transformers import FalconH1Config, FalconH1ForCausalLM
+
+    shape = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
+    torch.manual_seed(0)
+    folder = saved(FalconH1ForCausalLM(FalconH1Config(**shape, **heads, **mamba)), tmp_path)
+    engine: Any = make_engine("transformers", folder, settings(k=2, temperature=0.0, max_tokens=5))
+    prompts = [[5, 600, 7000, 8, 9], [17, 18]]
+    for prompt, responses in zip(prompts, engine.generate(prompts, [0, 10]), strict=True):
+        tokens = list(prompt)
+        with torch.inference_mode():
+            for _ in range(5):
+                tokens.append(int(engine.model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        assert ids([responses]) == [[tokens[len(prompt) :]] * 2]
