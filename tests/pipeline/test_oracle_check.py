@@ -316,7 +316,7 @@ def test_no_oracle_is_loaded_for_no_pairs(check: Check, monkeypatch: pytest.Monk
         ),
         (
             [*binarized(), {"prompt": "Q?", "chosen": 3, "rejected": "b"}],
-            "line 13: chosen is a int, not a text or a list",
+            "line 13: chosen is a number, not a text or a list",
         ),
     ],
     ids=["identical", "no rows", "no column", "empty prompt", "empty response", "no text"],
