@@ -21,10 +21,8 @@ def pytest_report_header() -> str:
 STARTS_RAY = {"ray_started", "undisturbed"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Under pytest-xdist tests that start Ray run one after another, those of a file in one process."""
-    for item in items:
-        fixtures = STARTS_RAY & set(getattr(item, "fixturenames", ()))
-        alone = fixtures or item.get_closest_marker("faults") or item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if alone else str(item.path)))
+    fixtures = STARTS_RAY & set(getattr(item, "fixturenames", ()))
+    alone = fixtures or item.get_closest_marker("faults") or item.get_closest_marker("ray")
+    item.add_marker(pytest.mark.xdist_group("ray" if alone else str(item.path)))
