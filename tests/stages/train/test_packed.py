@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stages.train import packed
 from stages.train.collate import Row, collate
 from stages.train.forward import bind, flash_runs, forward
 from stages.train.reference import score
+from stages.train.settle import settle
 from tests.tiny import tiny_policy
 
 ROWS = [
@@ -125,6 +127,21 @@ def test_other_architectures_hand_on_where_sequences_end(architecture: str, flas
         z, _ = forward(flat, collate(ROWS, (2,), "mean", flat.shared_up_to, flat.flat))
     assert flat.flat and flat.shared_up_to == 0
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["as documented", "sequences see each other"])
+def test_flash_attention_is_checked_in_bfloat16(
+    ends: bool, flash: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_policy(tmp_path)).eval()
+    monkeypatch.setattr(model, "set_attn_implementation", partial(setattr, model.config, "_attn_implementation"))
+    model.config._attn_implementation = packed.FLASH
+    if not ends:
+        whole = lambda q, k, v, *_, **__: attend(q, k, v, None, -1, 0.0)  # noqa: E731
+        monkeypatch.setattr(modeling_flash_attention_utils, "_flash_varlen_fn", whole)
+    settle(model, "bfloat16")
+    assert model.flat is ends is (model.config._attn_implementation == packed.FLASH)
+    assert ends or "sequences without padding it is off by" in model.route.why
 
 
 def test_capped_attention_is_capped_without_flash() -> None:
