@@ -9,7 +9,8 @@ PROMPTS ?=
 
 PY := .venv/bin/python
 # One thread a process: two of them use two cores.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
+# --no-loadscope-reorder: those that start Ray are the first.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --no-loadscope-reorder
 STUDY := $(PY) -m scripts.study
 ON = $(if $(findstring hardware=,$(ARGS)),,hardware=$(HARDWARE))
 STAMP := .venv/.sparring-setup-$(HARDWARE)

@@ -434,7 +434,6 @@ def test_an_entry_that_is_not_there_or_does_not_fit(place: Place, policy: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 def test_the_loop_from_imported_pairs(tmp_path: Path, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Import, one iteration to the report, then nothing to do; the policy learned what the pairs say."""
     place = Place(tmp_path, policy, capsys)
