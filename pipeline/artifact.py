@@ -362,14 +362,20 @@ def full_disk(place: Path) -> str:
 def check_folder(key: str, folder: Path) -> None:
     """ConfigError where nothing can be written into a folder, which need not be there yet; key: what has named it."""
     try:
-        place = folder.absolute()
-        while not place.exists() and not place.is_symlink() and place != place.parent:
-            place = place.parent
+        place = existing(folder)
         why = _unwritable(place) or _too_long(folder.absolute(), place)
     except OSError as error:
         why = str(error.strerror)
     if why:
         raise ConfigError(f"{key}={folder}: {why}; name a folder that can be written.")
+
+
+def existing(folder: Path) -> Path:
+    """Return a folder, or of those above it the nearest that is there."""
+    place = folder.absolute()
+    while not place.exists() and not place.is_symlink() and place != place.parent:
+        place = place.parent
+    return place
 
 
 def _unwritable(place: Path) -> str:
@@ -405,21 +411,44 @@ def make_folder(key: str, folder: Path) -> None:
 def check_target(path: Path, option: str) -> None:
     """ConfigError where no file can be written at `path`, before hours are spent; option: what has named it."""
     try:
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        if _is_special(path):
+            return
+        target = path.resolve()
+        if target.is_dir() or not target.parent.is_dir():
             raise ConfigError(f"{option} {path}: name a file in a folder that is there.")
-        why = _unwritable(path.absolute().parent) if path.is_file() or not path.exists() else ""
-    except OSError as error:
-        why = str(error.strerror)
+        why = _unwritable(target.parent)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        why = str(getattr(error, "strerror", None) or error)
     if why:
         raise ConfigError(f"{option} {path}: {why}; name a file in a folder that can be written.")
+
+
+def write_target(path: Path, text: str) -> None:
+    """Replace a file that the user has named, whole or not at all; a pipe or a device is written to, never replaced."""
+    if not _is_special(path):
+        write_text(path.resolve(), text)
+        return
+    handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe that nobody reads fails, where it would be waited for
+    os.set_blocking(handle, True)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether what is there is a pipe, a socket or a device."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a kill it is the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    _sync_file(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        _sync_file(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

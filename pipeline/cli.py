@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.call(arguments))
     except SparringError as error:
-        _say(f"error: {error}")
+        _say(_one_line(error))
         return 2
     except stopping.Stopped as stop:
         _say(str(stop))
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log = _crash_log()
             _say(f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.")
             return 1
-        _say(f"error: {known}")
+        _say(_one_line(known))
         return 2
 
 
@@ -74,7 +74,8 @@ def _not_ours(error: Exception) -> str | None:
     if isinstance(error, ConnectionError | TimeoutError | ssl.SSLError) or package in NETWORK:
         return f"the network: {first}. Check the address and the connection, then run again: it resumes."
     if isinstance(error, OSError) and error.strerror:
-        place = error.filename if error.filename is not None else "the file system"
+        named = (name for name in (error.filename2, error.filename) if name is not None)
+        place = next(named, "the file system")
         return f"{place}: {error.strerror}. Mend it, or name another place (paths.store, paths.runs); then run again."
     if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").partition(".")[0]) not in OWN:
         return f"the package {name} is not installed; `make setup` installs all, or: pip install 'sparring[cpu]'."
@@ -87,6 +88,11 @@ def _not_ours(error: Exception) -> str | None:
     if package in FORMATS or isinstance(error, UnicodeDecodeError | OSError):
         return f"a file is damaged, or of another format ({first}); `sparring verify` looks at those of the store."
     return None
+
+
+def _one_line(error: SparringError | str) -> str:
+    """Return what is said of an error; line feeds in what it quotes are spelled out."""
+    return f"error: {error}".replace("\n", "\\n")
 
 
 def _say(text: str) -> None:

@@ -13,7 +13,7 @@ Command = Callable[[str, str, str], argparse.ArgumentParser]
 
 def place(text: str) -> Path:
     """Return a file or a folder that was named on the command line, ~ expanded."""
-    if not text:
+    if not text or any(char < " " for char in text):
         raise argparse.ArgumentTypeError("name a file or a folder")
     return Path(os.path.expanduser(text))
 

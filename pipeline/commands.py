@@ -26,8 +26,10 @@ from pipeline.artifact import (
     check_folder,
     check_target,
     damaged_part,
+    existing,
     fingerprint_of,
     make_folder,
+    write_target,
     write_text,
 )
 from pipeline.build import build
@@ -124,6 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_installed(plan)
         check_here(plan, states)
         check_servers(plan, states)
+        _check_disk(plan, states, store)
     make_folder("paths.store", store)
     make_folder("paths.runs", Path(first.paths.runs))
     with ExitStack() as held:
@@ -235,7 +238,7 @@ def download(inputs: Iterable[Input]) -> bool:
 
 def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
     need = estimate.total(plan, states, []).peak_bytes
-    free = shutil.disk_usage(store).free
+    free = shutil.disk_usage(existing(store)).free
     if free < need:
         raise DataError(
             f"{store}: {free / 2**30:.1f} GiB are free, this plan needs about {need / 2**30:.1f} GiB at its peak. "
@@ -431,18 +434,10 @@ def report(arguments: argparse.Namespace) -> None:
         print_report(arm, _console(), whole=True)
     print_differences(compared, _console())
     if to:
-        _write(to, figures)
+        write_target(to, figures)
     path = runs / names[0] / "report.html"
     write_text(path, shown)
     print(printable(str(path)))
-
-
-def _write(to: Path, text: str) -> None:
-    """Replace a file, whole or not at all; what is none, such as a pipe, is written to."""
-    if to.exists() and not to.is_file():
-        to.write_text(text)
-    else:
-        write_text(to.resolve(), text)
 
 
 def inspect_prompt(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ field that is read in some configurations alone says so beside itself, with `Onl
 from __future__ import annotations
 
 import os
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,26 @@ Integer = Annotated[int, NO_BOOL]
 Count = Annotated[int, Field(ge=1), NO_BOOL]
 Size = Annotated[int, Field(ge=0), NO_BOOL]
 Text = Annotated[str, Field(min_length=1)]
-Place = Annotated[Text, AfterValidator(os.path.expanduser)]
+
+
+LONGEST_NAME = 255
+"""Bytes of a file's name: the limit of common file systems."""
+
+
+def _place(text: str) -> str:
+    place = os.path.expanduser(text)
+    if re.match(r"[A-Za-z][\w+.-]*://", place):
+        raise PydanticCustomError("place", "an address is no place here; name a file or a folder")
+    if place.startswith("~"):
+        raise PydanticCustomError("place", "there is no such home; write the path out, or ./~name")
+    if any(char < " " for char in place):
+        raise PydanticCustomError("place", "a path with control characters; name another")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in place.split("/")):
+        raise PydanticCustomError("place", "a name in it is longer than {most} bytes", {"most": LONGEST_NAME})
+    return place
+
+
+Place = Annotated[Text, AfterValidator(_place)]
 """A file or a folder."""
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.artifact import Manifest, find
+from pipeline.artifact import Manifest, find, make_folder
 from pipeline.build import build_import
 from pipeline.commands import arms_of, check_places, plan_of, prepare
 from pipeline.execute import execute_alone
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         whole = prepare(whole, arms)
         plan = _planned(whole, path, arguments)
         _check_with_policy(plan, store)
+        make_folder("paths.store", store)
         execute_alone(plan, store, "import", store / ".imports")
     made = {step.spec.kind: find(store, step.name)[1] for step in plan.steps.values()}
     print(printable("\n".join(described(made, plan.configs[""], arguments.overrides))))

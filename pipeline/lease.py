@@ -167,7 +167,11 @@ class Lease:
 
     def _temporary(self) -> Path:
         temporary = self.path.with_name(f".{self.path.name}.{self.token[:8]}.{threading.get_ident()}")
-        temporary.write_text(self._content())
+        try:
+            temporary.write_text(self._content())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
     def _take_over(self) -> bool:

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline import cluster, config, judges
-from pipeline.artifact import check_target, write_text
+from pipeline.artifact import check_target, write_target
 from pipeline.commands import download, pins_of
 from pipeline.errors import ConfigError, DataError
 from pipeline.estimate import HUB_PROMPTS
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     show(facts)
     if arguments.json:
-        write_text(arguments.json, json.dumps(facts, indent=2) + "\n")
+        write_target(arguments.json, json.dumps(facts, indent=2) + "\n")
 
 
 # The pairs

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cluster, config, run_history
-from pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_text
+from pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
 from pipeline.build import Asked, build_answers
 from pipeline.commands import fetch
 from pipeline.errors import ConfigError, DataError
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     to = target(arguments.to, player.folder / "answers" / f"{title}-{name}.json")
     made, samples, scores = answers(player, path, column, arguments.best_of)
     chosen = dict(best(samples, scores, player.config.win_rate))
-    write_text(to, json.dumps(table(rows, column, chosen, path.stem, name), indent=2, ensure_ascii=False) + "\n")
+    write_target(to, json.dumps(table(rows, column, chosen, path.stem, name), indent=2, ensure_ascii=False) + "\n")
     results.write_about(to, about(player, arguments.best_of))
     print("\n".join(described(to, rows, chosen, made)))
     if arguments.suite in SUITES:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Manifest, write_text
+from pipeline.artifact import Manifest, write_target, write_text
 from pipeline.errors import ConfigError
 from pipeline.plain import printable
 from pipeline.suites import results
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     to = target(arguments.to, player.folder / "answers" / f"mt_bench-{player.name}.jsonl")
     given, made = answer(player, questions)
     rows = [row(question, player.name, given.get(question.id, [])) for question in questions]
-    write_text(to, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))
+    write_target(to, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))
     results.write_about(to, about(player))
     print("\n".join(described(to, questions, given, made)))
     print(f"next: sparring judge mt_bench {to} --judge-prompts FILE --reference FILE --base-url URL")

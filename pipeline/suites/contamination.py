@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import hub, run_history
-from pipeline.artifact import check_target, write_text
+from pipeline.artifact import check_target, write_target
 from pipeline.errors import ConfigError, DataError, HubSilent
 from pipeline.job import Input
 from pipeline.plain import printable
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     if to:
         figures = [_figures(path, suites[path], indexes[path], found[path]) for path in suites]
         facts = {"run": arguments.run, "prompts": prompts, "of": what, "n": arguments.n, "suites": figures}
-        write_text(to, json.dumps(facts, indent=2) + "\n")
+        write_target(to, json.dumps(facts, indent=2) + "\n")
 
 
 # What is compared

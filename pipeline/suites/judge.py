@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import check_target, write_text
+from pipeline.artifact import check_target, write_target
 from pipeline.errors import ConfigError, DataError
 from pipeline.execute import resolve
 from pipeline.suites import JUDGES, results
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_target(to, "--json")
     judged: results.Judged = resolve(judge.function)(arguments)
     if to:
-        write_text(to, json.dumps(judged.figures, indent=2) + "\n")
+        write_target(to, json.dumps(judged.figures, indent=2) + "\n")
     if judged.result:
         path = results.write(judged.folder, judged.stem, judged.result)
         print(f"{path}: `sparring report` shows it, if it lies in a run's answers")

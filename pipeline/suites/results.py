@@ -109,8 +109,9 @@ class Found:
 
 
 def write_about(answers: Path, about: About) -> None:
-    """Say whose answers the file holds."""
-    write_text(_about(answers), json.dumps(asdict(about)) + "\n")
+    """Say whose answers the file holds; a pipe or a device holds none."""
+    if answers.is_file():
+        write_text(_about(answers), json.dumps(asdict(about)) + "\n")
 
 
 def about_of(answers: Path) -> About | None:

@@ -17,7 +17,7 @@ import pytest
 from omegaconf.errors import ConfigKeyError
 
 from pipeline import cli, commands
-from pipeline.artifact import check_folder, check_target, make_folder
+from pipeline.artifact import check_folder, check_target, make_folder, write_target
 from pipeline.errors import ConfigError
 
 LONG = "n" * 300
@@ -41,12 +41,13 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return said
 
 
+NO_PLACES = ["a\0b", "a\nb", "s3://bucket/store", "~nobody_such/store", "\udcff"]
 WRONG = ["file", "file/below", "broken", "broken/below", "loop", "loop/below", "/dev/null", LONG, "deep/" * 1000]
 
 
 @pytest.mark.parametrize(
     ("command", "key", "wrong"),
-    [("plan", "paths.store", wrong) for wrong in WRONG]
+    [("plan", "paths.store", wrong) for wrong in [*WRONG, *NO_PLACES]]
     + [("plan", "paths.runs", "broken/below"), ("plan", "paths.runs", LONG), ("run", "paths.runs", "file")],
 )
 def test_a_folder_that_cannot_be_written_is_refused_by_its_key(
@@ -88,6 +89,30 @@ def test_what_can_be_written_is_taken(place: Path) -> None:
     assert (place / "new" / "below").is_dir()
     check_target(place / "new" / "out.json", "--json")
     check_target(Path("/dev/null"), "--json")
+
+
+def test_a_pipe_is_written_to_and_not_replaced(place: Path) -> None:
+    pipe = place / "pipe"
+    os.mkfifo(pipe)
+    check_target(pipe, "--json")
+    with pytest.raises(OSError, match="No such device"):
+        write_target(pipe, "nobody reads it")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for _ in range(2):
+        write_target(pipe, "text")
+        assert os.read(reader, 9) == b"text" and pipe.is_fifo()
+    os.close(reader)
+
+
+def test_a_link_to_nothing_is_looked_through(place: Path) -> None:
+    (place / "link").symlink_to(place / "new.json")
+    (place / "broken").unlink()
+    (place / "broken").symlink_to(place / "nowhere" / "new.json")
+    check_target(place / "link", "--json")
+    write_target(place / "link", "text")
+    assert (place / "link").is_symlink() and (place / "new.json").read_text() == "text"
+    with pytest.raises(ConfigError, match="--json"):
+        check_target(place / "broken", "--json")
 
 
 def _read_only() -> Path | None:
