@@ -12,6 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 
 settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 settings.load_profile("untimed")
+os.environ.pop("COLUMNS", None)  # tables are as wide as those of a pipe
 SEED = os.environ.setdefault("SPARRING_SEED", str(random.SystemRandom().randrange(10**6)))
 
 

@@ -87,7 +87,7 @@ def tone(oracle: str, second: str) -> str:
 
 
 def _sentences(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
-    share = 100 * steps["evaluate"].summary["confidence"]
+    share = 100 * steps["evaluate"].summary.get("confidence", 0.95)
     said = [_said(t, row, steps) for row in rows.values() if row]
     return [*said, f"{share:.0f}% intervals over held-out prompts, not over seeds."]
 

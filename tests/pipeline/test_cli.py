@@ -35,7 +35,7 @@ def sparring(*words: str, cwd: Path, before: str = "pass") -> subprocess.Complet
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"},
     )
 
 
