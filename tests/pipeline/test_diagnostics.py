@@ -111,6 +111,7 @@ def versus(judge: str, opponent: str, rate: float, half: float = 0.02) -> dict[s
         "low": rate - half,
         "high": rate + half,
         "informative": True,
+        "n": 64,
     }
 
 
