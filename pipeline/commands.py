@@ -173,8 +173,10 @@ def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
 
 
 def _console() -> Console:
-    """Return what tables are printed to: as wide as the terminal or COLUMNS, 160 where it is a pipe or a file."""
-    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160)
+    """Return what tables are printed to: as wide as COLUMNS or the terminal, 160 where it is a pipe or a file."""
+    columns = os.environ.get("COLUMNS", "")
+    wide = int(columns) if columns.isdecimal() else 0
+    return Console(width=wide or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 160))
 
 
 def _run_lease(folder: Path) -> Lease:
