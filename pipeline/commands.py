@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import book, cluster, config, digests, estimate, hub, judges, run_history
 from pipeline.artifact import (
@@ -322,8 +323,8 @@ def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
         print(differs)
 
 
-FEW = 5
-"""Iterations whose every step has a row of its own."""
+FEW, MANY = 5, 20
+"""Iterations whose every policy met, and whose every step, has a row of its own."""
 
 
 def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
@@ -334,7 +335,7 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
         table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
-    rows: dict[tuple[int, str, str, str], list[Step]] = {}
+    rows: dict[tuple[int, str, str, str], list[tuple[int, Step]]] = {}
     for name, step in plan.steps.items():
         state, use = states[name], step.uses[0]
         reason = state.why
@@ -344,25 +345,27 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
         crossed, _, other = use.label.partition("_vs")  # N^2 of them: those of an iteration share a row
         more = f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""
         label = f"{crossed}_vs…" if other and use.iteration > FEW else use.label + more
-        rows.setdefault((use.iteration, label, state.kind, reason), []).append(step)
-    for (iteration, label, kind, reason), steps in rows.items():
+        key = (min(use.iteration, MANY + 1), label, state.kind, reason)
+        rows.setdefault(key, []).append((use.iteration, step))
+    for (_, label, kind, reason), listed in rows.items():
+        iterations, steps = sorted({t for t, _ in listed}), [step for _, step in listed]
         costs = [expected.cost(step) for step in steps] if kind != "hit" else []
         tokens = sum(cost.tokens for cost in costs)
         table.add_row(
-            str(iteration),
+            "-".join(map(str, dict.fromkeys((iterations[0], iterations[-1])))),
             label,
             steps[0].name if len(steps) == 1 else f"{len(steps)} of them",
             kind,
             f"{tokens:,.0f}" if tokens else "",
             f"{sum(cost.seconds for cost in costs) / 60:.1f}" if costs else "",
-            reason,
+            Text(printable(reason)),
         )
     console = _console()
     console.print(table)
     whole = expected.total(states)
     todo = sum(state.kind != "hit" for state in states.values())
     for line in _redealt(plan, states):
-        console.print(line)
+        console.print(line, markup=False)
     console.print(
         f"{len(states)} steps, {todo} to do: about {whole.tokens:,.0f} tokens, {whole.seconds / 60:.1f} minutes, "
         f"{whole.peak_bytes / 2**30:.1f} GiB of disk at the peak ({whole.kept_bytes / 2**30:.1f} GiB kept)"

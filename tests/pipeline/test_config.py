@@ -139,7 +139,7 @@ def test_rendered_configuration_is_complete() -> None:
     "words",
     [
         "experiment=s_sppo_llama3_8b policy=folder policy.path=x",
-        "gate=off trainer.lr=1e-3 sampler.stop=[a,b] trainer={lr:1,global_batch:4}",
+        "gate=off trainer.lr=1e-3 sampler.stop=[a,b] seed=3",
         "oracle=ensemble oracle@oracle.members.second=pairrm oracle.members.second.path=x oracle.options={}",
         "hardware=h100x8 adapter=lora calibration=reward judge=mini sampling=official",
     ],
