@@ -89,7 +89,7 @@ def check_places(plan: Plan) -> None:
 def pins_of(first: Config) -> dict[str, str]:
     """Return what the run wrote down of the hub's revisions when it began."""
     folder = Path(first.paths.runs) / first.run.name
-    books = [book.read(path.parent) for path in sorted(folder.rglob("run.json"))]  # one an arm
+    books = [book.read(path.parent) for path in book.records(folder)]  # one an arm
     return {key: commit for found in books for key, commit in found.get("pins", {}).items()}
 
 
