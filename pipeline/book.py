@@ -30,6 +30,11 @@ def read(folder: Path) -> dict[str, Any]:
     return content if _is_record(content) else {}
 
 
+def records(folder: Path) -> list[Path]:
+    """Return the records of a run, its own first, then those of its arms."""
+    return [*folder.glob("run.json"), *sorted(folder.glob("*/run.json"))]
+
+
 def checked(folder: Path) -> dict[str, Any]:
     """Return the record of the run in `folder`; DataError when it is not there, or not what `sparring run` writes."""
     content = read(folder)

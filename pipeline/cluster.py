@@ -203,8 +203,10 @@ def check_alive() -> None:
         )
 
 
-CONNECT_S, ANSWER_S = 5.0, 25.0
-"""Seconds that whoever listens at an address has to take a connection, and a cluster to answer."""
+CONNECT_S, GREETING_S, ANSWER_S = 5.0, 2.0, 25.0
+"""Seconds that whoever listens at an address has to take a connection and to greet, and a cluster to answer."""
+SETTINGS = b"\x04"
+"""Type of the frame that a server of gRPC sends first (HTTP/2)."""
 ASK = """
 import sys
 from ray._common.usage.usage_lib import get_cluster_metadata
@@ -266,9 +268,22 @@ def _check_listens(address: str) -> None:
     if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"RAY_ADDRESS={address}: not the address of a cluster; {REMEDY}.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as connection:
+            said = b"" if os.environ.get("RAY_USE_TLS") == "1" else _greeted(connection)
     except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
         raise ConfigError(f"RAY_ADDRESS={address}: nobody answers ({error}); {REMEDY}.") from None
+    if said and said[3:4] != SETTINGS:
+        raise ConfigError(f"RAY_ADDRESS={address}: what answers there is no Ray cluster ({said[:9]!r}); {REMEDY}.")
+
+
+def _greeted(connection: socket.socket) -> bytes:
+    """Greet as gRPC does and return how the answer begins; b"" where none comes in time."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5))
+    connection.settimeout(GREETING_S)
+    try:
+        return connection.recv(9, socket.MSG_WAITALL)
+    except TimeoutError:
+        return b""
 
 
 def _refusal(said: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import book, cluster, config, digests, estimate, hub, judges, model_folder, run_history
 from pipeline.artifact import (
@@ -98,7 +99,7 @@ def check_places(plan: Plan) -> None:
 def pins_of(first: Config) -> dict[str, str]:
     """Return what the run wrote down of the hub's revisions when it began."""
     folder = Path(first.paths.runs) / first.run.name
-    books = [book.read(path.parent) for path in sorted(folder.rglob("run.json"))]  # one an arm
+    books = [book.read(path.parent) for path in book.records(folder)]  # one an arm
     return {key: commit for found in books for key, commit in found.get("pins", {}).items()}
 
 
@@ -183,8 +184,10 @@ def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
 
 
 def _console() -> Console:
-    """Return what tables are printed to: as wide as the terminal or COLUMNS, 160 where it is a pipe or a file."""
-    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160)
+    """Return what tables are printed to: as wide as COLUMNS or the terminal, 160 where it is a pipe or a file."""
+    columns = os.environ.get("COLUMNS", "")
+    wide = int(columns) if columns.isdecimal() else 0
+    return Console(width=wide or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 160))
 
 
 def _run_lease(folder: Path) -> Lease:
@@ -330,8 +333,8 @@ def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
         print(differs)
 
 
-FEW = 5
-"""Iterations whose every step has a row of its own."""
+FEW, MANY = 5, 20
+"""Iterations whose every policy met, and whose every step, has a row of its own."""
 
 
 def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
@@ -342,7 +345,7 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
         table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
-    rows: dict[tuple[int, str, str, str], list[Step]] = {}
+    rows: dict[tuple[int, str, str, str], list[tuple[int, Step]]] = {}
     for name, step in plan.steps.items():
         state, use = states[name], step.uses[0]
         reason = state.why
@@ -352,25 +355,27 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
         crossed, _, other = use.label.partition("_vs")  # N^2 of them: those of an iteration share a row
         more = f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""
         label = f"{crossed}_vs…" if other and use.iteration > FEW else use.label + more
-        rows.setdefault((use.iteration, label, state.kind, reason), []).append(step)
-    for (iteration, label, kind, reason), steps in rows.items():
+        key = (min(use.iteration, MANY + 1), label, state.kind, reason)
+        rows.setdefault(key, []).append((use.iteration, step))
+    for (_, label, kind, reason), listed in rows.items():
+        iterations, steps = sorted({t for t, _ in listed}), [step for _, step in listed]
         costs = [expected.cost(step) for step in steps] if kind != "hit" else []
         tokens = sum(cost.tokens for cost in costs)
         table.add_row(
-            str(iteration),
+            "-".join(map(str, dict.fromkeys((iterations[0], iterations[-1])))),
             label,
             steps[0].name if len(steps) == 1 else f"{len(steps)} of them",
             kind,
             f"{tokens:,.0f}" if tokens else "",
             f"{sum(cost.seconds for cost in costs) / 60:.1f}" if costs else "",
-            reason,
+            Text(printable(reason)),
         )
     console = _console()
     console.print(table)
     whole = expected.total(states)
     todo = sum(state.kind != "hit" for state in states.values())
     for line in _redealt(plan, states):
-        console.print(line)
+        console.print(line, markup=False)
     console.print(
         f"{len(states)} steps, {todo} to do: about {whole.tokens:,.0f} tokens, {whole.seconds / 60:.1f} minutes, "
         f"{whole.peak_bytes / 2**30:.1f} GiB of disk at the peak ({whole.kept_bytes / 2**30:.1f} GiB kept)"

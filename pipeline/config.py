@@ -7,6 +7,7 @@ one of another kind of its group is refused with the options that read it (`Only
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.types import Glob, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -78,7 +79,7 @@ def load(words: Sequence[str]) -> Config:
             raise ConfigError(_unread(key, parsed))
     for complaint in complaints(config):
         raise ConfigError(complaint)
-    for key, where in _idle(config, composed):
+    for key, where in _idle(config, composed, given):
         if key in given:
             raise ConfigError(f"{key} has no effect here: it is read only {where}. Leave it out, or change that.")
     return config
@@ -89,11 +90,12 @@ def _names(key: str) -> bool:
     return key.rpartition(".")[2] in fields.discriminators(fields.at(Config, key.rpartition(".")[0]))
 
 
-def _idle(config: Config, composed: DictConfig) -> Iterator[tuple[str, str]]:
-    """Yield (key, where it would be read) of all keys that nothing reads in this configuration."""
+def _idle(config: Config, composed: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield (key, where it would be read) of keys that nothing reads in this configuration."""
     yield from fields.unread(config, config)
-    references = OmegaConf.to_yaml(composed)
-    for key, where in fields.by_reference(Config):
+    named = [(key, where) for key, where in fields.by_reference(Config) if key in given]
+    references = OmegaConf.to_yaml(composed) if named else ""
+    for key, where in named:
         if f"${{{key}}}" not in references:
             yield key, where
 
@@ -226,15 +228,50 @@ def _hydra() -> Iterator[None]:
 
 def _compose(parsed: Sequence[Override]) -> DictConfig:
     for one in parsed:
-        wrong = not (one.is_delete() or one.is_sweep_override() or isinstance(one.value(), str | QuotedString))
-        if one.key_or_group in groups() and wrong:
-            raise ConfigError(f"{one.input_line}: name one of {', '.join(options_of(one.key_or_group))}.")
+        if one.key_or_group in groups() and not (one.is_delete() or one.is_sweep_override()):
+            _check_option(one)
     try:
+        if (composed := _from_groups(parsed)) is not None:
+            return composed
         with _hydra():
             return compose("config", overrides=[one.input_line or "" for one in parsed])
     except Exception as error:  # Hydra raises many kinds for what a user may write
         text = str(error)
     raise ConfigError(_hydra_message(text, parsed))
+
+
+def _from_groups(parsed: Sequence[Override]) -> DictConfig | None:
+    """Compose as Hydra does, the groups once for all arms, then the values; None where Hydra must do it."""
+    chosen = [one for one in parsed if one.key_or_group in groups()]
+    values = [one for one in parsed if one.key_or_group not in groups()]
+    if any(one.type != OverrideType.CHANGE or one.package or one.is_sweep_override() for one in values):
+        return None
+    composed = copy.deepcopy(_of_groups(tuple(one.input_line or "" for one in chosen)))
+    try:
+        for one in values:
+            OmegaConf.update(composed, one.key_or_group, one.value(), merge=True)
+    except OmegaConfBaseException:  # Hydra says what is wrong
+        return None
+    return composed
+
+
+@cache
+def _of_groups(words: tuple[str, ...]) -> DictConfig:
+    with _hydra():
+        return compose("config", overrides=list(words))
+
+
+def _check_option(one: Override) -> None:
+    """ConfigError where an override of a group names none of its options."""
+    value, names = one.value(), options_of(one.key_or_group)
+    name = value.text if isinstance(value, QuotedString) else value
+    if not isinstance(name, str):
+        raise ConfigError(f"{one.input_line}: name one of {', '.join(names)}.")
+    if name not in names:
+        near = _nearest(name, names)
+        raise ConfigError(f"{one.key_or_group}={name} is not known.{near} There are: {', '.join(names)}.")
+    if (one.is_add() or one.is_force_add()) and not one.package:
+        raise ConfigError(f"{one.input_line}: the group is there already; write {one.key_or_group}={name}.")
 
 
 def _with_recipe(parsed: Sequence[Override], composed: DictConfig) -> DictConfig:
@@ -250,10 +287,12 @@ def _with_recipe(parsed: Sequence[Override], composed: DictConfig) -> DictConfig
 
 
 def _hydra_message(text: str, parsed: Sequence[Override]) -> str:
-    group = re.search(r"Could not find '([\w./-]+)/([^'/]*)'", text)
-    if group:
-        names = options_of(group[1])
-        return f"{group[1]}={group[2]} is not known.{_nearest(group[2], names)} There are: {', '.join(names)}."
+    there = re.search(r"An item is already at '([^']+)'", text)
+    if there:
+        return f"+{there[1]}: the configuration has this key already; write it without the +."
+    gone = re.search(r"Could not delete from config\. '([^']+)' does not exist", text)
+    if gone:
+        return f"~{gone[1]}: {_unread(gone[1], parsed)}"
     wrong = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
     if wrong:
         full = re.search(r"full_key: (\S+)", text)
@@ -400,6 +439,9 @@ def _keys(node: Any) -> list[str]:
 def _nearest(name: str, known: Sequence[str]) -> str:
     """Return a question after the key that is near in spelling, or has the same last word in another group."""
     above, _, last = name.rpartition(".")
+    same = [one for one in known if one.lower() == name.lower()]
+    if same:
+        return f" Did you mean {same[0]}?"
     alike = [one for one in known if one.rpartition(".")[2] == last]
     if len(alike) == 1 and (not above or above in groups()):
         return f" Did you mean {alike[0]}?"

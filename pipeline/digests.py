@@ -18,8 +18,8 @@ def cache_folder() -> Path:
     """Return the user's cache: SPARRING_CACHE, else XDG_CACHE_HOME/sparring, else ~/.cache/sparring."""
     base = os.environ.get("SPARRING_CACHE")
     if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparring"
+        return Path(os.path.expanduser(base))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "sparring"
 
 
 def cached_sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,13 +21,13 @@ from pipeline.errors import ConfigError
 from pipeline.schema import Config
 
 WORD = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^\W\d][\w./@-]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
+LONGEST_KEY, MOST_QUOTED = 200, 200
 EXAMPLE = "write overrides as key=value, such as seed=1"
 
 
 def parse(words: Sequence[str]) -> list[Override]:
     """Return the overrides; ConfigError where one cannot be read, or a key is set twice."""
-    parser = OverridesParser.create()
-    found = [_parse(parser, word.strip()) for word in words]
+    found = [_parse(word.strip()) for word in words]
     named = Counter(name for one in found for name in [one.key_or_group + (f"@{one.package}" if one.package else "")])
     for name, times in named.items():
         if times > 1:
@@ -54,7 +55,8 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _parse(parser: OverridesParser, word: str) -> Override:
+@cache
+def _parse(word: str) -> Override:
     match = WORD.fullmatch(word)
     if match is None or (match["set"] is None and match["sign"] != "~"):
         hint = f"write it without dashes: {word.lstrip('-')}" if word.startswith("-") and "=" in word else EXAMPLE
@@ -63,19 +65,32 @@ def _parse(parser: OverridesParser, word: str) -> Override:
         raise ConfigError(f"{word}: Hydra only composes the configuration here; its own settings are not read.")
     kinds = fields.at(Config, match["key"]) if match["set"] else []
     text = bool(kinds) and all(fields.is_text(kind) for kind in kinds)
-    read = _read(parser, _with(match, _as_text(parser, match, kinds[0])) if text else word)
-    if read is not None:
+    read = _read(_with(match, _as_text(match, kinds[0])) if text else word)
+    if read is not None and len(match["key"]) <= LONGEST_KEY:
         return read
+    if len(match["key"]) > LONGEST_KEY or _read(f"{match['key']}=1") is None:
+        raise ConfigError(f"{short(match['key'])} is not a configuration key; `sparring plan --config` prints them.")
     if kinds and not text:
-        raise ConfigError(f"{word}: {fields.described(kinds[0])}.")
-    raise ConfigError(f"{word}: Hydra cannot read this value; quote it: {quoted(match['key'], match['value'] or '')}.")
+        raise ConfigError(f"{short(word)}: {fields.described(kinds[0])}.")
+    remedy = short(quoted(match["key"], match["value"] or ""))
+    raise ConfigError(f"{short(word)}: Hydra cannot read this value; quote it: {remedy}.")
 
 
-def _read(parser: OverridesParser, word: str) -> Override | None:
+def _read(word: str) -> Override | None:
     try:
-        return parser.parse_override(word)
-    except HydraException:
+        return _parser().parse_override(word)
+    except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
         return None
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def short(text: str) -> str:
+    """Return what a message quotes of a text."""
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
 def quoted(key: str, value: str) -> str:
@@ -88,12 +103,12 @@ def _with(match: re.Match[str], value: str) -> str:
     return f"{match['sign']}{match['key']}={value}"
 
 
-def _as_text(parser: OverridesParser, match: re.Match[str], kind: Any) -> str:
+def _as_text(match: re.Match[str], kind: Any) -> str:
     """Return the value of a key that is text, in Hydra's quotes where it would read something else."""
     value = match["value"].strip()
     if not value or "${" in value or (value == "null" and fields.allows_null(kind)):
         return value
-    read = _read(parser, _with(match, value))
+    read = _read(_with(match, value))
     if read is None:
         return _quote(value)
     if read.is_choice_sweep() and "(" not in value:

@@ -115,17 +115,21 @@ class RunHistory:
 
 def begun(runs: Path, run: str) -> list[RunHistory]:
     """Return what is recorded at or below the folder of a run, that of the run itself first, whatever is lost of it."""
-    folder = runs / run
-    arms = [
-        RunHistory(
-            run=run, arm=str(place.relative_to(folder)).removeprefix("."), folder=place, record=book.checked(place)
-        )
-        for place in sorted(path.parent for path in folder.rglob("run.json"))
-    ]
-    if not arms:
+    named, folder = Path(run), runs / run
+    is_name = bool(named.parts) and not {"..", "/"} & {*named.parts}
+    records = book.records(folder) if is_name else []
+    if not records:
         there = ", ".join(sorted(path.name for path in runs.glob("*") if path.is_dir()))
-        raise DataError(f"{folder}: no such run. Begun in {runs}: {there or 'none'}.")
-    return arms
+        raise DataError(f"{folder if is_name else repr(run)}: no such run. Begun in {runs}: {there or 'none'}.")
+    return [
+        RunHistory(
+            run=str(named),
+            arm=str(place.relative_to(folder)).removeprefix("."),
+            folder=place,
+            record=book.checked(place),
+        )
+        for place in (path.parent for path in records)
+    ]
 
 
 def opened(runs: Path, run: str) -> RunHistory:

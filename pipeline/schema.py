@@ -533,7 +533,7 @@ class EvaluateConfig:
     """Responses per held-out prompt."""
     shard_rows: Count
     """Held-out prompts per shard."""
-    resamples: Annotated[int, Field(ge=100), NO_BOOL]
+    resamples: Annotated[int, Field(ge=100, le=100_000), NO_BOOL]
     confidence: Annotated[float, Field(gt=0.5, lt=1, allow_inf_nan=False), NO_BOOL]
     crossplay: bool
     """From iteration 2 on every policy against every other one, by both judges. Adds steps; in no fingerprint."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
@@ -63,6 +65,15 @@ def test_an_address_that_is_silent_has_a_time_limit(
         with pytest.raises(ConfigError, match="no answer within 1 s"):
             cluster.check_address(address)
     assert address in capfd.readouterr().err, "said while it is waited for"
+
+
+def test_another_kind_of_server_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ASK", "raise SystemExit('asked')")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
+        Thread(target=web.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match=r"no Ray cluster \(b'"):
+            cluster.check_address(f"127.0.0.1:{web.server_port}")
+        web.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Configuration: what is composed, and that every mistake gets one message that names the key and the remedy."""
 
 import pytest
+from hydra import compose
+from omegaconf import OmegaConf
 
-from pipeline import config
+from pipeline import config, overrides
 from pipeline.errors import ConfigError
 
 
@@ -50,6 +52,14 @@ MESSAGES = [
     ("gate=linearr", r"gate=linearr is not known\. Did you mean linear\? There are: linear, off, permuted"),
     ("experiment=spo", r"experiment=spo is not known\. Did you mean sppo\?"),
     ("hardware=gpu", r"hardware=gpu is not known\."),
+    ("experiment=../policy/folder", r"experiment=\.\./policy/folder is not known\. There are: dpo"),
+    ("experiment=/etc/passwd", r"experiment=/etc/passwd is not known\. There are: dpo"),
+    ("+gate=off", r"\+gate=off: the group is there already; write gate=off\."),
+    ("+seed=3", r"\+seed: .* write it without the \+\."),
+    ("cl\u00e9=1", r"cl\u00e9 is not a configuration key;"),
+    ("k" * 5000 + "=1", r"^k{200}\.\.\. is not a configuration key;"),
+    ("seed=" + "9" * 5000, r"^seed=9{195}\.\.\.: must be an integer from 0"),
+    ("SEED=1", r"SEED is not a configuration key\. Did you mean seed\?"),
     ("lr", r"lr: write overrides as key=value"),
     ("trainer.lr=abc", r"trainer\.lr=abc: .*number"),
     ("sampler.k=2.5", r"sampler\.k=2\.5: .*integer"),
@@ -123,3 +133,21 @@ def test_hardware_auto_asks_the_machine() -> None:
 def test_rendered_configuration_is_complete() -> None:
     text = config.render(config.load([]))
     assert "beta: 0.001" in text and "shard_rows" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "experiment=s_sppo_llama3_8b policy=folder policy.path=x",
+        "gate=off trainer.lr=1e-3 sampler.stop=[a,b] seed=3",
+        "oracle=ensemble oracle@oracle.members.second=pairrm oracle.members.second.path=x oracle.options={}",
+        "hardware=h100x8 adapter=lora calibration=reward judge=mini sampling=official",
+    ],
+)
+def test_what_arms_share_is_composed_once_as_hydra_would(words: str) -> None:
+    parsed = overrides.parse(words.split())
+    with config._hydra():
+        whole = compose("config", overrides=words.split())
+    for _ in range(2):  # the first does not change what the second is made of
+        found = config._from_groups(parsed)
+        assert found is not None and OmegaConf.to_yaml(found) == OmegaConf.to_yaml(whole)

@@ -66,6 +66,28 @@ def test_a_run_that_cannot_have_its_folder_is_refused(place: Path, capsys: pytes
     assert not (place / "store").exists()
 
 
+def test_a_store_whose_name_looks_like_markup(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["hardware=cpu", "paths.store='a[/b]'"]
+    (step, *_) = commands.plan_of({"": words}).steps.values()
+    (place / "a[/b]" / step.name).mkdir(parents=True)
+    (place / "a[/b]" / step.name / "manifest.json").write_text("no JSON")
+    assert cli.main(["plan", *words]) == 0
+    assert "a[/b]" in capsys.readouterr().out
+
+
+def test_iterations_of_a_long_run_share_rows(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert cli.main(["plan", "hardware=cpu", "iterations=24", "evaluate.crossplay=false"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows if row[1:2] == ["train"]] == [*map(str, range(1, 21)), "21-24"]
+    for columns in ("0", "-5", "wide"):  # no width: that of a file
+        monkeypatch.setenv("COLUMNS", columns)
+        assert cli.main(["plan", "hardware=cpu"]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) > 80, columns
+
+
 @pytest.mark.parametrize("wrong", ["file", "broken/below", LONG])
 def test_a_cache_that_cannot_be_written_is_refused_where_it_is_needed(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
