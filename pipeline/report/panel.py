@@ -56,7 +56,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "probe_h_w": "h of chosen after training ({pairs})",
         "probe_h_l": "h of rejected after training ({pairs})",
         "probe_pairs": "pairs that h after training is of, drawn by seed",
-        "noise": "|h| before training: noise ({pairs})",
+        "noise": "|h| before training: noise (8 pairs at most)",
         "changed_fraction": "parameters changed, by any amount",
         "saturation": "saturation of the last batch: 0 unmoved, 1 at the target",
         "clipped_share": "steps clipped",

@@ -176,7 +176,7 @@ FIGURES: tuple[tuple[str, Figure], ...] = (
     ("optimizer steps", _number("train", "steps", "d")),
     ("h chosen after training ({pairs})", _number("train", "probe_h_w", "+.3f")),
     ("h rejected after training ({pairs})", _number("train", "probe_h_l", "+.3f")),
-    ("|h| before training, noise ({pairs})", _number("train", "noise", ".1e")),
+    ("|h| before training, noise (8 pairs at most)", _number("train", "noise", ".1e")),
     ("parameters changed", _number("train", "changed_fraction", ".1%")),
     ("pairs in the band, measured on the output head", _number("train", "in_band", ".1%")),
     ("pairs with ρ ≤ 0 there: any ratio serves", _number("train", "rho_negative", ".1%")),

@@ -240,11 +240,13 @@ class _Session:
         self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
 
     def _measure_noise(self) -> None:
-        """Note the mean |h| of the probe's pairs before the first step, each scored alone: what rounding makes of 0.
-
-        In the passes of the step `reference` the same numbers would come out, to the last bit.
+        """Note the mean |h| of a few of the probe's pairs before the first step, each scored alone: what rounding makes
+        of 0. In the passes of the step `reference` the same numbers would come out, to the last bit.
         """
-        moved = [abs(row[name]) for pair in self.probed for row in self._probe([pair]) for name in ("h_w", "h_l")]
+        from stages.train.probe import ALONE
+
+        alone = (self._probe([pair])[0] for pair in self.probed[:ALONE])
+        moved = [abs(row[name]) for row in alone for name in ("h_w", "h_l")]
         self.history.append({"noise": sum(moved) / len(moved)})
 
     def _on_step(self, record: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def test_lora_trains_and_publishes_a_whole_policy(tmp_path: Path) -> None:
     assert summary["probe_h_w"] - summary["probe_h_l"] > 0.1
     lines = [json.loads(line) for line in Path(made["files"]["metrics.jsonl"]).read_text().splitlines()]
     assert summary["probe_pairs"] == len(lines[-1]["probe"]) == len(load_rows(job)[0]) == 16
-    assert lines[0] == {"noise": summary["noise"]}, "of the same pairs, before the first step"
+    assert lines[0] == {"noise": summary["noise"]}, "of some of these pairs, before the first step"
     before, after = tensors_of(tmp_path / "policy"), tensors_of(folder(made))
     assert before.keys() == after.keys()
     for name in before:
