@@ -386,8 +386,8 @@ def _type_message(error: ValidationError, parsed: Sequence[Override]) -> str:
         known = fields.tags(annotation, tag)
         chosen = f"={first['ctx']['tag']}" if "tag" in first["ctx"] else " is not set"
         return f"{key}.{tag}{chosen}: choose one of {', '.join(known)}."
-    if first["type"] == "place":
-        return f"{key}={value}: {first['msg']}."
+    if first["type"] == "value_error" and str(first["ctx"]["error"]):
+        return f"{key}={value}: {first['ctx']['error']}."
     if first["type"] == "string_unicode":
         return f"{key}={value}: must be text in UTF-8."
     if first["type"] == "missing":

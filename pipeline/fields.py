@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Options:
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
+        raise ValueError  # what the field must be says it better
     return value
 
 
@@ -73,18 +72,23 @@ LONGEST_NAME = 255
 def _place(text: str) -> str:
     place = os.path.expanduser(text)
     if re.match(r"[A-Za-z][\w+.-]*://", place):
-        raise PydanticCustomError("place", "an address is no place here; name a file or a folder")
+        raise ValueError("an address is no place here; name a file or a folder")
     if place.startswith("~"):
-        raise PydanticCustomError("place", "there is no such home; write the path out, or ./~name")
+        raise ValueError("there is no such home; write the path out, or ./~name")
     if any(char < " " for char in place):
-        raise PydanticCustomError("place", "a path with control characters; name another")
+        raise ValueError("a path with control characters; name another")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in place.split("/")):
-        raise PydanticCustomError("place", "a name in it is longer than {most} bytes", {"most": LONGEST_NAME})
+        raise ValueError(f"a name in it is longer than {LONGEST_NAME} bytes")
     return place
 
 
 Place = Annotated[Text, AfterValidator(_place)]
 """A file or a folder."""
+
+
+def is_model(kind: Any) -> bool:
+    """Whether a kind of value is a dataclass."""
+    return isinstance(kind, type) and is_dataclass(kind)
 
 
 @cache
@@ -113,7 +117,7 @@ def _below(annotation: Any, part: str) -> Iterator[Any]:
         yield from (hints(kind)[part] for kind in options.kinds() if part in hints(kind))
         return
     for one in members(annotation):
-        if isinstance(one, type) and is_dataclass(one):
+        if is_model(one):
             if part in hints(one):
                 yield hints(one)[part]
         elif get_origin(one) is dict:
@@ -142,7 +146,7 @@ def of_error(model: Any, loc: Sequence[int | str]) -> tuple[str, Any]:
 
 
 def _is_kind(model: Any, tag: str) -> bool:
-    if not (isinstance(model, type) and is_dataclass(model)):
+    if not is_model(model):
         return False
     return any(tag in get_args(kind) for hint in hints(model).values() for kind in members(hint))
 
@@ -218,7 +222,7 @@ def unread(group: Any, config: Any, prefix: str = "") -> Iterator[tuple[str, str
 def by_reference(model: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (key, who reads it) of the fields of a model that only other keys read."""
     for one in members(model):
-        if not (isinstance(one, type) and is_dataclass(one)):
+        if not is_model(one):
             continue
         for name, annotation in hints(one).items():
             rule = metadata(annotation, ByReference)
@@ -248,8 +252,3 @@ def discriminators(annotations: list[Any]) -> list[str]:
     """Return the fields that tell the kinds of unions apart."""
     found = (metadata(one, FieldInfo) for one in annotations)
     return [str(one.discriminator) for one in found if one is not None and one.discriminator]
-
-
-def is_model(kind: Any) -> bool:
-    """Whether a kind of value is a dataclass."""
-    return isinstance(kind, type) and is_dataclass(kind)

@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,15 @@ def distributions(lines: list[str]) -> set[str]:
     return {re.split(r"[<>=!\[; ]", line, maxsplit=1)[0].lower().replace("_", "-") for line in lines}
 
 
+@cache
+def installed() -> Mapping[str, list[str]]:
+    """Return which packages bring a module, by its name."""
+    return importlib.metadata.packages_distributions()
+
+
 def declared(imported: str, wanted: set[str]) -> bool:
     """Whether the package that a name comes from is among `wanted`."""
-    packages = importlib.metadata.packages_distributions().get(imported, [imported])
+    packages = installed().get(imported, [imported])
     return any(name.lower().replace("_", "-") in wanted for name in packages)
 
 

@@ -209,7 +209,7 @@ def test_a_judge_of_the_cache(tmp_path: Path, cache: Path) -> None:
     assert {f.name for f in found.files} == {"config.json", "model.safetensors", "spm.model", "tokenizer_config.json"}
     assert found.digest == wanted.digest
     with pytest.raises(DataError, match=r"nowhere: there is no such folder; set oracle\.path"):
-        Sources().judge(config.load(["oracle=pairrm", "oracle.path=/nowhere", "hardware=cpu"]).oracle)
+        Sources().judge(config.load(["oracle=pairrm", f"oracle.path={tmp_path}/nowhere", "hardware=cpu"]).oracle)
 
 
 def test_a_commit_needs_no_answer(cache: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_plan_without_the_hub_says_so_and_has_a_bill(tmp_path: Path, capsys: p
     assert "51 steps, 51 to do" in out and "GPU-hours on 8 GPUs, $" in out and "at $24 an hour" in out
     assert "rates of hardware=h100x8: estimated, not measured" in out
     assert "to be downloaded, and not in these figures:" in out and "mistralai/Mistral-7B-Instruct-v0.2" in out
-    assert "since the hub was not heard: model llm-blender/PairRM@main" in out
+    assert "since the hub was not heard: model llm-blender/PairRM" in out
 
 
 COSTS = {"mistral": (250, 150), "llama3": (260, 166), "gemma2": (275, 191)}
