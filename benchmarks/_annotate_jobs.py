@@ -11,8 +11,7 @@ from typing import Any
 from benchmarks import _jobs
 from benchmarks._annotate_texts import Texts
 from pipeline.artifact import content_digest, write_part
-from pipeline.execute import resolve
-from pipeline.job import File, Input, Job, Part, Shard
+from pipeline.job import File, Input, Job, Part, Shard, resolve
 from stages.annotate.config import (
     CALIBRATE,
     EMBED,

@@ -228,7 +228,7 @@ def _add_outlets(command: Command) -> None:
 
 
 def _call(target: str, arguments: argparse.Namespace) -> int:
-    from pipeline.execute import resolve
+    from pipeline.job import resolve
 
     return int(resolve(target)(arguments) or 0)
 

@@ -19,7 +19,7 @@ from typing import Any
 import stages
 from pipeline import digests
 from pipeline.errors import ConfigError
-from pipeline.job import StepSpec
+from pipeline.job import StepSpec, resolve
 from pipeline.plan import Plan, State, Step
 
 PACKAGE = stages.__name__
@@ -69,8 +69,6 @@ def _listed(files: Sequence[str]) -> str:
 
 def code_of(spec: StepSpec, identity: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests of the modules that compute a step, by file."""
-    from pipeline.execute import resolve
-
     entries = [path.partition(":")[0] for path in (spec.worker, spec.shards, spec.finish, spec.run) if path]
     chosen = resolve(spec.modules)(identity) if spec.modules else ()
     found = _closure((*entries, *chosen))

@@ -6,7 +6,6 @@ A step that is a hit costs a look at its manifest; Ray starts only when somethin
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import time
 import uuid
@@ -32,19 +31,13 @@ from pipeline.code_digest import code_of
 from pipeline.errors import SparringError
 from pipeline.events import Events
 from pipeline.fingerprint import digest
-from pipeline.job import File, Input, Job
+from pipeline.job import File, Input, Job, resolve
 from pipeline.lease import Lease
 from pipeline.placement import check_placement, this_machine
 from pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
 
 LOOK_AHEAD = 3
 """Steps whose workers are started early."""
-
-
-def resolve(path: str) -> Callable[..., Any]:
-    """Return what "module:attribute" names."""
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _side_by_side(job: Job) -> int:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.artifact import write_part
-from pipeline.execute import resolve
-from pipeline.job import File, Input, Job, Part, Shard
+from pipeline.job import File, Input, Job, Part, Shard, resolve
 
 
 def make(job: Job) -> Callable[[Shard], Part]:

@@ -8,7 +8,8 @@ the orchestrator's. Light on purpose: the standard library, with pyarrow only wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,12 @@ from pipeline.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def resolve(path: str) -> Callable[..., Any]:
+    """Return what "module:attribute" names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @dataclass(frozen=True, kw_only=True)

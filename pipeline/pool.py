@@ -32,7 +32,7 @@ from pipeline.faults import (
     alike,
     bisect,
 )
-from pipeline.job import Job, Shard
+from pipeline.job import Job, Shard, resolve
 from pipeline.stopping import RUN_AGAIN
 from pipeline.worker import Worker, finish_here, run_once
 
@@ -262,7 +262,7 @@ class Pool:
         self._renew(hand, fault)
         if failures != TRIES_BEFORE_BISECTION or not narrow:
             return shard
-        tried = _resolve(narrow)
+        tried = resolve(narrow)
         self._refuse_permanent(hand, tried, shard, fault)
         rows = len(shard.payload["rows"])
         poison = bisect(range(rows), lambda keep: self._fails(hand, tried(shard, keep)))
@@ -365,12 +365,6 @@ def _family(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
-
-
-def _resolve(path: str) -> Callable[..., Any]:
-    from pipeline.execute import resolve
-
-    return resolve(path)
 
 
 def _wanted(job: Job, shards: int) -> int:

@@ -16,8 +16,7 @@ from typing import Any
 
 from pipeline import here
 from pipeline.artifact import write_part
-from pipeline.execute import resolve
-from pipeline.job import Job, Shard
+from pipeline.job import Job, Shard, resolve
 
 
 class Worker:

@@ -28,8 +28,8 @@ from pipeline.artifact import Artifact, Manifest, check_target, find, make_folde
 from pipeline.build import Asked, build_answers
 from pipeline.commands import fetch
 from pipeline.errors import ConfigError, DataError
-from pipeline.execute import execute_alone, resolve
-from pipeline.job import Input
+from pipeline.execute import execute_alone
+from pipeline.job import Input, resolve
 from pipeline.plan import Plan, inspect
 from pipeline.run_history import RunHistory
 from pipeline.schema import Config

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.artifact import check_target, write_target
 from pipeline.errors import ConfigError, DataError
-from pipeline.execute import resolve
+from pipeline.job import resolve
 from pipeline.suites import JUDGES, results
 
 Row = dict[str, Any]
