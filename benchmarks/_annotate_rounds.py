@@ -94,7 +94,7 @@ def fastest(blender: Contender, prompts: int) -> str:
 def bf16_instructions() -> bool:
     """Return whether this machine's CPU multiplies in bf16."""
     info = Path("/proc/cpuinfo")
-    return info.is_file() and any(flag in info.read_text().split() for flag in INSTRUCTIONS)
+    return info.is_file() and any(flag in info.read_text(encoding="utf-8").split() for flag in INSTRUCTIONS)
 
 
 def speed_rows(case: str, texts: Texts, told: Answers, best: str) -> list[Row]:

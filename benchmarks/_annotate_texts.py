@@ -86,7 +86,7 @@ def _made_up(prompts: int, k: int) -> Texts:
 
 def _read(file: Path, prompts: int, k: int) -> Texts:
     """Take rows from all over the file; DataError where there are too few, or one is no such row."""
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     each = (k + 1) // 2
     if len(lines) < prompts * each:
         raise DataError(f"{file}: {len(lines)} rows, but {prompts} prompts of {k} responses take {prompts * each}.")

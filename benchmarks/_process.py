@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
 
 def memory_mb(name: str, process: int | str = "self") -> float:
     """Return VmRSS (now) or VmHWM (at most so far) of a process."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 

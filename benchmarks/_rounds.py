@@ -29,7 +29,7 @@ class Contender:
     """A contender's process, and its answers."""
 
     def __init__(self, script: str, name: str, cases: Path, log: Path) -> None:
-        with log.open("w") as errors:
+        with log.open("w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
                 command(script, [name, str(cases)]),
                 stdin=subprocess.PIPE,

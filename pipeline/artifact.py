@@ -251,7 +251,7 @@ def finished_parts(job: Job) -> dict[int, dict[str, Any]]:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         whole = isinstance(record["file"]["path"], str) and isinstance(record["file"]["sha256"], str)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -117,7 +117,7 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
 
 
 def _to_log(log: Path, printed: dict[str, Any], **_: Any) -> None:
-    with contextlib.suppress(OSError), log.open("a") as file:
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
         file.write("\n".join(printed["lines"]) + "\n")
 
 
@@ -301,7 +301,7 @@ def _refusal(said: str) -> str:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
         platform.processor(),

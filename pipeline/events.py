@@ -29,7 +29,7 @@ class Events:
 
     def __init__(self, path: Path, stream: TextIO = sys.stderr) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
         self._view = _Bars(stream) if stream.isatty() else _Lines(stream)
 
     def __call__(self, event: str, **fields: Any) -> None:

@@ -40,13 +40,13 @@ def machine() -> str:
     """Return a name of this machine and its pid namespace: pids are compared only where they mean the same."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     space = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
-    return f"{socket.gethostname()}:{boot.read_text().strip() if boot.exists() else ''}:{space}"
+    return f"{socket.gethostname()}:{boot.read_text(encoding='utf-8').strip() if boot.exists() else ''}:{space}"
 
 
 def started(pid: int) -> str | None:
     """Return the start time of a live process in clock ticks, None when there is none (or it is a zombie)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]

@@ -135,7 +135,7 @@ def _write_one(piece: Piece, path: Path) -> None:
     if piece.source is not None:
         shutil.copyfile(piece.source, path)
     elif piece.text is not None:
-        path.write_text(piece.text)
+        path.write_text(piece.text, encoding="utf-8")
 
 
 def _cast(source: Path, folder: Path, dtype: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import urllib.error
 import urllib.request
 from typing import Any
 

@@ -239,7 +239,7 @@ def _graded(arguments: argparse.Namespace, due: list[Grading], name: str) -> tup
 def kept(path: Path, model: str) -> dict[str, Row]:
     """Return key -> what a judge has replied, the last of each; a line that a kill has cut is left out."""
     found: dict[str, Row] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
             if row["judge"][0] == model and isinstance(row["judgment"], str):

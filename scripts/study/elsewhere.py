@@ -48,7 +48,7 @@ def write(path: Path, found: Found, settings: Mapping[str, Any]) -> None:
     rows = [{**asdict(one), "rates": _columns(one, prompts)} for one in found.policies]
     base = {str(seed): dict(figures) for seed, figures in found.base.items()}
     content = {"settings": settings, "prompts": prompts, "base": base, "policies": rows}
-    path.write_text(json.dumps(content, default=list) + "\n")
+    path.write_text(json.dumps(content, default=list) + "\n", encoding="utf-8")
 
 
 def _columns(policy: Policy, prompts: Sequence[str]) -> dict[str, list[float | None]]:
@@ -79,7 +79,7 @@ def joined(found: Found, paths: Iterable[Path], settings: Mapping[str, Any]) -> 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"--with {path}: {error}; give a policies.json that a study has written.") from None
     if not isinstance(content, dict) or not content.keys() >= {"settings", "prompts", "base", "policies"}:

@@ -217,7 +217,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; oracle=pairrm needs the folder of a checkpoint.")
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: no JSON ({error}).") from None
     if not isinstance(found, dict):

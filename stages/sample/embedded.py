@@ -138,7 +138,7 @@ def _prepare_policy(folder: Path) -> str:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Hold an exclusive lock that the kernel frees when the process ends, however it ends."""
-    with lock.open("w") as handle:
+    with lock.open("w", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -189,9 +189,9 @@ def _convert(target: Path) -> None:
 
 
 def _without_versions(path: Path) -> None:
-    values: dict[str, Any] = json.loads(path.read_text())
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in values.items() if key not in _VERSION_KEYS}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def kernel_kills() -> int:
     """Return how many processes the kernel of this machine has killed because memory ran out, since it started."""
-    counts = dict(line.split() for line in VMSTAT.read_text().splitlines()) if VMSTAT.exists() else {}
+    counts = dict(line.split() for line in VMSTAT.read_text(encoding="utf-8").splitlines()) if VMSTAT.exists() else {}
     return int(counts.get("oom_kill", 0))
 
 
@@ -47,7 +47,14 @@ def available(device: torch.device) -> int:
 
 def _left_in_cgroups() -> Iterator[int]:
     """Yield what is left in this process's group and those above it, where they have a limit (version 2 of cgroups)."""
-    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "")
+    own = next(
+        (
+            line[3:]
+            for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+            if line.startswith("0::")
+        ),
+        "",
+    )
     group = CGROUPS / own.strip("/")
     while own and group != CGROUPS.parent:
         with contextlib.suppress(OSError, ValueError):
@@ -65,7 +72,7 @@ def peak(device: torch.device) -> Iterator[list[int]]:
         yield grown
         grown.append(torch.cuda.max_memory_allocated() - before)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's own peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's own peak starts anew
     before = _resident("VmRSS")
     yield grown
     grown.append(max(0, _resident("VmHWM") - before))
@@ -73,5 +80,5 @@ def peak(device: torch.device) -> Iterator[list[int]]:
 
 def _resident(name: str) -> int:
     """Bytes of a line of /proc/self/status, which counts in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

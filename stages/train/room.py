@@ -51,7 +51,7 @@ class Speaker:
     """Appends one JSON line per event."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def __call__(self, event: dict[str, Any]) -> None:
         self._file.write(json.dumps(event) + "\n")

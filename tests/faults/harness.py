@@ -64,7 +64,7 @@ def write_prompts(path: Path, rows: int = PROMPTS) -> None:
         json.dumps({"prompt": f"Tell me {i + 1} things about a {words[i % 6]} and a {words[i // 6 % 6]}."})
         for i in range(rows)
     ]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -123,7 +123,7 @@ def wait_for(
 def _events(path: Path, since: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with path.open() as handle:
+    with path.open(encoding="utf-8") as handle:
         handle.seek(since)
         for line in handle:
             if line.endswith("\n"):

@@ -159,9 +159,11 @@ def main(plays: Sequence[Play], out: Path) -> None:
         worker._settle(HOW)
         gc.collect()
         gc.freeze()  # every training collects garbage twice, among all that was imported
-        out.write_text(json.dumps([played(play, folder) for play, folder in zip(plays, folders, strict=True)]))
+        out.write_text(
+            json.dumps([played(play, folder) for play, folder in zip(plays, folders, strict=True)]), encoding="utf-8"
+        )
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main([Play(**fields) for fields in json.loads(Path(sys.argv[1]).read_text())], Path(sys.argv[2]))
+    main([Play(**fields) for fields in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))], Path(sys.argv[2]))

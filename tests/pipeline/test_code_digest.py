@@ -46,11 +46,11 @@ def forget() -> None:
 
 def change(path: Path, old: str, new: str) -> None:
     """Replace `old` at the first place inside a block where that makes other code."""
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for at, line in enumerate(lines):
         changed = "".join([*lines[:at], line.replace(old, new, 1), *lines[at + 1 :]])
         if line.startswith(" ") and old in line and _other_code(changed, "".join(lines)):
-            path.write_text(changed)
+            path.write_text(changed, encoding="utf-8")
             forget()
             return
     raise AssertionError(f"{path}: no {old!r}")

@@ -63,7 +63,8 @@ def foreign(path: Path, counter: int) -> None:
                 "counter": counter,
                 "owner": "run c",
             }
-        )
+        ),
+        encoding="utf-8",
     )
 
 

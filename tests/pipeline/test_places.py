@@ -138,7 +138,7 @@ def test_a_link_to_nothing_is_looked_through(place: Path) -> None:
 
 
 def _read_only() -> Path | None:
-    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    lines = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     places = (Path(words[1]) for words in lines if words[3].split(",")[0] == "ro")
     return next((one for one in places if one.is_dir()), None)
 

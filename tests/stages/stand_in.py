@@ -42,7 +42,7 @@ def vllm_server(folder: Path, name: str, log: Path, *more: str) -> Iterator[str]
     command = f"""{sys.executable} -m vllm.entrypoints.openai.api_server --model {folder} --served-model-name {name}
         --host 127.0.0.1 --port {url.rpartition(":")[2]} --dtype float32 --enforce-eager
         --distributed-executor-backend uni"""
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             [*command.split(), *more], env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=out, start_new_session=True
         )
@@ -50,7 +50,7 @@ def vllm_server(folder: Path, name: str, log: Path, *more: str) -> Iterator[str]
         deadline = time.monotonic() + START_S
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"vLLM's server did not start:\n{log.read_text()[-4000:]}")
+                pytest.fail(f"vLLM's server did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
             time.sleep(0.5)
         yield url
     finally:

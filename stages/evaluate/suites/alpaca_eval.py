@@ -82,8 +82,8 @@ def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annota
 def _cache(path: Path) -> Path:
     """Return the cache, without the rows that got no preference (-1), which the package would keep as they are."""
     if path.is_file():
-        rows = json.loads(path.read_text())
-        path.write_text(json.dumps([row for row in rows if row["preference"] != -1]))
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps([row for row in rows if row["preference"] != -1]), encoding="utf-8")
     return path
 
 
@@ -171,7 +171,7 @@ def length_controlled(annotations: Sequence[Row], gamed: Path) -> dict[str, floa
 def check_gamed(path: Path, rows: int) -> None:
     """DataError when the file is not what the fit needs."""
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
             missing = [name for name in GAMED_COLUMNS if name not in (table.fieldnames or [])]
             known = {int(float(row["index"])) for row in table} if not missing else set()

@@ -68,7 +68,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads(path.read_text())
+    found: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 

@@ -32,7 +32,7 @@ def needs_the_package() -> None:
 
 
 def dump(path: Path, rows: list[Row]) -> str:
-    path.write_text(json.dumps(rows))
+    path.write_text(json.dumps(rows), encoding="utf-8")
     return str(path)
 
 

@@ -37,7 +37,7 @@ def server() -> Iterator[Server]:
 
 
 def dump(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def answer(number: int, *turns: str, model: str = "ours") -> Row:
@@ -156,7 +156,7 @@ def test_kill_9_in_mid_asking_costs_the_replies_under_way(
 
 def said(path: Path) -> list[Row]:
     """Return the rows of a file of replies, without their times."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in row.items() if key != "tstamp"} for row in rows]
 
 

@@ -52,7 +52,7 @@ SAMPLING: dict[str, Any] = {
 
 def jsonl(path: Path, rows: Sequence[Any], column: str = "prompt") -> Path:
     """Write a prompts file, one {column: row} a line."""
-    path.write_text("".join(json.dumps({column: row}, ensure_ascii=False) + "\n" for row in rows))
+    path.write_text("".join(json.dumps({column: row}, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

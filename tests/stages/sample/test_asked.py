@@ -27,7 +27,7 @@ def folder() -> Path:
 
 
 def write(path: Path, rows: list[str], column: str = "instruction") -> Path:
-    path.write_text(json.dumps([{column: row} for row in rows]))
+    path.write_text(json.dumps([{column: row} for row in rows]), encoding="utf-8")
     return path
 
 

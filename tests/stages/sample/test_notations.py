@@ -33,9 +33,9 @@ HH_TURNS = TURNS[1:]
 def write(path: Path, given: list[dict[str, Any]]) -> Path:
     """Write rows; what is no text is its JSON in CSV."""
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in given))
+        path.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
     elif path.suffix == ".json":
-        path.write_text(json.dumps(given, indent=1))
+        path.write_text(json.dumps(given, indent=1), encoding="utf-8")
     elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(given), path)
     elif path.suffix == ".arrow":
@@ -43,7 +43,7 @@ def write(path: Path, given: list[dict[str, Any]]) -> Path:
         with pyarrow.ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table)
     else:
-        with path.open("w", newline="") as handle:
+        with path.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.DictWriter(handle, given[0], delimiter="\t" if path.suffix == ".tsv" else ",")
             writer.writeheader()
             writer.writerows({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in given)

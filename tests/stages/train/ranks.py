@@ -41,7 +41,7 @@ def _rank(given: tuple[Job, Sequence[str], int, int]) -> None:
 
 def steps(made: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the record of every optimizer step of a result."""
-    lines = Path(made["files"]["metrics.jsonl"]).read_text().splitlines()
+    lines = Path(made["files"]["metrics.jsonl"]).read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "step" in record]
 
 

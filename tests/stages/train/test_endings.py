@@ -80,7 +80,7 @@ def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmst
     died = {0: WorkerHealthCheckFailedError("gone", ActorDiedError())}
     watching.after_exception(None, died)
     assert told(job, AGAIN) is None
-    vmstat.write_text("pgfault 18\noom_kill 4\n")
+    vmstat.write_text("pgfault 18\noom_kill 4\n", encoding="utf-8")
     watching.after_exception(None, died)
     assert told(job, AGAIN)["runtime"] == {"micro_batch": 4}
 
@@ -89,7 +89,7 @@ def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path)
     job = job_of(tmp_path, 8)
     watching = Watching(job)
     watching.host = "elsewhere"
-    vmstat.write_text("oom_kill 9\n")
+    vmstat.write_text("oom_kill 9\n", encoding="utf-8")
     watching.after_exception(None, {0: WorkerHealthCheckFailedError("gone", ActorDiedError())})
     assert told(job, AGAIN) is None
 

@@ -41,7 +41,7 @@ def job_of(where: Path, recipe: str, **how: Any) -> Job:
 
 def probed(made: dict[str, Any], job: Job) -> dict[str, float]:
     """Mean h of the pairs of the worker's own probe, under the published folder."""
-    last = json.loads(Path(made["files"]["metrics.jsonl"]).read_text().splitlines()[-1])
+    last = json.loads(Path(made["files"]["metrics.jsonl"]).read_text(encoding="utf-8").splitlines()[-1])
     wanted = {record["id"] for record in last["probe"]}
     found = reload_probe(folder(made), [row for row in load_rows(job)[0] if row.id in wanted])
     return {name: sum(row[name] for row in found) / len(found) for name in ("h_w", "h_l")}
@@ -67,7 +67,7 @@ def test_lora_trains_and_publishes_a_whole_policy(tmp_path: Path) -> None:
     summary = made["summary"]
     assert summary["noise"] == pytest.approx(0.25, abs=1e-3), "the mean |h| before the first step"
     assert summary["probe_h_w"] - summary["probe_h_l"] > 0.1
-    lines = [json.loads(line) for line in Path(made["files"]["metrics.jsonl"]).read_text().splitlines()]
+    lines = [json.loads(line) for line in Path(made["files"]["metrics.jsonl"]).read_text(encoding="utf-8").splitlines()]
     assert summary["probe_pairs"] == len(lines[-1]["probe"]) == len(load_rows(job)[0]) == 16
     assert lines[0] == {"noise": summary["noise"]}, "of some of these pairs, before the first step"
     before, after = tensors_of(tmp_path / "policy"), tensors_of(folder(made))
