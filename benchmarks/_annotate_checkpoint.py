@@ -43,7 +43,7 @@ def checkpoint(folder: Path, texts: Iterable[str], size: Mapping[str, Any] = SIZ
     words = _tokenizer(texts)
     backbone, made = folder / "backbone", folder / "PairRM"
     words.save_pretrained(backbone)
-    (backbone / "config.json").write_text(json.dumps({**size, "vocab_size": len(words)}))
+    (backbone / "config.json").write_text(json.dumps({**size, "vocab_size": len(words)}), encoding="utf-8")
     words.add_tokens([SOURCE, FIRST, SECOND, EITHER])
     words.save_pretrained(made)
     config = {
@@ -54,7 +54,7 @@ def checkpoint(folder: Path, texts: Iterable[str], size: Mapping[str, Any] = SIZ
         "candidate_maxlength": CANDIDATE_MOST,
         "n_tasks": 1,
     }
-    (made / "config.json").write_text(json.dumps(config))
+    (made / "config.json").write_text(json.dumps(config), encoding="utf-8")
     rng = torch.Generator().manual_seed(0)
     weights = {name: _random(name, shape, rng) for name, shape in _sizes(len(words), size).items()}
     save_file(weights, made / "model.safetensors")

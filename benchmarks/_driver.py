@@ -34,7 +34,7 @@ class Watch(Events):
     """The run's events, with the driver's memory at each; stops the run where it is told to."""
 
     def __init__(self, path: Path, until: str) -> None:
-        super().__init__(path, path.with_suffix(".txt").open("a"))
+        super().__init__(path, path.with_suffix(".txt").open("a", encoding="utf-8"))
         self.until, self.handed_out, self.worker_mb = until, 0.0, 0.0
         self.memory: list[tuple[int, float]] = []
         self.workers: set[int] = set()

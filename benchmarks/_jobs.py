@@ -36,7 +36,7 @@ def policy_of(arguments: argparse.Namespace, folder: Path) -> Path:
 def starter_texts() -> list[str]:
     """Return the starter prompts, their last turns."""
     path = Path(embedded.__file__).with_name("starter.jsonl")
-    return [json.loads(line)["messages"][-1]["content"] for line in path.read_text().splitlines()]
+    return [json.loads(line)["messages"][-1]["content"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def short_texts(count: int) -> list[str]:

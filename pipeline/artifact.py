@@ -29,6 +29,9 @@ from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job, Part, Shard, sha256_file
 
 MANIFEST = "manifest.json"
+LEASES = ".leases"
+RECORDS = ("run.json", "events.jsonl", "config.yaml", "report.html")
+"""What the folder of a run holds."""
 LITTLE_BYTES = 64 * 2**20
 """With less than this free, what could not be written failed for want of room."""
 LONGEST_BELOW = 256
@@ -87,7 +90,7 @@ class Artifact:
         self.kind = kind
         self.fingerprint = fingerprint
         self.path = store / f"{kind}-{fingerprint[:8]}"
-        self.lease = store / ".leases" / f"{kind}-{fingerprint[:8]}.json"
+        self.lease = store / LEASES / f"{kind}-{fingerprint[:8]}.json"
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, None when there is none; CorruptManifest when it is not what was published."""
@@ -416,11 +419,31 @@ def check_target(path: Path, option: str) -> None:
         target = path.resolve()
         if target.is_dir() or not target.parent.is_dir():
             raise ConfigError(f"{option} {path}: name a file in a folder that is there.")
+        if kept := _kept(target):
+            raise ConfigError(f"{option} {path}: {kept}; name another file.")
         why = _unwritable(target.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         why = str(getattr(error, "strerror", None) or error)
     if why:
         raise ConfigError(f"{option} {path}: {why}; name a file in a folder that can be written.")
+
+
+def check_export(folder: Path, option: str) -> None:
+    """ConfigError where a folder of the user's would lie in the store or in a run; option: what has named it."""
+    check_folder(option, folder)
+    place = folder.resolve()
+    run = next((above for above in place.parents if (above / RECORDS[0]).is_file()), None)
+    if why := f"{run} is the folder of a run" if run else _kept(place):
+        raise ConfigError(f"{option} {folder}: {why}; name a folder elsewhere.")
+
+
+def _kept(place: Path) -> str:
+    """Return what keeps its own files at a place, '' where the user may write."""
+    store = next((above for above in place.parents if (above / LEASES).is_dir()), None)
+    if store:
+        return f"{store} is a store"
+    of_run = place.name in RECORDS and (place.parent / RECORDS[0]).is_file()
+    return f"{place.name} is a record of the run" if of_run else ""
 
 
 def write_target(path: Path, text: str) -> None:
@@ -430,8 +453,11 @@ def write_target(path: Path, text: str) -> None:
         return
     handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe that nobody reads fails, where it would be waited for
     os.set_blocking(handle, True)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _is_special(path: Path) -> bool:
@@ -443,12 +469,12 @@ def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a kill it is the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         _sync_file(temporary)
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:  # writing, other than opening, does not say to which file
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     _sync_folder(path.parent)
 
 

@@ -24,7 +24,7 @@ Key = tuple[int, str]
 def read(folder: Path) -> dict[str, Any]:
     """Return the record of the run in `folder`, {} when there is none that can be read."""
     try:
-        content = json.loads((folder / "run.json").read_text())
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if _is_record(content) else {}

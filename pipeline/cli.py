@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import io
+import os
 import ssl
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline import stopping
 from pipeline.cli_suites import add_suites, place
@@ -31,11 +33,12 @@ Command = Callable[[str, str, str], argparse.ArgumentParser]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error that the user can mend, 130 when interrupted, 143 when terminated."""
+    _reopen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no letter for a character shows another one
             stream.reconfigure(errors="replace")
     arguments = _arguments(argv)
-    stopping.handle_sigterm()
+    stopping.handle_signals()
     try:
         return int(arguments.call(arguments))
     except SparringError as error:
@@ -50,12 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
+        if stopping.was_told():  # an import that a signal broke off is an ImportError
+            _say(f"stopped; {stopping.RUN_AGAIN}")
+            return 128 + stopping.received()
         if not (known := _not_ours(error)):
             log = _crash_log()
             _say(f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.")
             return 1
         _say(_one_line(known))
         return 2
+
+
+def _reopen() -> None:
+    """Open what the shell has closed, as in `sparring plan >&-`: else the next file would be the standard output."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
 
 
 OWN = ("sparring", "pipeline", "stages", "conf", "scripts")
@@ -69,14 +85,14 @@ def _not_ours(error: Exception) -> str | None:
     """Return what is said of an error of the machine, the network or a file; None of one that is our own fault."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     package = type(error).__module__.partition(".")[0]
+    named = [str(name) for name in (getattr(error, "filename2", None), getattr(error, "filename", None)) if name]
+    place = named[0] if named else "the file system"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({first}). Free space, then run again: it resumes."
+        return f"{place}: the disk is full. Free space, then run again."
     if isinstance(error, ConnectionError | TimeoutError | ssl.SSLError) or package in NETWORK:
         return f"the network: {first}. Check the address and the connection, then run again: it resumes."
     if isinstance(error, OSError) and error.strerror:
-        named = (name for name in (error.filename2, error.filename) if name is not None)
-        place = next(named, "the file system")
-        return f"{place}: {error.strerror}. Mend it, or name another place (paths.store, paths.runs); then run again."
+        return f"{place}: {error.strerror}. Mend it, or name another place; then run again."
     if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").partition(".")[0]) not in OWN:
         return f"the package {name} is not installed; `make setup` installs all, or: pip install 'sparring[cpu]'."
     if isinstance(error, MemoryError):
@@ -116,13 +132,20 @@ def _crash_log() -> Path:
     name = f"sparring-crash-{time.strftime('%Y%m%d-%H%M%S')}.log"
     for folder in (Path(), Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
-            (folder / name).write_text(traceback.format_exc())
+            (folder / name).write_text(traceback.format_exc(), encoding="utf-8", errors="replace")
             return folder / name
     return Path("/dev/null")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, printable(f"error: {message}; `{self.prog} --help` says what there is.\n"))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sparring", description="Iterative self-play preference optimization.")
+    parser = _Parser(prog="sparring", description="Iterative self-play preference optimization.")
     parser.add_argument("--version", action="version", version=f"sparring {version('sparring')}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -223,7 +246,7 @@ def _add_outlets(command: Command) -> None:
     sync = command("sync", "Feed a tracker with a run's records, after the fact.", "pipeline.sync:run")
     sync.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
     sync.add_argument("--to", required=True, metavar="TRACKER", help="tensorboard, wandb, mlflow or trackio")
-    sync.add_argument("--project", metavar="NAME", default="sparring", help="its project or experiment there")
+    sync.add_argument("--project", metavar="NAME", help="its project or experiment there (default: sparring)")
     sync.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
 
 

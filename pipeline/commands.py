@@ -21,6 +21,7 @@ from rich.text import Text
 
 from pipeline import book, cluster, config, digests, estimate, hub, judges, model_folder, run_history
 from pipeline.artifact import (
+    LEASES,
     MANIFEST,
     Artifact,
     Manifest,
@@ -464,6 +465,8 @@ def verify(arguments: argparse.Namespace) -> int:
         raise DataError(f"--store {store}: there is no such folder; name the store (paths.store).")
     bad = 0
     paths = sorted(p for p in store.glob("*-????????") if p.is_dir())
+    if not paths and not (store / LEASES).is_dir():
+        raise DataError(f"--store {store}: holds no artifacts; name the store (paths.store).")
     for path in paths:
         kind, _, _ = path.name.rpartition("-")
         bad += _verify_one(store, kind, path) if (path / MANIFEST).exists() else _verify_unfinished(path)
@@ -485,7 +488,7 @@ def _verify_unfinished(path: Path) -> bool:
 
 def _verify_one(store: Path, kind: str, path: Path) -> bool:
     artifact = Artifact(store, kind, fingerprint_of(path / MANIFEST))
-    artifact.path, artifact.lease = path, store / ".leases" / f"{path.name}.json"
+    artifact.path, artifact.lease = path, store / LEASES / f"{path.name}.json"
     if not _problems(artifact):
         return False
     with Lease(artifact.lease, "verify").acquire(wait=True, waiting=partial(_say_held, path)):

@@ -43,6 +43,11 @@ def _of_training(config: Config) -> Iterable[str]:
             f"exceeds trainer.max_length={trainer.max_length}: what is sampled could not be trained whole. "
             f"Lower one of the two, set trainer.max_length={longest}, or cut what is longer: trainer.truncate=keep_end."
         )
+    if prompts.max_tokens >= trainer.max_length:
+        yield (
+            f"prompts.max_tokens={prompts.max_tokens} leaves no room for a response in trainer.max_length="
+            f"{trainer.max_length}: lower the one or raise the other."
+        )
     steps = trainer.epochs * -(-rows // trainer.global_batch) if rows is not None else trainer.min_steps
     if steps < trainer.min_steps:  # of slices the number of rows is not known yet: training looks again
         yield (
@@ -52,9 +57,11 @@ def _of_training(config: Config) -> Iterable[str]:
         )
     require_packages(trainer.optimizer, AdapterIdentity(**asdict(trainer.adapter)))
     if trainer.global_batch % hardware.workers:
+        fewer = max(n for n in range(1, hardware.workers) if trainer.global_batch % n == 0)
         yield (
             f"trainer.global_batch={trainer.global_batch} is not a multiple of hardware.workers={hardware.workers}: "
-            "every worker must get the same number of pairs."
+            f"every worker must get the same number of pairs. Set hardware.workers={fewer}, or "
+            f"trainer.global_batch={-(-trainer.global_batch // hardware.workers) * hardware.workers}."
         )
 
 
@@ -108,5 +115,6 @@ def _of_judging(config: Config) -> Iterable[str]:
 
 def _of_urls(key: str, urls: Sequence[str]) -> Iterable[str]:
     for url in urls:
-        if not SERVER_URL.fullmatch(url):
+        found = SERVER_URL.fullmatch(url)
+        if not found or not 0 < int((found[2] or ":80")[1:]) < 65536:
             yield f"{key}.urls: {url} is no address of a server; write http://host:port, with no path and no slash."

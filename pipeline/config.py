@@ -346,7 +346,7 @@ def option_keys(group: str, option: str, place: str | None = None) -> dict[str, 
     place: where it is put, if not where its file says.
     """
     path = CONF / group / f"{option}.yaml"
-    package = re.search(r"^# @package (\S+)", path.read_text(), re.MULTILINE)
+    package = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     if place is None:
         place = group.replace("/", ".") if package is None else package[1].replace("_global_", "")
     plain: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -388,6 +388,9 @@ def _type_message(error: ValidationError, parsed: Sequence[Override]) -> str:
         return f"{key}.{tag}{chosen}: choose one of {', '.join(known)}."
     if first["type"] == "value_error" and str(first["ctx"]["error"]):
         return f"{key}={value}: {first['ctx']['error']}."
+    if first["type"] == "tuple_type" and (members := re.fullmatch(r"\[(.+)\]", value)):
+        quoted = ",".join(f"'{one.strip()}'" for one in members[1].split(","))
+        return f'{key}={value}: quote what it lists: "{key}=[{quoted}]".'
     if first["type"] == "string_unicode":
         return f"{key}={value}: must be text in UTF-8."
     if first["type"] == "missing":

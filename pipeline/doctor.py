@@ -75,7 +75,7 @@ def _installed(name: str) -> str | None:
 def _locked() -> dict[str, str]:
     """Return the pins of the lock this environment was made from, nothing outside a checkout."""
     lock = ROOT / "requirements" / ("cuda.txt" if _installed("vllm") else "cpu.txt")
-    lines = lock.read_text().splitlines() if lock.exists() else []
+    lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
     pins = (
         line.partition(" ")[0].partition("==") for line in lines if "==" in line and not line.startswith((" ", "#"))
     )

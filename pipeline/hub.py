@@ -168,7 +168,7 @@ def _marker(kind: str, repo: str, commit: str) -> Path:
 def _downloaded(kind: str, repo: str, commit: str) -> Path | None:
     """Return the folder of a download that was completed, None without."""
     try:
-        folder = Path(_marker(kind, repo, commit).read_text())
+        folder = Path(_marker(kind, repo, commit).read_text(encoding="utf-8"))
     except OSError:
         return None
     return folder if folder.is_dir() else None
@@ -207,7 +207,7 @@ def _resolve(kind: str, repo: str, revision: str, ask: bool) -> str:
     except DataError:
         if not cached.is_file():
             raise
-    return cached.read_text().strip()
+    return cached.read_text(encoding="utf-8").strip()
 
 
 def _ref(kind: str, repo: str, revision: str) -> Path:

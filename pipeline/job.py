@@ -68,8 +68,11 @@ class File:
 
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file, read in blocks."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:  # reading, other than opening, does not say of which file
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @dataclass(frozen=True, kw_only=True)

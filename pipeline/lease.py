@@ -168,7 +168,7 @@ class Lease:
     def _temporary(self) -> Path:
         temporary = self.path.with_name(f".{self.path.name}.{self.token[:8]}.{threading.get_ident()}")
         try:
-            temporary.write_text(self._content())
+            temporary.write_text(self._content(), encoding="utf-8")
         except OSError:
             temporary.unlink(missing_ok=True)
             raise

@@ -128,8 +128,8 @@ def dealt_again(config: Config, train: int | None) -> str | None:
     if train is None or rows is None or n * rows <= train:
         return None
     return (
-        f"{n} iteration{'s' * (n > 1)} of {rows} prompts take {n * rows}, there are {train}: from iteration "
-        f"{train // rows + 1} on prompts are dealt again, newly permuted, with other responses"
+        f"{n} iteration{'s' * (n > 1)} of {rows} prompts take{'s' * (n == 1)} {n * rows}, there are {train}: from "
+        f"iteration {train // rows + 1} on prompts are dealt again, newly permuted, with other responses"
     )
 
 
@@ -146,7 +146,7 @@ def _counted(inputs: Mapping[str, Input], column: str, empty: str) -> tuple[int,
     words = json.dumps([VERSION, [source.digest for source in inputs.values()], column, empty])
     kept = cache_folder() / "prompts" / f"{hashlib.sha256(words.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(kept.read_text())
+        known = json.loads(kept.read_text(encoding="utf-8"))
         return int(known["different"]), dict(known["dropped"])
     from stages.sample.prompts import count, sources_of
 
@@ -159,5 +159,5 @@ def _keep(path: Path, text: str) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

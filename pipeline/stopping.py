@@ -16,10 +16,17 @@ RUN_AGAIN = "run the same command again to resume."
 _received: list[int] = []
 
 
-def handle_sigterm() -> None:
-    """End the process's work at SIGTERM by an exception, from now on; signals before are forgotten."""
+def handle_signals() -> None:
+    """End the process's work at SIGTERM or SIGINT by an exception, from now on; signals before are forgotten."""
     _received.clear()
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored it stays ignored
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def was_told() -> bool:
+    """Return whether a signal has told the process to end, whatever was made of its exception."""
+    return bool(_received)
 
 
 def received() -> int:
@@ -39,6 +46,12 @@ def terminate(number: int, _frame: FrameType | None) -> None:
     """Handle SIGTERM."""
     _received.append(number)
     raise Stopped(f"stopped; {RUN_AGAIN}", number)
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """Handle SIGINT."""
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

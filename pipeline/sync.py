@@ -63,12 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--to {arguments.to}: choose one of {', '.join(TRACKERS)}.")
     if find_spec(arguments.to) is None:
         raise ConfigError(f"--to {arguments.to}: it is not installed; pip install {arguments.to}.")
+    if arguments.project and arguments.to == "tensorboard":
+        raise ConfigError("--project: tensorboard has no projects; leave it out.")
     found = run_history.opened(arguments.runs, arguments.run)
     if not found.every:
         raise DataError(f"{found.folder}: nothing is made yet; `sparring run` goes on with it.")
     rows = list(rows_of(found))
     try:
-        tracker = make(found, arguments.project)
+        tracker = make(found, arguments.project or "sparring")
         for index, row in enumerate(rows):
             tracker.write(index, row)
         place = tracker.close()
@@ -125,7 +127,7 @@ def _training(found: RunHistory, t: int, seen: Mapping[str, dict[int, dict[str, 
     streamed = seen.get(f"train-{manifest.fingerprint[:8]}", {})
     source = found.opened(t, "train")
     assert source is not None
-    read = [json.loads(line) for line in source.file("metrics.jsonl").read_text().splitlines()]
+    read = [json.loads(line) for line in source.file("metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     records = {int(record["step"]): record for record in read if "step" in record}
     last = _when(manifest)
     return {step: {"time": streamed.get(step, {}).get("time", last), **one} for step, one in records.items()}

@@ -55,7 +55,7 @@ class SetupError(Exception):
 
 def pinned_uv(root: Path) -> str:
     """The requirement `uv==…` of the development group."""
-    groups = tomllib.loads((root / "pyproject.toml").read_text())["dependency-groups"]
+    groups = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
     return next(requirement for requirement in groups["dev"] if requirement.startswith("uv=="))
 
 
@@ -119,13 +119,13 @@ def say(text: str) -> None:
 def run(command: Sequence[str], env: Mapping[str, str], doing: str) -> None:
     """Runs a command in the repository; its output goes to the log, its end is in the error."""
     if (code := run_code(command, env)) != 0:
-        last = "\n".join(LOG.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        last = "\n".join(LOG.read_text(errors="replace", encoding="utf-8").splitlines()[-LAST_LINES:])
         raise SetupError(f"{doing} failed (exit {code}); all of it is in {LOG}\n\n{last}\n")
 
 
 def run_code(command: Sequence[str], env: Mapping[str, str]) -> int:
     """As `run`, giving the exit code; what is downloaded is shown."""
-    with LOG.open("a") as log:
+    with LOG.open("a", encoding="utf-8") as log:
         log.write(f"\n$ {' '.join(command)}\n")
         process = subprocess.Popen(
             command,
@@ -164,7 +164,7 @@ def missing(lock: str, installed: str) -> list[str]:
 
 def install_lock(python: Path, hardware: str) -> None:
     """Installs what the lock has and the environment has not, by uv or else by pip."""
-    lock = (ROOT / "requirements" / f"{hardware}.txt").read_text()
+    lock = (ROOT / "requirements" / f"{hardware}.txt").read_text(encoding="utf-8")
     listing = subprocess.run([python, "-c", LISTING], capture_output=True, text=True, check=True).stdout
     if not (wanted := ["--no-deps", *missing(lock, listing)])[1:]:
         return

@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path) -> Any:
 def _tokenizer_class(folder: Path) -> Any:
     """AutoTokenizer, or the class that transformers 5 itself writes: its import takes 2 s, that of all models 10."""
     try:
-        name = json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+        name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
     except (OSError, ValueError, KeyError, TypeError):
         name = ""
     if name == "TokenizersBackend":

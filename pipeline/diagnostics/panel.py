@@ -134,7 +134,7 @@ def records_of(steps: Steps, store: Path) -> Iterator[Record]:
     if train is None or all(file.name != METRICS for file in train.files):
         return
     opened = Artifact(store, train.step, train.fingerprint).as_input("train", train)
-    with opened.file(METRICS).open() as lines:
+    with opened.file(METRICS).open(encoding="utf-8") as lines:
         yield from (record for line in lines if "step" in (record := json.loads(line)))  # the last one is the probe
 
 

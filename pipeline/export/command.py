@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import run_history
-from pipeline.artifact import check_folder
+from pipeline.artifact import check_export
 from pipeline.errors import DataError
 from pipeline.export import dataset, push
 from pipeline.export.base import base_of
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = run_history.opened(arguments.runs, arguments.run)
     choice = choose(found.name, found.every, arguments.iter)
     target = arguments.to or _place(found, choice)
-    check_folder("--to", target)
+    check_export(target, "--to")
     refuse_existing(target)
     if arguments.push and not arguments.dry_run:
         push.check(arguments.push)

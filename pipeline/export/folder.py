@@ -38,7 +38,7 @@ class Piece:
 
 def dtype_of(folder: Path) -> str:
     """Return the dtype of a model folder's weights, as its config.json has it."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return str(config.get("dtype") or config.get("torch_dtype") or "unknown")
 
 
@@ -58,7 +58,7 @@ def model_pieces(source: Input, folder: Path, dtype: str) -> list[Piece]:
 def _with_dtype(piece: Piece, dtype: str) -> Piece:
     if piece.name != "config.json" or piece.source is None:
         return piece
-    config = json.loads(piece.source.read_text())
+    config = json.loads(piece.source.read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     return text_piece(piece.name, json.dumps({**config, "dtype": dtype}, indent=2) + "\n")
 

@@ -38,6 +38,7 @@ from pipeline.suites import SUITES, results
 from stages.annotate.best import chosen as best_of
 from stages.annotate.rows import rows_by_id
 from stages.sample import asked
+from stages.sample.config import MOST_RESPONSES
 
 Response = dict[str, Any]
 
@@ -70,8 +71,10 @@ class File:
 
 def run(arguments: argparse.Namespace) -> None:
     """Have the policy answer, write the file, and say what is in it."""
-    if arguments.best_of < 1:
-        raise ConfigError(f"--best-of {arguments.best_of}: give the number of samples of each prompt, 1 or more.")
+    if not 1 <= arguments.best_of <= MOST_RESPONSES:
+        raise ConfigError(
+            f"{arguments.best_of} samples of each prompt: give 1 to {MOST_RESPONSES} (--best-of; --n of best-of-n)."
+        )
     suite = SUITES.get(arguments.suite)
     if suite and suite.answer:
         resolve(suite.answer)(arguments)

@@ -225,7 +225,7 @@ def _graded(arguments: argparse.Namespace, due: list[Grading], name: str) -> tup
     path = outputs.with_name(f"{outputs.stem}.judged-by-{label}.jsonl")
     known = kept(path, server.model)
     missing = [one for one in due if known.get(one.key(), {}).get("score", UNRATED) == UNRATED]
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write("\n")  # ends a line that a kill has cut
         for row in server.ask(missing, name, file):
             known[row["key"]] = row

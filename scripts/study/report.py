@@ -208,8 +208,8 @@ def write(report: Report, folder: Path, figure: str) -> None:
     parts += ["\n".join(f"- {line}" for line in [*report.verdicts, *report.limits]), f"![]({figure})"]
     for grid in report.grids:
         parts += [f"## {grid.title}", _markdown(grid)]
-    (folder / "report.md").write_text("\n\n".join(parts) + "\n")
-    (folder / "rows.json").write_text(json.dumps(report.rows, indent=1) + "\n")
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / "rows.json").write_text(json.dumps(report.rows, indent=1) + "\n", encoding="utf-8")
 
 
 def _markdown(grid: Grid) -> str:

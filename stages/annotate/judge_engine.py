@@ -112,7 +112,7 @@ def _check(folder: Path, max_tokens: int) -> None:
         raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
     path = folder / "config.json"
     try:
-        context = json.loads(path.read_text()).get("max_position_embeddings")
+        context = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: no model's configuration ({error}); copy the model folder again.") from None
     if context is not None and max_tokens >= context:

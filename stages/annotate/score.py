@@ -173,7 +173,7 @@ def _card(folder: Path) -> dict[str, Any] | None:
     path = folder / "card.json"
     if not path.is_file():
         return None
-    return {key: value for key, value in json.loads(path.read_text()).items() if key.startswith(CARD)}
+    return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key.startswith(CARD)}
 
 
 def _bouts(samples: Input, opponents: Input | None, index: int) -> tuple[list[Bout], int]:

@@ -107,7 +107,7 @@ def _module(name: str) -> str:
 def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None, named: Sequence[int] = ()) -> list[int]:
     """Return the ids that end a response: the generation config's, the tokenizer's, the template's, `named`."""
     path = folder / "generation_config.json"
-    listed = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
     found = {*(listed if isinstance(listed, list) else [listed]), eos, end_of_turn, *named}
     return sorted(i for i in found if i is not None)
 

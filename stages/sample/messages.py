@@ -1,7 +1,8 @@
 """The notations of a conversation, each read as a list of {role, content} messages.
 
     text                                  one message of the user
-    [{role, content}, ..]                 OpenAI's; a message without a role is the user's
+    [{role, content}, ..]                 OpenAI's; a message without a role is the user's; content is a text, or parts
+                                          {type: text, text}, which are joined
     [{from, value}, ..]                   ShareGPT's; human, gpt and system
     "[{..}, ..]"                          a text that is the JSON of either list, as CSV files hold it (or Python's
                                           notation of it, as pandas writes it); any other text is taken literally
@@ -79,10 +80,19 @@ def notation(value: Any) -> Any:
 
 
 def as_message(turn: Any) -> Any:
-    """Return a message of ShareGPT, {from, value}, as {role, content}; anything else unchanged."""
-    if isinstance(turn, dict) and {"from", "value"} <= turn.keys():
+    """Return a message of ShareGPT, or one in parts of text, as {role, content}; anything else unchanged."""
+    if not isinstance(turn, dict):
+        return turn
+    if {"from", "value"} <= turn.keys():
         return {"role": ROLES.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
+    parts = turn.get("content")
+    if isinstance(parts, list) and parts and all(map(_is_text, parts)):
+        return {**turn, "content": "".join(part["text"] for part in parts)}
     return turn
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _message(turn: Any) -> Message:

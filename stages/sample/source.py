@@ -458,6 +458,8 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _check_delimiter(path: Path, first: str, delimiter: str) -> None:
     """DataError where a header looks as if it were separated by something else: a line would become one value."""
     bare = re.sub(r'"[^"]*"', "", first).strip()
+    if "\r" in bare:
+        raise DataError(f"{path}: its lines end with a carriage return alone; save it with line feeds.")
     other = max((one for one in DELIMITERS if one != delimiter), key=bare.count)
     if bare.count(other) >= max(1, bare.count(delimiter)):
         seems = f"its header seems to be {DELIMITERS[other]}-separated"
@@ -465,7 +467,9 @@ def _check_delimiter(path: Path, first: str, delimiter: str) -> None:
         seems = f"its header has no {DELIMITERS[delimiter]}, but {strange[0]!r}"
     else:
         return
-    remedy = {"\t": "name it .tsv", ",": "name it .csv"}.get(other if "seems" in seems else "", "save it with commas")
+    named = {"\t": "name it .tsv", ",": "name it .csv"}.get(other, "save it with commas")
+    header = "save it with commas, below a line that names the columns, such as prompt"
+    remedy = named if "seems" in seems else header
     raise DataError(f"{path}: is not {DELIMITERS[delimiter]}-separated: {seems}; {remedy}.")
 
 

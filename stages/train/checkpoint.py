@@ -92,7 +92,7 @@ def seal(path: Path, step: int, bound: dict[str, Any], files: Mapping[str, Any] 
     files = hashes(path) if files is None else files
     temporary = path / f"{MARKER}.tmp"
     body = {"step": step, "bound": bound, "files": files}
-    temporary.write_text(json.dumps({**body, "seal": digest(body)}))
+    temporary.write_text(json.dumps({**body, "seal": digest(body)}), encoding="utf-8")
     sync(temporary)
     temporary.rename(path / MARKER)
     sync(path)
@@ -122,7 +122,7 @@ def _hash(path: Path) -> dict[str, Any] | None:
 def _marker(path: Path) -> dict[str, Any]:
     """Return what a checkpoint's marker says, {} where it is not there or not what `seal` writes."""
     try:
-        marker = json.loads((path / MARKER).read_text())
+        marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
         return dict(marker) if marker.pop("seal") == digest(marker) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SparringError):
         return {}

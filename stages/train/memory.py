@@ -58,7 +58,9 @@ def _left_in_cgroups() -> Iterator[int]:
     group = CGROUPS / own.strip("/")
     while own and group != CGROUPS.parent:
         with contextlib.suppress(OSError, ValueError):
-            yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+            yield int((group / "memory.max").read_text(encoding="utf-8")) - int(
+                (group / "memory.current").read_text(encoding="utf-8")
+            )
         group = group.parent
 
 

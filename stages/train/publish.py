@@ -130,10 +130,10 @@ def _beside(policy: Path, folder: Path, dtype: torch.dtype) -> None:
         for path in policy.glob(pattern):
             if not any(path.match(skipped) for skipped in WEIGHTS):
                 shutil.copyfile(path, folder / path.name)
-    config = json.loads((policy / "config.json").read_text())
+    config = json.loads((policy / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def changes(old: Path, new: Path) -> dict[str, float]:

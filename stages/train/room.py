@@ -37,14 +37,14 @@ def room(job: Job) -> Path:
 def tell(job: Job, name: str, value: Any) -> None:
     """Write a file of the room, whole or not at all."""
     temporary = room(job) / f".{name}.{os.getpid()}"
-    temporary.write_text(json.dumps(value))
+    temporary.write_text(json.dumps(value), encoding="utf-8")
     temporary.replace(room(job) / name)
 
 
 def told(job: Job, name: str) -> Any:
     """Return what a file of the room says, None when it is not there."""
     path = room(job) / name
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 class Speaker:

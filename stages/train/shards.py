@@ -50,7 +50,7 @@ class ShardWriter:
             where = {tensor: names[i] for i, tensors in enumerate(self.written) for tensor in tensors}
             index = {"metadata": sizes, "weight_map": where}
             path = self.folder / "model.safetensors.index.json"
-            path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _staged(self, index: int) -> Path:
         return self.folder / f"writing-{index:05d}"

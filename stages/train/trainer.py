@@ -180,7 +180,7 @@ class PairTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         """Train, from the folder of a checkpoint if one is given."""
         if resume_from_checkpoint and self.instruments.calibration:
-            state = json.loads((Path(resume_from_checkpoint) / CALIBRATION).read_text())
+            state = json.loads((Path(resume_from_checkpoint) / CALIBRATION).read_text(encoding="utf-8"))
             self.instruments.calibration.restore(state)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
@@ -199,7 +199,7 @@ class PairTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
             self.state.save_to_json(str(folder / "trainer_state.json"))
             if self.instruments.calibration:
-                (folder / CALIBRATION).write_text(json.dumps(self.instruments.calibration.state()))
+                (folder / CALIBRATION).write_text(json.dumps(self.instruments.calibration.state()), encoding="utf-8")
         dist.barrier()
         self.hooks.seal_checkpoint(folder, step)
         self.last_checkpoint = step

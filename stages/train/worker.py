@@ -228,7 +228,7 @@ class _Session:
         path, step = self.resumed
         if self.rank == 0:
             self.say({"event": "message", "text": f"train: resumed after optimizer step {step}"})
-        return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def train(self) -> None:
         if self.rank == 0:
@@ -259,7 +259,7 @@ class _Session:
         import torch.distributed as dist
 
         if self.rank == 0:
-            (folder / "metrics.jsonl").write_text(_lines(self.history))
+            (folder / "metrics.jsonl").write_text(_lines(self.history), encoding="utf-8")
         dist.barrier()
         checkpoint.sync(folder)
         hashed: list[Any] = [None] * dist.get_world_size()
@@ -299,7 +299,7 @@ class _Session:
         from stages.train.publish import changes, files
 
         metrics = self.job.out / f"metrics.{self.job.attempt}.jsonl"
-        metrics.write_text(_lines(self.history))
+        metrics.write_text(_lines(self.history), encoding="utf-8")
         checkpoint.sync(metrics)
         return {**dict(files(folder)), "metrics.jsonl": metrics}, changes(self.policy, folder)
 

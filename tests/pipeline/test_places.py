@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +23,10 @@ from omegaconf.errors import ConfigKeyError
 from pipeline import cli, commands
 from pipeline.artifact import check_folder, check_target, make_folder, write_target
 from pipeline.errors import ConfigError
+from pipeline.job import sha256_file
 
 LONG = "n" * 300
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture
@@ -113,6 +119,21 @@ def test_what_can_be_written_is_taken(place: Path) -> None:
     check_target(Path("/dev/null"), "--json")
 
 
+@pytest.mark.parametrize("name", ["run.json", "events.jsonl", "report.html", "iter-01/train/new.json", "figures.json"])
+def test_what_a_run_and_the_store_keep_is_not_written_over(place: Path, name: str) -> None:
+    run, store = place / "runs" / "mine", place / "store"
+    (store / ".leases").mkdir(parents=True)
+    (store / "train-12345678").mkdir()
+    (run / "iter-01").mkdir(parents=True)
+    (run / "iter-01" / "train").symlink_to(store / "train-12345678")
+    (run / "run.json").touch()
+    if name == "figures.json":
+        check_target(run / name, "--json")
+        return
+    with pytest.raises(ConfigError, match=r"^--json .* name another file\.$"):
+        check_target(run / name, "--json")
+
+
 def test_a_pipe_is_written_to_and_not_replaced(place: Path) -> None:
     pipe = place / "pipe"
     os.mkfifo(pipe)
@@ -156,7 +177,7 @@ OF_THE_MACHINE: list[tuple[Callable[[], Exception], str]] = [
     (lambda: OSError(errno.EROFS, os.strerror(errno.EROFS), "store/x"), "store/x"),
     (lambda: OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output"),
     (lambda: OSError(errno.ESTALE, os.strerror(errno.ESTALE), "store"), "store"),
-    (lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.jsonl"), "full"),
+    (lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.jsonl"), "events.jsonl: the disk is full"),
     (lambda: OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"), "full"),
     (lambda: OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x"), "open files"),
     (lambda: ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)), "network"),
@@ -188,6 +209,51 @@ def test_an_error_of_the_machine_is_no_fault_of_ours(
     monkeypatch.setattr(commands, "verify", fails)
     assert word in error_of(capsys, "verify")
     assert not list(place.glob("sparring-crash*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_write_that_fails_names_the_file(place: Path) -> None:
+    with pytest.raises(OSError, match="/dev/full"):
+        write_target(Path("/dev/full"), "text")
+
+
+def test_a_read_that_fails_names_the_file(place: Path) -> None:
+    with pytest.raises(OSError, match="/proc/self/mem"):
+        sha256_file(Path("/proc/self/mem"))
+
+
+def test_an_import_that_a_signal_broke_off_is_the_signal(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As NumPy makes of it."""
+
+    def interrupted(_arguments: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("numpy._core.multiarray failed to import")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(commands, "verify", interrupted)
+    try:
+        assert cli.main(["verify"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "stopped; run the same command again to resume.\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_written_to_nowhere(place: Path, closed: str) -> None:
+    command = f"{sys.executable} -m pipeline.cli plan hardware=cpu paths.store=store paths.runs=runs {closed}"
+    done = subprocess.run(command, shell=True, check=False, capture_output=True, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == 0 and not done.stderr and not list(place.glob("sparring-crash*"))
+
+
+@pytest.mark.parametrize("words", [["oracle", "check", "x.jsonl", "--limit", "many"], ["plan", "--nope"], ["nope"], []])
+def test_a_command_line_that_is_none_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "--help` says" in said
 
 
 @pytest.mark.parametrize("ours", [KeyError("x"), ModuleNotFoundError("gone", name="pipeline.gone"), ValueError("x")])

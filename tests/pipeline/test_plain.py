@@ -1,8 +1,12 @@
 """What models, files and servers write cannot steer a terminal."""
 
 import argparse
+import ast
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +21,7 @@ from pipeline.run_history import opened
 from stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table
 
+ROOT = Path(__file__).parents[2]
 PLANTED = "\x1b]0;owned\x07\x1b[31mred\u202e"
 """Sets a window's title, a colour, and turns the line around."""
 SPELLED = "\\x1b]0;owned\\x07\\x1b[31mred\\u202e"
@@ -48,7 +53,7 @@ def test_a_message_that_quotes_a_file_is_plain(
     assert SPELLED in error and "\x1b" not in error and error.startswith("error: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError(PLANTED), OSError(28, PLANTED)])
+@pytest.mark.parametrize("error", [RuntimeError(PLANTED), OSError(5, PLANTED)])
 def test_so_is_one_that_nobody_expected(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +74,35 @@ def test_so_are_events_and_the_stream_keeps_them_as_they_are(tmp_path: Path) -> 
     events.close()
     assert f"server says {SPELLED}" in stream.getvalue() and "\x1b" not in stream.getvalue()
     assert json.loads((tmp_path / "events.jsonl").read_text())["text"] == f"server says {PLANTED}"
+
+
+def test_a_report_is_whole_where_the_locale_is_not_utf8(tmp_path: Path) -> None:
+    """Characters that the terminal lacks are replaced; files are UTF-8 everywhere."""
+    run = Run(tmp_path).begin()
+    run.add(1, "sample", [samples_table({"a": duel("Say π.", "π", "no", 0.5)})])
+    command = [sys.executable, "-m", "pipeline.cli", "report", run.name, "--runs", str(run.root / "runs")]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env={**os.environ, **locale}, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "π" in (run.root / "runs" / run.name / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", ["pipeline", "stages", "scripts", "benchmarks"])
+def test_every_file_of_text_is_opened_as_utf8(folder: str) -> None:
+    """As ruff asks where it knows that a value is a path."""
+    missing = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and _of_text(call) and "encoding" not in {word.arg for word in call.keywords}
+    ]
+    assert not missing
+
+
+def _of_text(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    modes = [one.value for one in call.args[:1] if isinstance(one, ast.Constant)]
+    return name in ("read_text", "write_text") or (name == "open" and modes in (["r"], ["w"], ["a"], ["x"]))
 
 
 def test_so_are_the_roles_of_a_conversation(tmp_path: Path) -> None:

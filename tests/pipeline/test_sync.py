@@ -138,6 +138,7 @@ def test_refusals_are_one_line(
         return capsys.readouterr().err
 
     assert "--to comet: choose one of tensorboard, wandb, mlflow, trackio" in error("--to", "comet")
+    assert "--project: tensorboard has no projects" in error("--to", "tensorboard", "--project", "mine")
     monkeypatch.setattr(sync, "find_spec", lambda name: None)
     assert error("--to", "wandb") == "error: --to wandb: it is not installed; pip install wandb.\n"
 

@@ -40,6 +40,12 @@ def test_what_is_whole_is_counted(store: Path, capsys: pytest.CaptureFixture[str
     assert "train-00000000: not finished; 0 shards and 3 checkpoints, 0 corrupt" in shown
 
 
+def test_a_folder_that_is_no_store_is_none_that_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["verify", "--store", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --store {tmp_path}: holds no artifacts; name the store (paths.store).\n"
+
+
 @pytest.mark.parametrize("damaged", ["part-00001.test.parquet", "weights.pt", checkpoint.MARKER])
 def test_what_is_damaged_is_named(store: Path, capsys: pytest.CaptureFixture[str], damaged: str) -> None:
     path = max(store.rglob(damaged))

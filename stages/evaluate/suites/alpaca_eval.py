@@ -63,7 +63,7 @@ def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annota
         warnings.simplefilter("ignore")
         config = Path(scratch) / named(annotator.config) / "configs.yaml"
         config.parent.mkdir()
-        config.write_text(json.dumps(settings))  # which is YAML
+        config.write_text(json.dumps(settings), encoding="utf-8")  # which is YAML
         try:
             asked = PairwiseAnnotator(
                 annotators_config=config,
@@ -93,7 +93,7 @@ def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:
 
     path = _config(annotator.config)
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
         named = {str(name): dict(given) for name, given in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(

@@ -305,6 +305,19 @@ def test_what_exists_is_not_overwritten(run: Fabricated, tmp_path: Path, capsys:
     assert "exists; remove it, or choose another place: --to FOLDER" in message
 
 
+@pytest.mark.parametrize("inside", ["store/out", "store/train-0/out", "runs/mine/out", "link/out"])
+def test_nothing_is_exported_into_the_store_or_a_run(
+    run: Fabricated, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str
+) -> None:
+    (run.store / ".leases").mkdir(exist_ok=True)
+    (tmp_path / "link").symlink_to(run.store)
+    where = {"store": run.store, "runs": run.runs, "link": tmp_path / "link"}
+    first, _, rest = inside.partition("/")
+    folder = where[first] / rest.replace("mine", run.name)
+    assert "name a folder elsewhere" in refused(run, capsys, "--to", str(folder))
+    assert not folder.exists()
+
+
 def test_changed_bytes_are_not_exported(run: Fabricated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for weights in run.store.glob("train-*/model.1f/model.safetensors"):
         content = bytearray(weights.read_bytes())

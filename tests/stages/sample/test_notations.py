@@ -30,6 +30,11 @@ HH = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Really?\n\nAssistant:"
 HH_TURNS = TURNS[1:]
 
 
+def parts(text: str) -> list[dict[str, str]]:
+    """A text as two parts of OpenAI's."""
+    return [{"type": "text", "text": half} for half in (text[:2], text[2:])]
+
+
 def write(path: Path, given: list[dict[str, Any]]) -> Path:
     """Write rows; what is no text is its JSON in CSV."""
     if path.suffix == ".jsonl":
@@ -56,6 +61,10 @@ PROMPTS: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
     "messages with the answer": ({"messages": [*TURNS, {"role": "assistant", "content": "Yes."}]}, TURNS),
     "messages as text": ({"prompt": json.dumps(TURNS)}, TURNS),
     "messages as Python's text": ({"prompt": f" {TURNS!r}"}, TURNS),
+    "messages in parts": (
+        {"prompt": [{**turn, "content": parts(turn["content"])} for turn in TURNS]},
+        TURNS,
+    ),
     "sharegpt": ({"id": "a", "conversations": [*SHAREGPT, {"from": "gpt", "value": "Yes."}]}, TURNS),
     "sharegpt, system beside": ({"conversations": SHAREGPT[1:], "system": "Be brief."}, TURNS),
     "sharegpt as text": ({"prompt": json.dumps(SHAREGPT)}, TURNS),
