@@ -91,8 +91,10 @@ def check_places(plan: Plan) -> None:
     check_folder("paths.runs", Path(first.paths.runs))
     for arm in plan.configs:
         check_folder("run.name", _arm_folder(plan, arm))
-    if any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared():
-        check_folder("SPARRING_CACHE", digests.cache_folder())
+    cache = digests.cache_folder()
+    needed = any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared()
+    if needed or not existing(cache).is_dir():  # one that may only be read is enough otherwise
+        check_folder("SPARRING_CACHE", cache)
     if any(source.wanted for source in plan.externals.values()) and find_spec("huggingface_hub"):
         hub.check_cache()
 
