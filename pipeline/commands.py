@@ -150,6 +150,26 @@ def run(arguments: argparse.Namespace) -> None:
     for history in run_history.begun(Path(first.paths.runs), first.run.name):
         if history.arm in arms:
             print_report(history, _console())
+    if text := _onward(plan, store):
+        print(text)
+
+
+ENOUGH = 3
+"""Iterations of the starter prompts: one alone changes little."""
+
+
+def _onward(plan: Plan, store: Path) -> str:
+    """Return what is said after fewer iterations of the starter prompts: what it takes to go on."""
+    first = _first(plan)
+    if first.prompts.source != "starter" or first.iterations >= ENOUGH:
+        return ""
+    configs = {arm: replace(one, iterations=ENOUGH) for arm, one in plan.configs.items()}
+    longer = build(configs, Sources(plan.pins))
+    more = estimate.Estimate(longer, estimate.manifests(store)).total(inspect(longer, store))
+    return (
+        f"Few iterations on few prompts change little: iterations={ENOUGH} (make iter N={ENOUGH}) goes on from here, "
+        f"about {more.seconds / 60:.0f} minutes."
+    )
 
 
 def check_installed(plan: Plan) -> None:

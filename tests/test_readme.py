@@ -30,6 +30,13 @@ def test_the_commands_of_the_readme_are_those_of_the_command_line() -> None:
         assert command in known
 
 
+@pytest.mark.parametrize("words", re.findall(r'^make iter N=\d .*?ARGS="(.*?)"', TEXT, re.M))
+def test_the_settings_of_a_run_are_accepted(words: str) -> None:
+    from pipeline import config
+
+    config.load([*([] if "hardware=" in words else ["hardware=cpu"]), *shlex.split(words)])
+
+
 def test_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.M))  # commands, not the word in a sentence

@@ -12,8 +12,18 @@ def test_default_is_s_sppo_on_the_embedded_parts() -> None:
     found = config.load(["hardware=cpu"])
     assert (found.objective.name, found.gate.name, found.repulsion.name) == ("sppo", "linear", "hinge")
     assert (found.policy.name, found.oracle.kind, found.judge.kind) == ("smollm2-135m", "mini", "lexical")
-    assert found.prompts.per_iteration >= 64 and found.prompts.heldout >= 64
-    assert found.sampler.k >= 4 and found.sampler.max_tokens >= 96
+    assert (found.prompts.limit, found.prompts.heldout, found.prompts.per_iteration) == (120, 200, 40)
+    assert (found.sampler.max_tokens, found.trainer.global_batch, found.trainer.lr, found.evaluate.k) == (
+        32,
+        4,
+        1e-5,
+        2,
+    )
+
+
+def test_prompts_of_ones_own_are_sampled_longer() -> None:
+    found = config.load(["hardware=cpu", "prompts=file", "prompts.path=p.jsonl"])
+    assert (found.sampler.max_tokens, found.evaluate.k, found.diagnostics.capped) == (96, 1, 0.75)
 
 
 def test_experiment_sppo_is_without_gate_and_repulsion() -> None:
@@ -73,9 +83,10 @@ MESSAGES = [
     ("tracking.sinks=[comet]", r"tracking\.sinks: comet is not known; choose of tensorboard, wandb, mlflow, trackio"),
     ("tracking.sinks=[trackio]", r"tracking\.sinks: trackio is not installed; pip install trackio"),
     ("trainer.min_steps=4", r"trainer\.min_steps=4: must be an integer ≥ 8"),
-    ("trainer.global_batch=16", r"too few optimizer steps: 64 prompts .* = 4 steps, at least 8"),
-    ("prompts.max_tokens=500", r"500 \+ sampler\.max_tokens=96 = 596 exceeds trainer\.max_length=512"),
-    ("hardware.workers=3", r"trainer\.global_batch=8 is not a multiple of hardware\.workers=3"),
+    ("trainer.global_batch=8", r"too few optimizer steps: 40 prompts .* = 5 steps, at least 8"),
+    ("prompts.max_tokens=500", r"500 \+ sampler\.max_tokens=32 = 532 exceeds trainer\.max_length=512"),
+    ("hardware.workers=3", r"global_batch=4 .* Set hardware\.workers=2, or trainer\.global_batch=6\.$"),
+    ("policy.stop=[</s>]", r"policy\.stop=\[</s>\]: quote what it lists: \"policy\.stop=\['</s>'\]\"\.$"),
     ("prompts=file", r"prompts\.path is not set; add prompts\.path="),
     ("policy=folder", r"policy\.path is not set; add policy\.path="),
     ("run.name='a/b'", r"run\.name=a/b: use at most 100 letters"),
@@ -95,12 +106,23 @@ def test_a_mistake_has_one_message(override: str, message: str) -> None:
 def test_what_is_cut_may_be_sampled_longer_than_it_is_trained() -> None:
     loaded = config.load(["prompts.max_tokens=500", "trainer.truncate=keep_end"])
     assert loaded.prompts.max_tokens + loaded.sampler.max_tokens > loaded.trainer.max_length
+    with pytest.raises(ConfigError, match=r"=512 leaves no room for a response in trainer\.max_length=512"):
+        config.load(["prompts.max_tokens=512", "trainer.truncate=keep_end"])
 
 
 def test_servers_are_addresses_alone() -> None:
     for good in ("http://127.0.0.1:8000", "https://node-17.cluster", "http://[::1]:8000"):
         assert config.load(["sampler=server", f"sampler.urls=['{good}']"]).sampler.urls == (good,)
-    for bad in ("127.0.0.1:8000", "http://a:8000/v1", "http://a:8000/", "ftp://a", "http://", "http://me:key@a"):
+    for bad in (
+        "127.0.0.1:8000",
+        "http://a:8000/v1",
+        "http://a:8000/",
+        "ftp://a",
+        "http://",
+        "http://me:key@a",
+        "http://a:0",
+        "http://a:99999",
+    ):
         with pytest.raises(ConfigError, match=r"^sampler\.urls: .* is no address of a server; write http://host:port"):
             config.load(["sampler=server", f"sampler.urls=['http://a:1','{bad}']"])
     with pytest.raises(ConfigError, match=r"^sampler\.urls is empty"):
@@ -108,7 +130,7 @@ def test_servers_are_addresses_alone() -> None:
 
 
 def test_several_steps_of_two_epochs_are_enough() -> None:
-    assert config.load(["trainer.global_batch=16", "trainer.epochs=2"]).trainer.epochs == 2
+    assert config.load(["trainer.global_batch=8", "trainer.epochs=2"]).trainer.epochs == 2
 
 
 def test_sweeps_become_named_arms() -> None:

@@ -169,4 +169,4 @@ def test_what_embedding_took_is_measured_in_responses_of_the_same_encoder(tmp_pa
     assert estimate.measured_rate(of(again, "embed", 1), again, [done]) == 50
     assert estimate.measured_rate(of(other, "embed", 1), other, [done]) is None
     found = estimate.cost(of(again, "embed", 1), again, [done])
-    assert found.seconds == pytest.approx(12 + 64 * 8 / 50) and not found.reckoned
+    assert found.seconds == pytest.approx(12 + 40 * 8 / 50) and not found.reckoned

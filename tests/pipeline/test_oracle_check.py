@@ -209,7 +209,7 @@ def test_limit_and_the_second_seat(check: Check) -> None:
 
 @pytest.mark.parametrize(
     ("reads", "oracle", "judge"),
-    [("duels", 64 * 18, 2 * 30 * 2 * 4), ("responses", 64 * 6, 2 * 30 * 4), ("texts", 64 * 7, 2 * 30 * 5)],
+    [("duels", 40 * 18, 2 * 30 * 2 * 4), ("responses", 40 * 6, 2 * 30 * 4), ("texts", 40 * 7, 2 * 30 * 5)],
 )
 def test_what_an_iteration_reads(reads: str, oracle: int, judge: int) -> None:
     """Each of 6 responses meets 2 of them: 9 pairs in both orders. By the judge 2 meet 2, of two other policies."""
@@ -284,7 +284,7 @@ def test_published_files_are_read_as_they_are(check: Check, name: str, rows: int
 def test_a_file_of_prompts_decides_how_many_an_iteration_plays(check: Check, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "Question {i}?"}}\n' for i in range(40)))
     words = ["prompts=file", f"prompts.path={tmp_path / 'p.jsonl'}", "sampler.k=5"]
-    assert check(check.file(labelled(8)), "oracle=lexical", *words)[0]["run_reads"] == 64 * 5
+    assert check(check.file(labelled(8)), "oracle=lexical", *words)[0]["run_reads"] == 32 * 5
     assert check(check.file(labelled(8)), "--judge", "judge=lexical", "oracle=mini", *words)[0]["run_reads"] == 8 * 4
 
 

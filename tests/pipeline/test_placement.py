@@ -17,6 +17,7 @@ from tests.pipeline.plans import Fixed
 
 TWO_CORES = [{"CPU": 2, "GPU": 0}]
 NODE_OF_8 = {"CPU": 64, "GPU": 8}
+EIGHT = ("trainer.global_batch=8", "prompts.per_iteration=64")
 SIXTEEN = ("trainer.global_batch=16", "prompts.per_iteration=128")
 
 
@@ -35,7 +36,7 @@ def plan_of(*overrides: str) -> Plan:
         (["hardware.annotator_cpus=3"], TWO_CORES, "hardware.annotator_cpus=3"),
         (["hardware.cores_per_engine=5"], TWO_CORES, "hardware.cores_per_engine=5"),
         (["hardware=cuda"], TWO_CORES, "policy.tensor_parallel=1"),
-        (["hardware=cuda", "hardware.workers=8"], [NODE_OF_8], None),
+        (["hardware=cuda", "hardware.workers=8", *EIGHT], [NODE_OF_8], None),
         (
             ["hardware=cuda", "hardware.workers=16", *SIXTEEN],
             [NODE_OF_8],
@@ -119,7 +120,9 @@ def test_gpus_that_are_hidden_are_not_there(
     assert cluster.gpu_count() == left
 
 
-@pytest.mark.parametrize(("profile", "code"), [(["hardware=cuda"], 2), (["hardware=h100x8"], 0), (["hardware=cpu"], 0)])
+@pytest.mark.parametrize(
+    ("profile", "code"), [(["hardware=cuda"], 2), (["hardware=h100x8", *EIGHT], 0), (["hardware=cpu"], 0)]
+)
 def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], profile: list[str], code: int
 ) -> None:
@@ -130,4 +133,4 @@ def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
     shown = capsys.readouterr()
     assert "steps, " in shown.out
     assert ("can never be placed" in shown.err) == (code == 2)
-    assert ("to look at, not to run here" in shown.out) == (profile == ["hardware=h100x8"])
+    assert ("to look at, not to run here" in shown.out) == (profile[0] == "hardware=h100x8")

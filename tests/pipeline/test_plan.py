@@ -1,8 +1,11 @@
 """Plans: fingerprints name definitions, arms share, ablations redo little."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from pipeline import config
+from pipeline import commands, config
 from pipeline.build import build
 from pipeline.digests import cache_folder
 from pipeline.errors import ConfigError
@@ -26,6 +29,13 @@ def test_golden_fingerprints_of_the_default_config() -> None:
 def test_n_is_in_no_fingerprint() -> None:
     one, three = labels(plan_of("iterations=1")), labels(plan_of("iterations=3"))
     assert one.items() <= three.items() and len(three) > len(one)
+
+
+def test_a_first_run_says_what_going_on_takes(tmp_path: Path) -> None:
+    said = commands._onward(plan_of("iterations=1"), tmp_path)
+    assert re.fullmatch(r"Few .*: iterations=3 \(make iter N=3\) goes on from here, about \d\d minutes\.", said)
+    mine = ["prompts=file", "prompts.path=p.jsonl", "prompts.per_iteration=64", "prompts.heldout=64"]
+    assert not any(commands._onward(plan_of(*words), tmp_path) for words in (["iterations=3"], mine))
 
 
 def of_iteration(plan: Plan, t: int) -> set[str]:
@@ -115,7 +125,7 @@ def test_a_shard_of_the_default_profile_has_minutes_one_of_ultrafeedback_hours()
         found = plan_of(*overrides)
         return float(next(s for s in found.steps.values() if s.spec.kind == "sample").runtime["deadline_s"])
 
-    assert deadline() == 10 * (12 + 32 * 4 * 96 / 180)
+    assert deadline() == 10 * (12 + 32 * 4 * 32 / 180)
     assert deadline("prompts=ultrafeedback", "sampler.k=5", "sampler.max_tokens=512") > 10 * 3600
     assert deadline("hardware.shard_deadline_s=7") == 7
 
@@ -289,22 +299,22 @@ def test_configs_are_kept_by_arm() -> None:
 
 
 GOLDEN: dict[str, str] = {
-    "0/prompts": "e27c229539ecfcd4",
-    "1/sample": "d7837e0471699724",
-    "0/sample_base": "71491bc9983f4354",
-    "1/score": "de71ed875012d6c4",
-    "1/embed": "fa41a29b8c5df27d",
-    "1/pairs": "b7cd61a5c41dc7be",
-    "1/calibrate": "d725407e6c37f4e1",
-    "1/reference": "27bf6c950c43feba",
-    "1/train": "f3d9c59f760996f0",
-    "1/sample_heldout": "36708f5bc1352a66",
-    "1/logprobs_own": "98b56c00ee436e16",
-    "1/logprobs_previous": "68ff911d18bf8fbf",
-    "1/logprobs_base": "68ff911d18bf8fbf",
-    "1/score_oracle_previous": "1302a6f9d89c2a1e",
-    "1/score_oracle_base": "1302a6f9d89c2a1e",
-    "1/score_second_previous": "b31564fe1db203f6",
-    "1/score_second_base": "b31564fe1db203f6",
-    "1/evaluate": "905479a5ca1c1a95",
+    "0/prompts": "ee5e949137882083",
+    "1/sample": "7c2a7b6c8192b437",
+    "0/sample_base": "d12df55c38cc105c",
+    "1/score": "5f98cf791321da1b",
+    "1/embed": "974ccc8113d2b601",
+    "1/pairs": "2abaa4492c412b5d",
+    "1/calibrate": "0d724dfd7c9f156f",
+    "1/reference": "4262d9461115345d",
+    "1/train": "9d4f79b1bb9488fc",
+    "1/sample_heldout": "658273a2de38424b",
+    "1/logprobs_own": "09ea1e0a84513979",
+    "1/logprobs_previous": "82fc720cca7ec768",
+    "1/logprobs_base": "82fc720cca7ec768",
+    "1/score_oracle_previous": "fab1cfc9bd58ae69",
+    "1/score_oracle_base": "fab1cfc9bd58ae69",
+    "1/score_second_previous": "71c01d9b70da5f77",
+    "1/score_second_base": "71c01d9b70da5f77",
+    "1/evaluate": "8496becf53623757",
 }

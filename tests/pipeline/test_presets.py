@@ -256,7 +256,7 @@ CHANGED = {
     "gate=linear repulsion=hinge win_rate=matrix": "gate.name=linear, repulsion.name=hinge, win_rate=matrix",
     "objective=ipo": "objective.name=ipo",
     "adapter=lora": "trainer.lr=5e-06, trainer.adapter.name=lora",
-    "prompts=starter trainer.global_batch=8": "prompts.source=starter, trainer.global_batch=8",
+    "prompts=starter trainer.global_batch=4": "prompts.source=starter, trainer.global_batch=4",
     "iterations=1 seed=3 judge=mini hardware.workers=4 trainer.band_every=0": "",
     "sampler=transformers sampler.k=5 sampler.max_tokens=2048 prompts.heldout=64 evaluate.best_of=16": "",
 }

@@ -46,7 +46,7 @@ def plan(path: Path, *overrides: str) -> Plan:
 
 @pytest.mark.parametrize(
     ("n", "heldout", "train", "per_iteration"),
-    [(10, 2, 8, 64), (40, 8, 32, 64), (100, 20, 80, 64), (400, 64, 336, 64)],
+    [(10, 2, 8, 32), (40, 8, 32, 32), (100, 20, 80, 64), (400, 64, 336, 64)],
 )
 def test_the_default_of_a_file_fits_it(tmp_path: Path, n: int, heldout: int, train: int, per_iteration: int) -> None:
     made = plan(mine(tmp_path, n))
@@ -69,8 +69,8 @@ def test_more_prompts_where_the_steps_need_them(tmp_path: Path) -> None:
     ("n", "overrides", "error", "words"),
     [
         (40, ["prompts.heldout=64"], DataError, ["40 usable prompts", "prompts.heldout=64"]),
-        (4, [], ConfigError, ["3 prompts to train on", "1 held out", "trainer.global_batch=8", "8 steps"]),
-        (60, ["prompts.slices=3"], ConfigError, ["prompts.slices=3", "16 in each", "2 optimizer steps"]),
+        (4, [], ConfigError, ["3 prompts to train on", "1 held out", "trainer.global_batch=4", "8 steps"]),
+        (60, ["prompts.slices=3"], ConfigError, ["prompts.slices=3", "16 in each", "4 optimizer steps"]),
         (1, [], DataError, ["1 usable prompts", "prompts.heldout=1"]),
         (0, [], DataError, ["holds no prompts"]),
     ],
@@ -162,10 +162,10 @@ def test_a_folder_is_named_by_its_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "train", "words"),
     [
-        (["iterations=4"], 256, None),
-        (["iterations=5"], 256, "5 iterations of 64 prompts take 320, there are 256: from iteration 5 on"),
-        (["iterations=3"], 100, "there are 100: from iteration 2 on"),
-        (["iterations=1"], 32, "1 iteration of 64 prompts take 64, there are 32: from iteration 1 on"),
+        (["iterations=3"], 120, None),
+        (["iterations=4"], 120, "4 iterations of 40 prompts take 160, there are 120: from iteration 4 on"),
+        (["iterations=3"], 70, "there are 70: from iteration 2 on"),
+        (["iterations=1"], 32, "1 iteration of 40 prompts takes 40, there are 32: from iteration 1 on"),
         (["iterations=9"], None, None),
         (["iterations=4", "prompts.per_iteration=null", "prompts.slices=3"], None, "from 4 on they are dealt again"),
         (["iterations=3", "prompts.per_iteration=null", "prompts.slices=3"], None, None),
@@ -177,10 +177,10 @@ def test_prompts_that_are_dealt_again(overrides: list[str], train: int | None, w
 
 
 def test_a_plan_says_that_prompts_are_dealt_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, paths = mine(tmp_path, 40), [f"paths.store={tmp_path / 'store'}", f"paths.runs={tmp_path / 'runs'}"]
+    path, paths = mine(tmp_path, 20), [f"paths.store={tmp_path / 'store'}", f"paths.runs={tmp_path / 'runs'}"]
     assert main(["plan", "hardware=cpu", "prompts=file", f"prompts.path={path}", *paths]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "1 iteration of 64 prompts take 64, there are 32: from iteration 1 on prompts are dealt again" in out
+    assert "1 iteration of 32 prompts takes 32, there are 16: from iteration 1 on prompts are dealt again" in out
 
 
 def test_files_that_are_not_here_are_not_counted() -> None:

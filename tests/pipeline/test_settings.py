@@ -32,7 +32,11 @@ OPTIONS = [(group, option) for (group, _), option in KINDS.items()]
 def chosen(group: str, option: str) -> list[str]:
     words = [f"{group}={option}", "prompts.per_iteration=512", "prompts.slices=null"]
     words = [word for word in words if group != "prompts" or "prompts." not in word]
-    return [*words, *ALSO.get(f"{group}={option}", []), *(["hardware=cpu"] if group != "hardware" else [])]
+    return [
+        *words,
+        *ALSO.get(f"{group}={option}", []),
+        *(["hardware=cpu"] if group != "hardware" else ["trainer.global_batch=8"]),
+    ]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
