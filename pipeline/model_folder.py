@@ -26,7 +26,7 @@ from pipeline.digests import cached_sha256, load, save
 from pipeline.errors import DataError
 from pipeline.plain import listed, printable
 
-VERSION = 1
+VERSION = 2
 """Of what is found by stages/model_check.py."""
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 SETTINGS = (

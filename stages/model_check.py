@@ -18,7 +18,7 @@ from pipeline.errors import DataError, SparringError
 from pipeline.model_folder import read_json
 from pipeline.plain import listed
 from stages.annotate import oracles
-from stages.outline import one_line, outline
+from stages.outline import check_read, one_line, outline
 from stages.sample.engine import stop_ids
 from stages.vllm import cpu_head_sizes, known_architectures, quickly
 
@@ -31,10 +31,10 @@ GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 def facts(folder: Path) -> dict[str, Any]:
     """Return what there is to know of a policy's folder (Facts); DataError where it cannot be played and trained."""
     config = _config(folder)
-    model = _model(folder, config)
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if layers is not None and layers < 1:
         raise DataError(f"{folder / 'config.json'}: num_hidden_layers is {layers}; a policy has one layer or more.")
+    model = _model(folder, config)
     return {
         "layers": layers,
         "vllm": _architecture(config),
@@ -72,7 +72,7 @@ def _config(folder: Path) -> Any:
 
 
 def _model(folder: Path, config: Any) -> Any:
-    """Return the model without its weights; DataError where the files lack one of them."""
+    """Return the model without its weights; DataError where the files lack one of them, or hold more of the network."""
     from transformers import AutoModelForCausalLM
 
     model, missing, unknown = outline(AutoModelForCausalLM, folder, config)
@@ -82,6 +82,7 @@ def _model(folder: Path, config: Any) -> Any:
             f"{folder}: its files lack {listed(missing)} of a {type(model).__name__}{instead}; transformers would fill "
             "in random numbers. Save the model whole, or copy the folder again."
         )
+    check_read(folder, model, unknown)
     return model
 
 

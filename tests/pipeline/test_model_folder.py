@@ -147,6 +147,22 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "heads do not divide": (setting("config.json", num_attention_heads=7), r"config.json: .*\(64\).*\(7\)"),
     "no layers": (setting("config.json", num_hidden_layers=0), "config.json: num_hidden_layers"),
     "a layer too few": (setting("config.json", num_hidden_layers=3), r"lack model\.layers\.2\..* and 6 more"),
+    "a layer too many": (
+        setting("config.json", num_hidden_layers=1),
+        r"hold model\.layers\.1\..* and 6 more, which a LlamaForCausalLM .*: config\.json does not fit",
+    ),
+    "a layer too many for predicting more tokens": (
+        setting("config.json", num_hidden_layers=1, num_nextn_predict_layers=0),
+        r"hold model\.layers\.1\.",
+    ),
+    "a layer too many, saved from the base model": (
+        both(tensors(lambda n, w: {n.removeprefix("model."): w}), setting("config.json", num_hidden_layers=1)),
+        r"hold layers\.1\.",
+    ),
+    "biases that are not read": (
+        tensors(lambda n, w: {n: w} | ({f"{n[:-7]}.bias": torch.ones(64)} if "q_proj" in n else {})),
+        r"hold model\.layers\.0\.self_attn\.q_proj\.bias, .*config\.json does not fit",
+    ),
     "other shapes": (setting("config.json", vocab_size=100), r"lm_head\.weight is \(259, 64\).*\(100, 64\)"),
     "cut": (cut(100_000), "model.safetensors: has 100,000 bytes of"),
     "cut in its header": (cut(100), "model.safetensors"),
@@ -220,6 +236,23 @@ LEGAL: dict[str, Change] = {
     "half precision": tensors(lambda n, w: {n: w.half()}),
     "saved from the base model": tensors(lambda n, w: {n.removeprefix("model."): w}),
     "tensors that are not read": tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}),
+    "layers that predict further tokens": both(
+        tensors(lambda n, w: {n: w} | ({n.replace(".1.", ".2."): w + 1} if ".1." in n else {})),
+        setting("config.json", num_nextn_predict_layers=1),
+    ),
+    "a head that predicts further tokens": tensors(
+        lambda n, w: {n: w, "model.mtp_layers.0.norm.weight": torch.ones(3), "mtp.fc.weight": torch.ones(3)}
+    ),
+    "buffers of old checkpoints": tensors(
+        lambda n, w: {
+            n: w,
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3),
+            "model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(3),
+            "model.layers.0.attn.bias": torch.ones(1, 1, 8, 8),
+            "model.layers.0.attn.masked_bias": torch.ones(()),
+        }
+    ),
+    "a head beside tied embeddings": setting("config.json", tie_word_embeddings=True),
     "an integer buffer": tensors(lambda n, w: {n: w, "model.position_ids": torch.arange(4)}),
     "auto_map beside a known model_type": setting("config.json", auto_map={"AutoModelForCausalLM": "modeling.Own"}),
     "quantization_config is null": lambda f: text(
