@@ -55,40 +55,44 @@ def outline(auto: Any, folder: Path, config: Any) -> tuple[Any, set[str], set[st
     return model, set(report["missing_keys"]), set(report["unexpected_keys"])
 
 
-def check_read(folder: Path, model: Any, unknown: set[str]) -> None:
-    """DataError where the files hold a part of the network that its config.json does not have."""
-    dropped = _within(model, unknown, weights(folder))
+def check_read(folder: Path, model: Any, unknown: set[str]) -> list[str]:
+    """DataError where the files hold a part of the network that its config.json does not have.
+
+    Return the weights beside it, heads of other tasks such as v_head or score.
+    """
+    dropped, beside = _parted(model, unknown, weights(folder))
     if dropped:
         raise DataError(
             f"{folder}: its files hold {listed(dropped)}, which a {type(model).__name__} of its config.json does not "
             "read: config.json does not fit the weights. Copy both of one model."
         )
+    return beside
 
 
-def _within(model: Any, unknown: set[str], files: Mapping[str, Tensor]) -> list[str]:
-    """Return the weights among `unknown` that lie within the network of a model.
+def _parted(model: Any, unknown: set[str], files: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Return the weights among `unknown` that lie within the network of a model, and those beside it.
 
-    Heads of other tasks lie beside it (v_head, score), and are no part of a policy. Neither are buffers: integers,
-    causal masks (1, 1, n, n), and the model's own that are not stored.
+    Buffers are none of them: integers, causal masks (1, 1, n, n), and the model's own that are not stored.
     """
     base, buffers = f"{model.base_model_prefix}.", dict(model.named_buffers())
     parts = model._modules.keys() | model.base_model._modules.keys()  # a base model's names have no prefix
     config = model.config.get_text_config()
     count, further = getattr(config, "num_hidden_layers", 0), getattr(config, "num_nextn_predict_layers", 0) or 0
 
-    def is_part(name: str) -> bool:
+    def is_weight(name: str) -> bool:
         tensor = files.get(name) or files.get(name.removeprefix(base))
         layer = re.search(r"\blayers\.(\d+)\.", name)
         return not (
-            name.partition(".")[0] not in parts
-            or name in buffers
+            name in buffers
             or (tensor is not None and (tensor.dtype[0] in "IUB" or tensor.shape[:-2] == (1, 1)))
             or NO_WEIGHT.search(name)
             or FURTHER.search(name)
             or (layer and count <= int(layer[1]) < count + further)
         )
 
-    return [name for name in unknown if is_part(name)]
+    found = sorted(filter(is_weight, unknown))
+    dropped = [name for name in found if name.partition(".")[0] in parts]
+    return dropped, [name for name in found if name not in dropped]
 
 
 def check_shapes(folder: Path, report: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Sources, check_policy, check_policy_folder
 from stages import model_check
 from stages.chat import Chat, load_tokenizer
-from stages.vllm import cpu_head_sizes, known_architectures
+from stages.vllm import cpu_head_sizes, known_architectures, runner
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12930408\n"
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -113,6 +113,16 @@ def sharded(lost: str | None = None) -> Change:
     return change
 
 
+def index(file: str) -> Change:
+    """Write an index of all tensors to one file, beside the weights."""
+
+    def change(folder: Path) -> None:
+        places = dict.fromkeys(load_file(folder / "model.safetensors"), file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+    return change
+
+
 def token(content: str, special: bool) -> Change:
     """Add a token beyond the embedding's rows."""
 
@@ -186,6 +196,26 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "an index without metadata": (
         both(sharded(), setting("model.safetensors.index.json", metadata=None)),
         "index.json: no metadata",
+    ),
+    "a broken index beside the weights": (text("model.safetensors.index.json", "[]"), r"index\.json: .*remove it"),
+    "an index that is no JSON": (text("model.safetensors.index.json", "{"), r"index\.json: .*remove it"),
+    "an index of no files": (text("model.safetensors.index.json", '{"weight_map": {}}'), r"index\.json: .*remove it"),
+    "a stale index beside the weights": (
+        text("model.safetensors.index.json", '{"weight_map": {"a": "nope.safetensors"}}'),
+        r"index\.json: names nope\.safetensors, and model\.safetensors is beside it\. .*remove it",
+    ),
+    "an index of other weights beside these": (
+        both(lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"), index("old.safetensors")),
+        r"index\.json: names old\.safetensors",
+    ),
+    "negative epsilon": (setting("config.json", rms_norm_eps=-1.0), r"config\.json: rms_norm_eps is -1\.0"),
+    "negative base of rotations": (
+        setting("config.json", rope_parameters={"rope_type": "default", "rope_theta": -1.0}),
+        r"config\.json: rope_theta is -1\.0",
+    ),
+    "no base of rotations": (
+        setting("config.json", rope_theta=0, rope_parameters=None),
+        r"config\.json: rope_theta is 0",
     ),
     "no head": (tensors(lambda n, w: {} if n == "lm_head.weight" else {n: w}), r"lack lm_head\.weight of a Llama"),
     "no norm": (tensors(lambda n, w: {} if n == "model.norm.weight" else {n: w}), r"lack model\.norm\.weight"),
@@ -262,6 +292,11 @@ LEGAL: dict[str, Change] = {
     "several ends": setting("generation_config.json", eos_token_id=[0, 2]),
     "a control token that nothing writes": token("<image>", special=True),
     "no architectures": setting("config.json", architectures=None),
+    "architectures are null": lambda f: text(
+        "config.json", (f / "config.json").read_text().replace('"architectures"', '"architectures": null, "was"', 1)
+    )(f),
+    "a base of rotations that is not read": setting("config.json", rope_theta=-1),
+    "an index beside the weights": index("model.safetensors"),
 }
 
 
@@ -427,7 +462,52 @@ def test_an_architecture_that_the_engine_does_not_know(folder: Path) -> None:
     chosen(folder, "sampler=transformers")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["LlamaForSequenceClassification"],
+        "LlamaForSequenceClassification",
+        ["GPT2ForSequenceClassification"],
+        ["NeverModel", "LlamaForCausalLM"],
+        ["Qwen2ForCausalLM"],
+        ["GPT2LMHeadModel"],
+    ],
+)
+def test_architectures_that_the_engine_takes_for_another_model(folder: Path, names: list[str] | str) -> None:
+    """It generates nothing, or makes up what Llama does not have, such as Qwen's biases."""
+    setting("config.json", architectures=names)(folder)
+    with pytest.raises(ConfigError, match=rf"sampler\.engine=vllm: .*{names[0]}.* should be \[.LlamaForCausalLM.\]"):
+        chosen(folder, "sampler=vllm")
+    chosen(folder, "sampler=transformers")
+
+
+BESIDE: dict[str, tuple[Change, str]] = {
+    "a value head": (tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}), r"no place for v_head\.weight"),
+    "another file": (
+        lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"),
+        r"would read old\.safetensors too",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_the_engine_reads_beside_the_model(folder: Path, name: str) -> None:
+    change, named = BESIDE[name]
+    change(folder)
+    with pytest.raises(ConfigError, match=rf"sampler\.engine=vllm: .*{named}"):
+        chosen(folder, "sampler=vllm")
+    chosen(folder, "sampler=transformers")
+
+
+@pytest.mark.parametrize("names", [None, [], ["LlamaModel"], ["LlamaForCausalLM"], ["MistralForCausalLM"]])
+def test_architectures_that_the_engine_generates_with(folder: Path, names: list[str] | None) -> None:
+    setting("config.json", architectures=names)(folder)
+    chosen(folder, "sampler=vllm")
+
+
 def test_what_is_read_of_the_engines_source() -> None:
     assert {"LlamaForCausalLM", "GraniteForCausalLM", "Gemma2ForCausalLM", "OlmoForCausalLM"} <= known_architectures()
+    assert runner("LlamaForCausalLM") == runner("GPT2LMHeadModel") == "generate" and not runner("Never")
+    assert runner("LlamaForSequenceClassification") == runner("LlamaModel") == "pooling"
     assert not {"NeverForCausalLM", "MptForCausalLM"} & known_architectures()
     assert 64 in cpu_head_sizes() and 16 not in cpu_head_sizes()
