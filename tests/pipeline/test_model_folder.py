@@ -422,6 +422,44 @@ def test_a_layer_that_there_is_not(folder: Path, layer: int) -> None:
         chosen(folder, "repulsion=hinge", f"repulsion.layer={layer}")
 
 
+TARGETS = {
+    "[nope]": r"\['nope'\]: the policy has no linear layer nope; choose from down_proj, ",
+    "[q_proj,nope]": r"\['q_proj', 'nope'\]: the policy has no linear layer nope",
+    "[embed_tokens]": "no linear layer embed_tokens",
+    "[lm_head]": "the head takes no adapter; leave it out",
+}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_targets_of_an_adapter_that_there_are_not(folder: Path, targets: str, adapter: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.adapter\.targets=.*{TARGETS[targets]}"):
+        chosen(folder, f"adapter={adapter}", f"trainer.adapter.targets={targets}")
+
+
+def test_an_adapter_that_the_layers_take(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for targets in ("[]", "[q_proj,v_proj]", "[layers.1.self_attn.q_proj]", "[model.layers.0.mlp.up_proj]"):
+        chosen(folder, "adapter=lora", f"trainer.adapter.targets={targets}")
+    chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
+    with pytest.raises(ConfigError, match=r"trainer\.adapter\.rank=1000000: .*at most 64"):
+        chosen(folder, "adapter=lora", "trainer.adapter.rank=1000000")
+    monkeypatch.setattr(model_folder, "_found", None)  # what was found is kept
+    chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
+
+
+def test_an_adapter_for_a_model_that_peft_takes_none_for(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    made("mamba", folder)
+    with pytest.raises(ConfigError, match=r"trainer\.adapter\.targets=\[\]: .*mamba"):
+        chosen(folder, "adapter=lora", "sampler=transformers")
+
+
+@pytest.mark.parametrize("alpha", ["1e308", "1e-320", "0"])
+def test_an_adapter_whose_scale_is_no_number(alpha: str) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.adapter\.alpha=.*from 1e-06 to 1e\+06"):
+        config.load(["adapter=lora", f"trainer.adapter.alpha={alpha}"])
+
+
 def test_stop_tokens_are_the_tokenizers(folder: Path) -> None:
     chosen(folder, 'policy.stop=["<|im_end|>"]')
     with pytest.raises(DataError, match=r"policy\.stop: <\|eot_id\|> .*<\|im_end\|>"):
