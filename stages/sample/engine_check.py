@@ -59,7 +59,8 @@ def _on_cpu() -> bool:
 
 
 def _refused(name: str, value: Any, engine: str, error: Exception) -> ConfigError:
-    return ConfigError(f"sampler.engine_args.{name}={json.dumps(value)}: {engine} refuses it ({said(error)}).")
+    place = f"sampler.engine_args.{name}={json.dumps(value)}"
+    return ConfigError(f"{place}: {engine} refuses it ({said(error)}); change it or leave it out.")
 
 
 def said(error: Exception) -> str:
@@ -68,8 +69,10 @@ def said(error: Exception) -> str:
 
     if isinstance(error, ValidationError):
         text = "; ".join(dict.fromkeys(one["msg"].removeprefix("Value error, ") for one in error.errors()))
-        return " ".join(text.split())[:MOST].rstrip(".")
-    return one_line(error).rstrip(".")
+        text = " ".join(text.split())
+        return f"{text[:MOST]} ..." if len(text) > MOST else text.removesuffix(".")
+    text = one_line(error)
+    return text if text.endswith("...") else text.removesuffix(".")
 
 
 def _check_attention(folder: Path, start: Start) -> None:
