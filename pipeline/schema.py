@@ -28,6 +28,7 @@ from pipeline.fields import (
     Options,
     Place,
     Positive,
+    Scale,
     Share,
     Size,
     Text,
@@ -415,7 +416,8 @@ class OffAdapter:
 class Adapter:
     name: Literal["lora", "qlora"]
     rank: Count
-    alpha: Positive
+    alpha: Scale
+    """Any that leaves alpha / rank neither 0 nor infinite in fp32."""
     targets: tuple[Text, ...]
     """Names of layers, such as q_proj; empty: all linear layers but the head."""
 

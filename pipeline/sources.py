@@ -6,9 +6,10 @@ Embedded parts come out of ordinary packages; the rest is local, or of the hub. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import stages.annotate
 import stages.sample
@@ -189,11 +190,15 @@ def check_policy_folder(folder: Path) -> None:
 
 
 def check_policy(config: Config, policy: Input) -> None:
-    """Refuse settings that the policy cannot take: its context, layers, control tokens, and the engine."""
+    """Refuse settings that the policy cannot take: its context, layers, adapter, control tokens, and the engine."""
     if policy.wanted:
         return  # looked at again when it is here
     sampler, stop = config.sampler, config.policy.stop
     check_context(policy, config.prompts.max_tokens + sampler.max_tokens)
+    if isinstance(sampler, EngineSampler) and sampler.engine_args and policy.root.is_dir():
+        model_folder.check_engine(policy.root, _start(config, sampler))
+    if config.trainer.adapter.name != "off" and policy.root.is_dir():
+        model_folder.check_adapter(policy.root, asdict(config.trainer.adapter))
     layer = getattr(config.repulsion, "layer", LAST)
     if isinstance(config.policy, EmbeddedPolicy) and layer == LAST and not stop:
         return  # all of it is known to work
@@ -214,6 +219,21 @@ def check_policy(config: Config, policy: Input) -> None:
         why = why or ("" if config.hardware.engine_gpus else facts.vllm_cpu)
         if why:
             raise ConfigError(f"sampler.engine=vllm: {why} ({policy.root}); choose sampler=transformers.")
+
+
+def _start(config: Config, sampler: EngineSampler) -> dict[str, Any]:
+    """Return what an engine is started with: the fields of stages/sample/engine_check.py, Start."""
+    return {
+        "engine": sampler.engine,
+        "arguments": sampler.engine_args,
+        "dtype": sampler.dtype,
+        "max_model_len": config.prompts.max_tokens + sampler.max_tokens,
+        "stop": bool(sampler.stop),
+        "reproducible": sampler.reproducible,
+        "gpus": config.hardware.engine_gpus,
+        "kv_cache_gb": config.hardware.kv_cache_gb,
+        "gpu_memory": config.hardware.gpu_memory,
+    }
 
 
 def check_context(policy: Input, longest: int) -> None:

@@ -1,7 +1,8 @@
 """Whether the folder of a policy, or of a judge, can be used as such, without reading its weights.
 
     python -m stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
-    python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON
+    python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON; or a policy's
+                                                        with an adapter, an AdapterIdentity, or with an engine
 
 Started by pipeline/model_folder.py in a process of its own: the imports take seconds, which no plan has.
 """
@@ -10,17 +11,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, SparringError
-from pipeline.model_folder import read_json
+from pipeline.model_folder import ADAPTER, ENGINE, INDEX, WEIGHTS, read_json
 from pipeline.plain import listed
 from stages.annotate import oracles
-from stages.outline import one_line, outline
+from stages.outline import check_read, one_line, outline
+from stages.sample import engine_check
 from stages.sample.engine import stop_ids
-from stages.vllm import cpu_head_sizes, known_architectures, quickly
+from stages.train.config import AdapterIdentity
+from stages.vllm import cpu_head_sizes, known_architectures, quickly, runner
 
 SAID = "Which rivers reach the sea?"
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -31,13 +35,14 @@ GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 def facts(folder: Path) -> dict[str, Any]:
     """Return what there is to know of a policy's folder (Facts); DataError where it cannot be played and trained."""
     config = _config(folder)
-    model = _model(folder, config)
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if layers is not None and layers < 1:
         raise DataError(f"{folder / 'config.json'}: num_hidden_layers is {layers}; a policy has one layer or more.")
+    _check_numbers(folder / "config.json", config.to_dict())
+    model, beside = _model(folder, config)
     return {
         "layers": layers,
-        "vllm": _architecture(config),
+        "vllm": _architecture(model) or _unreadable(folder, beside),
         "vllm_cpu": _head_size(model),
         **_tokens(folder, model.get_input_embeddings().weight.shape[0]),
     }
@@ -71,8 +76,24 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _model(folder: Path, config: Any) -> Any:
-    """Return the model without its weights; DataError where the files lack one of them."""
+def _check_numbers(path: Path, found: Mapping[str, Any], rotations: bool = False) -> None:
+    """DataError where a number of a configuration, at any depth, makes every output of the model no number."""
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            _check_numbers(path, value, rotations or key == "rope_parameters")
+        elif not isinstance(value, (int, float)):
+            continue
+        elif key == "rope_theta" and rotations and value <= 0:
+            raise DataError(f"{path}: rope_theta is {value}; it is the base of powers, and must be positive.")
+        elif key.endswith(("_eps", "_epsilon")) and value < 0:
+            raise DataError(f"{path}: {key} is {value}; it is added below a root, and must be at least 0.")
+
+
+def _model(folder: Path, config: Any) -> tuple[Any, list[str]]:
+    """Return the model without its weights, and what its files hold beside it.
+
+    DataError where they lack a weight, or hold more of the network than config.json has.
+    """
     from transformers import AutoModelForCausalLM
 
     model, missing, unknown = outline(AutoModelForCausalLM, folder, config)
@@ -82,7 +103,7 @@ def _model(folder: Path, config: Any) -> Any:
             f"{folder}: its files lack {listed(missing)} of a {type(model).__name__}{instead}; transformers would fill "
             "in random numbers. Save the model whole, or copy the folder again."
         )
-    return model
+    return model, check_read(folder, model, unknown)
 
 
 def _tokens(folder: Path, rows: int) -> dict[str, Any]:
@@ -131,19 +152,51 @@ def _check_generation(path: Path) -> None:
         raise DataError(f"{path}: transformers cannot read it ({one_line(error)}).") from None
 
 
-def _architecture(config: Any) -> str:
-    """Return why vLLM has no model for a configuration; '' where it has, or may have."""
+def _architecture(model: Any) -> str:
+    """Return why vLLM does not play a model by the `architectures` of its config.json; '' where it does, or may do."""
     import transformers
 
-    names, known = [str(name) for name in config.architectures or ()], known_architectures()
-    if not known or not names or known.intersection(names) or not names[0].endswith(GENERATIVE):
+    names, known = model.config.architectures or [], known_architectures()
+    right = f'["{type(model).__name__}"]'
+    if not names or not known:
         return ""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return f"it reads no architectures {names!r} of config.json, which should be {right}"
     if any(not plugin.module.startswith("vllm.") for plugin in entry_points(group="vllm.general_plugins")):
         return ""  # it may add models
-    made = getattr(transformers, names[0], None)
-    if made is not None and (made.is_backend_compatible() or made._can_set_attn_implementation()):
-        return ""  # by transformers' own code
-    return f"vLLM has no {names[0]}"
+    first = next((name for name in names if name in known or runner(name)), "")
+    base = first in known and first.endswith("Model")  # vLLM has the head of LlamaModel too
+    if runner(first) == "pooling" and not base:
+        return f"it generates nothing with the architectures {names} of config.json, which should be {right}"
+    if not known.intersection(names) and names[0].endswith(GENERATIVE):
+        made = getattr(transformers, names[0], None)
+        if made is None or not (made.is_backend_compatible() or made._can_set_attn_implementation()):
+            return f"vLLM has no {names[0]}"
+    if not _same_network(getattr(transformers, names[0], None), model):
+        return f"it would make another network, by the architectures {names} of config.json, which should be {right}"
+    return ""
+
+
+def _unreadable(folder: Path, beside: Sequence[str]) -> str:
+    """Return why vLLM does not read the files of a folder; '' where it does. beside: weights beside the network."""
+    others = [path.name for path in folder.glob("*.safetensors") if path.name != WEIGHTS]
+    if others and not (folder / INDEX).is_file() and not any(name.startswith("consolidated") for name in others):
+        return f"it would read {listed(others)} too, as there is no {INDEX}"
+    return f"it has no place for {listed(beside)} of the files" if beside else ""
+
+
+def _same_network(other: Any, model: Any) -> bool:
+    """Whether another class of transformers makes of a configuration the weights that a model has; also if unknown."""
+    import torch
+
+    if other is None or not other.__name__.endswith(GENERATIVE) or isinstance(model, other):
+        return True
+    try:
+        with torch.device("meta"):
+            made = other(model.config)
+    except Exception:
+        return False
+    return {n: p.shape for n, p in made.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
 def _head_size(model: Any) -> str:
@@ -164,8 +217,22 @@ def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
     """Return the Facts of a policy's folder, nothing of a judge's; DataError or ConfigError where it cannot be used."""
     if not kind:
         return facts(folder)
+    if kind == ADAPTER:
+        _attach(folder, json.loads(options))
+        return {}
+    if kind == ENGINE:
+        engine_check.check(folder, engine_check.Start(**json.loads(options)))
+        return {}
     oracles.options(kind, json.loads(options)).look(folder)
     return {}
+
+
+def _attach(folder: Path, adapter: Mapping[str, Any]) -> None:
+    """ConfigError where a policy does not take an adapter."""
+    from stages.train.adapter import attach
+
+    model, _ = _model(folder, _config(folder))
+    attach(model, AdapterIdentity(**{**adapter, "targets": tuple(adapter["targets"])}), seed=0)
 
 
 def main(folder: str, *words: str) -> None:

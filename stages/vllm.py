@@ -73,6 +73,16 @@ def known_architectures() -> frozenset[str]:
     return frozenset(str(key.value) for table in named for key in table.keys if isinstance(key, ast.Constant))
 
 
+def runner(architecture: str) -> str:
+    """Return what vLLM takes an architecture for by its name: generate, pooling, or '' where that is not said."""
+    tree = source("config", "model.py")
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_SUFFIX_TO_DEFAULTS" and node.value:
+            ends = ast.literal_eval(node.value)  # the first that fits
+            return next((kind for end, (kind, _) in ends if architecture.endswith(end)), "")
+    return ""
+
+
 def cpu_head_sizes() -> list[int]:
     """Return the sizes of heads that vLLM's attention on a CPU has kernels for; none where that is not said."""
     tree = source("v1", "attention", "backends", "cpu_attn.py")

@@ -51,6 +51,9 @@ IMPORT = StepSpec(
 ENGINES = ("vllm", "transformers", "server")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 MOST_RESPONSES = 64
+COLDEST = 0.01
+"""Of temperatures above 0. vLLM, and its servers, take 0.01 for what is below (sampling_params.py, _MAX_TEMP), and the
+quotients of logits and 1e-320 are infinite."""
 PAIRED = ("sppo_generated", "pairs", "sppo_pairs")
 """Layouts of imported files that say which response is better."""
 
@@ -148,6 +151,12 @@ class SampleIdentity:
         if self.temperature == 0 and self.k > 1:
             raise ConfigError(
                 f"sampler.temperature=0 gives {self.k} equal responses; raise it (1.0 is the policy itself)."
+            )
+        if 0 < self.temperature < COLDEST:
+            greedy = f"all but {self.k} equal responses" if self.k > 1 else "all but the greedy one; write 0 for that"
+            raise ConfigError(
+                f"sampler.temperature={self.temperature} gives {greedy}; use {COLDEST} or more (1.0 is the policy "
+                f"itself). vLLM samples at {COLDEST} whatever is below."
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"sampler.dtype={self.dtype}: choose {', '.join(DTYPES)}.")

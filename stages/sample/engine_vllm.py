@@ -76,12 +76,12 @@ def _loaded(folder: Path, chosen: Settings) -> Any:
 
     def make() -> Any:
         llm = import_vllm(chosen.cpus)
-        return llm(str(folder), **_arguments(chosen))
+        return llm(str(folder), **arguments_of(chosen))
 
     return kept((folder, chosen), make)
 
 
-def _arguments(chosen: Settings) -> dict[str, Any]:
+def arguments_of(chosen: Settings) -> dict[str, Any]:
     """Return the arguments of vLLM; the user's own win over ours."""
     return {
         "dtype": chosen.dtype,

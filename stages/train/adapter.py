@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.plain import listed
 from stages.train.config import AdapterIdentity
 
 
@@ -72,8 +73,8 @@ def attach(model: Any, adapter: AdapterIdentity, seed: int) -> None:
     """Freeze the model and add A, random by `seed`, and B, zero, to the targets; nothing when the adapter is off."""
     if adapter.name == "off":
         return
+    _check_targets(model, adapter)
     from peft import LoraConfig
-    from peft.tuners.lora import LoraLayer
 
     targets: Any = list(adapter.targets) or "all-linear"
     wanted = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=targets, bias="none")
@@ -82,10 +83,38 @@ def attach(model: Any, adapter: AdapterIdentity, seed: int) -> None:
         try:
             model.add_adapter(wanted)
         except ValueError as error:
-            raise ConfigError(f"trainer.adapter.targets={list(adapter.targets)}: {error}") from None
-    if isinstance(model.get_output_embeddings(), LoraLayer):
-        raise ConfigError(f"trainer.adapter.targets={list(adapter.targets)}: the head takes no adapter; leave it out.")
+            raise ConfigError(
+                f"trainer.adapter.targets={list(adapter.targets)}: {' '.join(str(error).split())}"
+            ) from None
     model.register_load_state_dict_post_hook(_frozen_are_the_policys)
+
+
+def _check_targets(model: Any, adapter: AdapterIdentity) -> None:
+    """ConfigError where a target names no linear layer of the model, or the rank is beyond all that it names."""
+    from transformers.pytorch_utils import Conv1D
+
+    key, head = f"trainer.adapter.targets={list(adapter.targets)}", model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    layers = {f".{name}": _smaller_side(module) for module, name in names.items() if module is not head}
+    if head in names and any(f".{names[head]}".endswith(f".{target}") for target in adapter.targets):
+        raise ConfigError(f"{key}: the head takes no adapter; leave it out.")
+    unknown = [target for target in adapter.targets if not any(name.endswith(f".{target}") for name in layers)]
+    if unknown:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        raise ConfigError(f"{key}: the policy has no linear layer {listed(unknown)}; choose from {there}.")
+    ends = tuple(f".{target}" for target in adapter.targets) or ("",)
+    most = max(side for name, side in layers.items() if name.endswith(ends))
+    if adapter.rank > most:
+        raise ConfigError(
+            f"trainer.adapter.rank={adapter.rank}: the layers that it is put on have at most {most} rows or columns, "
+            f"and a product of more than that rank is no more; use {most} or less, or adapter=off."
+        )
+
+
+def _smaller_side(layer: Any) -> int:
+    if isinstance(layer, nn.Linear):  # in 4 bits too, where the weight's shape is of bytes
+        return min(layer.in_features, layer.out_features)
+    return min(layer.weight.shape)
 
 
 def _frozen_are_the_policys(model: nn.Module, incompatible: Any) -> None:

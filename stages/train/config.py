@@ -150,6 +150,10 @@ class AdapterIdentity:
                 f"trainer.adapter.rank={self.rank} and alpha={self.alpha}: both must be positive; rank 16 and alpha 32 "
                 "are usual."
             )
+        if self.name != "off" and not 1e-30 < self.alpha / self.rank < 1e30:
+            raise ConfigError(
+                f"trainer.adapter.alpha={self.alpha} and rank={self.rank}: alpha / rank must be a number of fp32."
+            )
 
     @property
     def four_bit(self) -> bool:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Sources, check_policy, check_policy_folder
 from stages import model_check
 from stages.chat import Chat, load_tokenizer
-from stages.vllm import cpu_head_sizes, known_architectures
+from stages.vllm import cpu_head_sizes, known_architectures, runner
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12930408\n"
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -113,6 +113,16 @@ def sharded(lost: str | None = None) -> Change:
     return change
 
 
+def index(file: str) -> Change:
+    """Write an index of all tensors to one file, beside the weights."""
+
+    def change(folder: Path) -> None:
+        places = dict.fromkeys(load_file(folder / "model.safetensors"), file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+    return change
+
+
 def token(content: str, special: bool) -> Change:
     """Add a token beyond the embedding's rows."""
 
@@ -147,6 +157,22 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "heads do not divide": (setting("config.json", num_attention_heads=7), r"config.json: .*\(64\).*\(7\)"),
     "no layers": (setting("config.json", num_hidden_layers=0), "config.json: num_hidden_layers"),
     "a layer too few": (setting("config.json", num_hidden_layers=3), r"lack model\.layers\.2\..* and 6 more"),
+    "a layer too many": (
+        setting("config.json", num_hidden_layers=1),
+        r"hold model\.layers\.1\..* and 6 more, which a LlamaForCausalLM .*: config\.json does not fit",
+    ),
+    "a layer too many for predicting more tokens": (
+        setting("config.json", num_hidden_layers=1, num_nextn_predict_layers=0),
+        r"hold model\.layers\.1\.",
+    ),
+    "a layer too many, saved from the base model": (
+        both(tensors(lambda n, w: {n.removeprefix("model."): w}), setting("config.json", num_hidden_layers=1)),
+        r"hold layers\.1\.",
+    ),
+    "biases that are not read": (
+        tensors(lambda n, w: {n: w} | ({f"{n[:-7]}.bias": torch.ones(64)} if "q_proj" in n else {})),
+        r"hold model\.layers\.0\.self_attn\.q_proj\.bias, .*config\.json does not fit",
+    ),
     "other shapes": (setting("config.json", vocab_size=100), r"lm_head\.weight is \(259, 64\).*\(100, 64\)"),
     "cut": (cut(100_000), "model.safetensors: has 100,000 bytes of"),
     "cut in its header": (cut(100), "model.safetensors"),
@@ -170,6 +196,26 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "an index without metadata": (
         both(sharded(), setting("model.safetensors.index.json", metadata=None)),
         "index.json: no metadata",
+    ),
+    "a broken index beside the weights": (text("model.safetensors.index.json", "[]"), r"index\.json: .*remove it"),
+    "an index that is no JSON": (text("model.safetensors.index.json", "{"), r"index\.json: .*remove it"),
+    "an index of no files": (text("model.safetensors.index.json", '{"weight_map": {}}'), r"index\.json: .*remove it"),
+    "a stale index beside the weights": (
+        text("model.safetensors.index.json", '{"weight_map": {"a": "nope.safetensors"}}'),
+        r"index\.json: names nope\.safetensors, and model\.safetensors is beside it\. .*remove it",
+    ),
+    "an index of other weights beside these": (
+        both(lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"), index("old.safetensors")),
+        r"index\.json: names old\.safetensors",
+    ),
+    "negative epsilon": (setting("config.json", rms_norm_eps=-1.0), r"config\.json: rms_norm_eps is -1\.0"),
+    "negative base of rotations": (
+        setting("config.json", rope_parameters={"rope_type": "default", "rope_theta": -1.0}),
+        r"config\.json: rope_theta is -1\.0",
+    ),
+    "no base of rotations": (
+        setting("config.json", rope_theta=0, rope_parameters=None),
+        r"config\.json: rope_theta is 0",
     ),
     "no head": (tensors(lambda n, w: {} if n == "lm_head.weight" else {n: w}), r"lack lm_head\.weight of a Llama"),
     "no norm": (tensors(lambda n, w: {} if n == "model.norm.weight" else {n: w}), r"lack model\.norm\.weight"),
@@ -220,6 +266,23 @@ LEGAL: dict[str, Change] = {
     "half precision": tensors(lambda n, w: {n: w.half()}),
     "saved from the base model": tensors(lambda n, w: {n.removeprefix("model."): w}),
     "tensors that are not read": tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}),
+    "layers that predict further tokens": both(
+        tensors(lambda n, w: {n: w} | ({n.replace(".1.", ".2."): w + 1} if ".1." in n else {})),
+        setting("config.json", num_nextn_predict_layers=1),
+    ),
+    "a head that predicts further tokens": tensors(
+        lambda n, w: {n: w, "model.mtp_layers.0.norm.weight": torch.ones(3), "mtp.fc.weight": torch.ones(3)}
+    ),
+    "buffers of old checkpoints": tensors(
+        lambda n, w: {
+            n: w,
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3),
+            "model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(3),
+            "model.layers.0.attn.bias": torch.ones(1, 1, 8, 8),
+            "model.layers.0.attn.masked_bias": torch.ones(()),
+        }
+    ),
+    "a head beside tied embeddings": setting("config.json", tie_word_embeddings=True),
     "an integer buffer": tensors(lambda n, w: {n: w, "model.position_ids": torch.arange(4)}),
     "auto_map beside a known model_type": setting("config.json", auto_map={"AutoModelForCausalLM": "modeling.Own"}),
     "quantization_config is null": lambda f: text(
@@ -229,6 +292,11 @@ LEGAL: dict[str, Change] = {
     "several ends": setting("generation_config.json", eos_token_id=[0, 2]),
     "a control token that nothing writes": token("<image>", special=True),
     "no architectures": setting("config.json", architectures=None),
+    "architectures are null": lambda f: text(
+        "config.json", (f / "config.json").read_text().replace('"architectures"', '"architectures": null, "was"', 1)
+    )(f),
+    "a base of rotations that is not read": setting("config.json", rope_theta=-1),
+    "an index beside the weights": index("model.safetensors"),
 }
 
 
@@ -354,6 +422,44 @@ def test_a_layer_that_there_is_not(folder: Path, layer: int) -> None:
         chosen(folder, "repulsion=hinge", f"repulsion.layer={layer}")
 
 
+TARGETS = {
+    "[nope]": r"\['nope'\]: the policy has no linear layer nope; choose from down_proj, ",
+    "[q_proj,nope]": r"\['q_proj', 'nope'\]: the policy has no linear layer nope",
+    "[embed_tokens]": "no linear layer embed_tokens",
+    "[lm_head]": "the head takes no adapter; leave it out",
+}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_targets_of_an_adapter_that_there_are_not(folder: Path, targets: str, adapter: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.adapter\.targets=.*{TARGETS[targets]}"):
+        chosen(folder, f"adapter={adapter}", f"trainer.adapter.targets={targets}")
+
+
+def test_an_adapter_that_the_layers_take(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for targets in ("[]", "[q_proj,v_proj]", "[layers.1.self_attn.q_proj]", "[model.layers.0.mlp.up_proj]"):
+        chosen(folder, "adapter=lora", f"trainer.adapter.targets={targets}")
+    chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
+    with pytest.raises(ConfigError, match=r"trainer\.adapter\.rank=1000000: .*at most 64"):
+        chosen(folder, "adapter=lora", "trainer.adapter.rank=1000000")
+    monkeypatch.setattr(model_folder, "_found", None)  # what was found is kept
+    chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
+
+
+def test_an_adapter_for_a_model_that_peft_takes_none_for(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    made("mamba", folder)
+    with pytest.raises(ConfigError, match=r"trainer\.adapter\.targets=\[\]: .*mamba"):
+        chosen(folder, "adapter=lora", "sampler=transformers")
+
+
+@pytest.mark.parametrize("alpha", ["1e308", "1e-320", "0"])
+def test_an_adapter_whose_scale_is_no_number(alpha: str) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.adapter\.alpha=.*from 1e-06 to 1e\+06"):
+        config.load(["adapter=lora", f"trainer.adapter.alpha={alpha}"])
+
+
 def test_stop_tokens_are_the_tokenizers(folder: Path) -> None:
     chosen(folder, 'policy.stop=["<|im_end|>"]')
     with pytest.raises(DataError, match=r"policy\.stop: <\|eot_id\|> .*<\|im_end\|>"):
@@ -394,7 +500,52 @@ def test_an_architecture_that_the_engine_does_not_know(folder: Path) -> None:
     chosen(folder, "sampler=transformers")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["LlamaForSequenceClassification"],
+        "LlamaForSequenceClassification",
+        ["GPT2ForSequenceClassification"],
+        ["NeverModel", "LlamaForCausalLM"],
+        ["Qwen2ForCausalLM"],
+        ["GPT2LMHeadModel"],
+    ],
+)
+def test_architectures_that_the_engine_takes_for_another_model(folder: Path, names: list[str] | str) -> None:
+    """It generates nothing, or makes up what Llama does not have, such as Qwen's biases."""
+    setting("config.json", architectures=names)(folder)
+    with pytest.raises(ConfigError, match=rf"sampler\.engine=vllm: .*{names[0]}.* should be \[.LlamaForCausalLM.\]"):
+        chosen(folder, "sampler=vllm")
+    chosen(folder, "sampler=transformers")
+
+
+BESIDE: dict[str, tuple[Change, str]] = {
+    "a value head": (tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}), r"no place for v_head\.weight"),
+    "another file": (
+        lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"),
+        r"would read old\.safetensors too",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_the_engine_reads_beside_the_model(folder: Path, name: str) -> None:
+    change, named = BESIDE[name]
+    change(folder)
+    with pytest.raises(ConfigError, match=rf"sampler\.engine=vllm: .*{named}"):
+        chosen(folder, "sampler=vllm")
+    chosen(folder, "sampler=transformers")
+
+
+@pytest.mark.parametrize("names", [None, [], ["LlamaModel"], ["LlamaForCausalLM"], ["MistralForCausalLM"]])
+def test_architectures_that_the_engine_generates_with(folder: Path, names: list[str] | None) -> None:
+    setting("config.json", architectures=names)(folder)
+    chosen(folder, "sampler=vllm")
+
+
 def test_what_is_read_of_the_engines_source() -> None:
     assert {"LlamaForCausalLM", "GraniteForCausalLM", "Gemma2ForCausalLM", "OlmoForCausalLM"} <= known_architectures()
+    assert runner("LlamaForCausalLM") == runner("GPT2LMHeadModel") == "generate" and not runner("Never")
+    assert runner("LlamaForSequenceClassification") == runner("LlamaModel") == "pooling"
     assert not {"NeverForCausalLM", "MptForCausalLM"} & known_architectures()
     assert 64 in cpu_head_sizes() and 16 not in cpu_head_sizes()

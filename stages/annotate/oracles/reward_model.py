@@ -27,7 +27,7 @@ from stages.annotate import reader
 from stages.annotate.oracle import Duel, Oracle, Verdicts
 from stages.annotate.oracles import Base, Given
 from stages.annotate.reader import Conversations, Read, Row, passes
-from stages.outline import outline
+from stages.outline import check_read, outline
 
 ENCODERS = (
     "albert",
@@ -159,3 +159,4 @@ def _check_whole(folder: Path, model: Any, missing: set[str], unknown: set[str])
             f"{folder}: it lacks {listed(missing)} of a {type(model).__name__}{instead}. A score by weights "
             "that were never trained says nothing: use the folder of a reward model."
         )
+    check_read(folder, model, unknown)

@@ -1,5 +1,6 @@
 """The step `sample` over real prompts, with the transformers engine on a random two-layer model."""
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from pipeline.errors import ConfigError, DataError
 from pipeline.job import Input, Part, Shard
 from stages.sample import stage
-from stages.sample.config import SampleIdentity
+from stages.sample.config import COLDEST, ENGINES, SampleIdentity
 from stages.sample.deal import dealt, response_seed
 from stages.sample.stage import SAMPLES_SCHEMA, Sampler
+from stages.vllm import source
 from tests.artifacts import run_step
 from tests.stages.sample.jobs import SAMPLING, jsonl, prompts_input, sample_job
 from tests.tiny import tiny_policy
@@ -143,6 +145,25 @@ def test_greedy_with_several_responses_is_refused() -> None:
     with pytest.raises(ConfigError, match="temperature=0 gives 4 equal responses"):
         SampleIdentity(**values)
     assert SampleIdentity(**{**values, "k": 1, "split": "heldout"}).temperature == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("temperature", [1e-320, 1e-6, 0.0099])
+def test_a_temperature_that_vllm_would_not_sample_at_is_refused(engine: str, temperature: float) -> None:
+    """Of every engine, and of a single response too, which an evaluation or a suite may sample."""
+    values = {**SAMPLING, "engine": engine, "temperature": temperature}
+    with pytest.raises(ConfigError, match=rf"sampler\.temperature={temperature} gives all but 4 equal responses"):
+        SampleIdentity(**{**values, "k": 4})
+    with pytest.raises(ConfigError, match=r"write 0 for that; use 0\.01 or more"):
+        SampleIdentity(**{**values, "k": 1, "split": "heldout"})
+    assert SampleIdentity(**{**values, "k": 4, "temperature": COLDEST}).temperature == COLDEST
+
+
+def test_the_coldest_temperature_is_vllms() -> None:
+    tree = source("sampling_params.py")
+    assert tree is not None
+    named = {ast.unparse(one.targets[0]): one.value for one in tree.body if isinstance(one, ast.Assign)}
+    assert ast.literal_eval(named["_MAX_TEMP"]) == COLDEST
 
 
 def of_slice(prompts: Input, policy: Path, number: int, slices: int = 3) -> tuple[list[int], list[int]]:

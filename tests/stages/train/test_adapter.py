@@ -111,14 +111,38 @@ def test_four_bit_layer_is_the_dequantized_one(policy: Path, dtype: torch.dtype)
 
 
 def test_wrong_targets_are_refused_before_training(policy: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.adapter\.targets=\['qproj'\]: .*not found"):
+    with pytest.raises(ConfigError, match=r"trainer\.adapter\.targets=\['qproj'\]: .*no linear layer qproj; .*q_proj"):
         attach(load_base(policy, False), lora("qproj"), seed=0)
     with pytest.raises(ConfigError, match=r"targets=\['lm_head'\]: the head takes no adapter"):
         attach(load_base(policy, False), lora("lm_head"), seed=0)
+    with pytest.raises(ConfigError, match=r"no linear layer embed_tokens, nope; "):
+        attach(load_base(policy, False), lora("q_proj", "nope", "embed_tokens"), seed=0)
     model = load_base(policy, False)
     attach(model, lora(), seed=0)
     with pytest.raises(ConfigError, match=r"no weight of its own in the policy's files"):
         adapted(model, policy.parent)
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+def test_a_rank_beyond_the_layers_is_refused(policy: Path, name: str) -> None:
+    """k_proj is 32 x 64; with all layers 64 is the most, whatever k_proj has."""
+
+    def attached(rank: int, *targets: str) -> None:
+        adapter = AdapterIdentity(name=name, rank=rank, alpha=8.0, targets=targets)
+        attach(load_base(policy, adapter.four_bit), adapter, seed=0)
+
+    attached(64)
+    attached(32, "k_proj")
+    with pytest.raises(ConfigError, match=r"trainer\.adapter\.rank=65: .*at most 64 rows .* use 64 or less"):
+        attached(65)
+    with pytest.raises(ConfigError, match=r"trainer\.adapter\.rank=33: .* use 32 or less"):
+        attached(33, "k_proj")
+
+
+def test_a_scale_that_fp32_does_not_have_is_refused() -> None:
+    for alpha in (1e308, 1e-320):
+        with pytest.raises(ConfigError, match=r"trainer\.adapter\.alpha=.*fp32"):
+            AdapterIdentity(name="lora", rank=4, alpha=alpha, targets=())
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, 1.0), (4, 0.0)])

@@ -255,6 +255,10 @@ def test_wrong_folders_say_what_they_are(tmp_path: Path, folders: dict[str, Path
             changed(mine, tmp_path / "less", {"model.norm.weight": None}),
             "it lacks (model.)?norm.weight of a LlamaForSequenceClassification",
         ),
+        (
+            changed(mine, tmp_path / "fewer", num_hidden_layers=1),
+            r"hold model\.layers\.1\..* config\.json does not fit",
+        ),
     ]
     for folder, said in cases:
         with pytest.raises(DataError, match=said):

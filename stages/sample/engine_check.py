@@ -1,0 +1,210 @@
+"""Whether an engine takes the values of sampler.engine_args, as its own types and validators say; no weight is read.
+
+    check(folder, Start(engine="vllm", arguments={"max_num_seqs": 0}, ...))    ConfigError names the argument
+
+vLLM on a CPU makes its whole configuration, as at the engine's start, and its loader. Of GPUs, which may be those of
+another machine, each value is held against the fields of its configurations alone: types, bounds and choices.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from stages.outline import MOST, one_line
+from stages.sample.engine import Settings
+from stages.sample.engine_vllm import LATER, arguments_of
+from stages.vllm import import_vllm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What an engine is started with."""
+
+    engine: str
+    arguments: Mapping[str, Any]
+    """sampler.engine_args"""
+    dtype: str
+    max_model_len: int
+    stop: bool
+    """Whether texts end a response."""
+    reproducible: bool
+    gpus: int
+    kv_cache_gb: int
+    gpu_memory: float
+
+
+def check(folder: Path, start: Start) -> None:
+    """ConfigError where the engine does not start with an argument."""
+    if start.engine == "transformers":
+        _check_attention(folder, start)
+    elif start.gpus or not _on_cpu():
+        _check_fields(start.arguments)
+    else:
+        _check_start(folder, start)
+
+
+def _on_cpu() -> bool:
+    import_vllm(1)
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _refused(name: str, value: Any, engine: str, error: Exception) -> ConfigError:
+    place = f"sampler.engine_args.{name}={json.dumps(value)}"
+    return ConfigError(f"{place}: {engine} refuses it ({said(error)}); change it or leave it out.")
+
+
+def said(error: Exception) -> str:
+    """Return what a validator says of a value, without the rest of a report of pydantic."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        text = "; ".join(dict.fromkeys(one["msg"].removeprefix("Value error, ") for one in error.errors()))
+        text = " ".join(text.split())
+        return f"{text[:MOST]} ..." if len(text) > MOST else text.removesuffix(".")
+    text = one_line(error)
+    return text if text.endswith("...") else text.removesuffix(".")
+
+
+def _check_attention(folder: Path, start: Start) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    value = start.arguments.get("attn_implementation")
+    if value is None:
+        return  # as transformers chooses
+    name, config = "attn_implementation", AutoConfig.from_pretrained(folder, local_files_only=True)
+    if value == "paged|eager":
+        raise _refused(name, value, start.engine, ValueError("it is for continuous batching; use eager"))
+    if isinstance(value, str) and "/" in value and find_spec("kernels") is None:
+        raise _refused(name, value, start.engine, ImportError("a kernel of the hub needs the package kernels"))
+    package = "flash_attn" if value == "flash_attention_2" else None
+    if start.gpus and package and find_spec(package):
+        return  # whether it runs is told by the GPU, which is not here
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=value)
+    except Exception as error:
+        raise _refused(name, value, start.engine, error) from None
+
+
+def _check_start(folder: Path, start: Start) -> None:
+    """Start vLLM's engine up to where it would load the model."""
+    llm, made = import_vllm(1), _stopped()
+
+    def starts(arguments: Mapping[str, Any]) -> Exception | None:
+        settings = Settings(
+            **LATER,
+            dtype=start.dtype,
+            stop=("",) if start.stop else (),
+            stop_ids=(),
+            reproducible=start.reproducible,
+            engine_args=json.dumps(arguments),
+            cpus=1,
+            gpus=0,
+            kv_cache_gb=start.kv_cache_gb,
+            gpu_memory=start.gpu_memory,
+            max_model_len=start.max_model_len,
+        )
+        return _error(lambda: made(lambda: llm(str(folder), **arguments_of(settings))))
+
+    error = starts(start.arguments)
+    if error is None or starts({}) is not None:
+        return  # no argument is at fault
+    for name, value in start.arguments.items():
+        alone = starts({name: value})
+        if alone is not None:
+            raise _refused(name, value, start.engine, alone)
+    raise ConfigError(f"sampler.engine_args: {start.engine} refuses them together ({said(error)}).")
+
+
+def _stopped() -> Callable[[Callable[[], Any]], None]:
+    """Return what calls vLLM and ends it where its configuration is made; afterwards no engine starts in this process.
+
+    The blocks and the format of weights are looked at where the engine would: beyond the configuration.
+    """
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.worker.utils import select_common_block_size
+
+    class Made(Exception):
+        pass
+
+    def end(_: Any, vllm_config: Any, *args: Any, **more: Any) -> None:
+        get_model_loader(vllm_config.load_config)
+        if not vllm_config.model_config.is_attention_free:
+            select_common_block_size(vllm_config.cache_config.block_size, [CPUAttentionBackend])
+        raise Made
+
+    LLMEngine.__init__ = end
+
+    def call(make: Callable[[], Any]) -> None:
+        try:
+            make()
+        except Made:
+            return
+
+    return call
+
+
+def _error(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+def _check_fields(arguments: Mapping[str, Any]) -> None:
+    import_vllm(1)
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER as FORMATS
+
+    for name, known in (("quantization", QUANTIZATION_METHODS), ("load_format", FORMATS)):  # any text, by its type
+        value = arguments.get(name)
+        if value is not None and value not in known:
+            raise _refused(name, value, "vllm", ValueError(f"choose {', '.join(sorted(known))}"))
+    for name, value in arguments.items():
+        hints = list(_hints(name))
+        errors = [error for hint in hints if (error := _mismatch(hint, value)) is not None]
+        if hints and value is not None and len(errors) == len(hints):
+            raise _refused(name, value, "vllm", errors[0])
+
+
+def _hints(name: str) -> Iterator[Any]:
+    """Yield the types, with their bounds, that vLLM's configurations give fields of a name; else the engine's own."""
+    import vllm.config
+    from vllm.engine.arg_utils import EngineArgs
+
+    classes = [one for one in vars(vllm.config).values() if hasattr(one, "__pydantic_fields__")]
+    fields = [one.__pydantic_fields__[name] for one in classes if name in one.__pydantic_fields__]
+    for field in fields:
+        yield typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    if not fields:
+        yield EngineArgs.__dataclass_fields__[name].type
+
+
+def _mismatch(hint: Any, value: Any) -> Exception | None:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    kinds = [one for one in (hint, *typing.get_args(hint)) if isinstance(one, type) and issubclass(one, Enum)]
+    if kinds and isinstance(value, str):  # vLLM takes the name of a member
+        names = {name for kind in kinds for name in kind.__members__}
+        return None if value.upper() in names else ValueError(f"choose {', '.join(sorted(names))}")
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        return error
+    except Exception:
+        return None  # not a type that can be held against a value alone
+    return None

@@ -1,0 +1,148 @@
+"""Values of sampler.engine_args that an engine does not start with, and that it does; no engine is started."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import config, model_folder
+from pipeline.errors import ConfigError, DataError, SparringError
+from pipeline.sources import Sources, check_policy
+from stages.sample.engine_check import Start, check
+from tests.tiny import tiny_policy
+
+START = Start(
+    engine="vllm", arguments={}, dtype="float32", max_model_len=256, stop=False, reproducible=True, gpus=0,
+    kv_cache_gb=1, gpu_memory=0.9,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "tiny")
+
+
+ALL = """
+import json, sys
+from pathlib import Path
+from pipeline.errors import SparringError
+from stages.sample.engine_check import Start, check
+folder, start, many = sys.argv[1:]
+for arguments in json.loads(many):
+    try:
+        check(Path(folder), Start(**{**json.loads(start), "arguments": arguments}))
+        print("said", "")
+    except SparringError as error:
+        print("said", error)
+"""
+
+
+def answers(folder: Path, many: list[dict[str, Any]], **start: Any) -> list[str]:
+    """What is said of each of many arguments, in a process of its own, which starts no engine afterwards."""
+    given = json.dumps({**asdict(START), **start})
+    command = [sys.executable, "-c", ALL, str(folder), given, json.dumps(many)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    return [line[len("said ") :] for line in done.stdout.splitlines() if line.startswith("said ")]
+
+
+ON_ANY: dict[str, tuple[Any, str]] = {
+    "max_num_seqs": (0, "greater than or equal to 1"),
+    "max_logprobs": ("abc", "valid integer"),
+    "quantization": ("foo", "awq"),
+    "attention_backend": ("nope", "FLASH"),
+    "kv_cache_dtype": ("nope", "fp8"),
+    "load_format": ("nope", ""),
+    "enforce_eager": ("maybe", "valid boolean"),
+    "cpu_offload_gb": (-1, "greater than or equal to 0"),
+    "hf_overrides": (3, "valid dictionary"),
+    "optimization_level": (9, "0, 1, 2 or 3"),
+    "scheduling_policy": ("nope", "'fcfs' or 'priority'"),
+}
+ON_CPU: dict[str, tuple[Any, str]] = {
+    "block_size": (7, "No common block size for 7"),
+    "max_num_batched_tokens": (1, r"smaller than max_model_len \(256\)"),
+    "compilation_config": ({"mode": 9}, "0, 1, 2 or 3"),
+}
+TAKEN: list[dict[str, Any]] = [
+    {}, {"max_num_seqs": 64}, {"max_num_seqs": None}, {"max_num_batched_tokens": 8192}, {"block_size": 64},
+    {"enforce_eager": False, "max_num_seqs": 8}, {"load_format": "safetensors"}, {"attention_backend": "FLASH_ATTN"},
+    {"hf_overrides": {"rms_norm_eps": 1e-5}}, {"compilation_config": 3}, {"model_impl": "transformers"},
+    {"kv_cache_dtype": "auto"}, {"disable_log_stats": True}, {"limit_mm_per_prompt": {"image": 0}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_what_vllm_does_not_start_with(folder: Path, gpus: int) -> None:
+    """Each names the argument, on one line; block sizes and whole configurations of a CPU alone."""
+    wrong = ON_ANY if gpus else ON_ANY | ON_CPU
+    found = answers(folder, [{"enforce_eager": True, name: value} for name, (value, _) in wrong.items()], gpus=gpus)
+    for said, (name, (value, words)) in zip(found, wrong.items(), strict=True):
+        place = f"sampler.engine_args.{name}={json.dumps(value)}: vllm refuses it ("
+        assert said.startswith(place) and re.search(words, said), (name, said)
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_what_vllm_starts_with(folder: Path, gpus: int) -> None:
+    assert answers(folder, TAKEN, gpus=gpus) == [""] * len(TAKEN)
+
+
+def test_the_defaults_of_vllm_are_none_of_it(folder: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    plain = {f.name: f.default for f in fields(EngineArgs) if isinstance(f.default, (int, float, str))}
+    assert len(plain) > 50
+    assert answers(folder, [{name: value} for name, value in plain.items()], gpus=1) == [""] * len(plain)
+
+
+@pytest.mark.parametrize("value", ["nope", "", 3, True, ["sdpa"], "paged|eager", "flash_attention_2", "org/kernel"])
+def test_an_attention_that_transformers_does_not_have(folder: Path, value: Any) -> None:
+    if value in ("flash_attention_2", "org/kernel") and (find_spec("flash_attn") or find_spec("kernels")):
+        pytest.skip("it is installed")
+    start = Start(**{**asdict(START), "engine": "transformers", "arguments": {"attn_implementation": value}})
+    with pytest.raises(
+        ConfigError, match=r"^sampler\.engine_args\.attn_implementation=.*transformers refuses"
+    ) as caught:
+        check(folder, start)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["sdpa", "eager", None])
+def test_an_attention_that_transformers_has(folder: Path, value: str | None) -> None:
+    check(folder, Start(**{**asdict(START), "engine": "transformers", "arguments": {"attn_implementation": value}}))
+
+
+def test_a_plan_asks_once_and_only_where_arguments_are_given(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARRING_CACHE", str(tmp_path))
+    asked: list[str] = []
+
+    def found(_: Path, kind: str = "", options: str = "") -> dict[str, Any]:
+        asked.append(kind)
+        if '"max_num_seqs": 0' in options:
+            raise DataError("no")
+        return {"layers": 2, "control": [], "ends": True, "vllm": "", "vllm_cpu": ""} if not kind else {}
+
+    def planned(*overrides: str) -> list[str]:
+        asked.clear()
+        chosen = config.load(["policy=folder", f"policy.path={folder}", "hardware=cpu", "sampler=vllm", *overrides])
+        check_policy(chosen, Sources().policy(chosen.policy))
+        return list(asked)
+
+    monkeypatch.setattr(model_folder, "_found", found)
+    planned()
+    assert planned() == []
+    assert planned("+sampler.engine_args.max_num_seqs=8") == ["engine"]
+    assert planned("+sampler.engine_args.max_num_seqs=8") == []
+    for _ in range(2):  # a refusal is not kept
+        with pytest.raises(SparringError):
+            planned("+sampler.engine_args.max_num_seqs=0")
+        assert asked == ["engine"]
