@@ -35,7 +35,9 @@ class Fixed(Sources):
 
 
 def plan_of(*overrides: str) -> Plan:
-    return build({"": config.load(["hardware=cpu", *overrides])}, Fixed())
+    """The plan of a run with every step, KL's too, which the starter prompts leave out."""
+    kl = [] if any(one.startswith("evaluate.kl=") for one in overrides) else ["evaluate.kl=true"]
+    return build({"": config.load(["hardware=cpu", *kl, *overrides])}, Fixed())
 
 
 def labels(plan: Plan, arm: str = "") -> dict[tuple[int, str], str]:
