@@ -271,7 +271,7 @@ def test_stop_on_ends_a_run_before_its_next_iteration(tmp_path: Path) -> None:
     assert "against the base it wins 0.600 [0.580, 0.620] by the oracle, 0.400 by the second judge" in text
     assert "All that was made is kept" in text
     assert "`sparring report mine`" in text and "diagnostics.stop_on=[]" in text and "\n" not in text
-    assert done(tmp_path) == {0, 1} and len(list((tmp_path / "store").glob("*/manifest.json"))) == 15
+    assert done(tmp_path) == {0, 1} and len(list((tmp_path / "store").glob("*/manifest.json"))) == 13
     events = [json.loads(line) for line in (tmp_path / "runs/mine/events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "stopped" and events[-1]["text"] == text
     assert any("iteration 1: WARNING overoptimized" in event["text"] for event in events)

@@ -133,7 +133,8 @@ ERRORS = [
     (["ghost.json", "default"], r"ghost.json: there is no such file, nor a suite of that name; suites: alpaca_eval"),
     (["suite.json", "ghost"], "ghost: no such run. Begun in"),
     (["suite.json", "default", "--iter", "7"], "--iter 7: "),
-    (["suite.json", "default", "--best-of", "0"], "--best-of 0: "),
+    (["suite.json", "default", "--best-of", "0"], "0 samples of each prompt: give 1 to 64"),
+    (["suite.json", "default", "--best-of", "65"], "65 samples of each prompt"),
     (["suite.json", "default", "--to", "nowhere/x.json"], "--to nowhere/x.json: name a file"),
     (["suite.json", "default", "--column", "text"], "no column text; there are: dataset, instruction"),
     (
