@@ -40,6 +40,29 @@ MOST_ARMS = 256
 MOST_NAMED = 4
 """Options that a message names."""
 NEAR = 0.8
+"""How alike, of 1, two keys are of which one is proposed for the other."""
+ELSEWHERE = {
+    "batch_size": "trainer.global_batch",
+    "dataset_name": "prompts.dataset",
+    "gradient_accumulation_steps": "trainer.global_batch",
+    "learning_rate": "trainer.lr",
+    "loss_type": "objective",
+    "max_new_tokens": "sampler.max_tokens",
+    "max_prompt_length": "prompts.max_tokens",
+    "model_name_or_path": "policy.path",
+    "num_generations": "sampler.k",
+    "num_iterations": "iterations",
+    "num_train_epochs": "trainer.epochs",
+    "optim": "trainer.optimizer",
+    "output_dir": "paths.store",
+    "per_device_train_batch_size": "hardware.micro_batch",
+    "report_to": "tracking.sinks",
+    "reward_model": "oracle",
+    "run_name": "run.name",
+    "save_steps": "trainer.checkpoint_steps",
+    "tensor_parallel_size": "policy.tensor_parallel",
+}
+"""What TRL, transformers and vLLM call a setting -> our key."""
 """Likeness of two words, of 1, from which one may be meant by the other."""
 MEMBER = re.compile(r"((?:oracle|judge)(?:\.members\.\w+)+)\.(.+)")
 MOST_BYTES = 160
@@ -445,6 +468,8 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     same = [one for one in known if one.lower() == name.lower()]
     if same:
         return f" Did you mean {same[0]}?"
+    if last in ELSEWHERE:
+        return f" Did you mean {ELSEWHERE[last]}?"
     alike = [one for one in known if one.rpartition(".")[2] == last]
     if len(alike) == 1 and (not above or above in groups()):
         return f" Did you mean {alike[0]}?"

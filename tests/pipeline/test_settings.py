@@ -292,6 +292,9 @@ HINTS = {
     "lr=1": "trainer.lr",
     "sampler.lr=1": "trainer.lr",
     "objective.btea=1": "objective.beta",
+    "learning_rate=1": "trainer.lr",
+    "trainer.num_train_epochs=2": "trainer.epochs",
+    "sampler.max_new_tokens=8": "sampler.max_tokens",
     "foo.path=1": None,
     "wandb.name=1": None,
     "trainer.quantum=1": None,
@@ -335,3 +338,9 @@ def test_a_gate_that_is_named_by_its_key_is_that_gate() -> None:
     assert labels(plan_of("gate.name=off")) == labels(plan_of("gate=off"))
     with pytest.raises(ConfigError, match=r"^gate\.floor is not read with gate\.name=off"):
         config.load(["gate.name=off", "gate.floor=.3"])
+
+
+def test_what_others_call_a_setting_leads_to_one_there_is() -> None:
+    every = {*config.known_keys(), *(key for one in OPTIONS for key in config.option_keys(*one))}
+    assert set(config.ELSEWHERE.values()) <= every
+    assert not {key.rpartition(".")[2] for key in every} & config.ELSEWHERE.keys()
