@@ -57,6 +57,8 @@ NO_BOOL = BeforeValidator(_no_bool)
 Number = Annotated[float, Field(allow_inf_nan=False), NO_BOOL]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOL]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False), NO_BOOL]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NO_BOOL]
+Seconds = Annotated[float, Field(ge=1, allow_inf_nan=False), NO_BOOL]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOL]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NO_BOOL]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NO_BOOL]

@@ -28,7 +28,9 @@ from pipeline.fields import (
     Options,
     Place,
     Positive,
+    Rate,
     Scale,
+    Seconds,
     Share,
     Size,
     Text,
@@ -428,8 +430,8 @@ AdapterConfig = Annotated[OffAdapter | Adapter, Field(discriminator="name")]
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     optimizer: Literal["rmsprop", "adamw", "adamw_8bit"]
-    lr: Positive
-    adapter_lr: Annotated[Positive, ByReference("with adapter=lora or adapter=qlora, where trainer.lr is not set")]
+    lr: Rate
+    adapter_lr: Annotated[Rate, ByReference("with adapter=lora or adapter=qlora, where trainer.lr is not set")]
     """What adapter=lora and qlora set lr to."""
     adapter: AdapterConfig
     warmup_ratio: Fraction
@@ -491,7 +493,7 @@ class HardwareConfig:
     offload: Literal["none", "optimizer", "all"]
     """What ZeRO-3 keeps in the host's memory."""
     max_failures: Size
-    shard_deadline_s: Positive | None
+    shard_deadline_s: Seconds | None
     """A shard of sampling that takes longer has its engine ended and is done again; null: ten times what it may take
     by `expect`."""
     usd_per_hour: NonNegative | None

@@ -92,7 +92,9 @@ MESSAGES = [
     ("run.name='a/b'", r"run\.name=a/b: use at most 100 letters"),
     ("trainer.adapter.name=dora", r"trainer\.adapter\.name=dora: choose one of off, lora, qlora"),
     ("evaluate.k=0", r"evaluate\.k=0: must be an integer from 1 to 64"),
-    ("trainer.lr=0", r"trainer\.lr=0: must be a finite number > 0"),
+    ("trainer.lr=0", r"trainer\.lr=0: must be a finite number > 0 and ≤ 1"),
+    ("trainer.lr=1e10", r"trainer\.lr=1e10: must be a finite number > 0 and ≤ 1"),
+    ("hardware.shard_deadline_s=0.001", r"hardware\.shard_deadline_s=0\.001: must be a finite number ≥ 1, or null"),
 ]
 
 
