@@ -291,7 +291,7 @@ def test_a_study_on_a_tiny_policy(tmp_path: Path, capfd: pytest.CaptureFixture[s
     write_prompts(tmp_path / "prompts.jsonl")
     arguments = ["smoke", "seed=0,1", *overrides(tmp_path, policy)]
     assert main(["--report", *arguments]) == 2
-    assert "no policy of this study is evaluated yet" in capfd.readouterr().err
+    assert "no such run" in capfd.readouterr().err
     assert main(arguments) == 0, capfd.readouterr().err
     folder = tmp_path / "runs" / "study-smoke"
     text = (folder / "report.md").read_text()
