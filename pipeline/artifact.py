@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError, DataError, SparringError
 from pipeline.fingerprint import digest
-from pipeline.job import File, Input, Job, Part, Shard, sha256_file
+from pipeline.job import File, Input, Job, Part, Shard, naming, sha256_file
 
 MANIFEST = "manifest.json"
 LEASES = ".leases"
@@ -453,11 +453,8 @@ def write_target(path: Path, text: str) -> None:
         return
     handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe that nobody reads fails, where it would be waited for
     os.set_blocking(handle, True)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    with naming(path), os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def _is_special(path: Path) -> bool:
@@ -469,12 +466,13 @@ def write_text(path: Path, text: str) -> None:
     """Replace a small file: after a kill it is the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync_file(temporary)
-        os.replace(temporary, path)
-    except OSError as error:  # writing, other than opening, does not say to which file
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+            _sync_file(temporary)
+            os.replace(temporary, path)
+    except OSError:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     _sync_folder(path.parent)
 
 

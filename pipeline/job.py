@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,10 +69,16 @@ class File:
 
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file, read in blocks."""
+    with naming(path), path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the errors of reading and writing it, which say it of opening alone."""
     try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:  # reading, other than opening, does not say of which file
+        yield
+    except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 

@@ -47,20 +47,13 @@ def available(device: torch.device) -> int:
 
 def _left_in_cgroups() -> Iterator[int]:
     """Yield what is left in this process's group and those above it, where they have a limit (version 2 of cgroups)."""
-    own = next(
-        (
-            line[3:]
-            for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-            if line.startswith("0::")
-        ),
-        "",
-    )
+    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    own = next((line[3:] for line in lines if line.startswith("0::")), "")
     group = CGROUPS / own.strip("/")
     while own and group != CGROUPS.parent:
         with contextlib.suppress(OSError, ValueError):
-            yield int((group / "memory.max").read_text(encoding="utf-8")) - int(
-                (group / "memory.current").read_text(encoding="utf-8")
-            )
+            limit, used = (int((group / f"memory.{n}").read_text(encoding="utf-8")) for n in ("max", "current"))
+            yield limit - used
         group = group.parent
 
 
