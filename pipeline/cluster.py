@@ -180,10 +180,21 @@ def stop_ray() -> None:
     from ray._private import worker
 
     if dead_process() and worker._global_node:  # a GCS that is gone would be waited for
+        _mute()
         worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
     else:
         ray.shutdown()
     leftovers.remove_own()
+
+
+def _mute() -> None:
+    """Keep Ray's own code, which writes to the error stream to the last, from following our message there."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a number is a test's
+        if sys.stderr.fileno() == 2:
+            ours = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace", buffering=1)
+            sys.stderr.flush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.stderr = ours
 
 
 def dead_process() -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -103,3 +105,10 @@ def test_servers_of_which_none_answers_are_refused() -> None:
         with pytest.raises(ConfigError, match=r"oracle\.urls.*127.0.0.1:1") as caught:
             cluster.check_servers("oracle.urls", [dead, "http://nowhere.invalid:80"])
         assert "nowhere.invalid" in str(caught.value)
+
+
+def test_nothing_of_rays_follows_our_message() -> None:
+    words = "_mute(); os.write(2, b'noise'); print('ours', file=sys.stderr)"
+    code = f"import os, sys; from pipeline.cluster import _mute; {words}"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == "ours\n"
