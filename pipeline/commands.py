@@ -39,7 +39,7 @@ from pipeline.code_digest import other_code, redone
 from pipeline.diagnostics.stop import Watch
 from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
 from pipeline.events import Events
-from pipeline.execute import Executor
+from pipeline.execute import Executor, tidy_after_kill
 from pipeline.job import Input
 from pipeline.lease import Lease, LeaseHeld
 from pipeline.placement import check_placement, this_machine
@@ -329,6 +329,8 @@ def _link_all(plan: Plan, store: Path, states: dict[str, State]) -> None:
     for name, step in plan.steps.items():
         manifest = states[name].manifest
         assert manifest is not None
+        artifact = Artifact(store, step.spec.kind, name)
+        tidy_after_kill(artifact, manifest, "sparring", lambda holder: print(f"waiting for {holder}", file=sys.stderr))
         _link_step(plan, store, step, manifest)
 
 

@@ -28,11 +28,11 @@ from pipeline.artifact import (
     tidy,
 )
 from pipeline.code_digest import code_of
-from pipeline.errors import SparringError
+from pipeline.errors import DataError, SparringError
 from pipeline.events import Events
 from pipeline.fingerprint import digest
 from pipeline.job import File, Input, Job, resolve
-from pipeline.lease import Lease
+from pipeline.lease import Lease, LeaseHeld
 from pipeline.placement import check_placement, this_machine
 from pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
 
@@ -139,6 +139,11 @@ class Executor:
                     self.states[step.fingerprint] = self._make_or_adopt(step, artifact, state)
                     self._finish(step)
                     return True
+                assert state.manifest is not None
+                tidy(artifact, state.manifest)  # its maker may have been killed before it had done so
+        else:
+            assert state.manifest is not None
+            tidy_after_kill(artifact, state.manifest, f"run {self.run}", partial(self._waiting, step))
         self.states[step.fingerprint] = state
         self._finish(step)
         return False
@@ -356,6 +361,19 @@ class Executor:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         }
+
+
+def tidy_after_kill(artifact: Artifact, manifest: Manifest, owner: str, waiting: Callable[[str], None]) -> None:
+    """Remove what the maker of a finished artifact has left where it was killed before it had given its lease back.
+
+    What may not be written keeps what it has.
+    """
+    if artifact.lease.exists():
+        with (
+            contextlib.suppress(LeaseHeld, DataError),
+            Lease(artifact.lease, owner).acquire(wait=False, waiting=waiting),
+        ):
+            tidy(artifact, manifest)
 
 
 def _add(records: Iterator[dict[str, float]] | Any) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Lease:
                 f"{self.path}: no lease can be written there ({error.strerror or error}); free space, make the folder "
                 "writable or choose another, then run again."
             ) from None
+        self._remove_leftovers()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
@@ -122,8 +123,10 @@ class Lease:
         temporary = self._temporary()
         try:
             return bool(changed) and temporary.stat().st_mtime_ns - changed > ABANDONED_S * 1e9
+        except FileNotFoundError:  # whoever has just taken the lease removes such files
+            return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the lease back, if it is still ours."""
@@ -159,10 +162,10 @@ class Lease:
         temporary = self._temporary()
         try:
             os.link(temporary, self.path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):
             return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         return True
 
     def _temporary(self) -> Path:
@@ -176,9 +179,16 @@ class Lease:
 
     def _take_over(self) -> bool:
         """Replace a dead lease; False when another observer did so too and was later."""
-        os.replace(self._temporary(), self.path)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self._temporary(), self.path)
         time.sleep(0.05)
         return self._read().get("token") == self.token
+
+    def _remove_leftovers(self) -> None:
+        """Remove the temporary files of those that were killed while they asked for this lease."""
+        for path in self.path.parent.glob(f".{self.path.name}.*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):

@@ -1,8 +1,7 @@
-"""Runs the real command line on a tiny policy, watches its events, kills a process at a chosen moment, runs again."""
+"""Runs the real command line on a tiny policy, with a kill at a chosen moment, and again."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -11,20 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 SEED = int(os.environ["SPARRING_SEED"])
 PROMPTS = 24
 DEADLINE_S = 600
 LONGEST = {"prompts": 2.0, "pairs": 0.05, "calibrate": 0.05, "evaluate": 0.05, "crossplay": 1.0}
 """Seconds after a step's start within which it is killed; 2 s for a step with a model."""
-TRIES = 6
 
 
 def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
@@ -77,11 +74,11 @@ class Run:
     stream: str = "events.jsonl"
     """Its events, below the run's folder."""
 
-    def start(self) -> subprocess.Popen[str]:
-        """Start the driver."""
+    def start(self, program: Sequence[str] = ("pipeline.cli",)) -> subprocess.Popen[str]:
+        """Start the driver; program: the module to run, and what it takes before the command."""
         log = (self.folder / "driver.log").open("a")
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", self.command, *self.arguments],
+            [sys.executable, "-m", *program, self.command, *self.arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
@@ -130,32 +127,6 @@ def _events(path: Path, since: int) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def kill_driver(process: subprocess.Popen[str]) -> None:
-    """kill -9 the driver; everything it started must be gone soon after.
-
-    But for Ray's two agents of a few MB each, which notice the end of their raylet a minute later.
-    """
-    everything = psutil.Process(process.pid).children(recursive=True)
-    children = [child for child in everything if "Agent" not in _title(child)]
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive, f"left behind: {alive}"
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def kill_pid(pid: int) -> None:
-    """kill -9 a worker; it may have ended by itself."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
 def contents(folder: Path) -> dict[str, str]:
     """Return iteration/label -> content digest of every artifact of the run."""
     book = json.loads((folder / "runs" / "default" / "run.json").read_text())
@@ -173,41 +144,19 @@ def without(base: Path, folder: Path, label: str) -> None:
     shutil.rmtree(folder / "store" / f"{kind}-{fingerprint[:8]}")
 
 
-def moment(rng: random.Random, longest: float) -> None:
-    """Wait a random while."""
-    time.sleep(rng.random() * longest)
-
-
 def disturb(run: Run, kind: str, target: str, when: str) -> None:
-    """Start the run, kill the target while the step is unfinished, and run until all is done."""
-    folder, rng = run.folder, random.Random(f"{SEED}/{kind}/{target}/{when}")
-    for attempt in range(TRIES):
-        begun = run.events.stat().st_size if run.events.exists() else 0
-        process = run.start()
-        event = wait_for(run, process, begun, lambda e: _right_moment(e, kind, target, when))
-        moment(rng, (LONGEST.get(kind, 2.0) if when == "during" else 0.1) / 2**attempt)
-        pid = process.pid if target == "driver" else event.get("pid") or worker_of(run, process, begun, kind)
-        hit = psutil.pid_exists(pid) and not (folder / "store" / event["step"] / "manifest.json").exists()
-        if target == "driver":
-            kill_driver(process)
-            run.finish()
-        else:
-            kill_pid(pid)
-            assert process.wait(DEADLINE_S) == 0, (folder / "driver.log").read_text()[-3000:]
-        if hit:
-            return
-        shutil.rmtree(folder / "store" / event["step"])
-    pytest.fail(f"{kind} was always done before it could be killed")
-
-
-def _right_moment(event: dict[str, Any], kind: str, target: str, when: str) -> bool:
-    if event.get("kind") != kind:
-        return False
-    if when == "between":
-        return event["event"] in ("shard", "train_step") and event["done"] < event["of"]
-    return bool(event["event"] == ("worker" if target == "worker" else "step_started"))
-
-
-def worker_of(run: Run, process: Any, begun: int, kind: str) -> int:
-    """Return the pid of the step's first worker."""
-    return int(wait_for(run, process, begun, lambda e: e.get("kind") == kind and "pid" in e)["pid"])
+    """Run with a kill of the target while the step is unfinished (killed.py), and until all is done."""
+    rng, record = random.Random(f"{SEED}/{kind}/{target}/{when}"), run.folder / "killed.json"
+    after_s = rng.random() * LONGEST.get(kind, 2.0)
+    moment = {"kind": kind, "target": target, "when": when, "after_s": after_s, "record": str(record)}
+    code = run.start(["tests.faults.killed", json.dumps(moment)]).wait(DEADLINE_S)
+    log = (run.folder / "driver.log").read_text()[-3000:]
+    assert record.exists(), f"the moment never came: {log}"
+    if target == "worker":
+        assert code == 0, log
+        return
+    assert code == -signal.SIGKILL, log
+    started = set(json.loads(record.read_text())["started"])
+    _, alive = psutil.wait_procs([process for process in psutil.process_iter() if process.pid in started], timeout=60)
+    assert not alive, f"left behind: {alive}"
+    run.finish()

@@ -23,11 +23,10 @@ from pipeline.estimate import cost
 from pipeline.plan import Plan
 from pipeline.run_history import iterations
 from stages.sample.prompts import prompt_hash
+from tests.data import published
 from tests.faults.harness import Run, overrides, write_prompts
 from tests.stages.sample.files import binarized, generated, listed, plain, said, scored, write
 from tests.tiny import tiny_policy
-
-ULTRAFEEDBACK = Path(__file__).parents[3] / "shared" / "data" / "ultrafeedback" / "train.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -238,19 +237,19 @@ def test_options_that_name_the_import(place: Place) -> None:
     assert len(names) == 5
 
 
-@pytest.mark.skipif(not ULTRAFEEDBACK.is_file(), reason="the shared UltraFeedback sample is not here")
-def test_real_pairs(place: Place) -> None:
-    message = place("import", "pairs", str(ULTRAFEEDBACK), code=2)
+def test_published_pairs(place: Place) -> None:
+    path = published("ultrafeedback/train.jsonl")
+    message = place("import", "pairs", str(path), code=2)
     assert message.endswith("line 479: rejected is empty; mend or remove the row, or drop such rows with --drop-empty.")
     assert not list(place.store.glob("*/part-*"))
-    out = place("import", "pairs", str(ULTRAFEEDBACK), "--drop-empty")
+    out = place("import", "pairs", str(path), "--drop-empty")
     made = place.made(out)
     assert all(counted(manifest) for manifest in made.values())
     samples, pairs = made["sample"].rows, made["pairs"].rows
     assert samples["in"] == 1000 and samples["dropped"]["empty_response"] == 2
     assert samples["dropped"]["too_long"] > 100 and pairs["in"] == samples["out"] > 400
     assert "training drops pairs above trainer.max_length=128" in out
-    given = {row["prompt"]: row for row in map(json.loads, ULTRAFEEDBACK.read_text().splitlines())}
+    given = {row["prompt"]: row for row in map(json.loads, path.read_text().splitlines())}
     for row in place.rows(made["sample"])[::50]:
         source = given[row["messages"][0]["content"]]
         assert [response["text"] for response in row["responses"]] == [source["chosen"], source["rejected"]]

@@ -27,7 +27,8 @@ from pipeline.sources import EMBEDDED_JUDGES
 from stages.annotate.oracle import Duel, Verdicts, prompt_key
 from stages.annotate.oracles import Given, load
 from stages.annotate.pairrm import BODY, EITHER, FIRST, HEAD, SECOND, SOURCE, PairRM
-from tests.scripts.test_train_judges import DATA, held_out, needs_data
+from tests.data import published
+from tests.scripts.test_train_judges import held_out
 from tests.stages.annotate.blender import SIZES, randomised, tokenizer
 from tests.stages.sample.files import binarized, generated, plain, write
 
@@ -242,7 +243,6 @@ def test_an_oracle_that_reads_an_order(check: Check, tmp_path: Path) -> None:
     assert abs(found["first_logit"]) > 1e-3 and "left out: none" in out
 
 
-@needs_data
 def test_mini_has_the_accuracy_of_its_card(check: Check) -> None:
     rows = [
         {"prompt": [{"role": r, "content": t} for r, t in p.prompt], "chosen": p.chosen, "rejected": p.rejected}
@@ -258,9 +258,8 @@ def test_mini_has_the_accuracy_of_its_card(check: Check) -> None:
     assert found["trained_on"] == found["identical"] == 0
 
 
-@needs_data
 def test_prompts_that_trained_it_are_left_out(check: Check) -> None:
-    rows = json.loads((DATA / "preferences" / "llmbar_natural.json").read_text())
+    rows = json.loads(published("preferences/llmbar_natural.json").read_text())
     pairs = [
         {"prompt": r["input"], "chosen": r[f"output_{r['label']}"], "rejected": r[f"output_{3 - r['label']}"]}
         for r in rows
@@ -269,13 +268,12 @@ def test_prompts_that_trained_it_are_left_out(check: Check) -> None:
     assert found["rows"] == 100 and found["trained_on"] == 26 and found["accuracy_pairs"] == 74
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("name", "rows", "empty"),
     [("dpo_en_demo.json", 300, 0), ("llmbar_llmeval2.json", 200, 1), ("hh_harmless_base_test.jsonl.gz", 2312, 4)],
 )
 def test_published_files_are_read_as_they_are(check: Check, name: str, rows: int, empty: int) -> None:
-    found, _ = check(str(DATA / "preferences" / name), "--drop-empty", "oracle=lexical")
+    found, _ = check(str(published(f"preferences/{name}")), "--drop-empty", "oracle=lexical")
     assert (found["rows"], found["empty_response"]) == (rows, empty)
     left = (found["accuracy_pairs"], found["identical"], found["trained_on"], found["empty_response"])
     assert sum(left) == rows and found["accuracy_pairs"] > 0

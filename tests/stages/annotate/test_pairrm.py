@@ -25,9 +25,9 @@ from stages.annotate.reader import batches
 from stages.annotate.score import Scorer
 from stages.annotate.winrate import aggregate_scores, debiased_logits
 from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests.data import each_data
 from tests.stages.annotate.blender import hf, llm_blender, official
 
-ULTRAFEEDBACK = Path(__file__).parents[4] / "shared" / "data" / "ultrafeedback" / "train.jsonl"
 MADE: dict[str, Callable[[Path], Path]] = {"official": official, "hf": hf}
 SENTENCES = (
     "Explain the sky and why it is blue in the morning",
@@ -107,12 +107,10 @@ def test_logits_for_the_same_ids_hf(folders: dict[str, Path]) -> None:
     assert np.allclose(oracle(DUELS).logits, wanted.numpy(), atol=1e-5, rtol=0)
 
 
-def cases() -> list[tuple[str, list[str]]]:
-    """Real prompts with two responses each, short enough for llm-blender to cut none."""
-    if not ULTRAFEEDBACK.is_file():
-        pytest.skip(f"{ULTRAFEEDBACK}: no UltraFeedback rows there")
+def cases(data: Path) -> list[tuple[str, list[str]]]:
+    """Prompts with two responses each, short enough for llm-blender to cut none."""
     found = []
-    for line in ULTRAFEEDBACK.read_text().splitlines():
+    for line in (data / "ultrafeedback" / "train.jsonl").read_text().splitlines():
         row = json.loads(line)
         texts = [row["prompt"], row["chosen"], row["rejected"]]
         if (
@@ -124,9 +122,10 @@ def cases() -> list[tuple[str, list[str]]]:
     return found[:12]
 
 
-def test_rank_on_real_texts(ranker: Any, ours: PairRM) -> None:
+@each_data
+def test_rank_on_whole_texts(ranker: Any, ours: PairRM, data: Callable[[], Path]) -> None:
     """`rank`'s scores are those of `win_rate=aggregate_score`."""
-    found = cases()
+    found = cases(data())
     prompts = [text for text, _ in found]
     candidates = [[*both, both[0][: len(both[0]) // 2]] for _, both in found]
     wanted = ranker.rank(prompts, candidates, return_scores=True, batch_size=1)
@@ -138,8 +137,9 @@ def test_rank_on_real_texts(ranker: Any, ours: PairRM) -> None:
         assert aggregate_scores(debiased_logits(logits, logits.T)) == pytest.approx(scores, abs=1e-5)
 
 
-def test_compare_is_the_sum_of_both_orders(ranker: Any, ours: PairRM) -> None:
-    found = cases()
+@each_data
+def test_compare_is_the_sum_of_both_orders(ranker: Any, ours: PairRM, data: Callable[[], Path]) -> None:
+    found = cases(data())
     prompts, first, second = ([row[0] for row in found], [row[1][0] for row in found], [row[1][1] for row in found])
     wanted = ranker.compare(prompts, first, second, return_logits=True, batch_size=1)
     forth = ours([Duel(prompt(p), a, b) for p, a, b in zip(prompts, first, second, strict=True)]).logits

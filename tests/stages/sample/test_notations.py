@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from stages.sample.layouts import EmptyResponse, Entry, parse, read, recognise
 from stages.sample.messages import messages
 from stages.sample.prompts import Source, count, prompt_hash
 from stages.sample.source import rows
+from tests.data import made_up, published, rows_of
 from tests.stages.sample.files import said
-from tests.stages.sample.test_prompts import DATA
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
 USER = {"role": "user", "content": "Why?"}
@@ -186,20 +187,22 @@ def test_a_column_that_is_likely_is_proposed_not_taken(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "without_text"),
+    ("data", "name", "without_text"),
     [
-        ("preferences/dpo_en_demo.json", 300, 0),
-        ("preferences/hh_harmless_base_test.jsonl.gz", 2312, 4),
-        ("preferences/llmbar_natural.json", 100, 0),
-        ("preferences/llmbar_mtbench.json", 200, 0),
-        ("preferences/llmbar_llmeval2.json", 200, 1),
+        (made_up, "dpo_en_demo.json", 0),
+        (made_up, "hh_harmless_base_test.jsonl.gz", 2),
+        (made_up, "llmbar_natural.json", 0),
+        (published, "dpo_en_demo.json", 0),
+        (published, "hh_harmless_base_test.jsonl.gz", 4),
+        (published, "llmbar_natural.json", 0),
+        (published, "llmbar_mtbench.json", 0),
+        (published, "llmbar_llmeval2.json", 1),
     ],
 )
-def test_published_pairs(name: str, given: int, without_text: int) -> None:
+def test_pairs_of_every_layout(data: Callable[..., Path], name: str, without_text: int) -> None:
     """Each row is read as a pair, or has an empty response; and as a prompt, or is counted."""
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there: published pairs are not part of the project")
+    path = data() / "preferences" / name if data is made_up else data(f"preferences/{name}")
+    given = rows_of(path)
     layout, pairs, empty = recognise([path], "pairs", None), 0, 0
     for _, values in rows(path, layout.columns):
         try:

@@ -1,6 +1,6 @@
 import csv
 import json
-import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from pipeline.errors import DataError
 from stages.chat import Chat, load_tokenizer
 from stages.sample import prompts
 from stages.sample.prompts import PROMPTS_SCHEMA, Source, count, prompt_hash
+from tests.data import each_data, rows_of
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tokenizer_folder
 
-DATA = Path(os.environ.get("SPARRING_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(20)]
 
 
@@ -222,11 +222,9 @@ def test_too_few(tmp_path: Path) -> None:
     )
 
 
-def test_shared_files(tmp_path: Path) -> None:
-    path = Path(__file__).parents[4] / "shared" / "data" / "ultrafeedback" / "train.jsonl"
-    if not path.is_file():
-        pytest.skip("the shared UltraFeedback sample is not here")
-    tables, summary = run(path, limit=64, heldout=64)
+@each_data
+def test_no_prompt_is_held_out_and_trained_on(data: Callable[[], Path]) -> None:
+    tables, summary = run(data() / "ultrafeedback" / "train.jsonl", limit=64, heldout=64)
     assert summary["rows"] == [64, 64]
     assert not set(tables[0]["id"].to_pylist()) & set(tables[1]["id"].to_pylist())
 
@@ -313,19 +311,19 @@ def test_csv_cells_that_are_message_lists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "rows"),
+    ("name", "column"),
     [
-        ("ultrafeedback/train.jsonl", "prompt", 1000),
-        ("prompts/arena_hard_v0.1.jsonl", "turns", 500),
-        ("prompts/self_instruct_seed_tasks.jsonl", "instruction", 175),
-        ("prompts/user_oriented_instructions.jsonl", "instruction", 252),
+        ("ultrafeedback/train.jsonl", "prompt"),
+        ("prompts/arena_hard_v0.1.jsonl", "turns"),
+        ("prompts/self_instruct_seed_tasks.jsonl", "instruction"),
+        ("prompts/user_oriented_instructions.jsonl", "instruction"),
     ],
 )
-def test_real_prompts(tmp_path: Path, name: str, column: str, rows: int) -> None:
+@each_data
+def test_prompts_of_other_layouts(tmp_path: Path, name: str, column: str, data: Callable[[], Path]) -> None:
     """Every row is a prompt or a counted drop, and what is kept comes back from its ids."""
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there: real prompts are not part of the project")
+    path = data() / name
+    rows = rows_of(path)
     job = replace(prompts_job(path, tokenizer_folder(), column=column, max_tokens=1024), out=tmp_path / "out")
     tables, parts, summary = run_prompts(job)
     assert sum(part.rows_in for part in parts) == rows

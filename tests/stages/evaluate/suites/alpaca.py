@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-SHARED = Path(os.environ.get("SPARRING_TEST_DATA", Path(__file__).parents[5] / "shared" / "data"))
-DATA = SHARED / "alpaca_eval"
+from tests.data import published
+
 GAMED = "df_gamed_equivalent.csv"
 """Stands in for df_gamed.csv: with the same sufficient statistics, LC agrees to hundredths."""
 ANNOTATED = {"gemma-2b-it": (3.4019714381366457, 5.437453620377121), "vicuna-7b-v1.5": (4.797493939167703, 7.616892731)}
@@ -23,9 +21,7 @@ WEIGHTED = {"SPPO-Mistral7B-PairRM": 30.494137965217423, "SPPO-Llama-3-Instruct-
 
 def data() -> Path:
     """The folder; the test is skipped where it is not there."""
-    if not DATA.is_dir():
-        pytest.skip("needs shared/data/alpaca_eval, which is not part of the project")
-    return DATA
+    return published("alpaca_eval")
 
 
 def rows(name: str) -> list[dict[str, str]]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from stages.evaluate.suites import mt_bench
-from tests.stages.evaluate.suites.alpaca import SHARED
+from tests.data import each_data
 
 NAN = float("nan")
 
 
-def published(name: str) -> list[dict[str, Any]]:
-    path = SHARED / "mt_bench" / name
-    if not path.is_file():
-        pytest.skip("needs shared/data/mt_bench, which is not part of the project")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -56,12 +55,14 @@ def test_turn_1_sees_nothing_of_turn_2() -> None:
         mt_bench.question(mt_bench.Prompt("", "", "{question_2}"), *given, 1)
 
 
-def test_the_published_prompts_take_what_is_given() -> None:
+@each_data
+def test_the_suites_prompts_take_what_is_given(data: Callable[[], Path]) -> None:
+    folder = data() / "mt_bench"
     prompts = {
         row["name"]: mt_bench.Prompt(row["name"], row["system_prompt"], row["prompt_template"])
-        for row in published("judge_prompts.jsonl")
+        for row in lines(folder / "judge_prompts.jsonl")
     }
-    questions, reference = published("question.jsonl"), published("reference_answer_gpt-4.jsonl")
+    questions, reference = lines(folder / "question.jsonl"), lines(folder / "reference_answer_gpt-4.jsonl")
     known = {row["question_id"]: row["choices"][0]["turns"] for row in reference}
     assert {row["category"] for row in questions} == set(mt_bench.TEMPERATURES)
     for row in questions:
