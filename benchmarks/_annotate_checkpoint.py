@@ -7,7 +7,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.annotate.pairrm import BACKBONES, BODY, CANDIDATE_MOST, EITHER, FIRST, HEAD, SECOND, SOURCE, SOURCE_MOST
+from sparring.stages.annotate.pairrm import (
+    BACKBONES,
+    BODY,
+    CANDIDATE_MOST,
+    EITHER,
+    FIRST,
+    HEAD,
+    SECOND,
+    SOURCE,
+    SOURCE_MOST,
+)
 
 SIZE: dict[str, Any] = {**BACKBONES["microsoft/deberta-v3-base"], "intermediate_size": 3072, "model_type": "deberta-v2"}
 SMALLEST = {**SIZE, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -79,7 +89,7 @@ def _tokenizer(texts: Iterable[str]) -> Any:
 
 
 def _sizes(vocabulary: int, size: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    from stages.annotate.deberta import Shape
+    from sparring.stages.annotate.deberta import Shape
 
     h = size["hidden_size"]
     body = Shape.of(size, "DeBERTa-v3-base").tensors(vocabulary, size["intermediate_size"])

@@ -37,7 +37,7 @@ def blender(cases: dict[str, Case]) -> Ways:
 
 def ours(name: str, dtype: str, cases: dict[str, Case]) -> Ways:
     """A shard of the step `score`, from its samples to its hashed parquet file."""
-    from stages.annotate.score import Scorer
+    from sparring.stages.annotate.score import Scorer
 
     _all_cores()
     jobs = {
@@ -58,8 +58,8 @@ def ours(name: str, dtype: str, cases: dict[str, Case]) -> Ways:
 
 def gate(cases: dict[str, Case]) -> Ways:
     """A shard of `embed`, then the one of `calibrate`, from their samples and pairs to their hashed parquet files."""
-    from stages.annotate.calibrate import Calibrator
-    from stages.annotate.embed import Embedder
+    from sparring.stages.annotate.calibrate import Calibrator
+    from sparring.stages.annotate.embed import Embedder
 
     _all_cores()
     jobs = {

@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks import _jobs
 from benchmarks._annotate_texts import Texts
-from pipeline.artifact import content_digest, write_part
-from pipeline.job import File, Input, Job, Part, Shard, resolve
-from stages.annotate.config import (
+from sparring.pipeline.artifact import content_digest, write_part
+from sparring.pipeline.job import File, Input, Job, Part, Shard, resolve
+from sparring.stages.annotate.config import (
     CALIBRATE,
     EMBED,
     PAIRS,

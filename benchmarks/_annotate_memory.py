@@ -22,11 +22,11 @@ from benchmarks._annotate_standin import SECONDS
 from benchmarks._annotate_texts import Texts, samples_table
 from benchmarks._bookkeeping import drive
 from benchmarks._table import Row
-from pipeline.artifact import content_digest
-from pipeline.fingerprint import fingerprint
-from pipeline.job import Input, StepSpec
-from pipeline.plan import Plan, Step, Use
-from stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
+from sparring.pipeline.artifact import content_digest
+from sparring.pipeline.fingerprint import fingerprint
+from sparring.pipeline.job import Input, StepSpec
+from sparring.pipeline.plan import Plan, Step, Use
+from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
 
 PART_ROWS = 256
 WORDS = 200

@@ -20,10 +20,10 @@ from benchmarks._annotate_standin import StandInScorer
 from benchmarks._annotate_texts import Texts, samples_table, texts_of
 from benchmarks._rounds import Contender, loaded, ratio
 from benchmarks._table import Row
-from pipeline.artifact import external
-from stages.annotate import winrate
-from stages.annotate.pairrm import CANDIDATE_MOST, SOURCE_MOST
-from stages.sample import embedded
+from sparring.pipeline.artifact import external
+from sparring.stages.annotate import winrate
+from sparring.stages.annotate.pairrm import CANDIDATE_MOST, SOURCE_MOST
+from sparring.stages.sample import embedded
 
 ONE, BEST, OURS, BF16, GATE = (
     "llm-blender, batch 1",
@@ -67,7 +67,7 @@ def measure(part: str, arguments: argparse.Namespace, folder: Path) -> list[Row]
 
 def make_cases(texts: dict[str, Texts], folder: Path, size: Mapping[str, Any]) -> dict[str, Case]:
     """Write the checkpoint and the inputs of every case; pairs are of made-up logits, which cost calibrate the same."""
-    from stages.annotate.pairs import Pairer
+    from sparring.stages.annotate.pairs import Pairer
 
     everything = texts["all"]
     train = chain(_jobs.starter_texts(), everything.prompts, *everything.responses)

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.job import Job, Part, Shard
-from stages.annotate import embed, score
-from stages.annotate.oracle import Duel, Verdicts, whole
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.annotate import embed, score
+from sparring.stages.annotate.oracle import Duel, Verdicts, whole
 
 DIMENSIONS = 384
 SECONDS = "standin_seconds"

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import _jobs
-from pipeline.errors import DataError
-from stages.sample.stage import SAMPLES_SCHEMA
+from sparring.pipeline.errors import DataError
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
 
 MEDIAN, SPREAD, MOST = 120, 0.9, 600
 """Of a made-up response: words, standard deviation of their logarithm, words. Mean 180; UltraFeedback's have 184."""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks._rounds import Ways, serve
-from pipeline.artifact import write_part
-from pipeline.job import Job, Shard
-from stages.sample.deal import response_seed
-from stages.sample.stage import shards
+from sparring.pipeline.artifact import write_part
+from sparring.pipeline.job import Job, Shard
+from sparring.stages.sample.deal import response_seed
+from sparring.stages.sample.stage import shards
 
 Way = Callable[[Job], int]
 """Samples a job's prompts once; returns the tokens."""
@@ -63,7 +63,7 @@ def official(jobs: dict[str, Job]) -> dict[str, Way]:
 
 def bare(jobs: dict[str, Job]) -> dict[str, Way]:
     """`LLM.generate(n=K)` with our seeds and our engine settings: no detokenizing, no files."""
-    from stages.vllm import BATCHED_TOKENS, BLOCK
+    from sparring.stages.vllm import BATCHED_TOKENS, BLOCK
 
     llm = _llm(
         next(iter(jobs.values())),
@@ -86,7 +86,7 @@ def bare(jobs: dict[str, Job]) -> dict[str, Way]:
 
 def ours(jobs: dict[str, Job]) -> dict[str, Way]:
     """A shard as an actor does it: prompts read, sampled, decoded, written and hashed."""
-    from stages.sample.stage import Sampler
+    from sparring.stages.sample.stage import Sampler
 
     samplers = {job.fingerprint: Sampler(job) for job in jobs.values()}
 
@@ -100,7 +100,7 @@ def ours(jobs: dict[str, Job]) -> dict[str, Way]:
 
 def unseeded(jobs: dict[str, Job]) -> dict[str, Way]:
     """`ours` with reproducible=False, and bare vLLM on that engine: no seeds, chunked prefill."""
-    from stages.sample.stage import Sampler
+    from sparring.stages.sample.stage import Sampler
 
     free = {name: _unseeded(job) for name, job in jobs.items()}
     ways = ours(free)
@@ -166,7 +166,7 @@ def _unseeded(job: Job) -> Job:
 
 
 def _llm(job: Job, **more: Any) -> Any:
-    from stages.vllm import import_vllm
+    from sparring.stages.vllm import import_vllm
 
     return import_vllm(job.runtime["cpus"])(
         str(job.inputs["policy"].root),

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._process import memory_mb, timed
-from pipeline import execute, pool
-from pipeline.artifact import Manifest
-from pipeline.events import Events
-from pipeline.execute import Executor
-from pipeline.plan import Plan, Step
+from sparring.pipeline import execute, pool
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.events import Events
+from sparring.pipeline.execute import Executor
+from sparring.pipeline.plan import Plan, Step
 
 
 class Enough(Exception):

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifact import content_digest
-from pipeline.fingerprint import fingerprint
-from pipeline.job import File, Input, Job, StepSpec, sha256_file
-from stages.sample import embedded
-from stages.sample.config import SampleIdentity, SampleRuntime
-from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
+from sparring.pipeline.artifact import content_digest
+from sparring.pipeline.fingerprint import fingerprint
+from sparring.pipeline.job import File, Input, Job, StepSpec, sha256_file
+from sparring.stages.sample import embedded
+from sparring.stages.sample.config import SampleIdentity, SampleRuntime
+from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 
 LONG_WORDS = 740
 """Words of a long prompt: about 1,000 tokens of SmolLM2's."""
@@ -54,7 +54,7 @@ def long_texts(count: int) -> list[str]:
 
 def rendered(texts: Sequence[str], policy: Path) -> list[dict[str, Any]]:
     """Return the rows that the step `prompts` would make of texts."""
-    from stages.chat import load_chat
+    from sparring.stages.chat import load_chat
 
     chat = load_chat(policy)
     turns = [[{"role": "user", "content": text}] for text in texts]

@@ -9,9 +9,9 @@ from pathlib import Path
 from benchmarks import _jobs
 from benchmarks._rounds import loaded, ratio
 from benchmarks._table import Row
-from pipeline.artifact import external
-from pipeline.job import Job
-from stages.sample.config import SAMPLE
+from sparring.pipeline.artifact import external
+from sparring.pipeline.job import Job
+from sparring.stages.sample.config import SAMPLE
 
 ROUNDS = {
     "short": ("official", "bare", "ours", "transformers", "ours, no seeds", "bare, no seeds"),

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._process import answer_of, timed
-from pipeline.job import Input, Job
+from sparring.pipeline.job import Input, Job
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Any]:
     """Start an engine `rounds` times and return the medians as rows."""
     from benchmarks import _jobs
     from benchmarks._table import Row
-    from pipeline.artifact import external
-    from stages.sample.config import SAMPLE
+    from sparring.pipeline.artifact import external
+    from sparring.stages.sample.config import SAMPLE
 
     policy = external("policy", _jobs.policy_of(arguments, folder))
     prompts = _jobs.prompts_artifact(folder / "start", [_jobs.rendered(_jobs.short_texts(1), policy.root)])
@@ -56,7 +56,7 @@ def main(path: str, spawned: str) -> None:
     job: Job = pickle.loads(Path(path).read_bytes())
     marks = [float(spawned), time.time()]
     sys.meta_path.insert(0, noticed := Noticed())
-    from stages.sample.stage import Sampler, prepare, shards
+    from sparring.stages.sample.stage import Sampler, prepare, shards
 
     prepare(job)
     marks += [noticed.at, time.time()]
@@ -86,7 +86,7 @@ def _watch(parts: dict[str, float]) -> None:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.v1.engine.core import EngineCore
 
-    from stages import chat
+    from sparring.stages import chat
 
     timed(Input, "folder", parts)
     timed(chat, "load_chat", parts)

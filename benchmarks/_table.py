@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.artifact import check_target, write_text
-from pipeline.cluster import hardware
-from pipeline.errors import SparringError
+from sparring.pipeline.artifact import check_target, write_text
+from sparring.pipeline.cluster import hardware
+from sparring.pipeline.errors import SparringError
 
 MFU = "% of peak"
 LEAST = ("tokens/s", "pairs/s", MFU)

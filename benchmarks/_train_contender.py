@@ -116,7 +116,7 @@ class Rounds(TrainerCallback):
 def trl(setting: Setting, asked: Asked, folder: Path) -> None:
     """TRL's DPOTrainer with the published loss for hard targets, on the same token ids."""
     from benchmarks._train_trl import trainer
-    from stages.train.config import optimizer_steps
+    from sparring.stages.train.config import optimizer_steps
 
     steps = optimizer_steps(len(setting.pairs.rows), 1, GLOBAL_BATCH)
     built, told = trainer(setting, steps * (setting.rounds + 1), folder)
@@ -129,7 +129,7 @@ def trl(setting: Setting, asked: Asked, folder: Path) -> None:
 def ours(setting: Setting, asked: Asked, folder: Path) -> None:
     """What a worker of the step `train` runs, in a process group of one that Ray Train did not start."""
     from benchmarks._train_ours import trainer
-    from stages.train.config import optimizer_steps
+    from sparring.stages.train.config import optimizer_steps
 
     rows = setting.pairs.rows
     steps = optimizer_steps(len(rows), 1, GLOBAL_BATCH)
@@ -140,7 +140,7 @@ def ours(setting: Setting, asked: Asked, folder: Path) -> None:
 
 def reference(setting: Setting, asked: Asked, folder: Path) -> None:
     """The scoring of the step `reference`."""
-    from stages.train.reference import load_scorer, score
+    from sparring.stages.train.reference import load_scorer, score
 
     model = load_scorer(setting.pairs.policy, "bfloat16" if setting.gpu else "float32")
     asking = asked.ready()

@@ -9,12 +9,12 @@ from typing import Any
 
 from benchmarks._jobs import step_job
 from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, RANK, Setting
-from pipeline.artifact import external
-from pipeline.commands import plan_of
-from pipeline.job import Job
-from stages.train import worker
-from stages.train.config import TRAIN, TrainIdentity, TrainRuntime
-from stages.train.room import Speaker
+from sparring.pipeline.artifact import external
+from sparring.pipeline.commands import plan_of
+from sparring.pipeline.job import Job
+from sparring.stages.train import worker
+from sparring.stages.train.config import TRAIN, TrainIdentity, TrainRuntime
+from sparring.stages.train.room import Speaker
 
 
 def trainer(setting: Setting, steps: int, folder: Path) -> Any:
@@ -22,7 +22,7 @@ def trainer(setting: Setting, steps: int, folder: Path) -> Any:
     made = job(setting, steps, folder)
     _group_of_one("nccl" if setting.gpu else "gloo")
     worker._settle(TrainRuntime(**made.runtime))
-    from stages.train.collate import deal
+    from sparring.stages.train.collate import deal
 
     identity, rows = TrainIdentity.from_dict(made.identity), setting.pairs.rows
     order, _ = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)

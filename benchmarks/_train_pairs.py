@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import book
-from pipeline.artifact import Artifact, external
-from pipeline.errors import DataError
-from pipeline.job import Input
-from stages.train.collate import Row, join_pairs
+from sparring.pipeline import book
+from sparring.pipeline.artifact import Artifact, external
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input
+from sparring.stages.train.collate import Row, join_pairs
 
 REMEDY = "run `make iter N=1` first"
 MAX_LENGTH = 1024

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from benchmarks import _jobs
 from benchmarks._train_pairs import Pairs
-from stages.sample import embedded
-from stages.train.collate import Row
+from sparring.stages.sample import embedded
+from sparring.stages.train.collate import Row
 
 VOCABULARY, END = 49152, 2
 """SmolLM2's, whose tokenizer goes with the policy: TRL asks for one."""

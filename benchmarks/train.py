@@ -38,8 +38,8 @@ from benchmarks._parts import run_parts
 from benchmarks._table import parse, with_json
 from benchmarks._train_pairs import GLOBAL_BATCH, pairs_of
 from benchmarks._train_random import CONFIGS, random_pairs
-from pipeline.errors import SparringError
-from stages.sample import embedded
+from sparring.pipeline.errors import SparringError
+from sparring.stages.sample import embedded
 
 SMALLEST = {"config": "tiny", "pairs": GLOBAL_BATCH, "rounds": 1, "batches": [4], "micro_batch": 4}
 

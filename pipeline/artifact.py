@@ -24,9 +24,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError, DataError, SparringError
-from pipeline.fingerprint import digest
-from pipeline.job import File, Input, Job, Part, Shard, naming, sha256_file
+from sparring.pipeline.errors import ConfigError, DataError, SparringError
+from sparring.pipeline.fingerprint import digest
+from sparring.pipeline.job import File, Input, Job, Part, Shard, naming, sha256_file
 
 MANIFEST = "manifest.json"
 LEASES = ".leases"

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Manifest, write_text
-from pipeline.errors import DataError
+from sparring.pipeline.artifact import Manifest, write_text
+from sparring.pipeline.errors import DataError
 
 Key = tuple[int, str]
 """(iteration, label)."""

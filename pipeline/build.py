@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pipeline import judges
-from pipeline.builder import Builder
-from pipeline.job import Input
-from pipeline.plan import Plan
-from pipeline.prompt_count import fitted
-from pipeline.schema import Config
-from pipeline.sources import Sources
-from stages.annotate.config import IMPORT_PAIRS, ImportPairsIdentity
-from stages.sample.config import ASKED, IMPORT, PAIRED, AskedIdentity, ImportIdentity
+from sparring.pipeline import judges
+from sparring.pipeline.builder import Builder
+from sparring.pipeline.job import Input
+from sparring.pipeline.plan import Plan
+from sparring.pipeline.prompt_count import fitted
+from sparring.pipeline.schema import Config
+from sparring.pipeline.sources import Sources
+from sparring.stages.annotate.config import IMPORT_PAIRS, ImportPairsIdentity
+from sparring.stages.sample.config import ASKED, IMPORT, PAIRED, AskedIdentity, ImportIdentity
 
 
 @dataclass(frozen=True, kw_only=True)

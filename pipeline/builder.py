@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import judges
-from pipeline.entry import entries
-from pipeline.fingerprint import fingerprint
-from pipeline.job import Input, StepSpec
-from pipeline.plan import Plan, Step, Use
-from pipeline.prompt_count import MOST_HELDOUT, check_lengths, on_empty
-from pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig, ServerSampler
-from pipeline.sources import Sources
-from stages.annotate.config import (
+from sparring.pipeline import judges
+from sparring.pipeline.entry import entries
+from sparring.pipeline.fingerprint import fingerprint
+from sparring.pipeline.job import Input, StepSpec
+from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.prompt_count import MOST_HELDOUT, check_lengths, on_empty
+from sparring.pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig, ServerSampler
+from sparring.pipeline.sources import Sources
+from sparring.stages.annotate.config import (
     BEST,
     CALIBRATE,
     EMBED,
@@ -32,16 +32,16 @@ from stages.annotate.config import (
     ScoreIdentity,
     ScoreRuntime,
 )
-from stages.evaluate.config import CROSSPLAY, EVALUATE, CrossplayIdentity, EvaluateIdentity
-from stages.sample import engine_args
-from stages.sample.config import (
+from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, CrossplayIdentity, EvaluateIdentity
+from sparring.stages.sample import engine_args
+from sparring.stages.sample.config import (
     PROMPTS,
     SAMPLE,
     PromptsIdentity,
     SampleIdentity,
     SampleRuntime,
 )
-from stages.train.config import (
+from sparring.stages.train.config import (
     LOGPROBS,
     REFERENCE,
     TRAIN,
@@ -52,7 +52,7 @@ from stages.train.config import (
     TrainIdentity,
     TrainRuntime,
 )
-from stages.train.objective_config import has_base, has_reference
+from sparring.stages.train.objective_config import has_base, has_reference
 
 
 class Builder:

@@ -22,13 +22,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline import stopping
-from pipeline.cli_suites import add_suites, place
-from pipeline.errors import SparringError
-from pipeline.plain import printable
+from sparring.pipeline import stopping
+from sparring.pipeline.cli_suites import add_suites, place
+from sparring.pipeline.errors import SparringError
+from sparring.pipeline.plain import printable
 
 Command = Callable[[str, str, str], argparse.ArgumentParser]
-"""(name, help, "module:function") -> its parser."""
+"""(name, help, "module:function" of the orchestrator) -> its parser."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def _reopen() -> None:
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
 
 
-OWN = ("sparring", "pipeline", "stages", "conf", "scripts")
+OWN = ("sparring", "scripts")
 NETWORK = ("aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "socket", "urllib3")
 SETTINGS = ("antlr4", "hydra", "omegaconf", "yaml")
 FORMATS = ("json", "pyarrow", "safetensors_rust")
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, help_: str, call: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_, description=help_)
-        sub.set_defaults(call=lambda arguments: _call(call, arguments))
+        sub.set_defaults(call=lambda arguments: _call(f"sparring.pipeline.{call}", arguments))
         return sub
 
     _add_runs(command)
@@ -167,7 +167,7 @@ def _add_runs(command: Command) -> None:
         ("run", "Make what is missing of N iterations."),
         ("plan", "Show the steps and their cost."),
     ):
-        sub = command(name, help_, f"pipeline.commands:{name}")
+        sub = command(name, help_, f"commands:{name}")
         sub.add_argument("-m", "--multirun", action="store_true", help="sweep values a=1,2 as arms of one plan")
         if name == "plan":
             sub.add_argument("--why", action="store_true", help="say how a step differs from the nearest artifact")
@@ -179,7 +179,7 @@ def _add_runs(command: Command) -> None:
 
 
 def _add_files(command: Command) -> None:
-    imports = command("import", "Bring existing responses or pairs into the store.", "pipeline.imports:run")
+    imports = command("import", "Bring existing responses or pairs into the store.", "imports:run")
     imports.add_argument("what", choices=["responses", "pairs"])
     imports.add_argument("file", type=place, help="its columns tell the layout (stages/sample/layouts.py)")
     imports.add_argument(
@@ -192,7 +192,9 @@ def _add_files(command: Command) -> None:
     )
     imports.add_argument("overrides", nargs="*", help="those of the run that will use it: policy, prompts")
     oracle = command(
-        "oracle", "Is the oracle fit for these prompts? Ask it about labelled pairs.", "pipeline.oracle_check:run"
+        "oracle",
+        "Is the oracle fit for these prompts? Ask it about labelled pairs.",
+        "oracle_check:run",
     )
     oracle.add_argument("what", choices=["check"])
     oracle.add_argument("file", type=place, help="a file or folder of pairs, in a layout that `import pairs` reads")
@@ -210,30 +212,32 @@ def _add_files(command: Command) -> None:
 
 
 def _add_views(command: Command) -> None:
-    status = command("status", "Show the steps of a run.", "pipeline.commands:status")
+    status = command("status", "Show the steps of a run.", "commands:status")
     status.add_argument("run", nargs="?", default="default")
     status.add_argument("--why", action="store_true", help="say why a step is not done")
     status.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
-    report = command("report", "Print the table of runs, and write them as one HTML file.", "pipeline.commands:report")
+    report = command("report", "Print the table of runs, and write them as one HTML file.", "commands:report")
     report.add_argument("run", nargs="*", help="runs, or arms of them, that are compared with the first")
     report.add_argument("--json", type=place, metavar="FILE", help="write the figures there as well")
     report.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
     inspect = command(
-        "inspect", "Show one prompt: responses, who beats whom, gate, pair.", "pipeline.commands:inspect_prompt"
+        "inspect",
+        "Show one prompt: responses, who beats whom, gate, pair.",
+        "commands:inspect_prompt",
     )
     inspect.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
     inspect.add_argument("--iter", type=int, metavar="T", help="the iteration (default: the last one)")
     inspect.add_argument("--prompt", metavar="ID", help="the prompt, or how its id begins (default: a list of them)")
     inspect.add_argument("--full", action="store_true", help="print responses whole")
     inspect.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
-    verify = command("verify", "Re-hash every file of the store; undo what is corrupt.", "pipeline.commands:verify")
+    verify = command("verify", "Re-hash every file of the store; undo what is corrupt.", "commands:verify")
     verify.add_argument("--store", type=place, default="store", help="the store (paths.store)")
-    doctor = command("doctor", "Check what a run needs, list what is optional.", "pipeline.commands:doctor")
+    doctor = command("doctor", "Check what a run needs, list what is optional.", "commands:doctor")
     doctor.add_argument("overrides", nargs="*")
 
 
 def _add_outlets(command: Command) -> None:
-    export = command("export", "Write a policy as a folder with a model card.", "pipeline.export.command:run")
+    export = command("export", "Write a policy as a folder with a model card.", "export.command:run")
     export.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
     export.add_argument("--iter", type=int, metavar="T", help="the iteration (default: the best by the second judge)")
     export.add_argument("--to", type=place, metavar="FOLDER", help="where (default: exports/RUN-iter-T)")
@@ -243,7 +247,7 @@ def _add_outlets(command: Command) -> None:
     export.add_argument("--yes", action="store_true", help="push without asking")
     export.add_argument("--dry-run", action="store_true", help="list what would go where; write and send nothing")
     export.add_argument("--runs", type=place, default="runs", help="folder of the runs (paths.runs)")
-    sync = command("sync", "Feed a tracker with a run's records, after the fact.", "pipeline.sync:run")
+    sync = command("sync", "Feed a tracker with a run's records, after the fact.", "sync:run")
     sync.add_argument("run", nargs="?", default="default", help="a run, or an arm of one: myrun/experiment=sppo")
     sync.add_argument("--to", required=True, metavar="TRACKER", help="tensorboard, wandb, mlflow or trackio")
     sync.add_argument("--project", metavar="NAME", help="its project or experiment there (default: sparring)")
@@ -251,7 +255,7 @@ def _add_outlets(command: Command) -> None:
 
 
 def _call(target: str, arguments: argparse.Namespace) -> int:
-    from pipeline.job import resolve
+    from sparring.pipeline.job import resolve
 
     return int(resolve(target)(arguments) or 0)
 

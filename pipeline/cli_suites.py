@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 Command = Callable[[str, str, str], argparse.ArgumentParser]
-"""(name, help, "module:function") -> its parser."""
+"""(name, help, "module:function" of the orchestrator) -> its parser."""
 
 
 def place(text: str) -> Path:
@@ -26,9 +26,9 @@ def add_suites(command: Command) -> None:
 
 
 def _add_answer(command: Command) -> None:
-    answer = command("answer", "Have a run's policy answer a suite or a file of prompts.", "pipeline.suites.answer:run")
+    answer = command("answer", "Have a run's policy answer a suite or a file of prompts.", "suites.answer:run")
     answer.add_argument("--best-of", type=int, default=1, metavar="N", help="sample N, keep the oracle's best")
-    best = command("best-of-n", "Answer as `answer` does, with the oracle's best of n.", "pipeline.suites.answer:run")
+    best = command("best-of-n", "Answer as `answer` does, with the oracle's best of n.", "suites.answer:run")
     best.add_argument("--n", type=int, default=16, metavar="N", dest="best_of", help="samples a prompt (default 16)")
     for one in (answer, best):
         _add_asked(one)
@@ -46,7 +46,7 @@ def _add_asked(answer: argparse.ArgumentParser) -> None:
 
 
 def _add_judge(command: Command) -> None:
-    judge = command("judge", "Judge answers to a suite by its own rules.", "pipeline.suites.judge:run")
+    judge = command("judge", "Judge answers to a suite by its own rules.", "suites.judge:run")
     judge.add_argument("suite", help="alpaca_eval, mt_bench or lm_eval")
     judge.add_argument("outputs", type=place, help="what `sparring answer` wrote; of lm_eval a run")
     judge.add_argument(
@@ -68,7 +68,9 @@ def _add_judge(command: Command) -> None:
 
 def _add_contamination(command: Command) -> None:
     overlap = command(
-        "contamination", "Which rows of suites do the training prompts hold?", "pipeline.suites.contamination:run"
+        "contamination",
+        "Which rows of suites do the training prompts hold?",
+        "suites.contamination:run",
     )
     overlap.add_argument("run", help="a run, or an arm of one")
     overlap.add_argument(

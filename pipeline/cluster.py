@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline import leftovers
-from pipeline.errors import ConfigError, SparringError
+from sparring.pipeline import leftovers
+from sparring.pipeline.errors import ConfigError, SparringError
 
 PACKAGES = (
     "torch",
@@ -74,7 +74,7 @@ def packages() -> dict[str, str]:
 
 def code_version() -> dict[str, Any]:
     """Return the version, and in a git checkout the commit and whether it was changed."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).resolve().parents[1]
     try:
         own = version("sparring")
     except PackageNotFoundError:

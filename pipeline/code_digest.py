@@ -16,11 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import stages
-from pipeline import digests
-from pipeline.errors import ConfigError
-from pipeline.job import StepSpec, resolve
-from pipeline.plan import Plan, State, Step
+from sparring import stages
+from sparring.pipeline import digests
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.job import StepSpec, resolve
+from sparring.pipeline.plan import Plan, State, Step
 
 PACKAGE = stages.__name__
 ROOT = Path(stages.__file__).parents[1]

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import book, cluster, config, digests, estimate, hub, judges, model_folder, run_history
-from pipeline.artifact import (
+from sparring.pipeline import book, cluster, config, digests, estimate, hub, judges, model_folder, run_history
+from sparring.pipeline.artifact import (
     LEASES,
     MANIFEST,
     Artifact,
@@ -34,23 +34,23 @@ from pipeline.artifact import (
     write_target,
     write_text,
 )
-from pipeline.build import build
-from pipeline.code_digest import other_code, redone
-from pipeline.diagnostics.stop import Watch
-from pipeline.errors import ConfigError, DataError, RuleFired, SparringError
-from pipeline.events import Events
-from pipeline.execute import Executor, tidy_after_kill
-from pipeline.job import Input
-from pipeline.lease import Lease, LeaseHeld
-from pipeline.placement import check_placement, this_machine
-from pipeline.plain import printable
-from pipeline.plan import Plan, State, Step, explain, inspect
-from pipeline.prompt_count import dealt_again
-from pipeline.report.terminal import print_report
-from pipeline.schema import Config
-from pipeline.sources import Sources, check_policy
-from stages.sample import embedded
-from stages.train import checkpoint
+from sparring.pipeline.build import build
+from sparring.pipeline.code_digest import other_code, redone
+from sparring.pipeline.diagnostics.stop import Watch
+from sparring.pipeline.errors import ConfigError, DataError, RuleFired, SparringError
+from sparring.pipeline.events import Events
+from sparring.pipeline.execute import Executor, tidy_after_kill
+from sparring.pipeline.job import Input
+from sparring.pipeline.lease import Lease, LeaseHeld
+from sparring.pipeline.placement import check_placement, this_machine
+from sparring.pipeline.plain import printable
+from sparring.pipeline.plan import Plan, State, Step, explain, inspect
+from sparring.pipeline.prompt_count import dealt_again
+from sparring.pipeline.report.terminal import print_report
+from sparring.pipeline.schema import Config
+from sparring.pipeline.sources import Sources, check_policy
+from sparring.stages.sample import embedded
+from sparring.stages.train import checkpoint
 
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
@@ -247,7 +247,7 @@ def fetch(plan: Plan) -> bool:
     prepared = any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared()
     if prepared:
         print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
-        done = subprocess.run([sys.executable, "-m", "stages.sample.embedded"], check=False)
+        done = subprocess.run([sys.executable, "-m", "sparring.stages.sample.embedded"], check=False)
         if done.returncode:
             raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
     return download(plan.externals.values()) or prepared
@@ -448,11 +448,11 @@ def report(arguments: argparse.Namespace) -> None:
 
     All is read before anything is printed or written: an artifact that is damaged stops it.
     """
-    from pipeline.report import numbers
-    from pipeline.report.compare import compare
-    from pipeline.report.differences import print_differences
-    from pipeline.report.html.gather import gather
-    from pipeline.report.html.page import page
+    from sparring.pipeline.report import numbers
+    from sparring.pipeline.report.compare import compare
+    from sparring.pipeline.report.differences import print_differences
+    from sparring.pipeline.report.html.gather import gather
+    from sparring.pipeline.report.html.page import page
 
     runs, names, to = arguments.runs, arguments.run or ["default"], arguments.json
     if to:
@@ -472,7 +472,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def inspect_prompt(arguments: argparse.Namespace) -> None:
     """Print one prompt of an iteration, or a list of them."""
-    from pipeline.report.inspect import Iteration, print_list, print_prompt
+    from sparring.pipeline.report.inspect import Iteration, print_list, print_prompt
 
     history = run_history.opened(arguments.runs, arguments.run)
     iteration, console = Iteration.of(history, arguments.iter), _console()
@@ -534,7 +534,7 @@ def _problems(artifact: Artifact) -> list[str]:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Check what a run needs, a line each, then what is optional; 1 when something is wrong."""
-    from pipeline.doctor import MARKS, checks
+    from sparring.pipeline.doctor import MARKS, checks
 
     chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
     bad = 0

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from pipeline.schema import Config, EngineSampler, judges_of
-from stages.annotate import oracles
-from stages.sample.engine_args import split
-from stages.train.config import AdapterIdentity, require_packages
+from sparring.pipeline.schema import Config, EngineSampler, judges_of
+from sparring.stages.annotate import oracles
+from sparring.stages.sample.engine_args import split
+from sparring.stages.train.config import AdapterIdentity, require_packages
 
 MOST_CROSSED = 150
 """Iterations of which all policies meet."""

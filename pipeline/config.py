@@ -28,12 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError
 
-import conf
-from pipeline import fields, overrides
-from pipeline.complaints import complaints
-from pipeline.diagnostics.config import DiagnosticsConfig
-from pipeline.errors import ConfigError, DataError
-from pipeline.schema import Config
+from sparring import conf
+from sparring.pipeline import fields, overrides
+from sparring.pipeline.complaints import complaints
+from sparring.pipeline.diagnostics.config import DiagnosticsConfig
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.schema import Config
 
 CONF = Path(conf.__file__).parent
 MOST_ARMS = 256

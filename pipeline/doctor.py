@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline import cluster
-from pipeline.digests import cache_folder
-from pipeline.errors import SparringError
-from pipeline.hub import cached_file
-from pipeline.schema import SINKS, Config
-from pipeline.sources import Sources
-from pipeline.suites import COMPARED, SUITES
-from stages.sample import embedded
+from sparring.pipeline import cluster
+from sparring.pipeline.digests import cache_folder
+from sparring.pipeline.errors import SparringError
+from sparring.pipeline.hub import cached_file
+from sparring.pipeline.schema import SINKS, Config
+from sparring.pipeline.sources import Sources
+from sparring.pipeline.suites import COMPARED, SUITES
+from sparring.stages.sample import embedded
 
 Check = tuple[bool | None, str, str]
 """(good, name, text); None: it is optional, and not here."""
 MARKS = {True: "ok ", False: "BAD", None: "-  "}
 """How a check's line begins."""
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = {
     "alpaca_eval": "`sparring judge alpaca_eval`",
     "lm-eval": "`sparring judge lm_eval`",
@@ -120,7 +120,7 @@ def _policy(config: Config) -> Iterator[Check]:
     if config.policy.source == "embedded" and not embedded.is_prepared():
         return
     source = Sources().policy(config.policy)
-    from stages.chat import check_template, load_tokenizer
+    from sparring.stages.chat import check_template, load_tokenizer
 
     findings = check_template(load_tokenizer(source.root))
     for finding in findings:

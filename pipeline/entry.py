@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.artifact import Artifact, Manifest, find
-from pipeline.errors import DataError
-from pipeline.job import Input
-from pipeline.schema import Config
+from sparring.pipeline.artifact import Artifact, Manifest, find
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input
+from sparring.pipeline.schema import Config
 
 AGAIN = "import it again with the overrides of this run (`sparring import`)."
 

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from pipeline.plain import printable
+from sparring.pipeline.plain import printable
 
 
 class Events:

@@ -17,8 +17,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from pipeline import cluster, stopping
-from pipeline.artifact import (
+from sparring.pipeline import cluster, stopping
+from sparring.pipeline.artifact import (
     MANIFEST,
     Artifact,
     Manifest,
@@ -27,14 +27,14 @@ from pipeline.artifact import (
     publish,
     tidy,
 )
-from pipeline.code_digest import code_of
-from pipeline.errors import DataError, SparringError
-from pipeline.events import Events
-from pipeline.fingerprint import digest
-from pipeline.job import File, Input, Job, resolve
-from pipeline.lease import Lease, LeaseHeld
-from pipeline.placement import check_placement, this_machine
-from pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.code_digest import code_of
+from sparring.pipeline.errors import DataError, SparringError
+from sparring.pipeline.events import Events
+from sparring.pipeline.fingerprint import digest
+from sparring.pipeline.job import File, Input, Job, resolve
+from sparring.pipeline.lease import Lease, LeaseHeld
+from sparring.pipeline.placement import check_placement, this_machine
+from sparring.pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
 
 LOOK_AHEAD = 3
 """Steps whose workers are started early."""
@@ -44,17 +44,17 @@ def _side_by_side(job: Job) -> int:
     """Return how many shards are made at the same time."""
     if job.spec.pool == "here":
         return 1
-    from pipeline.pool import side_by_side
+    from sparring.pipeline.pool import side_by_side
 
     return (os.cpu_count() or 1) if job.spec.pool == "tasks" else side_by_side(job)
 
 
 def _summary(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     if job.spec.pool == "here":
-        from pipeline.here import summary
+        from sparring.pipeline.here import summary
 
         return summary(job, records)
-    from pipeline.pool import finish
+    from sparring.pipeline.pool import finish
 
     return finish(job, records)
 
@@ -261,7 +261,7 @@ class Executor:
 
         Only on this machine and its CPUs: elsewhere a worker that waits would hold what this step is waiting for.
         """
-        from pipeline.pool import Pool
+        from sparring.pipeline.pool import Pool
 
         for later in soon(list(self.plan.steps.values()), step):
             artifact = Artifact(self.store, later.spec.kind, later.fingerprint)
@@ -295,10 +295,10 @@ class Executor:
         """
         kind = job.spec.pool
         if kind == "here":
-            from pipeline.here import Here
+            from sparring.pipeline.here import Here
 
             return Here()
-        from pipeline.pool import Pool
+        from sparring.pipeline.pool import Pool
 
         if kind == "tasks":
             return Pool(job, shards)

@@ -16,15 +16,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.artifact import Manifest, find, make_folder
-from pipeline.build import build_import
-from pipeline.commands import arms_of, check_places, plan_of, prepare
-from pipeline.execute import execute_alone
-from pipeline.plain import printable
-from pipeline.plan import Plan, Step, inspect
-from pipeline.schema import Config
-from pipeline.sources import Sources
-from stages.sample.config import ImportIdentity
+from sparring.pipeline.artifact import Manifest, find, make_folder
+from sparring.pipeline.build import build_import
+from sparring.pipeline.commands import arms_of, check_places, plan_of, prepare
+from sparring.pipeline.execute import execute_alone
+from sparring.pipeline.plain import printable
+from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.schema import Config
+from sparring.pipeline.sources import Sources
+from sparring.stages.sample.config import ImportIdentity
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
-    from stages.sample.layouts import recognise
+    from sparring.stages.sample.layouts import recognise
 
     config, sources = whole.configs[""], Sources(whole.pins)
     source = sources.imported(path, arguments.split)
@@ -68,7 +68,7 @@ def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
 
 def _check(plan: Plan) -> None:
     """Look at all rows before anything is fetched or written."""
-    from stages.sample.imported import check, paths_of
+    from sparring.stages.sample.imported import check, paths_of
 
     step = _step(plan, "sample")
     check(paths_of(plan.externals[step.inputs["source"]]), step.identity)
@@ -76,9 +76,9 @@ def _check(plan: Plan) -> None:
 
 def _check_with_policy(plan: Plan, store: Path) -> None:
     """Look whether a row is left that is not held out and fits, before anything is written."""
-    from stages.chat import load_chat
-    from stages.sample.imported import check, paths_of
-    from stages.sample.prompts import heldout_ids
+    from sparring.stages.chat import load_chat
+    from sparring.stages.sample.imported import check, paths_of
+    from sparring.stages.sample.prompts import heldout_ids
 
     step, prompts = _step(plan, "sample"), _step(plan, "prompts")
     if inspect(plan, store)[prompts.fingerprint].kind == "hit":

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline import model_folder
-from pipeline.errors import ConfigError
-from pipeline.job import Input, StepSpec
-from pipeline.schema import JudgeConfig, judges_of
-from pipeline.sources import Sources
-from stages.annotate import oracles
-from stages.annotate.config import SCORE, OracleIdentity
+from sparring.pipeline import model_folder
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.job import Input, StepSpec
+from sparring.pipeline.schema import JudgeConfig, judges_of
+from sparring.pipeline.sources import Sources
+from sparring.stages.annotate import oracles
+from sparring.stages.annotate.config import SCORE, OracleIdentity
 
 
 def folders(judge: JudgeConfig, sources: Sources, prefix: str = "") -> dict[str, Input]:

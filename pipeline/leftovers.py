@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.lease import machine, started
+from sparring.pipeline.lease import machine, started
 
 FOLDER = re.compile(r"sparring-([0-9a-f]{8})-(\d+)-(\d+)")
 SESSION = re.compile(r"session_[\w-]+")

@@ -22,9 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.digests import cached_sha256, load, save
-from pipeline.errors import DataError
-from pipeline.plain import listed, printable
+from sparring.pipeline.digests import cached_sha256, load, save
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.plain import listed, printable
 
 VERSION = 3
 """Of what is found by stages/model_check.py."""
@@ -255,7 +255,7 @@ def _found(folder: Path, *words: str) -> dict[str, Any]:
     print(printable(f"checking {folder} with transformers (once)"), file=sys.stderr)
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "stages.model_check", str(folder), *words],
+        [sys.executable, "-m", "sparring.stages.model_check", str(folder), *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

@@ -27,23 +27,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline import cluster, config, judges
-from pipeline.artifact import check_target, write_target
-from pipeline.commands import download, pins_of
-from pipeline.errors import ConfigError, DataError
-from pipeline.estimate import HUB_PROMPTS
-from pipeline.job import Input
-from pipeline.prompt_count import fitted
-from pipeline.schema import Config, JudgeConfig
-from pipeline.sources import Sources
-from stages.annotate import oracles
-from stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
+from sparring.pipeline import cluster, config, judges
+from sparring.pipeline.artifact import check_target, write_target
+from sparring.pipeline.commands import download, pins_of
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.estimate import HUB_PROMPTS
+from sparring.pipeline.job import Input
+from sparring.pipeline.prompt_count import fitted
+from sparring.pipeline.schema import Config, JudgeConfig
+from sparring.pipeline.sources import Sources
+from sparring.stages.annotate import oracles
+from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from stages.sample.layouts import Layout
+    from sparring.stages.sample.layouts import Layout
 
 MEND = "mend or remove the row."
 FIRST_CHUNK, MOST_CHUNK, CHUNK_S = 8, 2048, 5.0
@@ -168,7 +168,7 @@ def read(paths: Sequence[Path], arguments: argparse.Namespace) -> tuple[list[Pai
 
 def _layout(paths: Sequence[Path], prompt_column: str | None) -> Layout:
     """Return the layout of a file; of how sure its labels are nothing is read."""
-    from stages.sample.layouts import recognise
+    from sparring.stages.sample.layouts import recognise
 
     found = recognise(paths, "pairs", prompt_column)
     columns = tuple(name for name in found.columns if not name.startswith("chosen_probs"))
@@ -177,9 +177,9 @@ def _layout(paths: Sequence[Path], prompt_column: str | None) -> Layout:
 
 def _rows(paths: Sequence[Path], layout: Layout, *, drop_empty: bool) -> Iterator[Pair | None]:
     """Yield the rows; None for one with an empty response, where such are left out."""
-    from stages.sample.layouts import EmptyResponse, parse
-    from stages.sample.prompts import prompt_hash
-    from stages.sample.source import placed
+    from sparring.stages.sample.layouts import EmptyResponse, parse
+    from sparring.stages.sample.prompts import prompt_hash
+    from sparring.stages.sample.source import placed
 
     for place, values in placed(paths, layout.columns):
         try:
@@ -234,7 +234,7 @@ def ask(oracle: Oracle, pairs: Sequence[Pair], reads: str) -> Answers:
     """
     import numpy as np
 
-    from stages.annotate.rows import matrix
+    from sparring.stages.annotate.rows import matrix
 
     logits, truncated, rates = [], [], []
     size, done = FIRST_CHUNK, 0
@@ -304,7 +304,7 @@ def card_of(pairs: Sequence[Pair], answers: Answers, seed: int) -> dict[str, Any
     """Return the figures and the verdict; pairs of one prompt (prompt_key) are drawn together."""
     import numpy as np
 
-    from stages.annotate.fitness import figures, verdict
+    from sparring.stages.annotate.fitness import figures, verdict
 
     forth, back = answers.logits.T
     groups = np.array([prompt_key(pair.prompt) for pair in pairs])
@@ -335,7 +335,7 @@ def run_reads(chosen: Config, reads: str, *, second: bool) -> int:
 
 def show(facts: dict[str, Any]) -> None:
     """Print the table, what was asked, what it costs, and the verdict."""
-    from stages.annotate.fitness import interval
+    from sparring.stages.annotate.fitness import interval
 
     out = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"{facts['seat']} {facts['kind']} on {facts['file']}", title_justify="left")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from pipeline.errors import DataError
-from pipeline.job import Input
-from pipeline.model_folder import header
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input
+from sparring.pipeline.model_folder import header
 
 
 def counted(source: Input) -> int | None:

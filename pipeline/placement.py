@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import cluster
-from pipeline.errors import ConfigError
-from pipeline.plan import Step
+from sparring.pipeline import cluster
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.plan import Step
 
 Node = Mapping[str, float]
 """Resources of a machine by Ray's names: {"CPU": 16, "GPU": 8}; GB: its memory, where that is known."""

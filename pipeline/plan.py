@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Artifact, CorruptManifest, Manifest
-from pipeline.entry import Entry
-from pipeline.job import Input, StepSpec
-from pipeline.schema import Config
+from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
+from sparring.pipeline.entry import Entry
+from sparring.pipeline.job import Input, StepSpec
+from sparring.pipeline.schema import Config
 
 
 @dataclass(frozen=True, kw_only=True)

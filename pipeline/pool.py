@@ -18,10 +18,10 @@ import psutil
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from pipeline import cluster
-from pipeline.artifact import disk_is_full, full_disk
-from pipeline.errors import DataError, EngineFault, SparringError
-from pipeline.faults import (
+from sparring.pipeline import cluster
+from sparring.pipeline.artifact import disk_is_full, full_disk
+from sparring.pipeline.errors import DataError, EngineFault, SparringError
+from sparring.pipeline.faults import (
     LIGHT_RETRIES,
     LOADS,
     MOST_POISON,
@@ -32,9 +32,9 @@ from pipeline.faults import (
     alike,
     bisect,
 )
-from pipeline.job import Job, Shard, resolve
-from pipeline.stopping import RUN_AGAIN
-from pipeline.worker import Worker, finish_here, run_once
+from sparring.pipeline.job import Job, Shard, resolve
+from sparring.pipeline.stopping import RUN_AGAIN
+from sparring.pipeline.worker import Worker, finish_here, run_once
 
 WATCH_S = 1.0
 """Seconds between looks at deadlines."""

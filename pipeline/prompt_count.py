@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.digests import cache_folder
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import Input
-from pipeline.schema import Config
-from pipeline.sources import Sources
-from stages.sample.config import PromptsIdentity
+from sparring.pipeline.digests import cache_folder
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import Input
+from sparring.pipeline.schema import Config
+from sparring.pipeline.sources import Sources
+from sparring.stages.sample.config import PromptsIdentity
 
 VERSION = 1
 """Of the way in which rows are read and counted."""
@@ -52,7 +52,7 @@ def fitted(config: Config, sources: Sources) -> tuple[Config, int | None]:
     if heldout is None:
         heldout = max(1, min(MOST_HELDOUT, different // HELDOUT_SHARE))
     if different <= heldout:
-        from stages.sample.prompts import too_few
+        from sparring.stages.sample.prompts import too_few
 
         raise DataError(too_few(name, different, heldout, dropped))
     train = different - heldout if prompts.limit is None else min(different - heldout, prompts.limit)
@@ -94,8 +94,8 @@ def check_lengths(inputs: Mapping[str, Input], policy: Input, identity: PromptsI
     path = policy.root / "tokenizer.json"
     if policy.wanted or not path.is_file() or not _here(inputs) or find_spec("tokenizers") is None:
         return
-    from stages.sample.prompts import check_lengths as check
-    from stages.sample.prompts import sources_of
+    from sparring.stages.sample.prompts import check_lengths as check
+    from sparring.stages.sample.prompts import sources_of
 
     tokenizer: list[Any] = []
 
@@ -148,7 +148,7 @@ def _counted(inputs: Mapping[str, Input], column: str, empty: str) -> tuple[int,
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(kept.read_text(encoding="utf-8"))
         return int(known["different"]), dict(known["dropped"])
-    from stages.sample.prompts import count, sources_of
+    from sparring.stages.sample.prompts import count, sources_of
 
     found = count(sources_of(inputs), column, empty)
     _keep(kept, json.dumps(found._asdict()))

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import book
-from pipeline.artifact import Artifact, CorruptManifest, Manifest
-from pipeline.config import config_of, diagnostics_of
-from pipeline.diagnostics import rules
-from pipeline.diagnostics.panel import Panel, panels
-from pipeline.errors import DataError
-from pipeline.job import Input
+from sparring.pipeline import book
+from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
+from sparring.pipeline.config import config_of, diagnostics_of
+from sparring.pipeline.diagnostics import rules
+from sparring.pipeline.diagnostics.panel import Panel, panels
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""

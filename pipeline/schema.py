@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.diagnostics.config import DiagnosticsConfig
-from pipeline.errors import ConfigError
-from pipeline.fields import (
+from sparring.pipeline.diagnostics.config import DiagnosticsConfig
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.fields import (
     NO_BOOL,
     ByReference,
     Count,
@@ -35,10 +35,10 @@ from pipeline.fields import (
     Size,
     Text,
 )
-from pipeline.report.config import PublishedConfig
-from stages.annotate import oracles
-from stages.sample.config import MOST_RESPONSES
-from stages.train.objective_config import ObjectiveIdentity
+from sparring.pipeline.report.config import PublishedConfig
+from sparring.stages.annotate import oracles
+from sparring.stages.sample.config import MOST_RESPONSES
+from sparring.stages.train.objective_config import ObjectiveIdentity
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ARTIFACT = r"{}-[0-9a-f]{{8}}"

@@ -11,16 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import stages.annotate
-import stages.sample
-from pipeline import model_folder
-from pipeline.artifact import content_digest, external
-from pipeline.digests import cached_sha256
-from pipeline.errors import ConfigError, DataError
-from pipeline.hub import Hub, local_dataset
-from pipeline.job import File, Input
-from pipeline.model_folder import read_json
-from pipeline.schema import (
+import sparring.stages.annotate
+import sparring.stages.sample
+from sparring.pipeline import model_folder
+from sparring.pipeline.artifact import content_digest, external
+from sparring.pipeline.digests import cached_sha256
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.hub import Hub, local_dataset
+from sparring.pipeline.job import File, Input
+from sparring.pipeline.model_folder import read_json
+from sparring.pipeline.schema import (
     Config,
     EmbeddedEncoder,
     EmbeddedPolicy,
@@ -33,11 +33,11 @@ from pipeline.schema import (
     PromptsConfig,
     StarterPrompts,
 )
-from stages.chat import check_control
-from stages.sample import embedded
-from stages.train.config import LAST, check_layer
+from sparring.stages.chat import check_control
+from sparring.stages.sample import embedded
+from sparring.stages.train.config import LAST, check_layer
 
-EMBEDDED_JUDGES = Path(stages.annotate.__file__).parent / "judges"
+EMBEDDED_JUDGES = Path(sparring.stages.annotate.__file__).parent / "judges"
 
 
 class Sources:
@@ -90,7 +90,7 @@ class Sources:
     def prompts(self, config: PromptsConfig) -> dict[str, Input]:
         """Return the files of prompts by role: `source`, or `source_1` .. `source_n` of a split that is published."""
         if isinstance(config, StarterPrompts):
-            return {"source": _external("source", Path(stages.sample.__file__).parent / "starter.jsonl")}
+            return {"source": _external("source", Path(sparring.stages.sample.__file__).parent / "starter.jsonl")}
         place = config.dataset if config.path is None else config.path
         if "{slice}" not in place:
             return {"source": self._prompts(config, place)}
@@ -127,7 +127,7 @@ def _external(role: str, path: Path) -> Input:
 
 def _files(role: str, path: Path, split: str | None, key: str) -> Input:
     """Return a file, or the data files of a folder in their order, which their names are not part of."""
-    from stages.sample.source import data_files
+    from sparring.stages.sample.source import data_files
 
     if path.is_file() and split is None:
         return _external(role, path)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.lease import Lease, LeaseHeld
+from sparring.pipeline.lease import Lease, LeaseHeld
 
 STAGED = ".sparring-staged"
 

@@ -22,14 +22,14 @@ from datetime import datetime
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from pipeline import run_history
-from pipeline.artifact import Manifest
-from pipeline.diagnostics.panel import Panel, panels
-from pipeline.errors import ConfigError, DataError, SparringError
-from pipeline.report.crossplay import flat
-from pipeline.run_history import RunHistory, Steps
-from pipeline.staging import staged
-from stages.train.config import tracked_name
+from sparring.pipeline import run_history
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.diagnostics.panel import Panel, panels
+from sparring.pipeline.errors import ConfigError, DataError, SparringError
+from sparring.pipeline.report.crossplay import flat
+from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.staging import staged
+from sparring.stages.train.config import tracked_name
 
 TRAIN, ITERATION = "train/step", "iteration"
 NAMED = {"train": "trained"}
@@ -215,7 +215,7 @@ class MLflow:
     def __init__(self, found: RunHistory, project: str) -> None:
         import mlflow
 
-        from stages.train.sinks import to_mlflow
+        from sparring.stages.train.sinks import to_mlflow
 
         self.mlflow, tag = mlflow, _identifier(found)
         experiment = mlflow.set_experiment(project)
@@ -261,7 +261,7 @@ class Trackio:
 
 def _identifier(found: RunHistory) -> str:
     """Return the same short name for the same run folder."""
-    from pipeline.fingerprint import digest
+    from sparring.pipeline.fingerprint import digest
 
     return digest({"run": found.name, "folder": str(found.folder.absolute())})[:12]
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline import here
-from pipeline.artifact import write_part
-from pipeline.job import Job, Shard, resolve
+from sparring.pipeline import here
+from sparring.pipeline.artifact import write_part
+from sparring.pipeline.job import Job, Shard, resolve
 
 
 class Worker:
@@ -73,7 +73,7 @@ def _warnings() -> Iterator[list[str]]:
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("stages")
+    logger = logging.getLogger("sparring.stages")
     logger.addHandler(handler)
     try:
         yield said

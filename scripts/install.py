@@ -192,7 +192,7 @@ def try_engines(python: Path) -> None:
     env = install_environment()
     with ThreadPoolExecutor() as pool:
         engines = pool.submit(run, [str(python), "-c", ENGINES], env, "importing the engines")
-        run([str(python), "-m", "stages.sample.embedded"], env, "preparing the embedded models")
+        run([str(python), "-m", "sparring.stages.sample.embedded"], env, "preparing the embedded models")
         engines.result()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from scripts.judge_data import SOURCES, Pair
-from stages.annotate.fitness import (
+from sparring.stages.annotate.fitness import (
     LENGTH_RATIO,
     Card,
     accuracy_figure,
@@ -30,7 +30,7 @@ from stages.annotate.fitness import (
     ratio,
     whole,
 )
-from stages.annotate.oracle import Duel, Oracle
+from sparring.stages.annotate.oracle import Duel, Oracle
 
 WHAT = {
     "mini": "A pairwise ranker on frozen all-MiniLM-L6-v2 embeddings and surface features: a Bradley-Terry "

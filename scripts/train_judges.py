@@ -39,9 +39,16 @@ from scripts.judge_data import (
     test_only_keys,
     unit_hash,
 )
-from stages.annotate.oracle import Oracle, prompt_key
-from stages.annotate.oracles.lexical import CHARACTERS, HABITS, WORDS, LexicalOracle, last_user_text, ngram_features
-from stages.annotate.oracles.mini import (
+from sparring.stages.annotate.oracle import Oracle, prompt_key
+from sparring.stages.annotate.oracles.lexical import (
+    CHARACTERS,
+    HABITS,
+    WORDS,
+    LexicalOracle,
+    last_user_text,
+    ngram_features,
+)
+from sparring.stages.annotate.oracles.mini import (
     PROBE,
     Encode,
     MiniOracle,

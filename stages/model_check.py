@@ -1,8 +1,9 @@
 """Whether the folder of a policy, or of a judge, can be used as such, without reading its weights.
 
-    python -m stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
-    python -m stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON; or a policy's
-                                                        with an adapter, an AdapterIdentity, or with an engine
+    python -m sparring.stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
+    python -m sparring.stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON; or a
+                                                                 policy's with an adapter, an AdapterIdentity, or with
+                                                                 an engine
 
 Started by pipeline/model_folder.py in a process of its own: the imports take seconds, which no plan has.
 """
@@ -16,15 +17,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, SparringError
-from pipeline.model_folder import ADAPTER, ENGINE, INDEX, WEIGHTS, read_json
-from pipeline.plain import listed
-from stages.annotate import oracles
-from stages.outline import check_read, one_line, outline
-from stages.sample import engine_check
-from stages.sample.engine import stop_ids
-from stages.train.config import AdapterIdentity
-from stages.vllm import cpu_head_sizes, known_architectures, quickly, runner
+from sparring.pipeline.errors import DataError, SparringError
+from sparring.pipeline.model_folder import ADAPTER, ENGINE, INDEX, WEIGHTS, read_json
+from sparring.pipeline.plain import listed
+from sparring.stages.annotate import oracles
+from sparring.stages.outline import check_read, one_line, outline
+from sparring.stages.sample import engine_check
+from sparring.stages.sample.engine import stop_ids
+from sparring.stages.train.config import AdapterIdentity
+from sparring.stages.vllm import cpu_head_sizes, known_architectures, quickly, runner
 
 SAID = "Which rivers reach the sea?"
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -111,7 +112,7 @@ def _tokens(folder: Path, rows: int) -> dict[str, Any]:
 
     rows: of the embedding.
     """
-    from stages.chat import Chat, check_turns, load_tokenizer
+    from sparring.stages.chat import Chat, check_turns, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     chat = Chat(tokenizer)
@@ -229,7 +230,7 @@ def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
 
 def _attach(folder: Path, adapter: Mapping[str, Any]) -> None:
     """ConfigError where a policy does not take an adapter."""
-    from stages.train.adapter import attach
+    from sparring.stages.train.adapter import attach
 
     model, _ = _model(folder, _config(folder))
     attach(model, AdapterIdentity(**{**adapter, "targets": tuple(adapter["targets"])}), seed=0)

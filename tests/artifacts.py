@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.job import File, Input, Job, Part, Shard, StepSpec, sha256_file
-from stages.sample.stage import SAMPLES_SCHEMA
+from sparring.pipeline.job import File, Input, Job, Part, Shard, StepSpec, sha256_file
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
 
 
 def as_input(role: str, folder: Path, tables: Sequence[pa.Table], summary: dict[str, Any] | None = None) -> Input:

@@ -12,16 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import book, cluster, execute, lease
-from pipeline.artifact import Artifact, check_export
-from pipeline.events import Events
-from pipeline.execute import Executor
-from pipeline.export import folder as export
-from pipeline.fingerprint import digest
-from pipeline.job import Input, Job, Part, Shard, StepSpec
-from pipeline.plan import Plan, Step, Use
-from pipeline.staging import STAGED
-from stages.train import checkpoint
+from sparring.pipeline import book, cluster, execute, lease
+from sparring.pipeline.artifact import Artifact, check_export
+from sparring.pipeline.events import Events
+from sparring.pipeline.execute import Executor
+from sparring.pipeline.export import folder as export
+from sparring.pipeline.fingerprint import digest
+from sparring.pipeline.job import Input, Job, Part, Shard, StepSpec
+from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.staging import STAGED
+from sparring.stages.train import checkpoint
 from tests.crash import Scenario, tree
 
 LEASES = (".leases", f"{STAGED}.json")

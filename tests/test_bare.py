@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -14,21 +15,24 @@ from pathlib import Path
 
 import pytest
 
+from scripts.indexes import pip_settings, uv_environment
+from tests.pipeline.report.fabricated import Run
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OWN = ("pipeline", "stages", "conf", "sparring", "scripts")
+OWN = ("sparring", "scripts")
 BASE = (
-    "pipeline.cli",
-    "pipeline.commands",
-    "pipeline.doctor",
-    "pipeline.export.command",
-    "pipeline.imports",
-    "pipeline.report.compare",
-    "pipeline.report.differences",
-    "pipeline.report.html.page",
-    "pipeline.report.inspect",
-    "pipeline.report.numbers",
-    "pipeline.sync",
+    "sparring.pipeline.cli",
+    "sparring.pipeline.commands",
+    "sparring.pipeline.doctor",
+    "sparring.pipeline.export.command",
+    "sparring.pipeline.imports",
+    "sparring.pipeline.report.compare",
+    "sparring.pipeline.report.differences",
+    "sparring.pipeline.report.html.page",
+    "sparring.pipeline.report.inspect",
+    "sparring.pipeline.report.numbers",
+    "sparring.pipeline.sync",
 )
 """Modules of commands that need no model."""
 
@@ -92,38 +96,56 @@ def test_the_base_dependencies_are_enough_to_import_what_needs_no_model() -> Non
 def test_every_import_is_declared() -> None:
     extras = PROJECT["optional-dependencies"]
     known = distributions([*PROJECT["dependencies"], *(line for lines in extras.values() for line in lines)])
-    trackers = {"wandb", "mlflow", "trackio"}  # only where the user has installed them
     of_suites = {"pandas", "yaml", "pyyaml"}  # what alpaca_eval itself is made with
     undeclared = {
         f"{path.relative_to(ROOT)}: {name}"
         for folder in ("pipeline", "stages")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for name in third_party(imports(path, inside_functions=True)) - trackers - of_suites
+        for name in third_party(imports(path, inside_functions=True)) - of_suites
         if not declared(name, known)
     }
     assert not undeclared
 
 
-@pytest.mark.slow
-def test_a_wheel_in_an_empty_environment_plans(tmp_path: Path) -> None:
-    python = tmp_path / "bare" / "bin" / "python"
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of an environment that has the wheel, its base dependencies and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
-    subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
-    (wheel,) = tmp_path.glob("sparring-*.whl")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    (wheel,) = folder.glob("sparring-*.whl")
+    python, uv = folder / "venv" / "bin" / "python", Path(sys.executable).with_name("uv")
+    settings = uv_environment(pip_settings(Path(sys.executable)), [])
+    subprocess.run([uv, "pip", "install", "--quiet", f"--python={python}", wheel], check=True, env=settings)
+    return python.parent
 
-    def said(*words: str) -> str:
-        done = subprocess.run(
-            [str(python), "-I", *words], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    assert said("-c", "import sparring; print(sparring.__version__)").strip() == PROJECT["version"]
-    command = str(python.parent / "sparring")
-    assert said(command, "--version").strip() == f"sparring {PROJECT['version']}"
-    assert "plan" in said(command, "--help")
-    assert "to do" in said(command, "plan", "hardware=cpu")
-    done = subprocess.run([command, "run"], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
-    assert done.returncode == 2 and "torch" in done.stderr and not (tmp_path / "runs").exists()
+def said(place: Path, *words: str, code: int = 0) -> str:
+    """What a program says that knows nothing of this checkout."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True, encoding="utf-8", env=plain, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_wheel_in_an_empty_environment_plans_and_reports(bare: Path, tmp_path: Path) -> None:
+    sparring, python = str(bare / "sparring"), str(bare / "python")
+    assert said(tmp_path, python, "-c", "import sparring; print(sparring.__version__)").strip() == PROJECT["version"]
+    assert said(tmp_path, sparring, "--version") == said(tmp_path, python, "-m", "sparring", "--version")
+    assert "plan" in said(tmp_path, sparring, "--help")
+    assert "to do" in said(tmp_path, sparring, "plan", "hardware=cpu")
+    assert "torch" in said(tmp_path, sparring, "doctor", code=1)
+    assert "torch" in said(tmp_path, sparring, "run", code=2) and not (tmp_path / "runs").exists()
+    run = Run(tmp_path).begin().based()
+    run.trained(1)
+    run.evaluated(1, 0.6, 0.55)
+    assert "oracle" in said(tmp_path, sparring, "report", "mine")
+    assert "<html" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_nothing_but_the_package_is_installed(bare: Path) -> None:
+    (site,) = (bare.parent / "lib").glob("python3*/site-packages")
+    (record,) = site.glob("sparring-*.dist-info/RECORD")
+    tops = {line.split("/")[0] for line in record.read_text(encoding="utf-8").splitlines()}
+    assert {name for name in tops if name != ".."} == {"sparring", record.parent.name}

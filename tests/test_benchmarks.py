@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.artifact import Artifact, Manifest, external, publish
-from pipeline.errors import DataError
-from stages.annotate import winrate
-from stages.train.collate import Row
-from stages.train.reference import load_scorer
-from stages.train.worker import ends_of_turn
+from sparring.pipeline.artifact import Artifact, Manifest, external, publish
+from sparring.pipeline.errors import DataError
+from sparring.stages.annotate import winrate
+from sparring.stages.train.collate import Row
+from sparring.stages.train.reference import load_scorer
+from sparring.stages.train.worker import ends_of_turn
 from tests.artifacts import as_input
 from tests.stages.train.rig import sampled, targets_of
 from tests.tiny import tiny_policy

@@ -12,17 +12,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.artifact import external
-from pipeline.job import Input, StepSpec
-from stages.annotate import calibrate, embed, pairs, score
-from stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
-from stages.evaluate import stage as evaluate
-from stages.evaluate.config import EVALUATE
-from stages.sample import embedded
-from stages.sample.config import PROMPTS, SAMPLE
-from stages.sample.engine import Settings
-from stages.train import reference
-from stages.train.config import REFERENCE
+from sparring.pipeline.artifact import external
+from sparring.pipeline.job import Input, StepSpec
+from sparring.stages.annotate import calibrate, embed, pairs, score
+from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
+from sparring.stages.evaluate import stage as evaluate
+from sparring.stages.evaluate.config import EVALUATE
+from sparring.stages.sample import embedded
+from sparring.stages.sample.config import PROMPTS, SAMPLE
+from sparring.stages.sample.engine import Settings
+from sparring.stages.train import reference
+from sparring.stages.train.config import REFERENCE
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table, score_identity
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tiny_policy
@@ -88,7 +88,7 @@ def test_prompts(tmp_path: Path, policy: Path) -> None:
 
 
 def test_sample_greedy(policy: Path) -> None:
-    from stages.sample.engine_transformers import TransformersEngine
+    from sparring.stages.sample.engine_transformers import TransformersEngine
 
     chosen = Settings(
         dtype="float32", k=1, max_tokens=6, temperature=0.0, top_p=1.0, min_p=0.0, stop=(), stop_ids=(2,),

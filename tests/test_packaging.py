@@ -98,11 +98,11 @@ def test_make_iter_passes_n_run_and_overrides_on() -> None:
     assert ".venv/bin/sparring run iterations=3 run.name=mine hardware=auto gate=off prompts.limit=64" in shown
 
 
-def test_ci_runs_make_test_alone() -> None:
+def test_ci_runs_lint_and_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
-    assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make test"]
+    assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make lint", "make test"]
 
 
 def test_the_entry_point_is_callable() -> None:
@@ -111,21 +111,28 @@ def test_the_entry_point_is_callable() -> None:
     assert callable(script.load())
 
 
-def test_a_wheel_holds_code_configuration_prompts_and_judges(tmp_path: Path) -> None:
+def test_every_folder_of_code_is_named() -> None:
+    found = {"sparring", "sparring.conf"}
+    for room in ("pipeline", "stages"):
+        found |= {
+            f"sparring.{path.parent.relative_to(ROOT)}".replace("/", ".") for path in (ROOT / room).rglob("__init__.py")
+        }
+    assert sorted(found) == PROJECT["tool"]["setuptools"]["packages"]
+
+
+def test_a_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "wheels"
-    source.mkdir()
-    for name in ("pipeline", "stages", "conf", "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("pipeline", "stages", "conf", "sparring", "tests"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     local = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(out)]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *local, str(source)], check=True)
     (wheel,) = out.glob("sparring-*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    shipped = [path for name in ("pipeline", "stages", "conf") for path in (source / name).rglob("*") if path.is_file()]
-    missing = {path.relative_to(source).as_posix() for path in shipped if path.suffix != ".log"} - packed
-    assert not missing, f"not in the wheel, see [tool.setuptools.package-data]: {sorted(missing)}"
-    assert "conf/config.yaml" in packed
-    assert "stages/sample/starter.jsonl" in packed
-    assert [name for name in packed if name.startswith("stages/annotate/") and name.endswith(".safetensors")]
-    assert not [name for name in packed if name.startswith("tests/")]
+    rooms = [path for name in ("pipeline", "stages", "conf") for path in (source / name).rglob("*") if path.is_file()]
+    shipped = {f"sparring/{path.relative_to(source).as_posix()}" for path in rooms if path.suffix != ".log"}
+    shipped |= {f"sparring/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
+    dist = {name for name in packed if name.startswith("sparring-") and ".dist-info/" in name}
+    assert packed - dist == shipped

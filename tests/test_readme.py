@@ -23,7 +23,7 @@ def test_every_group_and_choice_is_named() -> None:
 
 
 def test_the_commands_of_the_readme_are_those_of_the_command_line() -> None:
-    from pipeline.cli import _parser
+    from sparring.pipeline.cli import _parser
 
     known = _parser().format_help()
     for command in set(re.findall(r"bin/sparring (\w+)", TEXT)):
@@ -32,7 +32,7 @@ def test_the_commands_of_the_readme_are_those_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("words", re.findall(r'^make iter N=\d .*?ARGS="(.*?)"', TEXT, re.M))
 def test_the_settings_of_a_run_are_accepted(words: str) -> None:
-    from pipeline import config
+    from sparring.pipeline import config
 
     config.load([*([] if "hardware=" in words else ["hardware=cpu"]), *shlex.split(words)])
 
@@ -53,7 +53,7 @@ def test_number_of_prompts_is_the_files() -> None:
 def test_what_a_published_recipe_costs_is_what_the_plan_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.cli import main
+    from sparring.pipeline.cli import main
 
     (shown,) = re.findall(r"^\.venv/bin/sparring (plan .*usd_per_hour.*)\n((?:# .*\n)+)", TEXT, re.M)
     command, lines = shown[0], [line.removeprefix("# ") for line in shown[1].splitlines()]
@@ -65,7 +65,7 @@ def test_what_a_published_recipe_costs_is_what_the_plan_prints(
 
 
 def _dollars(name: str, store: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    from pipeline.cli import main
+    from sparring.pipeline.cli import main
 
     words = [f"experiment={name}", "hardware=h100x8", "hardware.usd_per_hour=24", f"paths.store={store}"]
     assert main(["plan", *words]) == 0

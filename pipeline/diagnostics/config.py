@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.errors import ConfigError
-from pipeline.fields import NO_BOOL, NonNegative, Share
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.fields import NO_BOOL, NonNegative, Share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.artifact import Artifact, Manifest
-from stages.evaluate.divergence import LogProbs, log_ratios, tempered
-from stages.evaluate.paired import Bootstrap
+from sparring.pipeline.artifact import Artifact, Manifest
+from sparring.stages.evaluate.divergence import LogProbs, log_ratios, tempered
+from sparring.stages.evaluate.paired import Bootstrap
 
 METRICS = "metrics.jsonl"
 """Of a train artifact: a record of each optimizer step."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.diagnostics.config import DiagnosticsConfig
-from pipeline.diagnostics.panel import Panel
-from stages.evaluate.bootstrap import alarm
+from sparring.pipeline.diagnostics.config import DiagnosticsConfig
+from sparring.pipeline.diagnostics.panel import Panel
+from sparring.stages.evaluate.bootstrap import alarm
 
 History = Sequence[Panel]
 Rule = Callable[[History, float], str]

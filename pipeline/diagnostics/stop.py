@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import book
-from pipeline.diagnostics.panel import panels
-from pipeline.diagnostics.rules import Fired, fired
-from pipeline.errors import RuleFired
-from pipeline.plan import Plan, Step, Use
-from pipeline.run_history import iterations
+from sparring.pipeline import book
+from sparring.pipeline.diagnostics.panel import panels
+from sparring.pipeline.diagnostics.rules import Fired, fired
+from sparring.pipeline.errors import RuleFired
+from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.run_history import iterations
 
 
 class Watch:

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pipeline.hub import Hub
-from pipeline.run_history import RunHistory
+from sparring.pipeline.hub import Hub
+from sparring.pipeline.run_history import RunHistory
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the embedded policy was quantized from, by the package that carries it."""

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Manifest
-from pipeline.export.base import UNKNOWN, Base
-from pipeline.export.choose import Choice
-from pipeline.export.markdown import Safe, escaped, front, table
-from pipeline.report import recipe
-from pipeline.report.judging import apart, left_out, worth_of_judges
-from pipeline.report.published import published_of, rows_of
-from pipeline.report.table import Steps, alarms, compared, win_rate
-from pipeline.run_history import RunHistory
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.export.base import UNKNOWN, Base
+from sparring.pipeline.export.choose import Choice
+from sparring.pipeline.export.markdown import Safe, escaped, front, table
+from sparring.pipeline.report import recipe
+from sparring.pipeline.report.judging import apart, left_out, worth_of_judges
+from sparring.pipeline.report.published import published_of, rows_of
+from sparring.pipeline.report.table import Steps, alarms, compared, win_rate
+from sparring.pipeline.run_history import RunHistory
 
 COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
 

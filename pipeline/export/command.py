@@ -12,15 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import run_history
-from pipeline.artifact import check_export
-from pipeline.errors import DataError
-from pipeline.export import dataset, push
-from pipeline.export.base import base_of
-from pipeline.export.card import model_card
-from pipeline.export.choose import Choice, choose
-from pipeline.export.folder import Piece, dtype_of, model_pieces, refuse_existing, text_piece, write
-from pipeline.run_history import RunHistory
+from sparring.pipeline import run_history
+from sparring.pipeline.artifact import check_export
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.export import dataset, push
+from sparring.pipeline.export.base import base_of
+from sparring.pipeline.export.card import model_card
+from sparring.pipeline.export.choose import Choice, choose
+from sparring.pipeline.export.folder import Piece, dtype_of, model_pieces, refuse_existing, text_piece, write
+from sparring.pipeline.run_history import RunHistory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.artifact import Manifest
-from pipeline.export.base import Base
-from pipeline.export.card import datasets_of
-from pipeline.export.folder import Piece, text_piece
-from pipeline.export.markdown import escaped, front, table
-from pipeline.run_history import RunHistory
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.export.base import Base
+from sparring.pipeline.export.card import datasets_of
+from sparring.pipeline.export.folder import Piece, text_piece
+from sparring.pipeline.export.markdown import escaped, front, table
+from sparring.pipeline.run_history import RunHistory
 
 KINDS = {
     "samples": ("sample", "What the policy of each iteration answered: K responses a prompt, text and token ids"),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from pipeline.errors import DataError
-from pipeline.job import Input
-from pipeline.staging import staged
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input
+from sparring.pipeline.staging import staged
 
 WIDTHS = {"bfloat16": 2, "float32": 4}
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -65,7 +65,7 @@ def _with_dtype(piece: Piece, dtype: str) -> Piece:
 
 def _weights(folder: Path, dtype: str) -> list[Piece]:
     """Return the files that casting will make; ShardWriter fills them in the same order."""
-    from stages.train.shards import SHARD_BYTES
+    from sparring.stages.train.shards import SHARD_BYTES
 
     held, sizes = 0, [0]
     for size in _sizes(folder, dtype):
@@ -141,7 +141,7 @@ def _write_one(piece: Piece, path: Path) -> None:
 def _cast(source: Path, folder: Path, dtype: str) -> None:
     import torch
 
-    from stages.train.shards import ShardWriter, read, tensors_of
+    from sparring.stages.train.shards import ShardWriter, read, tensors_of
 
     to = getattr(torch, dtype)
     writer = ShardWriter(folder)

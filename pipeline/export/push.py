@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipeline.errors import ConfigError, DataError
+from sparring.pipeline.errors import ConfigError, DataError
 
 DATASETS = "datasets"
 

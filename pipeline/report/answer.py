@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.judging import apart, left_out
-from pipeline.report.table import Steps, compared, interval
+from sparring.pipeline.report.judging import apart, left_out
+from sparring.pipeline.report.table import Steps, compared, interval
 
 NAMES = {"oracle": "the oracle", "second": "the second judge"}
 ORACLE = {

@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.artifact import Manifest
-from pipeline.report.comparable import reason, redone
-from pipeline.run_history import RunHistory, labels
-from stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
-from stages.evaluate.stage import JUDGES, win_rates
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.report.comparable import reason, redone
+from sparring.pipeline.run_history import RunHistory, labels
+from sparring.stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
+from sparring.stages.evaluate.stage import JUDGES, win_rates
 
 NOTHING = Estimate(mean=math.nan, low=math.nan, high=math.nan, n=0)
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.plain import printable
-from pipeline.report.compare import Difference
-from pipeline.report.judging import JUDGES
-from stages.evaluate.paired import POWER, Estimate
+from sparring.pipeline.plain import printable
+from sparring.pipeline.report.compare import Difference
+from sparring.pipeline.report.judging import JUDGES
+from sparring.stages.evaluate.paired import POWER, Estimate
 
 HEADS = ("arm", *JUDGES.values())
 WORDS = {"better": "better", "worse": "worse", "none": "no difference detectable"}

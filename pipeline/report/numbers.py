@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.diagnostics.panel import Panel
-from pipeline.report.answer import answer
-from pipeline.report.compare import Difference
-from pipeline.report.judging import worth_of_judges
-from pipeline.report.panel import groups
-from pipeline.report.published import NAMES
-from pipeline.report.table import FIGURES, said, suites_of, with_panels
-from pipeline.run_history import RunHistory, labels
+from sparring.pipeline.diagnostics.panel import Panel
+from sparring.pipeline.report.answer import answer
+from sparring.pipeline.report.compare import Difference
+from sparring.pipeline.report.judging import worth_of_judges
+from sparring.pipeline.report.panel import groups
+from sparring.pipeline.report.published import NAMES
+from sparring.pipeline.report.table import FIGURES, said, suites_of, with_panels
+from sparring.pipeline.run_history import RunHistory, labels
 
 
 def as_json(arms: Sequence[RunHistory], found: Sequence[Difference] = ()) -> str:

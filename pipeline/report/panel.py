@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.diagnostics.panel import Panel
-from pipeline.report.judging import JUDGES
+from sparring.pipeline.diagnostics.panel import Panel
+from sparring.pipeline.report.judging import JUDGES
 
 SPEECH = {
     "length_mean": "tokens, mean",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.report.config import PublishedConfig, PublishedRow
+from sparring.pipeline.report.config import PublishedConfig, PublishedRow
 
 NAMES = {0: "base", None: "iteration not stated"}
 

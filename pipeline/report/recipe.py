@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipeline import book, config
-from pipeline.errors import ConfigError
+from sparring.pipeline import book, config
+from sparring.pipeline.errors import ConfigError
 
 GROUPS = (
     "policy", "prompts", "sampler", "oracle", "encoder", "gate", "objective", "repulsion", "calibration", "trainer",

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifact import Manifest
-from pipeline.config import config_of
-from pipeline.plain import printable
-from pipeline.report import recipe
-from pipeline.report.published import NAMES, best_of, published_of
-from pipeline.schema import PublishedConfig
-from pipeline.suites.results import Found, Overlap, Result, read
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.config import config_of
+from sparring.pipeline.plain import printable
+from sparring.pipeline.report import recipe
+from sparring.pipeline.report.published import NAMES, best_of, published_of
+from sparring.pipeline.schema import PublishedConfig
+from sparring.pipeline.suites.results import Found, Overlap, Result, read
 
 ANSWERS = "answers"
 """Folder of a run that holds its answers to suites."""

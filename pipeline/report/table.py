@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifact import Manifest
-from pipeline.diagnostics.panel import Panel
-from pipeline.report.panel import pairs_of
-from pipeline.report.suites import Grid, grid
-from pipeline.run_history import RunHistory, Steps
-from stages.evaluate.paired import Estimate, detectable_of, found
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.diagnostics.panel import Panel
+from sparring.pipeline.report.panel import pairs_of
+from sparring.pipeline.report.suites import Grid, grid
+from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.stages.evaluate.paired import Estimate, detectable_of, found
 
 
 @dataclass(frozen=True)

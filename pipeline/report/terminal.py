@@ -6,14 +6,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.plain import printable
-from pipeline.report.answer import answer
-from pipeline.report.crossplay import print_crossplay
-from pipeline.report.judging import worth_of_judges
-from pipeline.report.panel import print_panel
-from pipeline.report.suites import print_suites
-from pipeline.report.table import rows_of, said, suites_of
-from pipeline.run_history import RunHistory
+from sparring.pipeline.plain import printable
+from sparring.pipeline.report.answer import answer
+from sparring.pipeline.report.crossplay import print_crossplay
+from sparring.pipeline.report.judging import worth_of_judges
+from sparring.pipeline.report.panel import print_panel
+from sparring.pipeline.report.suites import print_suites
+from sparring.pipeline.report.table import rows_of, said, suites_of
+from sparring.pipeline.run_history import RunHistory
 
 
 def print_report(history: RunHistory, console: Console, whole: bool = False) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import DataError, HubSilent
+from sparring.pipeline.errors import DataError, HubSilent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Asked:
 
     def fetch(self, name: str, instead: str) -> Path:
         """Return a file of the hub; DataError says how to give it instead: `--reference FILE`."""
-        from pipeline import hub
+        from sparring.pipeline import hub
 
         try:
             return hub.data_file(self.kind, self.repo, name)
@@ -76,7 +76,7 @@ SUITES = {
         repo="lmsys/mt-bench",
         kind="space",
         instructions="data/mt_bench/question.jsonl",
-        answer="pipeline.suites.answer_mt_bench:run",
+        answer="sparring.pipeline.suites.answer_mt_bench:run",
     ),
 }
 COMPARED: dict[str, Asked] = {
@@ -110,15 +110,15 @@ COMPARED: dict[str, Asked] = {
 """What the training prompts are compared with: the rows that are scored, as their authors' datasets have them."""
 JUDGES = {
     "alpaca_eval": Judge(
-        function="pipeline.suites.judge_alpaca_eval:judge",
+        function="sparring.pipeline.suites.judge_alpaca_eval:judge",
         options=("reference", "annotator", "base_url", "model", "annotations", "gamed"),
     ),
     "mt_bench": Judge(
-        function="pipeline.suites.judge_mt_bench:judge",
+        function="sparring.pipeline.suites.judge_mt_bench:judge",
         options=("questions", "judge_prompts", "reference", "base_url", "model"),
     ),
     "lm_eval": Judge(
-        function="pipeline.suites.judge_lm_eval:judge",
+        function="sparring.pipeline.suites.judge_lm_eval:judge",
         options=("iter", "tasks", "limit", "model", "runs"),
     ),
 }

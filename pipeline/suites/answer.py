@@ -23,22 +23,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import cluster, config, run_history
-from pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
-from pipeline.build import Asked, build_answers
-from pipeline.commands import fetch
-from pipeline.errors import ConfigError, DataError
-from pipeline.execute import execute_alone
-from pipeline.job import Input, resolve
-from pipeline.plan import Plan, inspect
-from pipeline.run_history import RunHistory
-from pipeline.schema import Config
-from pipeline.sources import Sources, check_policy
-from pipeline.suites import SUITES, results
-from stages.annotate.best import chosen as best_of
-from stages.annotate.rows import rows_by_id
-from stages.sample import asked
-from stages.sample.config import MOST_RESPONSES
+from sparring.pipeline import cluster, config, run_history
+from sparring.pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
+from sparring.pipeline.build import Asked, build_answers
+from sparring.pipeline.commands import fetch
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.execute import execute_alone
+from sparring.pipeline.job import Input, resolve
+from sparring.pipeline.plan import Plan, inspect
+from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.schema import Config
+from sparring.pipeline.sources import Sources, check_policy
+from sparring.pipeline.suites import SUITES, results
+from sparring.stages.annotate.best import chosen as best_of
+from sparring.stages.annotate.rows import rows_by_id
+from sparring.stages.sample import asked
+from sparring.stages.sample.config import MOST_RESPONSES
 
 Response = dict[str, Any]
 

@@ -16,15 +16,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Manifest, write_target, write_text
-from pipeline.errors import ConfigError
-from pipeline.plain import printable
-from pipeline.suites import results
-from pipeline.suites.answer import File, Player, Response, about, best, make, opened_of, player_of, suite_of, target
-from pipeline.suites.judge_mt_bench import Question, read_questions
-from stages.evaluate.suites import mt_bench
-from stages.sample.messages import Message
-from stages.sample.prompts import prompt_hash
+from sparring.pipeline.artifact import Manifest, write_target, write_text
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.plain import printable
+from sparring.pipeline.suites import results
+from sparring.pipeline.suites.answer import (
+    File,
+    Player,
+    Response,
+    about,
+    best,
+    make,
+    opened_of,
+    player_of,
+    suite_of,
+    target,
+)
+from sparring.pipeline.suites.judge_mt_bench import Question, read_questions
+from sparring.stages.evaluate.suites import mt_bench
+from sparring.stages.sample.messages import Message
+from sparring.stages.sample.prompts import prompt_hash
 
 Talks = dict[Any, list[Message]]
 """Question -> what is said before the answer."""

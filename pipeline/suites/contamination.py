@@ -22,17 +22,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import hub, run_history
-from pipeline.artifact import check_target, write_target
-from pipeline.errors import ConfigError, DataError, HubSilent
-from pipeline.job import Input
-from pipeline.plain import printable
-from pipeline.run_history import RunHistory
-from pipeline.suites import COMPARED, results
-from stages.evaluate.suites.overlap import Index, Row
-from stages.sample.asked import column_of
-from stages.sample.messages import kind, notation
-from stages.sample.source import rows
+from sparring.pipeline import hub, run_history
+from sparring.pipeline.artifact import check_target, write_target
+from sparring.pipeline.errors import ConfigError, DataError, HubSilent
+from sparring.pipeline.job import Input
+from sparring.pipeline.plain import printable
+from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.suites import COMPARED, results
+from sparring.stages.evaluate.suites.overlap import Index, Row
+from sparring.stages.sample.asked import column_of
+from sparring.stages.sample.messages import kind, notation
+from sparring.stages.sample.source import rows
 
 WORST = 5
 """Rows of a suite that are shown."""

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import check_target, write_target
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import resolve
-from pipeline.suites import JUDGES, results
+from sparring.pipeline.artifact import check_target, write_target
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import resolve
+from sparring.pipeline.suites import JUDGES, results
 
 Row = dict[str, Any]
 
@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def read(path: Path, columns: Sequence[str]) -> list[Row]:
     """Return the rows of a json or jsonl file, one for each instruction; DataError names row and key."""
-    from stages.sample.messages import kind
-    from stages.sample.source import rows
+    from sparring.stages.sample.messages import kind
+    from sparring.stages.sample.source import rows
 
     found: list[Row] = []
     for where, values in rows(path, columns):

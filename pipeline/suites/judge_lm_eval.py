@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.commands import download
-from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Sources
-from pipeline.suites.answer import Player, about, player_of
-from pipeline.suites.results import About, Judged, Result, Score
+from sparring.pipeline.commands import download
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.sources import Sources
+from sparring.pipeline.suites.answer import Player, about, player_of
+from sparring.pipeline.suites.results import About, Judged, Result, Score
 
 INSTALL = "pip install lm-eval (or sparring[lm-eval])"
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.artifact import write_text
-from pipeline.errors import ConfigError, DataError
-from pipeline.plain import printable
-from pipeline.suites import SUITES, Suite
-from pipeline.suites.results import About, Judged, Result, Score, about_of
-from stages.evaluate.suites import mt_bench
+from sparring.pipeline.artifact import write_text
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.plain import printable
+from sparring.pipeline.suites import SUITES, Suite
+from sparring.pipeline.suites.results import About, Judged, Result, Score, about_of
+from sparring.stages.evaluate.suites import mt_bench
 
 KEY = "OPENAI_API_KEY"
 """Environment variable with the server's API key, which no file and no message holds."""
@@ -168,7 +168,7 @@ def read_prompts(path: Path) -> dict[str, mt_bench.Prompt]:
 
 
 def _rows(path: Path, keys: Sequence[str]) -> list[tuple[str, Row]]:
-    from stages.sample.source import rows
+    from sparring.stages.sample.source import rows
 
     found = list(rows(path, keys))
     seen: set[Any] = set()
@@ -254,7 +254,7 @@ class Grader:
     """The judge: one model of an OpenAI-compatible server."""
 
     def __init__(self, url: str, wanted: str | None) -> None:
-        from stages.servers import Client, Server, Servers
+        from sparring.stages.servers import Client, Server, Servers
 
         self.url, self.wanted, self.model = url.rstrip("/"), wanted, ""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
-from stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
+from sparring.stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
 
 
 @dataclass(frozen=True, kw_only=True)

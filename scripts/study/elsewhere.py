@@ -14,11 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import dotted
-from pipeline.errors import DataError
-from pipeline.schema import Config
 from scripts.study.read import Found, Policy
-from stages.evaluate.stage import JUDGES
+from sparring.pipeline.config import dotted
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.schema import Config
+from sparring.stages.evaluate.stage import JUDGES
 
 FREE = ("run.", "paths.", "hardware.", "tracking.", "diagnostics.", "published", "iterations", "seed", "prompts.path")
 """Keys that may differ: where and how long it ran."""

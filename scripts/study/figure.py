@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.judging import JUDGES
 from scripts.study.compare import Judged
+from sparring.pipeline.report.judging import JUDGES
 
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import run_history
-from pipeline.artifact import Manifest
-from pipeline.run_history import RunHistory, Steps
 from scripts.study.presets import label
-from stages.evaluate.stage import JUDGES, win_rates
+from sparring.pipeline import run_history
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.stages.evaluate.stage import JUDGES, win_rates
 
 
 @dataclass(frozen=True, kw_only=True)

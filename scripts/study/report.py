@@ -13,16 +13,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.report.differences import interval
-from pipeline.report.judging import JUDGES as JUDGE_NAMES
-from pipeline.report.judging import worth_of_judges
-from pipeline.schema import Config
 from scripts.study.compare import Judged, judged
 from scripts.study.presets import Study
 from scripts.study.read import FIGURES, Found, Policy
 from scripts.study.words import limits, verdicts
-from stages.evaluate.paired import Bootstrap, Estimate
-from stages.evaluate.stage import JUDGES
+from sparring.pipeline.report.differences import interval
+from sparring.pipeline.report.judging import JUDGES as JUDGE_NAMES
+from sparring.pipeline.report.judging import worth_of_judges
+from sparring.pipeline.schema import Config
+from sparring.stages.evaluate.paired import Bootstrap, Estimate
+from sparring.stages.evaluate.stage import JUDGES
 
 BEHAVIOUR = (
     "Length, diversity, training: means over seeds; in play: of the previous policy's responses, trained on here"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from pipeline.report.differences import interval, many
-from pipeline.report.judging import JUDGES
 from scripts.study.compare import Comparison, Judged
-from stages.evaluate.bootstrap import alarm, informative
-from stages.evaluate.paired import Estimate, detectable_of, found
+from sparring.pipeline.report.differences import interval, many
+from sparring.pipeline.report.judging import JUDGES
+from sparring.stages.evaluate.bootstrap import alarm, informative
+from sparring.stages.evaluate.paired import Estimate, detectable_of, found
 
 
 def verdicts(last: Sequence[Judged], confidence: float) -> list[str]:

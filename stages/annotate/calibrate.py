@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.job import Job, Part, Shard
-from stages.annotate import gate, gating
-from stages.annotate.rows import (
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.annotate import gate, gating
+from sparring.stages.annotate.rows import (
     histogram,
     known,
     matrix,
@@ -29,8 +29,8 @@ from stages.annotate.rows import (
     ratio,
     total,
 )
-from stages.annotate.selection import first_half
-from stages.annotate.winrate import cross_fitted, win_rates
+from sparring.stages.annotate.selection import first_half
+from sparring.stages.annotate.winrate import cross_fitted, win_rates
 
 OWN = 1e-9
 """Win rates this close to those of P are those of P; others were published and are of more responses."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.errors import ConfigError
-from pipeline.job import StepSpec
-from stages.annotate import oracles
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.job import StepSpec
+from sparring.stages.annotate import oracles
 
 
 def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "") -> StepSpec:
-    module = f"stages.annotate.{kind}"
+    module = f"sparring.stages.annotate.{kind}"
     return StepSpec(
         kind=kind,
         version=version,
@@ -24,19 +24,19 @@ def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "") ->
 
 
 SCORE = replace(
-    _spec("score", 2, "Scorer", "annotators", "stages.annotate.score:prepare"),
-    modules="stages.annotate.oracles:modules",
+    _spec("score", 2, "Scorer", "annotators", "sparring.stages.annotate.score:prepare"),
+    modules="sparring.stages.annotate.oracles:modules",
 )
-EMBED = _spec("embed", 1, "Embedder", "annotators", "stages.annotate.embed:prepare")
+EMBED = _spec("embed", 1, "Embedder", "annotators", "sparring.stages.annotate.embed:prepare")
 PAIRS = _spec("pairs", 2, "Pairer", "tasks")
 CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks")
 BEST = _spec("best", 1, "Chooser", "tasks")
 IMPORT_PAIRS = StepSpec(
     kind="pairs",
     version=1,
-    worker="stages.annotate.imported:Importer",
-    shards="stages.annotate.imported:shards",
-    finish="stages.annotate.imported:finish",
+    worker="sparring.stages.annotate.imported:Importer",
+    shards="sparring.stages.annotate.imported:shards",
+    finish="sparring.stages.annotate.imported:finish",
     pool="here",
 )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import DataError
+from sparring.pipeline.errors import DataError
 
 SUPPORTED = {
     "relative_attention": True,

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.annotate.winrate import debiased_logits, position_disagreement, sigmoid, ties
+from sparring.stages.annotate.winrate import debiased_logits, position_disagreement, sigmoid, ties
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError
-from stages.annotate.oracle import Duel, Messages, Verdicts
-from stages.annotate.question import filled, fitted, harmless
-from stages.servers import Client, Server, Servers, Unavailable
+from sparring.pipeline.errors import DataError
+from sparring.stages.annotate.oracle import Duel, Messages, Verdicts
+from sparring.stages.annotate.question import filled, fitted, harmless
+from sparring.stages.servers import Client, Server, Servers, Unavailable
 
 KEY = "SPARRING_ORACLE_KEY"
 """Environment variable of the scoring process with the servers' API key, which no file and no message holds."""

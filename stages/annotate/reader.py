@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.errors import DataError
-from pipeline.fields import NO_BOOL
-from stages.annotate.oracle import Duel, Messages
-from stages.outline import check_shapes
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.fields import NO_BOOL
+from sparring.stages.annotate.oracle import Duel, Messages
+from sparring.stages.outline import check_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.chat import Chat
+    from sparring.stages.chat import Chat
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Of one pass, padding counted. More slow a CPU down: with rows of 500 tokens by a third, and padding is on top."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError
-from pipeline.job import Input, Job, Shard
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input, Job, Shard
 
 BINS = 20
 

@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.annotate.winrate import TIE
+from sparring.stages.annotate.winrate import TIE
 
 Array = NDArray[np.float64]
 Pair = tuple[int, int]

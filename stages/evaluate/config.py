@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
-from pipeline.job import StepSpec
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.job import StepSpec
 
 EVALUATE = StepSpec(
     kind="evaluate",
     version=1,
-    worker="stages.evaluate.stage:Evaluator",
-    shards="stages.evaluate.stage:shards",
-    finish="stages.evaluate.stage:finish",
+    worker="sparring.stages.evaluate.stage:Evaluator",
+    shards="sparring.stages.evaluate.stage:shards",
+    finish="sparring.stages.evaluate.stage:finish",
 )
 
 
@@ -40,9 +40,9 @@ class EvaluateIdentity:
 CROSSPLAY = StepSpec(
     kind="crossplay",
     version=1,
-    worker="stages.evaluate.crossplay_step:Crossplay",
-    shards="stages.evaluate.stage:shards",
-    finish="stages.evaluate.crossplay_step:finish",
+    worker="sparring.stages.evaluate.crossplay_step:Crossplay",
+    shards="sparring.stages.evaluate.stage:shards",
+    finish="sparring.stages.evaluate.crossplay_step:finish",
 )
 
 

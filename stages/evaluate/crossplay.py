@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate.bootstrap import ROUNDING
+from sparring.stages.evaluate.bootstrap import ROUNDING
 
 Array = NDArray[np.float64]
 Floats = Sequence[float] | Array

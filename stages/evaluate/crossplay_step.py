@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.job import Job, Part, Shard
-from stages.evaluate import crossplay
-from stages.evaluate.bootstrap import informative, paired_bootstrap
-from stages.evaluate.crossplay import Array
-from stages.evaluate.stage import JUDGES, null, win_rates
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.evaluate import crossplay
+from sparring.stages.evaluate.bootstrap import informative, paired_bootstrap
+from sparring.stages.evaluate.crossplay import Array
+from sparring.stages.evaluate.stage import JUDGES, null, win_rates
 
 CROSSPLAY_SCHEMA = pa.schema(
     [

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stages.evaluate.bootstrap import paired_bootstrap
-from stages.evaluate.paired import Bootstrap, Estimate, aligned
+from sparring.stages.evaluate.bootstrap import paired_bootstrap
+from sparring.stages.evaluate.paired import Bootstrap, Estimate, aligned
 
 LogProbs = Mapping[tuple[str, int], float]
 """(prompt, response) -> log-prob in nats."""

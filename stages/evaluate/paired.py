@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from stages.evaluate.bootstrap import ROUNDING, Array, paired_bootstrap
+from sparring.stages.evaluate.bootstrap import ROUNDING, Array, paired_bootstrap
 
 Rates = Mapping[str, float]
 """Prompt -> win rate, or a difference of two."""

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError
-from pipeline.job import Input, Job, Part, Shard
-from stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input, Job, Part, Shard
+from sparring.stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
 
 OPPONENTS = ("previous", "single", "base")
 JUDGES = ("oracle", "second")

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.errors import DataError
-from pipeline.job import Job, Part, Shard
-from stages.sample.messages import Message, messages
-from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
-from stages.sample.source import header, rows
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.sample.messages import Message, messages
+from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
+from sparring.stages.sample.source import header, rows
 
 COLUMNS = ("instruction", "prompt", "question", "turns", "messages")
 """Columns that hold what is asked, the first that is there."""
@@ -71,7 +71,7 @@ class Asker:
     """Renders the rows."""
 
     def __init__(self, job: Job) -> None:
-        from stages.chat import load_chat
+        from sparring.stages.chat import load_chat
 
         self.chat = load_chat(job.inputs["policy"].folder())
         source = job.inputs["source"]

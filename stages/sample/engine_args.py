@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from pipeline.errors import ConfigError
-from stages.vllm import source
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.vllm import source
 
 OURS = {
     "model": "policy",

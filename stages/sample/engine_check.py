@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
-from stages.outline import MOST, one_line
-from stages.sample.engine import Settings
-from stages.sample.engine_vllm import LATER, arguments_of
-from stages.vllm import import_vllm
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.outline import MOST, one_line
+from sparring.stages.sample.engine import Settings
+from sparring.stages.sample.engine_vllm import LATER, arguments_of
+from sparring.stages.vllm import import_vllm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import ConfigError
-from stages.sample.engine import Sampled, Settings
-from stages.sample.protocol import kind_of, model_of, read_answers, request_bodies
-from stages.servers import Client, Server, Servers
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.sample.engine import Sampled, Settings
+from sparring.stages.sample.protocol import kind_of, model_of, read_answers, request_bodies
+from sparring.stages.servers import Client, Server, Servers
 
 KEY = "SPARRING_SERVER_KEY"
 """Environment variable of the sampling process with the servers' API key, which no file and no message holds."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.sample.engine import Sampled, Settings
+from sparring.stages.sample.engine import Sampled, Settings
 
 BATCH_TOKENS = 65_536
 """Of prompts and responses with their padding in one pass: some GB of keys and values, whatever the shard."""
@@ -29,7 +29,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from stages.chat import load_tokenizer
+        from sparring.stages.chat import load_tokenizer
 
         torch.set_num_threads(chosen.cpus)
         self.chosen = chosen

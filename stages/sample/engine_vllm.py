@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stages.sample.engine import Sampled, Settings, finish_of
-from stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
+from sparring.stages.sample.engine import Sampled, Settings, finish_of
+from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
 
 LATER: dict[str, Any] = {"k": 1, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False}
 """What comes with each call: engines that differ in these alone are one."""

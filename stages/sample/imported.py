@@ -20,20 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError
-from pipeline.job import Input, Job, Part, Shard
-from stages.annotate.imported import no_pair, win_rates
-from stages.sample.config import MOST_RESPONSES, PAIRED
-from stages.sample.diversity import diversity
-from stages.sample.layouts import EmptyResponse, Entry, Layout, parse
-from stages.sample.messages import Empty, Message
-from stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
-from stages.sample.source import placed
-from stages.sample.stage import SAMPLES_SCHEMA
-from stages.sample.stage import finish as summarise
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input, Job, Part, Shard
+from sparring.stages.annotate.imported import no_pair, win_rates
+from sparring.stages.sample.config import MOST_RESPONSES, PAIRED
+from sparring.stages.sample.diversity import diversity
+from sparring.stages.sample.layouts import EmptyResponse, Entry, Layout, parse
+from sparring.stages.sample.messages import Empty, Message
+from sparring.stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
+from sparring.stages.sample.source import placed
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
+from sparring.stages.sample.stage import finish as summarise
 
 if TYPE_CHECKING:
-    from stages.chat import Chat
+    from sparring.stages.chat import Chat
 
 MEND = "mend or remove the row."
 REMEDIES = {
@@ -164,7 +164,7 @@ def _check_some(path: Path, total: int, dropped: Mapping[str, int]) -> None:
 
 def shards(job: Job) -> list[Shard]:
     """Read, check and render the whole file, then cut the usable rows into parts of `shard_rows`."""
-    from stages.chat import load_chat
+    from sparring.stages.chat import load_chat
 
     heldout = frozenset(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
     found = scan(paths_of(job.inputs["source"]), job.identity, heldout, load_chat(job.inputs["policy"].folder()))
@@ -179,7 +179,7 @@ class Importer:
     """Turns rows of the file into samples."""
 
     def __init__(self, job: Job) -> None:
-        from stages.chat import load_chat
+        from sparring.stages.chat import load_chat
 
         self.chat = load_chat(job.inputs["policy"].folder())
         self.layout, self.finish = layout_of(job.identity), "length" if job.identity["cut"] else "stop"

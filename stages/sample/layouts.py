@@ -31,10 +31,19 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError
-from stages.sample.config import PAIRED
-from stages.sample.messages import Empty, Message, as_message, is_message, kind, messages, notation, without_answer
-from stages.sample.source import header, rows
+from sparring.pipeline.errors import DataError
+from sparring.stages.sample.config import PAIRED
+from sparring.stages.sample.messages import (
+    Empty,
+    Message,
+    as_message,
+    is_message,
+    kind,
+    messages,
+    notation,
+    without_answer,
+)
+from sparring.stages.sample.source import header, rows
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Columns that hold a prompt with the turns before it, and maybe its answer."""

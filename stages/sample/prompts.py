@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DataError
-from pipeline.job import Input, Job, Part, Shard
-from stages.sample.layouts import Row, read
-from stages.sample.messages import Message
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Input, Job, Part, Shard
+from sparring.stages.sample.layouts import Row, read
+from sparring.stages.sample.messages import Message
 
 PART_ROWS = 4096
 NEAR_EMPTY = "near_empty"
@@ -124,7 +124,7 @@ class Cleaner:
         )
 
     def _chosen(self, numbers: set[int]) -> Iterator[dict[str, Any]]:
-        from stages.chat import load_chat
+        from sparring.stages.chat import load_chat
 
         chat = load_chat(self.policy)
         for index, one in enumerate(_keyed(self.sources, self.identity["column"], self.identity["on_empty"])):
@@ -207,7 +207,7 @@ def _choice_of(inputs: Mapping[str, Input], identity: Mapping[str, Any]) -> Choi
 @lru_cache(maxsize=1)
 def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path, settings: str) -> Choice:
     """Read and render until enough rows are usable. Keeps numbers and keys only; cached for the parts of one source."""
-    from stages.chat import load_chat
+    from sparring.stages.chat import load_chat
 
     chat, identity = load_chat(policy), json.loads(settings)
     heldout, limit, max_tokens = identity["heldout"], identity["limit"], identity["max_tokens"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
-from stages.sample.engine import Sampled, Settings, finish_of
-from stages.servers import Unavailable
+from sparring.pipeline.errors import DataError
+from sparring.stages.sample.engine import Sampled, Settings, finish_of
+from sparring.stages.servers import Unavailable
 
 NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """No change to the policy; a server takes what is not said from the policy's generation_config.json."""

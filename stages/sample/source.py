@@ -30,8 +30,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, DataError
-from stages.sample.messages import is_message, kind
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.sample.messages import is_message, kind
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, DataError, EngineFault, SparringError
-from pipeline.job import Input, Job, Part, Shard
-from stages.sample.deal import cut, dealt, response_seed
-from stages.sample.diversity import diversity
-from stages.sample.engine import cut_at_stop, import_engine, make_engine, settings, stop_ids
-from stages.sample.prompts import MESSAGES
+from sparring.pipeline.errors import ConfigError, DataError, EngineFault, SparringError
+from sparring.pipeline.job import Input, Job, Part, Shard
+from sparring.stages.sample.deal import cut, dealt, response_seed
+from sparring.stages.sample.diversity import diversity
+from sparring.stages.sample.engine import cut_at_stop, import_engine, make_engine, settings, stop_ids
+from sparring.stages.sample.prompts import MESSAGES
 
 log = logging.getLogger(__name__)
 RESPONSE = pa.struct(
@@ -93,7 +93,7 @@ class Sampler:
     """One engine; turns the prompts of a shard into samples."""
 
     def __init__(self, job: Job) -> None:
-        from stages.chat import load_chat
+        from sparring.stages.chat import load_chat
 
         prepare(job)
         policy = job.inputs["policy"]

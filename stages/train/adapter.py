@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
-from pipeline.plain import listed
-from stages.train.config import AdapterIdentity
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.plain import listed
+from sparring.stages.train.config import AdapterIdentity
 
 
 def load_base(folder: Path, four_bit: bool, config: Any = None) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.train.config import CalibrationIdentity
+from sparring.stages.train.config import CalibrationIdentity
 
 LOGS = ("log_d_w", "log_d_l", "log_norm_w", "log_norm_l")
 

@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SparringError
-from pipeline.fingerprint import digest
-from pipeline.job import Job, sha256_file
+from sparring.pipeline.errors import SparringError
+from sparring.pipeline.fingerprint import digest
+from sparring.pipeline.job import Job, sha256_file
 
 MARKER = "complete.json"
 

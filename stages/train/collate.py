@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stages.train.repulsion import pool_weights
-from stages.train.truncate import fitted
+from sparring.stages.train.repulsion import pool_weights
+from sparring.stages.train.truncate import fitted
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from pipeline.errors import ConfigError, TrainingFault
-from pipeline.job import StepSpec
-from stages.train.objective_config import ObjectiveIdentity, objective_from
-from stages.train.truncate import TRUNCATIONS
+from sparring.pipeline.errors import ConfigError, TrainingFault
+from sparring.pipeline.job import StepSpec
+from sparring.stages.train.objective_config import ObjectiveIdentity, objective_from
+from sparring.stages.train.truncate import TRUNCATIONS
 
 REFERENCE = StepSpec(
     kind="reference",
     version=5,
-    worker="stages.train.reference:Reference",
-    shards="stages.train.reference:shards",
-    finish="stages.train.reference:finish",
+    worker="sparring.stages.train.reference:Reference",
+    shards="sparring.stages.train.reference:shards",
+    finish="sparring.stages.train.reference:finish",
     pool="annotators",
 )
 LOGPROBS = StepSpec(
     kind="logprobs",
     version=1,
-    worker="stages.train.logprobs:Scorer",
-    shards="stages.train.logprobs:shards",
-    finish="stages.train.logprobs:finish",
+    worker="sparring.stages.train.logprobs:Scorer",
+    shards="sparring.stages.train.logprobs:shards",
+    finish="sparring.stages.train.logprobs:finish",
     pool="annotators",
 )
-TRAIN = StepSpec(kind="train", version=5, run="stages.train.stage:run")
+TRAIN = StepSpec(kind="train", version=5, run="sparring.stages.train.stage:run")
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("rmsprop", "adamw", "adamw_8bit")

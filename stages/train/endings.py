@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.artifact import disk_is_full
-from pipeline.errors import SparringError, TrainingFault
-from pipeline.job import Job
-from stages.train.config import TrainRuntime
-from stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
+from sparring.pipeline.artifact import disk_is_full
+from sparring.pipeline.errors import SparringError, TrainingFault
+from sparring.pipeline.job import Job
+from sparring.stages.train.config import TrainRuntime
+from sparring.stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
 
 
 def noted(job: Job, rank: int, error: Exception) -> bool:
     """Write down an error that the driver knows what to do about; say whether it is one."""
-    from stages.train.memory import out_of_memory
+    from sparring.stages.train.memory import out_of_memory
 
     if out_of_memory(error):
         go_on_with_less(job, rank)

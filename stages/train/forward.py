@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
-from stages.train import head, packed
-from stages.train.reading import Reading
-from stages.train.repulsion import pool
+from sparring.stages.train import head, packed
+from sparring.stages.train.reading import Reading
+from sparring.stages.train.repulsion import pool
 
 NAMES = (
     "input_ids",

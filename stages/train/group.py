@@ -14,13 +14,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline import cluster
-from pipeline.errors import TrainingFault
-from pipeline.faults import PLACEMENT_S, Patience
-from pipeline.job import Job
-from stages.train import endings, memory, term, worker
-from stages.train.config import TrainRuntime
-from stages.train.room import STOP, WAITING, room
+from sparring.pipeline import cluster
+from sparring.pipeline.errors import TrainingFault
+from sparring.pipeline.faults import PLACEMENT_S, Patience
+from sparring.pipeline.job import Job
+from sparring.stages.train import endings, memory, term, worker
+from sparring.stages.train.config import TrainRuntime
+from sparring.stages.train.room import STOP, WAITING, room
 
 POLL_S = 0.2
 START_S = 60.0

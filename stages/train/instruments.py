@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.errors import DataError
-from stages.train import band, objectives
-from stages.train.calibration import RewardCalibration, calibrate
-from stages.train.config import TrainIdentity
-from stages.train.forward import forward, softcap
-from stages.train.head_gradient import Head, add_gradient, products
-from stages.train.loss import scores_of
-from stages.train.reading import Reading
+from sparring.pipeline.errors import DataError
+from sparring.stages.train import band, objectives
+from sparring.stages.train.calibration import RewardCalibration, calibrate
+from sparring.stages.train.config import TrainIdentity
+from sparring.stages.train.forward import forward, softcap
+from sparring.stages.train.head_gradient import Head, add_gradient, products
+from sparring.stages.train.loss import scores_of
+from sparring.stages.train.reading import Reading
 
 
 class Instruments:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.job import Job, Part, Shard
-from stages.train.config import ReferenceIdentity
-from stages.train.reference import load_scorer, score, shards
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.train.config import ReferenceIdentity
+from sparring.stages.train.reference import load_scorer, score, shards
 
 __all__ = ["Scorer", "finish", "shards"]
 
@@ -32,7 +32,7 @@ class Scorer:
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part: counted are responses."""
-        from stages.train.collate import join_pairs
+        from sparring.stages.train.collate import join_pairs
 
         samples = self.samples.table(shard.index, ["id", "prompt_ids", "responses"])
         each = alone(samples)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.train import objective_config, objectives, repulsion
-from stages.train.collate import COLUMNS
-from stages.train.config import ObjectiveIdentity, RepulsionIdentity
-from stages.train.objectives import Scores
+from sparring.stages.train import objective_config, objectives, repulsion
+from sparring.stages.train.collate import COLUMNS
+from sparring.stages.train.config import ObjectiveIdentity, RepulsionIdentity
+from sparring.stages.train.objectives import Scores
 
 SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "d_w", "d_l", "distance")
 """Recorded as means over the pairs of the global batch."""

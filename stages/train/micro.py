@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from stages.train import memory
-from stages.train.config import TrainRuntime
-from stages.train.trainer import PairTrainer
+from sparring.stages.train import memory
+from sparring.stages.train.config import TrainRuntime
+from sparring.stages.train.trainer import PairTrainer
 
 MARGIN = 0.8
 """Share of the available memory that a pass may take."""

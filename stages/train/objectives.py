@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveIdentity, Simpo, Spo, Sppo
+from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveIdentity, Simpo, Spo, Sppo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from stages.train.collate import Row
-from stages.train.reference import load_scorer, score
+from sparring.stages.train.collate import Row
+from sparring.stages.train.reference import load_scorer, score
 
 ROWS = 64
 """Most training pairs of the probe."""

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
-from stages.train.adapter import LowRank, low_rank
-from stages.train.checkpoint import sync
-from stages.train.shards import SHARD_BYTES, ShardWriter, read, tensors_of
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.train.adapter import LowRank, low_rank
+from sparring.stages.train.checkpoint import sync
+from sparring.stages.train.shards import SHARD_BYTES, ShardWriter, read, tensors_of
 
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model")
 """Tokenizer, chat template, generation config: the policy's own bytes."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.train.config import LAST, check_layer
+from sparring.stages.train.config import LAST, check_layer
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

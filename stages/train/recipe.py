@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from stages.train.config import TrainIdentity, TrainRuntime
+from sparring.stages.train.config import TrainIdentity, TrainRuntime
 
 OPTIMIZERS = {"rmsprop": "rmsprop", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 """transformers' names. RMSProp: alpha 0.99, eps 1e-8, no momentum, torch's defaults, as in the official runs. Adam:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.job import Job, Part, Shard
-from stages.train.config import ReferenceIdentity
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.train.config import ReferenceIdentity
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from stages.train.collate import Row
+    from sparring.stages.train.collate import Row
 
 log = logging.getLogger(__name__)
 PASS_TOKENS = 2048
@@ -45,8 +45,8 @@ def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> nn.Module:
     """
     import torch
 
-    from stages.train.adapter import load_base
-    from stages.train.settle import settle
+    from sparring.stages.train.adapter import load_base
+    from sparring.stages.train.settle import settle
 
     model = load_base(folder, four_bit)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,8 +60,8 @@ def score(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Return (z_w, z_l) of each row, in the order of the rows."""
     import torch
 
-    from stages.train.collate import collate
-    from stages.train.forward import forward
+    from sparring.stages.train.collate import collate
+    from sparring.stages.train.forward import forward
 
     scores: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     device, limit, flat = next(model.parameters()).device, model.shared_up_to, model.flat
@@ -98,7 +98,7 @@ class Reference:
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part."""
-        from stages.train.collate import join_pairs
+        from sparring.stages.train.collate import join_pairs
 
         samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
         pairs = self.job.inputs["pairs"].table(shard.index, ["id", "chosen", "rejected"])

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import DataError
-from stages.train.collate import Row, collate
-from stages.train.forward import Route, bind, decoder, forward, routes, softcap
-from stages.train.memory import out_of_memory
+from sparring.pipeline.errors import DataError
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.forward import Route, bind, decoder, forward, routes, softcap
+from sparring.stages.train.memory import out_of_memory
 
 TOLERANCE = 1e-4
 """Nats a token between a pass and the model's own forward."""

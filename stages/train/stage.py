@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import errors
-from pipeline.artifact import disk_is_full, full_disk
-from pipeline.errors import DataError, TrainingFault
-from pipeline.job import Job
-from pipeline.stopping import RUN_AGAIN, Stopped
-from stages.train import checkpoint, group
-from stages.train import room as rooms
-from stages.train.config import TrainIdentity, TrainRuntime, refuse_too_few_steps
-from stages.train.room import room, told
+from sparring.pipeline import errors
+from sparring.pipeline.artifact import disk_is_full, full_disk
+from sparring.pipeline.errors import DataError, TrainingFault
+from sparring.pipeline.job import Job
+from sparring.pipeline.stopping import RUN_AGAIN, Stopped
+from sparring.stages.train import checkpoint, group
+from sparring.stages.train import room as rooms
+from sparring.stages.train.config import TrainIdentity, TrainRuntime, refuse_too_few_steps
+from sparring.stages.train.room import room, told
 
 Report = Callable[[dict[str, Any]], None]
 

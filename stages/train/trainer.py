@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
-from stages.train import reshard
-from stages.train.collate import Row, collate
-from stages.train.config import TrainIdentity, tracked_name
-from stages.train.instruments import Instruments
-from stages.train.loss import pair_losses, recorded
-from stages.train.memory import one_copy
-from stages.train.recipe import schedule
+from sparring.stages.train import reshard
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.config import TrainIdentity, tracked_name
+from sparring.stages.train.instruments import Instruments
+from sparring.stages.train.loss import pair_losses, recorded
+from sparring.stages.train.memory import one_copy
+from sparring.stages.train.recipe import schedule
 
 CALIBRATION = "calibration.json"
 """Of a checkpoint: the running means of the reward calibration."""

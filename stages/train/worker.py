@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import TrainingFault
-from pipeline.job import Input, Job
-from stages.train import checkpoint, term
-from stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
-from stages.train.endings import noted, settled
-from stages.train.objective_config import has_reference
-from stages.train.room import (
+from sparring.pipeline.errors import TrainingFault
+from sparring.pipeline.job import Input, Job
+from sparring.stages.train import checkpoint, term
+from sparring.stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
+from sparring.stages.train.endings import noted, settled
+from sparring.stages.train.objective_config import has_reference
+from sparring.stages.train.room import (
     AGAIN,
     ENDINGS,
     MICRO_BATCH,
@@ -68,8 +68,8 @@ def _redirect_output(path: Path) -> None:
 
 def _train(job: Job, rank: int, say: Speaker) -> None:
     _settle(TrainRuntime(**job.runtime))
-    from stages.train.collate import deal
-    from stages.train.trainer import NotFinite
+    from sparring.stages.train.collate import deal
+    from sparring.stages.train.trainer import NotFinite
 
     identity = TrainIdentity.from_dict(job.identity)
     rows, too_long = load_rows(job)
@@ -104,7 +104,7 @@ SCORED = {"ref": "reference", "base": "reference_base"}
 
 def load_rows(job: Job) -> tuple[list[Any], int]:
     """Return all pairs with their targets and log-probs, in table order, and how many were too long."""
-    from stages.train.collate import join_targets
+    from sparring.stages.train.collate import join_targets
 
     limit, truncate = job.identity["max_length"], job.identity["truncate"]
     scored = {name: job.inputs[role] for name, role in SCORED.items() if role in job.inputs}
@@ -123,8 +123,8 @@ class _Session:
 
     def __init__(self, job: Job, rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
-        from stages.train import sinks
-        from stages.train.probe import drawn
+        from sparring.stages.train import sinks
+        from sparring.stages.train.probe import drawn
 
         self.identity = TrainIdentity.from_dict(job.identity)
         self.policy = job.inputs["policy"].folder()
@@ -143,7 +143,7 @@ class _Session:
         """Return the runtime with a number of pairs in a forward pass, by a probe where none is known."""
         import torch.distributed as dist
 
-        from stages.train.micro import probe
+        from sparring.stages.train.micro import probe
 
         runtime = settled(self.job)
         share = runtime.share(self.identity.global_batch)
@@ -164,9 +164,9 @@ class _Session:
             tell(self.job, PROBED, pairs)
 
     def _trainer(self, runtime: TrainRuntime) -> Any:
-        from stages.train.collate import shares
-        from stages.train.recipe import arguments
-        from stages.train.trainer import Hooks, PairTrainer
+        from sparring.stages.train.collate import shares
+        from sparring.stages.train.recipe import arguments
+        from sparring.stages.train.trainer import Hooks, PairTrainer
 
         steps = optimizer_steps(len(self.rows), self.identity.epochs, self.identity.global_batch)
         args = arguments(self.identity, runtime, steps, room(self.job))  # first: it turns ZeRO-3 loading on
@@ -194,8 +194,8 @@ class _Session:
 
         Without the step that scores a reference, the probe's rows get one here, and the noise is what stands in for it.
         """
-        from stages.train.probe import from_start
-        from stages.train.reference import load_scorer
+        from sparring.stages.train.probe import from_start
+        from sparring.stages.train.reference import load_scorer
 
         if self.rank != 0:
             return _agreed(None)
@@ -234,7 +234,7 @@ class _Session:
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
         if has_reference(self.identity.objective) and not self.history:
-            from stages.train.probe import BeforeTraining
+            from sparring.stages.train.probe import BeforeTraining
 
             self.trainer.add_callback(BeforeTraining(self._measure_noise))
         self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
@@ -243,7 +243,7 @@ class _Session:
         """Note the mean |h| of a few of the probe's pairs before the first step, each scored alone: what rounding makes
         of 0. In the passes of the step `reference` the same numbers would come out, to the last bit.
         """
-        from stages.train.probe import ALONE
+        from sparring.stages.train.probe import ALONE
 
         alone = (self._probe([pair])[0] for pair in self.probed[:ALONE])
         moved = [abs(row[name]) for row in alone for name in ("h_w", "h_l")]
@@ -274,7 +274,7 @@ class _Session:
         """Probe and publish; every rank takes part in both, and rank 0 writes."""
         import torch
 
-        from stages.train.publish import publish
+        from sparring.stages.train.publish import publish
 
         probe = self._probe(self.probed)
         self.history.append({"probe": probe})
@@ -289,14 +289,14 @@ class _Session:
 
     def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """h of some pairs under the model in memory."""
-        from stages.train.probe import changes_of_log_prob
+        from sparring.stages.train.probe import changes_of_log_prob
 
         self.trainer.model_wrapped.eval()
         return changes_of_log_prob(self.trainer.model_wrapped, rows)
 
     def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
         """Files of the artifact, and what changed in the weights of the published folder."""
-        from stages.train.publish import changes, files
+        from sparring.stages.train.publish import changes, files
 
         metrics = self.job.out / f"metrics.{self.job.attempt}.jsonl"
         metrics.write_text(_lines(self.history), encoding="utf-8")
@@ -340,9 +340,9 @@ def load_policy(folder: Path, identity: TrainIdentity, route: Any = None) -> Any
     """Load the policy for training: no dropout, its adapter if any, bound to score responses by a settled route."""
     from transformers import AutoConfig
 
-    from stages.train.adapter import attach, load_base
-    from stages.train.forward import bind
-    from stages.train.publish import adapted
+    from sparring.stages.train.adapter import attach, load_base
+    from sparring.stages.train.forward import bind
+    from sparring.stages.train.publish import adapted
 
     config = AutoConfig.from_pretrained(folder)
     dropouts = [name for name in vars(config) if name.endswith(("dropout", "pdrop"))]

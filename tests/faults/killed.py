@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from pipeline import cli, execute
-from pipeline.events import Events
+from sparring.pipeline import cli, execute
+from sparring.pipeline.events import Events
 
 
 class Killer:

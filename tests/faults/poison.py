@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.job import Job, Part, Shard
-from stages.sample.stage import Sampler
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.sample.stage import Sampler
 
 SICK = "The poison"
 
@@ -54,7 +54,7 @@ class Light:
         if self.how == "die loading":
             strike("die")
         if self.how == "warn":
-            logging.getLogger("stages.sample").warning("a slower way is taken")
+            logging.getLogger("sparring.stages.sample").warning("a slower way is taken")
         if self.how == "disk full":
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -71,7 +71,7 @@ class Light:
         return Part(table=table, rows_in=len(rows) + lost, dropped={"poison": lost} if lost else {})
 
     def _fail(self) -> None:
-        from pipeline.errors import EngineFault
+        from sparring.pipeline.errors import EngineFault
 
         try:
             strike(self.how)

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import book
-from pipeline.artifact import Artifact, Manifest
-from pipeline.diagnostics.rules import learned
-from pipeline.job import Input
-from pipeline.run_history import iterations
-from stages.annotate import winrate
-from stages.train.config import TRAIN
+from sparring.pipeline import book
+from sparring.pipeline.artifact import Artifact, Manifest
+from sparring.pipeline.diagnostics.rules import learned
+from sparring.pipeline.job import Input
+from sparring.pipeline.run_history import iterations
+from sparring.stages.annotate import winrate
+from sparring.stages.train.config import TRAIN
 from tests.faults.harness import DEADLINE_S, Run, contents, overrides
 
 GOLDEN_TRAINING = "142 8 812"
@@ -32,8 +32,8 @@ GOLDEN_TRAINING = "142 8 812"
 RELOAD = """
 import json, sys
 from pathlib import Path
-from stages.train.collate import Row
-from stages.train.probe import reload_probe
+from sparring.stages.train.collate import Row
+from sparring.stages.train.probe import reload_probe
 folder, rows = Path(sys.argv[1]), [Row(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
 print(json.dumps(reload_probe(folder, rows)))
 """
@@ -77,7 +77,7 @@ def test_a_second_run_does_nothing_in_seconds(undisturbed: Path, policy: Path) -
     """Seconds because nothing heavy is imported: no time is asserted, which a busy machine would fail."""
     before = contents(undisturbed)
     code = (
-        "import sys; from pipeline.cli import main; code = main(['run', *sys.argv[1:]]);"
+        "import sys; from sparring.pipeline.cli import main; code = main(['run', *sys.argv[1:]]);"
         "assert not {'ray', 'torch'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run(
@@ -172,7 +172,7 @@ def test_a_damaged_shard_is_refused_then_undone_then_redone(undisturbed: Path, p
 
 def sparring(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line and return what it said."""
-    command = [sys.executable, "-m", "pipeline.cli", *words]
+    command = [sys.executable, "-m", "sparring.pipeline.cli", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cluster, faults
-from pipeline.errors import DataError, EngineFault
-from pipeline.job import Job, Shard
-from pipeline.pool import Pool, side_by_side
-from stages.sample import stage
-from stages.sample.config import SAMPLE
+from sparring.pipeline import cluster, faults
+from sparring.pipeline.errors import DataError, EngineFault
+from sparring.pipeline.job import Job, Shard
+from sparring.pipeline.pool import Pool, side_by_side
+from sparring.stages.sample import stage
+from sparring.stages.sample.config import SAMPLE
 from tests.artifacts import as_job
 from tests.faults.poison import SICK
 from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.faults
 def ray_started() -> Iterator[None]:
     import ray
 
-    from pipeline import cluster
+    from sparring.pipeline import cluster
 
     cluster.start_ray(0)
     yield
@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_line_and_no_second_try(tmp_path: Path) -> None:
 
 def test_more_than_a_few_prompts_are_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "MOST_POISON", 1)
-    monkeypatch.setattr("pipeline.pool.MOST_POISON", 1)
+    monkeypatch.setattr("sparring.pipeline.pool.MOST_POISON", 1)
     with pytest.raises(EngineFault, match="more than 1 prompts of shard 0 fail, so it is not the prompts"):
         play(light_job(tmp_path, "raise", sick=[0, 1, 2]), shards(4, 4))
 
@@ -152,7 +152,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     import ray
 
     monkeypatch.setattr(cluster, "joined", lambda: True)
-    monkeypatch.setattr("pipeline.faults.SILENCE_S", 0.5)
+    monkeypatch.setattr("sparring.pipeline.faults.SILENCE_S", 0.5)
     cores = int(ray.cluster_resources()["CPU"])
     made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
     job = replace(made, runtime={**made.runtime, "cpus": 1})
@@ -177,7 +177,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
 def test_a_step_that_ends_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr("pipeline.faults.SILENCE_S", 0.0)
+    monkeypatch.setattr("sparring.pipeline.faults.SILENCE_S", 0.0)
     job = light_job(tmp_path, "die", sick=[])
     pool = Pool(job, 1)
     ray.get([hand.pid.remote() for hand in pool.actors])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stages.annotate.gate import gated, linear
+from sparring.stages.annotate.gate import gated, linear
 from tests.game.finite import Game
 
 ROCK_PAPER_SCISSORS = Game(

@@ -21,10 +21,10 @@ from trl import DPOConfig, DPOTrainer
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from stages.train.collate import Row, collate
-from stages.train.forward import bind, forward
-from stages.train.loss import pair_losses
-from stages.train.objective_config import Dpo, Ipo, ObjectiveIdentity, Simpo, Sppo
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.forward import bind, forward
+from sparring.stages.train.loss import pair_losses
+from sparring.stages.train.objective_config import Dpo, Ipo, ObjectiveIdentity, Simpo, Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import config
-from pipeline.artifact import Artifact, Manifest, publish
-from pipeline.build import build
-from pipeline.job import File, Input, sha256_file
-from pipeline.plan import Plan, Step, inspect
-from pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
-from pipeline.sources import Sources
+from sparring.pipeline import config
+from sparring.pipeline.artifact import Artifact, Manifest, publish
+from sparring.pipeline.build import build
+from sparring.pipeline.job import File, Input, sha256_file
+from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
+from sparring.pipeline.sources import Sources
 
 HERE = Path(__file__).parent
 

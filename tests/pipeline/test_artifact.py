@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import artifact
-from pipeline.artifact import (
+from sparring.pipeline import artifact
+from sparring.pipeline.artifact import (
     Artifact,
     CorruptManifest,
     Manifest,
@@ -23,8 +23,8 @@ from pipeline.artifact import (
     tidy,
     write_part,
 )
-from pipeline.errors import DataError
-from pipeline.job import File, Input, Job, Part, Shard, StepSpec
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import File, Input, Job, Part, Shard, StepSpec
 
 FINGERPRINT = "ab" * 32
 
@@ -158,9 +158,9 @@ import sys
 from pathlib import Path
 import numpy as np, pyarrow as pa
 sys.path.insert(0, {root!r})
-from pipeline.artifact import write_part
-from pipeline.errors import DataError
-from pipeline.job import Job, Part, Shard, StepSpec
+from sparring.pipeline.artifact import write_part
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Job, Part, Shard, StepSpec
 out = Path({place!r}) / "pairs-abababab"
 job = Job(spec=StepSpec(kind="pairs", version=1), fingerprint="ab" * 32, identity={{}}, runtime={{}}, inputs={{}},
           out=out, attempt="aaaa1111", scratch=out)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.digests import cached_sha256
-from pipeline.lease import Lease
-from pipeline.model_folder import checked
+from sparring.pipeline.digests import cached_sha256
+from sparring.pipeline.lease import Lease
+from sparring.pipeline.model_folder import checked
 from tests.faults.harness import overrides, write_prompts
 from tests.tiny import tiny_policy
 
@@ -26,7 +26,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sparring(*words: str, cwd: Path, before: str = "pass") -> subprocess.CompletedProcess[str]:
     code = (
-        f"import sys; {before}; from pipeline.cli import main; code = main(sys.argv[1:]);"
+        f"import sys; {before}; from sparring.pipeline.cli import main; code = main(sys.argv[1:]);"
         "print(sorted({'ray', 'torch'} & set(sys.modules))); sys.exit(code)"
     )
     return subprocess.run(
@@ -197,7 +197,7 @@ def test_status_of_a_run_that_never_was(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_error_is_one_line_with_its_log(tmp_path: Path) -> None:
-    before = "import pipeline.commands; pipeline.commands.verify = lambda a: 1 / 0"
+    before = "import sparring.pipeline.commands; sparring.pipeline.commands.verify = lambda a: 1 / 0"
     done = sparring("verify", cwd=tmp_path, before=before)
     assert done.returncode == 1 and done.stderr.startswith("error: unexpected ZeroDivisionError")
     assert "Traceback" in next(tmp_path.glob("sparring-crash-*.log")).read_text()
@@ -208,7 +208,7 @@ def test_digests_are_cached_until_the_file_changes(tmp_path: Path, monkeypatch: 
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     first = cached_sha256(path)
-    monkeypatch.setattr("pipeline.digests.sha256_file", lambda p: "wrong")
+    monkeypatch.setattr("sparring.pipeline.digests.sha256_file", lambda p: "wrong")
     assert cached_sha256(path) == first
     path.write_bytes(b"three")
     assert cached_sha256(path) == "wrong"

@@ -11,8 +11,8 @@ from threading import Thread
 
 import pytest
 
-from pipeline import cluster, stopping
-from pipeline.errors import ConfigError
+from sparring.pipeline import cluster, stopping
+from sparring.pipeline.errors import ConfigError
 
 
 def test_a_signal_while_ray_starts_is_as_anywhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +109,6 @@ def test_servers_of_which_none_answers_are_refused() -> None:
 
 def test_nothing_of_rays_follows_our_message() -> None:
     words = "_mute(); os.write(2, b'noise'); print('ours', file=sys.stderr)"
-    code = f"import os, sys; from pipeline.cluster import _mute; {words}"
+    code = f"import os, sys; from sparring.pipeline.cluster import _mute; {words}"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stderr == "ours\n"

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import code_digest, digests
-from pipeline.artifact import Artifact, publish
-from pipeline.code_digest import code_of, differing, other_code, redone
-from pipeline.errors import ConfigError
-from pipeline.plan import Plan, Step, inspect
-from stages.annotate.config import PAIRS, SCORE
-from stages.sample.config import SAMPLE
-from stages.train.config import TRAIN
+from sparring.pipeline import code_digest, digests
+from sparring.pipeline.artifact import Artifact, publish
+from sparring.pipeline.code_digest import code_of, differing, other_code, redone
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.stages.annotate.config import PAIRS, SCORE
+from sparring.stages.sample.config import SAMPLE
+from sparring.stages.train.config import TRAIN
 from tests.artifacts import score_identity
 from tests.pipeline.plans import finish, plan_of
 

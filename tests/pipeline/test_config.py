@@ -4,8 +4,8 @@ import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
-from pipeline import config, overrides
-from pipeline.errors import ConfigError
+from sparring.pipeline import config, overrides
+from sparring.pipeline.errors import ConfigError
 
 
 def test_default_is_s_sppo_on_the_embedded_parts() -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import book, cli, code_digest, run_history
-from pipeline.artifact import Artifact, CorruptManifest, finished_parts, write_part
-from pipeline.errors import DataError
-from pipeline.fingerprint import digest
-from pipeline.job import Part, Shard
-from stages.annotate.config import PAIRS
+from sparring.pipeline import book, cli, code_digest, run_history
+from sparring.pipeline.artifact import Artifact, CorruptManifest, finished_parts, write_part
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.fingerprint import digest
+from sparring.pipeline.job import Part, Shard
+from sparring.stages.annotate.config import PAIRS
 from tests.artifacts import as_job
 from tests.pipeline.report.fabricated import Run, duel
 

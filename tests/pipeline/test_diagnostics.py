@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import book, cli, commands, config
-from pipeline.artifact import Artifact, Manifest, publish
-from pipeline.build import build
-from pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
-from pipeline.diagnostics.panel import Figure, Panel, panel, panels
-from pipeline.diagnostics.rules import RULES, fired, learned, warnings
-from pipeline.errors import ConfigError, DataError, RuleFired
-from pipeline.job import File, sha256_file
-from pipeline.plan import Plan, Step, inspect
-from pipeline.report.terminal import print_report
-from pipeline.run_history import iterations, opened
+from sparring.pipeline import book, cli, commands, config
+from sparring.pipeline.artifact import Artifact, Manifest, publish
+from sparring.pipeline.build import build
+from sparring.pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
+from sparring.pipeline.diagnostics.panel import Figure, Panel, panel, panels
+from sparring.pipeline.diagnostics.rules import RULES, fired, learned, warnings
+from sparring.pipeline.errors import ConfigError, DataError, RuleFired
+from sparring.pipeline.job import File, sha256_file
+from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.report.terminal import print_report
+from sparring.pipeline.run_history import iterations, opened
 from tests.pipeline.plans import Fixed
 from tests.pipeline.test_report import manifest
 

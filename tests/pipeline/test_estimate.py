@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from pipeline import config, estimate
-from pipeline.artifact import Manifest, external
-from pipeline.build import build
-from pipeline.job import Input, sha256_file
-from pipeline.parameters import counted
-from pipeline.plan import Plan, Step, inspect
-from stages.sample import embedded
+from sparring.pipeline import config, estimate
+from sparring.pipeline.artifact import Manifest, external
+from sparring.pipeline.build import build
+from sparring.pipeline.job import Input, sha256_file
+from sparring.pipeline.parameters import counted
+from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.stages.sample import embedded
 from tests.pipeline.plans import Fixed, finish
 from tests.tiny import tiny_policy
 

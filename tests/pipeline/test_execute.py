@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execute import soon
-from pipeline.job import Input, Job
-from pipeline.pool import Pool
-from stages.annotate.config import EMBED, SCORE
-from stages.sample.config import SAMPLE
+from sparring.pipeline.execute import soon
+from sparring.pipeline.job import Input, Job
+from sparring.pipeline.pool import Pool
+from sparring.stages.annotate.config import EMBED, SCORE
+from sparring.stages.sample.config import SAMPLE
 from tests.pipeline.plans import plan_of
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import faults
-from pipeline.faults import MOST_POISON, Watch, bisect
+from sparring.pipeline import faults
+from sparring.pipeline.faults import MOST_POISON, Watch, bisect
 
 
 @given(st.integers(1, 300), st.data())

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.fingerprint import canonical, digest, fingerprint
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.fingerprint import canonical, digest, fingerprint
 
 
 def test_golden() -> None:

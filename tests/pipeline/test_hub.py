@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import book, config, hub
-from pipeline.build import build
-from pipeline.commands import pins_of
-from pipeline.errors import ConfigError, DataError
-from pipeline.hub import Hub, local_dataset
-from pipeline.sources import Sources
-from stages.annotate.embed import TextEncoder
-from stages.sample import embedded
-from stages.sample.prompts import count, sources_of
+from sparring.pipeline import book, config, hub
+from sparring.pipeline.build import build
+from sparring.pipeline.commands import pins_of
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.hub import Hub, local_dataset
+from sparring.pipeline.sources import Sources
+from sparring.stages.annotate.embed import TextEncoder
+from sparring.stages.sample import embedded
+from sparring.stages.sample.prompts import count, sources_of
 from tests.tiny import tiny_policy
 
 ONE, TWO = "1" * 40, "2" * 40

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import book, here
-from pipeline.artifact import Artifact, Manifest, find, write_part
-from pipeline.cli import main
-from pipeline.commands import plan_of
-from pipeline.diagnostics.rules import learned
-from pipeline.estimate import cost
-from pipeline.plan import Plan
-from pipeline.run_history import iterations
-from stages.sample.prompts import prompt_hash
+from sparring.pipeline import book, here
+from sparring.pipeline.artifact import Artifact, Manifest, find, write_part
+from sparring.pipeline.cli import main
+from sparring.pipeline.commands import plan_of
+from sparring.pipeline.diagnostics.rules import learned
+from sparring.pipeline.estimate import cost
+from sparring.pipeline.plan import Plan
+from sparring.pipeline.run_history import iterations
+from sparring.stages.sample.prompts import prompt_hash
 from tests.data import published
 from tests.faults.harness import Run, overrides, write_prompts
 from tests.stages.sample.files import binarized, generated, listed, plain, said, scored, write
@@ -170,7 +170,7 @@ def test_the_same_again_does_nothing_and_loads_nothing(place: Place) -> None:
     first = place("import", "pairs", path)
     before = {p: p.stat().st_mtime_ns for p in place.store.rglob("*") if p.is_file()}
     code = (
-        "import sys; from pipeline.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from sparring.pipeline.cli import main; code = main(sys.argv[1:]);"
         "print(sorted({'ray', 'torch', 'transformers'} & set(sys.modules))); sys.exit(code)"
     )
     begun = time.monotonic()
@@ -184,7 +184,7 @@ def test_the_same_again_does_nothing_and_loads_nothing(place: Place) -> None:
 
 
 def test_an_import_needs_no_ray(place: Place) -> None:
-    code = "import sys; sys.modules['ray'] = None; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['ray'] = None; from sparring.pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "import", "pairs", place.file(plain()), *place.overrides()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

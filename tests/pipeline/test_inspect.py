@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import commands
-from pipeline.cli import main
-from pipeline.events import Events
-from pipeline.execute import Executor
+from sparring.pipeline import commands
+from sparring.pipeline.cli import main
+from sparring.pipeline.events import Events
+from sparring.pipeline.execute import Executor
 from tests.tiny import tiny_policy
 
 NILE = "The Nile is a river in Africa."

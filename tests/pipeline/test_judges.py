@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, judges, model_folder
-from pipeline.errors import ConfigError, DataError
-from pipeline.schema import JudgeConfig
-from pipeline.sources import EMBEDDED_JUDGES, Sources
-from stages import model_check
-from stages.sample import embedded
+from sparring.pipeline import config, judges, model_folder
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.schema import JudgeConfig
+from sparring.pipeline.sources import EMBEDDED_JUDGES, Sources
+from sparring.stages import model_check
+from sparring.stages.sample import embedded
 from tests.stages.annotate import blender, readers
 
 NONE: dict[str, Any] = {"path": None, "repo": None, "revision": None, "options": {}, "urls": (), "members": {}}

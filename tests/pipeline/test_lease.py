@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import faults, lease
-from pipeline.errors import DataError
-from pipeline.faults import Patience
-from pipeline.lease import Lease, LeaseHeld
+from sparring.pipeline import faults, lease
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.faults import Patience
+from sparring.pipeline.lease import Lease, LeaseHeld
 
 
 def test_a_live_holder_keeps_it(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_waiting_says_for_whom_and_then_takes_it(tmp_path: Path) -> None:
 def test_a_killed_holder_loses_it_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     code = (
-        "import os, signal; from pathlib import Path; from pipeline.lease import Lease;"
+        "import os, signal; from pathlib import Path; from sparring.pipeline.lease import Lease;"
         f"Lease(Path({str(path)!r}), 'dead').acquire(wait=False); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)

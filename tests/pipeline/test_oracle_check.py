@@ -19,14 +19,14 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_tensors
 from transformers import DebertaV2Config, DebertaV2Model
 
-from pipeline import config, oracle_check
-from pipeline.cli import main
-from pipeline.errors import DataError
-from pipeline.oracle_check import Pair, ask, read_of, run_reads
-from pipeline.sources import EMBEDDED_JUDGES
-from stages.annotate.oracle import Duel, Verdicts, prompt_key
-from stages.annotate.oracles import Given, load
-from stages.annotate.pairrm import BODY, EITHER, FIRST, HEAD, SECOND, SOURCE, PairRM
+from sparring.pipeline import config, oracle_check
+from sparring.pipeline.cli import main
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.oracle_check import Pair, ask, read_of, run_reads
+from sparring.pipeline.sources import EMBEDDED_JUDGES
+from sparring.stages.annotate.oracle import Duel, Verdicts, prompt_key
+from sparring.stages.annotate.oracles import Given, load
+from sparring.stages.annotate.pairrm import BODY, EITHER, FIRST, HEAD, SECOND, SOURCE, PairRM
 from tests.data import published
 from tests.scripts.test_train_judges import held_out
 from tests.stages.annotate.blender import SIZES, randomised, tokenizer
@@ -392,8 +392,8 @@ def test_a_logit_that_is_no_number_is_named() -> None:
 
 def test_it_needs_neither_ray_nor_torch_and_a_log_gets_lines(check: Check) -> None:
     code = (
-        "import sys; from pipeline import oracle_check; oracle_check.LOG_S = -1.0;"
-        "from pipeline.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from sparring.pipeline import oracle_check; oracle_check.LOG_S = -1.0;"
+        "from sparring.pipeline.cli import main; code = main(sys.argv[1:]);"
         "print(sorted({'ray', 'torch'} & set(sys.modules))); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "oracle", "check", check.file(labelled()), "oracle=lexical", "hardware=cpu"]

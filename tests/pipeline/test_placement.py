@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cluster, commands, config
-from pipeline.build import build
-from pipeline.cli import main
-from pipeline.commands import check_here
-from pipeline.errors import ConfigError
-from pipeline.placement import check_placement
-from pipeline.plan import Plan, State
+from sparring.pipeline import cluster, commands, config
+from sparring.pipeline.build import build
+from sparring.pipeline.cli import main
+from sparring.pipeline.commands import check_here
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.placement import check_placement
+from sparring.pipeline.plan import Plan, State
 from tests.pipeline.plans import Fixed
 
 TWO_CORES = [{"CPU": 2, "GPU": 0}]
@@ -63,13 +63,13 @@ def test_placement(overrides: list[str], nodes: list[dict[str, float]], key: str
 
 def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("pipeline.placement.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("sparring.pipeline.placement.os.cpu_count", lambda: 2)
     plan = plan_of("hardware.workers=4", "hardware.worker_cpus=1")
     states = {name: State(kind="miss") for name in plan.steps}
     with pytest.raises(ConfigError, match="workers=4"):
         check_here(plan, states)
     check_here(plan, {name: State(kind="hit" if step.spec.run else "miss") for name, step in plan.steps.items()})
-    monkeypatch.setattr("pipeline.cluster.check_address", lambda address: None)
+    monkeypatch.setattr("sparring.pipeline.cluster.check_address", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # its nodes are asked when it is joined
     check_here(plan, states)
 
@@ -92,7 +92,7 @@ def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_machine_must_hold_all_workers_of_a_pool(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], keys: list[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.builder.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("sparring.pipeline.builder.os.cpu_count", lambda: 2)
     steps = plan_of(*overrides).steps.values()
     machine = [{"CPU": 2, "GPU": 0, "GB": 24.0}]
     if not keys:

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pytest
 from omegaconf.errors import ConfigKeyError
 
-from pipeline import cli, commands
-from pipeline.artifact import check_folder, check_target, make_folder, write_target
-from pipeline.errors import ConfigError
-from pipeline.job import sha256_file
+from sparring.pipeline import cli, commands
+from sparring.pipeline.artifact import check_folder, check_target, make_folder, write_target
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.job import sha256_file
 
 LONG = "n" * 300
 ROOT = str(Path(__file__).parents[2])
@@ -243,7 +243,7 @@ def test_an_import_that_a_signal_broke_off_is_the_signal(
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_is_written_to_nowhere(place: Path, closed: str) -> None:
-    command = f"{sys.executable} -m pipeline.cli plan hardware=cpu paths.store=store paths.runs=runs {closed}"
+    command = f"{sys.executable} -m sparring.pipeline.cli plan hardware=cpu paths.store=store paths.runs=runs {closed}"
     done = subprocess.run(command, shell=True, check=False, capture_output=True, env={**os.environ, "PYTHONPATH": ROOT})
     assert done.returncode == 0 and not done.stderr and not list(place.glob("sparring-crash*"))
 
@@ -256,7 +256,9 @@ def test_a_command_line_that_is_none_is_one_line(words: list[str], capsys: pytes
     assert stopped.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "--help` says" in said
 
 
-@pytest.mark.parametrize("ours", [KeyError("x"), ModuleNotFoundError("gone", name="pipeline.gone"), ValueError("x")])
+@pytest.mark.parametrize(
+    "ours", [KeyError("x"), ModuleNotFoundError("gone", name="sparring.pipeline.gone"), ValueError("x")]
+)
 def test_a_fault_of_ours_is_said_to_be_one(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ours: Exception
 ) -> None:

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pipeline import cli
-from pipeline.events import Events
-from pipeline.plain import printable
-from pipeline.report.inspect import Iteration, print_prompt
-from pipeline.run_history import opened
-from stages.sample.stage import SAMPLES_SCHEMA
+from sparring.pipeline import cli
+from sparring.pipeline.events import Events
+from sparring.pipeline.plain import printable
+from sparring.pipeline.report.inspect import Iteration, print_prompt
+from sparring.pipeline.run_history import opened
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_a_report_is_whole_where_the_locale_is_not_utf8(tmp_path: Path) -> None:
     """Characters that the terminal lacks are replaced; files are UTF-8 everywhere."""
     run = Run(tmp_path).begin()
     run.add(1, "sample", [samples_table({"a": duel("Say π.", "π", "no", 0.5)})])
-    command = [sys.executable, "-m", "pipeline.cli", "report", run.name, "--runs", str(run.root / "runs")]
+    command = [sys.executable, "-m", "sparring.pipeline.cli", "report", run.name, "--runs", str(run.root / "runs")]
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env={**os.environ, **locale}, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr

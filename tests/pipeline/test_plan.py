@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import commands, config
-from pipeline.build import build
-from pipeline.digests import cache_folder
-from pipeline.errors import ConfigError
-from pipeline.plan import Plan, Step
-from pipeline.schema import Config
+from sparring.pipeline import commands, config
+from sparring.pipeline.build import build
+from sparring.pipeline.digests import cache_folder
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.plan import Plan, Step
+from sparring.pipeline.schema import Config
 from tests.pipeline.plans import Fixed, labels, plan_of
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
-from pipeline.build import build
-from pipeline.cli import main
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import Input
-from pipeline.plan import Plan
-from pipeline.prompt_count import dealt_again, fitted
-from pipeline.schema import PolicyConfig
-from pipeline.sources import Sources
-from stages.sample import prompts
+from sparring.pipeline import config
+from sparring.pipeline.build import build
+from sparring.pipeline.cli import main
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import Input
+from sparring.pipeline.plan import Plan
+from sparring.pipeline.prompt_count import dealt_again, fitted
+from sparring.pipeline.schema import PolicyConfig
+from sparring.pipeline.sources import Sources
+from sparring.stages.sample import prompts
 from tests.pipeline.plans import Fixed, labels, plan_of
 from tests.stages.sample.jobs import jsonl
 from tests.tiny import tokenizer_folder

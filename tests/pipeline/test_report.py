@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.artifact import Manifest
-from pipeline.report.crossplay import print_crossplay
-from pipeline.report.table import FIGURES, notes, win_rate, with_finding
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.report.crossplay import print_crossplay
+from sparring.pipeline.report.table import FIGURES, notes, win_rate, with_finding
 
 
 def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifest:

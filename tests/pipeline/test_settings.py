@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, fields, overrides
-from pipeline.errors import ConfigError
-from pipeline.schema import Config
+from sparring.pipeline import config, fields, overrides
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.schema import Config
 from tests.pipeline.plans import labels, plan_of
 
 ALSO = {  # what an option needs beside itself

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import stopping
+from sparring.pipeline import stopping
 
 
 @pytest.fixture(autouse=True)

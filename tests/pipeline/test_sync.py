@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import commands, sync
-from pipeline.artifact import Artifact
-from pipeline.cli import main
-from pipeline.run_history import RunHistory, opened
+from sparring.pipeline import commands, sync
+from sparring.pipeline.artifact import Artifact
+from sparring.pipeline.cli import main
+from sparring.pipeline.run_history import RunHistory, opened
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.test_diagnostics import finish, plan_of
 from tests.pipeline.test_report import ROUND

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import sync
-from pipeline.cli import main
-from pipeline.run_history import opened
-from stages.train.sinks import parameters
+from sparring.pipeline import sync
+from sparring.pipeline.cli import main
+from sparring.pipeline.run_history import opened
+from sparring.stages.train.sinks import parameters
 from tests.pipeline.export.fabricated import Fabricated
 
 BLOCK = 32768

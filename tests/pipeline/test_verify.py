@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.artifact import write_part
-from pipeline.cli import main
-from pipeline.job import Part, Shard
-from stages.sample.config import SAMPLE
-from stages.train import checkpoint
-from stages.train.config import TRAIN
+from sparring.pipeline.artifact import write_part
+from sparring.pipeline.cli import main
+from sparring.pipeline.job import Part, Shard
+from sparring.stages.sample.config import SAMPLE
+from sparring.stages.train import checkpoint
+from sparring.stages.train.config import TRAIN
 from tests.artifacts import as_job
 
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline import config
-from pipeline.errors import ConfigError, DataError
 from scripts.study import compare, elsewhere, figure, report, words
 from scripts.study.__main__ import main
 from scripts.study.compare import Comparison, Judged
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 from scripts.study.read import FIGURES, Found, Policy
-from stages.evaluate.paired import Bootstrap, Estimate, detectable
+from sparring.pipeline import config
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.evaluate.paired import Bootstrap, Estimate, detectable
 from tests.faults.harness import overrides, write_prompts
 from tests.tiny import tiny_policy
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stages import servers
+from sparring.stages import servers
 
 START_S = 300
 ENVIRONMENT = {

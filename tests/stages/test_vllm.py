@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stages import vllm
+from sparring.stages import vllm
 
 
 class Engine:

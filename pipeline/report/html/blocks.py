@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.report.html.axes import COLOURS, WIDTH
-from pipeline.report.html.markup import Html, Value, tag
-from pipeline.report.html.svg import figure, picture
+from sparring.pipeline.report.html.axes import COLOURS, WIDTH
+from sparring.pipeline.report.html.markup import Html, Value, tag
+from sparring.pipeline.report.html.svg import figure, picture
 
 SIDE = 64.0
 """Width of the row names of a heat map; its head is half as high."""

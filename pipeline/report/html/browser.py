@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.html.gather import Story
-from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt, Row
+from sparring.pipeline.report.html.gather import Story
+from sparring.pipeline.report.html.markup import Html, join, table, tag
+from sparring.pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt, Row
 
 BUDGET = 1_500_000
 """Bytes of all prompts together, at most."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.artifact import Manifest
-from pipeline.report.html.blocks import bars
-from pipeline.report.html.curves import charts
-from pipeline.report.html.gather import Story
-from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.html.tables import steps_of
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.report.html.blocks import bars
+from sparring.pipeline.report.html.curves import charts
+from sparring.pipeline.report.html.gather import Story
+from sparring.pipeline.report.html.markup import Html, join, table, tag
+from sparring.pipeline.report.html.tables import steps_of
 
 PARTS = {
     "prompts": "sample",

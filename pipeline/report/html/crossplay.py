@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.run_history import RunHistory
-from stages.evaluate.stage import JUDGES, win_rates
+from sparring.pipeline.run_history import RunHistory
+from sparring.stages.evaluate.stage import JUDGES, win_rates
 
 Cells = dict[tuple[int, int], float]
 """(policy, other policy) -> mean win rate over the held-out prompts; 0 is the base."""

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.diagnostics.panel import Record
-from pipeline.report.answer import OPPONENTS
-from pipeline.report.html.gather import Story
-from pipeline.report.html.markup import Html, join, tag
-from pipeline.report.html.svg import DRAWN, Lines, Point, Series, lines
-from pipeline.report.judging import JUDGES
-from pipeline.report.table import Steps, compared
+from sparring.pipeline.diagnostics.panel import Record
+from sparring.pipeline.report.answer import OPPONENTS
+from sparring.pipeline.report.html.gather import Story
+from sparring.pipeline.report.html.markup import Html, join, tag
+from sparring.pipeline.report.html.svg import DRAWN, Lines, Point, Series, lines
+from sparring.pipeline.report.judging import JUDGES
+from sparring.pipeline.report.table import Steps, compared
 
 LOOKS = {"oracle": 0, "second": 1}
 """Numbers of marker, dashes and colour."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.compare import Difference
-from pipeline.report.differences import HEADS, about, compared, rows, title, what
-from pipeline.report.html.curves import LOOKS, charts
-from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.html.whiskers import Whisker, whiskers
-from pipeline.report.judging import JUDGES
+from sparring.pipeline.report.compare import Difference
+from sparring.pipeline.report.differences import HEADS, about, compared, rows, title, what
+from sparring.pipeline.report.html.curves import LOOKS, charts
+from sparring.pipeline.report.html.markup import Html, join, table, tag
+from sparring.pipeline.report.html.whiskers import Whisker, whiskers
+from sparring.pipeline.report.judging import JUDGES
 
 
 def differences(found: Sequence[Difference]) -> Html:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.report.crossplay import Game, about
-from pipeline.report.html.blocks import heat
-from pipeline.report.html.crossplay import Cells
-from pipeline.report.html.curves import charts
-from pipeline.report.html.gather import Story
-from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.judging import JUDGES
+from sparring.pipeline.report.crossplay import Game, about
+from sparring.pipeline.report.html.blocks import heat
+from sparring.pipeline.report.html.crossplay import Cells
+from sparring.pipeline.report.html.curves import charts
+from sparring.pipeline.report.html.gather import Story
+from sparring.pipeline.report.html.markup import Html, join, table, tag
+from sparring.pipeline.report.judging import JUDGES
 
 Ends = Mapping[tuple[int, int], tuple[float, float]]
 """(policy, other policy) -> interval of its win rate."""

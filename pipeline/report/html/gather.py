@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import config_of
-from pipeline.diagnostics.panel import Panel, Record, records_of
-from pipeline.diagnostics.rules import Fired
-from pipeline.report.crossplay import Game, games
-from pipeline.report.html.crossplay import Cells, crossplay
-from pipeline.report.html.prompts import Chosen, read
-from pipeline.report.html.spread import Spread, spread
-from pipeline.report.suites import Grid
-from pipeline.report.table import notes, suites_of
-from pipeline.run_history import RunHistory, Steps, labels
+from sparring.pipeline.config import config_of
+from sparring.pipeline.diagnostics.panel import Panel, Record, records_of
+from sparring.pipeline.diagnostics.rules import Fired
+from sparring.pipeline.report.crossplay import Game, games
+from sparring.pipeline.report.html.crossplay import Cells, crossplay
+from sparring.pipeline.report.html.prompts import Chosen, read
+from sparring.pipeline.report.html.spread import Spread, spread
+from sparring.pipeline.report.suites import Grid
+from sparring.pipeline.report.table import notes, suites_of
+from sparring.pipeline.run_history import RunHistory, Steps, labels
 
 
 @dataclass(frozen=True, kw_only=True)

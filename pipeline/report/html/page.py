@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.diagnostics.rules import RULES
-from pipeline.report.answer import answer
-from pipeline.report.compare import Difference
-from pipeline.report.html import curves, tables
-from pipeline.report.html.bins import Counts
-from pipeline.report.html.browser import BUDGET, browser
-from pipeline.report.html.cost import cost
-from pipeline.report.html.curves import by_arm, charts
-from pipeline.report.html.differences import differences
-from pipeline.report.html.games import games
-from pipeline.report.html.gather import Story
-from pipeline.report.html.markup import Html, join, tag
-from pipeline.report.html.panel import panel
-from pipeline.report.html.svg import DRAWN, histogram
-from pipeline.report.judging import worth_of_judges
+from sparring.pipeline.diagnostics.rules import RULES
+from sparring.pipeline.report.answer import answer
+from sparring.pipeline.report.compare import Difference
+from sparring.pipeline.report.html import curves, tables
+from sparring.pipeline.report.html.bins import Counts
+from sparring.pipeline.report.html.browser import BUDGET, browser
+from sparring.pipeline.report.html.cost import cost
+from sparring.pipeline.report.html.curves import by_arm, charts
+from sparring.pipeline.report.html.differences import differences
+from sparring.pipeline.report.html.games import games
+from sparring.pipeline.report.html.gather import Story
+from sparring.pipeline.report.html.markup import Html, join, tag
+from sparring.pipeline.report.html.panel import panel
+from sparring.pipeline.report.html.svg import DRAWN, histogram
+from sparring.pipeline.report.judging import worth_of_judges
 
 HERE = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}

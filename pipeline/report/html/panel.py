@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.diagnostics.panel import Panel
-from pipeline.report.html.gather import Story
-from pipeline.report.html.markup import Html, join, table, tag
-from pipeline.report.panel import Row, groups
+from sparring.pipeline.diagnostics.panel import Panel
+from sparring.pipeline.report.html.gather import Story
+from sparring.pipeline.report.html.markup import Html, join, table, tag
+from sparring.pipeline.report.panel import Row, groups
 
 
 def panel(story: Story) -> Html:

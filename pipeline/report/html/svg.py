@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.report.html.axes import (
+from sparring.pipeline.report.html.axes import (
     COLOURS,
     HEIGHT,
     LEFT,
@@ -22,8 +22,8 @@ from pipeline.report.html.axes import (
     padded,
     ticks,
 )
-from pipeline.report.html.bins import Counts
-from pipeline.report.html.markup import Html, join, number, tag
+from sparring.pipeline.report.html.bins import Counts
+from sparring.pipeline.report.html.markup import Html, join, number, tag
 
 NARROW = (270.0, 190.0)
 """Width and height of a histogram, of which four stand beside each other."""

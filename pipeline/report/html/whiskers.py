@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report.html.axes import COLOURS, RIGHT, WIDTH, labelled, marker, padded
-from pipeline.report.html.markup import Html, join, tag
-from pipeline.report.html.svg import figure, picture
+from sparring.pipeline.report.html.axes import COLOURS, RIGHT, WIDTH, labelled, marker, padded
+from sparring.pipeline.report.html.markup import Html, join, tag
+from sparring.pipeline.report.html.svg import figure, picture
 
 INSET = 16.0
 """From the left edge to the smallest value."""

@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError
-from pipeline.fields import described, hints
-from stages.annotate.oracle import Oracle
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.fields import described, hints
+from sparring.stages.annotate.oracle import Oracle
 
 
 class Base:

@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.errors import ConfigError
-from stages.annotate.oracle import Duel, Oracle, Verdicts
-from stages.annotate.oracles import Base, Given
-from stages.annotate.oracles import load as load_oracle
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
+from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.oracles import load as load_oracle
 
 
 @dataclass(frozen=True, kw_only=True)

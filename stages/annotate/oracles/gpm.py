@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError
-from pipeline.fields import Positive
-from pipeline.plain import listed
-from stages.annotate import reader
-from stages.annotate.oracle import Duel, Oracle, Verdicts
-from stages.annotate.oracles import Base, Given
-from stages.annotate.reader import Conversations, Row, passes
-from stages.outline import outline
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.fields import Positive
+from sparring.pipeline.plain import listed
+from sparring.stages.annotate import reader
+from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
+from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.reader import Conversations, Row, passes
+from sparring.stages.outline import outline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,7 @@ class GPM:
     trained_on: frozenset[int] = frozenset()
 
     def __init__(self, folder: Path, options: Options, device: str = "cpu") -> None:
-        from stages.chat import Chat
+        from sparring.stages.chat import Chat
 
         config, tokenizer = _config(folder)
         self.options, self.eos, self.bos = options, int(tokenizer.eos_token_id), _bos(tokenizer, options.bos_twice)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pipeline.errors import ConfigError
-from pipeline.fields import Integer, OnlyIf
-from stages.annotate.oracle import Oracle
-from stages.annotate.oracles import Base, Given
-from stages.annotate.question import check_template
+from sparring.pipeline.errors import ConfigError
+from sparring.pipeline.fields import Integer, OnlyIf
+from sparring.stages.annotate.oracle import Oracle
+from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.question import check_template
 
 LEAST = 64
 """Tokens in which a question can be asked at all."""
@@ -54,7 +54,7 @@ class Options(Base):
             raise ConfigError("oracle.options.model is empty: give the model's name at the servers, or null.")
 
     def look(self, folder: Path) -> None:
-        from stages.annotate.judge_engine import look
+        from sparring.stages.annotate.judge_engine import look
 
         look(folder, self.max_tokens)
 
@@ -73,10 +73,10 @@ def load(options: Options, given: Given) -> Oracle:
     if complaint:
         raise ConfigError(f"oracle.{complaint}.")
     if urls:
-        from stages.annotate.judge_server import JudgeServer
+        from sparring.stages.annotate.judge_server import JudgeServer
 
         return JudgeServer(urls, str(options.model), options.template, options.max_tokens)
-    from stages.annotate.judge_engine import JudgeEngine
+    from sparring.stages.annotate.judge_engine import JudgeEngine
 
     return JudgeEngine(
         given.folders["judge"],

@@ -22,11 +22,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.errors import ConfigError, DataError
-from stages.annotate.oracle import Duel, Messages, Oracle, Verdicts, whole
-from stages.annotate.oracles import Base, Given
-from stages.annotate.surface import NAMES, surface
-from stages.annotate.weights import read_weights
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts, whole
+from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.surface import NAMES, surface
+from sparring.stages.annotate.weights import read_weights
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts -> (n, d) unit vectors."""
@@ -52,7 +52,7 @@ WINDOW = 256
 
 def sentence_encoder(folder: Path) -> Encode:
     """Return the encoder of a sentence-transformers folder, on the CPU, reading windows of 256 tokens."""
-    from stages.annotate.embed import TextEncoder
+    from sparring.stages.annotate.embed import TextEncoder
 
     if not (folder / "modules.json").is_file():
         raise ConfigError(f"{folder}: not a sentence-transformers folder; set the encoder to all-MiniLM-L6-v2.")

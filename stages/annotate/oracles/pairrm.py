@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from stages.annotate.oracle import Oracle
-from stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.oracle import Oracle
+from sparring.stages.annotate.oracles import Base, Given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,13 @@ class Options(Base):
     """Of the encoder; the head is in float32."""
 
     def look(self, folder: Path) -> None:
-        from stages.annotate.pairrm import look
+        from sparring.stages.annotate.pairrm import look
 
         look(folder)
 
 
 def load(options: Options, given: Given) -> Oracle:
     """Load a checkpoint's folder, of either published layout."""
-    from stages.annotate.pairrm import PairRM
+    from sparring.stages.annotate.pairrm import PairRM
 
     return PairRM(given.folders["judge"], options.dtype, given.device)

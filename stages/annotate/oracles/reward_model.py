@@ -21,13 +21,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.plain import listed
-from stages.annotate import reader
-from stages.annotate.oracle import Duel, Oracle, Verdicts
-from stages.annotate.oracles import Base, Given
-from stages.annotate.reader import Conversations, Read, Row, passes
-from stages.outline import check_read, outline
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.plain import listed
+from sparring.stages.annotate import reader
+from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
+from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.reader import Conversations, Read, Row, passes
+from sparring.stages.outline import check_read, outline
 
 ENCODERS = (
     "albert",
@@ -128,7 +128,7 @@ def _check(config: Any, folder: Path) -> None:
 
 
 def _read(folder: Path, config: Any, most: int) -> Read:
-    from stages.chat import Chat
+    from sparring.stages.chat import Chat
 
     tokenizer = reader.load_tokenizer(folder)
     most = reader.longest(config, tokenizer, most)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate.bootstrap import paired_bootstrap
+from sparring.stages.evaluate.bootstrap import paired_bootstrap
 
 Array = NDArray[np.float64]
 

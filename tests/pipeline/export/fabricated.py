@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import book, config
-from pipeline.artifact import Artifact, Manifest, files_below, publish
-from pipeline.fingerprint import digest
-from pipeline.sources import EMBEDDED_JUDGES
-from stages.annotate.score import _card
+from sparring.pipeline import book, config
+from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
+from sparring.pipeline.fingerprint import digest
+from sparring.pipeline.sources import EMBEDDED_JUDGES
+from sparring.stages.annotate.score import _card
 from tests.artifacts import samples_table
 
 TRAIN: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.export.card import _left_out
+from sparring.pipeline.export.card import _left_out
 from tests.pipeline.export.fabricated import comparisons
 from tests.pipeline.test_report import manifest
 

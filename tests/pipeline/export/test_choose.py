@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.export.choose import choose
-from pipeline.report.table import Steps
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.export.choose import choose
+from sparring.pipeline.report.table import Steps
 from tests.pipeline.export.fabricated import Rate, comparisons
 from tests.pipeline.test_report import manifest
 

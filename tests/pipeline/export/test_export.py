@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.cli import main
-from pipeline.export import push
-from pipeline.export.base import embedded_licence, licence_of
-from pipeline.job import sha256_file
-from stages.train.shards import read, tensors_of
+from sparring.pipeline.cli import main
+from sparring.pipeline.export import push
+from sparring.pipeline.export.base import embedded_licence, licence_of
+from sparring.pipeline.job import sha256_file
+from sparring.stages.train.shards import read, tensors_of
 from tests.pipeline.export.fabricated import CARD, Fabricated
 from tests.tiny import tiny_policy
 

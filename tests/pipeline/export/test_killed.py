@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
+from sparring.pipeline.cli import main
 from tests.pipeline.export.fabricated import Fabricated
 
 SLOW = """
 import sys
-from pipeline.cli import main
-from pipeline.export import folder
+from sparring.pipeline.cli import main
+from sparring.pipeline.export import folder
 
 write_one = folder._write_one
 

@@ -15,19 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import book
-from pipeline.artifact import Artifact, Manifest, files_below, publish
-from pipeline.diagnostics.panel import LATE, SUMMARIES
-from stages.annotate.calibrate import TARGETS_SCHEMA
-from stages.annotate.config import PAIRS
-from stages.annotate.gate import gated
-from stages.annotate.pairs import PAIRS_SCHEMA, pair_row
-from stages.annotate.rows import histogram
-from stages.annotate.score import SCORES_SCHEMA
-from stages.annotate.winrate import win_rates
-from stages.evaluate.crossplay_step import game
-from stages.sample.stage import SAMPLES_SCHEMA
-from stages.train.logprobs import SCHEMA as LOGPROBS
+from sparring.pipeline import book
+from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
+from sparring.pipeline.diagnostics.panel import LATE, SUMMARIES
+from sparring.stages.annotate.calibrate import TARGETS_SCHEMA
+from sparring.stages.annotate.config import PAIRS
+from sparring.stages.annotate.gate import gated
+from sparring.stages.annotate.pairs import PAIRS_SCHEMA, pair_row
+from sparring.stages.annotate.rows import histogram
+from sparring.stages.annotate.score import SCORES_SCHEMA
+from sparring.stages.annotate.winrate import win_rates
+from sparring.stages.evaluate.crossplay_step import game
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
+from sparring.stages.train.logprobs import SCHEMA as LOGPROBS
 
 Array = NDArray[np.float64]
 MADE_WITH = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.suites import results
-from pipeline.suites.results import About, Overlap, Result, Score
+from sparring.pipeline.suites import results
+from sparring.pipeline.suites.results import About, Overlap, Result, Score
 from tests.pipeline.report.fabricated import Played, Run, duel, samples_table
 
 RUNS = "document.documentElement.dataset.planted='ran'"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.answer import ALARM, answer, headline, tone, verdict
-from pipeline.report.judging import left_out
-from pipeline.report.table import Steps, with_finding
+from sparring.pipeline.report.answer import ALARM, answer, headline, tone, verdict
+from sparring.pipeline.report.judging import left_out
+from sparring.pipeline.report.table import Steps, with_finding
 from tests.pipeline.report.fabricated import comparison
 from tests.pipeline.test_report import manifest
 

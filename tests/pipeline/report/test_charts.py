@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from pipeline.report.html import axes
-from pipeline.report.html.axes import Frame, ticks
-from pipeline.report.html.bins import Counts
-from pipeline.report.html.blocks import bars, heat
-from pipeline.report.html.svg import Lines, Point, Series, histogram, lines, outline, thinned
-from pipeline.report.html.whiskers import LONGEST, Whisker, whiskers
+from sparring.pipeline.report.html import axes
+from sparring.pipeline.report.html.axes import Frame, ticks
+from sparring.pipeline.report.html.bins import Counts
+from sparring.pipeline.report.html.blocks import bars, heat
+from sparring.pipeline.report.html.svg import Lines, Point, Series, histogram, lines, outline, thinned
+from sparring.pipeline.report.html.whiskers import LONGEST, Whisker, whiskers
 
 UNIT = Frame((0.0, 10.0), (0.0, 1.0))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.compare import compare
-from pipeline.report.html import page
-from pipeline.report.html.gather import gather
-from pipeline.run_history import find
+from sparring.pipeline.report.compare import compare
+from sparring.pipeline.report.html import page
+from sparring.pipeline.report.html.gather import gather
+from sparring.pipeline.run_history import find
 from tests.pipeline.report.planted import NAME, OTHER, planted
 
 CHROMIUM = Path("/usr/bin/chromium")

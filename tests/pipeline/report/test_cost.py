@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.html.cost import cost, figures, seconds, total
-from pipeline.report.html.gather import gather
-from pipeline.run_history import find
+from sparring.pipeline.report.html.cost import cost, figures, seconds, total
+from sparring.pipeline.report.html.gather import gather
+from sparring.pipeline.run_history import find
 from tests.pipeline.report.fabricated import MADE_WITH, Run
 from tests.pipeline.test_report import manifest
 

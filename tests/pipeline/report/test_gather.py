@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.report.html import prompts
-from pipeline.report.html.bins import Counts, Tally
-from pipeline.report.html.crossplay import crossplay, opponent
-from pipeline.report.html.gather import gather
-from pipeline.report.html.prompts import choose, read
-from pipeline.report.html.spread import spread
-from pipeline.run_history import RunHistory, find, labels
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.report.html import prompts
+from sparring.pipeline.report.html.bins import Counts, Tally
+from sparring.pipeline.report.html.crossplay import crossplay, opponent
+from sparring.pipeline.report.html.gather import gather
+from sparring.pipeline.report.html.prompts import choose, read
+from sparring.pipeline.report.html.spread import spread
+from sparring.pipeline.run_history import RunHistory, find, labels
 from tests.pipeline.report.fabricated import Played, Run, duel, scores_table
 
 

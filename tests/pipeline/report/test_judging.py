@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.judging import accuracy_of, apart, worth_of_judges
-from pipeline.report.table import Steps
-from pipeline.sources import EMBEDDED_JUDGES
-from stages.annotate.score import _card
+from sparring.pipeline.report.judging import accuracy_of, apart, worth_of_judges
+from sparring.pipeline.report.table import Steps
+from sparring.pipeline.sources import EMBEDDED_JUDGES
+from sparring.stages.annotate.score import _card
 from tests.pipeline.test_report import manifest
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report.html.markup import Html, join, safe, table, tag
+from sparring.pipeline.report.html.markup import Html, join, safe, table, tag
 
 
 @pytest.mark.parametrize(

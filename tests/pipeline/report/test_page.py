@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import book
-from pipeline.cli import main
-from pipeline.report import numbers
-from pipeline.report.answer import answer
-from pipeline.report.html import browser, page
-from pipeline.report.html.games import games
-from pipeline.report.html.gather import Story, gather
-from pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
-from pipeline.report.table import FIGURES
-from pipeline.run_history import find, iterations
+from sparring.pipeline import book
+from sparring.pipeline.cli import main
+from sparring.pipeline.report import numbers
+from sparring.pipeline.report.answer import answer
+from sparring.pipeline.report.html import browser, page
+from sparring.pipeline.report.html.games import games
+from sparring.pipeline.report.html.gather import Story, gather
+from sparring.pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
+from sparring.pipeline.report.table import FIGURES
+from sparring.pipeline.run_history import find, iterations
 from tests.pipeline.report.fabricated import Run, duel
 from tests.pipeline.report.planted import NAME, RUNS, TEXTS, planted
 

@@ -10,17 +10,17 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pipeline import book
-from pipeline.cli import main
-from pipeline.diagnostics.panel import LATE, SUMMARIES, Figure, Panel, panels
-from pipeline.report import numbers
-from pipeline.report.answer import answer
-from pipeline.report.html.gather import gather
-from pipeline.report.html.panel import panel
-from pipeline.report.panel import KNOWN, cell, groups, print_panel
-from pipeline.report.table import rows_of
-from pipeline.run_history import RunHistory, find, iterations
-from stages.train.logprobs import SCHEMA
+from sparring.pipeline import book
+from sparring.pipeline.cli import main
+from sparring.pipeline.diagnostics.panel import LATE, SUMMARIES, Figure, Panel, panels
+from sparring.pipeline.report import numbers
+from sparring.pipeline.report.answer import answer
+from sparring.pipeline.report.html.gather import gather
+from sparring.pipeline.report.html.panel import panel
+from sparring.pipeline.report.panel import KNOWN, cell, groups, print_panel
+from sparring.pipeline.report.table import rows_of
+from sparring.pipeline.run_history import RunHistory, find, iterations
+from sparring.stages.train.logprobs import SCHEMA
 from tests.pipeline.report.fabricated import Run
 
 COMPARED = [f"{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base")]
@@ -144,7 +144,7 @@ def test_what_an_iteration_lacks_is_empty_and_what_has_no_words_stands_under_its
 def test_report_prints_it_and_run_does_not(
     arm: RunHistory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.report.terminal import print_report
+    from sparring.pipeline.report.terminal import print_report
 
     monkeypatch.setenv("COLUMNS", "160")
     assert panels(iterations(book.read(arm.folder), arm.store), arm.store) == arm.panels

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.report import numbers
-from pipeline.report.html import page
-from pipeline.report.html.gather import gather
-from pipeline.report.suites import print_suites
-from pipeline.report.table import suites_of
-from pipeline.run_history import find, opened
-from pipeline.suites import results
-from pipeline.suites.results import About, Overlap, Result, Score
+from sparring.pipeline.report import numbers
+from sparring.pipeline.report.html import page
+from sparring.pipeline.report.html.gather import gather
+from sparring.pipeline.report.suites import print_suites
+from sparring.pipeline.report.table import suites_of
+from sparring.pipeline.run_history import find, opened
+from sparring.pipeline.suites import results
+from sparring.pipeline.suites.results import About, Overlap, Result, Score
 from tests.pipeline.report.fabricated import Run
 from tests.pipeline.report.planted import TEXTS, planted
 

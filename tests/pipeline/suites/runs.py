@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import book
-from pipeline.artifact import Artifact, Manifest, files_below, publish
+from sparring.pipeline import book
+from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
 from tests.faults.harness import overrides, write_prompts
 
 MADE: dict[str, Any] = {

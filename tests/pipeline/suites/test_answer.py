@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import build
-from pipeline.artifact import Artifact, find
-from pipeline.cli import main
-from pipeline.job import Input
-from pipeline.plan import Plan
-from pipeline.suites import answer, results
-from stages.annotate import winrate
+from sparring.pipeline import build
+from sparring.pipeline.artifact import Artifact, find
+from sparring.pipeline.cli import main
+from sparring.pipeline.job import Input
+from sparring.pipeline.plan import Plan
+from sparring.pipeline.suites import answer, results
+from sparring.stages.annotate import winrate
 from tests.artifacts import as_input, samples_table
 from tests.pipeline.suites import runs
 from tests.tiny import tiny_policy
@@ -110,7 +110,7 @@ def test_best_of_n_is_the_argmax_of_the_win_rate(
         text = row["responses"][int(rates.argmax())]["text"].strip()
         assert text == next(one for one in table(to) if one["instruction"] == row["messages"][0]["content"])["output"]
     assert {one["generator"] for one in table(to)} == {"default-iter-1-best-of-3"}
-    monkeypatch.setattr("pipeline.execute.Executor._make", None)  # nothing is made again
+    monkeypatch.setattr("sparring.pipeline.execute.Executor._make", None)  # nothing is made again
     before, whose = to.read_bytes(), results.about_of(to)
     assert whose and whose.best_of == 3
     assert main(["best-of-n", *words(asked, "--n", "3", "--to", str(to))[1:], "oracle=lexical"]) == 0
@@ -185,7 +185,7 @@ def test_a_suite_that_is_not_here_says_how_to_get_it(
 
 @pytest.mark.slow
 def test_through_the_command_line_on_ray(asked: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", *words(asked, "--best-of", "2")]
+    command = [sys.executable, "-m", "sparring.pipeline.cli", *words(asked, "--best-of", "2")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )

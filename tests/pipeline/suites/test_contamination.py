@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import main
-from pipeline.errors import DataError, HubSilent
-from pipeline.suites import results
-from stages.sample.prompts import PROMPTS_SCHEMA
+from sparring.pipeline.cli import main
+from sparring.pipeline.errors import DataError, HubSilent
+from sparring.pipeline.suites import results
+from sparring.stages.sample.prompts import PROMPTS_SCHEMA
 from tests.artifacts import samples_table
 from tests.data import each_data, rows_of
 from tests.pipeline.suites import runs
@@ -129,7 +129,7 @@ def test_one_message_for_what_is_wrong(
 
 def test_a_suite_by_its_name(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "fetched.json").write_text('[{"instruction": "say one two three"}]')
-    monkeypatch.setattr("pipeline.hub.data_file", lambda kind, repo, name: run / "fetched.json")
+    monkeypatch.setattr("sparring.pipeline.hub.data_file", lambda kind, repo, name: run / "fetched.json")
     monkeypatch.chdir(run)
     assert main(words(run, "alpaca_eval")) == 0
     assert "alpaca_eval: row 1: 1 of 2 as prompt a: say one two three" in capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_all_suites_that_can_be_had(
         pq.write_table(pa.table({"type": ["x", "y"], column: ["is one two three true?", "Something else."]}), path)
         return path
 
-    monkeypatch.setattr("pipeline.hub.data_file", data_file)
+    monkeypatch.setattr("sparring.pipeline.hub.data_file", data_file)
     assert main(words(run)) == 0
     said = capsys.readouterr().out
     assert "truthfulqa: row 1: 1 of 3 as prompt a" in said and "hellaswag: row 1: 1 of 3 as prompt a" in said
@@ -167,7 +167,7 @@ def test_all_suites_that_can_be_had(
         ("truthfulqa", 2, 1, 3, 3),
         ("hellaswag", 2, 1, 3, 3),
     ]
-    monkeypatch.setattr("pipeline.hub.data_file", lambda *_: data_file("dataset", "", ""))
+    monkeypatch.setattr("sparring.pipeline.hub.data_file", lambda *_: data_file("dataset", "", ""))
     assert main(words(run)) == 2
     assert "no suite can be had here, and no file is named. AlpacaEval 2.0: " in capsys.readouterr().err
 
@@ -183,8 +183,10 @@ def test_a_silent_hub_is_asked_once(
         raise HubSilent("no network.")
 
     (run / "cached.jsonl").write_text('{"question": "is one two three true?"}\n')
-    monkeypatch.setattr("pipeline.hub.data_file", silent)
-    monkeypatch.setattr("pipeline.hub.cached_file", lambda _, repo, __: run / "cached.jsonl" if "gsm" in repo else None)
+    monkeypatch.setattr("sparring.pipeline.hub.data_file", silent)
+    monkeypatch.setattr(
+        "sparring.pipeline.hub.cached_file", lambda _, repo, __: run / "cached.jsonl" if "gsm" in repo else None
+    )
     assert main(words(run)) == 0
     said = capsys.readouterr().out
     assert (asked == ["tatsu-lab/alpaca_eval"] and "gsm8k: row 1" in said) or "gsm8k: line 1" in said

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.artifact import Artifact
-from pipeline.cli import main
-from pipeline.suites import results
-from pipeline.suites.judge_lm_eval import TASKS, by_shots
+from sparring.pipeline.artifact import Artifact
+from sparring.pipeline.cli import main
+from sparring.pipeline.suites import results
+from sparring.pipeline.suites.judge_lm_eval import TASKS, by_shots
 from tests.pipeline.suites import runs
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.suites import results
-from pipeline.suites.judge_mt_bench import kept
-from stages.evaluate.suites.mt_bench import PROMPTS
+from sparring.pipeline.cli import main
+from sparring.pipeline.suites import results
+from sparring.pipeline.suites.judge_mt_bench import kept
+from sparring.stages.evaluate.suites.mt_bench import PROMPTS
 from tests.pipeline.suites.served import Row, Server, serving
 
 
@@ -138,7 +138,7 @@ def test_kill_9_in_mid_asking_costs_the_replies_under_way(
         return rating(server, asked)
 
     server.reply = twice
-    command = [sys.executable, "-m", "pipeline.cli", *words(server)]
+    command = [sys.executable, "-m", "sparring.pipeline.cli", *words(server)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
     deadline = time.monotonic() + 60
     while (len(server.asked) < 4 or len(kept(path, "org/judge")) < 2) and time.monotonic() < deadline:

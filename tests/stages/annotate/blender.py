@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import DebertaV2Config, DebertaV2Model
 from transformers.models.deberta_v2.tokenization_deberta_v2 import DebertaV2Tokenizer
 
-from stages.annotate.pairrm import EITHER, FIRST, SECOND, SOURCE
+from sparring.stages.annotate.pairrm import EITHER, FIRST, SECOND, SOURCE
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 STARTER = Path(__file__).parents[3] / "stages" / "sample" / "starter.jsonl"

@@ -25,7 +25,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from stages.annotate.oracle import Duel, Messages
+from sparring.stages.annotate.oracle import Duel, Messages
 from tests.stages.annotate.blender import SIZES, randomised, tokenizer
 from tests.stages.sample.families import FAMILIES, make_tokenizer
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import Job
-from stages.annotate import best, winrate
-from stages.annotate.config import BEST, BestIdentity
-from stages.annotate.score import SCORES_SCHEMA
-from stages.sample.stage import SAMPLES_SCHEMA
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import Job
+from sparring.stages.annotate import best, winrate
+from sparring.stages.annotate.config import BEST, BestIdentity
+from sparring.stages.annotate.score import SCORES_SCHEMA
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from tests.artifacts import as_input, as_job, run_step, samples_table
 
 LOGITS = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from stages.annotate import fitness
-from stages.annotate.fitness import (
+from sparring.stages.annotate import fitness
+from sparring.stages.annotate.fitness import (
     BLOCK,
     RESAMPLES,
     accuracy_figure,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from stages.annotate import gate
-from stages.annotate.winrate import preference_matrix, win_rates
+from sparring.stages.annotate import gate
+from sparring.stages.annotate.winrate import preference_matrix, win_rates
 
 Array = NDArray[np.float64]
 TOLERANCE = 1e-12

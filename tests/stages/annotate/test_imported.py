@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.annotate import imported
-from stages.annotate.config import IMPORT_PAIRS
-from stages.annotate.imported import Importer
-from stages.annotate.pairs import PAIRS_SCHEMA
-from stages.sample.imported import PAIRED_SCHEMA
+from sparring.stages.annotate import imported
+from sparring.stages.annotate.config import IMPORT_PAIRS
+from sparring.stages.annotate.imported import Importer
+from sparring.stages.annotate.pairs import PAIRS_SCHEMA
+from sparring.stages.sample.imported import PAIRED_SCHEMA
 from tests.artifacts import as_input, as_job, run_step
 
 HARD = {"P": [0.5, 1.0, 0.0, 0.5], "win_rates": None, "chosen": 0, "rejected": 1}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, DataError
-from stages.annotate import oracles
-from stages.annotate.oracle import prompt_key
-from stages.annotate.oracles import Given
-from stages.annotate.weights import read_weights
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.annotate import oracles
+from sparring.stages.annotate.oracle import prompt_key
+from sparring.stages.annotate.oracles import Given
+from sparring.stages.annotate.weights import read_weights
 
 JUDGES = Path(__file__).parents[3] / "stages/annotate/judges"
 
@@ -59,7 +59,7 @@ def test_members_get_what_is_theirs() -> None:
 
 
 def test_what_a_plan_looks_at_imports_no_model_library() -> None:
-    code = "import sys, stages.annotate.oracles as o\n[o._file(k) for k in o.kinds()]\n"
+    code = "import sys, sparring.stages.annotate.oracles as o\n[o._file(k) for k in o.kinds()]\n"
     code += "print([m for m in ('torch', 'transformers', 'sklearn', 'vllm', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import DataError
-from pipeline.job import Shard
-from stages.annotate.config import SCORE
-from stages.annotate.limits import Limits
-from stages.annotate.oracle import Duel
-from stages.annotate.pairrm import FIRST, SECOND, SOURCE, PairRM, Row, render
-from stages.annotate.reader import batches
-from stages.annotate.score import Scorer
-from stages.annotate.winrate import aggregate_scores, debiased_logits
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Shard
+from sparring.stages.annotate.config import SCORE
+from sparring.stages.annotate.limits import Limits
+from sparring.stages.annotate.oracle import Duel
+from sparring.stages.annotate.pairrm import FIRST, SECOND, SOURCE, PairRM, Row, render
+from sparring.stages.annotate.reader import batches
+from sparring.stages.annotate.score import Scorer
+from sparring.stages.annotate.winrate import aggregate_scores, debiased_logits
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.data import each_data
 from tests.stages.annotate.blender import hf, llm_blender, official
@@ -258,7 +258,7 @@ def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> No
 
 
 def as_input_folder(folder: Path) -> Any:
-    from pipeline.artifact import external
+    from sparring.pipeline.artifact import external
 
     return external("judge", folder)
 

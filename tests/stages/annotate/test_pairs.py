@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.job import Job, Shard
-from stages.annotate import calibrate, winrate
-from stages.annotate.config import CALIBRATE, PAIRS
-from stages.annotate.embed import EMBEDDINGS_SCHEMA
-from stages.annotate.pairs import PAIRS_SCHEMA, Pairer, finish, shards
-from stages.annotate.score import SCORES_SCHEMA
-from stages.annotate.selection import first_half
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Job, Shard
+from sparring.stages.annotate import calibrate, winrate
+from sparring.stages.annotate.config import CALIBRATE, PAIRS
+from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA
+from sparring.stages.annotate.pairs import PAIRS_SCHEMA, Pairer, finish, shards
+from sparring.stages.annotate.score import SCORES_SCHEMA
+from sparring.stages.annotate.selection import first_half
 from tests.artifacts import GATE, as_input, as_job, run_step, samples_table
 
 IDENTITY = {

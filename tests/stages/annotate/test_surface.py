@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.annotate.surface import NAMES, repeated, surface
+from sparring.stages.annotate.surface import NAMES, repeated, surface
 
 
 def feature(name: str, response: str, prompt: str = "") -> float:

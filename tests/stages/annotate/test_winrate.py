@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from stages.annotate import winrate
-from stages.annotate.selection import extremes
+from sparring.stages.annotate import winrate
+from sparring.stages.annotate.selection import extremes
 
 Array = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
+from sparring.stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
 
 
 def test_prompt_win_rate_debiases_and_averages_probabilities() -> None:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluate import crossplay
-from stages.evaluate.config import CROSSPLAY
-from stages.evaluate.crossplay_step import CROSSPLAY_SCHEMA, Crossplay, finish
-from stages.evaluate.stage import shards
+from sparring.stages.evaluate import crossplay
+from sparring.stages.evaluate.config import CROSSPLAY
+from sparring.stages.evaluate.crossplay_step import CROSSPLAY_SCHEMA, Crossplay, finish
+from sparring.stages.evaluate.stage import shards
 from tests.artifacts import as_input, as_job, run_step
 
 ROCK = np.array([[0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]])

@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from stages.evaluate.paired import Bootstrap, Estimate, aligned, detectable, detectable_of, difference, estimates, found
+from sparring.stages.evaluate.paired import (
+    Bootstrap,
+    Estimate,
+    aligned,
+    detectable,
+    detectable_of,
+    difference,
+    estimates,
+    found,
+)
 
 SETTINGS = Bootstrap(resamples=400, confidence=0.95)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import Job
-from stages.evaluate.config import EVALUATE, EvaluateIdentity
-from stages.evaluate.stage import EVALUATE_SCHEMA, Evaluator, finish, shards
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import Job
+from sparring.stages.evaluate.config import EVALUATE, EvaluateIdentity
+from sparring.stages.evaluate.stage import EVALUATE_SCHEMA, Evaluator, finish, shards
 from tests.artifacts import as_input, as_job, run_step, samples_table
 
 IDENTITY = {"resamples": 500, "confidence": 0.95, "seed": 0}

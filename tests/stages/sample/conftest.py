@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.chat import Chat, load_chat
+from sparring.stages.chat import Chat, load_chat
 from tests.stages.sample.questions import QUESTIONS
 
 

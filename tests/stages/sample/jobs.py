@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifact import external
-from pipeline.job import Input, Job, Part
-from stages.sample import prompts
-from stages.sample.config import PROMPTS, SAMPLE
+from sparring.pipeline.artifact import external
+from sparring.pipeline.job import Input, Job, Part
+from sparring.stages.sample import prompts
+from sparring.stages.sample.config import PROMPTS, SAMPLE
 from tests.artifacts import as_input, as_job, run_step
 
 RUNTIME: dict[str, Any] = {

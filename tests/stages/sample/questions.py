@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.sample.engine import Sampled, Settings
+from sparring.stages.sample.engine import Sampled, Settings
 
 QUESTIONS = [
     "Why is the sky blue?",

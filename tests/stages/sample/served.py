@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages.sample.engine_server import ServerEngine
+from sparring.stages.sample.engine_server import ServerEngine
 from tests.stages.sample.questions import settings
 
 NAME = "sparring-1a2b3c4d"

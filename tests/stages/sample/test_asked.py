@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifact import external
-from pipeline.errors import DataError
-from stages.chat import load_chat
-from stages.sample import asked, prompts, stage
-from stages.sample.config import ASKED
+from sparring.pipeline.artifact import external
+from sparring.pipeline.errors import DataError
+from sparring.stages.chat import load_chat
+from sparring.stages.sample import asked, prompts, stage
+from sparring.stages.sample.config import ASKED
 from tests.artifacts import as_input, as_job, run_step
 from tests.stages.sample.jobs import sample_job
 from tests.tiny import tokenizer_folder

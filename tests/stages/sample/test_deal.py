@@ -1,4 +1,4 @@
-from stages.sample.deal import dealt, response_seed
+from sparring.stages.sample.deal import dealt, response_seed
 
 GOLDEN = [8, 3, 2, 7, 9, 4, 0, 5, 6, 1, 1, 5, 3, 7, 9, 0, 6, 4, 2, 8, 8, 1, 3]
 SEEDS = [1657027567, 1279058421, 1441938448]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.sample.diversity import distinct_2, diversity
-from stages.sample.stage import SAMPLES_SCHEMA
+from sparring.stages.sample.diversity import distinct_2, diversity
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
 
 TOKENS = st.lists(st.integers(0, 5), max_size=6)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError
-from stages.sample import embedded
+from sparring.pipeline.errors import DataError
+from sparring.stages.sample import embedded
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
 
@@ -33,7 +33,7 @@ def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_prepared_once(converted: list[Path]) -> None:
     assert not embedded.is_prepared()
-    with pytest.raises(DataError, match=r"the embedded policy is not prepared; run `python -m stages.sample.embedded`"):
+    with pytest.raises(DataError, match=r"not prepared; run `python -m sparring.stages.sample.embedded`"):
         embedded.policy_path()
     assert embedded.prepare()[0].startswith("policy smollm2-135m: prepared: ")
     assert embedded.prepare()[0] == f"policy smollm2-135m: {embedded.policy_path()}"
@@ -112,8 +112,8 @@ def test_another_conversion_is_refused(converted: list[Path], monkeypatch: pytes
 
 def test_importing_the_stage_is_light() -> None:
     code = (
-        "import sys, stages.sample.embedded, stages.sample.prompts, stages.sample.stage, stages.chat,"
-        " stages.sample.engine_vllm, stages.sample.engine_transformers;"
+        "import sys; from sparring.stages import chat;"
+        " from sparring.stages.sample import embedded, engine_transformers, engine_vllm, prompts, stage;"
         "print([m for m in ('torch', 'transformers', 'vllm', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -123,7 +123,7 @@ def test_importing_the_stage_is_light() -> None:
 def test_the_prepared_policy() -> None:
     if not embedded.is_prepared():
         pytest.skip("the embedded policy is not prepared (`make setup` does it)")
-    from stages.chat import check_template, load_tokenizer
+    from sparring.stages.chat import check_template, load_tokenizer
 
     tokenizer = load_tokenizer(embedded.policy_path())
     assert check_template(tokenizer) == []

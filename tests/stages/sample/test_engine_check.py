@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, model_folder
-from pipeline.errors import ConfigError, DataError, SparringError
-from pipeline.sources import Sources, check_policy
-from stages.sample.engine_check import Start, check
+from sparring.pipeline import config, model_folder
+from sparring.pipeline.errors import ConfigError, DataError, SparringError
+from sparring.pipeline.sources import Sources, check_policy
+from sparring.stages.sample.engine_check import Start, check
 from tests.tiny import tiny_policy
 
 START = Start(
@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ALL = """
 import json, sys
 from pathlib import Path
-from pipeline.errors import SparringError
-from stages.sample.engine_check import Start, check
+from sparring.pipeline.errors import SparringError
+from sparring.stages.sample.engine_check import Start, check
 folder, start, many = sys.argv[1:]
 for arguments in json.loads(many):
     try:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError
-from stages.chat import Chat
-from stages.sample import engine_transformers
-from stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
-from stages.sample.engine_args import split
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.chat import Chat
+from sparring.stages.sample import engine_transformers
+from sparring.stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
+from sparring.stages.sample.engine_args import split
 from tests.stages.sample.questions import END, QUESTIONS, SEEDS, ids, settings
 from tests.tiny import saved, tiny_policy
 

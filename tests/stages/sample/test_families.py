@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from pipeline.errors import DataError
-from stages.chat import Chat, check_template
+from sparring.pipeline.errors import DataError
+from sparring.stages.chat import Chat, check_template
 from tests.stages.sample.families import FAMILIES, make_tokenizer
 
 TEXTS = [

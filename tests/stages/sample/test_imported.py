@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifact import external
-from pipeline.errors import DataError
-from pipeline.job import Job, Part, Shard
-from stages.chat import Chat, load_chat, load_tokenizer
-from stages.sample import imported
-from stages.sample.config import IMPORT, ImportIdentity
-from stages.sample.imported import PAIRED_SCHEMA, Importer, check
-from stages.sample.layouts import recognise
-from stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
-from stages.sample.stage import SAMPLES_SCHEMA
+from sparring.pipeline.artifact import external
+from sparring.pipeline.errors import DataError
+from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.chat import Chat, load_chat, load_tokenizer
+from sparring.stages.sample import imported
+from sparring.stages.sample.config import IMPORT, ImportIdentity
+from sparring.stages.sample.imported import PAIRED_SCHEMA, Importer, check
+from sparring.stages.sample.layouts import recognise
+from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
+from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from tests.artifacts import as_input, as_job, run_step
 from tests.stages.sample.files import QUESTIONS, generated, listed, plain, said, write
 from tests.tiny import tokenizer_folder
@@ -178,7 +178,7 @@ def test_a_policy_whose_turns_do_not_end(tmp_path: Path, monkeypatch: pytest.Mon
     job = job_of(write(tmp_path / "f.jsonl", listed()))
     silent = Chat(load_tokenizer(tokenizer_folder()))
     monkeypatch.setattr(silent, "end_of_turn", lambda: None)
-    monkeypatch.setattr("stages.chat.load_chat", lambda folder: silent)
+    monkeypatch.setattr("sparring.stages.chat.load_chat", lambda folder: silent)
     assert Importer(job).end == [END], "the tokenizer's own"
     silent.tokenizer = SimpleNamespace(eos_token_id=None)
     with pytest.raises(DataError, match="no token ends a turn of this policy; --cut imports responses without one"):

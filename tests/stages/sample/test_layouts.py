@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DataError
-from stages.sample.layouts import EmptyResponse, Layout, Preference, parse, recognise
-from stages.sample.messages import Empty
+from sparring.pipeline.errors import DataError
+from sparring.stages.sample.layouts import EmptyResponse, Layout, Preference, parse, recognise
+from sparring.stages.sample.messages import Empty
 from tests.stages.sample.files import binarized, generated, listed, plain, said, scored, write
 
 USER = [{"role": "user", "content": "Q"}]

@@ -13,11 +13,11 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import DataError
-from stages.sample.layouts import EmptyResponse, Entry, parse, read, recognise
-from stages.sample.messages import messages
-from stages.sample.prompts import Source, count, prompt_hash
-from stages.sample.source import rows
+from sparring.pipeline.errors import DataError
+from sparring.stages.sample.layouts import EmptyResponse, Entry, parse, read, recognise
+from sparring.stages.sample.messages import messages
+from sparring.stages.sample.prompts import Source, count, prompt_hash
+from sparring.stages.sample.source import rows
 from tests.data import made_up, published, rows_of
 from tests.stages.sample.files import said
 

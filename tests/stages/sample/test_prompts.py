@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifact import external
-from pipeline.errors import DataError
-from stages.chat import Chat, load_tokenizer
-from stages.sample import prompts
-from stages.sample.prompts import PROMPTS_SCHEMA, Source, count, prompt_hash
+from sparring.pipeline.artifact import external
+from sparring.pipeline.errors import DataError
+from sparring.stages.chat import Chat, load_tokenizer
+from sparring.stages.sample import prompts
+from sparring.stages.sample.prompts import PROMPTS_SCHEMA, Source, count, prompt_hash
 from tests.data import each_data, rows_of
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tokenizer_folder

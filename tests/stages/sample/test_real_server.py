@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifact import external
-from pipeline.errors import DataError
-from stages.chat import Chat
-from stages.sample import stage
-from stages.sample.engine import Sampled, cut_at_stop, make_engine
-from stages.sample.stage import SAMPLES_SCHEMA, Sampler
+from sparring.pipeline.artifact import external
+from sparring.pipeline.errors import DataError
+from sparring.stages.chat import Chat
+from sparring.stages.sample import stage
+from sparring.stages.sample.engine import Sampled, cut_at_stop, make_engine
+from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler
 from tests.artifacts import run_step
 from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
 from tests.stages.sample.questions import END, SEEDS, ids, settings

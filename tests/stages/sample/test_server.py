@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError, DataError, SparringError
-from stages import servers
-from stages.sample import engine_server
-from stages.sample.engine import Sampled
-from stages.sample.protocol import read_answers, request_bodies
+from sparring.pipeline.errors import ConfigError, DataError, SparringError
+from sparring.stages import servers
+from sparring.stages.sample import engine_server
+from sparring.stages.sample.engine import Sampled
+from sparring.stages.sample.protocol import read_answers, request_bodies
 from tests.stages.sample.questions import END, settings
 from tests.stages.sample.served import NAME, engine
 from tests.stages.stand_in import Reply, dead_url

@@ -20,9 +20,9 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, DataError
-from stages.sample import source
-from stages.sample.source import data_files, header, placed, rows
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.sample import source
+from sparring.stages.sample.source import data_files, header, placed, rows
 
 GIVEN = [{"id": str(i), "prompt": f'Topic {i}; "briefly", please | now\nand 🌷'} for i in range(30)]
 LINES = "".join(json.dumps(row) + "\n" for row in GIVEN).encode()

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import Input, Part, Shard
-from stages.sample import stage
-from stages.sample.config import COLDEST, ENGINES, SampleIdentity
-from stages.sample.deal import dealt, response_seed
-from stages.sample.stage import SAMPLES_SCHEMA, Sampler
-from stages.vllm import source
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import Input, Part, Shard
+from sparring.stages.sample import stage
+from sparring.stages.sample.config import COLDEST, ENGINES, SampleIdentity
+from sparring.stages.sample.deal import dealt, response_seed
+from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler
+from sparring.stages.vllm import source
 from tests.artifacts import run_step
 from tests.stages.sample.jobs import SAMPLING, jsonl, prompts_input, sample_job
 from tests.tiny import tiny_policy
@@ -83,7 +83,7 @@ def test_prompts_dealt_again_are_other_rows(prompts: Input, policy: Path) -> Non
 def test_rows_are_found_in_several_parts(
     tmp_path: Path, prompts: Input, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.sample import prompts as step
+    from sparring.stages.sample import prompts as step
 
     monkeypatch.setattr(step, "PART_ROWS", 5)
     cut = prompts_input(jsonl(tmp_path / "p.jsonl", TEXTS), policy)

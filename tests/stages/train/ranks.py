@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.job import Job
-from stages.train import worker
-from stages.train.room import RESULT, Speaker, room
+from sparring.pipeline.job import Job
+from sparring.stages.train import worker
+from sparring.stages.train.room import RESULT, Speaker, room
 
 
 def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]]:

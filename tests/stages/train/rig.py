@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.job import Input, Job, sha256_file
-from stages.train.config import (
+from sparring.pipeline.job import Input, Job, sha256_file
+from sparring.stages.train.config import (
     REFERENCE,
     TRAIN,
     AdapterIdentity,
@@ -26,9 +26,9 @@ from stages.train.config import (
     TrainIdentity,
     TrainRuntime,
 )
-from stages.train.objective_config import ObjectiveIdentity, has_base, has_reference, objective_from
-from stages.train.reference import Reference, shards
-from stages.train.stage import Trained
+from sparring.stages.train.objective_config import ObjectiveIdentity, has_base, has_reference, objective_from
+from sparring.stages.train.reference import Reference, shards
+from sparring.stages.train.stage import Trained
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
 
 PAIR = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])

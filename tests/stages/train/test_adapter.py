@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from pipeline.errors import ConfigError
-from stages.train import config
-from stages.train.adapter import FourBit, LowRank, attach, load_base, low_rank
-from stages.train.config import AdapterIdentity, require_packages
-from stages.train.publish import adapted, publish
-from stages.train.shards import read, tensors_of
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.train import config
+from sparring.stages.train.adapter import FourBit, LowRank, attach, load_base, low_rank
+from sparring.stages.train.config import AdapterIdentity, require_packages
+from sparring.stages.train.publish import adapted, publish
+from sparring.stages.train.shards import read, tensors_of
 from tests.tiny import tiny_policy
 
 

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import ConfigError
-from stages.train.calibration import RewardCalibration, calibrate, log_delta
-from stages.train.collate import Row, collate
-from stages.train.config import CalibrationIdentity
-from stages.train.forward import bind
-from stages.train.instruments import Instruments
-from stages.train.loss import SUMS, pair_losses
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.train.calibration import RewardCalibration, calibrate, log_delta
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.config import CalibrationIdentity
+from sparring.stages.train.forward import bind
+from sparring.stages.train.instruments import Instruments
+from sparring.stages.train.loss import SUMS, pair_losses
 from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, identity, objective
 
 LOG = math.log

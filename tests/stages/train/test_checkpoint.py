@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job import Input, Job
-from stages.train import checkpoint
+from sparring.pipeline.job import Input, Job
+from sparring.stages.train import checkpoint
 from tests.stages.train.rig import train_job
 
 

@@ -10,12 +10,12 @@ import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from pipeline.job import Job
-from stages.train import memory
-from stages.train.config import TRAIN
-from stages.train.endings import noted
-from stages.train.group import Watching
-from stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
+from sparring.pipeline.job import Job
+from sparring.stages.train import memory
+from sparring.stages.train.config import TRAIN
+from sparring.stages.train.endings import noted
+from sparring.stages.train.group import Watching
+from sparring.stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
 from tests.stages.train.rig import runtime
 
 

@@ -18,8 +18,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from stages.train.collate import Row, collate
-from stages.train.forward import bind, forward, shared_up_to
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.forward import bind, forward, shared_up_to
 from tests.tiny import tiny_policy
 
 ROWS = [

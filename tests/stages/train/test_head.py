@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import DataError
-from stages.train import head
-from stages.train.collate import Row, collate
-from stages.train.forward import bind, forward
+from sparring.pipeline.errors import DataError
+from sparring.stages.train import head
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.forward import bind, forward
 from tests.tiny import tiny_policy
 
 N, H, V = 10, 6, 23

@@ -14,11 +14,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from stages.train import head_gradient
-from stages.train.collate import Row, collate
-from stages.train.head_gradient import Head, add_gradient, products
-from stages.train.instruments import Instruments
-from stages.train.settle import settle
+from sparring.stages.train import head_gradient
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.head_gradient import Head, add_gradient, products
+from sparring.stages.train.instruments import Instruments
+from sparring.stages.train.settle import settle
 from tests.stages.train.rig import OFF, REWARD, identity
 
 ROWS = [

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.job import Job
-from stages.evaluate.divergence import log_ratios
-from stages.evaluate.paired import Bootstrap
-from stages.train.config import LOGPROBS
-from stages.train.logprobs import SCHEMA, Scorer, finish, shards
-from stages.train.reference import Reference
-from stages.train.reference import finish as finish_reference
+from sparring.pipeline.job import Job
+from sparring.stages.evaluate.divergence import log_ratios
+from sparring.stages.evaluate.paired import Bootstrap
+from sparring.stages.train.config import LOGPROBS
+from sparring.stages.train.logprobs import SCHEMA, Scorer, finish, shards
+from sparring.stages.train.reference import Reference
+from sparring.stages.train.reference import finish as finish_reference
 from tests.artifacts import run_step
 from tests.stages.train.rig import reference_job, sampled
 from tests.tiny import tiny_policy

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.train import objectives, repulsion
-from stages.train.collate import COLUMNS, collate
-from stages.train.config import RepulsionIdentity, TrainIdentity
-from stages.train.forward import forward
-from stages.train.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
-from stages.train.objective_config import KINDS, ObjectiveIdentity, has_base, has_reference, objective_from
-from stages.train.worker import load_policy, load_rows
+from sparring.stages.train import objectives, repulsion
+from sparring.stages.train.collate import COLUMNS, collate
+from sparring.stages.train.config import RepulsionIdentity, TrainIdentity
+from sparring.stages.train.forward import forward
+from sparring.stages.train.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
+from sparring.stages.train.objective_config import KINDS, ObjectiveIdentity, has_base, has_reference, objective_from
+from sparring.stages.train.worker import load_policy, load_rows
 from tests.stages.train.rig import HINGE, OFF, inputs_of, objective, train_inputs, train_job
 from tests.tiny import tiny_policy
 

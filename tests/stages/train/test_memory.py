@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stages.train.memory import one_copy
+from sparring.stages.train.memory import one_copy
 from tests.tiny import tiny_policy
 
 STEPS = 3
@@ -24,7 +24,7 @@ def trained(folder: Path, once: bool) -> tuple[list[Tensor], int]:
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    from stages.train.worker import _settle
+    from sparring.stages.train.worker import _settle
     from tests.stages.train.rig import runtime
 
     _settle(runtime())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.train import memory
-from stages.train.micro import Pass, fastest, following
+from sparring.stages.train import memory
+from sparring.stages.train.micro import Pass, fastest, following
 
 GB, CPU = 1e9, torch.device("cpu")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import config
-from pipeline.errors import ConfigError
-from stages.train.objective_config import KINDS, objective_from
+from sparring.pipeline import config
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.train.objective_config import KINDS, objective_from
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "sppo": {"beta": 0.001},
@@ -71,7 +71,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("overrides", "message"), WRONG)
 def test_a_mistake_has_one_message(overrides: list[str], message: str) -> None:
-    from pipeline.build import build
+    from sparring.pipeline.build import build
     from tests.pipeline.plans import Fixed
 
     with pytest.raises(ConfigError, match=message) as caught:

@@ -17,12 +17,12 @@ from transformers import (
     modeling_flash_attention_utils,
 )
 
-from stages.train import forward as passes
-from stages.train import packed
-from stages.train.collate import Row, collate
-from stages.train.forward import bind, flash_runs, forward
-from stages.train.reference import score
-from stages.train.settle import settle
+from sparring.stages.train import forward as passes
+from sparring.stages.train import packed
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.forward import bind, flash_runs, forward
+from sparring.stages.train.reference import score
+from sparring.stages.train.settle import settle
 from tests.tiny import tiny_policy
 
 ROWS = [

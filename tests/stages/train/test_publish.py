@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from stages.train import publish as module
-from stages.train.publish import changes, publish
-from stages.train.shards import ShardWriter, read, tensors_of
+from sparring.stages.train import publish as module
+from sparring.stages.train.publish import changes, publish
+from sparring.stages.train.shards import ShardWriter, read, tensors_of
 from tests.tiny import tiny_policy
 
 

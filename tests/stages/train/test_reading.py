@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import ConfigError
-from stages.train.collate import Row, collate
-from stages.train.forward import bind, forward
-from stages.train.instruments import Instruments
-from stages.train.loss import SUMS, pair_losses
-from stages.train.objective_config import Sppo
-from stages.train.reading import Reading, decoder_layers
-from stages.train.repulsion import TERMS, distance, pool
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.forward import bind, forward
+from sparring.stages.train.instruments import Instruments
+from sparring.stages.train.loss import SUMS, pair_losses
+from sparring.stages.train.objective_config import Sppo
+from sparring.stages.train.reading import Reading, decoder_layers
+from sparring.stages.train.repulsion import TERMS, distance, pool
 from tests.stages.train.rig import HINGE, OFF, REWARD, alone, identity
 
 ROWS = [
@@ -158,7 +158,7 @@ def under_zero3() -> dict[str, Any]:
     """Of a real DeepSpeed engine: largest gradients per layer for each place, one step's record, in its own process."""
     import torch.distributed as dist
 
-    from stages.train.worker import _settle
+    from sparring.stages.train.worker import _settle
     from tests.stages.train.rig import runtime
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.errors import TrainingFault
-from pipeline.job import Job, sha256_file
-from stages.train import checkpoint
-from stages.train.config import AdapterIdentity
-from stages.train.probe import reload_probe
-from stages.train.shards import read, tensors_of
-from stages.train.worker import load_rows
+from sparring.pipeline.errors import TrainingFault
+from sparring.pipeline.job import Job, sha256_file
+from sparring.stages.train import checkpoint
+from sparring.stages.train.config import AdapterIdentity
+from sparring.stages.train.probe import reload_probe
+from sparring.stages.train.shards import read, tensors_of
+from sparring.stages.train.worker import load_rows
 from tests.artifacts import as_input
 from tests.stages.train.ranks import folder, steps, train
 from tests.stages.train.rig import identity, runtime, train_inputs, train_job

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.train.collate import Row, collate
-from stages.train.config import RepulsionIdentity
-from stages.train.forward import bind, forward
-from stages.train.loss import pair_losses
-from stages.train.objective_config import Sppo
-from stages.train.repulsion import TERMS, distance, pool, pool_weights
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.config import RepulsionIdentity
+from sparring.stages.train.forward import bind, forward
+from sparring.stages.train.loss import pair_losses
+from sparring.stages.train.objective_config import Sppo
+from sparring.stages.train.repulsion import TERMS, distance, pool, pool_weights
 
 ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),

@@ -13,13 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import estimate, faults
-from pipeline.errors import TrainingFault
-from pipeline.job import Input
-from pipeline.parameters import counted
-from pipeline.stopping import Stopped
-from stages.train import checkpoint, group, memory
-from stages.train.stage import Trained, run
+from sparring.pipeline import estimate, faults
+from sparring.pipeline.errors import TrainingFault
+from sparring.pipeline.job import Input
+from sparring.pipeline.parameters import counted
+from sparring.pipeline.stopping import Stopped
+from sparring.stages.train import checkpoint, group, memory
+from sparring.stages.train.stage import Trained, run
 from tests.stages.train.rig import OFF, digests, identity, kill_at, runtime, steps, train_inputs, train_job
 from tests.tiny import tiny_policy
 

@@ -14,14 +14,14 @@ import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import DataError
-from stages.train import packed
-from stages.train.collate import Row, collate
-from stages.train.forward import Route, forward, routes
-from stages.train.instruments import Instruments
-from stages.train.reading import Reading
-from stages.train.reference import load_scorer
-from stages.train.settle import MOST, TOLERANCE, Truth, _fault, _truth, settle
+from sparring.pipeline.errors import DataError
+from sparring.stages.train import packed
+from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.forward import Route, forward, routes
+from sparring.stages.train.instruments import Instruments
+from sparring.stages.train.reading import Reading
+from sparring.stages.train.reference import load_scorer
+from sparring.stages.train.settle import MOST, TOLERANCE, Truth, _fault, _truth, settle
 from tests.stages.train.ranks import folder, steps, train
 from tests.stages.train.rig import OFF, REWARD, identity, objective, runtime, train_inputs, train_job
 from tests.tiny import saved, tiny_policy
@@ -122,7 +122,7 @@ def test_log_probs_and_gradients_are_those_of_the_models_own_forward(kind: str) 
 
 
 def test_a_fallback_is_said_where_a_scorer_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="stages"):
+    with caplog.at_level(logging.WARNING, logger="sparring.stages"):
         load_scorer(tiny_policy(tmp_path / "llama"), "float32")
         assert not caplog.messages
         load_scorer(saved(built("stablelm"), tmp_path / "stablelm"), "float32")

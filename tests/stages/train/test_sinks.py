@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.job import Job
-from stages.train.config import TRAIN
-from stages.train.sinks import LONGEST, Parameters, parameters, to_mlflow
+from sparring.pipeline.job import Job
+from sparring.stages.train.config import TRAIN
+from sparring.stages.train.sinks import LONGEST, Parameters, parameters, to_mlflow
 from tests.artifacts import as_job
 from tests.stages.train.rig import identity
 

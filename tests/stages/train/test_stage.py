@@ -12,15 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.diagnostics.rules import learned
-from pipeline.errors import DataError, TrainingFault
-from pipeline.job import Input
-from stages.train import checkpoint
-from stages.train.collate import Row, deal
-from stages.train.objective_config import has_reference
-from stages.train.probe import reload_probe
-from stages.train.stage import Trained, run
-from stages.train.worker import load_rows
+from sparring.pipeline.diagnostics.rules import learned
+from sparring.pipeline.errors import DataError, TrainingFault
+from sparring.pipeline.job import Input
+from sparring.stages.train import checkpoint
+from sparring.stages.train.collate import Row, deal
+from sparring.stages.train.objective_config import has_reference
+from sparring.stages.train.probe import reload_probe
+from sparring.stages.train.stage import Trained, run
+from sparring.stages.train.worker import load_rows
 from tests.artifacts import as_input
 from tests.stages.train.rig import (
     PAIRS,

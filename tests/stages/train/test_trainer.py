@@ -9,17 +9,17 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from pipeline.errors import ConfigError
-from stages.train.config import (
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.train.config import (
     AdapterIdentity,
     ReferenceIdentity,
     RepulsionIdentity,
     TrainIdentity,
     optimizer_steps,
 )
-from stages.train.loss import SUMS, pair_losses, recorded
-from stages.train.objective_config import Sppo
-from stages.train.recipe import OPTIMIZERS, deepspeed_config, schedule
+from sparring.stages.train.loss import SUMS, pair_losses, recorded
+from sparring.stages.train.objective_config import Sppo
+from sparring.stages.train.recipe import OPTIMIZERS, deepspeed_config, schedule
 from tests.stages.train.rig import HINGE, OFF, identity, runtime
 
 SPPO = Sppo(name="sppo", beta=0.1, loss_scale=None)

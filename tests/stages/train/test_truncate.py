@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.train.collate import join_pairs
-from stages.train.reference import Reference, finish, shards
-from stages.train.truncate import fitted
-from stages.train.worker import load_rows
+from sparring.stages.train.collate import join_pairs
+from sparring.stages.train.reference import Reference, finish, shards
+from sparring.stages.train.truncate import fitted
+from sparring.stages.train.worker import load_rows
 from tests.artifacts import as_input, run_step
 from tests.stages.train.rig import identity, reference_job, sampled, targets_of, train_job
 from tests.tiny import tiny_policy

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from stages.annotate.oracle import Duel
+from sparring.stages.annotate.oracle import Duel
 
 OPTIONS: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parents[4] / "conf" / "oracle" / "llm.yaml").read_text(encoding="utf-8")

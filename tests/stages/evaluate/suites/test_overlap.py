@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.evaluate.suites.overlap import Index, N, ngrams, words
+from sparring.stages.evaluate.suites.overlap import Index, N, ngrams, words
 from tests.data import each_data
 
 
