@@ -47,7 +47,7 @@ test-all: setup  ## all tests, every kill among them
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy sparring scripts benchmarks
+	$(PY) -m mypy sparring scripts benchmarks tests
 
 lock:  ## resolves both locks anew from pyproject.toml; ARGS=--upgrade takes newer versions
 	@$(PYTHON) -B -m scripts.lock $(ARGS)

@@ -11,7 +11,6 @@ from typing import Any
 from benchmarks import _jobs
 from benchmarks._annotate_texts import Texts
 from sparring.pipeline.artifact import content_digest, write_part
-from sparring.pipeline.job import File, Input, Job, Part, Shard, resolve
 from sparring.stages.annotate.config import (
     CALIBRATE,
     EMBED,
@@ -24,6 +23,7 @@ from sparring.stages.annotate.config import (
     ScoreIdentity,
     ScoreRuntime,
 )
+from sparring.stages.step import File, Input, Job, Part, Shard, resolve
 
 
 @dataclass(frozen=True)

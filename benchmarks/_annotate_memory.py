@@ -23,10 +23,10 @@ from benchmarks._annotate_texts import Texts, samples_table
 from benchmarks._bookkeeping import drive
 from benchmarks._table import Row
 from sparring.pipeline.artifact import content_digest
-from sparring.pipeline.fingerprint import fingerprint
-from sparring.pipeline.job import Input, StepSpec
 from sparring.pipeline.plan import Plan, Step, Use
 from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
+from sparring.stages.fingerprint import fingerprint
+from sparring.stages.step import Input, StepSpec
 
 PART_ROWS = 256
 WORDS = 200

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.annotate import embed, score
 from sparring.stages.annotate.oracle import Duel, Verdicts, whole
+from sparring.stages.step import Job, Part, Shard
 
 DIMENSIONS = 384
 SECONDS = "standin_seconds"

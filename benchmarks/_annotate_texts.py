@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import _jobs
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 
 MEDIAN, SPREAD, MOST = 120, 0.9, 600

@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks import _jobs
 from benchmarks._process import answer_of
 from benchmarks._table import Row
-from sparring.pipeline.job import Input
 from sparring.pipeline.plan import Plan, Step, Use
 from sparring.stages.sample.prompts import PART_ROWS
+from sparring.stages.step import Input
 
 PROMPT_TOKENS = 80
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks._rounds import Ways, serve
 from sparring.pipeline.artifact import write_part
-from sparring.pipeline.job import Job, Shard
 from sparring.stages.sample.deal import response_seed
 from sparring.stages.sample.stage import shards
+from sparring.stages.step import Job, Shard
 
 Way = Callable[[Job], int]
 """Samples a job's prompts once; returns the tokens."""

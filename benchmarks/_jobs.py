@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks._random_policy import random_policy
 from sparring.pipeline.artifact import content_digest
-from sparring.pipeline.fingerprint import fingerprint
-from sparring.pipeline.job import File, Input, Job, StepSpec, sha256_file
+from sparring.stages.fingerprint import fingerprint
 from sparring.stages.sample import embedded
 from sparring.stages.sample.config import SampleIdentity, SampleRuntime
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
+from sparring.stages.step import File, Input, Job, StepSpec, sha256_file
 
 LONG_WORDS = 740
 """Words of a long prompt: about 1,000 tokens of SmolLM2's."""
@@ -28,8 +29,6 @@ def policy_of(arguments: argparse.Namespace, folder: Path) -> Path:
     """Return the folder of the embedded policy; under --smallest of a tiny random one that is written there."""
     if not arguments.smallest:
         return embedded.policy_path()
-    from benchmarks._train_random import random_policy
-
     return random_policy("tiny", folder / "policy")
 
 

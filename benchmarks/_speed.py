@@ -10,8 +10,8 @@ from benchmarks import _jobs
 from benchmarks._rounds import loaded, ratio
 from benchmarks._table import Row
 from sparring.pipeline.artifact import external
-from sparring.pipeline.job import Job
 from sparring.stages.sample.config import SAMPLE
+from sparring.stages.step import Job
 
 ROUNDS = {
     "short": ("official", "bare", "ours", "transformers", "ours, no seeds", "bare, no seeds"),

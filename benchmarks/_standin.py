@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from sparring.pipeline.job import Job, Part, Shard, StepSpec
 from sparring.stages.sample import stage
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.sample.engine import Sampled
+from sparring.stages.step import Job, Part, Shard, StepSpec
 
 STANDIN = StepSpec(
     kind=SAMPLE.kind,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._process import answer_of, timed
-from sparring.pipeline.job import Input, Job
+from sparring.stages.step import Input, Job
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Any]:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from sparring.pipeline.artifact import check_target, write_text
 from sparring.pipeline.cluster import hardware
-from sparring.pipeline.errors import SparringError
+from sparring.stages.errors import SparringError
 
 MFU = "% of peak"
 LEAST = ("tokens/s", "pairs/s", MFU)

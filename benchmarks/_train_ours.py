@@ -11,7 +11,7 @@ from benchmarks._jobs import step_job
 from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, RANK, Setting
 from sparring.pipeline.artifact import external
 from sparring.pipeline.commands import plan_of
-from sparring.pipeline.job import Job
+from sparring.stages.step import Job
 from sparring.stages.train import worker
 from sparring.stages.train.config import TRAIN, TrainIdentity, TrainRuntime
 from sparring.stages.train.room import Speaker

@@ -9,8 +9,8 @@ from typing import Any
 
 from sparring.pipeline import book
 from sparring.pipeline.artifact import Artifact, external
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input
+from sparring.stages.errors import DataError
+from sparring.stages.step import Input
 from sparring.stages.train.collate import Row, join_pairs
 
 REMEDY = "run `make iter N=1` first"

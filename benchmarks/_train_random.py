@@ -1,46 +1,19 @@
-"""A policy with random weights and pairs of random tokens: sizes of which no run has sampled here."""
+"""A random policy with pairs of random tokens: sizes of which no run has sampled here."""
 
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from benchmarks import _jobs
+from benchmarks._random_policy import END, VOCABULARY, random_policy
 from benchmarks._train_pairs import Pairs
-from sparring.stages.sample import embedded
 from sparring.stages.train.collate import Row
 
-VOCABULARY, END = 49152, 2
-"""SmolLM2's, whose tokenizer goes with the policy: TRL asks for one."""
 PROMPT, RESPONSE = (128, 512), (64, 512)
 """Tokens, at least and at most; those of `tiny` are a sixteenth."""
-CONFIGS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    },
-    "1.5b": {
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-    },
-    "8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-}
 
 
 def random_pairs(name: str, count: int, folder: Path) -> Pairs:
@@ -57,26 +30,3 @@ def random_pairs(name: str, count: int, folder: Path) -> Pairs:
     responses = [[{"ids": [*ids, END], "finish": "stop"} for ids in (row.chosen, row.rejected)] for row in rows]
     samples = _jobs.artifact("samples", folder / "samples", [pa.table({"responses": responses})])
     return Pairs(policy=random_policy(name, folder / "policy"), rows=rows, samples=samples)
-
-
-def random_policy(name: str, folder: Path) -> Path:
-    """Write a Llama of a configuration, with random weights and the embedded policy's tokenizer; return the folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = LlamaConfig(
-        **CONFIGS[name],
-        vocab_size=VOCABULARY,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=END,
-        pad_token_id=END,
-        dtype="bfloat16",
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
-    for path in embedded.policy_path().glob("*token*"):
-        shutil.copyfile(path, folder / path.name)
-    shutil.copyfile(embedded.policy_path() / "chat_template.jinja", folder / "chat_template.jinja")
-    return folder

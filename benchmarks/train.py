@@ -35,10 +35,11 @@ from pathlib import Path
 
 from benchmarks import _train_rounds
 from benchmarks._parts import run_parts
+from benchmarks._random_policy import CONFIGS
 from benchmarks._table import parse, with_json
 from benchmarks._train_pairs import GLOBAL_BATCH, pairs_of
-from benchmarks._train_random import CONFIGS, random_pairs
-from sparring.pipeline.errors import SparringError
+from benchmarks._train_random import random_pairs
+from sparring.stages.errors import SparringError
 from sparring.stages.sample import embedded
 
 SMALLEST = {"config": "tiny", "pairs": GLOBAL_BATCH, "rounds": 1, "batches": [4], "micro_batch": 4}

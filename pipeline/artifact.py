@@ -24,16 +24,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sparring.pipeline.errors import ConfigError, DataError, SparringError
-from sparring.pipeline.fingerprint import digest
-from sparring.pipeline.job import File, Input, Job, Part, Shard, naming, sha256_file
+from sparring.stages.errors import ConfigError, DataError, SparringError, full_disk
+from sparring.stages.fingerprint import digest
+from sparring.stages.step import File, Input, Job, Part, Shard, naming, sha256_file
 
 MANIFEST = "manifest.json"
 LEASES = ".leases"
 RECORDS = ("run.json", "events.jsonl", "config.yaml", "report.html")
 """What the folder of a run holds."""
-LITTLE_BYTES = 64 * 2**20
-"""With less than this free, what could not be written failed for want of room."""
 LONGEST_BELOW = 256
 """Bytes of path that the store and a run may need below their folder."""
 _PART = re.compile(r"part-(\d{5})\.([0-9a-z]+)\.json$")
@@ -331,18 +329,6 @@ def files_below(root: Path, names: dict[str, Path]) -> tuple[File, ...]:
     )
 
 
-def disk_is_full(error: BaseException, place: Path) -> bool:
-    """Return whether an error says that the disk is full, by its number, or by the words of who writes model files."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    text = str(error)
-    if "No space left on device" in text or "Disk quota exceeded" in text:
-        return True
-    # torch's writer of zip files says only that less was written than it gave
-    short = any(words in text for words in ("write failed", "unexpected pos ", "PytorchStreamWriter failed writing"))
-    return short and shutil.disk_usage(place).free < LITTLE_BYTES
-
-
 class _disk_errors:
     """Turn a full disk into one message."""
 
@@ -355,11 +341,6 @@ class _disk_errors:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(full_disk(self.place)) from None
-
-
-def full_disk(place: Path) -> str:
-    """Return the message for a full disk at `place`."""
-    return f"{place}: the disk is full. Free space, or set paths.store to another disk, then run again: it resumes."
 
 
 def check_folder(key: str, folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import Manifest, write_text
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 
 Key = tuple[int, str]
 """(iteration, label)."""

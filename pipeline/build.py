@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 from sparring.pipeline import judges
 from sparring.pipeline.builder import Builder
-from sparring.pipeline.job import Input
 from sparring.pipeline.plan import Plan
 from sparring.pipeline.prompt_count import fitted
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
 from sparring.stages.annotate.config import IMPORT_PAIRS, ImportPairsIdentity
 from sparring.stages.sample.config import ASKED, IMPORT, PAIRED, AskedIdentity, ImportIdentity
+from sparring.stages.step import Input
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,6 @@ from typing import Any
 
 from sparring.pipeline import judges
 from sparring.pipeline.entry import entries
-from sparring.pipeline.fingerprint import fingerprint
-from sparring.pipeline.job import Input, StepSpec
 from sparring.pipeline.plan import Plan, Step, Use
 from sparring.pipeline.prompt_count import MOST_HELDOUT, check_lengths, on_empty
 from sparring.pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig, ServerSampler
@@ -33,6 +31,7 @@ from sparring.stages.annotate.config import (
     ScoreRuntime,
 )
 from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, CrossplayIdentity, EvaluateIdentity
+from sparring.stages.fingerprint import fingerprint
 from sparring.stages.sample import engine_args
 from sparring.stages.sample.config import (
     PROMPTS,
@@ -41,6 +40,7 @@ from sparring.stages.sample.config import (
     SampleIdentity,
     SampleRuntime,
 )
+from sparring.stages.step import Input, StepSpec
 from sparring.stages.train.config import (
     LOGPROBS,
     REFERENCE,

@@ -24,8 +24,8 @@ from typing import NoReturn
 
 from sparring.pipeline import stopping
 from sparring.pipeline.cli_suites import add_suites, place
-from sparring.pipeline.errors import SparringError
-from sparring.pipeline.plain import printable
+from sparring.stages.errors import SparringError
+from sparring.stages.plain import printable
 
 Command = Callable[[str, str, str], argparse.ArgumentParser]
 """(name, help, "module:function" of the orchestrator) -> its parser."""
@@ -255,7 +255,7 @@ def _add_outlets(command: Command) -> None:
 
 
 def _call(target: str, arguments: argparse.Namespace) -> int:
-    from sparring.pipeline.job import resolve
+    from sparring.stages.step import resolve
 
     return int(resolve(target)(arguments) or 0)
 

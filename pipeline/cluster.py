@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sparring.pipeline import leftovers
-from sparring.pipeline.errors import ConfigError, SparringError
+from sparring.stages.errors import ConfigError, SparringError
 
 PACKAGES = (
     "torch",

@@ -2,7 +2,7 @@
 
 A step's modules are the files of `stages` that its worker, shards, finish or run can import, imports inside functions
 included; what is chosen by name (an oracle, an engine) is named by the step's `modules`. The orchestrator's own files
-compute no result and are left out.
+and those of CONTRACT compute no result and are left out.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from sparring import stages
-from sparring.pipeline import digests
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import StepSpec, resolve
 from sparring.pipeline.plan import Plan, State, Step
+from sparring.stages import digests
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import StepSpec, resolve
 
 PACKAGE = stages.__name__
 ROOT = Path(stages.__file__).parents[1]
+CONTRACT = frozenset(
+    f"{name}.py" for name in ("digests", "errors", "fields", "fingerprint", "model_folder", "patience", "plain", "step")
+)
+"""Files of stages/ itself on which its rooms and the orchestrator rest."""
 SHOWN = 3
 """Files that the line on other code names of a kind of step."""
 
@@ -127,11 +131,11 @@ def _files(module: str) -> Iterator[Path]:
     """Yield the file of a module, if it is one of ours, and those of its packages."""
     if not f"{module}.".startswith(f"{PACKAGE}."):
         return
-    place = ROOT / PACKAGE.rpartition(".")[2]
+    top = place = ROOT / PACKAGE.rpartition(".")[2]
     for name in ("", *module.removeprefix(PACKAGE).split(".")[1:]):
         place = place / name
         for path in (place / "__init__.py", place.with_suffix(".py")):
-            if path.is_file():
+            if path.is_file() and not (path.parent == top and path.name in CONTRACT):
                 yield path
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline import book, cluster, config, digests, estimate, hub, judges, model_folder, run_history
+from sparring.pipeline import book, cluster, config, estimate, hub, judges, run_history
 from sparring.pipeline.artifact import (
     LEASES,
     MANIFEST,
@@ -37,19 +37,20 @@ from sparring.pipeline.artifact import (
 from sparring.pipeline.build import build
 from sparring.pipeline.code_digest import other_code, redone
 from sparring.pipeline.diagnostics.stop import Watch
-from sparring.pipeline.errors import ConfigError, DataError, RuleFired, SparringError
 from sparring.pipeline.events import Events
 from sparring.pipeline.execute import Executor, tidy_after_kill
-from sparring.pipeline.job import Input
 from sparring.pipeline.lease import Lease, LeaseHeld
 from sparring.pipeline.placement import check_placement, this_machine
-from sparring.pipeline.plain import printable
 from sparring.pipeline.plan import Plan, State, Step, explain, inspect
 from sparring.pipeline.prompt_count import dealt_again
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources, check_policy
+from sparring.stages import digests, model_folder
+from sparring.stages.errors import ConfigError, DataError, RuleFired, SparringError
+from sparring.stages.plain import printable
 from sparring.stages.sample import embedded
+from sparring.stages.step import Input
 from sparring.stages.train import checkpoint
 
 

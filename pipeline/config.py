@@ -2,7 +2,7 @@
 the key.
 
 What the user wrote is parsed by pipeline/overrides.py. A key that the user sets is one that the configuration reads:
-one of another kind of its group is refused with the options that read it (`OnlyIf`, `ByReference`: pipeline/fields.py).
+one of another kind of its group is refused with the options that read it (`OnlyIf`, `ByReference`: stages/fields.py).
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError
 
 from sparring import conf
-from sparring.pipeline import fields, overrides
+from sparring.pipeline import overrides
 from sparring.pipeline.complaints import complaints
 from sparring.pipeline.diagnostics.config import DiagnosticsConfig
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.pipeline.schema import Config
+from sparring.stages import fields
+from sparring.stages.errors import ConfigError, DataError
 
 CONF = Path(conf.__file__).parent
 MOST_ARMS = 256

@@ -12,12 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparring.pipeline import cluster
-from sparring.pipeline.digests import cache_folder
-from sparring.pipeline.errors import SparringError
 from sparring.pipeline.hub import cached_file
 from sparring.pipeline.schema import SINKS, Config
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.suites import COMPARED, SUITES
+from sparring.stages.digests import cache_folder
+from sparring.stages.errors import SparringError
 from sparring.stages.sample import embedded
 
 Check = tuple[bool | None, str, str]

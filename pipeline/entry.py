@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparring.pipeline.artifact import Artifact, Manifest, find
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input
 from sparring.pipeline.schema import Config
+from sparring.stages.errors import DataError
+from sparring.stages.step import Input
 
 AGAIN = "import it again with the overrides of this run (`sparring import`)."
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
-from sparring.pipeline.fingerprint import digest
 from sparring.pipeline.parameters import counted
 from sparring.pipeline.plan import Plan, State, Step
 from sparring.pipeline.schema import Config, ExpectConfig, FolderPolicy
+from sparring.stages.fingerprint import digest
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is reckoned to take before any was measured."""

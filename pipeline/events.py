@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from sparring.pipeline.plain import printable
+from sparring.stages.plain import printable
 
 
 class Events:

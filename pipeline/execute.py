@@ -28,13 +28,13 @@ from sparring.pipeline.artifact import (
     tidy,
 )
 from sparring.pipeline.code_digest import code_of
-from sparring.pipeline.errors import DataError, SparringError
 from sparring.pipeline.events import Events
-from sparring.pipeline.fingerprint import digest
-from sparring.pipeline.job import File, Input, Job, resolve
 from sparring.pipeline.lease import Lease, LeaseHeld
 from sparring.pipeline.placement import check_placement, this_machine
 from sparring.pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.stages.errors import DataError, SparringError
+from sparring.stages.fingerprint import digest
+from sparring.stages.step import File, Input, Job, resolve
 
 LOOK_AHEAD = 3
 """Steps whose workers are started early."""
@@ -203,8 +203,8 @@ class Executor:
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
         if step.spec.run:
             resolve(step.spec.run)  # its imports take seconds; a signal meanwhile is not held back
-            with stopping.held() as asked:
-                manifest = self._run_driver(job, show, state, asked)
+            with stopping.held() as received:
+                manifest = self._run_driver(job, show, state, partial(_asked, received))
         else:
             manifest = self._run_shards(job, show, state)
         standing = publish(artifact, manifest, stale)
@@ -361,6 +361,12 @@ class Executor:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         }
+
+
+def _asked(received: Callable[[], int]) -> int:
+    """Return the signal that asks a step to save its state, or 0; SparringError where a process of Ray is gone."""
+    cluster.check_alive()
+    return received()
 
 
 def tidy_after_kill(artifact: Artifact, manifest: Manifest, owner: str, waiting: Callable[[str], None]) -> None:

@@ -11,38 +11,11 @@ LIGHT_RETRIES = 3
 """Times that Ray does a light task again whose process died."""
 LOADS = 2
 """Times that a worker may fail before it has loaded its models: the second time, it is no accident."""
-SILENCE_S = 30.0
-"""Seconds that a driver waits before it says for what."""
-PLACEMENT_S = 1800.0
-"""Seconds that a step waits for workers which have no process: others hold what they need, or a node is gone."""
 TRIES_BEFORE_BISECTION = 2
 """A worker killed from outside is no fault of the prompts; one that fails twice on a shard may be."""
 MOST_POISON = 4
 """More prompts of one shard than this are not dropped: then something else is wrong."""
 HANGS_AFTER, FLOOR_S = 10.0, 600.0
-
-
-class Patience:
-    """A wait that is to be said after SILENCE_S, and again each time it has doubled."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin to wait anew."""
-        self.begun, self.next_s = time.monotonic(), SILENCE_S
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds since the wait began."""
-        return time.monotonic() - self.begun
-
-    def is_due(self) -> bool:
-        """Return whether the wait is to be said now."""
-        due = self.waited_s > self.next_s
-        if due:
-            self.next_s = 2 * self.waited_s
-        return due
 
 
 def alike(one: str, other: str) -> bool:

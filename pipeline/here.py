@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sparring.pipeline.artifact import write_part
-from sparring.pipeline.job import File, Input, Job, Part, Shard, resolve
+from sparring.stages.step import File, Input, Job, Part, Shard, resolve
 
 
 def make(job: Job) -> Callable[[Shard], Part]:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import check_folder, write_text
-from sparring.pipeline.digests import cache_folder, cached_sha256
-from sparring.pipeline.errors import ConfigError, DataError, HubSilent
-from sparring.pipeline.job import File, Input
+from sparring.stages.digests import cache_folder, cached_sha256
+from sparring.stages.errors import ConfigError, DataError, HubSilent
+from sparring.stages.step import File, Input
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -20,10 +20,10 @@ from sparring.pipeline.artifact import Manifest, find, make_folder
 from sparring.pipeline.build import build_import
 from sparring.pipeline.commands import arms_of, check_places, plan_of, prepare
 from sparring.pipeline.execute import execute_alone
-from sparring.pipeline.plain import printable
 from sparring.pipeline.plan import Plan, Step, inspect
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
+from sparring.stages.plain import printable
 from sparring.stages.sample.config import ImportIdentity
 
 

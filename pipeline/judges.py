@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparring.pipeline import model_folder
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import Input, StepSpec
 from sparring.pipeline.schema import JudgeConfig, judges_of
 from sparring.pipeline.sources import Sources
+from sparring.stages import model_folder
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE, OracleIdentity
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import Input, StepSpec
 
 
 def folders(judge: JudgeConfig, sources: Sources, prefix: str = "") -> dict[str, Input]:

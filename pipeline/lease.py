@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import DataError, SparringError
-from sparring.pipeline.faults import Patience
+from sparring.stages.errors import DataError, SparringError
+from sparring.stages.patience import Patience
 
 BEAT_S = 2.0
 DEAD_AFTER_S = 60.0

@@ -30,14 +30,14 @@ from rich.table import Table
 from sparring.pipeline import cluster, config, judges
 from sparring.pipeline.artifact import check_target, write_target
 from sparring.pipeline.commands import download, pins_of
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.pipeline.estimate import HUB_PROMPTS
-from sparring.pipeline.job import Input
 from sparring.pipeline.prompt_count import fitted
 from sparring.pipeline.schema import Config, JudgeConfig
 from sparring.pipeline.sources import Sources
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.step import Input
 
 if TYPE_CHECKING:
     import numpy as np

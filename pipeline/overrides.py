@@ -16,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from sparring.pipeline import fields
-from sparring.pipeline.errors import ConfigError
 from sparring.pipeline.schema import Config
+from sparring.stages import fields
+from sparring.stages.errors import ConfigError
 
 WORD = re.compile(r"(?P<sign>\+\+|\+|~|)(?P<key>[^\W\d][\w./@-]*)(?P<set>=(?P<value>.*))?", re.DOTALL)
 LONGEST_KEY, MOST_QUOTED = 200, 200

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input
-from sparring.pipeline.model_folder import header
+from sparring.stages.errors import DataError
+from sparring.stages.model_folder import header
+from sparring.stages.step import Input
 
 
 def counted(source: Input) -> int | None:

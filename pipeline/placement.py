@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparring.pipeline import cluster
-from sparring.pipeline.errors import ConfigError
 from sparring.pipeline.plan import Step
+from sparring.stages.errors import ConfigError
 
 Node = Mapping[str, float]
 """Resources of a machine by Ray's names: {"CPU": 16, "GPU": 8}; GB: its memory, where that is known."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
 from sparring.pipeline.entry import Entry
-from sparring.pipeline.job import Input, StepSpec
 from sparring.pipeline.schema import Config
+from sparring.stages.step import Input, StepSpec
 
 
 @dataclass(frozen=True, kw_only=True)

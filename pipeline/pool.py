@@ -19,22 +19,19 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from sparring.pipeline import cluster
-from sparring.pipeline.artifact import disk_is_full, full_disk
-from sparring.pipeline.errors import DataError, EngineFault, SparringError
 from sparring.pipeline.faults import (
     LIGHT_RETRIES,
     LOADS,
     MOST_POISON,
-    PLACEMENT_S,
     TRIES_BEFORE_BISECTION,
-    Patience,
     Watch,
     alike,
     bisect,
 )
-from sparring.pipeline.job import Job, Shard, resolve
-from sparring.pipeline.stopping import RUN_AGAIN
 from sparring.pipeline.worker import Worker, finish_here, run_once
+from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, full_disk
+from sparring.stages.patience import PLACEMENT_S, Patience
+from sparring.stages.step import Job, Shard, resolve
 
 WATCH_S = 1.0
 """Seconds between looks at deadlines."""

@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.digests import cache_folder
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Input
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
+from sparring.stages.digests import cache_folder
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.config import PromptsIdentity
+from sparring.stages.step import Input
 
 VERSION = 1
 """Of the way in which rows are read and counted."""

@@ -18,8 +18,8 @@ from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
 from sparring.pipeline.config import config_of, diagnostics_of
 from sparring.pipeline.diagnostics import rules
 from sparring.pipeline.diagnostics.panel import Panel, panels
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input
+from sparring.stages.errors import DataError
+from sparring.stages.step import Input
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""

@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sparring.pipeline.diagnostics.config import DiagnosticsConfig
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.fields import (
+from sparring.pipeline.report.config import PublishedConfig
+from sparring.stages.annotate import oracles
+from sparring.stages.errors import ConfigError
+from sparring.stages.fields import (
     NO_BOOL,
     ByReference,
     Count,
@@ -35,8 +37,6 @@ from sparring.pipeline.fields import (
     Size,
     Text,
 )
-from sparring.pipeline.report.config import PublishedConfig
-from sparring.stages.annotate import oracles
 from sparring.stages.sample.config import MOST_RESPONSES
 from sparring.stages.train.objective_config import ObjectiveIdentity
 

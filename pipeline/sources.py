@@ -13,13 +13,8 @@ from typing import Any
 
 import sparring.stages.annotate
 import sparring.stages.sample
-from sparring.pipeline import model_folder
 from sparring.pipeline.artifact import content_digest, external
-from sparring.pipeline.digests import cached_sha256
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.pipeline.hub import Hub, local_dataset
-from sparring.pipeline.job import File, Input
-from sparring.pipeline.model_folder import read_json
 from sparring.pipeline.schema import (
     Config,
     EmbeddedEncoder,
@@ -33,8 +28,13 @@ from sparring.pipeline.schema import (
     PromptsConfig,
     StarterPrompts,
 )
+from sparring.stages import model_folder
 from sparring.stages.chat import check_control
+from sparring.stages.digests import cached_sha256
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.model_folder import read_json
 from sparring.stages.sample import embedded
+from sparring.stages.step import File, Input
 from sparring.stages.train.config import LAST, check_layer
 
 EMBEDDED_JUDGES = Path(sparring.stages.annotate.__file__).parent / "judges"

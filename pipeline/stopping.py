@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-RUN_AGAIN = "run the same command again to resume."
+from sparring.stages.errors import RUN_AGAIN, Stopped
 
 _received: list[int] = []
 
@@ -32,14 +32,6 @@ def was_told() -> bool:
 def received() -> int:
     """Return the signal that ended the run, where Ray's calls made a plain KeyboardInterrupt of it; else SIGINT."""
     return _received[-1] if _received else signal.SIGINT
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal ended the run, which can be resumed."""
-
-    def __init__(self, text: str, number: int) -> None:
-        super().__init__(text)
-        self.number = number
 
 
 def terminate(number: int, _frame: FrameType | None) -> None:

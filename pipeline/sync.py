@@ -25,10 +25,10 @@ from typing import Any, Protocol
 from sparring.pipeline import run_history
 from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.diagnostics.panel import Panel, panels
-from sparring.pipeline.errors import ConfigError, DataError, SparringError
 from sparring.pipeline.report.crossplay import flat
 from sparring.pipeline.run_history import RunHistory, Steps
 from sparring.pipeline.staging import staged
+from sparring.stages.errors import ConfigError, DataError, SparringError
 from sparring.stages.train.config import tracked_name
 
 TRAIN, ITERATION = "train/step", "iteration"
@@ -261,7 +261,7 @@ class Trackio:
 
 def _identifier(found: RunHistory) -> str:
     """Return the same short name for the same run folder."""
-    from sparring.pipeline.fingerprint import digest
+    from sparring.stages.fingerprint import digest
 
     return digest({"run": found.name, "folder": str(found.folder.absolute())})[:12]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sparring.pipeline import here
 from sparring.pipeline.artifact import write_part
-from sparring.pipeline.job import Job, Shard, resolve
+from sparring.stages.step import Job, Shard, resolve
 
 
 class Worker:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparring.pipeline.errors import DataError
 from sparring.stages.annotate.oracle import Messages, prompt_key
+from sparring.stages.errors import DataError
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 ULTRAFEEDBACK_FIRST = 600

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 
 Message = Mapping[str, Any]
 FEW = 8

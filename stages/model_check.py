@@ -5,7 +5,7 @@
                                                                  policy's with an adapter, an AdapterIdentity, or with
                                                                  an engine
 
-Started by pipeline/model_folder.py in a process of its own: the imports take seconds, which no plan has.
+Started by stages/model_folder.py in a process of its own: the imports take seconds, which no plan has.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import DataError, SparringError
-from sparring.pipeline.model_folder import ADAPTER, ENGINE, INDEX, WEIGHTS, read_json
-from sparring.pipeline.plain import listed
 from sparring.stages.annotate import oracles
+from sparring.stages.errors import DataError, SparringError
+from sparring.stages.model_folder import ADAPTER, ENGINE, INDEX, WEIGHTS, read_json
 from sparring.stages.outline import check_read, one_line, outline
+from sparring.stages.plain import listed
 from sparring.stages.sample import engine_check
 from sparring.stages.sample.engine import stop_ids
 from sparring.stages.train.config import AdapterIdentity

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.model_folder import Tensor, weights
-from sparring.pipeline.plain import listed
+from sparring.stages.errors import DataError
+from sparring.stages.model_folder import Tensor, weights
+from sparring.stages.plain import listed
 
 MOST = 300
 """Characters of a library's message that are passed on."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from sparring.pipeline.errors import ConfigError, DataError, SparringError
+from sparring.stages.errors import ConfigError, DataError, SparringError
 
 T = TypeVar("T")
 R = TypeVar("R")

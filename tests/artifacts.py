@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparring.pipeline.job import File, Input, Job, Part, Shard, StepSpec, sha256_file
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
+from sparring.stages.step import File, Input, Job, Part, Shard, StepSpec, sha256_file
 
 
 def as_input(role: str, folder: Path, tables: Sequence[pa.Table], summary: dict[str, Any] | None = None) -> Input:
@@ -87,7 +87,7 @@ def run_step(
     return tables, parts, finish(job, iter(tables), records)
 
 
-def samples_table(prompts: dict[str, Sequence[str]], capped: Sequence[tuple[str, int]] = ()) -> pa.Table:
+def samples_table(prompts: Mapping[str, Sequence[str]], capped: Sequence[tuple[str, int]] = ()) -> pa.Table:
     """A samples table from {id: response texts}; the prompt of `x` is "Say x."; one token per character.
 
     `capped` names the (id, index) of responses that hit max_tokens.

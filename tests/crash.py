@@ -127,14 +127,19 @@ def explore(scenario: Scenario, folder: Path) -> dict[str, Any]:
         Points(last=n).watch()
         scenario.act(place)
 
-    place = folder / "place"  # the same for all: links and records hold paths
-    if not _prepared(scenario, place) or _child(lambda: whole(place)):
+    place, prepared = folder / "place", folder / "prepared"  # one place for all: links and records hold paths
+    place.mkdir()
+    if _child(lambda: scenario.prepare(place)):
+        return {"points": 0, "wrong": {"0": "it could not be prepared"}, "early": []}
+    shutil.copytree(place, prepared, symlinks=True)
+    if _child(lambda: whole(place)):
         return {"points": 0, "wrong": {"0": "the undisturbed call failed"}, "early": []}
     wanted = scenario.result(place)
     count, named_early = json.loads(early.read_text())
     wrong: dict[str, str] = {}
     for n in range(1, min(count, MOST) + 1):
-        _prepared(scenario, place)
+        shutil.rmtree(place)
+        shutil.copytree(prepared, place, symlinks=True)
         if (code := _child(lambda n=n: broken(place, n))) != CRASHED:  # type: ignore[misc]
             wrong[str(n)] = f"ended with {code} before its {n}th call of {count}"
         elif why := scenario.holds(place):
@@ -146,13 +151,6 @@ def explore(scenario: Scenario, folder: Path) -> dict[str, Any]:
     with suppress(FileNotFoundError):
         early.unlink()
     return {"points": count, "wrong": wrong, "early": named_early}
-
-
-def _prepared(scenario: Scenario, place: Path) -> bool:
-    """Empty the place and prepare it, in a child: this process must stay without threads."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    return _child(lambda: scenario.prepare(place)) == 0
 
 
 def _difference(wanted: Any, found: Any) -> str:

@@ -15,8 +15,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from sparring.pipeline.artifact import Artifact, Manifest, external, publish
-from sparring.pipeline.errors import DataError
 from sparring.stages.annotate import winrate
+from sparring.stages.errors import DataError
 from sparring.stages.train.collate import Row
 from sparring.stages.train.reference import load_scorer
 from sparring.stages.train.worker import ends_of_turn

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.job import Input, StepSpec
 from sparring.stages.annotate import calibrate, embed, pairs, score
 from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
 from sparring.stages.evaluate import stage as evaluate
@@ -21,6 +20,7 @@ from sparring.stages.evaluate.config import EVALUATE
 from sparring.stages.sample import embedded
 from sparring.stages.sample.config import PROMPTS, SAMPLE
 from sparring.stages.sample.engine import Settings
+from sparring.stages.step import Input, StepSpec
 from sparring.stages.train import reference
 from sparring.stages.train.config import REFERENCE
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table, score_identity
@@ -63,7 +63,7 @@ def logits(tmp_path: Path) -> Input:
     """Scores with a position bias of .2 and a three-cycle in "a"."""
     m = [[0.0, 1.2, -0.8], [-0.8, 0.0, 1.2], [1.2, -0.8, 0.0]]
     n = [[0.0, 0.0, 2.2], [0.0, 0.0, 1.7], [-1.8, -1.3, 0.0]]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": name,
             "n_left": 3,

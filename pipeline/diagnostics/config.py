@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.fields import NO_BOOL, NonNegative, Share
+from sparring.stages.errors import ConfigError
+from sparring.stages.fields import NO_BOOL, NonNegative, Share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.pipeline.errors import DataError
 from sparring.pipeline.report.table import Steps, compared, interval
+from sparring.stages.errors import DataError
 
 EQUAL = 1e-9
 """Win rates this close are one."""

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from sparring.pipeline import run_history
 from sparring.pipeline.artifact import check_export
-from sparring.pipeline.errors import DataError
 from sparring.pipeline.export import dataset, push
 from sparring.pipeline.export.base import base_of
 from sparring.pipeline.export.card import model_card
 from sparring.pipeline.export.choose import Choice, choose
 from sparring.pipeline.export.folder import Piece, dtype_of, model_pieces, refuse_existing, text_piece, write
 from sparring.pipeline.run_history import RunHistory
+from sparring.stages.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input
 from sparring.pipeline.staging import staged
+from sparring.stages.errors import DataError
+from sparring.stages.step import Input
 
 WIDTHS = {"bfloat16": 2, "float32": 4}
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

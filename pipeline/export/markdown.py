@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sparring.pipeline.plain import printable
+from sparring.stages.plain import printable
 
 MARKUP = re.compile(r"([\\`*{}\[\]#|~$]|(?<!\w)_|_(?!\w)|(?<=\S)@(?=\S)|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 """Addresses too, which would become links; an underscore inside a word is none."""

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError
 
 DATASETS = "datasets"
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline.plain import printable
 from sparring.pipeline.report.compare import Difference
 from sparring.pipeline.report.judging import JUDGES
 from sparring.stages.evaluate.paired import POWER, Estimate
+from sparring.stages.plain import printable
 
 HEADS = ("arm", *JUDGES.values())
 WORDS = {"better": "better", "worse": "worse", "none": "no difference detectable"}

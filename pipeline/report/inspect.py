@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input, Job, Shard
-from sparring.pipeline.plain import printable
 from sparring.pipeline.run_history import RunHistory, Steps
 from sparring.stages.annotate import gate, pairs, winrate
 from sparring.stages.annotate.config import PAIRS
 from sparring.stages.annotate.rows import matrix, place
+from sparring.stages.errors import DataError
+from sparring.stages.plain import printable
+from sparring.stages.step import Input, Job, Shard
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sparring.pipeline import book, config
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 
 GROUPS = (
     "policy", "prompts", "sampler", "oracle", "encoder", "gate", "objective", "repulsion", "calibration", "trainer",

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline.plain import printable
 from sparring.pipeline.report.answer import answer
 from sparring.pipeline.report.crossplay import print_crossplay
 from sparring.pipeline.report.judging import worth_of_judges
@@ -14,6 +13,7 @@ from sparring.pipeline.report.panel import print_panel
 from sparring.pipeline.report.suites import print_suites
 from sparring.pipeline.report.table import rows_of, said, suites_of
 from sparring.pipeline.run_history import RunHistory
+from sparring.stages.plain import printable
 
 
 def print_report(history: RunHistory, console: Console, whole: bool = False) -> None:

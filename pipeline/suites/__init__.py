@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparring.pipeline.errors import DataError, HubSilent
+from sparring.stages.errors import DataError, HubSilent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,7 @@ from sparring.pipeline import cluster, config, run_history
 from sparring.pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
 from sparring.pipeline.build import Asked, build_answers
 from sparring.pipeline.commands import fetch
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.pipeline.execute import execute_alone
-from sparring.pipeline.job import Input, resolve
 from sparring.pipeline.plan import Plan, inspect
 from sparring.pipeline.run_history import RunHistory
 from sparring.pipeline.schema import Config
@@ -37,8 +35,10 @@ from sparring.pipeline.sources import Sources, check_policy
 from sparring.pipeline.suites import SUITES, results
 from sparring.stages.annotate.best import chosen as best_of
 from sparring.stages.annotate.rows import rows_by_id
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import asked
 from sparring.stages.sample.config import MOST_RESPONSES
+from sparring.stages.step import Input, resolve
 
 Response = dict[str, Any]
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import Manifest, write_target, write_text
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.plain import printable
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.answer import (
     File,
@@ -33,7 +31,9 @@ from sparring.pipeline.suites.answer import (
     target,
 )
 from sparring.pipeline.suites.judge_mt_bench import Question, read_questions
+from sparring.stages.errors import ConfigError
 from sparring.stages.evaluate.suites import mt_bench
+from sparring.stages.plain import printable
 from sparring.stages.sample.messages import Message
 from sparring.stages.sample.prompts import prompt_hash
 

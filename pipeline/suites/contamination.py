@@ -24,15 +24,15 @@ from rich.text import Text
 
 from sparring.pipeline import hub, run_history
 from sparring.pipeline.artifact import check_target, write_target
-from sparring.pipeline.errors import ConfigError, DataError, HubSilent
-from sparring.pipeline.job import Input
-from sparring.pipeline.plain import printable
 from sparring.pipeline.run_history import RunHistory
 from sparring.pipeline.suites import COMPARED, results
+from sparring.stages.errors import ConfigError, DataError, HubSilent
 from sparring.stages.evaluate.suites.overlap import Index, Row
+from sparring.stages.plain import printable
 from sparring.stages.sample.asked import column_of
 from sparring.stages.sample.messages import kind, notation
 from sparring.stages.sample.source import rows
+from sparring.stages.step import Input
 
 WORST = 5
 """Rows of a suite that are shown."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import check_target, write_target
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import resolve
 from sparring.pipeline.suites import JUDGES, results
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.step import resolve
 
 Row = dict[str, Any]
 

@@ -12,12 +12,12 @@ import urllib.request
 from typing import Any
 
 from sparring.pipeline.artifact import write_text
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.plain import printable
 from sparring.pipeline.suites import SUITES, Suite
 from sparring.pipeline.suites.judge import Row, in_order, read
 from sparring.pipeline.suites.results import About, Judged, Result, Score, about_of
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.suites import alpaca_eval
+from sparring.stages.plain import printable
 
 ANSWER_S = 20.0
 """A server that lists its models later than this does not answer."""

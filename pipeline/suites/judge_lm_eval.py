@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparring.pipeline.commands import download
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.suites.answer import Player, about, player_of
 from sparring.pipeline.suites.results import About, Judged, Result, Score
+from sparring.stages.errors import ConfigError, DataError
 
 INSTALL = "pip install lm-eval (or sparring[lm-eval])"
 

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparring.pipeline.artifact import write_text
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.plain import printable
 from sparring.pipeline.suites import SUITES, Suite
 from sparring.pipeline.suites.results import About, Judged, Result, Score, about_of
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.suites import mt_bench
+from sparring.stages.plain import printable
 
 KEY = "OPENAI_API_KEY"
 """Environment variable with the server's API key, which no file and no message holds."""

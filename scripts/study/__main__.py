@@ -21,7 +21,7 @@ from rich.console import Console
 from scripts.study import elsewhere, figure, read, report
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 from sparring.pipeline import cli, commands, config
-from sparring.pipeline.errors import ConfigError, DataError, SparringError
+from sparring.stages.errors import ConfigError, DataError, SparringError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

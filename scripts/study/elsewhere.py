@@ -16,8 +16,8 @@ from typing import Any
 
 from scripts.study.read import Found, Policy
 from sparring.pipeline.config import dotted
-from sparring.pipeline.errors import DataError
 from sparring.pipeline.schema import Config
+from sparring.stages.errors import DataError
 from sparring.stages.evaluate.stage import JUDGES
 
 FREE = ("run.", "paths.", "hardware.", "tracking.", "diagnostics.", "published", "iterations", "seed", "prompts.path")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

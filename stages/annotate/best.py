@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline.job import Input, Job, Part, Shard
 from sparring.stages.annotate import pairs, winrate
 from sparring.stages.annotate.rows import joined, one_shard_per_part, place, rows_by_id, total
+from sparring.stages.step import Input, Job, Part, Shard
 
 COLUMNS = ["n_left", "n_right", "logits", "swapped", "anchors"]
 

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.annotate import gate, gating
 from sparring.stages.annotate.rows import (
     histogram,
@@ -31,6 +30,7 @@ from sparring.stages.annotate.rows import (
 )
 from sparring.stages.annotate.selection import first_half
 from sparring.stages.annotate.winrate import cross_fitted, win_rates
+from sparring.stages.step import Job, Part, Shard
 
 OWN = 1e-9
 """Win rates this close to those of P are those of P; others were published and are of more responses."""

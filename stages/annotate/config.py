@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import StepSpec
 from sparring.stages.annotate import oracles
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import StepSpec
 
 
 def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "") -> StepSpec:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 
 SUPPORTED = {
     "relative_attention": True,

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.annotate.gate import off_diagonal
 from sparring.stages.annotate.rows import histogram, matrix, one_shard_per_part, place, rows_by_id, total
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import Job, Part, Shard
 
 EMBEDDINGS_SCHEMA = pa.schema([("id", pa.string()), ("similarity", pa.list_(pa.float32())), ("chunks", pa.int32())])
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import Input
 from sparring.stages.annotate import gate
 from sparring.stages.annotate.embed import off_diagonals
 from sparring.stages.annotate.rows import joined, matrix, place, rows_by_id
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import Input
 
 Prompts = Sequence[Sequence[tuple[str, int]]]
 """(id, K) of the prompts of each part."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.annotate import pairs, winrate
 from sparring.stages.annotate.rows import matrix, one_shard_per_part, place, rows_by_id
+from sparring.stages.step import Job, Part, Shard
 
 
 class Importer:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.stages.annotate.oracle import Duel, Verdicts
 from sparring.stages.annotate.question import fitted
 from sparring.stages.chat import Chat, load_chat
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
 
 KV_CACHE_GB = 2

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from sparring.pipeline.errors import DataError
 from sparring.stages.annotate.oracle import Duel, Messages, Verdicts
 from sparring.stages.annotate.question import filled, fitted, harmless
+from sparring.stages.errors import DataError
 from sparring.stages.servers import Client, Server, Servers, Unavailable
 
 KEY = "SPARRING_ORACLE_KEY"

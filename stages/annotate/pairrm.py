@@ -25,12 +25,12 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.model_folder import header
 from sparring.stages.annotate.deberta import Encoder, Shape
 from sparring.stages.annotate.limits import CANDIDATE_MOST, SOURCE_MOST, Limits
 from sparring.stages.annotate.oracle import Duel, Messages, Verdicts
 from sparring.stages.annotate.reader import load_tokenizer, passes
+from sparring.stages.errors import DataError
+from sparring.stages.model_folder import header
 
 SOURCE, FIRST, SECOND, EITHER = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
 BODY, HEAD = "pretrained_model.", "head_layer."

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.annotate import gate, gating, winrate
 from sparring.stages.annotate.rows import joined, known, matrix, one_shard_per_part, place, ratio, rows_by_id, total
 from sparring.stages.annotate.selection import Pair, candidates, first_half, select
+from sparring.stages.errors import DataError
+from sparring.stages.step import Job, Part, Shard
 
 PAIRS_SCHEMA = pa.schema(
     [

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from sparring.pipeline.errors import ConfigError
 from sparring.stages.annotate.limits import Limits
 from sparring.stages.annotate.oracle import Duel, Messages
+from sparring.stages.errors import ConfigError
 
 PLACES = ("prompt", "first", "second")
 PROMPT_SHARE = (3, 5)

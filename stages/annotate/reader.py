@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.fields import NO_BOOL
 from sparring.stages.annotate.oracle import Duel, Messages
+from sparring.stages.errors import DataError
+from sparring.stages.fields import NO_BOOL
 from sparring.stages.outline import check_shapes
 
 if TYPE_CHECKING:

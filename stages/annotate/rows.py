@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input, Job, Shard
+from sparring.stages.errors import DataError
+from sparring.stages.step import Input, Job, Shard
 
 BINS = 20
 

@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.pipeline.job import Input, Job, Part, Shard
 from sparring.stages.annotate import embed, oracles, winrate
 from sparring.stages.annotate.fitness import correct
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
 from sparring.stages.annotate.oracles import Given
 from sparring.stages.annotate.rows import joined, matrix, one_shard_per_part, place, ratio, rows_by_id, total
 from sparring.stages.annotate.selection import generator
+from sparring.stages.step import Input, Job, Part, Shard
 
 SCORES_SCHEMA = pa.schema(
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 
 
 def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], frozenset[int]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import StepSpec
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import StepSpec
 
 EVALUATE = StepSpec(
     kind="evaluate",

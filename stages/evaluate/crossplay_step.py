@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.evaluate import crossplay
 from sparring.stages.evaluate.bootstrap import informative, paired_bootstrap
 from sparring.stages.evaluate.crossplay import Array
 from sparring.stages.evaluate.stage import JUDGES, null, win_rates
+from sparring.stages.step import Job, Part, Shard
 
 CROSSPLAY_SCHEMA = pa.schema(
     [

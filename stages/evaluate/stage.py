@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input, Job, Part, Shard
+from sparring.stages.errors import DataError
 from sparring.stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
+from sparring.stages.step import Input, Job, Part, Shard
 
 OPPONENTS = ("previous", "single", "base")
 JUDGES = ("oracle", "second")

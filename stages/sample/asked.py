@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.errors import DataError
 from sparring.stages.sample.messages import Message, messages
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 from sparring.stages.sample.source import header, rows
+from sparring.stages.step import Job, Part, Shard
 
 COLUMNS = ("instruction", "prompt", "question", "turns", "messages")
 """Columns that hold what is asked, the first that is there."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import StepSpec
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import StepSpec
 
 PROMPTS = StepSpec(
     kind="prompts",

@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.digests import cache_folder, cached_sha256
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import sha256_file
+from sparring.stages.digests import cache_folder, cached_sha256
+from sparring.stages.errors import DataError
+from sparring.stages.step import sha256_file
 
 POLICY = "smollm2-135m"
 POLICY_FILES = {

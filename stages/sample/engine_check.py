@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 from sparring.stages.outline import MOST, one_line
 from sparring.stages.sample.engine import Settings
 from sparring.stages.sample.engine_vllm import LATER, arguments_of

@@ -27,7 +27,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 from sparring.stages.sample.engine import Sampled, Settings
 from sparring.stages.sample.protocol import kind_of, model_of, read_answers, request_bodies
 from sparring.stages.servers import Client, Server, Servers

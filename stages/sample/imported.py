@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input, Job, Part, Shard
 from sparring.stages.annotate.imported import no_pair, win_rates
+from sparring.stages.errors import DataError
 from sparring.stages.sample.config import MOST_RESPONSES, PAIRED
 from sparring.stages.sample.diversity import diversity
 from sparring.stages.sample.layouts import EmptyResponse, Entry, Layout, parse
@@ -31,6 +30,7 @@ from sparring.stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
 from sparring.stages.sample.source import placed
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from sparring.stages.sample.stage import finish as summarise
+from sparring.stages.step import Input, Job, Part, Shard
 
 if TYPE_CHECKING:
     from sparring.stages.chat import Chat

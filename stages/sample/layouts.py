@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.sample.config import PAIRED
 from sparring.stages.sample.messages import (
     Empty,

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input, Job, Part, Shard
+from sparring.stages.errors import DataError
 from sparring.stages.sample.layouts import Row, read
 from sparring.stages.sample.messages import Message
+from sparring.stages.step import Input, Job, Part, Shard
 
 PART_ROWS = 4096
 NEAR_EMPTY = "near_empty"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.sample.engine import Sampled, Settings, finish_of
 from sparring.stages.servers import Unavailable
 

@@ -30,7 +30,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.messages import is_message, kind
 
 if TYPE_CHECKING:

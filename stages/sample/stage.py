@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sparring.pipeline.errors import ConfigError, DataError, EngineFault, SparringError
-from sparring.pipeline.job import Input, Job, Part, Shard
+from sparring.stages.errors import ConfigError, DataError, EngineFault, SparringError
 from sparring.stages.sample.deal import cut, dealt, response_seed
 from sparring.stages.sample.diversity import diversity
 from sparring.stages.sample.engine import cut_at_stop, import_engine, make_engine, settings, stop_ids
 from sparring.stages.sample.prompts import MESSAGES
+from sparring.stages.step import Input, Job, Part, Shard
 
 log = logging.getLogger(__name__)
 RESPONSE = pa.struct(

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.plain import listed
+from sparring.stages.errors import ConfigError
+from sparring.stages.plain import listed
 from sparring.stages.train.config import AdapterIdentity
 
 

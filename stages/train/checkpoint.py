@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import SparringError
-from sparring.pipeline.fingerprint import digest
-from sparring.pipeline.job import Job, sha256_file
+from sparring.stages.errors import SparringError
+from sparring.stages.fingerprint import digest
+from sparring.stages.step import Job, sha256_file
 
 MARKER = "complete.json"
 

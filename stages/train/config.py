@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from sparring.pipeline.errors import ConfigError, TrainingFault
-from sparring.pipeline.job import StepSpec
+from sparring.stages.errors import ConfigError, TrainingFault
+from sparring.stages.step import StepSpec
 from sparring.stages.train.objective_config import ObjectiveIdentity, objective_from
 from sparring.stages.train.truncate import TRUNCATIONS
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparring.pipeline.artifact import disk_is_full
-from sparring.pipeline.errors import SparringError, TrainingFault
-from sparring.pipeline.job import Job
+from sparring.stages.errors import SparringError, TrainingFault, disk_is_full
+from sparring.stages.step import Job
 from sparring.stages.train.config import TrainRuntime
 from sparring.stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
 

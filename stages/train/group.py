@@ -14,10 +14,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sparring.pipeline import cluster
-from sparring.pipeline.errors import TrainingFault
-from sparring.pipeline.faults import PLACEMENT_S, Patience
-from sparring.pipeline.job import Job
+from sparring.stages.errors import TrainingFault
+from sparring.stages.patience import PLACEMENT_S, Patience
+from sparring.stages.step import Job
 from sparring.stages.train import endings, memory, term, worker
 from sparring.stages.train.config import TrainRuntime
 from sparring.stages.train.room import STOP, WAITING, room
@@ -98,7 +97,6 @@ def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> Train
             thread.join(POLL_S)
             if asked():
                 (room(job) / STOP).touch()
-            cluster.check_alive()
             if wait.is_over(asked()):
                 return None
     if errors and not isinstance(errors[0], TrainingFailedError):

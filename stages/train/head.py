@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 
 CHUNK = 512
 """Tokens whose logits exist at the same time."""

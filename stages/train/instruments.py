@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.train import band, objectives
 from sparring.stages.train.calibration import RewardCalibration, calibrate
 from sparring.stages.train.config import TrainIdentity

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceIdentity
 from sparring.stages.train.reference import load_scorer, score, shards
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.fields import Number
+from sparring.stages.errors import ConfigError
+from sparring.stages.fields import Number
 
 
 def _refuse_unless(holds: bool, key: str, value: object, remedy: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 from sparring.stages.train.adapter import LowRank, low_rank
 from sparring.stages.train.checkpoint import sync
 from sparring.stages.train.shards import SHARD_BYTES, ShardWriter, read, tensors_of

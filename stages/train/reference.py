@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sparring.pipeline.job import Job, Part, Shard
+from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceIdentity
 
 if TYPE_CHECKING:

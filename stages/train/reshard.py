@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparring.pipeline.errors import TrainingFault
+from sparring.stages.errors import TrainingFault
 
 OPTIMIZER_FILES, MODEL_FILES = "**/*zero_pp_rank_*_optim_states.pt", "**/*zero_pp_rank_*_model_states.pt"
 FLAT, STATE = "fp32_flat_groups", "optimizer_state_dict"

@@ -20,7 +20,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.job import Job
+from sparring.stages.step import Job
 
 WAITING, STOP, STOPPED, AGAIN = "waiting", "stop", "stopped.json", "again.json"
 PROBED, MICRO_BATCH = "probed.json", "micro_batch.json"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.train.collate import Row, collate
 from sparring.stages.train.forward import Route, bind, decoder, forward, routes, softcap
 from sparring.stages.train.memory import out_of_memory

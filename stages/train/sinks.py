@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sparring.pipeline.job import Job
+from sparring.stages.step import Job
 
 BATCH = 100
 """Parameters that MLflow takes at once."""

@@ -16,11 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline import errors
-from sparring.pipeline.artifact import disk_is_full, full_disk
-from sparring.pipeline.errors import DataError, TrainingFault
-from sparring.pipeline.job import Job
-from sparring.pipeline.stopping import RUN_AGAIN, Stopped
+from sparring.stages import errors
+from sparring.stages.errors import RUN_AGAIN, DataError, Stopped, TrainingFault, disk_is_full, full_disk
+from sparring.stages.step import Job
 from sparring.stages.train import checkpoint, group
 from sparring.stages.train import room as rooms
 from sparring.stages.train.config import TrainIdentity, TrainRuntime, refuse_too_few_steps

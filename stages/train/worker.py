@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import TrainingFault
-from sparring.pipeline.job import Input, Job
+from sparring.stages.errors import TrainingFault
+from sparring.stages.step import Input, Job
 from sparring.stages.train import checkpoint, term
 from sparring.stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
 from sparring.stages.train.endings import noted, settled

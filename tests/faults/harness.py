@@ -35,6 +35,7 @@ def overrides(folder: Path, policy: Path, *more: str) -> list[str]:
         "prompts.per_iteration=8",
         "prompts.heldout=4",
         "prompts.max_tokens=96",
+        "sampler=transformers",
         "sampler.k=2",
         "sampler.max_tokens=8",
         "sampler.shard_rows=4",

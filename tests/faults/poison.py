@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.sample.stage import Sampler
+from sparring.stages.step import Job, Part, Shard
 
 SICK = "The poison"
 
@@ -71,7 +71,7 @@ class Light:
         return Part(table=table, rows_in=len(rows) + lost, dropped={"poison": lost} if lost else {})
 
     def _fail(self) -> None:
-        from sparring.pipeline.errors import EngineFault
+        from sparring.stages.errors import EngineFault
 
         try:
             strike(self.how)

@@ -20,9 +20,9 @@ import pytest
 from sparring.pipeline import book
 from sparring.pipeline.artifact import Artifact, Manifest
 from sparring.pipeline.diagnostics.rules import learned
-from sparring.pipeline.job import Input
 from sparring.pipeline.run_history import iterations
 from sparring.stages.annotate import winrate
+from sparring.stages.step import Input
 from sparring.stages.train.config import TRAIN
 from tests.faults.harness import DEADLINE_S, Run, contents, overrides
 
@@ -312,13 +312,11 @@ def wait_for_port(port: int) -> None:
 
 
 @pytest.mark.slow
-def test_sampling_with_transformers_gives_the_same_layout(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
+def test_sampling_with_vllm_gives_the_same_layout(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
     folder = copied(undisturbed, tmp_path)
     Run(
         folder,
-        overrides(
-            folder, policy, "sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"
-        ),
+        overrides(folder, policy, "sampler=vllm", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"),
     ).finish()
     ours, theirs = (opened(f, steps_of(f)["sample"]) for f in (folder, undisturbed))
     assert ours.digest != theirs.digest

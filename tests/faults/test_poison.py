@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline import cluster, faults
-from sparring.pipeline.errors import DataError, EngineFault
-from sparring.pipeline.job import Job, Shard
 from sparring.pipeline.pool import Pool, side_by_side
+from sparring.stages.errors import DataError, EngineFault
 from sparring.stages.sample import stage
 from sparring.stages.sample.config import SAMPLE
+from sparring.stages.step import Job, Shard
 from tests.artifacts import as_job
 from tests.faults.poison import SICK
 from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
@@ -152,7 +152,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     import ray
 
     monkeypatch.setattr(cluster, "joined", lambda: True)
-    monkeypatch.setattr("sparring.pipeline.faults.SILENCE_S", 0.5)
+    monkeypatch.setattr("sparring.stages.patience.SILENCE_S", 0.5)
     cores = int(ray.cluster_resources()["CPU"])
     made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
     job = replace(made, runtime={**made.runtime, "cpus": 1})
@@ -177,7 +177,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
 def test_a_step_that_ends_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr("sparring.pipeline.faults.SILENCE_S", 0.0)
+    monkeypatch.setattr("sparring.stages.patience.SILENCE_S", 0.0)
     job = light_job(tmp_path, "die", sick=[])
     pool = Pool(job, 1)
     ray.get([hand.pid.remote() for hand in pool.actors])

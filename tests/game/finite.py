@@ -45,7 +45,7 @@ class Game:
         return len(self.start)
 
 
-def eta_of(n: int, rounds: int) -> float:
+def eta_of(n: int, rounds: float) -> float:
     """Eta = sqrt(8 ln n / T)."""
     return math.sqrt(8 * math.log(n) / rounds)
 
@@ -104,7 +104,7 @@ def complaints(game: Game, policies: Sequence[Array], rounds: int) -> dict[str, 
     return found
 
 
-def deviation(game: Game, policies: Sequence[Array], rounds: int) -> float:
+def deviation(game: Game, policies: Sequence[Array], rounds: float) -> float:
     """Largest |log pi_{t+1} - closed form of pi_t| over rounds and responses, in nats."""
     eta = eta_of(game.size, rounds)
     steps = itertools.pairwise(policies)

@@ -100,8 +100,9 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
     from sparring.stages.train.trainer import Hooks, PairTrainer
 
     rows, eta = rows_of(play, log_pi), eta_of(len(log_pi), play.rounds)
+    sppo: Any = objective("sppo")
     wanted = identity(
-        objective=replace(objective("sppo"), beta=1 / eta),
+        objective=replace(sppo, beta=1 / eta),
         repulsion=OFF,
         optimizer="rmsprop",
         lr=LR * eta * play.speed,

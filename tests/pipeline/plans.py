@@ -7,10 +7,10 @@ from pathlib import Path
 from sparring.pipeline import config
 from sparring.pipeline.artifact import Artifact, Manifest, publish
 from sparring.pipeline.build import build
-from sparring.pipeline.job import File, Input, sha256_file
 from sparring.pipeline.plan import Plan, Step, inspect
 from sparring.pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from sparring.pipeline.sources import Sources
+from sparring.stages.step import File, Input, sha256_file
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline import artifact
 from sparring.pipeline.artifact import (
     Artifact,
     CorruptManifest,
@@ -23,8 +22,9 @@ from sparring.pipeline.artifact import (
     tidy,
     write_part,
 )
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import File, Input, Job, Part, Shard, StepSpec
+from sparring.stages import errors
+from sparring.stages.errors import DataError
+from sparring.stages.step import File, Input, Job, Part, Shard, StepSpec
 
 FINGERPRINT = "ab" * 32
 
@@ -159,8 +159,8 @@ from pathlib import Path
 import numpy as np, pyarrow as pa
 sys.path.insert(0, {root!r})
 from sparring.pipeline.artifact import write_part
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Job, Part, Shard, StepSpec
+from sparring.stages.errors import DataError
+from sparring.stages.step import Job, Part, Shard, StepSpec
 out = Path({place!r}) / "pairs-abababab"
 job = Job(spec=StepSpec(kind="pairs", version=1), fingerprint="ab" * 32, identity={{}}, runtime={{}}, inputs={{}},
           out=out, attempt="aaaa1111", scratch=out)
@@ -214,5 +214,5 @@ def test_a_manifest_is_json_a_person_can_read(tmp_path: Path) -> None:
 def test_a_full_disk_is_known_in_whatever_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, full: bool
 ) -> None:
-    monkeypatch.setattr(artifact, "LITTLE_BYTES", 1 << 62)
-    assert artifact.disk_is_full(error, tmp_path) is full
+    monkeypatch.setattr(errors, "LITTLE_BYTES", 1 << 62)
+    assert errors.disk_is_full(error, tmp_path) is full

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.digests import cached_sha256
 from sparring.pipeline.lease import Lease
-from sparring.pipeline.model_folder import checked
+from sparring.stages.digests import cached_sha256
+from sparring.stages.model_folder import checked
 from tests.faults.harness import overrides, write_prompts
 from tests.tiny import tiny_policy
 
@@ -208,7 +208,7 @@ def test_digests_are_cached_until_the_file_changes(tmp_path: Path, monkeypatch: 
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     first = cached_sha256(path)
-    monkeypatch.setattr("sparring.pipeline.digests.sha256_file", lambda p: "wrong")
+    monkeypatch.setattr("sparring.stages.digests.sha256_file", lambda p: "wrong")
     assert cached_sha256(path) == first
     path.write_bytes(b"three")
     assert cached_sha256(path) == "wrong"

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from sparring.pipeline import cluster, stopping
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 
 
 def test_a_signal_while_ray_starts_is_as_anywhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import code_digest, digests
+from sparring.pipeline import code_digest
 from sparring.pipeline.artifact import Artifact, publish
 from sparring.pipeline.code_digest import code_of, differing, other_code, redone
-from sparring.pipeline.errors import ConfigError
 from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.stages import digests
 from sparring.stages.annotate.config import PAIRS, SCORE
+from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.train.config import TRAIN
 from tests.artifacts import score_identity

@@ -5,7 +5,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from sparring.pipeline import config, overrides
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 
 
 def test_default_is_s_sppo_on_the_embedded_parts() -> None:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline.artifact import Artifact, Manifest, publish
-from sparring.pipeline.job import File, sha256_file
 from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.stages.step import File, sha256_file
 from tests.pipeline.test_diagnostics import executed, finish, plan_of
 from tests.pipeline.test_report import manifest
 from tests.stages.evaluate.test_crossplay import scores

@@ -15,10 +15,10 @@ import pytest
 
 from sparring.pipeline import book, cli, code_digest, run_history
 from sparring.pipeline.artifact import Artifact, CorruptManifest, finished_parts, write_part
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.fingerprint import digest
-from sparring.pipeline.job import Part, Shard
 from sparring.stages.annotate.config import PAIRS
+from sparring.stages.errors import DataError
+from sparring.stages.fingerprint import digest
+from sparring.stages.step import Part, Shard
 from tests.artifacts import as_job
 from tests.pipeline.report.fabricated import Run, duel
 

@@ -17,11 +17,11 @@ from sparring.pipeline.build import build
 from sparring.pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
 from sparring.pipeline.diagnostics.panel import Figure, Panel, panel, panels
 from sparring.pipeline.diagnostics.rules import RULES, fired, learned, warnings
-from sparring.pipeline.errors import ConfigError, DataError, RuleFired
-from sparring.pipeline.job import File, sha256_file
 from sparring.pipeline.plan import Plan, Step, inspect
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.run_history import iterations, opened
+from sparring.stages.errors import ConfigError, DataError, RuleFired
+from sparring.stages.step import File, sha256_file
 from tests.pipeline.plans import Fixed
 from tests.pipeline.test_report import manifest
 
@@ -229,7 +229,7 @@ def finish(plan: Plan, step: Step, store: Path, summary: dict[str, Any]) -> None
     path = artifact.path / "part-00000.aaaa.parquet"
     path.write_text(step.name)
     states = inspect(plan, store)
-    digests = {r: states[n].manifest.content if n in states else n for r, n in step.inputs.items()}  # type: ignore[union-attr]
+    digests = {r: states[n].manifest.content if n in states else n for r, n in step.inputs.items()}
     made = manifest(step.spec.kind, summary)
     fields_ = {
         "fingerprint": step.fingerprint,

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from sparring.pipeline import config, estimate
 from sparring.pipeline.artifact import Manifest, external
 from sparring.pipeline.build import build
-from sparring.pipeline.job import Input, sha256_file
 from sparring.pipeline.parameters import counted
 from sparring.pipeline.plan import Plan, Step, inspect
 from sparring.stages.sample import embedded
+from sparring.stages.step import Input, sha256_file
 from tests.pipeline.plans import Fixed, finish
 from tests.tiny import tiny_policy
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline.execute import soon
-from sparring.pipeline.job import Input, Job
 from sparring.pipeline.pool import Pool
 from sparring.stages.annotate.config import EMBED, SCORE
 from sparring.stages.sample.config import SAMPLE
+from sparring.stages.step import Input, Job
 from tests.pipeline.plans import plan_of
 
 

@@ -16,10 +16,10 @@ import pytest
 from sparring.pipeline import book, config, hub
 from sparring.pipeline.build import build
 from sparring.pipeline.commands import pins_of
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.pipeline.hub import Hub, local_dataset
 from sparring.pipeline.sources import Sources
 from sparring.stages.annotate.embed import TextEncoder
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import embedded
 from sparring.stages.sample.prompts import count, sources_of
 from tests.tiny import tiny_policy

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import config, judges, model_folder
-from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline import config, judges
 from sparring.pipeline.schema import JudgeConfig
 from sparring.pipeline.sources import EMBEDDED_JUDGES, Sources
-from sparring.stages import model_check
+from sparring.stages import model_check, model_folder
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import embedded
 from tests.stages.annotate import blender, readers
 
@@ -107,7 +107,7 @@ def test_a_folder_is_looked_at_before_a_run(kind: str, tmp_path: Path, monkeypat
     monkeypatch.setattr(model_folder, "_found", model_check.found)
     if kind == "pairrm":
         blender.llm_blender()  # whose classes write a checkpoint
-    make = {"reward_model": readers.llama, "gpm": readers.gpm, "llm": readers.causal, "pairrm": blender.hf}[kind]
+    make: Any = {"reward_model": readers.llama, "gpm": readers.gpm, "llm": readers.causal, "pairrm": blender.hf}[kind]
     good = make(tmp_path / "good")
     chosen = config.load([f"oracle={kind}", f"oracle.path={good}", "hardware=cpu"]).oracle
     if kind == "llm":

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import faults, lease
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.faults import Patience
+from sparring.pipeline import lease
 from sparring.pipeline.lease import Lease, LeaseHeld
+from sparring.stages import patience as waiting
+from sparring.stages.errors import DataError
+from sparring.stages.patience import Patience
 
 
 def test_a_live_holder_keeps_it(tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_a_live_holder_keeps_it(tmp_path: Path) -> None:
 
 
 def test_waiting_says_for_whom_and_then_takes_it(tmp_path: Path) -> None:
-    path, said = tmp_path / "x.json", []
+    path, said = tmp_path / "x.json", list[str]()
     first = Lease(path, "run a").acquire(wait=False)
 
     def waiting(who: str) -> None:
@@ -80,7 +81,7 @@ def test_a_foreign_counter_that_stands_still_is_dead(tmp_path: Path, monkeypatch
 
 def test_a_foreign_holder_is_said_at_once_with_the_time_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.1)
-    path, said = tmp_path / "x.json", []
+    path, said = tmp_path / "x.json", list[str]()
     foreign(path, 7)
     Lease(path, "heir").acquire(wait=False, waiting=said.append).release()
     assert len(said) == 1 and "host far" in said[0] and "taken over in 0 s" in said[0]
@@ -120,7 +121,7 @@ def test_the_counter_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_one_that_was_changed_long_ago_is_not_waited_for(tmp_path: Path) -> None:
-    path, said = tmp_path / "x.json", []
+    path, said = tmp_path / "x.json", list[str]()
     foreign(path, 7)
     os.utime(path, (time.time() - 400, time.time() - 400))
     Lease(path, "heir").acquire(wait=False, waiting=said.append).release()
@@ -129,7 +130,7 @@ def test_one_that_was_changed_long_ago_is_not_waited_for(tmp_path: Path) -> None
 
 def test_one_of_the_future_is_judged_by_its_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.5)
-    path, said = tmp_path / "x.json", []
+    path, said = tmp_path / "x.json", list[str]()
     foreign(path, 7)
     os.utime(path, (time.time() + 9e5, time.time() + 9e5))
     Lease(path, "heir").acquire(wait=True, waiting=said.append).release()
@@ -153,7 +154,7 @@ def test_where_none_can_be_written_it_is_said(tmp_path: Path) -> None:
 
 def test_a_wait_is_said_again_as_time_goes_by(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(faults.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
     patience, said = Patience(), []
     for second in range(300):
         now[0] = float(second)

@@ -21,12 +21,12 @@ from transformers import DebertaV2Config, DebertaV2Model
 
 from sparring.pipeline import config, oracle_check
 from sparring.pipeline.cli import main
-from sparring.pipeline.errors import DataError
 from sparring.pipeline.oracle_check import Pair, ask, read_of, run_reads
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.oracle import Duel, Verdicts, prompt_key
 from sparring.stages.annotate.oracles import Given, load
 from sparring.stages.annotate.pairrm import BODY, EITHER, FIRST, HEAD, SECOND, SOURCE, PairRM
+from sparring.stages.errors import DataError
 from tests.data import published
 from tests.scripts.test_train_judges import held_out
 from tests.stages.annotate.blender import SIZES, randomised, tokenizer

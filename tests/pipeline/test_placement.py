@@ -10,9 +10,9 @@ from sparring.pipeline import cluster, commands, config
 from sparring.pipeline.build import build
 from sparring.pipeline.cli import main
 from sparring.pipeline.commands import check_here
-from sparring.pipeline.errors import ConfigError
 from sparring.pipeline.placement import check_placement
 from sparring.pipeline.plan import Plan, State
+from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import Fixed
 
 TWO_CORES = [{"CPU": 2, "GPU": 0}]

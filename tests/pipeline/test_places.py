@@ -22,8 +22,8 @@ from omegaconf.errors import ConfigKeyError
 
 from sparring.pipeline import cli, commands
 from sparring.pipeline.artifact import check_folder, check_target, make_folder, write_target
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import sha256_file
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import sha256_file
 
 LONG = "n" * 300
 ROOT = str(Path(__file__).parents[2])

@@ -7,10 +7,10 @@ import pytest
 
 from sparring.pipeline import commands, config
 from sparring.pipeline.build import build
-from sparring.pipeline.digests import cache_folder
-from sparring.pipeline.errors import ConfigError
 from sparring.pipeline.plan import Plan, Step
 from sparring.pipeline.schema import Config
+from sparring.stages.digests import cache_folder
+from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import Fixed, labels, plan_of
 
 

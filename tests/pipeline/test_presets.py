@@ -12,11 +12,11 @@ from rich.console import Console
 from sparring.pipeline import book, config, estimate
 from sparring.pipeline.build import build
 from sparring.pipeline.cli import main
-from sparring.pipeline.errors import ConfigError
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.run_history import opened
 from sparring.pipeline.sources import Sources
+from sparring.stages.errors import ConfigError
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.plans import labels, plan_of
 
@@ -211,7 +211,7 @@ class _Anywhere(Sources):
         super().__init__(assume=True)
 
     def prompts(self, config: object) -> dict[str, object]:  # type: ignore[override]
-        from sparring.pipeline.job import Input
+        from sparring.stages.step import Input
 
         return {"source": Input(role="source", root=Path(), digest="5" * 64)}
 

@@ -11,13 +11,13 @@ import pytest
 from sparring.pipeline import config
 from sparring.pipeline.build import build
 from sparring.pipeline.cli import main
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Input
 from sparring.pipeline.plan import Plan
 from sparring.pipeline.prompt_count import dealt_again, fitted
 from sparring.pipeline.schema import PolicyConfig
 from sparring.pipeline.sources import Sources
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import prompts
+from sparring.stages.step import Input
 from tests.pipeline.plans import Fixed, labels, plan_of
 from tests.stages.sample.jobs import jsonl
 from tests.tiny import tokenizer_folder

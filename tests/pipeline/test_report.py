@@ -1,6 +1,7 @@
 """The table's figures."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -9,7 +10,7 @@ from sparring.pipeline.report.crossplay import print_crossplay
 from sparring.pipeline.report.table import FIGURES, notes, win_rate, with_finding
 
 
-def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifest:
+def manifest(step: str, summary: dict[str, Any], **fields: Any) -> Manifest:
     plain = {
         "files": (),
         "rows": {"in": 64, "out": 61, "dropped": {"tie": 3}},
@@ -25,7 +26,7 @@ def manifest(step: str, summary: dict[str, object], **fields: object) -> Manifes
         inputs={},
         summary=summary,
         attempts=["x"],
-        **{**plain, **fields},  # type: ignore[arg-type]
+        **{**plain, **fields},
     )
 
 
@@ -72,7 +73,7 @@ def test_prompts_that_were_dropped_or_dealt_again_are_said() -> None:
 
 
 def test_what_was_imported_is_said_once() -> None:
-    origin = {"provenance": {"path": "/data/train.parquet", "rows": 1200}}
+    origin: dict[str, Any] = {"provenance": {"path": "/data/train.parquet", "rows": 1200}}
     imported = {name: manifest(name, origin, stats={}) for name in ("sample", "pairs")}
     assert notes(imported) == ["pairs imported: 61 of the 1,200 rows of /data/train.parquet"]
     assert notes({**imported, "pairs": manifest("pairs", {})})[0].startswith("sample imported: 61 of the 1,200")
@@ -80,7 +81,7 @@ def test_what_was_imported_is_said_once() -> None:
     assert dict(FIGURES)["sampled tokens/s"](imported) is None
 
 
-ROUND = {
+ROUND: dict[str, Any] = {
     "win_rates": [[0.5, 0.3, 0.6], [0.7, 0.5, 0.49], [0.4, 0.51, 0.5]],
     "low": [[0.5, 0.25, 0.55], [0.6, 0.5, 0.4], [0.3, 0.45, 0.5]],
     "high": [[0.5, 0.4, 0.7], [0.75, 0.5, 0.55], [0.45, 0.6, 0.5]],

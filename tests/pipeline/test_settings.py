@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import config, fields, overrides
-from sparring.pipeline.errors import ConfigError
+from sparring.pipeline import config, overrides
 from sparring.pipeline.schema import Config
+from sparring.stages import fields
+from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import labels, plan_of
 
 ALSO = {  # what an option needs beside itself
@@ -204,22 +205,22 @@ def test_text_is_what_was_written(name: str) -> None:
 )  # fmt: skip
 def test_a_path_needs_no_quotes(path: str) -> None:
     found = config.load(["prompts=file", f"prompts.path={path}"])
-    assert found.prompts.path == path  # type: ignore[union-attr]
+    assert found.prompts.path == path
     for arm in (words for _, words in config.expand(["prompts=file", f"prompts.path={path}", "seed=0,1"])):
-        assert config.load(arm).prompts.path == path  # type: ignore[union-attr]
+        assert config.load(arm).prompts.path == path
 
 
 def test_a_path_with_a_comma_is_quoted_or_a_sweep() -> None:
     with pytest.raises(ConfigError, match=r"""add -m .* quote it: 'prompts\.path="a,b\.jsonl"'"""):
         config.load(["prompts=file", "prompts.path=a,b.jsonl"])
-    assert config.load(["prompts=file", 'prompts.path="a,b.jsonl"']).prompts.path == "a,b.jsonl"  # type: ignore[union-attr]
+    assert config.load(["prompts=file", 'prompts.path="a,b.jsonl"']).prompts.path == "a,b.jsonl"
 
 
 def test_the_home_folder_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     words = ["prompts=file", "prompts.path=~/x.jsonl", "policy=folder", "policy.path=~/m", "paths.store=~/s"]
     found = config.load([*words, "oracle.path=~/o"])
-    assert (found.policy.path, found.paths.store, found.oracle.path) == ("/home/me/m", "/home/me/s", "/home/me/o")  # type: ignore[union-attr]
+    assert (found.policy.path, found.paths.store, found.oracle.path) == ("/home/me/m", "/home/me/s", "/home/me/o")
 
 
 def test_lists_of_text_keep_their_elements() -> None:
@@ -317,7 +318,7 @@ def test_only_a_key_that_is_near_is_proposed(word: str) -> None:
 def test_a_local_copy_of_a_model_keeps_the_recipe(words: list[str]) -> None:
     before = config.load(["experiment=sppo_llama3_8b"])
     after = config.load(["experiment=sppo_llama3_8b", *words])
-    assert after.policy.path == "m"  # type: ignore[union-attr]
+    assert after.policy.path == "m"
     assert (after.policy.stop, after.policy.dtype) == (before.policy.stop, before.policy.dtype) == (
         ("<|eot_id|>",), "bfloat16"
     )  # fmt: skip

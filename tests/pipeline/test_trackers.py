@@ -143,6 +143,6 @@ def test_a_tracker_has_every_number_once_after_two_calls(
     assert found["evaluate/second_vs_base/win_rate"] == [(1, 0.61), (2, 0.62)]
     wanted: Series = {}
     for row in sync.rows_of(opened(run.runs, "mine")):
-        for name, value in row.values.items():
-            wanted.setdefault(name, []).append((row.x, value))
-    assert found == {name: [(x, pytest.approx(value)) for x, value in points] for name, points in wanted.items()}
+        for name, number in row.values.items():
+            wanted.setdefault(name, []).append((row.x, number))
+    assert found == {name: [(x, pytest.approx(number)) for x, number in points] for name, points in wanted.items()}

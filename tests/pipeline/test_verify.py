@@ -10,8 +10,8 @@ import pytest
 
 from sparring.pipeline.artifact import write_part
 from sparring.pipeline.cli import main
-from sparring.pipeline.job import Part, Shard
 from sparring.stages.sample.config import SAMPLE
+from sparring.stages.step import Part, Shard
 from sparring.stages.train import checkpoint
 from sparring.stages.train.config import TRAIN
 from tests.artifacts import as_job

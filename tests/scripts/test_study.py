@@ -18,7 +18,7 @@ from scripts.study.compare import Comparison, Judged
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 from scripts.study.read import FIGURES, Found, Policy
 from sparring.pipeline import config
-from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.paired import Bootstrap, Estimate, detectable
 from tests.faults.harness import overrides, write_prompts
 from tests.tiny import tiny_policy

@@ -13,11 +13,11 @@ from scipy.sparse import csr_matrix
 
 from scripts import judge_card, judge_data, train_judges
 from scripts.judge_data import Pair
-from sparring.pipeline.errors import DataError
 from sparring.stages.annotate.oracle import Duel, prompt_key
 from sparring.stages.annotate.oracles import Given, load
 from sparring.stages.annotate.oracles.mini import MiniOracle
 from sparring.stages.annotate.weights import read_weights
+from sparring.stages.errors import DataError
 from tests.data import published
 
 ROOT = Path(__file__).parents[2]

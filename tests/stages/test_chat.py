@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from sparring.pipeline.errors import DataError
 from sparring.stages.chat import Chat, check_template, load_tokenizer
+from sparring.stages.errors import DataError
 from tests.tiny import tokenizer_folder
 
 ORDINARY = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from sparring.pipeline.plain import printable
+from sparring.stages.plain import printable
 
 VOID = {"meta", "br", "input"}
 """Elements without an end."""

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sparring.pipeline.job import Input
 from sparring.pipeline.report.html.spread import gated
 from sparring.pipeline.report.inspect import Iteration
 from sparring.pipeline.run_history import RunHistory
 from sparring.stages.annotate.rows import matrix
 from sparring.stages.annotate.winrate import win_rates
+from sparring.stages.step import Input
 
 WIDEST, DRAWN = 20, 20
 """Prompts of an iteration with the largest |P - 1/2|, and others drawn by the hash of their ids."""

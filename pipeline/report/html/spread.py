@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparring.pipeline.job import Input
 from sparring.pipeline.report.html.bins import Counts, Tally
 from sparring.stages.annotate import gate
 from sparring.stages.annotate.rows import matrix, place
+from sparring.stages.step import Input
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.fields import described, hints
 from sparring.stages.annotate.oracle import Oracle
+from sparring.stages.errors import ConfigError
+from sparring.stages.fields import described, hints
 
 
 class Base:

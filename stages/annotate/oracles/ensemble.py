@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparring.pipeline.errors import ConfigError
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
 from sparring.stages.annotate.oracles import Base, Given
 from sparring.stages.annotate.oracles import load as load_oracle
+from sparring.stages.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.fields import Positive
-from sparring.pipeline.plain import listed
 from sparring.stages.annotate import reader
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
 from sparring.stages.annotate.oracles import Base, Given
 from sparring.stages.annotate.reader import Conversations, Row, passes
+from sparring.stages.errors import DataError
+from sparring.stages.fields import Positive
 from sparring.stages.outline import outline
+from sparring.stages.plain import listed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sparring.pipeline.errors import DataError
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts, whole
 from sparring.stages.annotate.oracles import Base, Given
 from sparring.stages.annotate.weights import read_weights
+from sparring.stages.errors import DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.fields import Integer, OnlyIf
 from sparring.stages.annotate.oracle import Oracle
 from sparring.stages.annotate.oracles import Base, Given
 from sparring.stages.annotate.question import check_template
+from sparring.stages.errors import ConfigError
+from sparring.stages.fields import Integer, OnlyIf
 
 LEAST = 64
 """Tokens in which a question can be asked at all."""

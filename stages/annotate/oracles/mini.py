@@ -22,11 +22,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts, whole
 from sparring.stages.annotate.oracles import Base, Given
 from sparring.stages.annotate.surface import NAMES, surface
 from sparring.stages.annotate.weights import read_weights
+from sparring.stages.errors import ConfigError, DataError
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts -> (n, d) unit vectors."""

@@ -21,13 +21,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.plain import listed
 from sparring.stages.annotate import reader
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
 from sparring.stages.annotate.oracles import Base, Given
 from sparring.stages.annotate.reader import Conversations, Read, Row, passes
+from sparring.stages.errors import DataError
 from sparring.stages.outline import check_read, outline
+from sparring.stages.plain import listed
 
 ENCODERS = (
     "albert",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError
 
 Row = dict[str, Any]
 INSTALL = "pip install alpaca_eval (or sparring[alpaca-eval])"

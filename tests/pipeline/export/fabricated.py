@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from sparring.pipeline import book, config
 from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
-from sparring.pipeline.fingerprint import digest
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.score import _card
+from sparring.stages.fingerprint import digest
 from tests.artifacts import samples_table
 
 TRAIN: dict[str, Any] = {

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from sparring.pipeline.errors import DataError
 from sparring.pipeline.export.choose import choose
 from sparring.pipeline.report.table import Steps
+from sparring.stages.errors import DataError
 from tests.pipeline.export.fabricated import Rate, comparisons
 from tests.pipeline.test_report import manifest
 

@@ -13,7 +13,7 @@ import torch
 from sparring.pipeline.cli import main
 from sparring.pipeline.export import push
 from sparring.pipeline.export.base import embedded_licence, licence_of
-from sparring.pipeline.job import sha256_file
+from sparring.stages.step import sha256_file
 from sparring.stages.train.shards import read, tensors_of
 from tests.pipeline.export.fabricated import CARD, Fabricated
 from tests.tiny import tiny_policy
@@ -293,8 +293,14 @@ def test_a_hub_that_refuses_is_one_line_and_the_export_stays(
     ],
 )
 def test_refusals(
-    run: Fabricated, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    run: Fabricated,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert message in refused(run, capsys, "--to", str(tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
 

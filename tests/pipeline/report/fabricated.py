@@ -36,7 +36,7 @@ MADE_WITH = {
     "hardware": {"cpu": "a processor", "cores": 2, "gpus": 0},
     "created": "2026-01-02T03:04:05+00:00",
 }
-SELECTION = {
+SELECTION: dict[str, Any] = {
     "version": PAIRS.version,
     "identity": {
         "win_rate": "matrix",

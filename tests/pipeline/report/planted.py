@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.results import About, Overlap, Result, Score
@@ -40,7 +41,13 @@ def planted(root: Path, name: str = NAME, more: float = 0.0) -> Run:
         run.evaluated(t, {"h0": oracle, "h1": oracle + more}, {"h0": second, "h1": second})
     run.crossplayed(3)
     for number, text in enumerate(TEXTS):
-        named = {"suite": text, "judge": text, "model": text, "notes": [text], "scores": {text: Score(value=1.0)}}
+        named: dict[str, Any] = {
+            "suite": text,
+            "judge": text,
+            "model": text,
+            "notes": [text],
+            "scores": {text: Score(value=1.0)},
+        }
         results.write(
             run.folder / "answers", f"judged-{number}", Result(**named, about=About(iteration=0, policy=None))
         )

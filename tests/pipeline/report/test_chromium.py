@@ -7,6 +7,7 @@ import hashlib
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,6 @@ def test_a_picture_is_drawn_light_and_dark(made: Path, scheme: int, name: str) -
     chromium(made, name, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={out}")
     with Image.open(out) as image:
         assert image.size == (375, 2000)
-        colours = image.convert("RGB").getcolors(1 << 20) or []
+        colours: Any = image.convert("RGB").getcolors(1 << 20) or []
     paper = max(colours)[1]
-    assert len(colours) > 100 and (min(paper) > 240 if scheme else max(paper) < 40)  # type: ignore[type-var, arg-type]
+    assert len(colours) > 100 and (min(paper) > 240 if scheme else max(paper) < 40)

@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.errors import DataError
 from sparring.pipeline.report.comparable import reason
 from sparring.pipeline.report.compare import Difference, compare
 from sparring.pipeline.report.differences import about, cell, print_differences, rows
 from sparring.pipeline.report.html import page
 from sparring.pipeline.report.html.gather import gather
 from sparring.pipeline.run_history import find
+from sparring.stages.errors import DataError
 from tests.pipeline.report.fabricated import JUDGES, Run, judge
 
 OFF = {"x": 0.5, "y": 0.6, "z": 0.7, "only off": 0.99}

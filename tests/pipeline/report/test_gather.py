@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparring.pipeline.errors import DataError
 from sparring.pipeline.report.html import prompts
 from sparring.pipeline.report.html.bins import Counts, Tally
 from sparring.pipeline.report.html.crossplay import crossplay, opponent
@@ -16,6 +15,7 @@ from sparring.pipeline.report.html.gather import gather
 from sparring.pipeline.report.html.prompts import choose, read
 from sparring.pipeline.report.html.spread import spread
 from sparring.pipeline.run_history import RunHistory, find, labels
+from sparring.stages.errors import DataError
 from tests.pipeline.report.fabricated import Played, Run, duel, scores_table
 
 
@@ -78,7 +78,7 @@ def test_the_widest_and_some_drawn_by_their_ids_are_shown(tmp_path: Path, monkey
     places, n = choose(samples, pairs)
     assert n == 8 and places[:2] == [(1, "b"), (3, "d")] and len(set(places)) == 5
     assert choose(samples, pairs) == (places, n)
-    assert [prompt.id for prompt in read(arm, 1).prompts] == [name for _, name in places]  # type: ignore[union-attr]
+    assert [prompt.id for prompt in read(arm, 1).prompts] == [name for _, name in places]
 
 
 def test_memory_grows_with_a_part_not_with_the_parts(tmp_path: Path) -> None:

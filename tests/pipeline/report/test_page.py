@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +133,8 @@ def test_many_arms_stay_below_3_mb(hostile: list[Story], tmp_path: Path, n: int)
         t: steps | {f"other_{i}": replace(steps["train"], fingerprint=f"{t}{i:063d}") for i in range(17 - len(steps))}
         for t, steps in one.done.items()
     }
-    records = {t: [{**one.records[t][0], "step": s, "loss": 9 / s} for s in range(1, 101)] for t in (1, 2, 3)}
+    records: dict[int, list[Mapping[str, Any]]] = {}
+    records |= {t: [{**one.records[t][0], "step": s, "loss": 9 / s} for s in range(1, 101)] for t in (1, 2, 3)}
     long = {
         t: replace(c, prompts=[replace(c.prompts[0], id=f"{i}") for i in range(40)]) for t, c in one.prompts.items()
     }

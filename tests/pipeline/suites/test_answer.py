@@ -17,10 +17,10 @@ import pytest
 from sparring.pipeline import build
 from sparring.pipeline.artifact import Artifact, find
 from sparring.pipeline.cli import main
-from sparring.pipeline.job import Input
 from sparring.pipeline.plan import Plan
 from sparring.pipeline.suites import answer, results
 from sparring.stages.annotate import winrate
+from sparring.stages.step import Input
 from tests.artifacts import as_input, samples_table
 from tests.pipeline.suites import runs
 from tests.tiny import tiny_policy

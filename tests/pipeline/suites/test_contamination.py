@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.errors import DataError, HubSilent
 from sparring.pipeline.suites import results
+from sparring.stages.errors import DataError, HubSilent
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA
 from tests.artifacts import samples_table
 from tests.data import each_data, rows_of

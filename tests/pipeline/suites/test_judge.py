@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.judge import in_order, read
 from sparring.pipeline.suites.judge_alpaca_eval import served
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.suites import alpaca_eval
 from tests.pipeline.suites.served import Row, Server, serving
 from tests.stages.evaluate.suites.alpaca import ANNOTATED, GAMED, annotated, data

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Job
 from sparring.stages.annotate import best, winrate
 from sparring.stages.annotate.config import BEST, BestIdentity
 from sparring.stages.annotate.score import SCORES_SCHEMA
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
+from sparring.stages.step import Job
 from tests.artifacts import as_input, as_job, run_step, samples_table
 
 LOGITS = {

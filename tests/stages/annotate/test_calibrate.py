@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Job
 from sparring.stages.annotate.calibrate import TARGETS_SCHEMA, Calibrator, finish, shards
 from sparring.stages.annotate.config import CALIBRATE
 from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA
 from sparring.stages.annotate.pairs import PAIRS_SCHEMA
 from sparring.stages.annotate.selection import extremes
 from sparring.stages.annotate.winrate import preference_matrix, win_rates
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.step import Job
 from tests.artifacts import GATE, as_input, as_job, run_step
 
 P = [[0.5, 0.9, 0.8], [0.1, 0.5, 0.7], [0.2, 0.3, 0.5]]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2Model
 
-from sparring.pipeline.errors import DataError
 from sparring.stages.annotate.deberta import Encoder, Shape
+from sparring.stages.errors import DataError
 from tests.stages.annotate.blender import SIZES, randomised
 
 VOCABULARY = 300

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Job
 from sparring.stages.annotate.config import EMBED
 from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA, Embedder, TextEncoder, finish, shards, similarity
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.step import Job
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table
 from tests.data import published
 

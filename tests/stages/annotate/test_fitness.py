@@ -88,7 +88,7 @@ def test_a_figure(card: dict[str, Any], name: str, value: float, pairs: int, pro
 
 def test_the_table_above_is_complete(card: dict[str, Any]) -> None:
     names = {name.removesuffix("_low") for name in card if name.endswith("_low")}
-    (marks,) = (mark for mark in test_a_figure.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+    (marks,) = (mark for mark in test_a_figure.pytestmark if mark.name == "parametrize")
     assert names == {row[0] for row in marks.args[1]}
 
 

@@ -4,14 +4,15 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.oracle import prompt_key
 from sparring.stages.annotate.oracles import Given
 from sparring.stages.annotate.weights import read_weights
+from sparring.stages.errors import ConfigError, DataError
 
 JUDGES = Path(__file__).parents[3] / "stages/annotate/judges"
 
@@ -51,7 +52,7 @@ def test_options_name_the_key() -> None:
 
 def test_members_get_what_is_theirs() -> None:
     folders = {f"{place}judge": Path(place) for place in ("a.", "ab.", "a.b.")}
-    members = {"a": {"members": {"b": {"members": {}}}}, "ab": {"members": {}}}
+    members: dict[str, Any] = {"a": {"members": {"b": {"members": {}}}}, "ab": {"members": {}}}
     given = Given(folders=folders, members=members, urls={"a": ("x",), "a.b": ("y",), "ab": ("z",)}, cpus=3, gpus=1)
     a = given.member("a")
     assert a.folders == {"judge": Path("a."), "b.judge": Path("a.b.")} and a.urls == {"": ("x",), "b": ("y",)}

@@ -15,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Shard
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.limits import Limits
 from sparring.stages.annotate.oracle import Duel
@@ -24,6 +22,8 @@ from sparring.stages.annotate.pairrm import FIRST, SECOND, SOURCE, PairRM, Row, 
 from sparring.stages.annotate.reader import batches
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.annotate.winrate import aggregate_scores, debiased_logits
+from sparring.stages.errors import DataError
+from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.data import each_data
 from tests.stages.annotate.blender import hf, llm_blender, official

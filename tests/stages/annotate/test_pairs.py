@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Job, Shard
 from sparring.stages.annotate import calibrate, winrate
 from sparring.stages.annotate.config import CALIBRATE, PAIRS
 from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA
 from sparring.stages.annotate.pairs import PAIRS_SCHEMA, Pairer, finish, shards
 from sparring.stages.annotate.score import SCORES_SCHEMA
 from sparring.stages.annotate.selection import first_half
+from sparring.stages.errors import DataError
+from sparring.stages.step import Job, Shard
 from tests.artifacts import GATE, as_input, as_job, run_step, samples_table
 
 IDENTITY = {
@@ -36,7 +36,7 @@ LOSER = [[0, -0.2, 3], [0.2, 0, -2], [-3, 2, 0]]
 """0 has the best win rate and 1 the worst, but 1 beats 0."""
 
 
-def score_row(row_id: str, logits: list[list[float]], trained_on: bool = False) -> dict[str, Any]:
+def score_row(row_id: str, logits: Any, trained_on: bool = False) -> dict[str, Any]:
     m = np.array(logits, dtype=np.float64)
     return {
         "id": row_id,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.pipeline.errors import ConfigError
 from sparring.stages.annotate.oracle import Duel
 from sparring.stages.annotate.question import check_template, conversation, filled, fitted, harmless
+from sparring.stages.errors import ConfigError
 
 TEMPLATE = "{prompt}|{first}|{second}?"
 

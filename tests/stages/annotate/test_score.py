@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Input, Job
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts, prompt_key
 from sparring.stages.annotate.score import SCORES_SCHEMA, Scorer, finish, shards
+from sparring.stages.errors import DataError
+from sparring.stages.step import Input, Job
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table, score_identity
 
 JUDGES = Path(__file__).parents[3] / "stages" / "annotate" / "judges"

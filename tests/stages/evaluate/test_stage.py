@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Job
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.config import EVALUATE, EvaluateIdentity
 from sparring.stages.evaluate.stage import EVALUATE_SCHEMA, Evaluator, finish, shards
+from sparring.stages.step import Job
 from tests.artifacts import as_input, as_job, run_step, samples_table
 
 IDENTITY = {"resamples": 500, "confidence": 0.95, "seed": 0}

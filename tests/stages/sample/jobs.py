@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.job import Input, Job, Part
 from sparring.stages.sample import prompts
 from sparring.stages.sample.config import PROMPTS, SAMPLE
+from sparring.stages.step import Input, Job, Part
 from tests.artifacts import as_input, as_job, run_step
 
 RUNTIME: dict[str, Any] = {

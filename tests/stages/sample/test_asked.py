@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.errors import DataError
 from sparring.stages.chat import load_chat
+from sparring.stages.errors import DataError
 from sparring.stages.sample import asked, prompts, stage
 from sparring.stages.sample.config import ASKED
 from tests.artifacts import as_input, as_job, run_step

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.sample import embedded
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}

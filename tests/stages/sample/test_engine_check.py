@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import config, model_folder
-from sparring.pipeline.errors import ConfigError, DataError, SparringError
+from sparring.pipeline import config
 from sparring.pipeline.sources import Sources, check_policy
+from sparring.stages import model_folder
+from sparring.stages.errors import ConfigError, DataError, SparringError
 from sparring.stages.sample.engine_check import Start, check
 from tests.tiny import tiny_policy
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ALL = """
 import json, sys
 from pathlib import Path
-from sparring.pipeline.errors import SparringError
+from sparring.stages.errors import SparringError
 from sparring.stages.sample.engine_check import Start, check
 folder, start, many = sys.argv[1:]
 for arguments in json.loads(many):

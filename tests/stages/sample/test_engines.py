@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.errors import ConfigError
 from sparring.stages.chat import Chat
+from sparring.stages.errors import ConfigError
 from sparring.stages.sample import engine_transformers
 from sparring.stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
 from sparring.stages.sample.engine_args import split

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from sparring.pipeline.errors import DataError
 from sparring.stages.chat import Chat, check_template
+from sparring.stages.errors import DataError
 from tests.stages.sample.families import FAMILIES, make_tokenizer
 
 TEXTS = [

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.job import Job, Part, Shard
 from sparring.stages.chat import Chat, load_chat, load_tokenizer
+from sparring.stages.errors import DataError
 from sparring.stages.sample import imported
 from sparring.stages.sample.config import IMPORT, ImportIdentity
 from sparring.stages.sample.imported import PAIRED_SCHEMA, Importer, check
 from sparring.stages.sample.layouts import recognise
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
+from sparring.stages.step import Job, Part, Shard
 from tests.artifacts import as_input, as_job, run_step
 from tests.stages.sample.files import QUESTIONS, generated, listed, plain, said, write
 from tests.tiny import tokenizer_folder

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.sample.layouts import EmptyResponse, Layout, Preference, parse, recognise
 from sparring.stages.sample.messages import Empty
 from tests.stages.sample.files import binarized, generated, listed, plain, said, scored, write

@@ -13,7 +13,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.sample.layouts import EmptyResponse, Entry, parse, read, recognise
 from sparring.stages.sample.messages import messages
 from sparring.stages.sample.prompts import Source, count, prompt_hash
@@ -131,6 +131,7 @@ def pair(path: Path) -> Entry:
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs_are_the_same_in_every_format(tmp_path: Path, name: str, suffix: str) -> None:
+    row: Any
     row, expected = PAIRS[name]
     entry = pair(write(tmp_path / f"f.{suffix}", [row]))
     assert (entry.prompt, entry.texts) == (expected, ["a", "b"])

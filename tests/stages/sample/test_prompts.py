@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.errors import DataError
 from sparring.stages.chat import Chat, load_tokenizer
+from sparring.stages.errors import DataError
 from sparring.stages.sample import prompts
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, Source, count, prompt_hash
 from tests.data import each_data, rows_of

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.errors import DataError
 from sparring.stages.chat import Chat
+from sparring.stages.errors import DataError
 from sparring.stages.sample import stage
 from sparring.stages.sample.engine import Sampled, cut_at_stop, make_engine
 from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError, SparringError
 from sparring.stages import servers
+from sparring.stages.errors import ConfigError, DataError, SparringError
 from sparring.stages.sample import engine_server
 from sparring.stages.sample.engine import Sampled
 from sparring.stages.sample.protocol import read_answers, request_bodies

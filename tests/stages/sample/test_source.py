@@ -20,7 +20,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import source
 from sparring.stages.sample.source import data_files, header, placed, rows
 

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Input, Part, Shard
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import stage
 from sparring.stages.sample.config import COLDEST, ENGINES, SampleIdentity
 from sparring.stages.sample.deal import dealt, response_seed
 from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler
+from sparring.stages.step import Input, Part, Shard
 from sparring.stages.vllm import source
 from tests.artifacts import run_step
 from tests.stages.sample.jobs import SAMPLING, jsonl, prompts_input, sample_job

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.job import Job
+from sparring.stages.step import Job
 from sparring.stages.train import worker
 from sparring.stages.train.room import RESULT, Speaker, room
 

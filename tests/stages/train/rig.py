@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline.job import Input, Job, sha256_file
+from sparring.stages.step import Input, Job, sha256_file
 from sparring.stages.train.config import (
     REFERENCE,
     TRAIN,

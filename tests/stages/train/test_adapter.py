@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 from sparring.stages.train import config
 from sparring.stages.train.adapter import FourBit, LowRank, attach, load_base, low_rank
 from sparring.stages.train.config import AdapterIdentity, require_packages

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 from sparring.stages.train.calibration import RewardCalibration, calibrate, log_delta
 from sparring.stages.train.collate import Row, collate
 from sparring.stages.train.config import CalibrationIdentity
@@ -122,7 +122,7 @@ def rows() -> list[Row]:
         prompt, chosen, rejected = (
             torch.randint(3, 60, (n,), generator=generator).tolist() for n in (2 + i, 3 + i, 6 - i // 2)
         )
-        logs = {
+        logs: dict[str, Any] = {
             name: -LOG(64) * len(ids)
             for ids, end in ((chosen, "w"), (rejected, "l"))
             for name in (f"ref_{end}", f"base_{end}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.job import Input, Job
+from sparring.stages.step import Input, Job
 from sparring.stages.train import checkpoint
 from tests.stages.train.rig import train_job
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -41,7 +42,8 @@ def test_tokens_are_exactly_the_sampled_ones() -> None:
 
 def test_columns_keep_float64() -> None:
     values = [0.1 + 0.2, 0.2, 0.7, 0.9, -1.5, -2.5, -3.5, -4.5]
-    row = Row(id="a", prompt=[5], chosen=[6], rejected=[7], **dict(zip(COLUMNS, values, strict=True)))
+    columns: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+    row = Row(id="a", prompt=[5], chosen=[6], rejected=[7], **columns)
     batch = collate([row], (2,), "mean", 99)
     assert [batch[name].item() for name in COLUMNS] == values
 

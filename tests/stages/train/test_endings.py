@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from sparring.pipeline.job import Job
+from sparring.stages.step import Job
 from sparring.stages.train import memory
 from sparring.stages.train.config import TRAIN
 from sparring.stages.train.endings import noted

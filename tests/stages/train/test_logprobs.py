@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.job import Job
 from sparring.stages.evaluate.divergence import log_ratios
 from sparring.stages.evaluate.paired import Bootstrap
+from sparring.stages.step import Job
 from sparring.stages.train.config import LOGPROBS
 from sparring.stages.train.logprobs import SCHEMA, Scorer, finish, shards
 from sparring.stages.train.reference import Reference

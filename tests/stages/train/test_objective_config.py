@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparring.pipeline import config
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 from sparring.stages.train.objective_config import KINDS, objective_from
 
 PUBLISHED: dict[str, dict[str, Any]] = {

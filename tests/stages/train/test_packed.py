@@ -55,8 +55,8 @@ def kernel(
     assert causal and dropout_p == 0.0
     lengths = cu_seqlens_q.diff().tolist()
     outputs = [
-        attend(*parts, softmax_scale, window_size[0], softcap)
-        for parts in zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
+        attend(one_q, one_k, one_v, softmax_scale, window_size[0], softcap)
+        for one_q, one_k, one_v in zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
     ]
     return torch.cat(outputs)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 from sparring.stages.train.collate import Row, collate
 from sparring.stages.train.forward import bind, forward
 from sparring.stages.train.instruments import Instruments

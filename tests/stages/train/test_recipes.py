@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sparring.pipeline.errors import TrainingFault
-from sparring.pipeline.job import Job, sha256_file
+from sparring.stages.errors import TrainingFault
+from sparring.stages.step import Job, sha256_file
 from sparring.stages.train import checkpoint
 from sparring.stages.train.config import AdapterIdentity
 from sparring.stages.train.probe import reload_probe

@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from sparring.pipeline import estimate, faults
-from sparring.pipeline.errors import TrainingFault
-from sparring.pipeline.job import Input
+from sparring.pipeline import estimate
 from sparring.pipeline.parameters import counted
-from sparring.pipeline.stopping import Stopped
+from sparring.stages import patience
+from sparring.stages.errors import Stopped, TrainingFault
+from sparring.stages.step import Input
 from sparring.stages.train import checkpoint, group, memory
 from sparring.stages.train.stage import Trained, run
 from tests.stages.train.rig import OFF, digests, identity, kill_at, runtime, steps, train_inputs, train_job
@@ -31,6 +31,7 @@ def texts(seen: list[dict[str, Any]]) -> str:
     return " | ".join(str(event["text"]) for event in seen if event.get("event") == "message")
 
 
+@pytest.mark.slow
 def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
     undisturbed: Trained, inputs: list[Input], tmp_path: Path
 ) -> None:
@@ -55,7 +56,7 @@ def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
 def test_a_signal_ends_the_wait_for_workers_that_are_never_placed(
     ray_started: None, inputs: list[Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "SILENCE_S", 1.0)
+    monkeypatch.setattr(patience, "SILENCE_S", 1.0)
     seen: list[dict[str, Any]] = []
     job = train_job(tmp_path / "told", inputs, how=runtime(workers=2, cpus=99))
     with pytest.raises(Stopped, match="stopped at the beginning by SIGTERM"):
@@ -177,6 +178,7 @@ def test_a_worker_killed_for_its_memory_goes_on_with_less(
     assert [e["done"] for e in seen if "done" in e][-1] == 8
 
 
+@pytest.mark.slow
 def test_a_probed_micro_batch_changes_nothing_but_itself(
     ray_started: None, inputs: list[Input], tmp_path: Path
 ) -> None:

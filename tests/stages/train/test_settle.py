@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 from sparring.stages.train import packed
 from sparring.stages.train.collate import Row, collate
 from sparring.stages.train.forward import Route, forward, routes
@@ -201,7 +201,7 @@ def test_states_and_their_gradients_where_all_logits_are_taken(layer: int) -> No
     plain, model = settle(of_class(LlamaForCausalLM), "float32"), settle(of_class(Bounded), "float32")
     assert model.route.own_logits and "all logits" in model.route.why
     assert scored(model).tolist() == pytest.approx(own(model).tolist(), abs=1e-3)
-    model, found = settle(model, "float32"), []
+    model, found = settle(model, "float32"), list[Any]()
     for one in (plain, model):
         reading = Reading(one, layer)
         z, states = forward(one, collate(ROWS, (2,), "mean", one.shared_up_to), reading)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.job import Job
+from sparring.stages.step import Job
 from sparring.stages.train.config import TRAIN
 from sparring.stages.train.sinks import LONGEST, Parameters, parameters, to_mlflow
 from tests.artifacts import as_job

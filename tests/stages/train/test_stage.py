@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from sparring.pipeline.diagnostics.rules import learned
-from sparring.pipeline.errors import DataError, TrainingFault
-from sparring.pipeline.job import Input
+from sparring.stages.errors import DataError, TrainingFault
+from sparring.stages.step import Input
 from sparring.stages.train import checkpoint
 from sparring.stages.train.collate import Row, deal
 from sparring.stages.train.objective_config import has_reference

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.job import Shard
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE, OracleIdentity
 from sparring.stages.annotate.oracle import Duel, Verdicts, prompt_key
 from sparring.stages.annotate.oracles.ensemble import Ensemble, mixed
 from sparring.stages.annotate.score import Scorer
+from sparring.stages.errors import ConfigError
 from sparring.stages.sample import embedded
+from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, folder_input, samples_table
 
 JUDGES = Path(__file__).parents[4] / "stages" / "annotate" / "judges"

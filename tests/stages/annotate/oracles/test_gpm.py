@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Shard
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Messages
@@ -22,6 +20,8 @@ from sparring.stages.annotate.oracles.gpm import GPM, PROMPT, VALUE, preference,
 from sparring.stages.annotate.reader import Row
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.annotate.winrate import sigmoid
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.stages.annotate import readers
 from tests.stages.annotate.readers import DUELS, SYSTEM, changed, prompt, words

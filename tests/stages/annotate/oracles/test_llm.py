@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Shard
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.judge_engine import JudgeEngine, letter_ids
@@ -19,6 +17,8 @@ from sparring.stages.annotate.oracle import Duel
 from sparring.stages.annotate.oracles import Given
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.chat import Chat
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.stages.annotate.oracles.llm import (
     DUELS,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparring.pipeline.errors import DataError, SparringError
 from sparring.stages import servers
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.judge_server import JudgeServer, logit_of, read_answer
 from sparring.stages.annotate.oracle import Duel
 from sparring.stages.annotate.oracles import Given
+from sparring.stages.errors import DataError, SparringError
 from sparring.stages.sample import embedded
 from tests.stages.annotate.oracles.llm import (
     DUELS,

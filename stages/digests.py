@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.job import sha256_file
+from sparring.stages.step import sha256_file
 
 DIGESTS = "digests.json"
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sparring.pipeline.errors import ConfigError
+from sparring.stages.errors import ConfigError
 
 
 def canonical(value: Any) -> bytes:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparring.pipeline.errors import ConfigError
-from sparring.pipeline.fingerprint import canonical, digest, fingerprint
+from sparring.stages.errors import ConfigError
+from sparring.stages.fingerprint import canonical, digest, fingerprint
 
 
 def test_golden() -> None:

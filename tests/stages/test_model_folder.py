@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from sparring.pipeline import config, model_folder
-from sparring.pipeline.errors import ConfigError, DataError
+from sparring.pipeline import config
 from sparring.pipeline.sources import Sources, check_policy, check_policy_folder
-from sparring.stages import model_check
+from sparring.stages import model_check, model_folder
 from sparring.stages.chat import Chat, load_tokenizer
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.vllm import cpu_head_sizes, known_architectures, runner
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12930408\n"

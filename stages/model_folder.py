@@ -22,9 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparring.pipeline.digests import cached_sha256, load, save
-from sparring.pipeline.errors import DataError
-from sparring.pipeline.plain import listed, printable
+from sparring.stages.digests import cached_sha256, load, save
+from sparring.stages.errors import DataError
+from sparring.stages.plain import listed, printable
 
 VERSION = 3
 """Of what is found by stages/model_check.py."""

@@ -1,0 +1,72 @@
+"""Imports point one way: stages/ knows nothing of pipeline/, and no modules import each other in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"sparring.pipeline": ROOT / "pipeline", "sparring.stages": ROOT / "stages"} | {
+    name: ROOT / name for name in ("scripts", "benchmarks")
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file."""
+    found = {}
+    for name, folder in ROOMS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([name, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, inside functions too, but for those that only a type checker reads."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        todo += ast.iter_child_nodes(node)
+
+
+def arrows() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports."""
+    known = modules()
+    found = {name: {one for one in imported(path) if one in known and one != name} for name, path in known.items()}
+    packages = {name for name, path in known.items() if path.name == "__init__.py"}
+    for name, to in found.items():  # `from package import module` asks for the module alone
+        found[name] = {one for one in to if not (one in packages and any(other.startswith(f"{one}.") for other in to))}
+    return found
+
+
+def test_stages_import_nothing_of_the_orchestrator() -> None:
+    wrong = {
+        name: sorted(one for one in to if one.startswith("sparring.pipeline"))
+        for name, to in arrows().items()
+        if name.startswith("sparring.stages")
+    }
+    assert {name: to for name, to in wrong.items() if to} == {}
+
+
+def test_the_package_imports_nothing_that_stays_in_a_checkout() -> None:
+    outside = ("scripts", "benchmarks", "tests")
+    for name, path in modules().items():
+        if name.startswith("sparring"):
+            assert not [one for one in imported(path) if one.partition(".")[0] in outside], name
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    try:
+        TopologicalSorter(arrows()).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
