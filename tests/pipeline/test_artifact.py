@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from sparring.pipeline.artifact import (
 from sparring.stages import errors
 from sparring.stages.errors import DataError
 from sparring.stages.step import File, Input, Job, Part, Shard, StepSpec
+from tests.refusals import named, refused
 
 FINGERPRINT = "ab" * 32
 
@@ -99,7 +99,7 @@ def test_a_corrupt_manifest_is_named(tmp_path: Path, damage: Any) -> None:
     publish(artifact, manifest_of([write_part(job_in(tmp_path), Shard(index=0), part(), 1.0)]))
     path = artifact.path / "manifest.json"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CorruptManifest, match=r"manifest\.json: corrupt"):
+    with refused(CorruptManifest, "manifest.json"):
         artifact.manifest()
 
 
@@ -110,9 +110,10 @@ def test_a_flipped_byte_in_a_shard_is_found_when_it_is_opened(tmp_path: Path) ->
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(DataError, match=rf"{re.escape(path.name)}: its bytes changed"):
+    with refused(DataError, path.name, "changed"):
         artifact.as_input("samples", written).table(0)
-    assert artifact.corrupt_files(written) == [f"{path}: sha256 differs from the manifest"]
+    (found,) = artifact.corrupt_files(written)
+    named(found, f"{path}: ", "sha256")
 
 
 def test_only_finished_parts_of_this_very_job_are_resumed(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_only_finished_parts_of_this_very_job_are_resumed(tmp_path: Path) -> Non
 
 
 def test_a_lost_row_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 rows are neither written nor counted"):
+    with refused(DataError, "1 rows"):
         write_part(job_in(tmp_path), Shard(index=0), part(3, rows_in=5, dropped={"tie": 1}), 1.0)
 
 
@@ -149,7 +150,7 @@ def test_external_file_digest_does_not_follow_its_path(tmp_path: Path) -> None:
 
 
 def test_a_missing_external_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"policy: .*nowhere does not exist"):
+    with refused(DataError, "policy", str(tmp_path / "nowhere")):
         external("policy", tmp_path / "nowhere")
 
 
@@ -190,7 +191,7 @@ def test_a_full_disk_is_one_message_and_no_part(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "the disk is full. Free space" in done.stdout, done.stderr
+    assert "disk is full" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "[] []"
 
 

@@ -14,6 +14,7 @@ from sparring.pipeline.lease import Lease
 from sparring.stages.digests import cached_sha256
 from sparring.stages.model_folder import checked
 from tests.faults.harness import overrides, write_prompts
+from tests.refusals import named
 from tests.tiny import tiny_policy
 
 
@@ -62,7 +63,7 @@ def test_a_run_that_is_refused_leaves_another_of_its_name_as_it_was(tmp_path: Pa
     book.write_text(json.dumps({"steps": {"01": {"train": {"fingerprint": "f" * 64, "content": "c"}}}}))
     before = book.read_text()
     (tmp_path / "empty.jsonl").touch()
-    assert "holds no prompts" in run_error(tmp_path, policy, f"prompts.path={tmp_path / 'empty.jsonl'}")
+    named(run_error(tmp_path, policy, f"prompts.path={tmp_path / 'empty.jsonl'}"), "empty.jsonl", "no prompts")
     assert book.read_text() == before
 
 
@@ -83,40 +84,36 @@ def test_config_is_printed_whole(tmp_path: Path, policy: Path) -> None:
 
 
 BAD_FILES = [
-    ("empty", b"", r"holds no prompts"),
-    ("truncated", b'{"prompt": "one"}\n{"prompt": "tw', r"line 2"),
-    ("not UTF-8", b'{"prompt": "one"}\n{"prompt": "caf\xe9"}\n', r"line 2.*UTF-8|UTF-8.*line 2"),
-    ("lacks the column", b'{"promt": "one"}\n', r"promt"),
-    ("empty prompt", b'{"prompt": "one"}\n{"prompt": "  "}\n', r"line 2|row 2"),
+    ("empty", b"", "no prompts"),
+    ("truncated", b'{"prompt": "one"}\n{"prompt": "tw', "line 2"),
+    ("not UTF-8", b'{"prompt": "one"}\n{"prompt": "caf\xe9"}\n', ("line 2", "UTF-8")),
+    ("lacks the column", b'{"promt": "one"}\n', "promt"),
+    ("empty prompt", b'{"prompt": "one"}\n{"prompt": "  "}\n', "line 2"),
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+@pytest.mark.parametrize(("name", "content", "names"), BAD_FILES)
 def test_a_bad_prompts_file_stops_before_anything_starts(
-    tmp_path: Path, policy: Path, name: str, content: bytes, message: str
+    tmp_path: Path, policy: Path, name: str, content: bytes, names: str | tuple[str, ...]
 ) -> None:
     (tmp_path / "prompts.jsonl").write_bytes(content)
-    import re
-
-    found = run_error(tmp_path, policy)
-    assert re.search(message, found), found
-    assert "prompts.jsonl" in found
+    named(run_error(tmp_path, policy), "prompts.jsonl", names)
 
 
 def test_a_missing_prompts_file(tmp_path: Path, policy: Path) -> None:
-    assert "there is no such file" in run_error(tmp_path, policy, "prompts.path=nowhere.jsonl")
+    assert "nowhere.jsonl" in run_error(tmp_path, policy, "prompts.path=nowhere.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("remove", "message"),
+    ("remove", "name"),
     [
-        ("tokenizer.json", "no tokenizer"),
-        ("chat_template.jinja", "no chat template"),
-        ("model.safetensors", r"no *.safetensors"),
-        ("config.json", "no config.json"),
+        ("tokenizer.json", "tokenizer"),
+        ("chat_template.jinja", "chat template"),
+        ("model.safetensors", "*.safetensors"),
+        ("config.json", "config.json"),
     ],
 )
-def test_a_policy_folder_that_lacks_something(tmp_path: Path, policy: Path, remove: str, message: str) -> None:
+def test_a_policy_folder_that_lacks_something(tmp_path: Path, policy: Path, remove: str, name: str) -> None:
     folder = tmp_path / "policy"
     folder.mkdir()
     for path in policy.iterdir():
@@ -127,7 +124,7 @@ def test_a_policy_folder_that_lacks_something(tmp_path: Path, policy: Path, remo
         settings.pop("chat_template", None)
         (folder / "tokenizer_config.json").unlink()
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert message in run_error(tmp_path, folder)
+    named(run_error(tmp_path, folder), str(folder), name)
 
 
 def without_head(folder: Path) -> None:
@@ -167,39 +164,39 @@ def test_a_policy_that_cannot_be_trained_is_refused_before_anything_is_written(
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    assert "there is no such folder" in run_error(tmp_path, tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in run_error(tmp_path, tmp_path / "nowhere")
 
 
 def test_the_same_run_twice_at_once(tmp_path: Path, policy: Path) -> None:
     with Lease(tmp_path / "runs" / "default" / ".lease.json", "run default").acquire(wait=False):
         found = run_error(tmp_path, policy)
-    assert "already being driven by run default" in found and "choose another run.name" in found
+    named(found, "run default", "run.name")
 
 
 def test_too_little_disk_is_said_before_anything_starts(tmp_path: Path, policy: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl")
     before = "import shutil, collections; shutil.disk_usage = lambda p: collections.namedtuple('u', 'free')(10_000)"
     done = sparring("run", *overrides(tmp_path, policy), cwd=tmp_path, before=before)
-    assert "this plan needs about" in error_of(done)
+    named(error_of(done), f"{tmp_path / 'store'}: ", "GiB")
 
 
 def test_more_than_the_context(tmp_path: Path, policy: Path) -> None:
     found = run_error(tmp_path, policy, "prompts.max_tokens=4000", "trainer.max_length=5000")
-    assert "= 4008 exceeds the policy's context of 2048 tokens" in found
+    named(found, "= 4008", "2048 tokens")
 
 
 def test_unknown_key(tmp_path: Path, policy: Path) -> None:
-    assert "Did you mean sampler.k?" in run_error(tmp_path, policy, "samplr.k=2")
+    named(run_error(tmp_path, policy, "samplr.k=2"), "samplr.k", "sampler.k?")
 
 
 def test_status_of_a_run_that_never_was(tmp_path: Path) -> None:
-    assert "no such run" in error_of(sparring("status", "ghost", cwd=tmp_path))
+    assert "ghost" in error_of(sparring("status", "ghost", cwd=tmp_path))
 
 
 def test_an_unexpected_error_is_one_line_with_its_log(tmp_path: Path) -> None:
     before = "import sparring.pipeline.commands; sparring.pipeline.commands.verify = lambda a: 1 / 0"
     done = sparring("verify", cwd=tmp_path, before=before)
-    assert done.returncode == 1 and done.stderr.startswith("error: unexpected ZeroDivisionError")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "ZeroDivisionError" in done.stderr
     assert "Traceback" in next(tmp_path.glob("sparring-crash-*.log")).read_text()
 
 

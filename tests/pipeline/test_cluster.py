@@ -13,6 +13,7 @@ import pytest
 
 from sparring.pipeline import cluster, stopping
 from sparring.stages.errors import ConfigError
+from tests.refusals import refused
 
 
 def test_a_signal_while_ray_starts_is_as_anywhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +54,8 @@ WRONG = [
 
 @pytest.mark.parametrize("address", WRONG)
 def test_a_wrong_address_is_refused_at_once(address: str) -> None:
-    with pytest.raises(ConfigError, match="RAY_ADDRESS") as caught:
+    with refused(ConfigError, "unset RAY_ADDRESS"):
         cluster.check_address(address)
-    assert "unset RAY_ADDRESS" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_address_that_is_silent_has_a_time_limit(
@@ -64,7 +64,7 @@ def test_an_address_that_is_silent_has_a_time_limit(
     monkeypatch.setattr(cluster, "ANSWER_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ConfigError, match="no answer within 1 s"):
+        with refused(ConfigError, address, "1 s"):
             cluster.check_address(address)
     assert address in capfd.readouterr().err, "said while it is waited for"
 
@@ -73,7 +73,7 @@ def test_another_kind_of_server_is_told_at_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cluster, "ASK", "raise SystemExit('asked')")
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
         Thread(target=web.serve_forever, daemon=True).start()
-        with pytest.raises(ConfigError, match=r"no Ray cluster \(b'"):
+        with refused(ConfigError, "RAY_ADDRESS", "b'"):
             cluster.check_address(f"127.0.0.1:{web.server_port}")
         web.shutdown()
 
@@ -92,9 +92,8 @@ def test_what_a_cluster_refuses_is_named(monkeypatch: pytest.MonkeyPatch, said: 
         cluster, "ASK", f"import os, sys; assert 'RAY_ADDRESS' not in os.environ; sys.exit({said!r} or 1)"
     )
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(ConfigError, match="RAY_ADDRESS=auto") as caught:
+    with refused(ConfigError, "RAY_ADDRESS=auto", words):
         cluster.check_address("auto")
-    assert all(word in str(caught.value) for word in words)
 
 
 def test_servers_of_which_none_answers_are_refused() -> None:
@@ -102,9 +101,8 @@ def test_servers_of_which_none_answers_are_refused() -> None:
         live, dead = f"http://127.0.0.1:{there.getsockname()[1]}", "http://127.0.0.1:1"
         cluster.check_servers("sampler.urls", [dead, live])
         cluster.check_servers("sampler.urls", [])
-        with pytest.raises(ConfigError, match=r"oracle\.urls.*127.0.0.1:1") as caught:
+        with refused(ConfigError, "oracle.urls", "127.0.0.1:1", "nowhere.invalid"):
             cluster.check_servers("oracle.urls", [dead, "http://nowhere.invalid:80"])
-        assert "nowhere.invalid" in str(caught.value)
 
 
 def test_nothing_of_rays_follows_our_message() -> None:

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from sparring.pipeline import config, overrides
 from sparring.stages.errors import ConfigError
+from tests.refusals import refused
 
 
 def test_default_is_s_sppo_on_the_embedded_parts() -> None:
@@ -54,61 +55,61 @@ def test_an_adapter_brings_its_lr_and_the_command_line_wins(trainer: str, lr: fl
     assert config.load(["trainer.adapter.targets=[q_proj]", f"adapter={name}"]).trainer.adapter.targets == ("q_proj",)
 
 
-MESSAGES = [
-    ("win_rate=cross_fit", r"win_rate=cross_fit with oracle\.opponents=None and sampler\.k=4: .* set win_rate=matrix"),
-    ("trainer.lrr=1", r"trainer\.lrr is not a configuration key\. Did you mean trainer\.lr\?"),
-    ("samplr.k=3", r"samplr\.k is not a configuration key\. Did you mean sampler\.k\?"),
-    ("+extra=1", r"extra is not a configuration key\."),
-    ("gate=linearr", r"gate=linearr is not known\. Did you mean linear\? There are: linear, off, permuted"),
-    ("experiment=spo", r"experiment=spo is not known\. Did you mean sppo\?"),
-    ("hardware=gpu", r"hardware=gpu is not known\."),
-    ("experiment=../policy/folder", r"experiment=\.\./policy/folder is not known\. There are: dpo"),
-    ("experiment=/etc/passwd", r"experiment=/etc/passwd is not known\. There are: dpo"),
-    ("+gate=off", r"\+gate=off: the group is there already; write gate=off\."),
-    ("+seed=3", r"\+seed: .* write it without the \+\."),
-    ("cl\u00e9=1", r"cl\u00e9 is not a configuration key;"),
-    ("k" * 5000 + "=1", r"^k{200}\.\.\. is not a configuration key;"),
-    ("seed=" + "9" * 5000, r"^seed=9{195}\.\.\.: must be an integer from 0"),
-    ("SEED=1", r"SEED is not a configuration key\. Did you mean seed\?"),
-    ("lr", r"lr: write overrides as key=value"),
-    ("trainer.lr=abc", r"trainer\.lr=abc: .*number"),
-    ("sampler.k=2.5", r"sampler\.k=2\.5: .*integer"),
-    ("trainer.lr=1e-5,2e-5", r"trainer\.lr=1e-5,2e-5.*-m"),
-    ("sampler.k=1", r"sampler\.k=1: must be an integer from 2 to 64 \(a preference needs two responses\)"),
-    ("iterations=0", r"iterations=0: must be an integer from 1"),
-    ("trainer.band_every=-1", r"trainer\.band_every=-1: must be an integer ≥ 0"),
-    ("calibration=rc", r"calibration=rc is not known\. .*There are: off, reward"),
-    ("calibration.ema=1", r"calibration\.ema is not read by calibration=off; calibration=reward reads it"),
-    ("hardware.micro_batch=some", r"hardware\.micro_batch.*=some: "),
-    ("tracking.sinks=[comet]", r"tracking\.sinks: comet is not known; choose of tensorboard, wandb, mlflow, trackio"),
-    ("tracking.sinks=[trackio]", r"tracking\.sinks: trackio is not installed; pip install trackio"),
-    ("trainer.min_steps=4", r"trainer\.min_steps=4: must be an integer ≥ 8"),
-    ("trainer.global_batch=8", r"too few optimizer steps: 40 prompts .* = 5 steps, at least 8"),
-    ("prompts.max_tokens=500", r"500 \+ sampler\.max_tokens=32 = 532 exceeds trainer\.max_length=512"),
-    ("hardware.workers=3", r"global_batch=4 .* Set hardware\.workers=2, or trainer\.global_batch=6\.$"),
-    ("policy.stop=[</s>]", r"policy\.stop=\[</s>\]: quote what it lists: \"policy\.stop=\['</s>'\]\"\.$"),
-    ("prompts=file", r"prompts\.path is not set; add prompts\.path="),
-    ("policy=folder", r"policy\.path is not set; add policy\.path="),
-    ("run.name='a/b'", r"run\.name=a/b: use at most 100 letters"),
-    ("trainer.adapter.name=dora", r"trainer\.adapter\.name=dora: choose one of off, lora, qlora"),
-    ("evaluate.k=0", r"evaluate\.k=0: must be an integer from 1 to 64"),
-    ("trainer.lr=0", r"trainer\.lr=0: must be a finite number > 0 and ≤ 1"),
-    ("trainer.lr=1e10", r"trainer\.lr=1e10: must be a finite number > 0 and ≤ 1"),
-    ("hardware.shard_deadline_s=0.001", r"hardware\.shard_deadline_s=0\.001: must be a finite number ≥ 1, or null"),
+MESSAGES: list[tuple[str, str | tuple[str, ...]]] = [
+    ("win_rate=cross_fit", ("win_rate=cross_fit", "oracle.opponents=None", "sampler.k=4", "win_rate=matrix")),
+    ("trainer.lrr=1", ("trainer.lrr", "trainer.lr?")),
+    ("samplr.k=3", ("samplr.k", "sampler.k?")),
+    ("+extra=1", "extra"),
+    ("gate=linearr", ("gate=linearr", "linear?", "linear, off, permuted")),
+    ("experiment=spo", ("experiment=spo", "sppo?")),
+    ("hardware=gpu", "hardware=gpu"),
+    ("experiment=../policy/folder", ("experiment=../policy/folder", "dpo")),
+    ("experiment=/etc/passwd", ("experiment=/etc/passwd", "dpo")),
+    ("+gate=off", ("+gate=off", "write gate=off")),
+    ("+seed=3", "+seed: "),
+    ("cl\u00e9=1", "cl\u00e9"),
+    ("k" * 5000 + "=1", "k" * 200 + "..."),
+    ("seed=" + "9" * 5000, "seed=" + "9" * 195 + "..."),
+    ("SEED=1", ("SEED", "seed?")),
+    ("lr", ("lr: ", "key=value")),
+    ("trainer.lr=abc", ("trainer.lr=abc", "number")),
+    ("sampler.k=2.5", ("sampler.k=2.5", "integer")),
+    ("trainer.lr=1e-5,2e-5", ("trainer.lr=1e-5,2e-5", "-m")),
+    ("sampler.k=1", ("sampler.k=1", "2 to 64")),
+    ("iterations=0", ("iterations=0", "from 1")),
+    ("trainer.band_every=-1", ("trainer.band_every=-1", "≥ 0")),
+    ("calibration=rc", ("calibration=rc", "off, reward")),
+    ("calibration.ema=1", ("calibration.ema", "calibration=off", "calibration=reward")),
+    ("hardware.micro_batch=some", ("hardware.micro_batch", "=some: ")),
+    ("tracking.sinks=[comet]", ("tracking.sinks: comet", "tensorboard, wandb, mlflow, trackio")),
+    ("tracking.sinks=[trackio]", ("tracking.sinks: trackio", "pip install")),
+    ("trainer.min_steps=4", ("trainer.min_steps=4", "≥ 8")),
+    ("trainer.global_batch=8", ("40 prompts", "= 5 steps", "8")),
+    ("prompts.max_tokens=500", ("500 + sampler.max_tokens=32 = 532", "trainer.max_length=512")),
+    ("hardware.workers=3", ("global_batch=4", "hardware.workers=2", "trainer.global_batch=6")),
+    ("policy.stop=[</s>]", ("policy.stop=[</s>]: ", "\"policy.stop=['</s>']\"")),
+    ("prompts=file", "prompts.path="),
+    ("policy=folder", "policy.path="),
+    ("run.name='a/b'", ("run.name=a/b", "100")),
+    ("trainer.adapter.name=dora", ("trainer.adapter.name=dora", "off, lora, qlora")),
+    ("evaluate.k=0", ("evaluate.k=0", "1 to 64")),
+    ("trainer.lr=0", ("trainer.lr=0", "> 0", "≤ 1")),
+    ("trainer.lr=1e10", ("trainer.lr=1e10", "> 0", "≤ 1")),
+    ("hardware.shard_deadline_s=0.001", ("hardware.shard_deadline_s=0.001", "≥ 1", "null")),
 ]
 
 
-@pytest.mark.parametrize(("override", "message"), MESSAGES)
-def test_a_mistake_has_one_message(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
+@pytest.mark.parametrize(("override", "names"), MESSAGES)
+def test_a_mistake_has_one_message(override: str, names: str | tuple[str, ...]) -> None:
+    with refused(ConfigError, names) as caught:
         config.load([override])
-    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_what_is_cut_may_be_sampled_longer_than_it_is_trained() -> None:
     loaded = config.load(["prompts.max_tokens=500", "trainer.truncate=keep_end"])
     assert loaded.prompts.max_tokens + loaded.sampler.max_tokens > loaded.trainer.max_length
-    with pytest.raises(ConfigError, match=r"=512 leaves no room for a response in trainer\.max_length=512"):
+    with refused(ConfigError, "=512", "trainer.max_length=512"):
         config.load(["prompts.max_tokens=512", "trainer.truncate=keep_end"])
 
 
@@ -125,9 +126,9 @@ def test_servers_are_addresses_alone() -> None:
         "http://a:0",
         "http://a:99999",
     ):
-        with pytest.raises(ConfigError, match=r"^sampler\.urls: .* is no address of a server; write http://host:port"):
+        with refused(ConfigError, "sampler.urls: ", "http://host:port"):
             config.load(["sampler=server", f"sampler.urls=['http://a:1','{bad}']"])
-    with pytest.raises(ConfigError, match=r"^sampler\.urls is empty"):
+    with refused(ConfigError, "sampler.urls"):
         config.load(["sampler=server", "sampler.urls=[]"])
 
 

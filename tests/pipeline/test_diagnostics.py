@@ -24,6 +24,7 @@ from sparring.stages.errors import ConfigError, DataError, RuleFired
 from sparring.stages.step import File, sha256_file
 from tests.pipeline.plans import Fixed
 from tests.pipeline.test_report import manifest
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -189,21 +190,21 @@ def test_learned_is_ten_times_the_noise() -> None:
 
 
 WRONG = [
-    ("diagnostics.stop_on=[longr]", r"diagnostics\.stop_on: longr is no rule\. Did you mean longer\? There are: over"),
-    ("diagnostics.capped=1.5", r"diagnostics\.capped=1\.5: must be a finite number from 0 to 1, or null"),
-    ("diagnostics.longer=0.5", r"diagnostics\.longer=0\.5: must be a finite number ≥ 1, or null"),
-    ("diagnostics.similr=1", r"diagnostics\.similr is not a configuration key\. Did you mean diagnostics\.similar"),
+    ("diagnostics.stop_on=[longr]", ("diagnostics.stop_on: longr", "longer?", "overoptimized")),
+    ("diagnostics.capped=1.5", ("diagnostics.capped=1.5", "0 to 1", "null")),
+    ("diagnostics.longer=0.5", ("diagnostics.longer=0.5", "≥ 1", "null")),
+    ("diagnostics.similr=1", ("diagnostics.similr", "diagnostics.similar?")),
 ]
 
 
-@pytest.mark.parametrize(("override", "message"), WRONG)
-def test_a_mistake_is_refused(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize(("override", "names"), WRONG)
+def test_a_mistake_is_refused(override: str, names: tuple[str, ...]) -> None:
+    with refused(ConfigError, names):
         config.load([override])
 
 
 def test_a_rule_that_is_off_stops_nothing() -> None:
-    with pytest.raises(ConfigError, match=r"stop_on: longer never fires with diagnostics\.longer=null"):
+    with refused(ConfigError, "stop_on: longer", "diagnostics.longer=null"):
         config.load(["diagnostics.longer=null", "diagnostics.stop_on=[longer]"])
 
 
@@ -264,16 +265,13 @@ def test_stop_on_ends_a_run_before_its_next_iteration(tmp_path: Path) -> None:
     """Nothing of iteration 2 is there: were it not left out, Ray would have to start, and the policy does not exist."""
     plan = plan_of(tmp_path, {"": ["iterations=2", "diagnostics.stop_on=[overoptimized]"]})
     made(plan, tmp_path, "", 1, GAMED)
-    with pytest.raises(RuleFired) as caught:
+    won, shown = "0.600 [0.580, 0.620]", "`sparring report mine`"
+    names = ("diagnostics.stop_on", "iteration 1: overoptimized", won, "0.400", shown, "diagnostics.stop_on=[]")
+    with refused(RuleFired, names) as caught:
         executed(plan, tmp_path)
-    text = str(caught.value)
-    assert "stopped by diagnostics.stop_on. iteration 1: overoptimized: the policy may be gaming the oracle" in text
-    assert "against the base it wins 0.600 [0.580, 0.620] by the oracle, 0.400 by the second judge" in text
-    assert "All that was made is kept" in text
-    assert "`sparring report mine`" in text and "diagnostics.stop_on=[]" in text and "\n" not in text
     assert done(tmp_path) == {0, 1} and len(list((tmp_path / "store").glob("*/manifest.json"))) == 13
     events = [json.loads(line) for line in (tmp_path / "runs/mine/events.jsonl").read_text().splitlines()]
-    assert events[-1]["event"] == "stopped" and events[-1]["text"] == text
+    assert events[-1]["event"] == "stopped" and events[-1]["text"] == str(caught.value)
     assert any("iteration 1: WARNING overoptimized" in event["text"] for event in events)
 
 
@@ -286,7 +284,7 @@ def test_a_stopped_run_exits_with_2_and_one_message(
     monkeypatch.setattr(commands, "prepare", lambda plan, arms: plan)
     assert cli.main(["run", "iterations=2"]) == 2
     error = capsys.readouterr().err
-    assert error.count("error: ") == 1 and "error: stopped by diagnostics.stop_on. iteration 1: over" in error
+    assert error.count("error: ") == 1 and "iteration 1: overoptimized" in error
 
 
 def test_without_stop_on_it_warns_and_goes_on(tmp_path: Path) -> None:
@@ -310,7 +308,7 @@ def test_an_arm_that_is_stopped_stops_no_other(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, arms)
     made(plan, tmp_path, "dpo", 1, GAMED)
     made(plan, tmp_path, "sppo", 2, [versus("oracle", "base", 0.6), versus("second", "base", 0.55)])
-    with pytest.raises(RuleFired, match=r"dpo, iteration 1: overoptimized.* The other 1 of 2 arms are finished\."):
+    with refused(RuleFired, "dpo, iteration 1: overoptimized", "1 of 2 arms"):
         executed(plan, tmp_path)
     assert done(tmp_path, "dpo") == {0, 1} and done(tmp_path, "sppo") == {0, 1, 2}
 
@@ -335,5 +333,5 @@ def test_records_are_read_from_the_artifact_and_verified(tmp_path: Path) -> None
     (found,) = panels(steps, tmp_path)
     assert (found.get("h_w"), found.get("distance_new")) == (-1.0, 0.5)
     path.write_text("{}")
-    with pytest.raises(DataError, match="bytes changed"):
+    with refused(DataError, "metrics", "changed"):
         panels(steps, tmp_path)

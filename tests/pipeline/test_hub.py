@@ -22,6 +22,7 @@ from sparring.stages.annotate.embed import TextEncoder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import embedded
 from sparring.stages.sample.prompts import count, sources_of
+from tests.refusals import refused
 from tests.tiny import tiny_policy
 
 ONE, TWO = "1" * 40, "2" * 40
@@ -123,7 +124,7 @@ def test_several_configurations_are_named(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     (tmp_path / "data" / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
-    with pytest.raises(ConfigError, match=r"prompts\.subset=None: .* choose one of one, two"):
+    with refused(ConfigError, "prompts.subset=None", "one, two"):
         prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'data'}")
     found = prompts_of("prompts=hub", f"prompts.dataset={tmp_path / 'data'}", "prompts.subset=two")
     assert count(sources_of(found), "prompt", "drop").different == 20
@@ -131,13 +132,12 @@ def test_several_configurations_are_named(tmp_path: Path) -> None:
 
 def test_a_wrong_split_names_those_that_there_are(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data")
-    with pytest.raises(ConfigError, match=r"prompts\.split=train: .* has train_prefs, test_prefs"):
+    with refused(ConfigError, "prompts.split=train", "train_prefs, test_prefs"):
         prompts_of("prompts=hub", f"prompts.dataset={folder}")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match="no dataset in the hub's layout") as caught:
+    with refused(DataError, str(empty)):
         prompts_of("prompts=hub", f"prompts.dataset={empty}")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_dataset_of_the_cache_is_its_commit(tmp_path: Path, cache: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_policy_of_the_cache_that_is_cut(tmp_path: Path, cache: Path) -> None:
     in_cache(cache, "model", "Qwen/Qwen2.5-0.5B-Instruct", ONE, tmp_path / "tiny")
     hub.download("model", "Qwen/Qwen2.5-0.5B-Instruct", ONE)
     chosen = config.load(["policy=qwen2.5-0.5b", f"policy.revision={ONE}", "hardware=cpu"]).policy
-    with pytest.raises(DataError, match=rf"{ONE}/model\.safetensors"):
+    with refused(DataError, f"{ONE}/model.safetensors"):
         Sources().policy(chosen)
 
 
@@ -208,7 +208,7 @@ def test_a_judge_of_the_cache(tmp_path: Path, cache: Path) -> None:
     found = Sources().judge(chosen)
     assert {f.name for f in found.files} == {"config.json", "model.safetensors", "spm.model", "tokenizer_config.json"}
     assert found.digest == wanted.digest
-    with pytest.raises(DataError, match=r"nowhere: there is no such folder; set oracle\.path"):
+    with refused(DataError, str(tmp_path / "nowhere"), "oracle.path"):
         Sources().judge(config.load(["oracle=pairrm", f"oracle.path={tmp_path}/nowhere", "hardware=cpu"]).oracle)
 
 
@@ -218,11 +218,10 @@ def test_a_commit_needs_no_answer(cache: Path) -> None:
 
 
 def test_what_is_not_there_is_one_message(cache: Path) -> None:
-    with pytest.raises(DataError, match="dataset a/b: revision main is not in the hub's cache, and HF_HUB_OFFLINE"):
+    with refused(DataError, "dataset a/b", "main", "HF_HUB_OFFLINE"):
         prompts_of("prompts=hub", "prompts.dataset=a/b")
-    with pytest.raises(DataError, match=r"model a/b@1{40} cannot be had from the hub .*local folder") as caught:
+    with refused(DataError, f"model a/b@{ONE}"):
         hub.download("model", "a/b", ONE)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_run_goes_on_with_the_commit_it_began_with(tmp_path: Path) -> None:
@@ -250,10 +249,9 @@ def test_the_hubs_refusals_are_one_message(status: int, monkeypatch: pytest.Monk
         utils.hf_raise_for_status(answer)
 
     monkeypatch.setattr(HfApi, "repo_info", refuse)
-    said = {401: "is not on the hub, or is private", 403: "asks for its licence", 404: "a/b", 500: "cannot be had"}
-    with pytest.raises(DataError, match=said[status]) as caught:
+    said = {401: "private", 403: "licence", 404: "a/b", 500: "a/b@main"}
+    with refused(DataError, "model a/b", said[status]):
         Hub().commit("model", "a/b", "main")
-    assert "\n" not in str(caught.value)
 
 
 def test_an_encoder_of_the_hub_and_of_a_folder(tmp_path: Path, cache: Path) -> None:
@@ -269,5 +267,5 @@ def test_an_encoder_of_the_hub_and_of_a_folder(tmp_path: Path, cache: Path) -> N
     local = Sources().encoder(config.load(["hardware=cpu", "encoder=folder", f"encoder.path={folder}"]).encoder)
     texts = ["A river.", "Water that runs to the sea, for a long way."]
     assert np.array_equal(TextEncoder(found.folder(), 256)(texts)[0], TextEncoder(local.folder(), 256)(texts)[0])
-    with pytest.raises(DataError, match=r"no modules\.json there; an encoder is a sentence-transformers folder"):
+    with refused(DataError, "modules.json"):
         Sources().encoder(config.load(["hardware=cpu", "encoder=folder", f"encoder.path={tmp_path}"]).encoder)

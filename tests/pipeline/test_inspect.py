@@ -13,6 +13,7 @@ from sparring.pipeline import commands
 from sparring.pipeline.cli import main
 from sparring.pipeline.events import Events
 from sparring.pipeline.execute import Executor
+from tests.refusals import named
 from tests.tiny import tiny_policy
 
 NILE = "The Nile is a river in Africa."
@@ -103,6 +104,6 @@ def test_why_a_prompt_has_no_pair(made: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_what_is_not_there(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no prompt has that id in iteration 1" in shown(made, capsys, "--prompt", "zzz", code=2)
-    assert "there is no iteration 7; there are: 1" in shown(made, capsys, "--iter", "7", code=2)
+    named(shown(made, capsys, "--prompt", "zzz", code=2), "--prompt zzz", "iteration 1")
+    named(shown(made, capsys, "--iter", "7", code=2), "iteration 7", " 1")
     assert main(["inspect", "other", "--runs", str(made / "runs")]) == 2

@@ -14,13 +14,14 @@ from sparring.pipeline.lease import Lease, LeaseHeld
 from sparring.stages import patience as waiting
 from sparring.stages.errors import DataError
 from sparring.stages.patience import Patience
+from tests.refusals import refused
 
 
 def test_a_live_holder_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     with (
         Lease(path, "run a").acquire(wait=False),
-        pytest.raises(LeaseHeld, match=r"run a \(host .*, pid \d+\)"),
+        refused(LeaseHeld, "run a", "host ", f"pid {os.getpid()}"),
     ):
         Lease(path, "run b").acquire(wait=False)
     with Lease(path, "run b").acquire(wait=False):
@@ -84,7 +85,7 @@ def test_a_foreign_holder_is_said_at_once_with_the_time_it_has(tmp_path: Path, m
     path, said = tmp_path / "x.json", list[str]()
     foreign(path, 7)
     Lease(path, "heir").acquire(wait=False, waiting=said.append).release()
-    assert len(said) == 1 and "host far" in said[0] and "taken over in 0 s" in said[0]
+    assert len(said) == 1 and "host far" in said[0] and "0 s" in said[0]
 
 
 @pytest.mark.parametrize("garbage", ["", "{", "[]", "null", '{"owner": "x"}', "\x00" * 64, "[" * 9999])
@@ -99,7 +100,7 @@ def test_garbage_is_nobodys(tmp_path: Path, garbage: str) -> None:
 
 def test_a_folder_in_the_place_of_a_lease_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").mkdir()
-    with pytest.raises(DataError, match=r"x\.json"):
+    with refused(DataError, "x.json"):
         Lease(tmp_path / "x.json", "heir").acquire(wait=False)
 
 
@@ -108,7 +109,7 @@ def test_a_foreign_counter_that_moves_is_alive(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "x.json"
     foreign(path, 7)
     monkeypatch.setattr(lease.time, "sleep", lambda _: foreign(path, 8))
-    with pytest.raises(LeaseHeld, match="run c"):
+    with refused(LeaseHeld, "run c"):
         Lease(path, "b").acquire(wait=False)
 
 
@@ -134,7 +135,7 @@ def test_one_of_the_future_is_judged_by_its_counter(tmp_path: Path, monkeypatch:
     foreign(path, 7)
     os.utime(path, (time.time() + 9e5, time.time() + 9e5))
     Lease(path, "heir").acquire(wait=True, waiting=said.append).release()
-    assert len(said) == 1 and "run c (host far, since ?, pid 1), taken over in" in said[0]
+    assert len(said) == 1 and "run c (host far, since ?, pid 1)" in said[0]
 
 
 def test_one_that_cannot_be_read_but_changes_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,13 +143,13 @@ def test_one_that_cannot_be_read_but_changes_is_alive(tmp_path: Path, monkeypatc
     path.write_text("of another user")
     monkeypatch.setattr(Lease, "_read", lambda self: {})
     monkeypatch.setattr(lease.time, "sleep", lambda _: os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9)))
-    with pytest.raises(LeaseHeld, match="cannot be read"):
+    with refused(LeaseHeld, "x.json", "read"):
         Lease(path, "b").acquire(wait=False)
 
 
 def test_where_none_can_be_written_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="no lease can be written"):
+    with refused(DataError, str(tmp_path / "file")):
         Lease(tmp_path / "file" / "x.json", "b").acquire(wait=True)
 
 

@@ -14,6 +14,7 @@ from sparring.pipeline.placement import check_placement
 from sparring.pipeline.plan import Plan, State
 from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import Fixed
+from tests.refusals import refused
 
 TWO_CORES = [{"CPU": 2, "GPU": 0}]
 NODE_OF_8 = {"CPU": 64, "GPU": 8}
@@ -48,7 +49,7 @@ def plan_of(*overrides: str) -> Plan:
             None,
         ),
         (["hardware=cuda", "policy.tensor_parallel=4"], [{"CPU": 64, "GPU": 2}] * 8, "policy.tensor_parallel=4"),
-        (["hardware=cuda"], [], "no live node"),
+        (["hardware=cuda"], [], "node"),
     ],
 )
 def test_placement(overrides: list[str], nodes: list[dict[str, float]], key: str | None) -> None:
@@ -56,9 +57,8 @@ def test_placement(overrides: list[str], nodes: list[dict[str, float]], key: str
     if key is None:
         check_placement(steps, nodes, "the cluster")
     else:
-        with pytest.raises(ConfigError) as caught:
+        with refused(ConfigError, key, "the cluster"):
             check_placement(steps, nodes, "the cluster")
-        assert key in str(caught.value) and "the cluster has" in str(caught.value)
 
 
 def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sparring.pipeline.placement.os.cpu_count", lambda: 2)
     plan = plan_of("hardware.workers=4", "hardware.worker_cpus=1")
     states = {name: State(kind="miss") for name in plan.steps}
-    with pytest.raises(ConfigError, match="workers=4"):
+    with refused(ConfigError, "workers=4"):
         check_here(plan, states)
     check_here(plan, {name: State(kind="hit" if step.spec.run else "miss") for name, step in plan.steps.items()})
     monkeypatch.setattr("sparring.pipeline.cluster.check_address", lambda address: None)
@@ -98,9 +98,8 @@ def test_one_machine_must_hold_all_workers_of_a_pool(
     if not keys:
         check_placement(steps, machine, "this machine", alone=True)
         return
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, *keys):
         check_placement(steps, machine, "this machine", alone=True)
-    assert all(key in str(caught.value) for key in keys)
     if "hardware.kv_cache_gb=999" not in keys:  # on a cluster there are as many as it holds, at least one
         check_placement(steps, TWO_CORES, "the cluster")
 
@@ -132,5 +131,5 @@ def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
     assert main(["plan", *profile]) == code
     shown = capsys.readouterr()
     assert "steps, " in shown.out
-    assert ("can never be placed" in shown.err) == (code == 2)
+    assert ("policy.tensor_parallel=1" in shown.err) == (code == 2)
     assert ("to look at, not to run here" in shown.out) == (profile[0] == "hardware=h100x8")

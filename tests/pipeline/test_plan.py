@@ -12,6 +12,7 @@ from sparring.pipeline.schema import Config
 from sparring.stages.digests import cache_folder
 from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import Fixed, labels, plan_of
+from tests.refusals import refused
 
 
 def changed(*overrides: str) -> set[str]:
@@ -92,8 +93,8 @@ def test_crossplay_is_in_no_fingerprint() -> None:
 
 
 REFUSED = [
-    ("trainer.optimizer=adam", r"trainer\.optimizer=adam: choose one of rmsprop, adamw, adamw_8bit"),
-    ("hardware.offload=gpu", r"hardware\.offload=gpu: choose one of none, optimizer, all"),
+    ("trainer.optimizer=adam", ("trainer.optimizer=adam", "rmsprop, adamw, adamw_8bit")),
+    ("hardware.offload=gpu", ("hardware.offload=gpu", "none, optimizer, all")),
 ]
 
 
@@ -102,9 +103,9 @@ def test_an_adapter_redoes_training_and_four_bits_the_reference_too() -> None:
     assert changed("adapter=qlora") - changed("adapter=lora") == {"reference"}
 
 
-@pytest.mark.parametrize(("override", "message"), REFUSED)
-def test_a_plan_refuses_what_no_step_knows(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize(("override", "names"), REFUSED)
+def test_a_plan_refuses_what_no_step_knows(override: str, names: tuple[str, ...]) -> None:
+    with refused(ConfigError, names):
         plan_of(override)
 
 
@@ -178,14 +179,14 @@ def test_the_gate_is_part_of_a_selection_that_it_has_a_say_in() -> None:
         != pairs_of("selection.values=gated", "gate.floor=0.2").fingerprint
     )
     assert pairs_of("gate.floor=0.2").fingerprint == pairs_of().fingerprint
-    with pytest.raises(ConfigError, match=r"selection\.values has no effect here"):
+    with refused(ConfigError, "selection.values", "gate"):
         plan_of("selection.values=gated", "gate=off")
     control = plan_of("selection.values=gated", "gate=permuted")
     dealt = {s.spec.kind: s.identity for s in control.steps.values()}
     assert dealt["pairs"]["gate"] == dealt["calibrate"] and dealt["calibrate"]["dealt_over"] == "prompts"
-    with pytest.raises(ConfigError, match=r"selection\.values=gated with gate\.scope=pair: that scope needs the pair"):
+    with refused(ConfigError, "selection.values=gated", "gate.scope=pair"):
         plan_of("selection.values=gated", "gate.scope=pair")
-    with pytest.raises(ConfigError, match=r"selection\.values=gated with gate=rescaled: what it shrinks by is known"):
+    with refused(ConfigError, "selection.values=gated", "gate=rescaled"):
         plan_of("selection.values=gated", "gate=rescaled")
 
 
@@ -250,33 +251,32 @@ def test_members_of_an_ensemble_are_inputs_of_their_own() -> None:
 
 
 WRONG = [
-    (["gate.exponent=2"], r"gate\.exponent is not read by gate=linear"),
-    (["gate=power", "gate.exponent=0"], r"gate\.exponent=0: must be a finite number > 0"),
-    (["gate.ceil_quantile=1.5"], r"gate\.ceil_quantile=1\.5: must be a finite number from 0 to 1, or null"),
-    (["gate.floor=1"], r"gate\.floor=1\.0 must be below gate\.ceil=1\.0"),
-    (["selection.by=best"], r"selection\.by=best: choose one of extremes, all_pairs, top_vs_random"),
-    (["selection.values=gates"], r"selection\.values=gates: choose one of win_rates, gated"),
-    (["oracle.opponents=1"], r"oracle\.opponents=1: must be an integer ≥ 2"),
-    (["oracle.opponents=2", "selection.require_head_to_head=true"], r"require_head_to_head with oracle\.opponents=2: "),
-    (["oracle.kind=gpt"], r"oracle\.kind=gpt: choose one of .*ensemble, .*mini"),
-    (["oracle.urls=[http://a:1]"], r"oracle\.urls is not read by oracle=mini; oracle=llm reads it"),
-    (["oracle=llm", "oracle.urls=[http://a:1]"], r"oracle\.urls: say which model of the servers is asked"),
-    (["oracle=llm", "oracle.options.model=gpt"], r"oracle\.options\.model=gpt is a name at servers, and urls is empty"),
-    (["judge=llm", "judge.options.template=x"], r"template"),
-    (["oracle=llm", "oracle.urls=[a]"], r"oracle\.urls: a is no address of a server"),
-    (["+oracle.options.flor=1"], r"oracle\.options\.flor: mini does not know that key"),
-    (["judge=mini"], r"^judge \(mini\) is oracle as well: who has taught .* choose .* such as judge=lexical\.$"),
-    (["oracle=lexical"], r"^judge \(lexical\) is oracle as well: .* such as judge=mini\.$"),
-    (["oracle=ensemble"], r"^judge \(lexical\) is oracle\.members\.second as well: .* such as judge=pairrm\.$"),
-    (["oracle=pairrm", "oracle.options.dtype=half"], r"oracle\.options\.dtype=half: choose one of float32, bfloat16"),
+    (["gate.exponent=2"], ("gate.exponent", "gate=linear")),
+    (["gate=power", "gate.exponent=0"], ("gate.exponent=0", "> 0")),
+    (["gate.ceil_quantile=1.5"], ("gate.ceil_quantile=1.5", "0 to 1", "null")),
+    (["gate.floor=1"], ("gate.floor=1.0", "gate.ceil=1.0")),
+    (["selection.by=best"], ("selection.by=best", "extremes, all_pairs, top_vs_random")),
+    (["selection.values=gates"], ("selection.values=gates", "win_rates, gated")),
+    (["oracle.opponents=1"], ("oracle.opponents=1", "≥ 2")),
+    (["oracle.opponents=2", "selection.require_head_to_head=true"], ("require_head_to_head", "oracle.opponents=2")),
+    (["oracle.kind=gpt"], ("oracle.kind=gpt", "ensemble, ", "mini")),
+    (["oracle.urls=[http://a:1]"], ("oracle.urls", "oracle=mini", "oracle=llm")),
+    (["oracle=llm", "oracle.urls=[http://a:1]"], ("oracle.urls", "model")),
+    (["oracle=llm", "oracle.options.model=gpt"], ("oracle.options.model=gpt", "urls")),
+    (["judge=llm", "judge.options.template=x"], ("options.template",)),
+    (["oracle=llm", "oracle.urls=[a]"], ("oracle.urls: a ", "http://host:port")),
+    (["+oracle.options.flor=1"], ("oracle.options.flor", "mini")),
+    (["judge=mini"], ("judge (mini)", "oracle", "judge=lexical")),
+    (["oracle=lexical"], ("judge (lexical)", "oracle", "judge=mini")),
+    (["oracle=ensemble"], ("judge (lexical)", "oracle.members.second", "judge=pairrm")),
+    (["oracle=pairrm", "oracle.options.dtype=half"], ("oracle.options.dtype=half", "float32, bfloat16")),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), WRONG)
-def test_a_mistake_in_the_annotation_has_one_message(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
+@pytest.mark.parametrize(("overrides", "names"), WRONG)
+def test_a_mistake_in_the_annotation_has_one_message(overrides: list[str], names: tuple[str, ...]) -> None:
+    with refused(ConfigError, names):
         plan_of(*overrides)
-    assert "\n" not in str(caught.value)
 
 
 def test_arms_share_what_they_have_in_common() -> None:

@@ -19,6 +19,7 @@ from sparring.pipeline.sources import Sources
 from sparring.stages.errors import ConfigError
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.plans import labels, plan_of
+from tests.refusals import refused
 
 PUBLISHED = {
     "sppo_mistral_7b": "17.11/14.72/1676 24.79/23.51/1855 26.89/27.62/2019 28.53/31.02/2163",
@@ -145,7 +146,7 @@ def test_published_results_are_in_no_fingerprint() -> None:
 
 
 def test_published_results_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"published\.rows\.0\.lc"):
+    with refused(ConfigError, "published.rows.0.lc"):
         config.load(["experiment=sppo_mistral_7b", "published.rows=[{iteration: 0, lc: much, wr: 1, length: 2}]"])
 
 

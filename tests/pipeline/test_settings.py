@@ -12,6 +12,7 @@ from sparring.pipeline.schema import Config
 from sparring.stages import fields
 from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import labels, plan_of
+from tests.refusals import refused
 
 ALSO = {  # what an option needs beside itself
     "prompts=file": ["prompts.path=p.jsonl"],
@@ -54,8 +55,9 @@ def test_an_option_sets_what_it_reads_and_refuses_what_only_others_read(group: s
     whole = {key for key in others for name in everywhere if name.startswith(f"{key}.")}
     foreign = sorted(key for key in others - everywhere - whole if ".members." not in key)
     for sign, key in zip(("", "++"), foreign[:1] + foreign[-1:], strict=False):
-        with pytest.raises(ConfigError, match=rf"^{key} is not read by {group}=.*; {group}="):
+        with refused(ConfigError, f"{key} ") as caught:
             config.load([*words, f"{sign}{key}=1"])
+        assert str(caught.value).startswith(key) and str(caught.value).count(f"{group}=") >= 2
 
 
 IDLE = [
@@ -100,17 +102,16 @@ IDLE = [
     ),
     (["selection.values=gated", "gate=off"], "selection.values", "gate"),
     (["entry.samples=sample-1f2e3d4c", "entry.pairs=pairs-1f2e3d4c"], "entry.samples", "entry.pairs"),
-    (["hydra.run.dir=x"], "hydra.run.dir", "not read"),
+    (["hydra.run.dir=x"], "hydra.run.dir", "read"),
 ]
 
 
 @pytest.mark.parametrize("words", [case[0] for case in IDLE], ids=" ".join)
 def test_a_setting_without_effect_is_refused_with_who_reads_it(words: list[str]) -> None:
     key, reader = next((key, reader) for one, key, reader in IDLE if one == words)
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, reader) as caught:
         config.load(["hardware=cpu", *words])
-    message = str(caught.value)
-    assert message.startswith(key) and reader in message and "\n" not in message
+    assert str(caught.value).startswith(key)
 
 
 def leaves(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -159,34 +160,33 @@ BOUNDS = {
 
 @pytest.mark.parametrize("key", BOUNDS)
 def test_a_value_out_of_range_names_the_key_and_the_range(key: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError) as caught:
         config.load([f"{key}={BOUNDS[key]}"])
-    message = str(caught.value)
-    assert message.startswith(f"{key}={BOUNDS[key]}: ") and "\n" not in message, message
+    assert str(caught.value).startswith(f"{key}={BOUNDS[key]}: ")
 
 
 def test_the_range_is_said() -> None:
-    with pytest.raises(ConfigError, match=r"^sampler\.temperature=nan: must be a finite number ≥ 0\.$"):
+    with refused(ConfigError, "sampler.temperature=nan", "≥ 0"):
         config.load(["sampler.temperature=nan"])
 
 
 @pytest.mark.parametrize(
-    ("words", "key"),
+    ("words", "names"),
     [
-        (["oracle.opponents=99", "sampler.k=3"], "oracle.opponents=99 with sampler.k=3"),
-        (["oracle.opponents=2", "sampler.k=2"], "oracle.opponents=2 with sampler.k=2"),
-        (["iterations=1e3"], "iterations=1000 with evaluate.crossplay=true"),
-        (["iterations=1001", "evaluate.crossplay=false"], "iterations=1001: must be an integer from 1 to 1000"),
-        (["gate.floor_quantile=.9", "gate.ceil_quantile=.1"], "gate.floor_quantile=0.9 must be below"),
-        (["seed=1", "seed=2"], "seed is set 2 times"),
-        (["gate=off", "gate=linear"], "gate is set 2 times"),
-        (["seed=1", "++seed=1"], "seed is set 2 times"),
+        (["oracle.opponents=99", "sampler.k=3"], ("oracle.opponents=99", "sampler.k=3")),
+        (["oracle.opponents=2", "sampler.k=2"], ("oracle.opponents=2", "sampler.k=2")),
+        (["iterations=1e3"], ("iterations=1000", "evaluate.crossplay=true")),
+        (["iterations=1001", "evaluate.crossplay=false"], ("iterations=1001: ", "1 to 1000")),
+        (["gate.floor_quantile=.9", "gate.ceil_quantile=.1"], ("gate.floor_quantile=0.9", "gate.ceil_quantile=0.1")),
+        (["seed=1", "seed=2"], ("seed ", "2 times")),
+        (["gate=off", "gate=linear"], ("gate ", "2 times")),
+        (["seed=1", "++seed=1"], ("seed ", "2 times")),
     ],
 )
-def test_keys_that_contradict_each_other_are_refused(words: list[str], key: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_keys_that_contradict_each_other_are_refused(words: list[str], names: tuple[str, ...]) -> None:
+    with refused(ConfigError, *names) as caught:
         config.load(words)
-    assert str(caught.value).startswith(key)
+    assert str(caught.value).startswith(names[0])
 
 
 # Text
@@ -211,7 +211,7 @@ def test_a_path_needs_no_quotes(path: str) -> None:
 
 
 def test_a_path_with_a_comma_is_quoted_or_a_sweep() -> None:
-    with pytest.raises(ConfigError, match=r"""add -m .* quote it: 'prompts\.path="a,b\.jsonl"'"""):
+    with refused(ConfigError, "-m", """'prompts.path="a,b.jsonl"'"""):
         config.load(["prompts=file", "prompts.path=a,b.jsonl"])
     assert config.load(["prompts=file", 'prompts.path="a,b.jsonl"']).prompts.path == "a,b.jsonl"
 
@@ -260,9 +260,9 @@ def test_every_sweep_of_hydra_is_expanded(sweep: str) -> None:
      "seed=range(0,10,0)", "gate=glob(x*)", "seed=glob(*)", "seed=1,1", "gate=bogus(1)", "seed=range(0,257)"],
 )  # fmt: skip
 def test_a_sweep_that_makes_no_arms_is_refused(sweep: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError) as caught:
         config.expand([sweep])
-    assert str(caught.value).startswith(sweep.partition("=")[0]) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(sweep.partition("=")[0])
 
 
 def test_arms_have_names_that_folders_can_have() -> None:
@@ -281,10 +281,9 @@ def test_arms_have_names_that_folders_can_have() -> None:
      "sampler.engine_args=3", "oracle.options.weights={a:1", "trainer.lr=(", "paths=x", "prompts={path: x}"],
 )  # fmt: skip
 def test_whatever_hydra_refuses_is_one_line(word: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError) as caught:
         config.load([word])
-    message = str(caught.value)
-    assert message and "\n" not in message and "Exception" not in message
+    assert str(caught.value) and "Exception" not in str(caught.value)
 
 
 HINTS = {
@@ -305,10 +304,10 @@ HINTS = {
 
 @pytest.mark.parametrize("word", HINTS)
 def test_only_a_key_that_is_near_is_proposed(word: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError) as caught:
         config.load([word])
     hint = HINTS[word]
-    assert (f"Did you mean {hint}?" in str(caught.value)) if hint else ("Did you mean" not in str(caught.value))
+    assert (f" {hint}?" in str(caught.value)) if hint else ("?" not in str(caught.value))
 
 
 # Local copies
@@ -337,7 +336,7 @@ def test_a_local_copy_of_judge_encoder_and_prompts_keeps_theirs() -> None:
 
 def test_a_gate_that_is_named_by_its_key_is_that_gate() -> None:
     assert labels(plan_of("gate.name=off")) == labels(plan_of("gate=off"))
-    with pytest.raises(ConfigError, match=r"^gate\.floor is not read with gate\.name=off"):
+    with refused(ConfigError, "gate.floor", "gate.name=off"):
         config.load(["gate.name=off", "gate.floor=.3"])
 
 

@@ -15,6 +15,7 @@ from sparring.stages.step import Part, Shard
 from sparring.stages.train import checkpoint
 from sparring.stages.train.config import TRAIN
 from tests.artifacts import as_job
+from tests.refusals import named
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_what_is_whole_is_counted(store: Path, capsys: pytest.CaptureFixture[str
 def test_a_folder_that_is_no_store_is_none_that_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["verify", "--store", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: --store {tmp_path}: holds no artifacts; name the store (paths.store).\n"
+    named(capsys.readouterr().err, f"error: --store {tmp_path}: ", "paths.store")
 
 
 @pytest.mark.parametrize("damaged", ["part-00001.test.parquet", "weights.pt", checkpoint.MARKER])

@@ -21,6 +21,7 @@ from sparring.pipeline import config
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.paired import Bootstrap, Estimate, detectable
 from tests.faults.harness import overrides, write_prompts
+from tests.refusals import named, refused
 from tests.tiny import tiny_policy
 
 SETTINGS = Bootstrap(resamples=400, confidence=0.95)
@@ -174,7 +175,7 @@ def test_the_arms_of_a_study_are_those_it_compares(name: str) -> None:
 def test_overrides_replace_those_of_the_study() -> None:
     study = Study(overrides=("seed=0,1", "experiment=sppo,s_sppo"), baseline="sppo")
     assert overrides_of(study, ["seed=3", "gate=off"]) == ["seed=3", "experiment=sppo,s_sppo", "gate=off"]
-    with pytest.raises(ConfigError, match="make study-small PROMPTS="):
+    with refused(ConfigError, "make study-small PROMPTS="):
         overrides_of(STUDIES["small"], ["prompts.heldout=500"])
 
 
@@ -191,7 +192,7 @@ def test_comparisons_of_the_arms_that_there_are() -> None:
 
 def test_a_study_without_its_baseline_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["smoke", "--plan", "hardware=cpu", "experiment=s_sppo"]) == 2
-    assert "a study needs two, and sppo" in capsys.readouterr().err
+    named(capsys.readouterr().err, "error: ", "two", "sppo")
 
 
 def policies() -> list[Policy]:
@@ -263,12 +264,12 @@ def test_policies_of_another_machine_join(tmp_path: Path) -> None:
 def test_policies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     mine, path, arms = here_and_there(tmp_path)
     other = [config.load(["hardware=cpu", "experiment=sppo", "sampler.k=5"])]
-    with pytest.raises(DataError, match=r"policies\.json: sampler\.k is 4 there and 5 here; such arms cannot"):
+    with refused(DataError, "policies.json", "sampler.k is 4", "5"):
         elsewhere.joined(mine, [path], elsewhere.shared(other))
-    with pytest.raises(DataError, match=r"seed 1, iteration 1 is here as well; leave one of them out"):
+    with refused(DataError, "seed 1, iteration 1"):
         elsewhere.joined(mine, [path, path], elsewhere.shared(arms))
     path.write_text("[]")
-    with pytest.raises(DataError, match=r"not a policies\.json that a study has written"):
+    with refused(DataError, "policies.json"):
         elsewhere.joined(mine, [path], elsewhere.shared(arms))
 
 
@@ -291,7 +292,7 @@ def test_a_study_on_a_tiny_policy(tmp_path: Path, capfd: pytest.CaptureFixture[s
     write_prompts(tmp_path / "prompts.jsonl")
     arguments = ["smoke", "seed=0,1", *overrides(tmp_path, policy)]
     assert main(["--report", *arguments]) == 2
-    assert "no such run" in capfd.readouterr().err
+    named(capfd.readouterr().err, "error: ", "study-smoke")
     assert main(arguments) == 0, capfd.readouterr().err
     folder = tmp_path / "runs" / "study-smoke"
     text = (folder / "report.md").read_text()
@@ -306,7 +307,7 @@ def test_a_study_on_a_tiny_policy(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert main(["--report", *arguments]) == 0
     assert (folder / "report.md").read_text() == text
     assert main(["--report", *arguments, "--with", str(folder / "policies.json")]) == 2
-    assert "is here as well" in capfd.readouterr().err
+    named(capfd.readouterr().err, "policies.json", "seed ", "iteration ")
     shown = {(row["case"], row["metric"]): row for row in json.loads((folder / "rows.json").read_text())}
     evaluated = [_evaluated(tmp_path, books[f"seed={seed},experiment=sppo"]["02"]["evaluate"]) for seed in "01"]
     assert shown["sppo, iteration 2", "win rate against the base, oracle"]["value"] == pytest.approx(fmean(evaluated))

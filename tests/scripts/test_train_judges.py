@@ -19,6 +19,7 @@ from sparring.stages.annotate.oracles.mini import MiniOracle
 from sparring.stages.annotate.weights import read_weights
 from sparring.stages.errors import DataError
 from tests.data import published
+from tests.refusals import refused
 
 ROOT = Path(__file__).parents[2]
 JUDGES = ROOT / "stages/annotate/judges"
@@ -123,7 +124,7 @@ def test_llmfao_net_vote_names_the_chosen(tiny: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.jsonl: missing"):
+    with refused(DataError, "train.jsonl", "missing"):
         judge_data.read_pairs(tmp_path)
 
 

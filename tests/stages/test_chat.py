@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from sparring.stages.chat import Chat, check_template, load_tokenizer
 from sparring.stages.errors import DataError
+from tests.refusals import named, refused
 from tests.tiny import tokenizer_folder
 
 ORDINARY = [
@@ -120,31 +121,31 @@ def test_check_template(chat: Chat) -> None:
     tokenizer = load_tokenizer(tokenizer_folder())
     template = tokenizer.chat_template
     tokenizer.chat_template = "{{ bos_token }}" + template
-    assert check_template(tokenizer) == ["the chat template writes BOS twice at the start"]
+    (finding,) = check_template(tokenizer)
+    named(finding, "BOS", "twice")
     tokenizer.chat_template = template.replace("message['content']", "message['content'].lower()")
-    assert "a message does not come back unchanged from its ids" in check_template(tokenizer)
+    assert any("unchanged" in finding for finding in check_template(tokenizer))
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    assert any("responses cannot end" in finding for finding in check_template(tokenizer))
+    assert any("responses" in finding for finding in check_template(tokenizer))
 
 
 def test_a_folder_without_chat_template_or_tokenizer(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     shutil.copytree(tokenizer_folder(), folder)
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(DataError, match=rf"^{folder}: no chat template; add chat_template.jinja"):
+    with refused(DataError, f"{folder}: ", "chat_template.jinja"):
         load_tokenizer(folder)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(DataError, match=rf"^{empty}: no tokenizer that loads .*; copy tokenizer.json") as caught:
+    with refused(DataError, f"{empty}: ", "tokenizer.json"):
         load_tokenizer(empty)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_template_that_refuses_is_one_message(chat: Chat) -> None:
     tokenizer = load_tokenizer(tokenizer_folder())
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(DataError, match="refuses messages of the roles user: System role not supported"):
+    with refused(DataError, "roles user", "System role"):
         Chat(tokenizer).render(user("a"))
 
 

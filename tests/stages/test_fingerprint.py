@@ -4,6 +4,7 @@ import pytest
 
 from sparring.stages.errors import ConfigError
 from sparring.stages.fingerprint import canonical, digest, fingerprint
+from tests.refusals import refused
 
 
 def test_golden() -> None:
@@ -31,7 +32,7 @@ def test_every_part_counts(change: tuple[str, int, dict[str, int], dict[str, str
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), b"x", float("nan"), float("inf"), {"a": {"b": {3}}}, {1: "a"}])
 def test_unknown_values_are_refused_with_their_place(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"^\$\.here"):
+    with refused(ConfigError, "$.here"):
         canonical({"here": value})
 
 

@@ -19,6 +19,7 @@ from sparring.stages import model_check, model_folder
 from sparring.stages.chat import Chat, load_tokenizer
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.vllm import cpu_head_sizes, known_architectures, runner
+from tests.refusals import refused
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12930408\n"
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -139,111 +140,114 @@ def both(*changes: Change) -> Change:
     return lambda folder: [change(folder) for change in changes]
 
 
-REFUSED: dict[str, tuple[Change, str]] = {
+REFUSED: dict[str, tuple[Change, str | tuple[str, ...]]] = {
     "config is no JSON": (text("config.json", "{"), "config.json"),
     "config is a list": (text("config.json", "[]"), "config.json"),
     "config is UTF-16": (text("config.json", "{}".encode("utf-16")), "config.json"),
-    "config is a pointer": (text("config.json", LFS), "config.json: .*Git LFS"),
+    "config is a pointer": (text("config.json", LFS), ("config.json", "Git LFS")),
     "config is nested": (text("config.json", "[" * 100_000), "config.json"),
-    "no model_type": (setting("config.json", model_type=None), "config.json: no model_type"),
-    "unknown model_type": (setting("config.json", model_type="gpt17"), "config.json: .*gpt17"),
+    "no model_type": (setting("config.json", model_type=None), ("config.json", "model_type")),
+    "unknown model_type": (setting("config.json", model_type="gpt17"), ("config.json", "gpt17")),
     "remote code": (
         setting("config.json", model_type="own", auto_map={"AutoModelForCausalLM": "modeling.Own"}),
-        r"config.json: .*own.*auto_map",
+        ("config.json", "own", "auto_map"),
     ),
-    "an encoder": (setting("config.json", model_type="bert", is_decoder=False), "config.json: .*bert"),
-    "an encoder-decoder": (setting("config.json", model_type="t5"), "config.json: .*t5"),
-    "wrong type": (setting("config.json", hidden_size="64"), "config.json: .*hidden_size"),
-    "heads do not divide": (setting("config.json", num_attention_heads=7), r"config.json: .*\(64\).*\(7\)"),
-    "no layers": (setting("config.json", num_hidden_layers=0), "config.json: num_hidden_layers"),
-    "a layer too few": (setting("config.json", num_hidden_layers=3), r"lack model\.layers\.2\..* and 6 more"),
+    "an encoder": (setting("config.json", model_type="bert", is_decoder=False), ("config.json", "bert")),
+    "an encoder-decoder": (setting("config.json", model_type="t5"), ("config.json", "t5")),
+    "wrong type": (setting("config.json", hidden_size="64"), ("config.json", "hidden_size")),
+    "heads do not divide": (setting("config.json", num_attention_heads=7), ("config.json", "(64)", "(7)")),
+    "no layers": (setting("config.json", num_hidden_layers=0), ("config.json", "num_hidden_layers")),
+    "a layer too few": (setting("config.json", num_hidden_layers=3), ("lack model.layers.2.", "6 more")),
     "a layer too many": (
         setting("config.json", num_hidden_layers=1),
-        r"hold model\.layers\.1\..* and 6 more, which a LlamaForCausalLM .*: config\.json does not fit",
+        ("hold model.layers.1.", "6 more", "LlamaForCausalLM", "config.json"),
     ),
     "a layer too many for predicting more tokens": (
         setting("config.json", num_hidden_layers=1, num_nextn_predict_layers=0),
-        r"hold model\.layers\.1\.",
+        "hold model.layers.1.",
     ),
     "a layer too many, saved from the base model": (
         both(tensors(lambda n, w: {n.removeprefix("model."): w}), setting("config.json", num_hidden_layers=1)),
-        r"hold layers\.1\.",
+        "hold layers.1.",
     ),
     "biases that are not read": (
         tensors(lambda n, w: {n: w} | ({f"{n[:-7]}.bias": torch.ones(64)} if "q_proj" in n else {})),
-        r"hold model\.layers\.0\.self_attn\.q_proj\.bias, .*config\.json does not fit",
+        ("hold model.layers.0.self_attn.q_proj.bias", "config.json"),
     ),
-    "other shapes": (setting("config.json", vocab_size=100), r"lm_head\.weight is \(259, 64\).*\(100, 64\)"),
-    "cut": (cut(100_000), "model.safetensors: has 100,000 bytes of"),
+    "other shapes": (setting("config.json", vocab_size=100), ("lm_head.weight", "(259, 64)", "(100, 64)")),
+    "cut": (cut(100_000), ("model.safetensors", "100,000 bytes")),
     "cut in its header": (cut(100), "model.safetensors"),
     "empty": (cut(0), "model.safetensors"),
     "longer": (
         lambda f: text("model.safetensors", (f / "model.safetensors").read_bytes() + b"\0")(f),
         "model.safetensors",
     ),
-    "a pointer": (text("model.safetensors", LFS), "model.safetensors: .*Git LFS"),
+    "a pointer": (text("model.safetensors", LFS), ("model.safetensors", "Git LFS")),
     "a page": (text("model.safetensors", "<!DOCTYPE html>" * 9), "model.safetensors"),
     "a link to nothing": (
         lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("nowhere")),
         "model.safetensors",
     ),
-    "another name": (lambda f: (f / "model.safetensors").rename(f / "best.safetensors"), "no model.safetensors"),
-    "a lost shard": (sharded("model-00002-of-00002.safetensors"), "index.json: names model-00002-of-00002"),
+    "another name": (lambda f: (f / "model.safetensors").rename(f / "best.safetensors"), "model.safetensors"),
+    "a lost shard": (sharded("model-00002-of-00002.safetensors"), ("index.json", "model-00002-of-00002")),
     "an index of nothing": (
         both(sharded(), text("model.safetensors.index.json", "{}")),
-        "index.json: no weight_map",
+        ("index.json", "weight_map"),
     ),
     "an index without metadata": (
         both(sharded(), setting("model.safetensors.index.json", metadata=None)),
-        "index.json: no metadata",
+        ("index.json", "metadata"),
     ),
-    "a broken index beside the weights": (text("model.safetensors.index.json", "[]"), r"index\.json: .*remove it"),
-    "an index that is no JSON": (text("model.safetensors.index.json", "{"), r"index\.json: .*remove it"),
-    "an index of no files": (text("model.safetensors.index.json", '{"weight_map": {}}'), r"index\.json: .*remove it"),
+    "a broken index beside the weights": (text("model.safetensors.index.json", "[]"), ("index.json", "remove")),
+    "an index that is no JSON": (text("model.safetensors.index.json", "{"), ("index.json", "remove")),
+    "an index of no files": (text("model.safetensors.index.json", '{"weight_map": {}}'), ("index.json", "remove")),
     "a stale index beside the weights": (
         text("model.safetensors.index.json", '{"weight_map": {"a": "nope.safetensors"}}'),
-        r"index\.json: names nope\.safetensors, and model\.safetensors is beside it\. .*remove it",
+        ("index.json", "nope.safetensors", "model.safetensors", "remove"),
     ),
     "an index of other weights beside these": (
         both(lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"), index("old.safetensors")),
-        r"index\.json: names old\.safetensors",
+        ("index.json", "old.safetensors"),
     ),
-    "negative epsilon": (setting("config.json", rms_norm_eps=-1.0), r"config\.json: rms_norm_eps is -1\.0"),
+    "negative epsilon": (setting("config.json", rms_norm_eps=-1.0), ("config.json", "rms_norm_eps", "-1.0")),
     "negative base of rotations": (
         setting("config.json", rope_parameters={"rope_type": "default", "rope_theta": -1.0}),
-        r"config\.json: rope_theta is -1\.0",
+        ("config.json", "rope_theta", "-1.0"),
     ),
     "no base of rotations": (
         setting("config.json", rope_theta=0, rope_parameters=None),
-        r"config\.json: rope_theta is 0",
+        ("config.json", "rope_theta", "0"),
     ),
-    "no head": (tensors(lambda n, w: {} if n == "lm_head.weight" else {n: w}), r"lack lm_head\.weight of a Llama"),
-    "no norm": (tensors(lambda n, w: {} if n == "model.norm.weight" else {n: w}), r"lack model\.norm\.weight"),
-    "names of another wrapper": (tensors(lambda n, w: {f"module.{n}": w}), r"have module\..* instead"),
-    "transposed": (tensors(lambda n, w: {n: w.T if "up_proj" in n else w}), r"up_proj\.weight is \(64, 160\)"),
-    "integers": (tensors(lambda n, w: {n: w.char() if "q_proj" in n else w}), r"q_proj\.weight.*quantized"),
-    "GPTQ": (tensors(lambda n, w: {n.replace("weight", "qweight"): w}), r"qweight.*quantized"),
-    "quantized": (setting("config.json", quantization_config={"quant_method": "awq"}), r"quantization_config \(awq\)"),
-    "an adapter": (text("adapter_config.json", "{}"), "adapter_config.json: .*merge_and_unload"),
+    "no head": (tensors(lambda n, w: {} if n == "lm_head.weight" else {n: w}), ("lack lm_head.weight", "Llama")),
+    "no norm": (tensors(lambda n, w: {} if n == "model.norm.weight" else {n: w}), "lack model.norm.weight"),
+    "names of another wrapper": (tensors(lambda n, w: {f"module.{n}": w}), "have module."),
+    "transposed": (tensors(lambda n, w: {n: w.T if "up_proj" in n else w}), ("up_proj.weight", "(64, 160)")),
+    "integers": (tensors(lambda n, w: {n: w.char() if "q_proj" in n else w}), ("q_proj.weight", "quantized")),
+    "GPTQ": (tensors(lambda n, w: {n.replace("weight", "qweight"): w}), ("qweight", "quantized")),
+    "quantized": (setting("config.json", quantization_config={"quant_method": "awq"}), ("quantization_config", "awq")),
+    "an adapter": (text("adapter_config.json", "{}"), ("adapter_config.json", "merge_and_unload")),
     "generation config": (text("generation_config.json", "{"), "generation_config.json"),
-    "end is a text": (setting("generation_config.json", eos_token_id="</s>"), "generation_config.json: eos_token_id"),
-    "end is beyond": (setting("generation_config.json", eos_token_id=[2, 10**6]), "eos_token_id .* 1000000"),
-    "end is unknown": (setting("tokenizer_config.json", eos_token="<nope>"), "eos_token in tokenizer_config.json"),
+    "end is a text": (
+        setting("generation_config.json", eos_token_id="</s>"),
+        ("generation_config.json", "eos_token_id"),
+    ),
+    "end is beyond": (setting("generation_config.json", eos_token_id=[2, 10**6]), ("eos_token_id", "1000000")),
+    "end is unknown": (setting("tokenizer_config.json", eos_token="<nope>"), ("eos_token", "tokenizer_config.json")),
     "tokenizer is no JSON": (text("tokenizer.json", "{"), "tokenizer.json"),
     "tokenizer is another object": (text("tokenizer.json", '{"a": 1}'), "tokenizer.json"),
     "tokenizer of an unknown kind": (setting("tokenizer.json", model={"type": "Nope"}), "tokenizer.json"),
     "tokenizer_config": (text("tokenizer_config.json", "{,"), "tokenizer_config.json"),
     "special_tokens_map": (text("special_tokens_map.json", "{"), "special_tokens_map.json"),
-    "more tokens": (token("<new>", special=False), "259 rows, .*<new>"),
+    "more tokens": (token("<new>", special=False), ("259 rows", "<new>")),
     "a template's own token": (
         both(token("<turn>", special=True), text("chat_template.jinja", "<turn>" + PLAIN)),
-        "259 rows, .*<turn>",
+        ("259 rows", "<turn>"),
     ),
     "template is empty": (text("chat_template.jinja", ""), "chat template"),
     "template is not closed": (text("chat_template.jinja", "{% for m in messages %}"), "chat template"),
-    "template raises": (text("chat_template.jinja", "{{ raise_exception('no') }}"), "chat template .*: no;"),
+    "template raises": (text("chat_template.jinja", "{{ raise_exception('no') }}"), ("chat template", ": no;")),
     "template fails": (text("chat_template.jinja", "{{ 1 + messages }}"), "chat template"),
-    "template drops the message": (text("chat_template.jinja", PLAIN.replace("content", "text")), "drops the user's"),
+    "template drops the message": (text("chat_template.jinja", PLAIN.replace("content", "text")), "drops"),
     "template refuses answers": (
         text("chat_template.jinja", "{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}" + PLAIN),
         "user, assistant: no;",
@@ -253,11 +257,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_folder_that_is_refused(folder: Path, name: str) -> None:
-    change, named = REFUSED[name]
+    change, names = REFUSED[name]
     change(folder)
-    with pytest.raises(DataError, match=named) as caught:
+    with refused(DataError, names):
         check_policy_folder(folder)
-    assert "\n" not in str(caught.value)
 
 
 LEGAL: dict[str, Change] = {
@@ -342,7 +345,7 @@ def test_an_expert_that_is_missing(folder: Path) -> None:
     made("mixtral", folder, **KINDS["mixtral"])
     (lost,) = {n.rpartition(".")[0] for n in load_file(folder / "model.safetensors") if ".1." in n and "3.w1" in n}
     tensors(lambda n, w: {} if n.startswith(lost) else {n: w})(folder)
-    with pytest.raises(DataError, match=str(folder)):
+    with refused(DataError, str(folder)):
         check_policy_folder(folder)
 
 
@@ -359,7 +362,7 @@ def test_a_header_is_read_where_safetensors_reads_it(tmp_path: Path, seed: int) 
         with safe_open(path, "pt") as opened:
             found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError:
-        with pytest.raises(DataError, match=str(path)):
+        with refused(DataError, str(path)):
             model_folder.header(path)
     else:
         assert {name: tensor.shape for name, tensor in model_folder.header(path).items()} == found
@@ -381,7 +384,7 @@ def test_a_content_is_looked_at_once(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_a_refusal_is_not_kept(folder: Path) -> None:
     for _ in range(2):
         text("chat_template.jinja", "hello")(folder)
-        with pytest.raises(DataError, match="drops the user's message"):
+        with refused(DataError, str(folder), "template"):
             check_policy_folder(folder)
     text("chat_template.jinja", PLAIN)(folder)
     check_policy_folder(folder)
@@ -391,7 +394,7 @@ def test_a_check_that_dies_is_one_message(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     monkeypatch.setenv("SPARRING_CACHE", str(folder.parent / "cache"))
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(DataError, match=f"{folder}: .*doctor"):
+    with refused(DataError, f"{folder}: ", "doctor"):
         model_folder.checked(folder)
 
 
@@ -401,7 +404,7 @@ def test_without_transformers_the_files_are_looked_at_all_the_same(
     monkeypatch.setattr(model_folder, "find_spec", lambda name: None)
     assert model_folder.checked(folder) is None
     text("tokenizer.json", "{")(folder)
-    with pytest.raises(DataError, match=r"tokenizer\.json"):
+    with refused(DataError, "tokenizer.json"):
         model_folder.checked(folder)
 
 
@@ -418,22 +421,22 @@ def test_a_layer_that_there_is(folder: Path, layer: int) -> None:
 
 @pytest.mark.parametrize("layer", [99, 2, -3])
 def test_a_layer_that_there_is_not(folder: Path, layer: int) -> None:
-    with pytest.raises(ConfigError, match=rf"repulsion\.layer={layer}: the policy has 2 decoder layers"):
+    with refused(ConfigError, f"repulsion.layer={layer}", "2"):
         chosen(folder, "repulsion=hinge", f"repulsion.layer={layer}")
 
 
 TARGETS = {
-    "[nope]": r"\['nope'\]: the policy has no linear layer nope; choose from down_proj, ",
-    "[q_proj,nope]": r"\['q_proj', 'nope'\]: the policy has no linear layer nope",
-    "[embed_tokens]": "no linear layer embed_tokens",
-    "[lm_head]": "the head takes no adapter; leave it out",
+    "[nope]": ("['nope']", "layer nope", "down_proj, "),
+    "[q_proj,nope]": ("['q_proj', 'nope']", "layer nope"),
+    "[embed_tokens]": ("layer embed_tokens",),
+    "[lm_head]": ("['lm_head']",),
 }
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 @pytest.mark.parametrize("targets", TARGETS)
 def test_targets_of_an_adapter_that_there_are_not(folder: Path, targets: str, adapter: str) -> None:
-    with pytest.raises(ConfigError, match=rf"trainer\.adapter\.targets=.*{TARGETS[targets]}"):
+    with refused(ConfigError, "trainer.adapter.targets=", TARGETS[targets]):
         chosen(folder, f"adapter={adapter}", f"trainer.adapter.targets={targets}")
 
 
@@ -441,7 +444,7 @@ def test_an_adapter_that_the_layers_take(folder: Path, monkeypatch: pytest.Monke
     for targets in ("[]", "[q_proj,v_proj]", "[layers.1.self_attn.q_proj]", "[model.layers.0.mlp.up_proj]"):
         chosen(folder, "adapter=lora", f"trainer.adapter.targets={targets}")
     chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
-    with pytest.raises(ConfigError, match=r"trainer\.adapter\.rank=1000000: .*at most 64"):
+    with refused(ConfigError, "trainer.adapter.rank=1000000", "64"):
         chosen(folder, "adapter=lora", "trainer.adapter.rank=1000000")
     monkeypatch.setattr(model_folder, "_found", None)  # what was found is kept
     chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
@@ -450,19 +453,19 @@ def test_an_adapter_that_the_layers_take(folder: Path, monkeypatch: pytest.Monke
 def test_an_adapter_for_a_model_that_peft_takes_none_for(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     made("mamba", folder)
-    with pytest.raises(ConfigError, match=r"trainer\.adapter\.targets=\[\]: .*mamba"):
+    with refused(ConfigError, "trainer.adapter.targets=[]", "mamba"):
         chosen(folder, "adapter=lora", "sampler=transformers")
 
 
 @pytest.mark.parametrize("alpha", ["1e308", "1e-320", "0"])
 def test_an_adapter_whose_scale_is_no_number(alpha: str) -> None:
-    with pytest.raises(ConfigError, match=r"^trainer\.adapter\.alpha=.*from 1e-06 to 1e\+06"):
+    with refused(ConfigError, "trainer.adapter.alpha=", "1e-06 to 1e+06"):
         config.load(["adapter=lora", f"trainer.adapter.alpha={alpha}"])
 
 
 def test_stop_tokens_are_the_tokenizers(folder: Path) -> None:
     chosen(folder, 'policy.stop=["<|im_end|>"]')
-    with pytest.raises(DataError, match=r"policy\.stop: <\|eot_id\|> .*<\|im_end\|>"):
+    with refused(DataError, "policy.stop: <|eot_id|>", "<|im_end|>"):
         chosen(folder, 'policy.stop=["<|eot_id|>"]')
 
 
@@ -471,7 +474,7 @@ def test_an_unknown_stop_token_is_not_the_unknown_token(folder: Path) -> None:
     setting("tokenizer_config.json", unk_token=CONTROL[0])(folder)
     chat = Chat(load_tokenizer(folder))
     assert chat.control_tokens([CONTROL[2]]) == [2]
-    with pytest.raises(DataError, match=r"policy\.stop: <\|eot_id\|>"):
+    with refused(DataError, "policy.stop: <|eot_id|>"):
         chat.control_tokens(["<|eot_id|>"])
 
 
@@ -480,7 +483,7 @@ def test_something_ends_a_response(folder: Path) -> None:
         setting(f"{name}_config.json", eos_token=None, eos_token_id=None) for name in ("tokenizer", "generation")
     ]
     both(*endless, text("chat_template.jinja", PLAIN))(folder)
-    with pytest.raises(DataError, match="no token ends a response"):
+    with refused(DataError, str(folder), "policy.stop"):
         chosen(folder)
     chosen(folder, 'policy.stop=["<|im_end|>"]')
 
@@ -488,14 +491,14 @@ def test_something_ends_a_response(folder: Path) -> None:
 def test_heads_that_the_engine_has_no_attention_for(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     made("llama", folder, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-    with pytest.raises(ConfigError, match=r"sampler\.engine=vllm: .*heads of 16"):
+    with refused(ConfigError, "sampler.engine=vllm", "16"):
         chosen(folder, "sampler=vllm")
     chosen(folder, "sampler=transformers")
 
 
 def test_an_architecture_that_the_engine_does_not_know(folder: Path) -> None:
     setting("config.json", architectures=["NeverForCausalLM"])(folder)
-    with pytest.raises(ConfigError, match=r"sampler\.engine=vllm: .*NeverForCausalLM"):
+    with refused(ConfigError, "sampler.engine=vllm", "NeverForCausalLM"):
         chosen(folder, "sampler=vllm")
     chosen(folder, "sampler=transformers")
 
@@ -514,16 +517,16 @@ def test_an_architecture_that_the_engine_does_not_know(folder: Path) -> None:
 def test_architectures_that_the_engine_takes_for_another_model(folder: Path, names: list[str] | str) -> None:
     """It generates nothing, or makes up what Llama does not have, such as Qwen's biases."""
     setting("config.json", architectures=names)(folder)
-    with pytest.raises(ConfigError, match=rf"sampler\.engine=vllm: .*{names[0]}.* should be \[.LlamaForCausalLM.\]"):
+    with refused(ConfigError, "sampler.engine=vllm", names[0], '["LlamaForCausalLM"]'):
         chosen(folder, "sampler=vllm")
     chosen(folder, "sampler=transformers")
 
 
 BESIDE: dict[str, tuple[Change, str]] = {
-    "a value head": (tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}), r"no place for v_head\.weight"),
+    "a value head": (tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}), "v_head.weight"),
     "another file": (
         lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"),
-        r"would read old\.safetensors too",
+        "old.safetensors",
     ),
 }
 
@@ -532,7 +535,7 @@ BESIDE: dict[str, tuple[Change, str]] = {
 def test_what_the_engine_reads_beside_the_model(folder: Path, name: str) -> None:
     change, named = BESIDE[name]
     change(folder)
-    with pytest.raises(ConfigError, match=rf"sampler\.engine=vllm: .*{named}"):
+    with refused(ConfigError, "sampler.engine=vllm", named):
         chosen(folder, "sampler=vllm")
     chosen(folder, "sampler=transformers")
 

@@ -11,6 +11,7 @@ from sparring.pipeline.report.table import Steps
 from sparring.stages.errors import DataError
 from tests.pipeline.export.fabricated import Rate, comparisons
 from tests.pipeline.test_report import manifest
+from tests.refusals import refused
 
 GOOD, BETTER, LAST = (0.55, 0.52, 0.58), (0.62, 0.60, 0.64), (0.53, 0.51, 0.55)
 TRAINED = {"train": manifest("train", {})}
@@ -71,13 +72,13 @@ def test_the_one_asked_for_is_taken_and_a_better_one_named() -> None:
 
 
 REFUSED = [
-    (("sampled",), None, "no iteration is trained yet"),
-    ((GOOD, "sampled"), 2, "--iter 2: run mine has no such trained iteration; there are: 1"),
-    (("trained", None), None, r"second judge has no win rate .* \(1, 2\); let the run finish, or choose one: --iter 1"),
+    (("sampled",), None, ("mine", "trained")),
+    ((GOOD, "sampled"), 2, ("--iter 2: ", "run mine", ": 1")),
+    (("trained", None), None, ("(1, 2)", "--iter 1")),
 ]
 
 
-@pytest.mark.parametrize(("rates", "wanted", "message"), REFUSED)
-def test_what_cannot_be_chosen(rates: tuple[Rate | str, ...], wanted: int | None, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+@pytest.mark.parametrize(("rates", "wanted", "names"), REFUSED)
+def test_what_cannot_be_chosen(rates: tuple[Rate | str, ...], wanted: int | None, names: tuple[str, ...]) -> None:
+    with refused(DataError, names):
         choose("mine", steps(*rates), wanted)

@@ -16,6 +16,7 @@ from sparring.pipeline.export.base import embedded_licence, licence_of
 from sparring.stages.step import sha256_file
 from sparring.stages.train.shards import read, tensors_of
 from tests.pipeline.export.fabricated import CARD, Fabricated
+from tests.refusals import named
 from tests.tiny import tiny_policy
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil.example) \x1b[31m `code` **bold**\n# head"
@@ -257,7 +258,7 @@ def test_a_push_needs_a_person_or_yes(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     words = ["--to", str(tmp_path / "out"), "--push", "me/mine", "--datasets"]
-    assert "no terminal to ask on; add --yes" in refused(run, capsys, *words)
+    assert "--yes" in refused(run, capsys, *words)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
     assert export(run, *words) == 0 and not sent and not (tmp_path / "out").exists()
@@ -279,17 +280,17 @@ def test_a_hub_that_refuses_is_one_line_and_the_export_stays(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     message = refused(run, capsys, "--to", str(tmp_path / "out"), "--push", "me/mine", "--yes")
-    assert "did not take it (no route)" in message and "hf upload me/mine" in message
+    named(message, "(no route)", "hf upload me/mine")
     assert (tmp_path / "out" / "README.md").is_file()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "names"),
     [
-        (["--iter", "7"], "no such trained iteration; there are: 1, 2"),
-        (["--push", "me mine"], "--push me mine"),
-        (["--push", "mine"], "write OWNER/NAME"),
-        (["--push", "me/mine"], "HF_HUB_OFFLINE is set"),
+        (["--iter", "7"], ("--iter 7: ", ": 1, 2")),
+        (["--push", "me mine"], ("--push me mine",)),
+        (["--push", "mine"], ("--push mine", "OWNER/NAME")),
+        (["--push", "me/mine"], ("HF_HUB_OFFLINE",)),
     ],
 )
 def test_refusals(
@@ -298,17 +299,17 @@ def test_refusals(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
-    message: str,
+    names: tuple[str, ...],
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert message in refused(run, capsys, "--to", str(tmp_path / "out"), *words)
+    named(refused(run, capsys, "--to", str(tmp_path / "out"), *words), names)
     assert not (tmp_path / "out").exists()
 
 
 def test_what_exists_is_not_overwritten(run: Fabricated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     message = refused(run, capsys, "--to", str(tmp_path / "out"))
-    assert "exists; remove it, or choose another place: --to FOLDER" in message
+    named(message, str(tmp_path / "out"), "exists", "--to FOLDER")
 
 
 @pytest.mark.parametrize("inside", ["store/out", "store/train-0/out", "runs/mine/out", "link/out"])
@@ -320,7 +321,7 @@ def test_nothing_is_exported_into_the_store_or_a_run(
     where = {"store": run.store, "runs": run.runs, "link": tmp_path / "link"}
     first, _, rest = inside.partition("/")
     folder = where[first] / rest.replace("mine", run.name)
-    assert "name a folder elsewhere" in refused(run, capsys, "--to", str(folder))
+    named(refused(run, capsys, "--to", str(folder)), f"--to {folder}: ")
     assert not folder.exists()
 
 
@@ -329,17 +330,17 @@ def test_changed_bytes_are_not_exported(run: Fabricated, tmp_path: Path, capsys:
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-    assert "its bytes changed" in refused(run, capsys, "--to", str(tmp_path / "out"))
+    named(refused(run, capsys, "--to", str(tmp_path / "out")), "model.safetensors", "changed")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_runs_and_arms(tmp_path: Path, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arm = Fabricated(tmp_path, name="sweep/gate=off")
     arm.begin()
-    assert "no iteration is trained yet" in refused(arm, capsys)
+    named(refused(arm, capsys), arm.name, "trained")
     arm.train(1, policy)
-    assert "Its arms: sweep/gate=off" in refused(Fabricated(tmp_path, name="sweep"), capsys)
-    assert "no such run. Begun in" in refused(Fabricated(tmp_path, name="other"), capsys)
-    assert "the second judge has no win rate" in refused(arm, capsys)
+    assert "sweep/gate=off" in refused(Fabricated(tmp_path, name="sweep"), capsys)
+    assert "/other: " in refused(Fabricated(tmp_path, name="other"), capsys)
+    named(refused(arm, capsys), "judge", "--iter 1")
     assert export(arm, "--iter", "1", "--to", str(tmp_path / "out")) == 0
     assert "Not evaluated." in (tmp_path / "out" / "README.md").read_text()

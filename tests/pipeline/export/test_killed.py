@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from tests.pipeline.export.fabricated import Fabricated
+from tests.refusals import named
 
 SLOW = """
 import sys
@@ -80,8 +80,7 @@ def test_an_export_that_goes_on_is_left_alone(run: Fabricated, capsys: pytest.Ca
     killed(run, "dead")
     live = begun(run, "live")
     assert main(words(run, "live")) == 2
-    error = capsys.readouterr().err
-    assert re.search(rf"live is being written by sparring \(host \S+, since \S+, pid {live.pid}\)\. Wait", error)
+    named(capsys.readouterr().err, "live", "host ", "since ", f"pid {live.pid}")
     assert main(words(run, "mine")) == 0
     assert left(run) == [".live.sparring-staged", ".live.sparring-staged.json", "mine"]
     live.communicate("\n" * 9, timeout=60)

@@ -18,6 +18,7 @@ from sparring.pipeline.suites import answer
 from sparring.pipeline.suites.answer_mt_bench import row
 from sparring.pipeline.suites.judge_mt_bench import Question, read_answers, read_questions
 from tests.pipeline.suites import runs
+from tests.refusals import named
 from tests.tiny import tiny_policy
 
 QUESTIONS = [
@@ -87,4 +88,4 @@ def test_what_lacks_is_empty() -> None:
 
 def test_options_of_other_suites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(folder, "--best-of", "2")) == 2
-    assert "--best-of: is not an option of mt_bench" in capsys.readouterr().err
+    named(capsys.readouterr().err, "--best-of: ", "mt_bench")

@@ -15,6 +15,7 @@ from sparring.pipeline.cli import main
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.judge_lm_eval import TASKS, by_shots
 from tests.pipeline.suites import runs
+from tests.refusals import named
 
 
 class Model:
@@ -120,26 +121,28 @@ def test_tasks_of_a_count_are_one_call() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "names"),
     [
-        (["--tasks", "gsm8k,ghost"], "--tasks ghost: choose of arc_challenge,"),
-        (["--limit", "0"], "--limit 0: give the number of rows"),
-        (["--model", "gguf"], "--model gguf: lm-eval runs the policy as hf or vllm."),
-        (["--iter", "7"], "--iter 7: "),
-        (["--base-url", "http://x"], "--base-url: is not an option of lm_eval"),
+        (["--tasks", "gsm8k,ghost"], ("--tasks ghost: ", "arc_challenge,")),
+        (["--limit", "0"], ("--limit 0: ",)),
+        (["--model", "gguf"], ("--model gguf: ", "hf", "vllm")),
+        (["--iter", "7"], ("--iter 7: ",)),
+        (["--base-url", "http://x"], ("--base-url: ", "lm_eval")),
     ],
 )
 def test_one_message_for_what_is_wrong(
-    run: Path, asked: list[dict[str, Any]], given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    asked: list[dict[str, Any]],
+    given: list[str],
+    names: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(words(run, *given)) == 2
-    assert message in capsys.readouterr().err and not asked
+    named(capsys.readouterr().err, names)
+    assert not asked
 
 
 def test_without_the_package(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert main(words(run)) == 2
-    assert capsys.readouterr().err == (
-        "error: the leaderboard's tasks are run by the package lm-eval, which is not installed here: "
-        "pip install lm-eval (or sparring[lm-eval]).\n"
-    )
+    named(capsys.readouterr().err, "error: ", "pip install lm-eval", "sparring[lm-eval]")

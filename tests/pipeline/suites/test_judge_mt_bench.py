@@ -21,6 +21,7 @@ from sparring.pipeline.suites import results
 from sparring.pipeline.suites.judge_mt_bench import kept
 from sparring.stages.evaluate.suites.mt_bench import PROMPTS
 from tests.pipeline.suites.served import Row, Server, serving
+from tests.refusals import named
 
 
 def rating(server: Server, asked: Row) -> Row:
@@ -163,50 +164,55 @@ def said(path: Path) -> list[Row]:
 def test_a_judge_that_never_rates(folder: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.mumbles = "A:"
     assert main(words(server)) == 2
-    assert "none of the judge's 4 replies has a rating" in capsys.readouterr().err
+    named(capsys.readouterr().err, "error: ", "4 replies")
 
 
 def test_another_model_than_the_servers(folder: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(server, "--model", "ghost")) == 2
-    assert "--model ghost: the server at" in capsys.readouterr().err
+    named(capsys.readouterr().err, "--model ghost: ", "server")
 
 
-ERRORS: list[tuple[str, list[Row], str]] = [
-    ("answers.jsonl", [answer(1, "a", "b")], "has no answer to question 2 (math)"),
-    ("answers.jsonl", [answer(i, "a", "b") for i in (1, 2, 3)], "question 3 is not among the questions"),
-    ("answers.jsonl", [answer(1, "a", "b"), answer(1, "a", "b")], "question 1 is there twice"),
-    ("answers.jsonl", [answer(1, "a", "b"), answer(2, "a")], "line 2: choices[0].turns: is not a list of two texts"),
-    ("answers.jsonl", [answer(1, "a", "b"), answer(2, "a", "b", model="x")], "holds answers of 2 models"),
-    ("reference.jsonl", [answer(1, "a", "b")], "reference.jsonl: has no answer to question 2 (math)"),
-    ("questions.jsonl", [{"question_id": 1, "turns": []}], "line 1: no category; there are: question_id, turns"),
+ERRORS: list[tuple[str, list[Row], tuple[str, ...]]] = [
+    ("answers.jsonl", [answer(1, "a", "b")], ("answers.jsonl", "question 2 (math)")),
+    ("answers.jsonl", [answer(i, "a", "b") for i in (1, 2, 3)], ("answers.jsonl", "question 3")),
+    ("answers.jsonl", [answer(1, "a", "b"), answer(1, "a", "b")], ("answers.jsonl", "question 1", "twice")),
+    ("answers.jsonl", [answer(1, "a", "b"), answer(2, "a")], ("answers.jsonl", "line 2: choices[0].turns")),
+    ("answers.jsonl", [answer(1, "a", "b"), answer(2, "a", "b", model="x")], ("answers.jsonl", "2 models")),
+    ("reference.jsonl", [answer(1, "a", "b")], ("reference.jsonl", "question 2 (math)")),
+    (
+        "questions.jsonl",
+        [{"question_id": 1, "turns": []}],
+        ("questions.jsonl", "line 1", "category", "question_id"),
+    ),
     (
         "prompts.jsonl",
         [{"name": "x", "system_prompt": "", "prompt_template": ""}],
-        "has no prompt single-v1, single-math",
+        ("prompts.jsonl", "single-v1, single-math"),
     ),
     (
         "prompts.jsonl",
         [{"name": name, "system_prompt": "", "prompt_template": "{x}"} for name in PROMPTS],
-        "the judge prompt single-v1: its template cannot be filled ('x')",
+        ("single-v1", "'x'"),
     ),
 ]
 
 
-@pytest.mark.parametrize(("name", "rows", "message"), ERRORS)
+@pytest.mark.parametrize(("name", "rows", "names"), ERRORS)
 def test_a_file_that_is_wrong(
-    folder: Path, name: str, rows: list[Row], message: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, name: str, rows: list[Row], names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     dump(folder / name, rows)
     assert main(words(None)) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error and "\n" not in error
+    assert "\n" not in error
+    named(error, names)
 
 
 def test_what_is_not_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(None)[:-2]) == 2
-    assert "--base-url URL: MT-Bench is graded by a model" in capsys.readouterr().err
+    named(capsys.readouterr().err, "--base-url URL: ", "MT-Bench")
     assert main([*words(None), "--gamed", "x.csv"]) == 2
-    assert "--gamed: is not an option of mt_bench; leave it out." in capsys.readouterr().err
+    named(capsys.readouterr().err, "--gamed: ", "mt_bench")
     given = [word for word in words(None) if word not in ("--judge-prompts", "prompts.jsonl")]
     assert main(given) == 2
-    assert "--judge-prompts FILE: is needed; FastChat has it" in capsys.readouterr().err
+    named(capsys.readouterr().err, "--judge-prompts FILE: ", "FastChat")

@@ -10,6 +10,7 @@ from transformers import DebertaV2Config, DebertaV2Model
 
 from sparring.stages.annotate.deberta import Encoder, Shape
 from sparring.stages.errors import DataError
+from tests.refusals import refused
 from tests.stages.annotate.blender import SIZES, randomised
 
 VOCABULARY = 300
@@ -44,14 +45,14 @@ def test_states_are_those_of_transformers(model: DebertaV2Model, encoder: Encode
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"share_att_key": False}, "share_att_key is False; of DeBERTa only True is supported"),
-        ({"position_biased_input": True}, "position_biased_input is True"),
-        ({"conv_kernel_size": 3}, "conv_kernel_size is 3"),
-        ({"pos_att_type": ["c2p"]}, r"pos_att_type is \['c2p'\]"),
-        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"share_att_key": False}, ("share_att_key", "False", "True")),
+        ({"position_biased_input": True}, ("position_biased_input", "True")),
+        ({"conv_kernel_size": 3}, ("conv_kernel_size", "3")),
+        ({"pos_att_type": ["c2p"]}, ("pos_att_type", "['c2p']")),
+        ({"hidden_size": None}, ("hidden_size",)),
     ],
 )
-def test_variants_that_are_not_supported_say_so(changes: dict[str, Any], said: str) -> None:
+def test_variants_that_are_not_supported_say_so(changes: dict[str, Any], said: tuple[str, ...]) -> None:
     config = {k: v for k, v in {**SIZES, **changes}.items() if v is not None}
-    with pytest.raises(DataError, match=rf"^here: {said}"):
+    with refused(DataError, "here: ", *said):
         Shape.of(config, "here")

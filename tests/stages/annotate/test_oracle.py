@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.oracle import prompt_key
 from sparring.stages.annotate.oracles import Given
 from sparring.stages.annotate.weights import read_weights
 from sparring.stages.errors import ConfigError, DataError
+from tests.refusals import refused
 
 JUDGES = Path(__file__).parents[3] / "stages/annotate/judges"
 
@@ -39,14 +38,14 @@ def test_prompt_key_is_signed() -> None:
 
 
 def test_unknown_kind_names_the_choices() -> None:
-    with pytest.raises(ConfigError, match=r"choose one of .*lexical, .*mini, .*pairrm"):
+    with refused(ConfigError, "lexical", "mini", "pairrm"):
         oracles.load("gpt", {}, Given(folders={}))
 
 
 def test_options_name_the_key() -> None:
-    with pytest.raises(ConfigError, match=r"oracle\.options.dtype=half: choose one of float32, bfloat16"):
+    with refused(ConfigError, "oracle.options.dtype=half", "float32", "bfloat16"):
         oracles.options("pairrm", {"dtype": "half"})
-    with pytest.raises(ConfigError, match=r"oracle\.options.flor: mini does not know that key; it has no options"):
+    with refused(ConfigError, "oracle.options.flor", "mini"):
         oracles.options("mini", {"flor": 1})
 
 
@@ -66,7 +65,7 @@ def test_what_a_plan_looks_at_imports_no_model_library() -> None:
 
 
 def test_missing_folder_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="missing; point the oracle at a judge folder"):
+    with refused(DataError, "model.safetensors"):
         oracles.load("lexical", {}, Given(folders={"judge": tmp_path}))
 
 
@@ -76,12 +75,12 @@ def test_weights_that_are_not_the_cards_are_refused(tmp_path: Path) -> None:
     assert read_weights(tmp_path, ["weight"])[1]
     with (tmp_path / "model.safetensors").open("ab") as handle:
         handle.write(b"\0")
-    with pytest.raises(DataError, match="sha256"):
+    with refused(DataError, "model.safetensors", "sha256"):
         read_weights(tmp_path, ["weight"])
 
 
 def test_missing_tensor_is_named() -> None:
-    with pytest.raises(DataError, match="no tensor bias"):
+    with refused(DataError, "tensor bias"):
         read_weights(JUDGES / "lexical", ["bias"])
 
 

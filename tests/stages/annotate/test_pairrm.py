@@ -26,6 +26,7 @@ from sparring.stages.errors import DataError
 from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
 from tests.data import each_data
+from tests.refusals import refused
 from tests.stages.annotate.blender import hf, llm_blender, official
 
 MADE: dict[str, Callable[[Path], Path]] = {"official": official, "hf": hf}
@@ -238,7 +239,7 @@ def test_batches(lengths: list[int], most: int) -> None:
 
 def test_a_tokenizer_that_splits_a_marker_is_refused(oracle: PairRM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(oracle.markers, SOURCE, 7)
-    with pytest.raises(DataError, match=r"its tokenizer does not read <.source.> as one token after a first one"):
+    with refused(DataError, SOURCE):
         oracle.rows(DUELS)
 
 
@@ -272,27 +273,27 @@ def broken(folder: Path, to: Path, **changes: Any) -> Path:
 
 def test_wrong_checkpoints_say_what_they_are(tmp_path: Path, folders: dict[str, Path]) -> None:
     cases = [
-        (broken(folders["hf"], tmp_path / "a", architectures=["LlamaForCausalLM"]), "this is .'LlamaForCausalLM'.;"),
-        (broken(folders["official"], tmp_path / "b", ranker_type="summareranker"), "this is summareranker;"),
+        (broken(folders["hf"], tmp_path / "a", architectures=["LlamaForCausalLM"]), ("'LlamaForCausalLM'",)),
+        (broken(folders["official"], tmp_path / "b", ranker_type="summareranker"), ("summareranker",)),
         (
             broken(folders["official"], tmp_path / "c", model_name="roberta-large"),
-            "model_name is roberta-large; choose",
+            ("model_name", "roberta-large"),
         ),
-        (broken(folders["hf"], tmp_path / "d", num_hidden_layers=4), "layer.3.* is missing, expected is"),
-        (broken(folders["hf"], tmp_path / "e", num_hidden_layers=2), "layer.2.* expected is none of this name"),
-        (broken(folders["hf"], tmp_path / "f", n_tasks=2), r"head_layer.4.bias is \(1,\), expected is \(2,\)"),
-        (tmp_path / "empty", "config.json: there is no such file"),
+        (broken(folders["hf"], tmp_path / "d", num_hidden_layers=4), ("layer.3.", "missing")),
+        (broken(folders["hf"], tmp_path / "e", num_hidden_layers=2), ("layer.2.",)),
+        (broken(folders["hf"], tmp_path / "f", n_tasks=2), ("head_layer.4.bias", "(1,)", "(2,)")),
+        (tmp_path / "empty", ("empty", "config.json")),
     ]
     for folder, said in cases:
-        with pytest.raises(DataError, match=said):
+        with refused(DataError, *said):
             PairRM(folder, "float32")
     cut = broken(folders["hf"], tmp_path / "g")
     weights = load_file(cut / "model.safetensors")
     name = "pretrained_model.embeddings.word_embeddings.weight"
     save_file({**weights, name: weights[name][:-4].clone()}, cut / "model.safetensors")
-    with pytest.raises(DataError, match="embeddings, but its tokenizer gives a marker the id"):
+    with refused(DataError, "embeddings", "id"):
         PairRM(cut, "float32")
     (cut / "model.safetensors").unlink()
     (cut / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no \*\.safetensors; other weight formats are not read"):
+    with refused(DataError, "*.safetensors"):
         PairRM(cut, "float32")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sparring.stages.annotate.oracle import Duel
 from sparring.stages.annotate.question import check_template, conversation, filled, fitted, harmless
 from sparring.stages.errors import ConfigError
+from tests.refusals import refused
 
 TEMPLATE = "{prompt}|{first}|{second}?"
 
@@ -30,11 +31,11 @@ def test_braces_in_the_texts_are_text() -> None:
 def test_a_template_has_one_place_for_each_text() -> None:
     check_template(TEMPLATE)
     for template, said in [
-        ("{first} {second}", r"\{prompt\} must be there once, it is there 0 times"),
-        ("{prompt} {first}", r"\{second\} .* 0 times"),
-        ("{prompt} {first} {second} {first}", r"\{first\} .* 2 times"),
+        ("{first} {second}", ("{prompt}", "0 times")),
+        ("{prompt} {first}", ("{second}", "0 times")),
+        ("{prompt} {first} {second} {first}", ("{first}", "2 times")),
     ]:
-        with pytest.raises(ConfigError, match=rf"^oracle\.options\.template: {said}"):
+        with refused(ConfigError, "oracle.options.template", *said):
             check_template(template)
 
 
@@ -82,7 +83,7 @@ def test_texts_that_are_longer_together_are_cut_further() -> None:
 
 
 def test_a_template_without_room_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^oracle\.options\.max_tokens=3: the template alone has 3 tokens"):
+    with refused(ConfigError, "oracle.options.max_tokens=3", "3 tokens"):
         asked("abc", "de", "f", 3)
 
 

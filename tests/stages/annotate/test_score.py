@@ -16,6 +16,7 @@ from sparring.stages.annotate.score import SCORES_SCHEMA, Scorer, finish, shards
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input, Job
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table, score_identity
+from tests.refusals import refused
 
 JUDGES = Path(__file__).parents[3] / "stages" / "annotate" / "judges"
 
@@ -172,7 +173,7 @@ def test_parts_keep_their_place_and_actors_agree(tmp_path: Path) -> None:
 def test_a_logit_that_is_not_finite_names_part_row_and_pair(tmp_path: Path) -> None:
     tables = [samples_table({"a": ["x", "yy"]}), samples_table({"b": ["x", "yy"], "c": ["x", "yy", "bad"]})]
     job = job_of(tmp_path, as_input("samples", tmp_path / "samples", tables))
-    with pytest.raises(DataError, match=r"part-00001.*row 'c': oracle logit\[0, 2\] is nan"):
+    with refused(DataError, "part-00001", "row 'c'", "oracle logit[0, 2]", "nan"):
         run_step(job, scorer(job, BrokenOracle()), shards, finish)
 
 
@@ -180,21 +181,21 @@ def test_opponents_of_other_prompts_are_refused(tmp_path: Path) -> None:
     samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x"]})])
     other = as_input("opponents", tmp_path / "old", [samples_table({"b": ["x"]})])
     job = job_of(tmp_path, samples, other)
-    with pytest.raises(DataError, match="row 'a': not there"):
+    with refused(DataError, "opponents", "row 'a'"):
         run_step(job, scorer(job, LengthOracle()), shards, finish)
 
 
 def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     table = samples_table({"a": ["x", "yy"]})
     job = job_of(tmp_path, as_input("samples", tmp_path / "samples", [pa.concat_tables([table, table])]))
-    with pytest.raises(DataError, match="row 'a': this id comes twice"):
+    with refused(DataError, "samples", "row 'a'", "twice"):
         run_step(job, scorer(job, LengthOracle()), shards, finish)
 
 
 def test_opponents_in_other_shards_are_refused(tmp_path: Path) -> None:
     samples = as_input("samples", tmp_path / "new", [samples_table({"a": ["x"], "b": ["y"]})])
     other = as_input("opponents", tmp_path / "old", [samples_table({"a": ["x"]}), samples_table({"b": ["y"]})])
-    with pytest.raises(DataError, match="opponents has 2 parts, samples has 1"):
+    with refused(DataError, "opponents", "2 parts", "samples"):
         shards(job_of(tmp_path, samples, other))
 
 

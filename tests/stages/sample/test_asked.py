@@ -15,6 +15,7 @@ from sparring.stages.errors import DataError
 from sparring.stages.sample import asked, prompts, stage
 from sparring.stages.sample.config import ASKED
 from tests.artifacts import as_input, as_job, run_step
+from tests.refusals import refused
 from tests.stages.sample.jobs import sample_job
 from tests.tiny import tokenizer_folder
 
@@ -49,7 +50,7 @@ def test_every_row_is_asked_in_its_order(tmp_path: Path, folder: Path) -> None:
 def test_nothing_fits(tmp_path: Path, folder: Path) -> None:
     source = external("source", write(tmp_path / "suite.json", ROWS))
     job = as_job(ASKED, {"column": "instruction", "max_tokens": 3}, [source, external("policy", folder)], tmp_path)
-    with pytest.raises(DataError, match=r"suite.json: all 6 rows are longer than prompts.max_tokens=3 tokens; raise"):
+    with refused(DataError, "suite.json", "6 rows", "prompts.max_tokens=3"):
         asked.Asker(job)(asked.shards(job)[0])
 
 
@@ -60,21 +61,21 @@ def test_the_column_is_found(tmp_path: Path) -> None:
     assert asked.column_of(tmp_path / "suite.parquet") == "instruction"
     (row,) = asked.read(tmp_path / "suite.parquet", "instruction")
     assert row.values == {"instruction": "Why?", "dataset": "a"} and row.where == "row 1"
-    with pytest.raises(DataError, match=r"no column text; there are: dataset, instruction, n"):
+    with refused(DataError, "suite.parquet", "column text", "dataset, instruction, n"):
         asked.column_of(tmp_path / "suite.parquet", "text")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "names"),
     [
-        ("[]", "holds no rows"),
-        ('[{"instruction": "a"}, {"prompt": "b"}]', "row 2: no instruction; there are: prompt"),
-        ('[{"instruction": ["one", "two"]}]', "row 1: instruction has a message that is not"),
-        ('["a"]', "row 1 is a text, not an object"),
+        ("[]", ("no rows",)),
+        ('[{"instruction": "a"}, {"prompt": "b"}]', ("row 2", "instruction", "prompt")),
+        ('[{"instruction": ["one", "two"]}]', ("row 1", "instruction")),
+        ('["a"]', ("row 1", "object")),
     ],
 )
-def test_a_wrong_row_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_row_is_named(tmp_path: Path, text: str, names: tuple[str, ...]) -> None:
     path = tmp_path / "suite.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=message):
+    with refused(DataError, str(path), *names):
         list(asked.read(path, "instruction"))

@@ -9,6 +9,7 @@ import pytest
 
 from sparring.stages.errors import DataError
 from sparring.stages.sample import embedded
+from tests.refusals import named, refused
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
 
@@ -33,7 +34,7 @@ def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_prepared_once(converted: list[Path]) -> None:
     assert not embedded.is_prepared()
-    with pytest.raises(DataError, match=r"not prepared; run `python -m sparring.stages.sample.embedded`"):
+    with refused(DataError, "`python -m sparring.stages.sample.embedded`"):
         embedded.policy_path()
     assert embedded.prepare()[0].startswith("policy smollm2-135m: prepared: ")
     assert embedded.prepare()[0] == f"policy smollm2-135m: {embedded.policy_path()}"
@@ -47,15 +48,15 @@ def test_a_wrong_cache_is_named_and_redone(converted: list[Path]) -> None:
     embedded.prepare()
     weights = embedded.place() / "model.safetensors"
     weights.write_bytes(b"Weights")
-    with pytest.raises(DataError, match=r"model.safetensors is not what was prepared \(sha256 differs\); run "):
+    with refused(DataError, "model.safetensors", "sha256"):
         embedded.policy_path()
-    assert "redone, model.safetensors is not what was prepared" in embedded.prepare()[0]
+    named(embedded.prepare()[0], "redone", "model.safetensors")
     weights.unlink()
-    with pytest.raises(DataError, match=r"model.safetensors is missing"):
+    with refused(DataError, "model.safetensors", "missing"):
         embedded.policy_path()
     embedded.prepare()
     (embedded.place() / "extra.bin").write_bytes(b"")
-    with pytest.raises(DataError, match=r"extra.bin is not part of the embedded policy"):
+    with refused(DataError, "extra.bin"):
         embedded.policy_path()
     embedded.prepare()
     assert embedded.is_prepared() and len(converted) == 4
@@ -105,7 +106,7 @@ def test_two_at_once_convert_once(converted: list[Path], tmp_path: Path, monkeyp
 
 def test_another_conversion_is_refused(converted: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(embedded.POLICY_FILES, "config.json", "0" * 64)
-    with pytest.raises(DataError, match=r"config.json came out other than recorded .*install the locked versions"):
+    with refused(DataError, "config.json", "stages/sample/embedded.py"):
         embedded.prepare()
     assert not embedded.place().exists()
 

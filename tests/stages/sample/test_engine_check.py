@@ -18,6 +18,7 @@ from sparring.pipeline.sources import Sources, check_policy
 from sparring.stages import model_folder
 from sparring.stages.errors import ConfigError, DataError, SparringError
 from sparring.stages.sample.engine_check import Start, check
+from tests.refusals import refused
 from tests.tiny import tiny_policy
 
 START = Start(
@@ -86,7 +87,7 @@ def test_what_vllm_does_not_start_with(folder: Path, gpus: int) -> None:
     wrong = ON_ANY if gpus else ON_ANY | ON_CPU
     found = answers(folder, [{"enforce_eager": True, name: value} for name, (value, _) in wrong.items()], gpus=gpus)
     for said, (name, (value, words)) in zip(found, wrong.items(), strict=True):
-        place = f"sampler.engine_args.{name}={json.dumps(value)}: vllm refuses it ("
+        place = f"sampler.engine_args.{name}={json.dumps(value)}: vllm "
         assert said.startswith(place) and re.search(words, said), (name, said)
 
 
@@ -108,11 +109,8 @@ def test_an_attention_that_transformers_does_not_have(folder: Path, value: Any) 
     if value in ("flash_attention_2", "org/kernel") and (find_spec("flash_attn") or find_spec("kernels")):
         pytest.skip("it is installed")
     start = Start(**{**asdict(START), "engine": "transformers", "arguments": {"attn_implementation": value}})
-    with pytest.raises(
-        ConfigError, match=r"^sampler\.engine_args\.attn_implementation=.*transformers refuses"
-    ) as caught:
+    with refused(ConfigError, "sampler.engine_args.attn_implementation=", "transformers"):
         check(folder, start)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["sdpa", "eager", None])

@@ -13,6 +13,7 @@ from sparring.stages.errors import ConfigError
 from sparring.stages.sample import engine_transformers
 from sparring.stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
 from sparring.stages.sample.engine_args import split
+from tests.refusals import refused
 from tests.stages.sample.questions import END, QUESTIONS, SEEDS, ids, settings
 from tests.tiny import saved, tiny_policy
 
@@ -214,13 +215,13 @@ def test_a_stop_text_ends_a_response(
 def test_what_is_passed_on_is_checked_by_name() -> None:
     assert split("vllm", {"max_num_seqs": 8, "quantization": "fp8"}) == ({"quantization": "fp8"}, {"max_num_seqs": 8})
     for name, said in (
-        ("max_nun_seqs", "has no such argument. Did you mean max_num_seqs?"),
-        ("dtype", "set sampler.dtype instead"),
-        ("trust_remote_code", "own code is never run"),
+        ("max_nun_seqs", "max_num_seqs?"),
+        ("dtype", "sampler.dtype"),
+        ("trust_remote_code", "code"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with refused(ConfigError, f"sampler.engine_args.{name}", said):
             split("vllm", {name: 1})
-    with pytest.raises(ConfigError, match="the engine server has no such argument"):
+    with refused(ConfigError, "server", "max_num_seqs"):
         split("server", {"max_num_seqs": 8})
 
 

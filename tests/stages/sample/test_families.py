@@ -8,6 +8,7 @@ import pytest
 
 from sparring.stages.chat import Chat, check_template
 from sparring.stages.errors import DataError
+from tests.refusals import refused
 from tests.stages.sample.families import FAMILIES, make_tokenizer
 
 TEXTS = [
@@ -77,7 +78,7 @@ def test_the_end_of_a_turn_is_the_templates(name: str) -> None:
     chat, family = chat_of(name), FAMILIES[name]
     assert chat.end_of_turn() == chat.tokenizer.convert_tokens_to_ids(family.end_of_turn)
     assert chat.control_tokens([family.end_of_turn]) == [chat.end_of_turn()]
-    with pytest.raises(DataError, match=r"policy\.stop: <nothing> is no control token of this policy"):
+    with refused(DataError, "policy.stop", "<nothing>"):
         chat.control_tokens(["<nothing>"])
     problems = check_template(chat.tokenizer)
     assert not [p for p in problems if "date" not in p and "unchanged" not in p], problems
@@ -85,7 +86,7 @@ def test_the_end_of_a_turn_is_the_templates(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma-2", "mistral"])
 def test_a_system_message_that_the_template_refuses_is_one_message(name: str) -> None:
-    with pytest.raises(DataError, match="refuses messages of the roles system, user"):
+    with refused(DataError, "system, user"):
         chat_of(name).render([{"role": "system", "content": "Be brief."}, *user("Hi")])
 
 

@@ -15,18 +15,17 @@ from sparring.stages.errors import DataError
 from sparring.stages.sample import prompts
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, Source, count, prompt_hash
 from tests.data import each_data, rows_of
+from tests.refusals import refused
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
 from tests.tiny import tokenizer_folder
 
 TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(20)]
 
 
-def refused(path: Path, column: str = "prompt") -> str:
-    with pytest.raises(DataError) as caught:
-        count([Source(0, path)], column)
-    message = str(caught.value)
-    assert message.startswith(str(path)) and "\n" not in message
-    return message.removeprefix(f"{path}: ")
+def wrong(path: Path, *names: str) -> None:
+    with refused(DataError, *names) as caught:
+        count([Source(0, path)], "prompt")
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def run(source: Path, **changes: Any) -> tuple[list[pa.Table], dict[str, Any]]:
@@ -127,26 +126,25 @@ def test_a_last_answer_is_left_out(tmp_path: Path) -> None:
 def test_empty(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"p.{suffix}"
     path.write_text("\n" if suffix == "jsonl" else "prompt\n")
-    assert refused(path) == "holds no prompts; give a file with at least one row."
+    wrong(path, "no prompts")
 
 
 def test_truncated(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "p.jsonl", TEXTS[:3])
     path.write_text(path.read_text()[:-10])
-    assert refused(path).startswith("line 3 is not complete JSON (Unterminated string")
-    assert refused(path).endswith("mend or remove the line. It is the last one: the file looks cut off.")
+    wrong(path, "line 3", "JSON", "Unterminated string", "last")
     whole = tmp_path / "p.parquet"
     pq.write_table(pa.table({"prompt": TEXTS}), whole)
     whole.write_bytes(whole.read_bytes()[:-20])
-    assert refused(whole).startswith("not a readable parquet file (")
+    wrong(whole, "parquet")
 
 
 def test_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
-    assert refused(path) == "line 2 is not UTF-8 (byte 0xe9 at offset 31); save the file as UTF-8."
+    wrong(path, "line 2", "UTF-8", "0xe9", "31")
     path.write_text('{"prompt": "half a pair \\ud800"}\n')
-    assert refused(path).startswith("line 1: holds half a surrogate pair ('\\ud800')")
+    wrong(path, "line 1", "'\\ud800'")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
@@ -159,67 +157,58 @@ def test_no_column(tmp_path: Path, suffix: str) -> None:
         path.write_text("prompts,other\na,b\n")
     else:
         path.write_text(json.dumps(table.to_pylist()[0]))
-    assert refused(path).endswith("no column prompt; there are: prompts, other; set prompts.column=prompts.")
+    wrong(path, "column prompt", "prompts, other", "prompts.column=prompts")
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "names"),
     [
-        ("  \n", "line 2: prompt is empty; mend or remove the row."),
-        (None, "line 2: prompt is null, not a text or a list of messages; mend or remove the row."),
-        (3, "line 2: prompt is a number, not a text or a list of messages; mend or remove the row."),
-        ([], "line 2: prompt is an empty list of messages; mend or remove the row."),
-        (["a"], "line 2: prompt has a message that is not {role: text, content: text}; mend or remove the row."),
-        ([("user", ""), ("assistant", "a"), ("user", "b")], "line 2: prompt is empty; mend or remove the row."),
-        ([("assistant", "b"), ("assistant", "b")], "assistant"),
-        ([("system", "a")], "system"),
-        ([("user", "a"), ("user", "b")], "user, user"),
-        ([("tool", "a")], "tool"),
+        ("  \n", ("empty",)),
+        (None, ("null",)),
+        (3, ("number",)),
+        ([], ("empty", "list")),
+        (["a"], ("{role: text, content: text}",)),
+        ([("user", ""), ("assistant", "a"), ("user", "b")], ("empty",)),
+        ([("assistant", "b"), ("assistant", "b")], ("roles assistant",)),
+        ([("system", "a")], ("roles system",)),
+        ([("user", "a"), ("user", "b")], ("roles user, user",)),
+        ([("tool", "a")], ("roles tool",)),
     ],
 )
-def test_wrong_prompts(tmp_path: Path, value: Any, message: str) -> None:
+def test_wrong_prompts(tmp_path: Path, value: Any, names: tuple[str, ...]) -> None:
     if isinstance(value, list) and value and isinstance(value[0], tuple):
         value = [{"role": role, "content": content} for role, content in value]
-    if not message.startswith("line"):
-        message = (
-            f"line 2: prompt has the roles {message}: after an optional system message, user and assistant "
-            "take turns and the last is user; mend or remove the row."
-        )
-    assert refused(jsonl(tmp_path / "p.jsonl", ["fine", value])) == message
+    wrong(jsonl(tmp_path / "p.jsonl", ["fine", value]), "line 2: prompt", *names)
 
 
 def test_other_files(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("What is that?\n")
-    assert refused(path) == "rows are read from .jsonl, .json, .csv, .tsv, .parquet, .arrow files; convert this one."
-    assert refused(tmp_path / "p.csv") == "there is no such file."
+    wrong(path, ".jsonl, .json, .csv, .tsv, .parquet, .arrow")
+    wrong(tmp_path / "p.csv")
     path = tmp_path / "q.csv"
     path.write_text("prompt,x\na,1\nb\n")
-    assert refused(path) == "line 3 has no value for x; mend or remove the row."
+    wrong(path, "line 3", "value for x")
     path.write_text('prompt,x\n"a,1\n')
-    assert refused(path).startswith("line 2 is not CSV (a quote is not closed)")
+    wrong(path, "line 2", "CSV", "quote")
     path = tmp_path / "q.jsonl"
     path.write_text('["a"]\n')
-    assert refused(path).startswith("row 1 is a text, not an object")
+    wrong(path, "row 1", "object")
 
 
-def too_few(source: Path, **changes: Any) -> str:
-    with pytest.raises(DataError) as caught:
+def too_few(source: Path, *names: str, **changes: Any) -> None:
+    with refused(DataError, f"{source}: ", *names):
         run(source, **changes)
-    return str(caught.value).removeprefix(f"{source}: ")
 
 
 def test_too_few(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "p.jsonl", [*TEXTS, "word " * 500])
-    need = "are not enough for prompts.heldout={} and at least 1 to train on; add prompts or lower prompts.heldout."
-    assert too_few(source, heldout=21).startswith("20 usable prompts (1 too_long dropped) are not enough for")
+    too_few(source, "20 usable", "1 too_long", "prompts.heldout=21", heldout=21)
     source_2 = jsonl(tmp_path / "q.jsonl", [*TEXTS, TEXTS[0]])
-    assert too_few(jsonl(tmp_path / "r.jsonl", TEXTS), heldout=20) == f"20 usable prompts {need.format(20)}"
-    assert too_few(source_2, heldout=20) == f"20 usable prompts (1 duplicate dropped) {need.format(20)}"
-    assert too_few(source, heldout=20) == f"20 usable prompts (1 too_long dropped) {need.format(20)}"
-    assert too_few(source, max_tokens=10).startswith(
-        "all 21 prompts are longer than prompts.max_tokens=10 tokens (the shortest has "
-    )
+    too_few(jsonl(tmp_path / "r.jsonl", TEXTS), "20 usable", "prompts.heldout=20", heldout=20)
+    too_few(source_2, "20 usable", "1 duplicate", "prompts.heldout=20", heldout=20)
+    too_few(source, "20 usable", "1 too_long", "prompts.heldout=20", heldout=20)
+    too_few(source, "21 prompts", "prompts.max_tokens=10", max_tokens=10)
 
 
 @each_data
@@ -267,7 +256,7 @@ def test_rows_without_text_of_the_hub_are_counted(tmp_path: Path) -> None:
     rows = [*TEXTS, "", "  ", None, [], [{"role": "user", "content": ""}]]
     _, summary = run(jsonl(tmp_path / "p.jsonl", rows), on_empty="drop")
     assert summary["dropped"] == {"near_empty": 5}
-    with pytest.raises(DataError, match="prompt is empty; mend or remove the row"):
+    with refused(DataError, "prompt", "empty"):
         run(jsonl(tmp_path / "p.jsonl", rows))
 
 
@@ -286,10 +275,10 @@ def test_prompts_that_the_template_refuses_are_counted_of_the_hub(
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     _, summary = run(jsonl(tmp_path / "p.jsonl", [talk, *TEXTS]), on_empty="drop")
     assert summary["dropped"] == {"refused_by_template": 1}
-    with pytest.raises(DataError, match="line 1: the chat template refuses"):
+    with refused(DataError, "line 1", "system, user"):
         run(jsonl(tmp_path / "p.jsonl", [talk, *TEXTS]))
     other = [talk, [talk[0], {"role": "user", "content": "Bye"}]]
-    with pytest.raises(DataError, match="line 2: the chat template refuses"):
+    with refused(DataError, "line 2", "system, user"):
         run(jsonl(tmp_path / "q.jsonl", other), on_empty="drop", heldout=1)
 
 

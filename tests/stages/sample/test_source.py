@@ -23,6 +23,7 @@ import pytest
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import source
 from sparring.stages.sample.source import data_files, header, placed, rows
+from tests.refusals import named, refused
 
 GIVEN = [{"id": str(i), "prompt": f'Topic {i}; "briefly", please | now\nand 🌷'} for i in range(30)]
 LINES = "".join(json.dumps(row) + "\n" for row in GIVEN).encode()
@@ -32,7 +33,7 @@ def values(path: Path) -> list[dict[str, Any]]:
     return [found for _, found in rows(path, ["id", "prompt"])]
 
 
-def refused(path: Path) -> str:
+def complaint(path: Path) -> str:
     with pytest.raises(DataError) as caught:
         values(path)
     message = str(caught.value)
@@ -108,64 +109,64 @@ def test_every_format_and_container_gives_the_same_rows(tmp_path: Path, name: st
     assert header(tmp_path / name) == ["id", "prompt"]
 
 
-NAMED = {
-    "semicolon.csv": (delimited(";"), "not comma-separated: its header seems to be semicolon-separated"),
+NAMED: dict[str, tuple[bytes, str | tuple[str, ...]]] = {
+    "semicolon.csv": (delimited(";"), "semicolon-separated"),
     "header.csv": (b"id;prompt\n", "semicolon-separated"),
     "quoted.csv": (b'"id";"prompt"\n"1";"a, b"\n', "semicolon-separated"),
     "mixed.csv": (b"id;prompt, or so\n1;a, b\n", "semicolon-separated"),
     "after blanks.csv": (b"\n\nid;prompt\n1;a\n", "semicolon-separated"),
     "excel.csv": (b"sep=;\nid;prompt\n1;a\n", "semicolon-separated"),
-    "tab.csv": (delimited("\t"), "not comma-separated: its header seems to be tab-separated; name it .tsv"),
+    "tab.csv": (delimited("\t"), ("tab-separated", ".tsv")),
     "pipe.csv": (delimited("|"), "pipe-separated"),
-    "colon.csv": (b"id:prompt\n1:a\n", "its header has no comma, but ':'"),
-    "comma.tsv": (delimited(","), "not tab-separated: its header seems to be comma-separated; name it .csv"),
-    "twice.csv": (b"prompt,prompt\na,b\n", "names the column prompt twice"),
-    "quote.csv": (b'id,prompt\n1,a\n2,"b\n3,c\n', "line 3 is not CSV (a quote is not closed)"),
-    "few.csv": (b"id,prompt\n1,a\n2\n", "line 3 has no value for prompt"),
-    "many.csv": (b'id,prompt\n1,"a\nb"\n2,c,d\n', "line 4 has more values than the header"),
-    "returns.csv": (b"id,prompt\r1,a\r", "its lines end with a carriage return alone; save it with line feeds"),
-    "one column, returns.csv": (b"prompt\rWhy?\rHow?\r", "its lines end with a carriage return alone"),
-    "no header.csv": (b"Why is it so?\nHow is it?\n", "below a line that names the columns, such as prompt"),
-    "latin.csv": ("id,prompt\n1,café\n".encode("latin-1"), "line 2 is not UTF-8 (byte 0xe9 at offset 15)"),
-    "utf16.csv": (delimited(",").decode().encode("utf-16"), "text in UTF-16"),
-    "utf16le.jsonl": (LINES.decode().encode("utf-16-le"), "text in UTF-16"),
-    "nul.jsonl": (b'{"prompt": "a\0b"}\n', "byte 13 is NUL"),
-    "late nul.jsonl": (LINES * 90 + b"\0\n", "line 2701 holds a NUL byte"),
-    "zip.jsonl": (zipped("prompts.jsonl"), "is an archive; unpack it"),
-    "book.csv": (zipped("[Content_Types].xml"), "is an Excel workbook; save the sheet as CSV"),
-    "pickle.jsonl": (pickle.dumps(GIVEN), "is a Python pickle, which is never loaded"),
-    "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-    "page.jsonl": (b"\n<!DOCTYPE html>\n<html>", "is a page of HTML"),
-    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], "compressed bytes are damaged or cut off"),
-    "cut.jsonl.zst": (pa.compress(LINES, "zstd", asbytes=True)[:-9], "compressed bytes are damaged or cut off"),
-    "packed.parquet.gz": (gzip.compress(parquet()), "is parquet packed with gzip; unpack it"),
-    "cut.parquet": (parquet()[:-20], "not a readable parquet file ("),
-    "cut.arrow": (arrow()[:600], "not a readable arrow file ("),
-    "text.parquet": (b"what?", "not a readable parquet file (it begins with"),
-    "cut.json": (json.dumps(GIVEN).encode()[:-30], "not complete JSON after row 29"),
-    "more.json": (json.dumps(GIVEN).encode() + b"\n[]", "goes on after the end of the list"),
-    "texts.json": (b'["a", "b"]', "row 1 is a text, not an object"),
-    "deep.jsonl": (b'{"prompt":' + b"[" * 100_000, "line 1 is not complete JSON"),
-    "csv.jsonl": (b"id,prompt\n1,a\n", "if it is CSV, name it .csv"),
-    "digits.jsonl": (b'{"n": ' + b"1" * 9_000 + b"}", "line 1 is not complete JSON (a number of thousands of digits)"),
-    "deep.json": (b"[{" + b'"a": [' * 100_000, "not complete JSON after row 0"),
-    "twice.jsonl": (LINES + b'{"prompt": "a", "prompt": "b"}\n', "line 31 names prompt twice"),
-    "twice.json": (b'[{"id": 1}, {"id": 1, "id": 2}]', "row 2 names id twice"),
-    "twice.arrow": (arrow(table=pa.table([["a"], ["b"]], ["prompt", "prompt"])), "names the column prompt twice"),
-    "splits.json": (b'{"train": [{"a": 1}], "test": [{"a": 2}], "errors": []}', "the rows of train, test; write each"),
-    "returns.jsonl": (LINES.replace(b"\n", b"\r"), "write one a line, with line feeds"),
-    "one line.jsonl": (LINES.replace(b"\n", b""), "write one a line."),
-    "indented.json": (b'{\n"id": 1\n}\n{\n"id": 2\n}\n', "write one list, or an object a line"),
-    "model.gguf": (b"GGUF" + bytes(60), "is no text (byte 4 is NUL)"),
-    "words.txt": (b"What is that?\n", "rows are read from .jsonl,"),
+    "colon.csv": (b"id:prompt\n1:a\n", "':'"),
+    "comma.tsv": (delimited(","), ("comma-separated", ".csv")),
+    "twice.csv": (b"prompt,prompt\na,b\n", ("column prompt", "twice")),
+    "quote.csv": (b'id,prompt\n1,a\n2,"b\n3,c\n', ("line 3", "quote")),
+    "few.csv": (b"id,prompt\n1,a\n2\n", ("line 3", "prompt")),
+    "many.csv": (b'id,prompt\n1,"a\nb"\n2,c,d\n', ("line 4", "header")),
+    "returns.csv": (b"id,prompt\r1,a\r", ("carriage return", "line feeds")),
+    "one column, returns.csv": (b"prompt\rWhy?\rHow?\r", "carriage return"),
+    "no header.csv": (b"Why is it so?\nHow is it?\n", ("columns", "prompt")),
+    "latin.csv": ("id,prompt\n1,café\n".encode("latin-1"), ("line 2", "UTF-8", "0xe9", "15")),
+    "utf16.csv": (delimited(",").decode().encode("utf-16"), "UTF-16"),
+    "utf16le.jsonl": (LINES.decode().encode("utf-16-le"), "UTF-16"),
+    "nul.jsonl": (b'{"prompt": "a\0b"}\n', ("byte 13", "NUL")),
+    "late nul.jsonl": (LINES * 90 + b"\0\n", ("line 2701", "NUL")),
+    "zip.jsonl": (zipped("prompts.jsonl"), "archive"),
+    "book.csv": (zipped("[Content_Types].xml"), "Excel"),
+    "pickle.jsonl": (pickle.dumps(GIVEN), "pickle"),
+    "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+    "page.jsonl": (b"\n<!DOCTYPE html>\n<html>", "HTML"),
+    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], "compressed"),
+    "cut.jsonl.zst": (pa.compress(LINES, "zstd", asbytes=True)[:-9], "compressed"),
+    "packed.parquet.gz": (gzip.compress(parquet()), ("parquet", "gzip")),
+    "cut.parquet": (parquet()[:-20], "parquet"),
+    "cut.arrow": (arrow()[:600], "arrow"),
+    "text.parquet": (b"what?", ("parquet", "begins")),
+    "cut.json": (json.dumps(GIVEN).encode()[:-30], ("JSON", "row 29")),
+    "more.json": (json.dumps(GIVEN).encode() + b"\n[]", "list"),
+    "texts.json": (b'["a", "b"]', ("row 1", "object")),
+    "deep.jsonl": (b'{"prompt":' + b"[" * 100_000, ("line 1", "JSON")),
+    "csv.jsonl": (b"id,prompt\n1,a\n", ("CSV", ".csv")),
+    "digits.jsonl": (b'{"n": ' + b"1" * 9_000 + b"}", ("line 1", "JSON", "digits")),
+    "deep.json": (b"[{" + b'"a": [' * 100_000, ("JSON", "row 0")),
+    "twice.jsonl": (LINES + b'{"prompt": "a", "prompt": "b"}\n', ("line 31", "prompt", "twice")),
+    "twice.json": (b'[{"id": 1}, {"id": 1, "id": 2}]', ("row 2", "id", "twice")),
+    "twice.arrow": (arrow(table=pa.table([["a"], ["b"]], ["prompt", "prompt"])), ("column prompt", "twice")),
+    "splits.json": (b'{"train": [{"a": 1}], "test": [{"a": 2}], "errors": []}', "train, test"),
+    "returns.jsonl": (LINES.replace(b"\n", b"\r"), ("values", "line feeds")),
+    "one line.jsonl": (LINES.replace(b"\n", b""), ("line 1", "values")),
+    "indented.json": (b'{\n"id": 1\n}\n{\n"id": 2\n}\n', ("list", "object")),
+    "model.gguf": (b"GGUF" + bytes(60), ("byte 4", "NUL")),
+    "words.txt": (b"What is that?\n", ".jsonl"),
 }
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_what_is_not_read_is_named(tmp_path: Path, name: str) -> None:
-    content, message = NAMED[name]
+    content, names = NAMED[name]
     (tmp_path / name).write_bytes(content)
-    assert message in refused(tmp_path / name)
+    named(complaint(tmp_path / name), names)
 
 
 @pytest.mark.parametrize("name", ["empty.jsonl", "empty.json", "empty.csv", "blank.jsonl", "none.json", "header.csv"])
@@ -203,10 +204,10 @@ def read_folder(path: Path, split: str | None = None) -> list[dict[str, Any]]:
 
 def test_a_saved_dataset(tmp_path: Path) -> None:
     assert read_folder(saved(tmp_path / "saved", GIVEN)) == GIVEN
-    with pytest.raises(ConfigError, match=r"--split=train: .* has no splits"):
+    with refused(ConfigError, "--split=train", str(tmp_path / "saved")):
         read_folder(tmp_path / "saved", "train")
     (tmp_path / "saved" / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(DataError, match=r"saved: data-00001-of-00002\.arrow is missing"):
+    with refused(DataError, "saved", "data-00001-of-00002.arrow"):
         read_folder(tmp_path / "saved")
 
 
@@ -219,35 +220,35 @@ def test_a_saved_dataset_of_datasets_itself(tmp_path: Path) -> None:
     both["test"].save_to_disk(tmp_path / "one")
     assert read_folder(tmp_path / "both", "test") == read_folder(tmp_path / "one") == GIVEN[9:]
     assert read_folder(tmp_path / "both", "train") == GIVEN
-    with pytest.raises(ConfigError, match=r"both: has the splits train, test; choose one: --split=train"):
+    with refused(ConfigError, str(tmp_path / "both"), "train, test", "--split=train"):
         read_folder(tmp_path / "both")
-    with pytest.raises(ConfigError, match=r"--split=valid: .* has the splits train, test"):
+    with refused(ConfigError, "--split=valid", "train, test"):
         read_folder(tmp_path / "both", "valid")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     for path in (tmp_path / "rows.jsonl", Path("/dev/zero")):
-        with pytest.raises(DataError, match=f"{path}: is a pipe, a socket or a device"):
+        with refused(DataError, f"{path}: ", "device"):
             data_files(path, None, "--split")
-        assert "is a pipe, a socket or a device" in refused(path)
+        named(complaint(path), "device")
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"_data_files": 3, "splits": 3}', '{"splits": ["/etc", "../x"]}'])
 @pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
 def test_a_damaged_saved_folder(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises((DataError, ConfigError), match=str(tmp_path)):
+    with refused((DataError, ConfigError), str(tmp_path)):
         read_folder(tmp_path)
 
 
 def test_a_saved_folder_leads_nowhere_else(tmp_path: Path) -> None:
     saved(tmp_path / "saved", GIVEN)
     (tmp_path / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../x.arrow"}]}))
-    with pytest.raises(DataError, match="has a layout that is not read"):
+    with refused(DataError, "saved", "state.json", "layout"):
         read_folder(tmp_path / "saved")
     (tmp_path / "saved" / "state.json").write_text("{")
-    with pytest.raises(DataError, match=r"state\.json: not complete JSON"):
+    with refused(DataError, "state.json", "JSON"):
         read_folder(tmp_path / "saved")
 
 
@@ -258,13 +259,13 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
     assert read_folder(tmp_path) == GIVEN
     pq.write_table(pa.Table.from_pylist(GIVEN[:3]), tmp_path / "test-00000-of-00001.parquet")
     assert read_folder(tmp_path, "test") == GIVEN[:3]
-    with pytest.raises(ConfigError, match="has the splits test, train"):
+    with refused(ConfigError, str(tmp_path), "test, train"):
         read_folder(tmp_path)
     (tmp_path / "more.csv").write_text("id,prompt\n")
-    with pytest.raises(DataError, match=r"holds files of \.csv and \.parquet"):
+    with refused(DataError, str(tmp_path), ".csv", ".parquet"):
         read_folder(tmp_path)
     (tmp_path / "none.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"none\.jsonl: holds no \.jsonl"):
+    with refused(DataError, "none.jsonl: ", ".jsonl, "):
         read_folder(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="there is no such file"):
+    with refused(DataError, str(tmp_path / "nowhere")):
         read_folder(tmp_path / "nowhere")

@@ -14,6 +14,7 @@ from sparring.stages.train.adapter import FourBit, LowRank, attach, load_base, l
 from sparring.stages.train.config import AdapterIdentity, require_packages
 from sparring.stages.train.publish import adapted, publish
 from sparring.stages.train.shards import read, tensors_of
+from tests.refusals import refused
 from tests.tiny import tiny_policy
 
 
@@ -111,15 +112,15 @@ def test_four_bit_layer_is_the_dequantized_one(policy: Path, dtype: torch.dtype)
 
 
 def test_wrong_targets_are_refused_before_training(policy: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.adapter\.targets=\['qproj'\]: .*no linear layer qproj; .*q_proj"):
+    with refused(ConfigError, "trainer.adapter.targets=['qproj']", "layer qproj", "q_proj"):
         attach(load_base(policy, False), lora("qproj"), seed=0)
-    with pytest.raises(ConfigError, match=r"targets=\['lm_head'\]: the head takes no adapter"):
+    with refused(ConfigError, "targets=['lm_head']"):
         attach(load_base(policy, False), lora("lm_head"), seed=0)
-    with pytest.raises(ConfigError, match=r"no linear layer embed_tokens, nope; "):
+    with refused(ConfigError, "layer embed_tokens, nope"):
         attach(load_base(policy, False), lora("q_proj", "nope", "embed_tokens"), seed=0)
     model = load_base(policy, False)
     attach(model, lora(), seed=0)
-    with pytest.raises(ConfigError, match=r"no weight of its own in the policy's files"):
+    with refused(ConfigError, "trainer.adapter.targets", "weight"):
         adapted(model, policy.parent)
 
 
@@ -133,23 +134,23 @@ def test_a_rank_beyond_the_layers_is_refused(policy: Path, name: str) -> None:
 
     attached(64)
     attached(32, "k_proj")
-    with pytest.raises(ConfigError, match=r"trainer\.adapter\.rank=65: .*at most 64 rows .* use 64 or less"):
+    with refused(ConfigError, "trainer.adapter.rank=65", "64"):
         attached(65)
-    with pytest.raises(ConfigError, match=r"trainer\.adapter\.rank=33: .* use 32 or less"):
+    with refused(ConfigError, "trainer.adapter.rank=33", "32"):
         attached(33, "k_proj")
 
 
 def test_a_scale_that_fp32_does_not_have_is_refused() -> None:
     for alpha in (1e308, 1e-320):
-        with pytest.raises(ConfigError, match=r"trainer\.adapter\.alpha=.*fp32"):
+        with refused(ConfigError, "trainer.adapter.alpha=", "fp32"):
             AdapterIdentity(name="lora", rank=4, alpha=alpha, targets=())
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, 1.0), (4, 0.0)])
 def test_an_adapter_of_nothing_is_refused(rank: int, alpha: float) -> None:
-    with pytest.raises(ConfigError, match=rf"trainer\.adapter\.rank={rank} and alpha={alpha}"):
+    with refused(ConfigError, f"trainer.adapter.rank={rank}", f"alpha={alpha}"):
         AdapterIdentity(name="lora", rank=rank, alpha=alpha, targets=())
-    with pytest.raises(ConfigError, match=r"trainer\.adapter\.name=dora: choose one of off, lora, qlora"):
+    with refused(ConfigError, "trainer.adapter.name=dora", "off, lora, qlora"):
         AdapterIdentity(name="dora", rank=4, alpha=8.0, targets=())
 
 
@@ -159,11 +160,9 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         require_packages(optimizer, adapter)
     monkeypatch.setattr(config, "find_spec", lambda name: None)
     require_packages("rmsprop", off)
-    with pytest.raises(
-        ConfigError, match=r"optimizer=adamw_8bit needs the package bitsandbytes.*trainer\.optimizer=adamw"
-    ):
+    with refused(ConfigError, "optimizer=adamw_8bit", "bitsandbytes", "trainer.optimizer=adamw"):
         require_packages("adamw_8bit", off)
-    with pytest.raises(ConfigError, match=r"adapter=qlora needs the package bitsandbytes.*adapter=lora"):
+    with refused(ConfigError, "adapter=qlora", "bitsandbytes", "adapter=lora"):
         require_packages("rmsprop", lora(name="qlora"))
-    with pytest.raises(ConfigError, match=r"adapter=lora needs the package peft.*adapter=off"):
+    with refused(ConfigError, "adapter=lora", "package peft", "adapter=off"):
         require_packages("rmsprop", lora())

@@ -19,6 +19,7 @@ from sparring.stages.train.loss import SUMS, pair_losses
 from sparring.stages.train.objective_config import Sppo
 from sparring.stages.train.reading import Reading, decoder_layers
 from sparring.stages.train.repulsion import TERMS, distance, pool
+from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, REWARD, alone, identity
 
 ROWS = [
@@ -92,7 +93,7 @@ def test_states_are_those_of_the_models_own_forward(layer: int) -> None:
 
 @pytest.mark.parametrize("layer", [3, -4, 7])
 def test_a_layer_that_is_not_there_is_named(layer: int) -> None:
-    with pytest.raises(ConfigError, match=rf"repulsion\.layer={layer}: the policy has 3 decoder layers; use 0 to 2"):
+    with refused(ConfigError, f"repulsion.layer={layer}", "3", "0 to 2"):
         Reading(small(), layer)
 
 

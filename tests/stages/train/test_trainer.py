@@ -20,6 +20,7 @@ from sparring.stages.train.config import (
 from sparring.stages.train.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.objective_config import Sppo
 from sparring.stages.train.recipe import OPTIMIZERS, deepspeed_config, schedule
+from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, identity, runtime
 
 SPPO = Sppo(name="sppo", beta=0.1, loss_scale=None)
@@ -130,7 +131,7 @@ def test_micro_batch_divides_the_workers_share() -> None:
     assert runtime(workers=1, micro_batch=5).micro_pairs(8) == 4
     assert runtime(workers=2, micro_batch=16).micro_pairs(8) == 4
     assert runtime(workers=2, micro_batch=4).micro_pairs(6) == 3
-    with pytest.raises(ConfigError, match=r"trainer\.global_batch=8 .* hardware\.workers=3"):
+    with refused(ConfigError, "trainer.global_batch=8", "hardware.workers=3"):
         runtime(workers=3).micro_pairs(8)
 
 
@@ -156,14 +157,14 @@ def test_identity_survives_its_dict() -> None:
     ],
 )
 def test_wrong_values_are_named(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"trainer\.{field}={value}"):
+    with refused(ConfigError, f"trainer.{field}={value}"):
         identity(**{field: value})
 
 
 def test_wrong_choices_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"repulsion\.name=l2"):
+    with refused(ConfigError, "repulsion.name=l2"):
         RepulsionIdentity(name="l2", weight=1, margin=1, pooling="mean", layer=-1)
-    with pytest.raises(ConfigError, match=r"repulsion\.pooling=max"):
+    with refused(ConfigError, "repulsion.pooling=max"):
         RepulsionIdentity(name="hinge", weight=1, margin=1, pooling="max", layer=-1)
-    with pytest.raises(ConfigError, match=r"trainer\.dtype=half"):
+    with refused(ConfigError, "trainer.dtype=half"):
         ReferenceIdentity(dtype="half", max_length=8, truncate="drop", four_bit=False)

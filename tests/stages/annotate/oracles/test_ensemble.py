@@ -20,6 +20,7 @@ from sparring.stages.errors import ConfigError
 from sparring.stages.sample import embedded
 from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, folder_input, samples_table
+from tests.refusals import refused
 
 JUDGES = Path(__file__).parents[4] / "stages" / "annotate" / "judges"
 HALVES = np.log([0.5, 0.5])
@@ -98,9 +99,9 @@ def test_the_step_with_real_members(tmp_path: Path) -> None:
 
 def test_members_and_weights_must_be_the_same() -> None:
     lexical = OracleIdentity(kind="lexical", options={})
-    with pytest.raises(ConfigError, match=r"weights has a, b, oracle\.members a: each member"):
+    with refused(ConfigError, "weights", "a, b", "oracle.members a:"):
         OracleIdentity(kind="ensemble", options={"weights": {"a": 1.0, "b": 1.0}}, members={"a": lexical})
-    with pytest.raises(ConfigError, match=r"oracle\.members a: each member .* others have none"):
+    with refused(ConfigError, "oracle.members a:"):
         OracleIdentity(kind="lexical", options={}, members={"a": lexical})
-    with pytest.raises(ConfigError, match=r"weights\.a=-1\.0: use a number above 0"):
+    with refused(ConfigError, "weights.a=-1.0"):
         OracleIdentity(kind="ensemble", options={"weights": {"a": -1.0}}, members={"a": lexical})

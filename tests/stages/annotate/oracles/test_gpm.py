@@ -23,6 +23,7 @@ from sparring.stages.annotate.winrate import sigmoid
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests.refusals import refused
 from tests.stages.annotate import readers
 from tests.stages.annotate.readers import DUELS, SYSTEM, changed, prompt, words
 
@@ -208,7 +209,7 @@ def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> No
     assert np.isfinite(b["logits"]).all() and part.stats["duels"] == 4
     for head, shape in ((VALUE, (4, 32)), (PROMPT, (2, 32))):
         broken = changed(folders["llama"], tmp_path / head, {head: torch.full(shape, torch.nan)})
-        with pytest.raises(DataError, match=r"row 'a': oracle logit\[0, 1\] is nan, not a finite number"):
+        with refused(DataError, "row 'a'", "oracle logit[0, 1]", "nan"):
             scored(broken)
 
 
@@ -216,27 +217,27 @@ def test_wrong_folders_say_what_they_are(tmp_path: Path, folders: dict[str, Path
     mine = folders["llama"]
     bare = changed(mine, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    weights: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
-        "none": ({VALUE: None}, "no weight value_head.weight; oracle=gpm reads a General Preference Model"),
-        "odd": ({VALUE: torch.zeros(1, 32)}, "value_head.weight has 1 rows; .* an even number of them"),
-        "wide": ({VALUE: torch.zeros(4, 16)}, r"value_head.weight is \(4, 16\), expected is \(4, 32\)"),
-        "gate": ({PROMPT: torch.zeros(3, 32)}, r"prompt_head.weight is \(3, 32\), expected is \(2, 32\)"),
-        "deep": ({"value_head.2.weight": torch.zeros(4, 4)}, "it has value_head.2.weight, which is not known here"),
-        "bias": ({"prompt_head.bias": torch.zeros(2)}, "it has prompt_head.bias, which is not known here"),
+    weights: dict[str, tuple[dict[str, torch.Tensor | None], tuple[str, ...]]] = {
+        "none": ({VALUE: None}, ("value_head.weight", "oracle=gpm")),
+        "odd": ({VALUE: torch.zeros(1, 32)}, ("value_head.weight", "1 rows")),
+        "wide": ({VALUE: torch.zeros(4, 16)}, ("value_head.weight", "(4, 16)", "(4, 32)")),
+        "gate": ({PROMPT: torch.zeros(3, 32)}, ("prompt_head.weight", "(3, 32)", "(2, 32)")),
+        "deep": ({"value_head.2.weight": torch.zeros(4, 4)}, ("value_head.2.weight",)),
+        "bias": ({"prompt_head.bias": torch.zeros(2)}, ("prompt_head.bias",)),
         "less": (
             {"model.layers.1.mlp.up_proj.weight": None},
-            "it lacks (model.)?layers.1.mlp.up_proj.weight; .* two heads",
+            ("layers.1.mlp.up_proj.weight",),
         ),
     }
     cases = [(changed(mine, tmp_path / name, found), said) for name, (found, said) in weights.items()]
-    cases.append((bare, "its tokenizer lacks a chat template or an EOS"))
-    cases.append((tmp_path / "nowhere", r"no config\.json; point the oracle at the folder of a model"))
+    cases.append((bare, ("bare", "chat template", "EOS")))
+    cases.append((tmp_path / "nowhere", ("nowhere", "config.json")))
     for folder, said in cases:
-        with pytest.raises(DataError, match=said):
+        with refused(DataError, *said):
             loaded(folder)
 
 
 @pytest.mark.parametrize("options", [{"tau": 0.0}, {"unit": None}, {"max_tokens": 10}, {"value_head_dim": 8}])
 def test_options_name_the_key(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"oracle\.options\.{next(iter(options))}[=:]"):
+    with refused(ConfigError, f"oracle.options.{next(iter(options))}"):
         oracles.options("gpm", OPTIONS | options)

@@ -20,6 +20,7 @@ from sparring.stages.chat import Chat
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests.refusals import refused
 from tests.stages.annotate.oracles.llm import (
     DUELS,
     FRANCE,
@@ -116,20 +117,20 @@ def test_the_letters_of_other_tokenizers() -> None:
         ids = letter_ids(chat, "A", Path("x"))
         assert {chat.tokenizer.decode([i]) for i in ids} >= wanted and len(ids) >= 3
         assert all(chat.tokenizer.decode([i]).strip() == "A" for i in ids)
-        with pytest.raises(DataError, match=r"^x: its tokenizer has no token that reads Ω"):
+        with refused(DataError, "x: ", "Ω"):
             letter_ids(chat, "Ω", Path("x"))
 
 
 def test_folders_that_cannot_judge(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "short")
-    with pytest.raises(ConfigError, match=r"max_tokens=2048: the judge's context has 2048 tokens .* use 2047 or less"):
+    with refused(ConfigError, "max_tokens=2048", "2048 tokens", "2047"):
         oracles.load("llm", options(max_tokens=2048), Given(folders={"judge": tmp_path / "short"}))
     (tmp_path / "short" / "config.json").write_text("[")
-    with pytest.raises(DataError, match=r"config\.json: no model's configuration"):
+    with refused(DataError, "config.json"):
         oracles.load("llm", options(), Given(folders={"judge": tmp_path / "short"}))
     (tmp_path / "short" / "model.safetensors").unlink()
     (tmp_path / "short" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no \*\.safetensors; other weight formats are not read"):
+    with refused(DataError, "*.safetensors"):
         oracles.load("llm", options(), Given(folders={"judge": tmp_path / "short"}))
 
 
@@ -139,22 +140,22 @@ def test_folders_that_cannot_judge(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"template": "{prompt} {first}"}, r"oracle\.options\.template: \{second\} must be there once"),
-        ({"max_tokens": 63}, r"oracle\.options\.max_tokens=63: use 64 or more"),
-        ({"model": ""}, r"oracle\.options\.model is empty"),
-        ({"dtype": "float16"}, r"oracle\.options\.dtype=float16: choose one of float32, bfloat16"),
-        ({"flor": 1}, r"oracle\.options\.flor: llm does not know that key"),
+        ({"template": "{prompt} {first}"}, ("oracle.options.template", "{second}")),
+        ({"max_tokens": 63}, ("oracle.options.max_tokens=63", "64")),
+        ({"model": ""}, ("oracle.options.model",)),
+        ({"dtype": "float16"}, ("oracle.options.dtype=float16", "float32", "bfloat16")),
+        ({"flor": 1}, ("oracle.options.flor", "llm")),
     ],
 )
-def test_a_plan_refuses_wrong_options(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{said}"):
+def test_a_plan_refuses_wrong_options(changes: dict[str, Any], said: tuple[str, ...]) -> None:
+    with refused(ConfigError, *said):
         oracles.options("llm", options(**changes))
 
 
 def test_servers_need_a_name_and_a_name_needs_servers() -> None:
-    with pytest.raises(ConfigError, match=r"^oracle\.urls: .* options\.model=NAME"):
+    with refused(ConfigError, "oracle.urls", "options.model=NAME"):
         oracles.load("llm", options(), Given(folders={}, urls={"": ("http://127.0.0.1:1",)}))
-    with pytest.raises(ConfigError, match=r"^oracle\.options\.model=x is a name at servers, and urls is empty"):
+    with refused(ConfigError, "oracle.options.model=x", "urls"):
         oracles.load("llm", options(model="x"), Given(folders={}))
 
 

@@ -18,6 +18,7 @@ from sparring.stages.annotate.oracle import Duel
 from sparring.stages.annotate.oracles import Given
 from sparring.stages.errors import DataError, SparringError
 from sparring.stages.sample import embedded
+from tests.refusals import refused
 from tests.stages.annotate.oracles.llm import (
     DUELS,
     FRANCE,
@@ -141,47 +142,44 @@ def test_a_dead_url_beside_a_live_one(stand_in: Callable[[Reply], str], quick: N
 
 def test_no_url_that_answers(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "PATIENCE_S", 0.3)
-    with pytest.raises(SparringError, match=r"^oracle\.urls: no answer for 0 s .*ConnectError.*run again to resume"):
+    with refused(SparringError, "oracle.urls", "0 s", "ConnectError"):
         served(dead_url())
 
 
 @pytest.mark.parametrize(
     ("status", "answer", "said"),
     [
-        (400, {"error": {"message": "context"}}, r"HTTP 400: context .* lower oracle\.options\.max_tokens\.$"),
-        (401, {"error": "who"}, "HTTP 401: .* Its API key belongs into SPARRING_ORACLE_KEY"),
-        (404, {"error": {"message": "gone"}}, "HTTP 404: gone$"),
-        (200, {"choices": [{"finish_reason": "length", "logprobs": None}]}, r"0 log-probs in its answer, .* needs 20"),
-        (200, {"choices": []}, "0 log-probs in its answer"),
-        (200, {"choices": [{"logprobs": {"content": []}}]}, "0 log-probs in its answer"),
-        (200, top(0.0, None, -9.0, -9.0), r"3 log-probs in its answer.* \(oracle\.path\) and no urls"),
+        (400, {"error": {"message": "context"}}, ("HTTP 400", "context", "oracle.options.max_tokens")),
+        (401, {"error": "who"}, ("HTTP 401", "SPARRING_ORACLE_KEY")),
+        (404, {"error": {"message": "gone"}}, ("HTTP 404", "gone")),
+        (200, {"choices": [{"finish_reason": "length", "logprobs": None}]}, ("0 log-probs", "20")),
+        (200, {"choices": []}, ("0 log-probs",)),
+        (200, {"choices": [{"logprobs": {"content": []}}]}, ("0 log-probs",)),
+        (200, top(0.0, None, -9.0, -9.0), ("3 log-probs", "oracle.path")),
     ],
 )
 @pytest.mark.parametrize("probes", [0, 1])
 def test_what_will_not_pass_is_said_at_once(
-    stand_in: Callable[[Reply], str], status: int, answer: Any, said: str, probes: int
+    stand_in: Callable[[Reply], str], status: int, answer: Any, said: tuple[str, ...], probes: int
 ) -> None:
     """By the first question, before anything is judged, or later."""
     url = stand_in(failing(1, status, answer, probes))
-    with pytest.raises(DataError, match=f"^{url}.*{said}") as caught:
+    with refused(DataError, url, *said):
         served(url)([word(1, 2)])
-    assert "\n" not in str(caught.value)
 
 
 def test_another_model_is_refused(stand_in: Callable[[Reply], str]) -> None:
     url = stand_in(lambda path, body: (200, {"data": [{"id": f"m{i}"} for i in range(10)]}))
-    with pytest.raises(
-        DataError, match=rf"^{url} has no model judge; it serves m0, .*m7 and 2 more: set oracle\.options"
-    ):
+    with refused(DataError, url, "judge", "m0", "m7", "2 more", "oracle.options.model"):
         served(url)
-    with pytest.raises(DataError, match="it serves nothing: set"):
+    with refused(DataError, "judge", "nothing", "oracle.options.model"):
         served(stand_in(lambda path, body: (200, {"data": []})))
 
 
 def test_undecided_is_zero_and_a_model_that_never_decides_is_refused(stand_in: Callable[[Reply], str]) -> None:
     assert served(stand_in(failing(1, 200, top(None, None, *[-2.0] * 20))))([word(9, 1)]).logits.tolist() == [0.0]
     url = stand_in(failing(1, 200, top(None, None, *[-2.0] * 20), probes=0))
-    with pytest.raises(DataError, match=f"^{url}: judge answers a plain question with neither A nor B"):
+    with refused(DataError, url, "judge", "A nor B"):
         served(url)
 
 
@@ -216,9 +214,7 @@ def test_a_real_server(tmp_path: Path) -> None:
         found = served(url)([*DUELS, Duel(FRANCE, HOSTILE, "x")])
         assert found.logits == pytest.approx([logit_of(row) for row in tops], abs=1e-3)
         assert np.abs(found.logits).min() > 0.1
-        with pytest.raises(
-            DataError, match=rf"^{url} has no model other; it serves {NAME}: set oracle\.options\.model"
-        ):
+        with refused(DataError, url, "other", NAME, "oracle.options.model"):
             oracles.load("llm", options(model="other"), Given(folders={}, urls={"": (url,)}))
-        with pytest.raises(DataError, match=r"HTTP 400: .*1024.* lower oracle\.options\.max_tokens\."):
+        with refused(DataError, "HTTP 400", "1024", "oracle.options.max_tokens"):
             served(url, max_tokens=8192)([Duel(FRANCE, "1 2 3 4 5 6 " * 300, "x")])

@@ -21,6 +21,7 @@ from sparring.stages.annotate.oracles.mini import (
 )
 from sparring.stages.annotate.surface import NAMES, surface
 from sparring.stages.errors import ConfigError
+from tests.refusals import refused
 
 JUDGE = Path(__file__).parents[4] / "stages/annotate/judges/mini"
 PROMPT = (("user", "Explain how rain forms."),)
@@ -172,5 +173,5 @@ def test_long_texts_are_read_to_their_end() -> None:
 
 
 def test_other_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="all-MiniLM-L6-v2"):
+    with refused(ConfigError, "all-MiniLM-L6-v2"):
         load("mini", {}, Given(folders={"judge": JUDGE, "encoder": tmp_path}))

@@ -24,6 +24,7 @@ from sparring.stages.annotate.score import Scorer
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
 from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests.refusals import refused
 from tests.stages.annotate import readers
 from tests.stages.annotate.readers import DUELS, SYSTEM, changed, prompt, words
 
@@ -196,7 +197,7 @@ def test_gemma_2_keeps_the_soft_cap_of_its_attention(folders: dict[str, Path]) -
     assert abs(eager - fused) > 1e-3
     oracle = loaded(folders["gemma2"])
     assert oracle.scores([oracle.read((TURN[0],), "21")])[0] == pytest.approx(eager, abs=1e-5)
-    with pytest.raises(DataError, match=r"gemma2: the chat template refuses messages of the roles system, user"):
+    with refused(DataError, "gemma2", "system, user"):
         oracle([Duel(SYSTEM, "a", "b")])
 
 
@@ -224,7 +225,7 @@ def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> No
     assert a["swapped"][1] == -a["logits"][1]
     assert np.isfinite(b["logits"]).all() and part.stats["duels"] == 4
     broken = changed(folders["own"], tmp_path / "nan", {"score.weight": torch.full((1, 32), torch.nan)})
-    with pytest.raises(DataError, match=r"row 'a': oracle logit\[0, 1\] is nan, not a finite number"):
+    with refused(DataError, "row 'a'", "oracle logit[0, 1]", "nan"):
         scored(broken)
 
 
@@ -239,35 +240,35 @@ def test_wrong_folders_say_what_they_are(tmp_path: Path, folders: dict[str, Path
     for file in mute.glob("tokenizer*"):
         file.unlink()
     cases = [
-        (causal, r"architectures is .'LlamaForCausalLM'.; .* ends with ForSequenceClassification, with one label"),
-        (lying, r"it lacks score.weight of a LlamaForSequenceClassification; it has lm_head.weight instead"),
-        (changed(mine, tmp_path / "two", num_labels=2), "2 labels; oracle=reward_model needs the one score"),
-        (bare, "no chat template; add the chat_template.jinja that the reward model was trained with"),
-        (pickled, r"no \*\.safetensors; other weight formats are not read"),
-        (mute, "no tokenizer that loads"),
-        (tmp_path / "nowhere", r"no config\.json; point the oracle at the folder of a model"),
-        (changed(mine, tmp_path / "other", model_type="unheard"), r"config\.json: transformers does not know it"),
+        (causal, ("architectures", "'LlamaForCausalLM'", "ForSequenceClassification")),
+        (lying, ("score.weight", "LlamaForSequenceClassification", "lm_head.weight")),
+        (changed(mine, tmp_path / "two", num_labels=2), ("2 labels", "oracle=reward_model")),
+        (bare, ("chat_template.jinja",)),
+        (pickled, ("*.safetensors",)),
+        (mute, ("mute", "tokenizer")),
+        (tmp_path / "nowhere", ("config.json", "nowhere")),
+        (changed(mine, tmp_path / "other", model_type="unheard"), ("config.json", "transformers")),
         (
             changed(mine, tmp_path / "shape", {"score.weight": torch.zeros(1, 16)}),
-            r"weight score.weight is \(1, 16\), its config.json expects \(1, 32\)",
+            ("score.weight", "(1, 16)", "(1, 32)"),
         ),
         (
             changed(mine, tmp_path / "less", {"model.norm.weight": None}),
-            "it lacks (model.)?norm.weight of a LlamaForSequenceClassification",
+            ("norm.weight", "LlamaForSequenceClassification"),
         ),
         (
             changed(mine, tmp_path / "fewer", num_hidden_layers=1),
-            r"hold model\.layers\.1\..* config\.json does not fit",
+            ("model.layers.1.", "config.json"),
         ),
     ]
     for folder, said in cases:
-        with pytest.raises(DataError, match=said):
+        with refused(DataError, *said):
             loaded(folder)
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 10}, {"dtype": "float16"}, {"max_length": 99}])
 def test_options_name_the_key(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"oracle\.options\.{next(iter(options))}[=:]"):
+    with refused(ConfigError, f"oracle.options.{next(iter(options))}"):
         oracles.options("reward_model", {"dtype": "float32", "max_tokens": 512} | options)
 
 
