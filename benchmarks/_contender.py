@@ -124,7 +124,9 @@ def transformers(jobs: dict[str, Job]) -> dict[str, Way]:
 
     job = next(iter(jobs.values()))
     torch.set_num_threads(job.runtime["cpus"])
-    model = AutoModelForCausalLM.from_pretrained(job.inputs["policy"].root, dtype=torch.float32, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        job.inputs["policy"].root, dtype=torch.float32, local_files_only=True
+    )
 
     def batch(chosen: Sequence[list[int]], identity: dict[str, Any]) -> int:
         width = max(map(len, chosen))

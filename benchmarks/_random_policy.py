@@ -51,7 +51,8 @@ def random_policy(name: str, folder: Path) -> Path:
         dtype="bfloat16",
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(shape)
+    model.to(torch.bfloat16).save_pretrained(folder)
     for path in embedded.policy_path().glob("*token*"):
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(embedded.policy_path() / "chat_template.jinja", folder / "chat_template.jinja")

@@ -37,7 +37,8 @@ def trainer(setting: Setting, steps: int, folder: Path) -> tuple[DPOTrainer, dic
     told = _sizes(built.model)
     if not seconds:
         return built, told
-    columns = (built.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps"))
+    dataset: Any = built.train_dataset
+    columns = (dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps"))
     scores = list(zip(*(map(float, column) for column in columns), strict=True))
     return built, {**told, "precompute": seconds["_precompute_ref_logps"], "scores": scores}
 

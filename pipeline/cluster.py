@@ -139,7 +139,7 @@ def nodes() -> list[dict[str, float]] | None:
 def _init(gpus: int) -> None:
     import ray
 
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if joined():
         try:
             ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
@@ -177,11 +177,11 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 def stop_ray() -> None:
     """Leave the cluster, or end the local one and what its workers left in the temporary folder."""
     import ray
-    from ray._private import worker
 
-    if dead_process() and worker._global_node:  # a GCS that is gone would be waited for
+    node = _node()
+    if dead_process() and node:  # a GCS that is gone would be waited for
         _mute()
-        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
     else:
         ray.shutdown()
     leftovers.remove_own()
@@ -197,11 +197,16 @@ def _mute() -> None:
             sys.stderr = ours
 
 
-def dead_process() -> str | None:
-    """Return which process of the local Ray is gone, None where none is."""
+def _node() -> Any:
+    """Return Ray's own view of this machine, None where this process has not started Ray."""
     from ray._private import worker
 
-    node = worker._global_node
+    return worker._global_node
+
+
+def dead_process() -> str | None:
+    """Return which process of the local Ray is gone, None where none is."""
+    node = _node()
     return next((kind for kind, _ in node.dead_processes()), None) if node and not joined() else None
 
 

@@ -134,7 +134,7 @@ def on_cpu(max_model_len: int, kv_cache_gb: int) -> dict[str, Any]:
 
     # Else a model class met for the first time on a machine is looked at in a process that imports all of vLLM again,
     # lest a GPU is taken; here there is none.
-    registry._run_in_subprocess = lambda look: look()
+    registry._run_in_subprocess = lambda fn: fn()
     return {
         "enforce_eager": True,
         "max_num_batched_tokens": max(BATCHED_TOKENS, max_model_len),

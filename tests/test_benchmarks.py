@@ -256,7 +256,8 @@ def test_random_pairs_of_a_random_policy(part: Any, tmp_path: Path, monkeypatch:
     pairs = module.random_pairs("1.5b", 6, tmp_path)
     assert len(pairs.rows) == 6 and all(64 <= len(row.chosen) <= 512 <= 1024 - len(row.prompt) for row in pairs.rows)
     assert ends_of_turn(pairs.samples) == {module.END}
-    assert load_scorer(pairs.policy, "float32").num_parameters() > module.VOCABULARY * 8
+    scorer: Any = load_scorer(pairs.policy, "float32")
+    assert scorer.num_parameters() > module.VOCABULARY * 8
     assert len(AutoTokenizer.from_pretrained(pairs.policy)) == module.VOCABULARY
 
 

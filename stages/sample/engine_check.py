@@ -146,7 +146,8 @@ def _stopped() -> Callable[[Callable[[], Any]], None]:
             select_common_block_size(vllm_config.cache_config.block_size, [CPUAttentionBackend])
         raise Made
 
-    LLMEngine.__init__ = end
+    engine: Any = LLMEngine
+    engine.__init__ = end
 
     def call(make: Callable[[], Any]) -> None:
         try:

@@ -34,7 +34,7 @@ class TransformersEngine:
         torch.set_num_threads(chosen.cpus)
         self.chosen = chosen
         self.device = "cuda" if chosen.gpus else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, chosen.dtype), local_files_only=True, **json.loads(chosen.engine_args)
         )
         self.model = model.to(self.device).eval()

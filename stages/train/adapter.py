@@ -77,7 +77,8 @@ def attach(model: Any, adapter: AdapterIdentity, seed: int) -> None:
     from peft import LoraConfig
 
     targets: Any = list(adapter.targets) or "all-linear"
-    wanted = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules=targets, bias="none")
+    alpha: Any = adapter.alpha  # any number, which peft's type does not say
+    wanted = LoraConfig(r=adapter.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, bias="none")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -148,12 +149,13 @@ def low_rank(model: nn.Module) -> Iterator[tuple[str, LowRank]]:
 
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
+            layer: Any = module
             yield (
                 f"{name}.weight",
                 LowRank(
-                    a=module.lora_A["default"].weight,
-                    b=module.lora_B["default"].weight,
-                    scale=module.scaling["default"],
-                    transposed=bool(getattr(module, "fan_in_fan_out", False)),
+                    a=layer.lora_A["default"].weight,
+                    b=layer.lora_B["default"].weight,
+                    scale=layer.scaling["default"],
+                    transposed=bool(getattr(layer, "fan_in_fan_out", False)),
                 ),
             )

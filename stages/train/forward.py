@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,25 +57,34 @@ class Route:
     """What people are told of it: what a faster one does wrong."""
 
 
-def bind(model: nn.Module, dtype: str, route: Route | None = None) -> nn.Module:
+class Bound(nn.Module):
+    """For type checkers: what `bind` makes of a model of any class."""
+
+    route: Route
+    scoring_dtype: torch.dtype
+    shared_up_to: int
+    flat: bool
+
+
+def bind(model: nn.Module, dtype: str, route: Route | None = None) -> Bound:
     """Make `model(**batch)` score responses, computing in `dtype` (float32 or bfloat16) on weights as they are.
 
     bfloat16 is autocast: weights and optimizer stay fp32, so that small steps are not rounded away. `route` is
     by default the first of `routes`. Sets `model.route`, and `model.shared_up_to` and `model.flat` for `collate`.
     """
-    config: Any = model.config
+    bound: Any = model
     route = route or routes(model, dtype)[0]
-    model.scoring_dtype, model.route = getattr(torch, dtype), route
-    model.shared_up_to, model.flat = route.shared_up_to, route.flat
-    if config._attn_implementation != route.attention:
-        model.set_attn_implementation(route.attention)
-    output = model.get_output_embeddings()
+    bound.scoring_dtype, bound.route = getattr(torch, dtype), route
+    bound.shared_up_to, bound.flat = route.shared_up_to, route.flat
+    if bound.config._attn_implementation != route.attention:
+        bound.set_attn_implementation(route.attention)
+    output = bound.get_output_embeddings()
     if route.own_logits:
         head.whole(output)
     else:
         head.chunked(output, softcap(model), route.scale)
-    model.forward = MethodType(_score, model)
-    return model
+    bound.forward = MethodType(_score, model)
+    return cast(Bound, bound)
 
 
 def softcap(model: nn.Module) -> float | None:

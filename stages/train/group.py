@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
@@ -42,12 +43,12 @@ class _Listening(TorchConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
-        base: type[Backend] = super().backend_cls
+        base: Any = super().backend_cls
 
         class Listening(base):
-            def on_training_start(self, worker_group: object, backend_config: TorchConfig) -> None:
+            def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
                 super().on_training_start(worker_group, backend_config)
-                worker_group.execute(term.listen)  # type: ignore[attr-defined]
+                worker_group.execute(term.listen)
 
         return Listening
 
@@ -99,9 +100,11 @@ def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> Train
                 (room(job) / STOP).touch()
             if wait.is_over(asked()):
                 return None
-    if errors and not isinstance(errors[0], TrainingFailedError):
-        raise errors[0]
-    return errors[0] if errors else None
+    if not errors:
+        return None
+    if isinstance(errors[0], TrainingFailedError):
+        return errors[0]
+    raise errors[0]
 
 
 class _Wait:
@@ -142,6 +145,8 @@ class _Wait:
 
 def _trainer(job: Job) -> TorchTrainer:
     runtime = TrainRuntime(**job.runtime)
+    callbacks: list[Any] = [Watching(job)]  # one of Ray Train's second version, as are the names below
+    failure: Any = FailureConfig
     resources = {"CPU": runtime.cpus} | ({"GPU": runtime.gpus} if runtime.gpus else {})
     return TorchTrainer(
         worker.work,
@@ -153,10 +158,10 @@ def _trainer(job: Job) -> TorchTrainer:
         run_config=RunConfig(
             name="ray",
             storage_path=str(room(job)),
-            failure_config=FailureConfig(
+            failure_config=failure(
                 max_failures=runtime.max_failures, controller_failure_limit=int(PLACEMENT_S // START_S)
             ),
-            callbacks=[Watching(job)],
+            callbacks=callbacks,
         ),
     )
 

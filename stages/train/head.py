@@ -33,8 +33,9 @@ def chunked(head: nn.Module, softcap: float | None, scale: float = 1.0) -> None:
             f"the output embedding is a {type(head).__name__}, and log-probs are computed in chunks of a plain "
             "torch.nn.Linear only; choose a policy of another architecture, or leave its head as it is."
         )
-    head.softcap, head.scale = softcap, scale
-    head.forward = MethodType(_forward, head)
+    changed: Any = head
+    changed.softcap, changed.scale = softcap, scale
+    changed.forward = MethodType(_forward, head)
 
 
 def whole(head: nn.Module) -> None:

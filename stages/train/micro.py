@@ -136,7 +136,8 @@ def _ready(trainer: PairTrainer) -> PairTrainer:
 
 def _pass(trainer: PairTrainer, rows: Sequence[int]) -> Pass:
     engine = trainer.model_wrapped
-    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    collate: Any = trainer.data_collator
+    batch = trainer._prepare_inputs(collate(rows))
     engine.set_gradient_accumulation_boundary(False)  # gradients are summed up, no step is made of them
     dist.barrier()
     with memory.peak(trainer.args.device) as grown:

@@ -58,8 +58,8 @@ def attention(
         raise RuntimeError(f"{type(module).__name__} got no mask: packed lines would see each other")
     outputs = []
     parts = (tensor.split(list(lengths), dim=2) for tensor in (query, key, value))
-    for mask, n, *line in zip(attention_mask, lengths, *parts, strict=True):
-        output, _ = sdpa_attention_forward(module, *line, mask[None, :, :n, :n], **kwargs)
+    for mask, n, q, k, v in zip(attention_mask, lengths, *parts, strict=True):
+        output, _ = sdpa_attention_forward(module, q, k, v, mask[None, :, :n, :n], **kwargs)
         outputs.append(output)
     return torch.cat(outputs, dim=1), None
 

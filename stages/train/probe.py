@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback
 
 from sparring.stages.train.collate import Row
+from sparring.stages.train.forward import Bound
 from sparring.stages.train.reference import load_scorer, score
 
 ROWS = 64
@@ -45,13 +45,13 @@ class BeforeTraining(TrainerCallback):
         self.measure()
 
 
-def changes_of_log_prob(model: nn.Module, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def changes_of_log_prob(model: Bound, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """h_w and h_l in nats of each row under a bound model (or an engine around one)."""
     scores = zip(rows, score(model, rows), strict=True)
     return [{"id": row.id, "h_w": z_w - row.ref_w, "h_l": z_l - row.ref_l} for row, (z_w, z_l) in scores]
 
 
-def from_start(model: nn.Module, rows: Sequence[Row]) -> tuple[list[Row], float]:
+def from_start(model: Bound, rows: Sequence[Row]) -> tuple[list[Row], float]:
     """The rows with the policy that training starts from as reference, and the noise: mean |z in one pass - z alone|
     in nats, of ALONE rows.
     """

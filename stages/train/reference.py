@@ -17,9 +17,8 @@ from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceIdentity
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sparring.stages.train.collate import Row
+    from sparring.stages.train.forward import Bound
 
 log = logging.getLogger(__name__)
 PASS_TOKENS = 2048
@@ -38,7 +37,7 @@ SCHEMA = pa.schema(
 )
 
 
-def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> nn.Module:
+def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> Bound:
     """Return the policy in a folder with fp32 weights, bound to score responses in `dtype`, on the GPU if any.
 
     How it is scored was checked against its own forward; where that is not the fastest way, a warning is logged.
@@ -56,7 +55,7 @@ def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> nn.Module:
     return bound
 
 
-def score(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float]]:
+def score(model: Bound, rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Return (z_w, z_l) of each row, in the order of the rows."""
     import torch
 

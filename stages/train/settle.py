@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sparring.stages.errors import DataError
 from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import Route, bind, decoder, forward, routes, softcap
+from sparring.stages.train.forward import Bound, Route, bind, decoder, forward, routes, softcap
 from sparring.stages.train.memory import out_of_memory
 
 TOLERANCE = 1e-4
@@ -52,7 +52,7 @@ class Truth:
     """Logits over those of the head, before softcap."""
 
 
-def settle(model: nn.Module, dtype: str) -> nn.Module:
+def settle(model: nn.Module, dtype: str) -> Bound:
     """Bind a model in eval mode by the first route that agrees with its own forward; DataError where none does.
 
     Passes are compared in float32, those of flash-attn, which has none, in `dtype`.

@@ -24,6 +24,7 @@ from transformers import Trainer, TrainingArguments
 from sparring.stages.train import reshard
 from sparring.stages.train.collate import Row, collate
 from sparring.stages.train.config import TrainIdentity, tracked_name
+from sparring.stages.train.forward import Bound
 from sparring.stages.train.instruments import Instruments
 from sparring.stages.train.loss import pair_losses, recorded
 from sparring.stages.train.memory import one_copy
@@ -59,7 +60,7 @@ class PairTrainer(Trainer):
     def __init__(
         self,
         *,
-        model: nn.Module,
+        model: Bound,
         args: TrainingArguments,
         identity: TrainIdentity,
         rows: Sequence[Row],
@@ -73,7 +74,10 @@ class PairTrainer(Trainer):
         self.last_checkpoint, self.shared_up_to, self.flat = resumed_from, model.shared_up_to, model.flat
         self.sums: list[tuple[int, Tensor]] = []
         self.instruments = Instruments(model, identity, band_every)
-        super().__init__(model=model, args=args, train_dataset=list(order), data_collator=self._collate)
+        self.order = list(order)
+        dealt: Any = self.order
+        super().__init__(model=model, args=args, train_dataset=dealt, data_collator=self._collate)
+        self.model_wrapped: Any
         self.model_accepts_loss_kwargs = False
 
     def _collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -122,7 +126,7 @@ class PairTrainer(Trainer):
         step, norm = self.state.global_step, logs["grad_norm"]
         size = self.identity.global_batch
         if not math.isfinite(norm) or norm < 0:  # DeepSpeed masks a norm that is not finite as -1
-            self._stop("gradient", self.train_dataset[(step - 1) * size : step * size])
+            self._stop("gradient", self.order[(step - 1) * size : step * size])
         count, means, end = self._reduced()
         record = {"step": step, "of": self.state.max_steps, "pairs": count, **means}
         limit = self.identity.max_grad_norm
@@ -172,17 +176,17 @@ class PairTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Linear with warm-up, lr > 0 at every step; transformers' own starts at 0."""
         ratio = self.identity.warmup_ratio
-        chosen = self.optimizer if optimizer is None else optimizer
+        chosen: Any = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = LambdaLR(chosen, lambda step: schedule(step, num_training_steps, ratio))
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *options: Any, **named: Any) -> Any:
         """Train, from the folder of a checkpoint if one is given."""
         if resume_from_checkpoint and self.instruments.calibration:
             state = json.loads((Path(resume_from_checkpoint) / CALIBRATION).read_text(encoding="utf-8"))
             self.instruments.calibration.restore(state)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        return super().train(resume_from_checkpoint, *options, **named)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write what resuming needs, and nothing at the last step, which is published instead."""
@@ -196,6 +200,7 @@ class PairTrainer(Trainer):
         dist.barrier()
         self.model_wrapped.save_checkpoint(str(folder), exclude_frozen_parameters=True)
         if self.is_world_process_zero():
+            assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
             self.state.save_to_json(str(folder / "trainer_state.json"))
             if self.instruments.calibration:

@@ -157,7 +157,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
     job = replace(made, runtime={**made.runtime, "cpus": 1})
     assert side_by_side(job) == cores
-    other = ray.remote(num_cpus=cores - 0.5)(Sleeper).remote()
+    other: Any = ray.remote(num_cpus=cores - 0.5)(Sleeper).remote()
     ray.get(other.ping.remote())
     pool = Pool(job, 100)
     said: list[str] = []

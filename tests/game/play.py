@@ -81,9 +81,14 @@ def write_start(folder: Path, start: Array) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    size = {"vocab_size": len(start), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 0}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 8}
-    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    size: dict[str, Any] = {"vocab_size": len(start), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 0}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 8,
+    }
+    tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     config = LlamaConfig(**size, **heads, **tokens, initializer_range=1.0, tie_word_embeddings=False, dtype="float32")
     model = LlamaForCausalLM(config)
     with torch.no_grad():

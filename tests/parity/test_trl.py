@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return folder, reference, policy
 
 

@@ -91,7 +91,7 @@ def tiny_pairrm(folder: Path) -> Path:
     """Write a random checkpoint in the layout of llm-blender/PairRM-hf, without llm-blender's slow import."""
     words = tokenizer()
     words.add_tokens([SOURCE, FIRST, SECOND, EITHER])
-    limits = {"source_maxlength": 64, "candidate_maxlength": 128}
+    limits: dict[str, Any] = {"source_maxlength": 64, "candidate_maxlength": 128}
     settings = DebertaV2Config(vocab_size=len(words), architectures=["DebertaV2PairRM"], **limits, **SIZES)
     h = settings.hidden_size
     body, head = DebertaV2Model(settings), torch.nn.ModuleDict({"1": torch.nn.Linear(2 * h, h)})

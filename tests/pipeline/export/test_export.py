@@ -70,7 +70,8 @@ def test_the_best_iteration_byte_for_byte_with_a_card_and_it_loads(
         assert sha256_file(folder / path.name) == sha256_file(path)
     assert not (folder / "model.safetensors").samefile(next(run.store.glob("train-*/model.1f/model.safetensors")))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "Hi"}])["input_ids"]
+    rendered: Any = AutoTokenizer.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "Hi"}])
+    ids = rendered["input_ids"]
     assert model.dtype == torch.float32 and torch.isfinite(model(torch.tensor([ids])).logits).all()
     assert list((tmp_path / "exports").iterdir()) == [folder]  # nothing half-made is left
 

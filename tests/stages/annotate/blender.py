@@ -106,7 +106,7 @@ def hf(folder: Path, tasks: int = 1) -> Path:
     words = tokenizer()
     words.add_tokens([SOURCE, FIRST, SECOND, EITHER])
     ids = dict(zip(("source", "cand1", "cand2", "cand"), map(words.convert_tokens_to_ids, MARKERS), strict=True))
-    more = {f"{name}_prefix_id": value for name, value in ids.items()}
+    more: dict[str, Any] = {f"{name}_prefix_id": value for name, value in ids.items()}
     config = DebertaV2Config(
         vocab_size=len(words), n_tasks=tasks, drop_out=0.05, sep_token_id=words.sep_token_id, **more, **SIZES
     )

@@ -230,9 +230,15 @@ def test_a_recurrent_model_samples_k_responses(tmp_path: Path) -> None:
     import torch
     from transformers import FalconH1Config, FalconH1ForCausalLM
 
-    shape = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
-    mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
+    shape: dict[str, Any] = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    mamba: dict[str, Any] = {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+    }
     torch.manual_seed(0)
     folder = saved(FalconH1ForCausalLM(FalconH1Config(**shape, **heads, **mamba)), tmp_path)
     engine: Any = make_engine("transformers", folder, settings(k=2, temperature=0.0, max_tokens=5))

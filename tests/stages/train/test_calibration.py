@@ -140,8 +140,8 @@ def batched(part: list[Row], micro: int) -> list[dict[str, Any]]:
 def figures(micro: int, rank: int = 0, workers: int = 1, name: str = "sppo") -> list[dict[str, float]]:
     """Records of three optimizer steps on one global batch of 4 pairs, real gradients and plain SGD between them."""
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
     model = bind(LlamaForCausalLM(LlamaConfig(**shape, **heads)), "float32")
     wanted = identity(objective=objective(name), repulsion=HINGE, calibration=REWARD)
     instruments = Instruments(model, wanted, band_every=1)
@@ -164,7 +164,7 @@ def figures(micro: int, rank: int = 0, workers: int = 1, name: str = "sppo") -> 
             for parameter in model.parameters():
                 assert parameter.grad is not None
                 dist.all_reduce(parameter.grad)
-                parameter -= 1e-6 * parameter.grad
+                parameter.sub_(1e-6 * parameter.grad)
     return found
 
 

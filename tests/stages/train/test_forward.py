@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_padding_and_company_do_not_matter(model: nn.Module, layout: int) -> Non
 
 
 @LAYOUTS
-def test_head_runs_at_response_positions_only(model: nn.Module, layout: int) -> None:
+def test_head_runs_at_response_positions_only(model: Any, layout: int) -> None:
     bind(model, "float32")
     seen = []
     head = model.get_output_embeddings()
@@ -84,7 +85,7 @@ def test_head_runs_at_response_positions_only(model: nn.Module, layout: int) -> 
 
 
 @LAYOUTS
-def test_states_are_the_final_norm_states(model: nn.Module, layout: int) -> None:
+def test_states_are_the_final_norm_states(model: Any, layout: int) -> None:
     bind(model, "float32")
     batch = collate(ROWS[:1], (2,), "last", layout)
     with torch.no_grad():
@@ -98,14 +99,14 @@ def test_states_are_the_final_norm_states(model: nn.Module, layout: int) -> None
 
 
 @LAYOUTS
-def test_gradient_equals_full_logits(model: nn.Module, layout: int) -> None:
+def test_gradient_equals_full_logits(model: Any, layout: int) -> None:
     """Of a weighted sum of all four log-probs: the shared prompt gets the gradients of both of its responses."""
     bind(model, "float32")
     weight = model.model.layers[0].mlp.up_proj.weight
     factors = [1.0, -0.5, 2.0, 0.25]
     z, _ = forward(model, collate(ROWS, (2,), "mean", layout))
-    (ours,) = torch.autograd.grad(sum(f * z[i] for i, f in enumerate(factors)), weight)
-    total = 0.0
+    (ours,) = torch.autograd.grad(torch.stack([f * z[i] for i, f in enumerate(factors)]).sum(), weight)
+    total = torch.zeros(())
     for factor, (prompt, response) in zip(factors, sequences(ROWS), strict=True):
         ids = torch.tensor([prompt + response])
         log_probs = torch.log_softmax(type(model).forward(model, input_ids=ids).logits, dim=-1)[0]
@@ -118,8 +119,19 @@ def test_gradient_equals_full_logits(model: nn.Module, layout: int) -> None:
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "mistral", "gemma2", "phi3", "olmo2"])
 def test_packed_lines_in_other_architectures(architecture: str) -> None:
     torch.manual_seed(0)
-    shape = {"vocab_size": 50000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2, "pad_token_id": 0}
+    shape = {
+        "vocab_size": 50000,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 16,
+    }
+    heads = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+    }
     uncapped = {"attn_logit_softcapping": None} if architecture == "gemma2" else {}  # with a cap nothing is packed
     config = AutoConfig.for_model(architecture, **shape, **heads, **uncapped, attn_implementation="sdpa")
     packed = bind(AutoModelForCausalLM.from_config(config).eval(), "float32")
@@ -138,9 +150,14 @@ def test_a_long_row_puts_its_batch_into_two_sequences() -> None:
     assert collate(ROWS, (2,), "mean", longest - 1)["input_ids"].shape == (4, 7)
 
 
+def of_config(config: Any) -> Any:
+    """What has a configuration and nothing else of a model."""
+    return SimpleNamespace(config=config)
+
+
 def test_where_the_prompt_is_shared(model: nn.Module) -> None:
     assert shared_up_to(model) == 2048
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     sliding = MistralForCausalLM(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1, sliding_window=4))
     assert shared_up_to(sliding) == 4
     eager = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), attn_implementation="eager")
@@ -148,14 +165,14 @@ def test_where_the_prompt_is_shared(model: nn.Module) -> None:
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1))
     assert shared_up_to(recurrent) == 0
     named_otherwise = AutoConfig.for_model("recurrent_gemma", attn_implementation="sdpa")
-    assert shared_up_to(SimpleNamespace(config=named_otherwise)) == 0
+    assert shared_up_to(of_config(named_otherwise)) == 0
     nested = AutoConfig.for_model("gemma3", attn_implementation="sdpa")
-    assert shared_up_to(SimpleNamespace(config=nested)) == 0
+    assert shared_up_to(of_config(nested)) == 0
 
 
 def test_a_sliding_window_of_the_longest_sequence_changes_nothing() -> None:
     torch.manual_seed(0)
-    shape = {"vocab_size": 50000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape: dict[str, Any] = {"vocab_size": 50000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config = MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1, initializer_range=0.2)
     for window, shared in ((7, True), (6, False)):
         config.sliding_window = window
@@ -179,8 +196,8 @@ def test_bfloat16_keeps_fp32_weights_and_is_close(model: nn.Module) -> None:
 
 def test_softcapping() -> None:
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     config = Gemma2Config(**shape, **heads, final_logit_softcapping=0.5, attn_implementation="eager")
     gemma = Gemma2ForCausalLM(config).eval()
     nn.init.normal_(gemma.model.embed_tokens.weight, std=1.0)

@@ -136,7 +136,7 @@ class Sizes(TorchDispatchMode):
 def test_the_full_logits_never_exist(layout: int, trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 400 response tokens and 4,096 words, in chunks of 32: forward and backward of the bound model."""
     torch.manual_seed(0)
-    shape = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    shape: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     config = LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1, attn_implementation="sdpa")
     model = bind(LlamaForCausalLM(config), "float32")
     model.lm_head.weight.requires_grad_(trained)
@@ -198,7 +198,7 @@ def _zero3_gradients(folder: Path, trained: bool, settings: dict[str, Any]) -> d
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
-    model = bind(AutoModelForCausalLM.from_pretrained(folder), "float32")
+    model: Any = bind(AutoModelForCausalLM.from_pretrained(folder), "float32")
     weight = model.get_output_embeddings().weight.requires_grad_(trained)
     given = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(given, lr=0.0), config=settings)
@@ -222,7 +222,7 @@ def test_under_zero3_the_weight_is_there_for_both_passes(world: int, tmp_path: P
         ranks = [pool.submit(zero3, rank, world, port, folders) for rank in range(world)]
         found, *others = [rank.result() for rank in ranks]
     for (tied, trained), ours, *theirs in zip(CASES, found, *others, strict=True):
-        model = bind(AutoModelForCausalLM.from_pretrained(folders[tied]), "float32")
+        model: Any = bind(AutoModelForCausalLM.from_pretrained(folders[tied]), "float32")
         model.get_output_embeddings().weight.requires_grad_(trained)
         loss_of(model).backward()
         expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}

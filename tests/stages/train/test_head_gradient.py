@@ -25,7 +25,7 @@ ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
     Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
-SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = pytest.mark.parametrize(
     ("bias", "cap", "scale"),
     [(False, None, 1.0), (True, None, 1.0), (False, 10.0, 1.0), (True, 10.0, 0.6)],
@@ -75,20 +75,28 @@ def test_products_equal_autograd(bias: bool, cap: float | None, scale: float, h:
 
 def llama(tied: bool) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
     return LlamaForCausalLM(LlamaConfig(**SHAPE, **heads, tie_word_embeddings=tied))
 
 
 def gemma() -> Gemma2ForCausalLM:
     torch.manual_seed(0)
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "initializer_range": 0.3}
-    caps = {"final_logit_softcapping": 1.0, "attn_logit_softcapping": None}  # attention as every other model's
+    heads: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "initializer_range": 0.3,
+    }
+    caps: dict[str, Any] = {
+        "final_logit_softcapping": 1.0,
+        "attn_logit_softcapping": None,
+    }  # attention as every other model's
     return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **heads, **caps))
 
 
 def granite() -> GraniteForCausalLM:
     torch.manual_seed(0)
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
     return GraniteForCausalLM(GraniteConfig(**SHAPE, **heads, logits_scaling=0.5))
 
 
@@ -121,7 +129,7 @@ def through_head(model: Any, prompt: list[int], response: list[int]) -> Tensor:
     model.lm_head.weight = alone
     ids = torch.tensor([prompt + response])
     log_probs = torch.log_softmax(type(model).forward(model, input_ids=ids).logits[0], dim=-1)
-    z = sum(log_probs[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1]))
+    z = torch.stack([log_probs[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1])]).sum()
     (found,) = torch.autograd.grad(z, alone)
     model.lm_head.weight = head
     return found

@@ -96,6 +96,7 @@ def test_incentives_are_the_gradient(objective: ObjectiveIdentity, labels: str) 
     z_w, z_l = (z.clone().requires_grad_() for z in (scores.z_w, scores.z_l))
     loss(objective, replace(scores, z_w=z_w, z_l=z_l)).sum().backward()
     d_w, d_l = incentives(objective, scores)
+    assert z_w.grad is not None
     torch.testing.assert_close(d_w, -z_w.grad, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(d_l, z_l.grad, rtol=1e-10, atol=1e-12)
     assert d_w.isfinite().all() and d_w.abs().min() > 0

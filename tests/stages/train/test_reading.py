@@ -33,11 +33,11 @@ PLACES = {-1: 3, 0: 1, 1: 2, 2: 3, -2: 2, -3: 1}
 
 def small() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS}
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS}
     return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1))
 
 
-def checkpointed() -> LlamaForCausalLM:
+def checkpointed() -> Any:
     model = small()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return bind(model.train(), "float32")
@@ -78,7 +78,7 @@ def test_gradient_reaches_the_layers_at_and_below_under_gradient_checkpointing(
 
 @pytest.mark.parametrize("layer", [0, 1, -2])
 def test_states_are_those_of_the_models_own_forward(layer: int) -> None:
-    model = bind(small().eval(), "float32")
+    model: Any = bind(small().eval(), "float32")
     batch = collate(ROWS, (2,), "mean", 0)
     with torch.no_grad():
         z, states = forward(model, batch, Reading(model, layer))

@@ -165,7 +165,7 @@ class ScaledAndCapped(transformers.Gemma2ForCausalLM):
 
     def forward(self, **given: Any) -> Any:
         out = super().forward(**given)
-        cap = self.config.final_logit_softcapping
+        cap: Any = self.config.final_logit_softcapping
         out.logits = cap * torch.tanh(0.6 * torch.atanh(out.logits / cap))
         return out
 
@@ -261,7 +261,13 @@ def test_bfloat16_is_checked_in_float32() -> None:
 def policy(kind: str, where: Path) -> Path:
     """A policy of SmolLM2's vocabulary whose log-probs differ by about a nat, as `tiny_policy`'s."""
     more, _, _ = FOUND[kind]
-    shape = {"vocab_size": 49152, "hidden_size": 64, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2}
+    shape = {
+        "vocab_size": 49152,
+        "hidden_size": 64,
+        "initializer_range": 0.1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**SHAPE, **more, **shape, "head_dim": 16, "max_position_embeddings": 2048})
     return saved(AutoModelForCausalLM.from_config(config), where)
