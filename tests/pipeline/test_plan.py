@@ -263,7 +263,7 @@ WRONG = [
     (["oracle.urls=[http://a:1]"], ("oracle.urls", "oracle=mini", "oracle=llm")),
     (["oracle=llm", "oracle.urls=[http://a:1]"], ("oracle.urls", "model")),
     (["oracle=llm", "oracle.options.model=gpt"], ("oracle.options.model=gpt", "urls")),
-    (["judge=llm", "judge.options.template=x"], ("options.template",)),
+    (["judge=llm", "judge.options.template=x"], ("judge.options.template",)),
     (["oracle=llm", "oracle.urls=[a]"], ("oracle.urls: a ", "http://host:port")),
     (["+oracle.options.flor=1"], ("oracle.options.flor", "mini")),
     (["judge=mini"], ("judge (mini)", "oracle", "judge=lexical")),

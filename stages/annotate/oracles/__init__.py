@@ -105,6 +105,8 @@ def options(kind: str, chosen: Mapping[str, Any], key: str = "oracle") -> Any:
             raise ConfigError(f"{key}.options.{name}: {kind} does not know that key; {there}.")
     try:
         return _adapter(wanted).validate_python(dict(chosen))
+    except ConfigError as error:  # of the options, which do not know where they were given
+        raise ConfigError(f"{key}{str(error).removeprefix('oracle')}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([key, "options", *map(str, first["loc"])])
