@@ -252,7 +252,7 @@ def test_hard_targets(part: Any, tmp_path: Path) -> None:
 def test_random_pairs_of_a_random_policy(part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = part("_train_random")
     tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    monkeypatch.setitem(module.CONFIGS, "1.5b", {**tiny, "num_key_value_heads": 1})
+    monkeypatch.setitem(part("_random_policy").CONFIGS, "1.5b", {**tiny, "num_key_value_heads": 1})
     pairs = module.random_pairs("1.5b", 6, tmp_path)
     assert len(pairs.rows) == 6 and all(64 <= len(row.chosen) <= 512 <= 1024 - len(row.prompt) for row in pairs.rows)
     assert ends_of_turn(pairs.samples) == {module.END}

@@ -45,7 +45,7 @@ def check(base: Path, policy: Path, folder: Path, kind: str, target: str, when: 
 
 FEW = [
     *((kind, "worker", "during") for kind in ("score", "sample", "train")),
-    random.Random(SEED).choice([moment for moment in MOMENTS if moment[1] == "driver"]),
+    random.Random(SEED).choice([moment for moment in MOMENTS if moment[1] == "driver" and moment[0] != "train"]),
 ]
 
 

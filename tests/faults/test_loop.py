@@ -26,7 +26,7 @@ from sparring.stages.step import Input
 from sparring.stages.train.config import TRAIN
 from tests.faults.harness import DEADLINE_S, Run, contents, overrides
 
-GOLDEN_TRAINING = "142 8 812"
+GOLDEN_TRAINING = "322 8 812"
 """First loss, optimizer steps, tokens."""
 
 RELOAD = """

@@ -19,11 +19,12 @@ STEPS = 3
 
 
 def trained(folder: Path, once: bool) -> tuple[list[Tensor], int]:
-    """The weights after some steps, and the bytes that they and their masters take; in a process of its own."""
+    """The weights after some steps, and the bytes that they and their masters take; no other training in its process."""
     import torch.distributed as dist
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     from sparring.stages.train.worker import _settle
     from tests.stages.train.rig import runtime
 
@@ -55,11 +56,8 @@ def trained(folder: Path, once: bool) -> tuple[list[Tensor], int]:
 
 def test_one_copy_of_the_weights_trains_the_same(tmp_path: Path) -> None:
     folder = tiny_policy(tmp_path / "policy")
-    found = []
-    for once in (False, True):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found.append(pool.submit(trained, folder, once).result())
-    (two, doubled), (one, single) = found
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        (two, doubled), (one, single) = pool.map(trained, [folder] * 2, [False, True])
     assert doubled == 2 * single
     assert all(torch.equal(a, b) for a, b in zip(two, one, strict=True))
     start = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).parameters()

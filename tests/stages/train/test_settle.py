@@ -281,7 +281,7 @@ def trained(where: Path, kind: str, **how: Any) -> tuple[dict[str, Any], str]:
     return made, (where / "scratch" / "train.first" / "rank-0.jsonl").read_text()
 
 
-@pytest.mark.parametrize("kind", ["granite", "stablelm"])
+@pytest.mark.parametrize("kind", ["granite", pytest.param("stablelm", marks=pytest.mark.slow)])
 def test_training_starts_at_the_reference_and_learns(kind: str, tmp_path: Path) -> None:
     made, said = trained(tmp_path, kind)
     summary, records = made["summary"], steps(made)
