@@ -19,7 +19,7 @@ STEPS = 3
 
 
 def trained(folder: Path, once: bool) -> tuple[list[Tensor], int]:
-    """The weights after some steps, and the bytes that they and their masters take; no other training in its process."""
+    """The weights after some steps, and the bytes that they and their masters take, in a process of trainings alone."""
     import torch.distributed as dist
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
