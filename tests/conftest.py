@@ -21,23 +21,25 @@ def pytest_report_header() -> str:
     return f"kill tests: SPARRING_SEED={SEED} repeats them"
 
 
-STARTS_RAY = (
-    "tests/faults/",
-    "tests/pipeline/test_cluster.py",
-    "tests/pipeline/test_crossplay_run.py",
-    "tests/pipeline/test_import.py",
-    "tests/stages/train/test_resilience.py",
-    "tests/stages/train/test_stage.py",
-)
+STARTS_RAY = {
+    "tests/faults/": "whole runs",
+    "tests/pipeline/test_cluster.py": "trainings",
+    "tests/pipeline/test_crossplay_run.py": "trainings",
+    "tests/pipeline/test_import.py": "trainings",
+    "tests/stages/train/test_resilience.py": "trainings",
+    "tests/stages/train/test_stage.py": "trainings",
+}
+"""Beginning of a path -> which of the two processes that start Ray has it: they share what is slow to make."""
 
 
-class OneRay(LoadFileScheduling):
-    """Deals files to processes; those that start Ray go to one of them, which does them first."""
+class TwoRays(LoadFileScheduling):
+    """Deals files to processes; those that start Ray go to two of them, which do them first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith(STARTS_RAY) else super()._split_scope(nodeid)
+        scopes = (scope for path, scope in STARTS_RAY.items() if nodeid.startswith(path))
+        return next(scopes, super()._split_scope(nodeid))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
-    """Schedule by OneRay: markers of groups are not seen by pytest-xdist 3.8 under pytest 9.2."""
-    return OneRay(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoRays:
+    """Schedule by TwoRays: markers of groups are not seen by pytest-xdist 3.8 under pytest 9.2."""
+    return TwoRays(config, log)
