@@ -10,6 +10,7 @@ nobody's, since a lease appears whole. Two holders by mistake only do the work t
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import socket
@@ -186,7 +187,7 @@ class Lease:
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of those that were killed while they asked for this lease."""
-        for path in self.path.parent.glob(f".{self.path.name}.*"):
+        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*"):
             with contextlib.suppress(OSError):
                 path.unlink()
 

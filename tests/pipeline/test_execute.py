@@ -1,16 +1,19 @@
 """Which workers are started early, and which serve another step."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.execute import soon
+from sparring.pipeline.artifact import Artifact
+from sparring.pipeline.execute import soon, tidy_after_kill
+from sparring.pipeline.lease import Lease
 from sparring.pipeline.pool import Pool
 from sparring.stages.annotate.config import EMBED, SCORE
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.step import Input, Job
-from tests.pipeline.plans import plan_of
+from tests.pipeline.plans import finish, plan_of
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,22 @@ def test_more_workers_than_there_are_do_not_fit() -> None:
     wide.runtime["actors"] = 2
     narrow = pool(job(SCORE, "one"), loaded=True)
     assert not narrow.fits(wide, 2)
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_what_a_kill_left_beside_a_finished_step_is_removed(tmp_path: Path, alive: bool) -> None:
+    """Not what belongs to a run that is still at it."""
+    plan = plan_of()
+    step = next(iter(plan.steps.values()))
+    manifest, artifact = finish(plan, step, tmp_path), Artifact(tmp_path, step.spec.kind, step.fingerprint)
+    left = artifact.path / "checkpoints.0badcafe"
+    left.mkdir()
+    said: list[str] = []
+    holder = Lease(artifact.lease, "run a").acquire(wait=False)
+    if not alive:
+        holder._stop.set()
+        content = json.loads(artifact.lease.read_text(encoding="utf-8"))
+        artifact.lease.write_text(json.dumps({**content, "pid": 2**22 + 1}), encoding="utf-8")
+    tidy_after_kill(artifact, manifest, "run b", said.append)
+    assert left.exists() is alive and artifact.lease.exists() is alive
+    holder.release()

@@ -162,3 +162,12 @@ def test_a_wait_is_said_again_as_time_goes_by(monkeypatch: pytest.MonkeyPatch) -
         if patience.is_due():
             said.append(second)
     assert said == [31, 63, 127, 255]
+
+
+def test_what_others_left_while_they_asked_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "[x].json"
+    ours, others = tmp_path / f".{path.name}.0badcafe.1", tmp_path / ".x.json.0badcafe.1"
+    for left in (ours, others):
+        left.write_text("{}", encoding="utf-8")
+    with Lease(path, "run a").acquire(wait=False):
+        assert not ours.exists() and others.exists()
