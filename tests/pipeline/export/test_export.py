@@ -170,7 +170,10 @@ def test_the_licence_of_a_configuration(tmp_path: Path) -> None:
     assert licence_of(tmp_path) == {}
 
 
-def test_the_embedded_policy_states_its_own() -> None:
+def test_the_embedded_policy_states_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARRING_CACHE", str(tmp_path))
+    assert embedded_licence() == {"license": "apache-2.0"}
+    monkeypatch.setattr("gguf.GGUFReader", None)  # what was read once is not read again
     assert embedded_licence() == {"license": "apache-2.0"}
 
 
