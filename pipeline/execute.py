@@ -372,14 +372,15 @@ def _asked(received: Callable[[], int]) -> int:
 def tidy_after_kill(artifact: Artifact, manifest: Manifest, owner: str, waiting: Callable[[str], None]) -> None:
     """Remove what the maker of a finished artifact has left where it was killed before it had given its lease back.
 
-    What may not be written keeps what it has.
+    What may not be written keeps what it has, and so does what another run has replaced meanwhile.
     """
     if artifact.lease.exists():
         with (
             contextlib.suppress(LeaseHeld, DataError),
             Lease(artifact.lease, owner).acquire(wait=False, waiting=waiting),
         ):
-            tidy(artifact, manifest)
+            if artifact.manifest() == manifest:
+                tidy(artifact, manifest)
 
 
 def _add(records: Iterator[dict[str, float]] | Any) -> dict[str, Any]:

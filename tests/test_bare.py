@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from scripts.indexes import pip_settings, uv_environment
+from tests.packed import wheel
 from tests.pipeline.report.fabricated import Run
 
 ROOT = Path(__file__).parents[1]
@@ -111,13 +112,11 @@ def test_every_import_is_declared() -> None:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of programs of an environment that has the wheel, its base dependencies and nothing else."""
     folder = tmp_path_factory.mktemp("bare")
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True)
+    built, _ = wheel(folder)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
-    (wheel,) = folder.glob("sparring-*.whl")
     python, uv = folder / "venv" / "bin" / "python", Path(sys.executable).with_name("uv")
     settings = uv_environment(pip_settings(Path(sys.executable)), [])
-    subprocess.run([uv, "pip", "install", "--quiet", f"--python={python}", wheel], check=True, env=settings)
+    subprocess.run([uv, "pip", "install", "--quiet", f"--python={python}", built], check=True, env=settings)
     return python.parent
 
 

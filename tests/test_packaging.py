@@ -2,9 +2,7 @@
 
 import importlib.metadata
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -12,6 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.packed import wheel
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -121,16 +121,8 @@ def test_every_folder_of_code_is_named() -> None:
 
 
 def test_a_wheel_holds_the_package_alone(tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "wheels"
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("pipeline", "stages", "conf", "sparring", "tests"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    local = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(out)]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *local, str(source)], check=True)
-    (wheel,) = out.glob("sparring-*.whl")
-    packed = set(zipfile.ZipFile(wheel).namelist())
+    built, source = wheel(tmp_path)
+    packed = set(zipfile.ZipFile(built).namelist())
     rooms = [path for name in ("pipeline", "stages", "conf") for path in (source / name).rglob("*") if path.is_file()]
     shipped = {f"sparring/{path.relative_to(source).as_posix()}" for path in rooms if path.suffix != ".log"}
     shipped |= {f"sparring/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}

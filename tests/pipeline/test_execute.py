@@ -80,9 +80,9 @@ def test_more_workers_than_there_are_do_not_fit() -> None:
     assert not narrow.fits(wide, 2)
 
 
-@pytest.mark.parametrize("alive", [False, True])
-def test_what_a_kill_left_beside_a_finished_step_is_removed(tmp_path: Path, alive: bool) -> None:
-    """Not what belongs to a run that is still at it."""
+@pytest.mark.parametrize("change", ["", "alive", "replaced"])
+def test_what_a_kill_left_beside_a_finished_step_is_removed(tmp_path: Path, change: str) -> None:
+    """Not what belongs to a run that is still at it, nor to an artifact that has taken the place of this one."""
     plan = plan_of()
     step = next(iter(plan.steps.values()))
     manifest, artifact = finish(plan, step, tmp_path), Artifact(tmp_path, step.spec.kind, step.fingerprint)
@@ -90,10 +90,11 @@ def test_what_a_kill_left_beside_a_finished_step_is_removed(tmp_path: Path, aliv
     left.mkdir()
     said: list[str] = []
     holder = Lease(artifact.lease, "run a").acquire(wait=False)
-    if not alive:
+    if change != "alive":
         holder._stop.set()
         content = json.loads(artifact.lease.read_text(encoding="utf-8"))
         artifact.lease.write_text(json.dumps({**content, "pid": 2**22 + 1}), encoding="utf-8")
-    tidy_after_kill(artifact, manifest, "run b", said.append)
-    assert left.exists() is alive and artifact.lease.exists() is alive
+    known = replace(manifest, summary={"of": "before"}) if change == "replaced" else manifest
+    tidy_after_kill(artifact, known, "run b", said.append)
+    assert left.exists() is bool(change) and artifact.lease.exists() is (change == "alive")
     holder.release()
