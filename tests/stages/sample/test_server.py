@@ -185,7 +185,7 @@ def test_sglang_has_a_request_for_each_response(stand_in: Callable[[Reply], str]
 
 def test_servers_of_two_kinds_share_no_seeds(stand_in: Callable[[Reply], str], tmp_path: Path) -> None:
     urls = stand_in(healthy), stand_in(sglang(takes_seeds=True))
-    with refused(ConfigError, "sglang", "sampler.reproducible=false"):
+    with refused(ConfigError, "sampler.reproducible=false"):
         engine(tmp_path, *urls).generate([[7]], [10])
     assert engine(tmp_path, *urls, reproducible=False).servers[1].kind == "sglang"
 
