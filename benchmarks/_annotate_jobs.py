@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from sparring.stages.annotate.config import (
     EMBED,
     PAIRS,
     SCORE,
-    EmbedIdentity,
-    GateIdentity,
-    OracleIdentity,
-    PairsIdentity,
-    ScoreIdentity,
-    ScoreRuntime,
+    CalibrateSettings,
+    EmbedSettings,
+    JudgeConfig,
+    PairsSettings,
+    ScoreSettings,
 )
 from sparring.stages.step import File, Input, Job, Part, Shard, resolve
 
@@ -42,38 +40,22 @@ SPECS = {"scores": SCORE, "embeddings": EMBED, "pairs": PAIRS, "targets": CALIBR
 """The step that makes the artifact of a role; `targets` is what calibrate makes."""
 
 
-def identity(role: str, dtype: str = "float32", floor_quantile: float | None = None) -> dict[str, Any]:
-    """Return the identity of a step; dtype is PairRM's."""
-    oracle = OracleIdentity(kind="pairrm", options={"dtype": dtype})
-    found: dict[str, Any] = {
-        "scores": ScoreIdentity(oracle=oracle, anchors=None, seed=0),
-        "embeddings": EmbedIdentity(window=256),
-        "pairs": PairsIdentity(
-            win_rate="matrix", selection="extremes", seed=0, gate=None, require_head_to_head=False, capped="keep"
-        ),
-        "targets": GateIdentity(
-            name="linear",
-            exponent=1.0,
-            floor=0.0,
-            floor_quantile=floor_quantile,
-            ceil=1.0,
-            ceil_quantile=None,
-            scope="pairwise",
-            seed=0,
-            dealt_over="pairs",
-        ),
-    }
-    return asdict(found[role])
-
-
-def runtime() -> dict[str, Any]:
-    """Return the CPU profile's runtime settings: one actor on all cores."""
-    return asdict(ScoreRuntime(actors=1, cpus=os.cpu_count() or 1, gpus=0, max_failures=2, urls={}))
+def settings(role: str, dtype: str = "float32", floor_quantile: float | None = None) -> Any:
+    """Return the settings of a step; dtype is PairRM's."""
+    config = _jobs.default()
+    linear: Any = config.gate
+    gate = replace(linear, floor_quantile=floor_quantile)
+    return {
+        "scores": ScoreSettings(oracle=JudgeConfig(kind="pairrm", options={"dtype": dtype}), anchors=None, seed=0),
+        "embeddings": EmbedSettings(encoder=config.encoder),
+        "pairs": PairsSettings(win_rate="matrix", selection=config.selection, seed=0, gated=None),
+        "targets": CalibrateSettings(gate=gate, seed=0, dealt_over="pairs"),
+    }[role]
 
 
 def job(role: str, inputs: Sequence[Input], folder: Path, dtype: str = "float32") -> Job:
     """Return the job that makes `role`, in a folder of that name."""
-    return _jobs.step_job(SPECS[role], identity(role, dtype), runtime(), list(inputs), folder / role)
+    return _jobs.step_job(SPECS[role], settings(role, dtype), list(inputs), folder / role)
 
 
 def made(job: Job, worker: Callable[[Shard], Part]) -> tuple[Input, list[dict[str, Any]]]:

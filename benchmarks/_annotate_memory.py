@@ -9,6 +9,7 @@ all of them: what grows with the prompts is the difference.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,10 @@ from benchmarks._bookkeeping import drive
 from benchmarks._table import Row
 from sparring.pipeline.artifact import content_digest
 from sparring.pipeline.plan import Plan, Step, Use
+from sparring.stages import fields
 from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
 from sparring.stages.fingerprint import fingerprint
-from sparring.stages.step import Input, StepSpec
+from sparring.stages.step import Input, StepSpec, Workers
 
 PART_ROWS = 256
 WORDS = 200
@@ -63,13 +65,13 @@ def make_plan(samples: Input) -> Plan:
     names, steps = {"samples": samples.digest}, {}
     for role, spec, roles in STEPS:
         inputs = {one: names[one] for one in roles}
-        identity = _annotate_jobs.identity(role, floor_quantile=QUANTILE)
+        settings = _annotate_jobs.settings(role, floor_quantile=QUANTILE)
         step = Step(
             spec=spec,
-            identity=identity,
-            runtime=_annotate_jobs.runtime(),
+            settings=settings,
+            workers=Workers(cpus=os.cpu_count() or 1),
             inputs=inputs,
-            fingerprint=fingerprint(spec.kind, spec.version, identity, inputs),
+            fingerprint=fingerprint(spec.kind, spec.version, fields.identity(settings), inputs),
             uses=[Use(arm="bench", iteration=1, label=spec.kind)],
         )
         names[role] = step.fingerprint

@@ -45,12 +45,12 @@ def make_plan(arguments: argparse.Namespace, folder: Path) -> Plan:
 
     prompts = _jobs.prompts_artifact(folder / "prompts", made_up(arguments.prompts_at_scale))
     policy = Input(role="policy", root=folder, digest="0" * 64)
-    chosen = _jobs.identity(k=arguments.k, max_tokens=2048)
-    job = _jobs.step_job(STANDIN, chosen, _jobs.runtime(4096), [prompts, policy], folder)
+    chosen = _jobs.settings(4096, k=arguments.k, max_tokens=2048)
+    job = _jobs.step_job(STANDIN, chosen, [prompts, policy], folder)
     step = Step(
         spec=STANDIN,
-        identity=job.identity,
-        runtime=job.runtime,
+        settings=job.settings,
+        workers=job.workers,
         inputs={role: source.digest for role, source in job.inputs.items()},
         fingerprint=job.fingerprint,
         uses=[Use(arm="bench", iteration=1, label="sample")],

@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks._rounds import Ways, serve
 from sparring.pipeline.artifact import write_part
+from sparring.stages.sample.config import SamplerConfig
 from sparring.stages.sample.deal import response_seed
 from sparring.stages.sample.stage import shards
 from sparring.stages.step import Job, Shard
@@ -46,7 +47,7 @@ def official(jobs: dict[str, Job]) -> dict[str, Way]:
         llm.reset_prefix_cache()
         responses: list[list[str]] = []
         tokens = 0
-        for p in range(job.identity["k"]):
+        for p in range(job.settings.sampler.k):
             if not cached:
                 llm.reset_prefix_cache()
             _set_seed(50 * p)
@@ -78,8 +79,8 @@ def bare(jobs: dict[str, Job]) -> dict[str, Way]:
         llm.reset_prefix_cache()
         column = job.inputs["prompts"].table(1)["id"].to_pylist()
         payload = _shard(job).payload
-        seeds = [response_seed(job.identity["seed"], column[row], 0) for row in payload["rows"]]
-        return _count(_generate(llm, job, seeds, n=job.identity["k"], detokenize=False))
+        seeds = [response_seed(job.settings.seed, column[row], 0) for row in payload["rows"]]
+        return _count(_generate(llm, job, seeds, n=job.settings.sampler.k, detokenize=False))
 
     return {"bare": once}
 
@@ -108,7 +109,7 @@ def unseeded(jobs: dict[str, Job]) -> dict[str, Way]:
 
     def once(job: Job) -> int:
         llm.reset_prefix_cache()
-        return _count(_generate(llm, job, [None] * _rows(job), n=job.identity["k"], detokenize=False))
+        return _count(_generate(llm, job, [None] * _rows(job), n=job.settings.sampler.k, detokenize=False))
 
     def our_own(job: Job) -> int:
         llm.reset_prefix_cache()
@@ -123,12 +124,12 @@ def transformers(jobs: dict[str, Job]) -> dict[str, Way]:
     from transformers import AutoModelForCausalLM
 
     job = next(iter(jobs.values()))
-    torch.set_num_threads(job.runtime["cpus"])
+    torch.set_num_threads(job.workers.cpus)
     model: Any = AutoModelForCausalLM.from_pretrained(
         job.inputs["policy"].root, dtype=torch.float32, local_files_only=True
     )
 
-    def batch(chosen: Sequence[list[int]], identity: dict[str, Any]) -> int:
+    def batch(chosen: Sequence[list[int]], sampler: SamplerConfig) -> int:
         width = max(map(len, chosen))
         ids = torch.tensor([[END] * (width - len(row)) + row for row in chosen])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in chosen])
@@ -136,18 +137,18 @@ def transformers(jobs: dict[str, Job]) -> dict[str, Way]:
             ids,
             attention_mask=mask,
             do_sample=True,
-            num_return_sequences=identity["k"],
-            temperature=identity["temperature"],
-            top_p=identity["top_p"],
+            num_return_sequences=sampler.k,
+            temperature=sampler.temperature,
+            top_p=sampler.top_p,
             top_k=0,
-            max_new_tokens=identity["max_tokens"],
+            max_new_tokens=sampler.max_tokens,
         )
         return sum(_sampled(row) for row in found[:, width:].tolist())
 
     def once(job: Job) -> int:
         ids = prompt_ids(job)
         torch.manual_seed(0)
-        return sum(batch(ids[i : i + BATCH], job.identity) for i in range(0, len(ids), BATCH))
+        return sum(batch(ids[i : i + BATCH], job.settings.sampler) for i in range(0, len(ids), BATCH))
 
     return {"transformers": once}
 
@@ -164,17 +165,19 @@ def _rows(job: Job) -> int:
 
 
 def _unseeded(job: Job) -> Job:
-    return replace(job, identity={**job.identity, "reproducible": False}, out=job.out.with_name(job.out.name + "-free"))
+    free = replace(job.settings.sampler, reproducible=False)
+    settings = replace(job.settings, sampler=free)
+    return replace(job, settings=settings, out=job.out.with_name(job.out.name + "-free"))
 
 
 def _llm(job: Job, **more: Any) -> Any:
     from sparring.stages.vllm import import_vllm
 
-    return import_vllm(job.runtime["cpus"])(
+    return import_vllm(job.workers.cpus)(
         str(job.inputs["policy"].root),
-        dtype=job.identity["dtype"],
-        max_model_len=job.runtime["max_model_len"],
-        kv_cache_memory_bytes=job.runtime["kv_cache_gb"] << 30,
+        dtype=job.settings.sampler.dtype,
+        max_model_len=job.settings.max_model_len,
+        kv_cache_memory_bytes=job.settings.hardware.kv_cache_gb << 30,
         enforce_eager=True,
         **more,
     )
@@ -185,9 +188,9 @@ def _generate(llm: Any, job: Job, seeds: Sequence[int | None], **more: Any) -> A
 
     chosen = [
         SamplingParams(
-            temperature=job.identity["temperature"],
-            top_p=job.identity["top_p"],
-            max_tokens=job.identity["max_tokens"],
+            temperature=job.settings.sampler.temperature,
+            top_p=job.settings.sampler.top_p,
+            max_tokens=job.settings.sampler.max_tokens,
             stop_token_ids=[END],
             seed=seed,
             **more,

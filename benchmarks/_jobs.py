@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import pyarrow.parquet as pq
 
 from benchmarks._random_policy import random_policy
 from sparring.pipeline.artifact import content_digest
+from sparring.pipeline.config import load
+from sparring.pipeline.schema import Config
+from sparring.stages import fields
 from sparring.stages.fingerprint import fingerprint
 from sparring.stages.sample import embedded
-from sparring.stages.sample.config import SampleIdentity, SampleRuntime
+from sparring.stages.sample.config import SampleSettings
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
-from sparring.stages.step import File, Input, Job, StepSpec, sha256_file
+from sparring.stages.step import File, Input, Job, StepSpec, Workers, sha256_file
 
 LONG_WORDS = 740
 """Words of a long prompt: about 1,000 tokens of SmolLM2's."""
@@ -87,57 +91,36 @@ def artifact(role: str, folder: Path, tables: Iterable[pa.Table]) -> Input:
     return Input(role=role, root=folder, digest=content_digest(files), files=tuple(files))
 
 
-def identity(**changes: Any) -> dict[str, Any]:
-    """Return the identity of a sample step: the published scripts' sampling, fp32, one slice of everything."""
-    values: dict[str, Any] = {
-        "engine": "vllm",
-        "dtype": "float32",
-        "k": 5,
-        "max_tokens": 64,
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "min_p": 0.0,
-        "stop": (),
-        "stop_tokens": (),
-        "logprobs": False,
-        "reproducible": True,
-        "engine_args": {},
-        "seed": 0,
-        "shard_rows": 256,
-        "split": "train",
-        "slice": 0,
-        "rows": None,
-        "slices": 1,
-    }
-    return asdict(SampleIdentity(**{**values, **changes}))
+@cache
+def default() -> Config:
+    """Return the configuration whose settings are measured: on this machine's CPU, as the published scripts sample."""
+    words = ["sampler=vllm", "sampler.k=5", "sampler.max_tokens=64", "sampler.shard_rows=256", "hardware.kv_cache_gb=1"]
+    return load(["hardware=cpu", *words, "sampler.temperature=0.7", "sampler.top_p=0.9"])
 
 
-def runtime(max_model_len: int) -> dict[str, Any]:
-    """Return the CPU profile's runtime settings: one engine on all cores."""
-    return asdict(
-        SampleRuntime(
-            actors=1,
-            cpus=os.cpu_count() or 1,
-            gpus=0,
-            kv_cache_gb=1,
-            gpu_memory=0.9,
-            max_model_len=max_model_len,
-            engine_args={},
-            urls=(),
-            max_failures=2,
-            deadline_s=3600.0,
-        )
+def settings(max_model_len: int, **changes: Any) -> SampleSettings:
+    """Return the settings of a sample step: one slice of everything; changes are of the sampler."""
+    return SampleSettings(
+        sampler=replace(default().sampler, **changes),
+        stop_tokens=(),
+        seed=0,
+        split="train",
+        slice=0,
+        rows=None,
+        slices=1,
+        max_model_len=max_model_len,
+        hardware=default().hardware,
     )
 
 
-def step_job(spec: StepSpec, chosen: dict[str, Any], settings: dict[str, Any], inputs: list[Input], out: Path) -> Job:
-    """Return a job of a step, named by what defines it."""
+def step_job(spec: StepSpec, settings: Any, inputs: list[Input], out: Path, workers: Workers | None = None) -> Job:
+    """Return a job of a step, named by what defines it; workers: one on all cores, where none are named."""
     names = {source.role: source.digest for source in inputs}
     return Job(
         spec=spec,
-        fingerprint=fingerprint(spec.kind, spec.version, chosen, names),
-        identity=chosen,
-        runtime=settings,
+        fingerprint=fingerprint(spec.kind, spec.version, fields.identity(settings), names),
+        settings=settings,
+        workers=workers or Workers(cpus=os.cpu_count() or 1),
         inputs={source.role: source for source in inputs},
         out=out,
         attempt="bench",

@@ -41,13 +41,13 @@ def make_jobs(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Jo
     }
     rows = {case: _jobs.rendered(chosen, policy.root) for case, chosen in texts.items()}
     lengths = {case: [len(row["prompt_ids"]) for row in found] for case, found in rows.items()}
-    settings = _jobs.runtime(max(map(max, lengths.values())) + arguments.max_tokens)
+    longest = max(map(max, lengths.values())) + arguments.max_tokens
     jobs = {}
     for case, found in rows.items():
         prompts = _jobs.prompts_artifact(folder / case / "prompts", [found])
         tokens = 4 if case == "warm" else arguments.max_tokens
-        chosen = _jobs.identity(k=arguments.k, max_tokens=tokens, shard_rows=len(found))
-        jobs[case] = _jobs.step_job(SAMPLE, chosen, settings, [prompts, policy], folder / case / "out")
+        chosen = _jobs.settings(longest, k=arguments.k, max_tokens=tokens, shard_rows=len(found))
+        jobs[case] = _jobs.step_job(SAMPLE, chosen, [prompts, policy], folder / case / "out")
     return jobs, {case: statistics.mean(found) for case, found in lengths.items()}
 
 

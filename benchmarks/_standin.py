@@ -36,9 +36,9 @@ class StandIn(stage.Sampler):
     """A `Sampler` without a model."""
 
     def __init__(self, job: Job) -> None:
-        self.identity = job.identity
-        self.prompts = stage._Prompts(job.inputs["prompts"], job.identity["split"])
-        self.chat = self.engine = self.made = MadeUp(job.identity["k"])  # type: ignore[assignment]
+        self.settings = job.settings
+        self.prompts = stage._Prompts(job.inputs["prompts"], job.settings.split)
+        self.chat = self.engine = self.made = MadeUp(job.settings.sampler.k)  # type: ignore[assignment]
 
     def __call__(self, shard: Shard) -> Part:
         before = self.made.seconds

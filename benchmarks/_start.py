@@ -30,8 +30,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Any]:
 
     policy = external("policy", _jobs.policy_of(arguments, folder))
     prompts = _jobs.prompts_artifact(folder / "start", [_jobs.rendered(_jobs.short_texts(1), policy.root)])
-    chosen = _jobs.identity(k=2, max_tokens=1, shard_rows=1)
-    job = _jobs.step_job(SAMPLE, chosen, _jobs.runtime(512), [prompts, policy], folder / "start-out")
+    chosen = _jobs.settings(512, k=2, max_tokens=1, shard_rows=1)
+    job = _jobs.step_job(SAMPLE, chosen, [prompts, policy], folder / "start-out")
     (folder / "job").write_bytes(pickle.dumps(job))
     found = [
         answer_of("_start", [str(folder / "job"), str(time.time())], folder / f"start-{number}.log")

@@ -13,7 +13,7 @@ from sparring.pipeline.artifact import external
 from sparring.pipeline.commands import plan_of
 from sparring.stages.step import Job
 from sparring.stages.train import worker
-from sparring.stages.train.config import TRAIN, TrainIdentity, TrainRuntime
+from sparring.stages.train.config import TRAIN
 from sparring.stages.train.room import Speaker
 
 
@@ -21,11 +21,11 @@ def trainer(setting: Setting, steps: int, folder: Path) -> Any:
     """Return the trainer of the step's own session, on ZeRO-3; it writes no checkpoint."""
     made = job(setting, steps, folder)
     _group_of_one("nccl" if setting.gpu else "gloo")
-    worker._settle(TrainRuntime(**made.runtime))
+    worker._settle(made.workers)
     from sparring.stages.train.collate import deal
 
-    identity, rows = TrainIdentity.from_dict(made.identity), setting.pairs.rows
-    order, _ = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)
+    trainer, rows = made.settings.trainer, setting.pairs.rows
+    order, _ = deal([row.shared_length for row in rows], trainer.epochs, trainer.global_batch, made.settings.seed)
     worker.room(made).mkdir(parents=True)
     session = worker._Session(made, 0, Speaker(Path(os.devnull)), rows, order)
     if not setting.options.get("shared", True):
@@ -56,7 +56,7 @@ def job(setting: Setting, steps: int, folder: Path) -> Job:
     ]
     step = next(step for step in plan_of({"": chosen}).steps.values() if step.spec == TRAIN)
     inputs = [setting.pairs.samples, external("policy", setting.pairs.policy)]
-    return step_job(TRAIN, step.identity, step.runtime, inputs, folder / "train")
+    return step_job(TRAIN, step.settings, inputs, folder / "train", step.workers)
 
 
 def _group_of_one(backend: str) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sparring.stages import fields
 from sparring.stages.errors import ConfigError, DataError, SparringError, full_disk
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import File, Input, Job, Part, Shard, naming, sha256_file
@@ -62,6 +63,10 @@ class Manifest:
     def content(self) -> str:
         """Digest of the artifact's bytes, independent of attempts and of the time it was made."""
         return content_digest(self.files)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return a setting that it was made with, such as `sampler.k`; `default` where there is none."""
+        return fields.setting(self.identity, key, default)
 
     @property
     def imported(self) -> bool:

@@ -14,8 +14,8 @@ from sparring.pipeline.plan import Plan
 from sparring.pipeline.prompt_count import fitted
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
-from sparring.stages.annotate.config import IMPORT_PAIRS, ImportPairsIdentity
-from sparring.stages.sample.config import ASKED, IMPORT, PAIRED, AskedIdentity, ImportIdentity
+from sparring.stages.annotate.config import IMPORT_PAIRS, ImportPairsSettings
+from sparring.stages.sample.config import ASKED, IMPORT, PAIRED, AskedSettings, ImportSettings
 from sparring.stages.step import Input
 
 
@@ -58,16 +58,16 @@ def _add_answers(plan: Plan, config: Config, sources: Sources, asked: Asked) -> 
     config = replace(config, sampler=replace(config.sampler, temperature=heat))
     builder = Builder("", config, sources, plan)
     base = builder.external(sources.policy(config.policy))
-    identity = AskedIdentity(column=asked.column, max_tokens=config.prompts.max_tokens)
+    settings = AskedSettings(column=asked.column, max_tokens=config.prompts.max_tokens)
     inputs = {"source": builder.external(asked.source), "policy": base}
-    prompts = builder.step(asked.iteration, "prompts", ASKED, identity, None, inputs)
+    prompts = builder.step(asked.iteration, "prompts", ASKED, settings, inputs)
     policy = builder.external(asked.policy) if asked.policy else base
     samples = builder.sample(asked.iteration, "sample", prompts, policy, "suite", asked.n)
     if asked.n > 1:
         builder.score(asked.iteration, "score", config.oracle, samples, anchors=config.oracle.opponents)
 
 
-def build_import(config: Config, sources: Sources, source: Input, identity: ImportIdentity) -> Plan:
+def build_import(config: Config, sources: Sources, source: Input, settings: ImportSettings) -> Plan:
     """Return the plan of an import, all of it made in this process: prompts (who is held out), samples, pairs."""
     plan = Plan(steps={}, externals={}, configs={"": config})
     builder = Builder("", config, sources, plan)
@@ -76,7 +76,7 @@ def build_import(config: Config, sources: Sources, source: Input, identity: Impo
     plan.steps[prompts] = replace(step, spec=replace(step.spec, pool="here"))
     policy = builder.external(sources.policy(config.policy))
     inputs = {"source": builder.external(source), "policy": policy, "prompts": prompts}
-    samples = builder.step(1, "sample", IMPORT, identity, None, inputs)
-    if identity.layout in PAIRED:
-        builder.step(1, "pairs", IMPORT_PAIRS, ImportPairsIdentity(), None, {"samples": samples})
+    samples = builder.step(1, "sample", IMPORT, settings, inputs)
+    if settings.layout in PAIRED:
+        builder.step(1, "pairs", IMPORT_PAIRS, ImportPairsSettings(), {"samples": samples})
     return plan

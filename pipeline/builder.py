@@ -5,53 +5,33 @@ Neither Ray nor torch is loaded here: planning, `status` and a run with nothing 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 from sparring.pipeline import judges
 from sparring.pipeline.entry import entries
 from sparring.pipeline.plan import Plan, Step, Use
 from sparring.pipeline.prompt_count import MOST_HELDOUT, check_lengths, on_empty
-from sparring.pipeline.schema import Config, ExpectConfig, HardwareConfig, JudgeConfig, ServerSampler
+from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
 from sparring.stages.annotate.config import (
     BEST,
     CALIBRATE,
     EMBED,
     PAIRS,
-    BestIdentity,
-    EmbedIdentity,
-    GateIdentity,
-    OracleIdentity,
-    PairsIdentity,
-    PoolRuntime,
-    ScoreIdentity,
-    ScoreRuntime,
+    BestSettings,
+    CalibrateSettings,
+    EmbedSettings,
+    JudgeConfig,
+    PairsSettings,
+    ScoreSettings,
 )
-from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, CrossplayIdentity, EvaluateIdentity
+from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, EvaluateSettings
+from sparring.stages.fields import part
 from sparring.stages.fingerprint import fingerprint
-from sparring.stages.sample import engine_args
-from sparring.stages.sample.config import (
-    PROMPTS,
-    SAMPLE,
-    PromptsIdentity,
-    SampleIdentity,
-    SampleRuntime,
-)
-from sparring.stages.step import Input, StepSpec
-from sparring.stages.train.config import (
-    LOGPROBS,
-    REFERENCE,
-    TRAIN,
-    AdapterIdentity,
-    CalibrationIdentity,
-    ReferenceIdentity,
-    RepulsionIdentity,
-    TrainIdentity,
-    TrainRuntime,
-)
+from sparring.stages.sample.config import PROMPTS, SAMPLE, PromptsSettings, SampleSettings
+from sparring.stages.step import Input, StepSpec, Workers
+from sparring.stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceSettings, Scoring, TrainSettings
 from sparring.stages.train.objective_config import has_base, has_reference
 
 
@@ -62,8 +42,8 @@ class Builder:
         self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
         self.met: dict[str, str] = {}
         """`oracle_03_01` -> the step that scores π_3 against π_1 by the oracle."""
-        self.judged: dict[int, tuple[StepSpec, OracleIdentity, ScoreRuntime, dict[str, str]]] = {}
-        """What `judge` returns of each of the configuration's judges."""
+        self.judged: dict[int, tuple[StepSpec, dict[str, str]]] = {}
+        """How each of the configuration's judges is run, and what it is loaded from, by role."""
 
     def external(self, source: Input) -> str:
         """Note what comes from outside the store, and return its name."""
@@ -74,15 +54,14 @@ class Builder:
         t: int,
         label: str,
         spec: StepSpec,
-        identity: object,
-        runtime: object | None,
+        settings: object,
         inputs: Mapping[str, str],
+        workers: Workers | None = None,
     ) -> str:
-        frozen = asdict(identity)  # type: ignore[call-overload]
-        name = fingerprint(spec.kind, spec.version, frozen, inputs)
-        settings = asdict(runtime) if runtime else {}  # type: ignore[call-overload]
-        step = Step(spec=spec, identity=frozen, runtime=settings, inputs=dict(inputs), fingerprint=name)
-        self.plan.steps.setdefault(name, step).uses.append(Use(arm=self.arm, iteration=t, label=label))
+        step = Step(spec=spec, settings=settings, workers=workers or Workers(), inputs=dict(inputs), fingerprint="")
+        name = fingerprint(spec.kind, spec.version, step.identity, inputs)
+        added = self.plan.steps.setdefault(name, replace(step, fingerprint=name))
+        added.uses.append(Use(arm=self.arm, iteration=t, label=label))
         return name
 
     def sample(self, t: int, label: str, prompts: str, policy: str, split: str, n: int | None = None) -> str:
@@ -90,44 +69,24 @@ class Builder:
 
         n: responses to a prompt, where it is not what the configuration says.
         """
-        config, sampler, hardware = self.config, self.config.sampler, self.config.hardware
-        train = split == "train"
-        served = isinstance(sampler, ServerSampler)
-        given = {} if isinstance(sampler, ServerSampler) else sampler.engine_args
-        changing, speed_only = engine_args.split(sampler.engine, given)
-        identity = SampleIdentity(
-            engine=sampler.engine,
-            dtype=sampler.dtype,
-            k=n or (sampler.k if train else config.evaluate.k),
-            max_tokens=sampler.max_tokens,
-            temperature=sampler.temperature,
-            top_p=sampler.top_p,
-            min_p=sampler.min_p,
-            stop=sampler.stop,
+        config, train = self.config, split == "train"
+        sizes = config.sampler if train else config.evaluate
+        sampler = replace(config.sampler, k=n or sizes.k, shard_rows=sizes.shard_rows)
+        settings = SampleSettings(
+            sampler=sampler,
             stop_tokens=config.policy.stop,
-            logprobs=sampler.logprobs,
-            reproducible=sampler.reproducible,
-            engine_args=changing,
             seed=config.seed,
-            shard_rows=sampler.shard_rows if train else config.evaluate.shard_rows,
             split="train" if train else "heldout",
             slice=t - 1 if train else 0,
             rows={"train": config.prompts.per_iteration, "heldout": config.prompts.heldout}.get(split),
             slices=config.prompts.slices if train else None,
-        )
-        runtime = SampleRuntime(  # a client of servers needs no hardware
-            actors=1 if served else _engines(hardware),
-            cpus=1 if served else hardware.cores_per_engine or _share(_engines(hardware) or 1),
-            gpus=0 if served else hardware.engine_gpus,
-            kv_cache_gb=hardware.kv_cache_gb,
-            gpu_memory=hardware.gpu_memory,
             max_model_len=config.prompts.max_tokens + sampler.max_tokens,
-            engine_args=speed_only,
-            urls=sampler.urls if isinstance(sampler, ServerSampler) else (),
-            max_failures=hardware.max_failures,
-            deadline_s=hardware.shard_deadline_s or _deadline_s(identity, hardware.expect),
+            hardware=config.hardware,
         )
-        return self.step(t, label, SAMPLE, identity, runtime, {"prompts": prompts, "policy": policy})
+        workers = config.hardware.engine_workers(sampler.shard_rows * sampler.k * sampler.max_tokens)
+        if sampler.engine == "server":  # a client of servers needs no hardware
+            workers = replace(workers, count=1, cpus=1, gpus=0)
+        return self.step(t, label, SAMPLE, settings, {"prompts": prompts, "policy": policy}, workers)
 
     def score(
         self,
@@ -138,98 +97,68 @@ class Builder:
         opponents: str | None = None,
         anchors: int | None = None,
     ) -> str:
-        seed = self.config.seed if anchors else 0
         if id(judge) not in self.judged:
-            self.judged[id(judge)] = self.judge(judge)
-        spec, oracle, runtime, inputs = self.judged[id(judge)]
-        identity = ScoreIdentity(oracle=oracle, anchors=anchors, seed=seed)
-        met = {"opponents": opponents} if opponents else {}
-        return self.step(t, label, spec, identity, runtime, {"samples": samples, **inputs, **met})
-
-    def judge(self, judge: JudgeConfig) -> tuple[StepSpec, OracleIdentity, ScoreRuntime, dict[str, str]]:
-        """Return how an oracle is run, what defines it, where it runs, and what it is loaded from, by role."""
-        runtime = ScoreRuntime(**asdict(self.pool()), urls=judges.servers(judge))
-        inputs = {role: self.external(source) for role, source in judges.folders(judge, self.sources).items()}
-        return judges.spec(judge), judges.identity(judge), runtime, inputs
-
-    def pool(self) -> PoolRuntime:
-        hardware = self.config.hardware
-        return PoolRuntime(
-            actors=hardware.annotators,
-            cpus=hardware.annotator_cpus or _share(hardware.annotators),
-            gpus=hardware.annotator_gpus,
-            max_failures=hardware.max_failures,
-        )
+            folders = judges.folders(judge, self.sources).items()
+            self.judged[id(judge)] = judges.spec(judge), {role: self.external(source) for role, source in folders}
+        spec, inputs = self.judged[id(judge)]
+        seed = self.config.seed if anchors else 0
+        settings = ScoreSettings(oracle=part(judge, JudgeConfig), anchors=anchors, seed=seed)
+        inputs = {"samples": samples, **inputs, **({"opponents": opponents} if opponents else {})}
+        return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
 
     def prompts(self) -> str:
         prompts = self.config.prompts
-        identity = PromptsIdentity(
-            column=prompts.column,
-            heldout=MOST_HELDOUT if prompts.heldout is None else prompts.heldout,
-            limit=prompts.limit,
-            max_tokens=prompts.max_tokens,
-            on_empty=on_empty(self.config),
-        )
-        inputs = {role: self.external(source) for role, source in self.sources.prompts(prompts).items()}
-        policy = self.sources.policy(self.config.policy)
-        check_lengths(self.sources.prompts(prompts), policy, identity)
-        inputs["policy"] = self.external(policy)
-        return self.step(0, "prompts", PROMPTS, identity, None, inputs)
+        heldout = MOST_HELDOUT if prompts.heldout is None else prompts.heldout
+        settings = PromptsSettings(prompts=replace(prompts, heldout=heldout), on_empty=on_empty(self.config))
+        sources, policy = self.sources.prompts(prompts), self.sources.policy(self.config.policy)
+        check_lengths(sources, policy, settings)
+        inputs = {role: self.external(source) for role, source in sources.items()}
+        return self.step(0, "prompts", PROMPTS, settings, {**inputs, "policy": self.external(policy)})
 
     def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
         """Return (pairs, targets); pairs that are there need no scores."""
         config = self.config
         anchors = config.oracle.opponents
         scores = "" if pairs else self.score(t, "score", config.oracle, samples, anchors=anchors)
-        encoder = self.external(self.sources.encoder(config.encoder))
-        window = EmbedIdentity(window=config.encoder.window)
-        similar = self.step(t, "embed", EMBED, window, self.pool(), {"samples": samples, "encoder": encoder})
-        gate = self.gate()
-        pairs = pairs or self.pairs(t, gate, samples, scores, similar)
-        inputs = {"pairs": pairs} if gate.name == "off" else {"pairs": pairs, "embeddings": similar}
-        return pairs, self.step(t, "calibrate", CALIBRATE, gate, None, inputs)
+        inputs = {"samples": samples, "encoder": self.external(self.sources.encoder(config.encoder))}
+        workers = config.hardware.annotator_workers()
+        similar = self.step(t, "embed", EMBED, EmbedSettings(encoder=config.encoder), inputs, workers)
+        gated = self.gate()
+        pairs = pairs or self.pairs(t, gated, samples, scores, similar)
+        inputs = {"pairs": pairs} if gated.gate.name == "off" else {"pairs": pairs, "embeddings": similar}
+        return pairs, self.step(t, "calibrate", CALIBRATE, gated, inputs)
 
-    def pairs(self, t: int, gate: GateIdentity, samples: str, scores: str, similar: str) -> str:
+    def pairs(self, t: int, gated: CalibrateSettings, samples: str, scores: str, similar: str) -> str:
         selection, inputs = self.config.selection, {"samples": samples, "scores": scores}
-        by_gate = selection.values == "gated" and gate.name != "off"
+        by_gate = selection.values == "gated" and gated.gate.name != "off"
         if by_gate:
             inputs["embeddings"] = similar
-        identity = PairsIdentity(
+        settings = PairsSettings(
             win_rate=self.config.win_rate,
-            selection=selection.by,
+            selection=selection,
             seed=self.config.seed if selection.by == "top_vs_random" else 0,
-            gate=gate if by_gate else None,
-            require_head_to_head=selection.require_head_to_head,
-            capped=selection.capped,
+            gated=gated if by_gate else None,
         )
-        return self.step(t, "pairs", PAIRS, identity, None, inputs)
+        return self.step(t, "pairs", PAIRS, settings, inputs)
 
-    def gate(self) -> GateIdentity:
-        """Return what the gate is, with the defaults of what its kind does not read; only `permuted` has a seed."""
+    def gate(self) -> CalibrateSettings:
+        """Return how targets are gated; only `permuted` has a seed."""
         permuted = self.config.gate.name == "permuted"
         by_gate = permuted and self.config.selection.values == "gated"
         seed = self.config.seed if permuted else 0
-        return GateIdentity(**asdict(self.config.gate), seed=seed, dealt_over="prompts" if by_gate else "pairs")
+        return CalibrateSettings(gate=self.config.gate, seed=seed, dealt_over="prompts" if by_gate else "pairs")
 
     def train(self, t: int, prompts: str, samples: str, pairs: str, targets: str, policy: str) -> str:
-        trainer = self.config.trainer
-        identity = TrainIdentity(
-            objective=self.config.objective,
-            repulsion=RepulsionIdentity(**asdict(self.config.repulsion)),
-            calibration=CalibrationIdentity(**asdict(self.config.calibration)),
-            adapter=self.adapter(),
-            optimizer=trainer.optimizer,
-            lr=trainer.lr,
-            warmup_ratio=trainer.warmup_ratio,
-            epochs=trainer.epochs,
-            global_batch=trainer.global_batch,
-            max_grad_norm=trainer.max_grad_norm,
-            max_length=trainer.max_length,
-            truncate=trainer.truncate,
-            min_steps=trainer.min_steps,
-            dtype=trainer.dtype,
-            publish_dtype=trainer.publish_dtype,
-            seed=self.config.seed,
+        config = self.config
+        settings = TrainSettings(
+            objective=config.objective,
+            repulsion=config.repulsion,
+            calibration=config.calibration,
+            trainer=config.trainer,
+            seed=config.seed,
+            hardware=config.hardware,
+            tracking=config.tracking,
+            tracked_as="/".join(filter(None, (config.run.name, self.arm, f"iter-{t:02d}"))),
         )
         inputs = {
             "prompts": prompts,
@@ -238,10 +167,7 @@ class Builder:
             "policy": policy,
             **self.references(t, samples, pairs, policy),
         }
-        return self.step(t, "train", TRAIN, identity, self.workers(t), inputs)
-
-    def adapter(self) -> AdapterIdentity:
-        return AdapterIdentity(**asdict(self.config.trainer.adapter))
+        return self.step(t, "train", TRAIN, settings, inputs, config.hardware.training_workers())
 
     def references(self, t: int, samples: str, pairs: str, policy: str) -> dict[str, str]:
         """Return what the objective reads of other policies, by role; at t = 1 the two are one step."""
@@ -249,42 +175,17 @@ class Builder:
         policies = {"reference": policy} if has_reference(objective) else {}
         if has_base(objective):
             policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
-        forward = self.forward(four_bit=self.adapter().four_bit)
         inputs = {"samples": samples, "pairs": pairs}
+        four_bit = self.config.trainer.adapter.four_bit
         return {
-            role: self.step(t, role, REFERENCE, forward, self.pool(), {**inputs, "policy": scoring})
+            role: self.log_probs(t, role, REFERENCE, {**inputs, "policy": scoring}, four_bit)
             for role, scoring in policies.items()
         }
 
-    def forward(self, four_bit: bool) -> ReferenceIdentity:
-        """Return how the trainer scores a response."""
-        trainer = self.config.trainer
-        return ReferenceIdentity(
-            dtype=trainer.dtype, max_length=trainer.max_length, truncate=trainer.truncate, four_bit=four_bit
-        )
-
-    def divergence(self, t: int, samples: str, policies: Mapping[str, str]) -> None:
-        """Score what π_t said to the held-out prompts under itself and under others: label -> policy."""
-        for label, policy in policies.items():
-            inputs = {"samples": samples, "policy": policy}
-            self.step(t, f"logprobs_{label}", LOGPROBS, self.forward(four_bit=False), self.pool(), inputs)
-
-    def workers(self, t: int) -> TrainRuntime:
-        hardware, trainer = self.config.hardware, self.config.trainer
-        named = (self.config.run.name, self.arm, f"iter-{t:02d}")
-        return TrainRuntime(
-            workers=hardware.workers,
-            cpus=hardware.worker_cpus or _share(hardware.workers),
-            gpus=hardware.worker_gpus,
-            micro_batch=hardware.micro_batch,
-            checkpoint_steps=trainer.checkpoint_steps,
-            max_failures=hardware.max_failures,
-            gradient_checkpointing=trainer.gradient_checkpointing,
-            band_every=trainer.band_every,
-            offload=hardware.offload,
-            sinks=self.config.tracking.sinks,
-            tracked_as="/".join(name for name in named if name),
-        )
+    def log_probs(self, t: int, label: str, spec: StepSpec, inputs: Mapping[str, str], four_bit: bool = False) -> str:
+        """Add a step that scores responses as the trainer does."""
+        settings = ReferenceSettings(trainer=part(self.config.trainer, Scoring), four_bit=four_bit)
+        return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
 
     def evaluate(self, t: int, heldout: Sequence[str]) -> None:
         """Judge π_t; heldout: what π_0 .. π_t said to the held-out prompts. Who met before is not judged again."""
@@ -297,13 +198,10 @@ class Builder:
                 self.met[f"{name}_{t:02d}_{s:02d}"] = scores
                 if opponent in ("previous", "base"):
                     inputs[f"{name}_{opponent}"] = scores
-        self.step(t, "evaluate", EVALUATE, EvaluateIdentity(**self.bootstrap()), None, inputs)
+        settings = EvaluateSettings(evaluate=self.config.evaluate, seed=self.config.seed)
+        self.step(t, "evaluate", EVALUATE, settings, inputs)
         if crossed and t > 1:  # of two policies all is said
-            self.step(t, "crossplay", CROSSPLAY, CrossplayIdentity(**self.bootstrap()), None, self.met)
-
-    def bootstrap(self) -> dict[str, Any]:
-        evaluate = self.config.evaluate
-        return {"resamples": evaluate.resamples, "confidence": evaluate.confidence, "seed": self.config.seed}
+            self.step(t, "crossplay", CROSSPLAY, settings, self.met)
 
     def best_of(self, t: int, n: int, prompts: str, policy: str, heldout: Sequence[str]) -> None:
         """Judge the best of n responses of π_t by the oracle, against one response of the base, and one of its own."""
@@ -311,14 +209,14 @@ class Builder:
         samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
         scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
         chosen = {"samples": samples, "scores": scores}
-        win_rate = "matrix" if config.win_rate == "cross_fit" else config.win_rate  # nothing is selected for training
-        best = self.step(t, "best", BEST, BestIdentity(win_rate=win_rate), None, chosen)
+        settings = BestSettings(win_rate="matrix" if config.win_rate == "cross_fit" else config.win_rate)  # no training
+        best = self.step(t, "best", BEST, settings, chosen)
         inputs = {"samples": best}
         for judge, name in ((config.oracle, "oracle"), (config.judge, "second")):
             for opponent, s in (("single", t), ("base", 0)):
                 scores = self.score(t, f"score_best_{name}_{opponent}", judge, best, heldout[s])
                 inputs[f"{name}_{opponent}"] = scores
-        self.step(t, "evaluate_best", EVALUATE, EvaluateIdentity(**self.bootstrap()), None, inputs)
+        self.step(t, "evaluate_best", EVALUATE, EvaluateSettings(evaluate=config.evaluate, seed=config.seed), inputs)
 
     def enter(self, prompts: str, policy: str) -> dict[str, str]:
         """Return label -> name of what iteration 1 does not make itself."""
@@ -342,25 +240,8 @@ class Builder:
             heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
             self.evaluate(t, heldout)
             if config.evaluate.kl:
-                self.divergence(t, heldout[t], {"own": policy, "previous": before, "base": base})
+                for label, scoring in (("own", policy), ("previous", before), ("base", base)):
+                    inputs = {"samples": heldout[t], "policy": scoring}
+                    self.log_probs(t, f"logprobs_{label}", LOGPROBS, inputs)
             if config.evaluate.best_of > 1:
                 self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
-
-
-def _engines(hardware: HardwareConfig) -> int:
-    """Return how many engines run side by side; 0 leaves it to the cluster: one for every `engine_gpus` GPUs."""
-    if hardware.engines is not None:
-        return hardware.engines
-    if hardware.engine_gpus:
-        return 0
-    return max(1, (os.cpu_count() or 1) // (hardware.cores_per_engine or os.cpu_count() or 1))
-
-
-def _deadline_s(identity: SampleIdentity, expect: ExpectConfig) -> float:
-    """Return how long a shard may take at most: ten times the start and the most tokens at the expected speed."""
-    tokens = identity.shard_rows * identity.k * identity.max_tokens
-    return 10 * (expect.start_s + tokens / expect.sample_tokens_per_s)
-
-
-def _share(actors: int) -> int:
-    return max(1, (os.cpu_count() or 1) // actors)

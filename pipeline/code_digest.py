@@ -71,10 +71,10 @@ def _listed(files: Sequence[str]) -> str:
     return ", ".join(files[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def code_of(spec: StepSpec, identity: Mapping[str, Any]) -> dict[str, str]:
+def code_of(spec: StepSpec, settings: Any) -> dict[str, str]:
     """Return the digests of the modules that compute a step, by file."""
     entries = [path.partition(":")[0] for path in (spec.worker, spec.shards, spec.finish, spec.run) if path]
-    chosen = resolve(spec.modules)(identity) if spec.modules else ()
+    chosen = resolve(spec.modules)(settings) if spec.modules else ()
     found = _closure((*entries, *chosen))
     return {str(path.relative_to(ROOT)): found[path].digest for path in sorted(found)}
 
@@ -89,7 +89,7 @@ def other_code(plan: Plan, states: Mapping[str, State]) -> OtherCode | None:
     hits = {name: state.manifest for name, state in states.items() if state.kind == "hit" and state.manifest}
     for name, manifest in hits.items():
         step, made = plan.steps[name], manifest.made_with.get("modules")
-        if isinstance(made, dict) and (differ := differing(made, code_of(step.spec, step.identity))):
+        if isinstance(made, dict) and (differ := differing(made, code_of(step.spec, step.settings))):
             files.setdefault(step.spec.kind, set()).update(differ)
             steps += 1
     return OtherCode(steps=steps, of=len(hits), files=files) if steps else None

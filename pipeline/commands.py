@@ -44,7 +44,7 @@ from sparring.pipeline.placement import check_placement, this_machine
 from sparring.pipeline.plan import Plan, State, Step, explain, inspect
 from sparring.pipeline.prompt_count import dealt_again
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.schema import Config
+from sparring.pipeline.schema import Config, judges_of
 from sparring.pipeline.sources import Sources, check_policy
 from sparring.stages import digests, model_folder
 from sparring.stages.errors import ConfigError, DataError, RuleFired, SparringError
@@ -202,9 +202,9 @@ def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
     for chosen in plan.configs.values():
         if "sample" in todo and chosen.sampler.engine == "server":
             cluster.check_servers("sampler.urls", chosen.sampler.urls)
-        for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
-            for place, urls in judges.servers(judge).items() if "score" in todo else ():
-                cluster.check_servers(".".join(filter(None, (key, place, "urls"))), urls)
+        for key, judge in (*judges_of("oracle", chosen.oracle), *judges_of("judge", chosen.judge)):
+            if "score" in todo and judge.urls:
+                cluster.check_servers(f"{key}.urls", judge.urls)
 
 
 def _console() -> Console:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 
-from sparring.pipeline.schema import Config, EngineSampler, judges_of
+from sparring.pipeline.schema import Config, judges_of
 from sparring.stages.annotate import oracles
-from sparring.stages.sample.engine_args import split
-from sparring.stages.train.config import AdapterIdentity, require_packages
+from sparring.stages.sample import engine_args
+from sparring.stages.sample.config import EngineSampler
+from sparring.stages.train.config import require_packages
 
 MOST_CROSSED = 150
 """Iterations of which all policies meet."""
@@ -55,7 +55,7 @@ def _of_training(config: Config) -> Iterable[str]:
             f"{trainer.global_batch} * trainer.epochs={trainer.epochs} = {steps} steps, at least {trainer.min_steps} "
             "are needed to learn anything. Raise prompts.per_iteration or trainer.epochs, lower trainer.global_batch."
         )
-    require_packages(trainer.optimizer, AdapterIdentity(**asdict(trainer.adapter)))
+    require_packages(trainer.optimizer, trainer.adapter)
     if trainer.global_batch % hardware.workers:
         fewer = max(n for n in range(1, hardware.workers) if trainer.global_batch % n == 0)
         yield (
@@ -68,7 +68,7 @@ def _of_training(config: Config) -> Iterable[str]:
 def _of_sampling(config: Config) -> Iterable[str]:
     sampler, opponents = config.sampler, config.oracle.opponents
     if isinstance(sampler, EngineSampler):
-        split(sampler.engine, sampler.engine_args)
+        engine_args.check(sampler.engine, sampler.engine_args)
     elif not sampler.urls:
         yield "sampler.urls is empty; say where the servers are: sampler.urls=[http://127.0.0.1:8000]."
     else:
@@ -95,6 +95,14 @@ def _of_judging(config: Config) -> Iterable[str]:
         complaint = options.complaint(judge.urls)
         if complaint:
             yield f"{key}.{complaint}."
+        weighted, members = sorted(judge.options.get("weights", {})), sorted(judge.members)
+        if weighted != members:
+            yield (
+                f"{key}.options.weights has {', '.join(weighted) or 'none'}, {key}.members "
+                f"{', '.join(members) or 'none'}: each member of an ensemble needs a weight, others have none."
+            )
+        if any("." in name for name in members):
+            yield f"{key}.members: {', '.join(members)}: a member's name has no dot."
     met = config.oracle.opponents
     if config.win_rate == "cross_fit" and (met is None or met >= config.sampler.k):
         yield (

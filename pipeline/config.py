@@ -1,4 +1,4 @@
-"""Configuration: Hydra groups in conf/, composed, checked against the dataclasses of pipeline/schema.py; an error names
+"""Configuration: Hydra groups in conf/, composed, checked against the model of pipeline/schema.py; an error names
 the key.
 
 What the user wrote is parsed by pipeline/overrides.py. A key that the user sets is one that the configuration reads:
@@ -25,7 +25,7 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType, Quote
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from yaml import YAMLError
 
 from sparring import conf
@@ -91,7 +91,7 @@ def load(words: Sequence[str]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_lines(error)) from None
     try:
-        config = _adapter().validate_python(plain)
+        config = fields.validator(Config).validate_python(plain)
     except ValidationError as error:
         raise ConfigError(_type_message(error, parsed)) from None
     for key in sorted(set(_keys(plain)) - set(_keys(asdict(config)))):
@@ -195,7 +195,7 @@ def diagnostics_of(folder: Path) -> DiagnosticsConfig:
     try:
         recorded = _group(path, "diagnostics")
         chosen = {**known, **{key: recorded[key] for key in known if key in recorded}}
-        return TypeAdapter(DiagnosticsConfig).validate_python(chosen)
+        return fields.validator(DiagnosticsConfig).validate_python(chosen)
     except (ValueError, TypeError, AttributeError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: cannot be read ({first}); the same `sparring run` again writes it.") from None
@@ -205,11 +205,6 @@ def _group(path: Path, name: str) -> dict[str, Any]:
     """Return a group as a file has it, {} where the file or the group is not there."""
     plain: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     return dict(plain.get(name, {}))
-
-
-@cache
-def _adapter() -> TypeAdapter[Config]:
-    return TypeAdapter(Config)
 
 
 def _choices(override: Override) -> list[str]:

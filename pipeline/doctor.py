@@ -13,12 +13,13 @@ from pathlib import Path
 
 from sparring.pipeline import cluster
 from sparring.pipeline.hub import cached_file
-from sparring.pipeline.schema import SINKS, Config
+from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.suites import COMPARED, SUITES
 from sparring.stages.digests import cache_folder
 from sparring.stages.errors import SparringError
 from sparring.stages.sample import embedded
+from sparring.stages.train.config import SINKS
 
 Check = tuple[bool | None, str, str]
 """(good, name, text); None: it is optional, and not here."""

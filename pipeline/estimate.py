@@ -12,8 +12,11 @@ from typing import Any
 from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
 from sparring.pipeline.parameters import counted
 from sparring.pipeline.plan import Plan, State, Step
-from sparring.pipeline.schema import Config, ExpectConfig, FolderPolicy
+from sparring.pipeline.schema import Config
+from sparring.stages.fields import setting
 from sparring.stages.fingerprint import digest
+from sparring.stages.hardware import ExpectConfig
+from sparring.stages.sample.config import FolderPolicy
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is reckoned to take before any was measured."""
@@ -123,7 +126,7 @@ class Estimate:
         """Return the units (UNITS) per second of the latest artifact like it, None without one."""
         if not self.rates:
             return None
-        return self.rates.get(self._like(step.spec.kind, step.identity, step.inputs, bool(step.runtime.get("gpus"))))
+        return self.rates.get(self._like(step.spec.kind, step.identity, step.inputs, bool(step.workers.gpus)))
 
     def _measured(self, manifest: Manifest) -> tuple[str, float] | None:
         done = manifest.stats.get(UNITS.get(manifest.step, "tokens"))
@@ -134,7 +137,8 @@ class Estimate:
 
     def _like(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
         """Return what artifacts have in common whose rates are alike."""
-        named = [identity.get(key) for key in ("engine", "dtype", "oracle")]
+        keys = ("sampler.engine", "sampler.dtype", "trainer.dtype", "oracle")
+        named = [setting(identity, key) for key in keys]
         policy = inputs.get("policy")
         return digest(
             [kind, *named, inputs.get("encoder"), self.bases.get(policy, policy) if policy else None, on_gpus]
@@ -203,7 +207,7 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
             length = entry.manifest.summary.get("length_mean", length)
     match step.spec.kind:
         case "sample":
-            return float((step.identity["rows"] or pairs) * step.identity["k"] * length)
+            return float((step.settings.rows or pairs) * step.settings.sampler.k * length)
         case "reference":
             return 2 * pairs * (prompt + length)
         case "logprobs":
@@ -215,21 +219,21 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
 
 def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
     """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not reckoned."""
-    if step.identity["oracle"]["kind"] in EMBEDDED:
+    if step.settings.oracle.kind in EMBEDDED:
         return 0.0
     if "opponents" in step.inputs:
         return 2.0 * (config.prompts.heldout or 0) * config.evaluate.k**2
     given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
-    sampled: Mapping[str, Any] = given.identity if given else {"rows": None, "k": config.sampler.k}
-    k, met, prompts = sampled["k"], step.identity["anchors"], sampled["rows"] or prompts
+    k, met = config.sampler.k, step.settings.anchors
+    if given:
+        k, prompts = given.settings.sampler.k, given.settings.rows or prompts
     return float(prompts * (met * (2 * k - met - 1) if met else k * (k - 1)))
 
 
 def _responses(step: Step, plan: Plan, config: Config, prompts: int) -> float:
     """Return the responses that are embedded."""
     given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
-    k = given.identity["k"] if given else config.sampler.k
-    return float(prompts * k)
+    return float(prompts * (given.settings.sampler.k if given else config.sampler.k))
 
 
 def _profile_rate(step: Step, expect: ExpectConfig, weights: int) -> float | None:
@@ -246,8 +250,7 @@ def _profile_rate(step: Step, expect: ExpectConfig, weights: int) -> float | Non
         return None
     if step.spec.kind in BY_POLICY and expect.parameters:
         rate *= min(FASTER, expect.parameters / weights)
-    side_by_side = step.runtime.get("actors") or step.runtime.get("workers") or 1
-    return rate * side_by_side * max(1, step.runtime.get("gpus") or 0)
+    return rate * (step.workers.count or 1) * max(1, step.workers.gpus)
 
 
 def _disk(step: Step, config: Config, weights: int, tokens: float) -> tuple[float, float]:

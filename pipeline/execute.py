@@ -218,12 +218,12 @@ class Executor:
 
     def _job_of(self, step: Step, artifact: Artifact, inputs: dict[str, Input]) -> Job:
         self.scratch.mkdir(parents=True, exist_ok=True)
-        modules = self._modules[step.fingerprint] = code_of(step.spec, step.identity)
+        modules = self._modules[step.fingerprint] = code_of(step.spec, step.settings)
         return Job(
             spec=step.spec,
             fingerprint=step.fingerprint,
-            identity=step.identity,
-            runtime=step.runtime,
+            settings=step.settings,
+            workers=step.workers,
             inputs=inputs,
             out=artifact.path.absolute(),
             attempt=uuid.uuid4().hex[:8],
@@ -266,8 +266,8 @@ class Executor:
         for later in soon(list(self.plan.steps.values()), step):
             artifact = Artifact(self.store, later.spec.kind, later.fingerprint)
             needed = later.spec.pool not in self._pools and not (artifact.path / MANIFEST).exists()
-            if needed and self.wanted(later) and later.runtime["gpus"] == 0 and not cluster.joined():
-                pool = Pool(self._job_of(later, artifact, {}), later.runtime["actors"])
+            if needed and self.wanted(later) and later.workers.gpus == 0 and not cluster.joined():
+                pool = Pool(self._job_of(later, artifact, {}), later.workers.count)
                 pool.prepare()
                 self._pools[later.spec.pool] = pool
 

@@ -24,7 +24,7 @@ from sparring.pipeline.plan import Plan, Step, inspect
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
 from sparring.stages.plain import printable
-from sparring.stages.sample.config import ImportIdentity
+from sparring.stages.sample.config import ImportSettings
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -54,7 +54,7 @@ def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
     config, sources = whole.configs[""], Sources(whole.pins)
     source = sources.imported(path, arguments.split)
     layout = recognise([source.root / file.path for file in source.files], arguments.what, arguments.prompt_column)
-    identity = ImportIdentity(
+    settings = ImportSettings(
         layout=layout.name,
         prompt=layout.prompt,
         columns=layout.columns,
@@ -63,7 +63,7 @@ def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
         max_tokens=config.prompts.max_tokens,
         shard_rows=config.sampler.shard_rows,
     )
-    return build_import(config, sources, source, identity)
+    return build_import(config, sources, source, settings)
 
 
 def _check(plan: Plan) -> None:
@@ -71,7 +71,7 @@ def _check(plan: Plan) -> None:
     from sparring.stages.sample.imported import check, paths_of
 
     step = _step(plan, "sample")
-    check(paths_of(plan.externals[step.inputs["source"]]), step.identity)
+    check(paths_of(plan.externals[step.inputs["source"]]), step.settings)
 
 
 def _check_with_policy(plan: Plan, store: Path) -> None:
@@ -86,9 +86,9 @@ def _check_with_policy(plan: Plan, store: Path) -> None:
         heldout = frozenset(artifact.as_input("prompts", manifest).table(0, ["id"])["id"].to_pylist())
     else:
         inputs = {role: plan.externals[name] for role, name in prompts.inputs.items()}
-        heldout = heldout_ids(inputs, prompts.identity)
+        heldout = heldout_ids(inputs, prompts.settings)
     chat = load_chat(plan.externals[step.inputs["policy"]].folder())
-    check(paths_of(plan.externals[step.inputs["source"]]), step.identity, heldout, chat)
+    check(paths_of(plan.externals[step.inputs["source"]]), step.settings, heldout, chat)
 
 
 def _step(plan: Plan, kind: str) -> Step:

@@ -1,4 +1,4 @@
-"""What the configuration of an oracle means to who loads it: its folders, its identity, its servers; with its members.
+"""What the configuration of an oracle means to who loads it: its folders and how it is run; with its members.
 
 A place names a member: `` is the oracle itself, `first` a member, `first.second` a member's member.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparring.pipeline.schema import JudgeConfig, judges_of
+from sparring.pipeline.schema import judges_of
 from sparring.pipeline.sources import Sources
 from sparring.stages import model_folder
 from sparring.stages.annotate import oracles
-from sparring.stages.annotate.config import SCORE, OracleIdentity
+from sparring.stages.annotate.config import SCORE, JudgeConfig
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import Input, StepSpec
 
@@ -25,20 +25,6 @@ def folders(judge: JudgeConfig, sources: Sources, prefix: str = "") -> dict[str,
         found[f"{prefix}encoder"] = sources.minilm()
     for name, member in judge.members.items():
         found |= folders(member, sources, f"{prefix}{name}.")
-    return found
-
-
-def identity(judge: JudgeConfig) -> OracleIdentity:
-    """Return what defines its logits beside its files."""
-    members = {name: identity(member) for name, member in judge.members.items()}
-    return OracleIdentity(kind=judge.kind, options=judge.options, members=members)
-
-
-def servers(judge: JudgeConfig, place: str = "") -> dict[str, tuple[str, ...]]:
-    """Return the servers that run it, by place."""
-    found = {place: judge.urls} if judge.urls else {}
-    for name, member in judge.members.items():
-        found |= servers(member, f"{place}.{name}".removeprefix("."))
     return found
 
 

@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,9 +31,10 @@ from sparring.pipeline.artifact import check_target, write_target
 from sparring.pipeline.commands import download, pins_of
 from sparring.pipeline.estimate import HUB_PROMPTS
 from sparring.pipeline.prompt_count import fitted
-from sparring.pipeline.schema import Config, JudgeConfig
+from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
 from sparring.stages.annotate import oracles
+from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Input
@@ -218,8 +218,7 @@ def load(judge: JudgeConfig, folders: dict[str, Input], chosen: Config) -> Oracl
     """Load an oracle as the step `score` does, with all cores of this machine."""
     given = oracles.Given(
         folders={role: source.folder() for role, source in folders.items()},
-        members=asdict(judges.identity(judge))["members"],
-        urls=judges.servers(judge),
+        judge=judge,
         cpus=os.cpu_count() or 1,
         gpus=min(chosen.hardware.annotator_gpus, cluster.gpu_count()),
     )

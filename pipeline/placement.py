@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sparring.pipeline import cluster
 from sparring.pipeline.plan import Step
 from sparring.stages.errors import ConfigError
+from sparring.stages.sample.config import SampleSettings
 
 Node = Mapping[str, float]
 """Resources of a machine by Ray's names: {"CPU": 16, "GPU": 8}; GB: its memory, where that is known."""
@@ -46,12 +46,12 @@ def demand_of(step: Step, alone: bool) -> Demand | None:
     owner = "train" if trains else step.spec.pool
     if owner not in KEYS:
         return None
-    settings: Mapping[str, Any] = step.runtime
-    each = {"CPU": int(settings["cpus"]), "GPU": int(settings["gpus"])}
-    if step.identity.get("engine") == "vllm" and not each["GPU"]:
-        each["GB"] = int(settings["kv_cache_gb"])
-    workers = settings["workers"] if trains else (settings["actors"] or 1) if alone else 1
-    return Demand(step.name, owner, int(workers), {k: n for k, n in each.items() if n})
+    each = {"CPU": step.workers.cpus, "GPU": step.workers.gpus}
+    settings = step.settings
+    if isinstance(settings, SampleSettings) and settings.sampler.engine == "vllm" and not each["GPU"]:
+        each["GB"] = settings.hardware.kv_cache_gb
+    workers = (step.workers.count or 1) if trains or alone else 1
+    return Demand(step.name, owner, workers, {k: n for k, n in each.items() if n})
 
 
 def fitting(demand: Demand, nodes: Sequence[Node]) -> int:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
 from sparring.pipeline.entry import Entry
 from sparring.pipeline.schema import Config
-from sparring.stages.step import Input, StepSpec
+from sparring.stages import fields
+from sparring.stages.step import Input, StepSpec, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,19 @@ class Step:
     """One step of the plan."""
 
     spec: StepSpec
-    identity: dict[str, Any]
-    runtime: dict[str, Any]
+    settings: Any
+    """A frozen dataclass beside the StepSpec."""
+    workers: Workers = field(default_factory=Workers)
     inputs: dict[str, str]
     """role -> name: the fingerprint of a step, or the digest of an external input."""
     fingerprint: str
     uses: list[Use] = field(default_factory=list)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What its fingerprint is made of."""
+        found: dict[str, Any] = fields.identity(self.settings)
+        return found
 
     @property
     def name(self) -> str:
@@ -123,7 +132,7 @@ def input_digest(plan: Plan, name: str, states: Mapping[str, State]) -> str | No
 
 
 def explain(plan: Plan, step: Step, manifests: Sequence[Manifest]) -> list[str]:
-    """Return how `step` differs from the nearest existing artifact of its kind: `identity.lr: 5e-07 -> 1e-05`."""
+    """Return how `step` differs from the nearest existing artifact of its kind: `trainer.lr: 5e-07 -> 1e-05`."""
     best: list[str] | None = None
     for manifest in manifests:
         differences = _differences(step, manifest)
@@ -133,8 +142,8 @@ def explain(plan: Plan, step: Step, manifests: Sequence[Manifest]) -> list[str]:
 
 
 def _differences(step: Step, manifest: Manifest) -> list[str]:
-    here = _flat({"version": step.spec.version, "identity": step.identity})
-    there = _flat({"version": manifest.version, "identity": manifest.identity})
+    here = _flat({"version": step.spec.version, **step.identity})
+    there = _flat({"version": manifest.version, **manifest.identity})
     changed = [
         f"{key}: {there.get(key)} -> {here.get(key)}"
         for key in sorted({*here, *there})

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -57,7 +58,7 @@ class Pool:
             _placeable(job)
             options = ray.remote(
                 num_cpus=_reserved(job),
-                num_gpus=job.runtime["gpus"],
+                num_gpus=job.workers.gpus,
                 max_restarts=-1,
                 max_task_retries=-1,
             )
@@ -69,7 +70,7 @@ class Pool:
 
         Engines, in addition, must have its models loaded.
         """
-        same = (job.spec.pool, _settings(job)) == (self.job.spec.pool, _settings(self.job))
+        same = (job.spec.pool, _made_with(job)) == (self.job.spec.pool, _made_with(self.job))
         models = (job.spec, _models(job)) == (self.job.spec, _models(self.job))
         free = not self.loaded or job.spec.pool == "annotators"
         return bool(self.actors) and same and (free or models) and len(self.actors) >= _wanted(job, shards)
@@ -113,7 +114,7 @@ class Pool:
         the step's shards can be tried in parts, the prompts at fault are found and dropped. `say` is told of all that.
         """
         self.job, self.loaded, self.say, self.ready_at = job, True, say, None
-        self.watch = Watch(float(job.runtime.get("deadline_s", math.inf)))
+        self.watch = Watch(job.workers.deadline_s)
         self.waiting, self.deaths, self.loads = deque(shards), Counter[int](), Counter[Any]()
         self.warned: set[str] = set()
         self.running: dict[Any, tuple[Any, Shard | None, float]] = {}
@@ -177,7 +178,7 @@ class Pool:
             raise SparringError(f"{self.job.out.name}: {self._missing()}, for {PLACEMENT_S:.0f} s now; {RUN_AGAIN}")
 
     def _missing(self) -> str:
-        asked = f"{_reserved(self.job)} CPUs and {self.job.runtime['gpus']} GPUs"
+        asked = f"{_reserved(self.job)} CPUs and {self.job.workers.gpus} GPUs"
         return f"no worker answers yet: it still starts, or waits for {asked} that others hold"
 
     def _load(self, hand: Any) -> None:
@@ -217,7 +218,7 @@ class Pool:
     def _load_failed(self, hand: Any, fault: EngineFault) -> None:
         """Have a worker start anew; EngineFault where it fails again before it has loaded them."""
         self.loads[hand] += 1
-        if self.loads[hand] > min(LOADS - 1, self.job.runtime["max_failures"]):
+        if self.loads[hand] > min(LOADS - 1, self.job.workers.max_failures):
             raise EngineFault(
                 f"{self.job.out.name}: its worker failed {self.loads[hand]} times while it loaded its models, "
                 f"before any prompt: {fault}; details: {_logs(self.job)}."
@@ -250,7 +251,7 @@ class Pool:
     def _mended(self, hand: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
         """Return the shard to try next, without the prompts at fault where they are found; EngineFault at the end."""
         name, narrow = self.job.out.name, self.job.spec.narrow
-        if hand is None or failures > self.job.runtime["max_failures"]:
+        if hand is None or failures > self.job.workers.max_failures:
             raise EngineFault(
                 f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because "
                 f"{fault}; details: {_logs(self.job)}. Run again to resume from the finished shards."
@@ -371,12 +372,12 @@ def _wanted(job: Job, shards: int) -> int:
 def side_by_side(job: Job) -> int:
     """Return how many workers the step has: as many as it says, or as its GPUs allow, and no more than find room."""
     room = _room(job)
-    return max(1, min(int(job.runtime["actors"] or room), room))
+    return max(1, min(job.workers.count or room, room))
 
 
 def _room(job: Job) -> int:
     """Return how many workers the cluster's machines hold side by side, were they free."""
-    asked = {kind: n for kind, n in (("CPU", _reserved(job)), ("GPU", job.runtime["gpus"])) if n}
+    asked = {kind: n for kind, n in (("CPU", _reserved(job)), ("GPU", job.workers.gpus)) if n}
     if not asked:
         return sys.maxsize
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -386,12 +387,12 @@ def _room(job: Job) -> int:
 def _reserved(job: Job) -> int:
     """Return the cores a worker holds. On this machine alone none: one step follows another, and a worker that waits
     for its step must not hold cores."""
-    return int(job.runtime["cpus"]) if cluster.joined() or job.runtime["gpus"] else 0
+    return job.workers.cpus if cluster.joined() or job.workers.gpus else 0
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    """Return what a worker was made with; the deadline is the driver's affair, and addresses come with every job."""
-    return {key: value for key, value in job.runtime.items() if key not in ("deadline_s", "urls")}
+def _made_with(job: Job) -> Any:
+    """Return what a worker's process was made with; the deadline is the driver's affair."""
+    return replace(job.workers, deadline_s=math.inf), getattr(job.settings, "hardware", None)
 
 
 def _models(job: Job) -> dict[str, str]:
@@ -442,9 +443,9 @@ def _placeable(job: Job) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
         most = max((node.get(resource, 0) for node in nodes), default=0)
-        if job.runtime[key] > most:
+        if (asked := getattr(job.workers, key)) > most:
             raise SparringError(
-                f"{job.out.name}: a worker asks for {job.runtime[key]} {resource}s, the largest node has {most:.0f}; "
+                f"{job.out.name}: a worker asks for {asked} {resource}s, the largest node has {most:.0f}; "
                 f"lower the {key} of hardware (see conf/hardware)."
             )
 

@@ -12,16 +12,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
 from sparring.stages.digests import cache_folder
 from sparring.stages.errors import ConfigError, DataError
-from sparring.stages.sample.config import PromptsIdentity
+from sparring.stages.sample.config import PromptsSettings
 from sparring.stages.step import Input
 
 VERSION = 1
@@ -32,7 +32,7 @@ HELDOUT_SHARE = 5
 PER_ITERATION = 64
 
 
-def on_empty(config: Config) -> str:
+def on_empty(config: Config) -> Literal["refuse", "drop"]:
     """Return what a row without text does: it stops a file, which the user can mend, and is dropped of the hub."""
     return "drop" if config.prompts.source == "hub" else "refuse"
 
@@ -89,7 +89,7 @@ def _check_slices(config: Config, name: str, train: int, heldout: int) -> None:
         )
 
 
-def check_lengths(inputs: Mapping[str, Input], policy: Input, identity: PromptsIdentity) -> None:
+def check_lengths(inputs: Mapping[str, Input], policy: Input, settings: PromptsSettings) -> None:
     """DataError where too few prompts fit the policy's tokenizer; where it or they are not here, the step looks."""
     path = policy.root / "tokenizer.json"
     if policy.wanted or not path.is_file() or not _here(inputs) or find_spec("tokenizers") is None:
@@ -108,7 +108,7 @@ def check_lengths(inputs: Mapping[str, Input], policy: Input, identity: PromptsI
             tokenizer[0].no_padding()
         return len(tokenizer[0].encode(text, add_special_tokens=False).ids)
 
-    check(sources_of(inputs), asdict(identity), encode)
+    check(sources_of(inputs), settings, encode)
 
 
 def _here(inputs: Mapping[str, Input]) -> bool:

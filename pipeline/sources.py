@@ -9,32 +9,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import sparring.stages.annotate
 import sparring.stages.sample
 from sparring.pipeline.artifact import content_digest, external
 from sparring.pipeline.hub import Hub, local_dataset
-from sparring.pipeline.schema import (
-    Config,
-    EmbeddedEncoder,
-    EmbeddedPolicy,
-    EncoderConfig,
-    EngineSampler,
-    FilePrompts,
-    HubPrompts,
-    JudgeConfig,
-    PolicyConfig,
-    PromptsConfig,
-    StarterPrompts,
-)
+from sparring.pipeline.schema import Config
 from sparring.stages import model_folder
+from sparring.stages.annotate.config import EmbeddedEncoder, EncoderConfig, JudgeConfig
 from sparring.stages.chat import check_control
 from sparring.stages.digests import cached_sha256
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.model_folder import read_json
 from sparring.stages.sample import embedded
-from sparring.stages.step import File, Input
+from sparring.stages.sample.config import (
+    EmbeddedPolicy,
+    EngineSampler,
+    FilePrompts,
+    HubPrompts,
+    PolicyConfig,
+    PromptsConfig,
+    StarterPrompts,
+)
+from sparring.stages.sample.engine import EngineSettings
+from sparring.stages.sample.engine_vllm import at_start
+from sparring.stages.step import File, Input, Workers
 from sparring.stages.train.config import LAST, check_layer
 
 EMBEDDED_JUDGES = Path(sparring.stages.annotate.__file__).parent / "judges"
@@ -196,7 +195,13 @@ def check_policy(config: Config, policy: Input) -> None:
     sampler, stop = config.sampler, config.policy.stop
     check_context(policy, config.prompts.max_tokens + sampler.max_tokens)
     if isinstance(sampler, EngineSampler) and sampler.engine_args and policy.root.is_dir():
-        model_folder.check_engine(policy.root, _start(config, sampler))
+        workers, longest = Workers(gpus=config.hardware.engine_gpus), config.prompts.max_tokens + sampler.max_tokens
+        start = at_start(
+            EngineSettings(
+                sampler=sampler, hardware=config.hardware, workers=workers, max_model_len=longest, stop_ids=()
+            )
+        )
+        model_folder.check_engine(policy.root, asdict(start))
     if config.trainer.adapter.name != "off" and policy.root.is_dir():
         model_folder.check_adapter(policy.root, asdict(config.trainer.adapter))
     layer = getattr(config.repulsion, "layer", LAST)
@@ -219,21 +224,6 @@ def check_policy(config: Config, policy: Input) -> None:
         why = why or ("" if config.hardware.engine_gpus else facts.vllm_cpu)
         if why:
             raise ConfigError(f"sampler.engine=vllm: {why} ({policy.root}); choose sampler=transformers.")
-
-
-def _start(config: Config, sampler: EngineSampler) -> dict[str, Any]:
-    """Return what an engine is started with: the fields of stages/sample/engine_check.py, Start."""
-    return {
-        "engine": sampler.engine,
-        "arguments": sampler.engine_args,
-        "dtype": sampler.dtype,
-        "max_model_len": config.prompts.max_tokens + sampler.max_tokens,
-        "stop": bool(sampler.stop),
-        "reproducible": sampler.reproducible,
-        "gpus": config.hardware.engine_gpus,
-        "kv_cache_gb": config.hardware.kv_cache_gb,
-        "gpu_memory": config.hardware.gpu_memory,
-    }
 
 
 def check_context(policy: Input, longest: int) -> None:

@@ -24,7 +24,7 @@ class Worker:
 
     def __init__(self, job: Job, number: int) -> None:
         quiet(job, number)
-        os.environ["OMP_NUM_THREADS"] = str(job.runtime["cpus"])
+        os.environ["OMP_NUM_THREADS"] = str(job.workers.cpus)
         self.number, self.fingerprint, self.load_s = number, "", 0.0
         self.worker: Callable[[Shard], Any] | None = None
 

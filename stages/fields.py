@@ -1,7 +1,9 @@
-"""What a setting may be, and when it is read: the types of the configuration's fields, and what a model says of a key.
+"""What a setting may be, when it is read and whether it is hashed: the types of the configuration's fields.
 
-A model is a frozen dataclass, or a union of them where a group has several kinds: what a kind reads are its fields. A
-field that is read in some configurations alone says so beside itself, with `OnlyIf` or `ByReference`.
+A group's settings are one model beside the stage that owns them: a frozen dataclass, or a union of them where a group
+has several kinds; what a kind reads are its fields. Beside a field stands all that is known of it: its type and range,
+when it is read (`OnlyIf`, `ByReference`) and, where a fingerprint leaves it out, why (`RUNTIME`, `LOCATION`,
+`ELSEWHERE`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 from pydantic.fields import FieldInfo
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,24 @@ class Options:
     """The dataclass's instance, of the group that has the field."""
     kinds: Callable[[], list[type[Any]]]
     """All that it can be."""
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """Of a field of which a fingerprint does not take the value as it is."""
+
+    how: str
+    """Said in the reference of the configuration."""
+    part: Callable[[Any], Any] | None = None
+    """What is hashed, of the model that has the field; None: nothing."""
+
+
+RUNTIME = Hashed("no")
+"""Of a field that changes at most rounding: processes, folders, addresses, loggers."""
+LOCATION = Hashed("by its bytes")
+"""Of a field that says where files are: they are inputs of the steps, known by their digests."""
+ELSEWHERE = Hashed("through what it decides")
+"""Of a field that decides which steps there are, or that a step takes in as a field of its own."""
 
 
 def _no_bool(value: object) -> object:
@@ -87,6 +109,42 @@ def _place(text: str) -> str:
 
 Place = Annotated[Text, AfterValidator(_place)]
 """A file or a folder."""
+
+
+def identity(settings: Any) -> Any:
+    """Return what a fingerprint is made of: a step's settings as plain data, without what is Hashed otherwise."""
+    if is_dataclass(settings):
+        found = {}
+        for name, annotation in hints(settings.__class__).items():
+            rule = metadata(annotation, Hashed)
+            if rule is None:
+                found[name] = identity(getattr(settings, name))
+            elif rule.part:
+                found[name] = rule.part(settings)
+        return found
+    if isinstance(settings, Mapping):
+        return {name: identity(value) for name, value in settings.items()}
+    return [identity(value) for value in settings] if isinstance(settings, (list, tuple)) else settings
+
+
+def setting(identity: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """Return a setting that an artifact recorded, such as `sampler.k`; earlier versions recorded it as `k`."""
+    group, _, name = key.partition(".")
+    recorded = identity.get(group, default)
+    if name:
+        recorded = recorded[name] if isinstance(recorded, Mapping) and name in recorded else identity.get(name, default)
+    return recorded
+
+
+def part(settings: Any, model: type[Model]) -> Model:
+    """Return a model's fields out of settings that have them all."""
+    return model(**{name: getattr(settings, name) for name in hints(cast(Any, model))})
+
+
+@cache
+def validator(model: Any) -> TypeAdapter[Any]:
+    """Return what makes a model of plain data."""
+    return TypeAdapter(model)
 
 
 def is_model(kind: Any) -> bool:

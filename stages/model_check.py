@@ -2,7 +2,7 @@
 
     python -m sparring.stages.model_check FOLDER                 a policy's: prints a JSON object, Facts or an `error`
     python -m sparring.stages.model_check FOLDER KIND OPTIONS    a judge's: KIND as oracle.kind, OPTIONS as JSON; or a
-                                                                 policy's with an adapter, an AdapterIdentity, or with
+                                                                 policy's with an adapter, the settings of one, or with
                                                                  an engine
 
 Started by stages/model_folder.py in a process of its own: the imports take seconds, which no plan has.
@@ -19,12 +19,13 @@ from typing import Any
 
 from sparring.stages.annotate import oracles
 from sparring.stages.errors import DataError, SparringError
+from sparring.stages.fields import validator
 from sparring.stages.model_folder import ADAPTER, ENGINE, INDEX, WEIGHTS, read_json
 from sparring.stages.outline import check_read, one_line, outline
 from sparring.stages.plain import listed
 from sparring.stages.sample import engine_check
-from sparring.stages.sample.engine import stop_ids
-from sparring.stages.train.config import AdapterIdentity
+from sparring.stages.sample.engine import EngineSettings, stop_ids
+from sparring.stages.train.config import Adapter
 from sparring.stages.vllm import cpu_head_sizes, known_architectures, quickly, runner
 
 SAID = "Which rivers reach the sea?"
@@ -222,7 +223,7 @@ def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
         _attach(folder, json.loads(options))
         return {}
     if kind == ENGINE:
-        engine_check.check(folder, engine_check.Start(**json.loads(options)))
+        engine_check.check(folder, validator(EngineSettings).validate_python(json.loads(options)))
         return {}
     oracles.options(kind, json.loads(options)).look(folder)
     return {}
@@ -233,7 +234,7 @@ def _attach(folder: Path, adapter: Mapping[str, Any]) -> None:
     from sparring.stages.train.adapter import attach
 
     model, _ = _model(folder, _config(folder))
-    attach(model, AdapterIdentity(**{**adapter, "targets": tuple(adapter["targets"])}), seed=0)
+    attach(model, validator(Adapter).validate_python(adapter), seed=0)
 
 
 def main(folder: str, *words: str) -> None:

@@ -137,12 +137,12 @@ def _checked(folder: Path, _seen: tuple[tuple[str, int, int], ...]) -> Facts | N
 
 
 def check_adapter(folder: Path, adapter: Mapping[str, Any]) -> None:
-    """DataError where the policy of a folder does not take an adapter (AdapterIdentity)."""
+    """DataError where the policy of a folder does not take an adapter (the configuration of one)."""
     _answer(folder, weights(folder), ADAPTER, json.dumps(adapter, sort_keys=True))
 
 
 def check_engine(folder: Path, start: Mapping[str, Any]) -> None:
-    """DataError where an engine does not start with its arguments (stages/sample/engine_check.py, Start)."""
+    """DataError where an engine does not start with its arguments (stages/sample/engine_check.py)."""
     _answer(folder, weights(folder), ENGINE, json.dumps(start, sort_keys=True))
 
 

@@ -1,24 +1,32 @@
 """What a step is given and what it gives back: the only types that `stages` and `pipeline` share.
 
 A stage declares a `StepSpec` beside its configuration and implements a worker class. The worker sees a `Job` (its
-identity, its runtime settings, its inputs) and turns each `Shard` into a `Part`; writing, retrying and publishing are
-the orchestrator's. Light on purpose: the standard library, with pyarrow only where a table is read.
+settings, its inputs) and turns each `Shard` into a `Part`; writing, retrying and publishing are the orchestrator's.
+Light on purpose: pyarrow is imported only where a table is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
+from typing_extensions import TypeVar
+
+from sparring.stages import fields
 from sparring.stages.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Settings = TypeVar("Settings", default=Any)
+"""Of one kind of step: a frozen dataclass beside its StepSpec."""
 
 
 def resolve(path: str) -> Callable[..., Any]:
@@ -45,7 +53,7 @@ class StepSpec:
     prepare: str = ""
     """Job without inputs -> None: what a worker may do before its step's inputs exist, such as slow imports."""
     modules: str = ""
-    """Identity -> names of the modules that the step takes by name, such as its oracle's: they are part of its code."""
+    """Settings -> names of the modules that the step takes by name, such as its oracle's: they are part of its code."""
     narrow: str = ""
     """(Shard, rows to keep) -> Shard, of a step whose shards can be tried in parts: a prompt that kills or hangs its
     worker is found, dropped and counted as `poison`."""
@@ -137,13 +145,29 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Workers:
+    """The processes that do a step."""
+
+    count: int = 1
+    """0: as many as the cluster holds."""
+    cpus: int = 1
+    """Cores of each."""
+    gpus: int = 0
+    """GPUs of each."""
+    max_failures: int = 2
+    """Times that a shard, or a training, is done again after a worker failed; then the step fails."""
+    deadline_s: float = math.inf
+    """A shard that takes longer has its worker ended and is done again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[Settings]):
     """One step to execute."""
 
     spec: StepSpec
     fingerprint: str
-    identity: dict[str, Any]
-    runtime: dict[str, Any]
+    settings: Settings
+    workers: Workers = field(default_factory=Workers)
     inputs: dict[str, Input]
     out: Path
     """The artifact's folder in the store."""
@@ -153,6 +177,12 @@ class Job:
     """A folder under the run for logs."""
     code: str = ""
     """Digest of the modules that compute it: shards and checkpoints of other code are not gone on with."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What its fingerprint is made of."""
+        found: dict[str, Any] = fields.identity(self.settings)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,37 +30,17 @@ def folder_input(role: str, folder: Path) -> Input:
     return Input(role=role, root=folder, digest="0" * 64, files=tuple(files))
 
 
-def as_job(spec: StepSpec, identity: dict[str, Any], inputs: Sequence[Input], folder: Path) -> Job:
+def as_job(spec: StepSpec, settings: Any, inputs: Sequence[Input], folder: Path) -> Job:
     """A job of `spec` on `inputs`, on the CPU."""
     return Job(
         spec=spec,
         fingerprint="0" * 64,
-        identity=identity,
-        runtime={"actors": 1, "cpus": 1, "gpus": 0, "max_failures": 2, "urls": {}},
+        settings=settings,
         inputs={source.role: source for source in inputs},
         out=folder / "out",
         attempt="test",
         scratch=folder / "scratch",
     )
-
-
-def score_identity(kind: str, **options: Any) -> dict[str, Any]:
-    """The identity of a score step by one oracle."""
-    return {"oracle": {"kind": kind, "options": options, "members": {}}, "anchors": None, "seed": 0}
-
-
-GATE: dict[str, Any] = {
-    "name": "linear",
-    "exponent": 1.0,
-    "floor": 0.0,
-    "floor_quantile": None,
-    "ceil": 1.0,
-    "ceil_quantile": None,
-    "scope": "pairwise",
-    "seed": 7,
-    "dealt_over": "pairs",
-}
-"""The identity of a calibrate step."""
 
 
 def run_step(

@@ -89,8 +89,7 @@ def _step(kind: str, fingerprint: str, iteration: int, inputs: dict[str, str], *
     """A step that is made in the driver's own process."""
     made = StepSpec(kind=kind, version=1, pool="here", **spec)
     use = Use(arm="", iteration=iteration, label=kind)
-    runtime: dict[str, Any] = {"cpus": 1, "gpus": 0}
-    return Step(spec=made, identity={}, runtime=runtime, inputs=inputs, fingerprint=fingerprint, uses=[use])
+    return Step(spec=made, settings={}, inputs=inputs, fingerprint=fingerprint, uses=[use])
 
 
 def _plan(source: str = "") -> Plan:

@@ -19,12 +19,13 @@ from sparring.stages.evaluate import stage as evaluate
 from sparring.stages.evaluate.config import EVALUATE
 from sparring.stages.sample import embedded
 from sparring.stages.sample.config import PROMPTS, SAMPLE
-from sparring.stages.sample.engine import Settings
 from sparring.stages.step import Input, StepSpec
 from sparring.stages.train import reference
-from sparring.stages.train.config import REFERENCE
-from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table, score_identity
+from sparring.stages.train.config import REFERENCE, ReferenceSettings, Scoring
+from tests import settings
+from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts
+from tests.stages.sample.questions import engine_settings
 from tests.tiny import tiny_policy
 
 JUDGES = Path(score.__file__).parent / "judges"
@@ -90,11 +91,7 @@ def test_prompts(tmp_path: Path, policy: Path) -> None:
 def test_sample_greedy(policy: Path) -> None:
     from sparring.stages.sample.engine_transformers import TransformersEngine
 
-    chosen = Settings(
-        dtype="float32", k=1, max_tokens=6, temperature=0.0, top_p=1.0, min_p=0.0, stop=(), stop_ids=(2,),
-        logprobs=False, reproducible=True, engine_args="{}", cpus=1, gpus=0, kv_cache_gb=1, gpu_memory=0.9,
-        max_model_len=64,
-    )  # fmt: skip
+    chosen = engine_settings("transformers", k=1, max_tokens=6, temperature=0.0, max_model_len=64)
     found = TransformersEngine(policy, chosen).generate([[1, 20, 300, 4000], [1, 7]], [0, 0])
     check(SAMPLE, [row[0].ids for row in found], GOLDEN["sample"])
 
@@ -104,23 +101,19 @@ def test_score(samples: Input, tmp_path: Path, kind: str) -> None:
     inputs = [samples, folder_input("judge", JUDGES / kind)]
     if kind == "mini":
         inputs.append(external("encoder", embedded.encoder_folder()))
-    job = as_job(SCORE, score_identity(kind), inputs, tmp_path)
+    job = as_job(SCORE, settings.score(kind), inputs, tmp_path)
     tables, _, _ = run_step(job, score.Scorer(job), score.shards, score.finish)
     check(SCORE, rounded(tables[0]["logits"].to_pylist(), 4), GOLDEN[f"score {kind}"])
 
 
 def test_embed(samples: Input, tmp_path: Path) -> None:
-    job = as_job(EMBED, {"window": 256}, [samples, external("encoder", embedded.encoder_folder())], tmp_path)
+    job = as_job(EMBED, settings.embed(256), [samples, external("encoder", embedded.encoder_folder())], tmp_path)
     tables, _, _ = run_step(job, embed.Embedder(job), embed.shards, embed.finish)
     check(EMBED, rounded(tables[0]["similarity"].to_pylist(), 4), GOLDEN["embed"])
 
 
 def paired(samples: Input, tmp_path: Path) -> pa.Table:
-    identity = {
-        "win_rate": "matrix", "selection": "extremes", "seed": 0, "gate": None, "require_head_to_head": False,
-        "capped": "keep",
-    }  # fmt: skip
-    job = as_job(PAIRS, identity, [samples, logits(tmp_path)], tmp_path)
+    job = as_job(PAIRS, settings.pairs(), [samples, logits(tmp_path)], tmp_path)
     return run_step(job, pairs.Pairer(job), pairs.shards, pairs.finish)[0][0]
 
 
@@ -137,11 +130,7 @@ def test_calibrate(samples: Input, tmp_path: Path) -> None:
         as_input("pairs", tmp_path / "p", [paired(samples, tmp_path)]),
         as_input("embeddings", tmp_path / "e", [table]),
     ]
-    gate = {
-        "name": "linear", "exponent": 1.0, "floor": 0.1, "floor_quantile": None, "ceil": 0.9, "ceil_quantile": None,
-        "scope": "pairwise", "seed": 0, "dealt_over": "pairs",
-    }  # fmt: skip
-    job = as_job(CALIBRATE, gate, inputs, tmp_path)
+    job = as_job(CALIBRATE, settings.calibrate(floor=0.1, ceil=0.9, seed=0), inputs, tmp_path)
     rows = run_step(job, calibrate.Calibrator(job), calibrate.shards, calibrate.finish)[0][0].to_pylist()
     found = [rounded([row["target_w"], row["target_l"], row["target_wl"], row["shift"]], 9) for row in rows]
     check(CALIBRATE, found, GOLDEN["calibrate"])
@@ -151,7 +140,7 @@ def test_reference(samples: Input, tmp_path: Path, policy: Path) -> None:
     chosen = as_input("pairs", tmp_path / "p", [paired(samples, tmp_path)])
     job = as_job(
         REFERENCE,
-        {"dtype": "float32", "max_length": 128, "truncate": "drop", "four_bit": False},
+        ReferenceSettings(trainer=Scoring(dtype="float32", max_length=128, truncate="drop"), four_bit=False),
         [samples, chosen, external("policy", policy)],
         tmp_path,
     )
@@ -162,7 +151,7 @@ def test_reference(samples: Input, tmp_path: Path, policy: Path) -> None:
 def test_evaluate(samples: Input, tmp_path: Path) -> None:
     roles = ("oracle_previous", "oracle_base", "second_previous", "second_base")
     scores = [as_input(role, tmp_path / role, [logits(tmp_path / role).table(0)]) for role in roles]
-    job = as_job(EVALUATE, {"resamples": 200, "confidence": 0.9, "seed": 3}, [samples, *scores], tmp_path)
+    job = as_job(EVALUATE, settings.evaluate(resamples=200, confidence=0.9, seed=3), [samples, *scores], tmp_path)
     rows = run_step(job, evaluate.Evaluator(job), evaluate.shards, evaluate.finish)[0][0].to_pylist()
     found = [rounded([row["win_rate"], row["low"], row["high"]], 9) for row in rows[:1]]
     check(EVALUATE, found, GOLDEN["evaluate"])
@@ -202,7 +191,7 @@ GOLDEN: dict[str, Any] = {
             [1.0, 1.0, 0.0398, 1.0, 1.0, 0.0398, 0.0398, 0.0398, 1.0],
         ],
     ),
-    "pairs": (2, [[0, 1, [0.503238774, 0.496761226, 0.5]], [0, 2, [0.626932359, 0.605858159, 0.267209482]]]),
+    "pairs": (3, [[0, 1, [0.503238774, 0.496761226, 0.5]], [0, 2, [0.626932359, 0.605858159, 0.267209482]]]),
     "calibrate": (
         2,
         [[0.477550785, 0.536890376, 0.62038745, 0.054570311], [0.603132542, 0.291009299, 0.809397626, 0.023799817]],

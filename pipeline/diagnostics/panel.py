@@ -23,6 +23,7 @@ from typing import Any
 from sparring.pipeline.artifact import Artifact, Manifest
 from sparring.stages.evaluate.divergence import LogProbs, log_ratios, tempered
 from sparring.stages.evaluate.paired import Bootstrap
+from sparring.stages.fields import setting
 
 METRICS = "metrics.jsonl"
 """Of a train artifact: a record of each optimizer step."""
@@ -155,10 +156,13 @@ def _apart(steps: Steps, store: Path) -> Iterator[Figure]:
         return
     own, *others = (_logprobs(scored[name], store) for name in there)
     identity = steps["evaluate"].identity if "evaluate" in steps else {}
-    chosen = {"resamples": 2000, "confidence": 0.95, "seed": 0}
-    settings = Bootstrap(**{name: identity.get(name, value) for name, value in chosen.items()})
+    settings = Bootstrap(
+        resamples=setting(identity, "evaluate.resamples", 2000),
+        confidence=setting(identity, "evaluate.confidence", 0.95),
+        seed=setting(identity, "seed", 0),
+    )
     heldout = steps.get("sample_heldout")
-    kind = "log_ratio" if heldout and tempered(heldout.identity) else "kl"
+    kind = "log_ratio" if heldout and tempered(heldout.identity.get("sampler", heldout.identity)) else "kl"
     for other, one in zip(there[1:], log_ratios(own, others, settings), strict=True):
         if one.n:
             place = f"logprob of logprobs_own minus that of logprobs_{other}, mean over responses"

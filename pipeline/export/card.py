@@ -15,6 +15,7 @@ from sparring.pipeline.report.judging import apart, left_out, worth_of_judges
 from sparring.pipeline.report.published import published_of, rows_of
 from sparring.pipeline.report.table import Steps, alarms, compared, win_rate
 from sparring.pipeline.run_history import RunHistory
+from sparring.stages.fields import setting
 
 COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
 
@@ -77,12 +78,11 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
 
 
 def _method(run: RunHistory, t: int) -> tuple[str, str, str]:
-    identity = run.every[t]["train"].identity
-    gate = run.manifest(t, "calibrate")
+    train, gate = run.every[t]["train"], run.manifest(t, "calibrate")
     return (
-        escaped(identity["objective"]["name"]),
-        escaped(gate.identity["name"] if gate else "off"),
-        escaped(identity["repulsion"]["name"]),
+        escaped(train.setting("objective.name")),
+        escaped(gate.setting("gate.name") if gate else "off"),
+        escaped(train.setting("repulsion.name")),
     )
 
 
@@ -177,7 +177,8 @@ def _use(run: RunHistory, t: int) -> Iterator[str]:
     """Yield code that answers a question, sampled as the policy was trained: top_k=0, since transformers has 50."""
     sample = run.manifest(t, "sample")
     identity = sample.identity if sample else {}
-    drawn = {name: float(identity.get(name, one)) for name, one in (("temperature", 1.0), ("top_p", 1.0))}
+    drawn = {name: float(setting(identity, f"sampler.{name}", 1.0)) for name in ("temperature", "top_p")}
+    longest = int(setting(identity, "sampler.max_tokens", 256))
     how = ", ".join(["do_sample=True", *(f"{name}={value:g}" for name, value in drawn.items()), "top_k=0"])
     yield from (
         "```python",
@@ -189,7 +190,7 @@ def _use(run: RunHistory, t: int) -> Iterator[str]:
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
         ")",
-        f"output = policy.generate(**inputs, max_new_tokens={int(identity.get('max_tokens', 256))}, {how})",
+        f"output = policy.generate(**inputs, max_new_tokens={longest}, {how})",
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         "```",
     )
@@ -246,14 +247,21 @@ def _recipe(run: RunHistory, t: int) -> Iterator[str]:
 
 
 RECIPE: dict[str, tuple[str, ...]] = {
-    "sample": ("k", "temperature", "top_p", "min_p", "max_tokens", "dtype", "engine", "seed"),
+    "sample": (
+        "sampler.k", "sampler.temperature", "sampler.top_p", "sampler.min_p", "sampler.max_tokens", "sampler.dtype",
+        "sampler.engine", "seed",
+    ),
     "score": ("oracle",),
     "score_second_base": ("oracle",),
-    "pairs": ("win_rate", "selection", "require_head_to_head", "capped"),
-    "calibrate": ("name", "exponent", "floor", "floor_quantile", "ceil", "ceil_quantile", "scope"),
+    "pairs": ("win_rate", "selection.by", "selection.require_head_to_head", "selection.capped"),
+    "calibrate": (
+        "gate.name", "gate.exponent", "gate.floor", "gate.floor_quantile", "gate.ceil", "gate.ceil_quantile",
+        "gate.scope",
+    ),
     "train": (
-        "objective", "repulsion", "calibration", "adapter", "optimizer", "lr", "warmup_ratio", "epochs", "global_batch",
-        "max_grad_norm", "max_length", "truncate", "dtype", "publish_dtype", "seed",
+        "objective", "repulsion", "calibration", "trainer.adapter", "trainer.optimizer", "trainer.lr",
+        "trainer.warmup_ratio", "trainer.epochs", "trainer.global_batch", "trainer.max_grad_norm",
+        "trainer.max_length", "trainer.truncate", "trainer.dtype", "trainer.publish_dtype", "seed",
     ),
 }  # fmt: skip
 TITLES = {"sample": "sampling", "score": "annotation", "score_second_base": "second judge", "calibrate": "gate"}
@@ -261,9 +269,9 @@ TITLES = {"sample": "sampling", "score": "annotation", "score_second_base": "sec
 
 def _settings(manifest: Manifest | None, names: Iterable[str]) -> Iterator[tuple[str, object]]:
     for name in names:
-        value = manifest.identity.get(name) if manifest else None
+        value = manifest.setting(name) if manifest else None
         if value is not None:
-            yield name, _flat(value)
+            yield name.removesuffix(".by").rpartition(".")[2], _flat(value)
 
 
 def _flat(value: object) -> str:

@@ -88,8 +88,10 @@ def _judged(arm: _Side, baseline: _Side, t: int, judge: str) -> Difference:
     apart = _apart(arm, baseline, t, label)
     if isinstance(apart, str):
         return _refused(arm, baseline, t, judge, apart)
-    identity = baseline.arm.done[t]["evaluate"].identity
-    settings = Bootstrap(resamples=identity["resamples"], confidence=identity["confidence"], seed=identity["seed"])
+    made = baseline.arm.done[t]["evaluate"].setting
+    settings = Bootstrap(
+        resamples=made("evaluate.resamples"), confidence=made("evaluate.confidence"), seed=made("seed")
+    )
     (estimate,) = estimates([apart], settings)
     return Difference(
         arm=arm.name,
@@ -124,7 +126,7 @@ def _apart(arm: _Side, baseline: _Side, t: int, label: str) -> Rates | str:
 def _weaker(arm: _Side, baseline: _Side, t: int, label: str) -> list[str]:
     """Return what makes a comparison weaker than it looks."""
     here, there = (side.arm.done[t] for side in (arm, baseline))
-    seeds = [steps["evaluate"].identity["seed"] for steps in (here, there)]
+    seeds = [steps["evaluate"].setting("seed") for steps in (here, there)]
     said = []
     if seeds[0] != seeds[1]:
         said.append(f"{arm.name} has another seed than {baseline.name} ({seeds[0]}, not {seeds[1]})")

@@ -21,9 +21,10 @@ from rich.text import Text
 
 from sparring.pipeline.run_history import RunHistory, Steps
 from sparring.stages.annotate import gate, pairs, winrate
-from sparring.stages.annotate.config import PAIRS
+from sparring.stages.annotate.config import PAIRS, PairsSettings
 from sparring.stages.annotate.rows import matrix, place
 from sparring.stages.errors import DataError
+from sparring.stages.fields import validator
 from sparring.stages.plain import printable
 from sparring.stages.step import Input, Job, Shard
 
@@ -107,9 +108,10 @@ class Iteration:
         inputs = {role: source for role, source in sources.items() if source}
         if score is None or made is None or made.imported or made.version != PAIRS.version:
             return None  # what another version made is shown as it stands
+        recorded = {**made.identity, "selection": {"values": "win_rates", **made.identity["selection"]}}
+        settings = validator(PairsSettings).validate_python(recorded)
         job = Job(
-            spec=PAIRS, fingerprint="", identity=made.identity, runtime={}, inputs=inputs, out=Path(), attempt="",
-            scratch=Path(),
+            spec=PAIRS, fingerprint="", settings=settings, inputs=inputs, out=Path(), attempt="", scratch=Path()
         )  # fmt: skip
         shard: Shard = pairs.shards(job)[part]
         responses = self.row("sample", part, row_id)
@@ -209,7 +211,7 @@ def _gated(p: Array | None, g: Array | None, iteration: Iteration, targets: Sequ
     if p is None or g is None:
         return None
     pair = targets[0]["chosen"], targets[0]["rejected"]
-    return gate.gated(p, gate.spread(g, iteration.steps["calibrate"].identity["scope"], *pair))
+    return gate.gated(p, gate.spread(g, iteration.steps["calibrate"].setting("gate.scope"), *pair))
 
 
 def _square(title: str, values: Array) -> Table:

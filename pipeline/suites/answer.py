@@ -233,7 +233,8 @@ def described(to: Path, rows: list[asked.Row], chosen: dict[str, Response], made
     characters = sum(len(one["text"].strip()) for one in given) / max(1, len(given))
     cut, empty = sum(one["finish"] == "length" for one in given), sum(not one["text"].strip() for one in given)
     sample = next(one for one in made if one.step == "sample")
-    drawn = ", ".join(f"{key}={sample.identity[key]}" for key in ("k", "temperature", "top_p", "max_tokens"))
+    keys = ("k", "temperature", "top_p", "max_tokens")
+    drawn = ", ".join(f"{key}={sample.setting(f'sampler.{key}')}" for key in keys)
     lines = [
         f"{to}: {len(given):,} answers to {len(rows):,} rows, {characters:,.0f} characters on average",
         f"  {', '.join(f'{one.step}-{one.fingerprint[:8]}' for one in made)} ({drawn})",

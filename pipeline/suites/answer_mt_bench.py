@@ -140,11 +140,14 @@ def described(
     samples = [one for one in made if one.step == "sample"]
     responses = [one for name in given for one in given[name]]
     characters = sum(len(one["text"].strip()) for one in responses) / max(1, len(responses))
-    drawn = ", ".join(f"{key}={samples[0].identity[key]}" for key in ("top_p", "max_tokens"))
+    drawn = ", ".join(f"{key}={samples[0].setting(f'sampler.{key}')}" for key in ("top_p", "max_tokens"))
     lines = [
         f"{to}: {len(responses):,} answers to {len(questions):,} questions of two turns, {characters:,.0f} characters "
         "on average",
-        *(f"  sample-{one.fingerprint[:8]} (temperature={one.identity['temperature']}, {drawn})" for one in samples),
+        *(
+            f"  sample-{one.fingerprint[:8]} (temperature={one.setting('sampler.temperature')}, {drawn})"
+            for one in samples
+        ),
     ]
     other = sorted({one.category for one in questions} - set(mt_bench.TEMPERATURES))
     if other:

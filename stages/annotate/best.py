@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from sparring.stages.annotate import pairs, winrate
+from sparring.stages.annotate.config import BestSettings
 from sparring.stages.annotate.rows import joined, one_shard_per_part, place, rows_by_id, total
 from sparring.stages.step import Input, Job, Part, Shard
 
@@ -29,8 +30,8 @@ def chosen(samples: Input, scores: Input, part: int, mode: str) -> Iterator[tupl
 class Chooser:
     """Keeps the best response to each prompt of a part of `samples`, by the same part of `scores`."""
 
-    def __init__(self, job: Job) -> None:
-        self.mode = job.identity["win_rate"]
+    def __init__(self, job: Job[BestSettings]) -> None:
+        self.mode = job.settings.win_rate
         self.samples, self.scores = job.inputs["samples"], job.inputs["scores"]
 
     def __call__(self, shard: Shard) -> Part:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import gate, gating
+from sparring.stages.annotate.config import CalibrateSettings, OffGate
 from sparring.stages.annotate.rows import (
     histogram,
     known,
@@ -51,10 +52,11 @@ TARGETS_SCHEMA = pa.schema(
 class Calibrator:
     """Gates the targets of a part of `pairs`."""
 
-    def __init__(self, job: Job) -> None:
-        self.identity = job.identity
+    def __init__(self, job: Job[CalibrateSettings]) -> None:
+        self.scope = scope_of(job.settings)
         self.pairs = job.inputs["pairs"]
-        self.gates = None if job.identity["name"] == "off" else gating.Gates(job.identity, job.inputs["embeddings"])
+        off = job.settings.gate.name == "off"
+        self.gates = None if off else gating.Gates(job.settings, job.inputs["embeddings"])
 
     def __call__(self, shard: Shard) -> Part:
         pairs = pair_rows(self.pairs, shard.index, ["n", "P", "win_rates"])
@@ -82,7 +84,7 @@ class Calibrator:
         n, w, loser = pair["n"], pair["chosen"], pair["rejected"]
         where = place(self.pairs, part, pair["id"])
         p = matrix(pair["P"], (n, n), "P", where, sparse=True)
-        full = gate.spread(g, self.identity["scope"], w, loser)
+        full = gate.spread(g, self.scope, w, loser)
         calibrated = gate.gated(p, full)
         rates = matrix(pair["win_rates"], (1, n), "win_rates", where)[0]
         estimate = self._estimate(p, pair["id"])
@@ -106,25 +108,30 @@ class Calibrator:
         }
 
 
-def shards(job: Job) -> list[Shard]:
+def scope_of(settings: CalibrateSettings) -> str:
+    """Return the scope of the gate; one that is off changes nothing, whatever it is."""
+    return "pairwise" if isinstance(settings.gate, OffGate) else settings.gate.scope
+
+
+def shards(job: Job[CalibrateSettings]) -> list[Shard]:
     """One shard for each part of `pairs`, told the gate's thresholds and what spans the iteration.
 
     That is, for `permuted`, whose g each prompt gets, and for `rescaled` what share of the targets is left.
     """
-    if job.identity["name"] == "off":
+    if job.settings.gate.name == "off":
         return one_shard_per_part(job, "pairs")
     plain = one_shard_per_part(job, "pairs", "embeddings")
-    selected = job.identity["dealt_over"] == "pairs"
+    selected = job.settings.dealt_over == "pairs"
     prompts = gating.prompts_of(job.inputs["pairs"], "n") if selected else gating.prompts_of(job.inputs["embeddings"])
-    told = gating.payloads(job.identity, job.inputs["embeddings"], prompts)
+    told = gating.payloads(job.settings, job.inputs["embeddings"], prompts)
     gated = [Shard(index=s.index, payload=payload) for s, payload in zip(plain, told, strict=True)]
-    if job.identity["name"] != "rescaled":
+    if job.settings.gate.name != "rescaled":
         return gated
     left = _left(job, gated)
     return [Shard(index=s.index, payload={**s.payload, "left": left}) for s in gated]
 
 
-def _left(job: Job, gated: list[Shard]) -> float:
+def _left(job: Job[CalibrateSettings], gated: list[Shard]) -> float:
     """Return sum |p~ - 1/2| / sum |p - 1/2| over the iteration's pairs; 1 without pairs."""
     gate_alone = Calibrator(job)
     stats = [gate_alone(shard).stats for shard in gated]
@@ -132,19 +139,20 @@ def _left(job: Job, gated: list[Shard]) -> float:
     return sum(one["target_pull"] for one in stats) / before if before else 1.0
 
 
-def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def finish(job: Job[CalibrateSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarise. `strength` = sum |target - 1/2| / sum |p - 1/2| over the pairs: what the gate leaves."""
     pairs = sum(part["rows_out"] for part in parts)
     means = {name: ratio(total(parts, name), pairs) for name in ("p_w", "p_l", "target_w", "target_l", "shift")}
-    off = job.identity["name"] == "off"
-    floor, ceil = (None, None) if off else gating.thresholds(job.identity, job.inputs["embeddings"])
+    off = job.settings.gate.name == "off"
+    chosen = None if off else gating.open_gate(job.settings)
+    floor, ceil = gating.thresholds(chosen, job.inputs["embeddings"]) if chosen else (None, None)
     return {
         "pairs": pairs,
-        "gate": job.identity["name"],
-        "scope": job.identity["scope"],
+        "gate": job.settings.gate.name,
+        "scope": scope_of(job.settings),
         "floor": floor,
         "ceil": ceil,
-        "exponent": None if off else job.identity["exponent"],
+        "exponent": chosen.exponent if chosen else None,
         **{f"mean_{name}": value for name, value in means.items()},
         "strength": ratio(total(parts, "target_pull"), total(parts, "p_pull")),
         "similarity_mean": None if off else ratio(total(parts, "similarity"), pairs),

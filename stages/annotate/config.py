@@ -1,13 +1,36 @@
-"""Configuration of the annotate stage: score, embed, pairs, calibrate. No heavy import."""
+"""Configuration of the annotate stage: judges, encoder, gate, selection, and the settings of its steps: score, embed,
+pairs, calibrate, best. No heavy import.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from sparring.stages.annotate import oracles
 from sparring.stages.errors import ConfigError
+from sparring.stages.fields import (
+    ELSEWHERE,
+    LOCATION,
+    NO_BOOL,
+    RUNTIME,
+    Count,
+    OnlyIf,
+    Options,
+    Place,
+    Positive,
+    Share,
+    Text,
+)
 from sparring.stages.step import StepSpec
+
+Similarity = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), NO_BOOL]
+Scope = Literal["pairwise", "pair", "row_mean"]
+WinRate = Literal["matrix", "aggregate_score", "cross_fit"]
+"""matrix (default), aggregate_score (the published mode, which erases cycles) or cross_fit (of a matrix of which
+oracle.opponents leaves gaps: pairs selected by one half of the opponents, targets without the bias of that)."""
 
 
 def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "") -> StepSpec:
@@ -28,7 +51,7 @@ SCORE = replace(
     modules="sparring.stages.annotate.oracles:modules",
 )
 EMBED = _spec("embed", 1, "Embedder", "annotators", "sparring.stages.annotate.embed:prepare")
-PAIRS = _spec("pairs", 2, "Pairer", "tasks")
+PAIRS = _spec("pairs", 3, "Pairer", "tasks")
 CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks")
 BEST = _spec("best", 1, "Chooser", "tasks")
 IMPORT_PAIRS = StepSpec(
@@ -41,162 +64,224 @@ IMPORT_PAIRS = StepSpec(
 )
 
 
+def _loads(judge: Any, _: Any) -> bool:
+    return "judge" in oracles.options_of(judge.kind).inputs and not judge.urls
+
+
+def _loads_repo(judge: Any, config: Any) -> bool:
+    return _loads(judge, config) and judge.path is None
+
+
+def _has_repo(judge: Any, config: Any) -> bool:
+    return _loads_repo(judge, config) and judge.repo is not None
+
+
+def _asks(judge: Any, _: Any) -> bool:
+    return bool(oracles.options_of(judge.kind).servers)
+
+
+def _options(judge: Any) -> Any:
+    return oracles.options(judge.kind, judge.options)
+
+
+def _mixes(judge: Any, _: Any) -> bool:
+    return bool(oracles.options_of(judge.kind).mixes)
+
+
 @dataclass(frozen=True, kw_only=True)
-class OracleIdentity:
-    """An oracle: what defines its logits beside its files."""
+class JudgeConfig:
+    """Of the oracle and of the second judge; its files are inputs. What a kind reads is what its Options say."""
 
     kind: str
-    """A file of oracles/."""
-    options: dict[str, Any]
-    members: dict[str, OracleIdentity] = field(default_factory=dict)
+    """A file of stages/annotate/oracles."""
+    path: Annotated[Place | None, OnlyIf(_loads, "by a judge that is loaded from a folder, without urls"), LOCATION] = (
+        None
+    )
+    """A folder; null: the embedded judge of this kind, or that of the hub."""
+    repo: Annotated[
+        Text | None, OnlyIf(_loads_repo, "by a judge that is loaded from a folder, without path and urls"), LOCATION
+    ] = None
+    """owner/name on the hub."""
+    revision: Annotated[Text | None, OnlyIf(_has_repo, "beside repo, without path and urls"), LOCATION] = None
+    """A commit; a branch is resolved to one when the run begins, and written down."""
+    options: Annotated[dict[str, Any], Options(_options, oracles.all_options)] = field(default_factory=dict)
+    """Of this kind; in an artifact's identity."""
+    urls: Annotated[tuple[str, ...], OnlyIf(_asks, "by a judge that asks servers, such as llm"), RUNTIME] = ()
+    """Servers that run it, of a kind that asks servers: http://host:port."""
+    members: Annotated[dict[str, JudgeConfig], OnlyIf(_mixes, "by an ensemble")] = field(default_factory=dict)
     """Of an ensemble."""
-
-    def __post_init__(self) -> None:
-        oracles.options(self.kind, self.options)
-        weighted, members = sorted(self.options.get("weights", {})), sorted(self.members)
-        if weighted != members:
-            raise ConfigError(
-                f"oracle.options.weights has {', '.join(weighted) or 'none'}, oracle.members "
-                f"{', '.join(members) or 'none'}: each member of an ensemble needs a weight, others have none."
-            )
-        if any("." in name for name in members):
-            raise ConfigError(f"oracle.members: {', '.join(members)}: a member's name has no dot.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreIdentity:
+class OracleConfig(JudgeConfig):
+    opponents: Annotated[Annotated[int, Field(ge=2), NO_BOOL] | None, ELSEWHERE]
+    """Responses that each response is compared with, fewer than sampler.k; null: all."""
+
+
+def _no_path(encoder: Any, _: Any) -> bool:
+    return encoder.path is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Of every encoder."""
+
+    window: Count
+    """Longest text of one pass in the encoder's tokens, special ones too; longer responses are chunked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedEncoder(Encoder):
+    source: Annotated[Literal["embedded"], LOCATION]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubEncoder(Encoder):
+    source: Annotated[Literal["hub"], LOCATION]
+    path: Annotated[Place | None, LOCATION]
+    """A local copy of the model; null: downloaded."""
+    repo: Annotated[Text, OnlyIf(_no_path, "without encoder.path, which is a local copy"), LOCATION]
+    revision: Annotated[Text, OnlyIf(_no_path, "without encoder.path, which is a local copy"), LOCATION]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderEncoder(Encoder):
+    """A model of sentence-transformers."""
+
+    source: Annotated[Literal["folder"], LOCATION]
+    path: Annotated[Place, LOCATION]
+
+
+EncoderConfig = Annotated[EmbeddedEncoder | HubEncoder | FolderEncoder, Field(discriminator="source")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffGate:
+    """Win rates are handed on bit for bit."""
+
+    name: Literal["off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenGate:
+    """Of every gate that is not off."""
+
+    floor: Annotated[Similarity, OnlyIf(lambda gate, _: gate.floor_quantile is None, "without gate.floor_quantile")]
+    floor_quantile: Share | None
+    """When set, floor is this quantile of all off-diagonal similarities of the iteration."""
+    ceil: Annotated[Similarity, OnlyIf(lambda gate, _: gate.ceil_quantile is None, "without gate.ceil_quantile")]
+    ceil_quantile: Share | None
+    scope: Scope
+    """Whose similarity shrinks a duel: its own, that of chosen and rejected, or the mean of each response's."""
+
+    def __post_init__(self) -> None:
+        """Refuse a floor that is not below the ceil."""
+        low, high = self.floor_quantile, self.ceil_quantile
+        if low is None and high is None and not self.floor < self.ceil:
+            raise ConfigError(f"gate.floor={self.floor} must be below gate.ceil={self.ceil}.")
+        if low is not None and high is not None and not low < high:
+            raise ConfigError(f"gate.floor_quantile={low} must be below gate.ceil_quantile={high}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearGate(OpenGate):
+    name: Literal["linear"]
+    exponent: ClassVar[float] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerGate(OpenGate):
+    """Also of the controls, whose exponent is that of the gate which they control.
+
+    permuted: g matrices shuffled across prompts of equal K; rescaled: every target shrunk by the one factor by which
+    the gate shrinks them in sum.
+    """
+
+    name: Literal["power", "permuted", "rescaled"]
+    exponent: Positive
+
+
+GateConfig = Annotated[OffGate | LinearGate | PowerGate, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    by: Literal["extremes", "all_pairs", "top_vs_random"]
+    """See selection.py."""
+    values: Annotated[
+        Literal["win_rates", "gated"],
+        OnlyIf(lambda _, config: config.gate.name != "off", "with a gate that is not off"),
+        ELSEWHERE,
+    ]
+    """By what the responses of a prompt are ordered."""
+    require_head_to_head: bool
+    """Drop pairs whose chosen response loses the duel against the rejected one."""
+    capped: Literal["keep", "drop"]
+    """Of pairs with a response that hit sampler.max_tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
     """Inputs: `samples`, those of the oracle (`judge`, `encoder`, `first.judge`), optionally `opponents`: samples."""
 
-    oracle: OracleIdentity
+    oracle: JudgeConfig
     anchors: int | None
     """Responses that every response is compared with; null: all of the prompt's. Only without `opponents`."""
     seed: int
     """Draws the anchors; else 0."""
 
-    def __post_init__(self) -> None:
-        if self.anchors is not None and self.anchors < 2:
-            raise ConfigError(f"oracle.opponents={self.anchors}: use at least 2, or null for all responses.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedIdentity:
+class EmbedSettings:
     """Inputs: `samples`, `encoder`."""
 
-    window: int
-    """Longest text of one pass in the encoder's tokens, special ones too; longer responses are chunked."""
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"encoder.window={self.window}: use a positive number of tokens.")
-
-
-WIN_RATES = ("matrix", "aggregate_score", "cross_fit")
-
-
-def _check_win_rate(chosen: str) -> None:
-    if chosen not in WIN_RATES:
-        raise ConfigError(f"win_rate={chosen}: choose matrix, aggregate_score or cross_fit.")
+    encoder: EncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestIdentity:
+class BestSettings:
     """Inputs: `samples`, `scores`. What comes out are `samples` too, with the best response alone."""
 
-    win_rate: str
-    """As that of PairsIdentity."""
-
-    def __post_init__(self) -> None:
-        _check_win_rate(self.win_rate)
+    win_rate: WinRate
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsIdentity:
+class CalibrateSettings:
+    """Inputs: `pairs`, and `embeddings` unless the gate is off."""
+
+    gate: GateConfig
+    seed: int
+    """Of the permuted control; else 0."""
+    dealt_over: Literal["pairs", "prompts"]
+    """Whose g the control shuffles: that of the `pairs` kept, or of all `prompts` where the gate selects the pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsSettings:
     """Inputs: `samples`, `scores`, and `embeddings` where the gate has a say."""
 
-    win_rate: str
-    """matrix (default), aggregate_score (the published mode, which erases cycles) or cross_fit (of a matrix of which
-    oracle.opponents leaves gaps: pairs selected by one half of the opponents, targets without the bias of that)."""
-    selection: str
-    """extremes, all_pairs or top_vs_random, see selection.py."""
+    win_rate: WinRate
+    selection: SelectionConfig
     seed: int
     """Of top_vs_random; else 0."""
-    gate: GateIdentity | None
+    gated: CalibrateSettings | None
     """Select by win rates that are gated so; null: by ungated ones."""
-    require_head_to_head: bool
-    capped: str
-    """keep or drop pairs with a response that hit max_tokens."""
 
     def __post_init__(self) -> None:
-        _check_win_rate(self.win_rate)
-        if self.selection not in ("extremes", "all_pairs", "top_vs_random"):
-            raise ConfigError(f"selection.by={self.selection}: choose extremes, all_pairs or top_vs_random.")
-        if self.gate and self.gate.scope == "pair":
+        """Refuse gates that are not known before the pairs are."""
+        gate = self.gated.gate if self.gated else None
+        if isinstance(gate, OpenGate) and gate.scope == "pair":
             raise ConfigError(
                 "selection.values=gated with gate.scope=pair: that scope needs the pair to gate by; "
                 "use pairwise or row_mean, or selection.values=win_rates."
             )
-        if self.gate and self.gate.name == "rescaled":
+        if gate and gate.name == "rescaled":
             raise ConfigError(
                 "selection.values=gated with gate=rescaled: what it shrinks by is known once pairs are selected; "
                 "use selection.values=win_rates."
             )
-        if self.capped not in ("keep", "drop"):
-            raise ConfigError(f"selection.capped={self.capped}: choose keep or drop.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportPairsIdentity:
+class ImportPairsSettings:
     """Input: `samples`, imported with preferences. The file says P, chosen and rejected: there is nothing to choose."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateIdentity:
-    """Inputs of calibrate: `pairs`, and `embeddings` unless the gate is off. Defaults stand where a kind reads none."""
-
-    name: str
-    """off, linear, power, or a control: permuted (g matrices shuffled across prompts of equal K), rescaled (every
-    target shrunk by the one factor by which the gate shrinks them in sum)."""
-    exponent: float = 1.0
-    """Of g; 1 for linear."""
-    floor: float = 0.0
-    floor_quantile: float | None = None
-    """When set, floor is this quantile of all off-diagonal similarities of the iteration."""
-    ceil: float = 1.0
-    ceil_quantile: float | None = None
-    scope: str = "pairwise"
-    """pairwise, pair or row_mean."""
-    seed: int
-    """Of the permuted control."""
-    dealt_over: str
-    """Whose g the control shuffles: that of the `pairs` kept, or of all `prompts` where the gate selects the pairs."""
-
-    def __post_init__(self) -> None:
-        if self.name not in ("off", "linear", "power", "permuted", "rescaled"):
-            raise ConfigError(f"gate.name={self.name}: choose off, linear, power, permuted or rescaled.")
-        if not self.exponent > 0 or (self.name == "linear" and self.exponent != 1):
-            raise ConfigError(f"gate.exponent={self.exponent}: use a number above 0, with gate=power.")
-        if self.scope not in ("pairwise", "pair", "row_mean"):
-            raise ConfigError(f"gate.scope={self.scope}: choose pairwise, pair or row_mean.")
-        absolute = self.floor_quantile is None and self.ceil_quantile is None
-        if absolute and not self.floor < self.ceil:
-            raise ConfigError(f"gate.floor={self.floor} must be below gate.ceil={self.ceil}.")
-        for key, quantile in (("floor_quantile", self.floor_quantile), ("ceil_quantile", self.ceil_quantile)):
-            if quantile is not None and not 0 <= quantile <= 1:
-                raise ConfigError(f"gate.{key}={quantile}: use a number from 0 to 1, or null.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolRuntime:
-    """Actors of score, embed and reference; changes at most rounding."""
-
-    actors: int
-    cpus: int
-    gpus: int
-    max_failures: int
-    """Times that a shard is done again after its worker failed, before the step fails."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRuntime(PoolRuntime):
-    urls: dict[str, tuple[str, ...]]
-    """Of an oracle on servers, by member; `` is the oracle itself."""

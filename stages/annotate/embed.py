@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sparring.stages.annotate.config import EmbedSettings
 from sparring.stages.annotate.gate import off_diagonal
 from sparring.stages.annotate.rows import histogram, matrix, one_shard_per_part, place, rows_by_id, total
 from sparring.stages.errors import ConfigError
@@ -79,9 +80,9 @@ class TextEncoder:
 class Embedder:
     """Embeds a part of `samples`; the encoder is loaded once."""
 
-    def __init__(self, job: Job) -> None:
-        device = "cuda" if job.runtime["gpus"] else "cpu"
-        self.encoder = TextEncoder(job.inputs["encoder"].folder(), job.identity["window"], device)
+    def __init__(self, job: Job[EmbedSettings]) -> None:
+        device = "cuda" if job.workers.gpus else "cpu"
+        self.encoder = TextEncoder(job.inputs["encoder"].folder(), job.settings.encoder.window, device)
         self.samples = job.inputs["samples"]
 
     def __call__(self, shard: Shard) -> Part:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import gate
+from sparring.stages.annotate.config import CalibrateSettings, LinearGate, OffGate, PowerGate
 from sparring.stages.annotate.embed import off_diagonals
 from sparring.stages.annotate.rows import joined, matrix, place, rows_by_id
 from sparring.stages.errors import ConfigError
@@ -24,17 +25,24 @@ Prompts = Sequence[Sequence[tuple[str, int]]]
 """(id, K) of the prompts of each part."""
 
 
-def payloads(identity: Mapping[str, Any], embeddings: Input, prompts: Prompts) -> list[dict[str, Any]]:
+def payloads(settings: CalibrateSettings, embeddings: Input, prompts: Prompts) -> list[dict[str, Any]]:
     """Return what the worker of each part is told: floor and ceil, and for `permuted` whose g each prompt gets."""
-    floor, ceil = thresholds(identity, embeddings)
-    sources = _sources(identity["seed"], prompts) if identity["name"] == "permuted" else [None] * len(prompts)
+    floor, ceil = thresholds(open_gate(settings), embeddings)
+    sources = _sources(settings.seed, prompts) if settings.gate.name == "permuted" else [None] * len(prompts)
     return [{"floor": floor, "ceil": ceil, "sources": found} for found in sources]
 
 
-def thresholds(identity: Mapping[str, Any], embeddings: Input) -> tuple[float, float]:
+def open_gate(settings: CalibrateSettings) -> LinearGate | PowerGate:
+    """Return the gate of settings under which it is not off."""
+    assert not isinstance(settings.gate, OffGate)
+    return settings.gate
+
+
+def thresholds(chosen: LinearGate | PowerGate, embeddings: Input) -> tuple[float, float]:
     """Return floor and ceil: absolute, or exact quantiles of every off-diagonal similarity of the iteration."""
-    found = {name: float(identity[name]) for name in ("floor", "ceil")}
-    asked = {name: q for name in found if (q := identity[f"{name}_quantile"]) is not None}
+    found = {"floor": chosen.floor, "ceil": chosen.ceil}
+    quantiles = {"floor": chosen.floor_quantile, "ceil": chosen.ceil_quantile}
+    asked = {name: q for name, q in quantiles.items() if q is not None}
     if asked:
         tables = (embeddings.table(i, columns=["similarity"]) for i in range(embeddings.n_parts))
         values = np.concatenate([row for table in tables for row in off_diagonals(table)])
@@ -56,8 +64,8 @@ def prompts_of(source: Input, count: str | None = None) -> Prompts:
 class Gates:
     """Reads similarity matrices by (part, id), each part of `embeddings` once, and opens the gate on them."""
 
-    def __init__(self, identity: Mapping[str, Any], embeddings: Input) -> None:
-        self.exponent = float(identity["exponent"])
+    def __init__(self, settings: CalibrateSettings, embeddings: Input) -> None:
+        self.exponent = open_gate(settings).exponent
         self.embeddings = embeddings
         self.parts: dict[int, dict[str, dict[str, Any]]] = {}
 

@@ -66,4 +66,4 @@ def shards(job: Job) -> list[Shard]:
 
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the summary of selected pairs says, and where these are from."""
-    return {**pairs.finish(job, tables, parts), "provenance": job.inputs["samples"].summary["provenance"]}
+    return {**pairs.summary(parts, cross_fit=False), "provenance": job.inputs["samples"].summary["provenance"]}

@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import gate, gating, winrate
+from sparring.stages.annotate.config import PairsSettings
 from sparring.stages.annotate.rows import joined, known, matrix, one_shard_per_part, place, ratio, rows_by_id, total
 from sparring.stages.annotate.selection import Pair, candidates, first_half, select
 from sparring.stages.errors import DataError
@@ -52,10 +53,10 @@ class Judged(NamedTuple):
 class Pairer:
     """Picks the pairs of a part of `samples` from the same part of `scores`."""
 
-    def __init__(self, job: Job) -> None:
-        self.identity = job.identity
+    def __init__(self, job: Job[PairsSettings]) -> None:
+        self.settings = job.settings
         self.samples, self.scores = job.inputs["samples"], job.inputs["scores"]
-        gated = job.identity["gate"]
+        gated = job.settings.gated
         self.gates = gating.Gates(gated, job.inputs["embeddings"]) if gated else None
 
     def __call__(self, shard: Shard) -> Part:
@@ -76,25 +77,25 @@ class Pairer:
                 kept.append(pair_row(row_id, judged.preference, judged.rates, pair))
                 stats.update(pair_stats(judged.preference, judged.rates, pair, row["responses"]))
         table = pa.Table.from_pylist(kept, schema=PAIRS_SCHEMA)
-        rows_in = sum(candidates(self.identity["selection"], len(row["responses"])) for row in samples.values())
+        rows_in = sum(candidates(self.settings.selection.by, len(row["responses"])) for row in samples.values())
         return Part(table=table, rows_in=rows_in, dropped=dict(dropped), stats=dict(stats))
 
     def judge(self, score: dict[str, Any], responses: list[dict[str, Any]], shard: Shard, where: str) -> Judged:
         """Judge one prompt: its row of `scores`, its responses."""
-        identity, k = self.identity, len(responses)
-        every = candidates(identity["selection"], k)
-        preference = preferences(debiased(score, k, where), identity["win_rate"])
+        settings, k = self.settings, len(responses)
+        every = candidates(settings.selection.by, k)
+        preference = preferences(debiased(score, k, where), settings.win_rate)
         if score["trained_on"]:
             return Judged(preference, None, [], {"oracle_trained_on_prompt": every})
         rates, seen = winrate.win_rates(preference), preference
-        if identity["win_rate"] == "cross_fit" and score["anchors"] is not None:
+        if settings.win_rate == "cross_fit" and score["anchors"] is not None:
             first = first_half(score["anchors"], score["id"])
             rates, seen = winrate.cross_fitted(preference, first), winrate.restricted(preference, first)
         values = winrate.win_rates(seen)
-        if self.gates:
+        if self.gates and settings.gated:
             g = self.gates(shard.payload, shard.index, score["id"], k)
-            values = winrate.win_rates(gate.gated(seen, gate.spread(g, identity["gate"]["scope"], 0, 0)))
-        found = select(values, identity["selection"], score["id"], identity["seed"])
+            values = winrate.win_rates(gate.gated(seen, gate.spread(g, gating.open_gate(settings.gated).scope, 0, 0)))
+        found = select(values, settings.selection.by, score["id"], settings.seed)
         reasons = [self._reason(preference, pair, responses) for pair in found]
         dropped = Counter(reason for reason in reasons if reason)
         dropped += Counter(tie=every - len(found))
@@ -102,9 +103,9 @@ class Pairer:
         return Judged(preference, rates, pairs, dict(dropped))
 
     def _reason(self, preference: winrate.Array, pair: Pair, responses: list[dict[str, Any]]) -> str:
-        if self.identity["capped"] == "drop" and _capped(pair, responses):
+        if self.settings.selection.capped == "drop" and _capped(pair, responses):
             return "capped"
-        lost = self.identity["require_head_to_head"] and winrate.loses_head_to_head(preference, *pair)
+        lost = self.settings.selection.require_head_to_head and winrate.loses_head_to_head(preference, *pair)
         return "head_to_head" if lost else ""
 
 
@@ -113,9 +114,9 @@ def preferences(logits: winrate.Array, mode: str) -> winrate.Array:
     return winrate.aggregate_matrix(logits) if mode == "aggregate_score" else winrate.preference_matrix(logits)
 
 
-def shards(job: Job) -> list[Shard]:
+def shards(job: Job[PairsSettings]) -> list[Shard]:
     """One shard for each part of `samples`; where the gate has a say, told its thresholds."""
-    gated = job.identity["gate"]
+    gated = job.settings.gated
     plain = one_shard_per_part(job, "samples", "scores", *(["embeddings"] if gated else []))
     if not gated:
         return plain
@@ -124,8 +125,13 @@ def shards(job: Job) -> list[Shard]:
     return [Shard(index=s.index, payload=payload) for s, payload in zip(plain, told, strict=True)]
 
 
-def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarise. Cycles and length correlation are of every judged prompt, the rest of the pairs kept."""
+def finish(job: Job[PairsSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarise."""
+    return summary(parts, cross_fit=job.settings.win_rate == "cross_fit")
+
+
+def summary(parts: list[dict[str, Any]], cross_fit: bool) -> dict[str, Any]:
+    """Return figures: cycles and length correlation are of every judged prompt, the rest of the pairs kept."""
     pairs = sum(part["rows_out"] for part in parts)
     dropped: Counter[str] = Counter()
     for part in parts:
@@ -136,7 +142,7 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
         "dropped": dict(sorted(dropped.items())),
         "capped": int(total(parts, "capped")),
         "chosen_loses_head_to_head": int(total(parts, "head_to_head")),
-        **({"cross_fit": True} if job.identity.get("win_rate") == "cross_fit" else {}),
+        **({"cross_fit": True} if cross_fit else {}),
         "mean_p_w": ratio(total(parts, "p_w"), pairs),
         "mean_p_l": ratio(total(parts, "p_l"), pairs),
         **_shape(parts),

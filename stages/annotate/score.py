@@ -24,6 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import embed, oracles, winrate
+from sparring.stages.annotate.config import ScoreSettings
 from sparring.stages.annotate.fitness import correct
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
 from sparring.stages.annotate.oracles import Given
@@ -70,26 +71,25 @@ class Bout(NamedTuple):
                     yield Duel(self.prompt, b, a)
 
 
-def prepare(job: Job) -> None:
+def prepare(job: Job[ScoreSettings]) -> None:
     """Import what the oracle embeds with."""
-    if job.identity["oracle"]["kind"] == "mini":
+    if job.settings.oracle.kind == "mini":
         embed.prepare(job)
 
 
 class Scorer:
     """Scores a part of `samples`; the judge is loaded once."""
 
-    def __init__(self, job: Job, load: LoadOracle = oracles.load) -> None:
-        chosen, roles = job.identity["oracle"], [role for role in job.inputs if role not in ("samples", "opponents")]
+    def __init__(self, job: Job[ScoreSettings], load: LoadOracle = oracles.load) -> None:
+        chosen, roles = job.settings.oracle, [role for role in job.inputs if role not in ("samples", "opponents")]
         given = Given(
             folders={role: job.inputs[role].folder() for role in roles},
-            members=chosen["members"],
-            urls=job.runtime["urls"],
-            cpus=job.runtime["cpus"],
-            gpus=job.runtime["gpus"],
+            judge=chosen,
+            cpus=job.workers.cpus,
+            gpus=job.workers.gpus,
         )
-        self.oracle = load(chosen["kind"], chosen["options"], given)
-        self.anchors, self.seed = job.identity["anchors"], job.identity["seed"]
+        self.oracle = load(chosen.kind, chosen.options, given)
+        self.anchors, self.seed = job.settings.anchors, job.settings.seed
         self.samples = job.inputs["samples"]
         self.opponents = job.inputs.get("opponents")
 
@@ -132,11 +132,11 @@ def shards(job: Job) -> list[Shard]:
     return one_shard_per_part(job, "samples", *(["opponents"] if "opponents" in job.inputs else []))
 
 
-def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def finish(job: Job[ScoreSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarise. Shares are of pairs of responses; what is said of positions is of those that were judged."""
     return {
-        "oracle": job.identity["oracle"]["kind"],
-        "anchors": job.identity["anchors"],
+        "oracle": job.settings.oracle.kind,
+        "anchors": job.settings.anchors,
         "card": _card(job.inputs["judge"].folder()) if "judge" in job.inputs else None,
         "n": sum(part["rows_out"] for part in parts),
         "trained_on": int(total(parts, "trained_on")),

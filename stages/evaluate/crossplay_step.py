@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from sparring.stages.evaluate import crossplay
 from sparring.stages.evaluate.bootstrap import informative, paired_bootstrap
+from sparring.stages.evaluate.config import EvaluateSettings
 from sparring.stages.evaluate.crossplay import Array
 from sparring.stages.evaluate.stage import JUDGES, null, win_rates
 from sparring.stages.step import Job, Part, Shard
@@ -41,7 +42,7 @@ def role(judge: str, policy: int, opponent: int) -> str:
 class Crossplay:
     """Compares all pairs of policies."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[EvaluateSettings]) -> None:
         self.job = job
 
     def __call__(self, shard: Shard) -> Part:
@@ -49,8 +50,8 @@ class Crossplay:
         found = [win_rates(self.job.inputs[role(*one)]) for one in played]
         ids = list(dict.fromkeys(i for rates in found for i in rates))
         values = np.array([[rates.get(i, np.nan) for rates in found] for i in ids]).reshape(len(ids), len(found))
-        identity = self.job.identity
-        means, lows, highs = paired_bootstrap(values, identity["resamples"], identity["confidence"], identity["seed"])
+        evaluate, seed = self.job.settings.evaluate, self.job.settings.seed
+        means, lows, highs = paired_bootstrap(values, evaluate.resamples, evaluate.confidence, seed)
         counts = (~np.isnan(values)).sum(axis=0)
         rows = [
             {
@@ -66,13 +67,13 @@ class Crossplay:
         return Part(table=pa.Table.from_pylist(rows, schema=CROSSPLAY_SCHEMA), rows_in=len(rows))
 
 
-def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def finish(job: Job[EvaluateSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarise: for each judge the matrix and what it says of the game; null where two policies did not play."""
     rows = [row for table in tables for row in table.to_pylist()]
     return {
         "policies": 1 + max(row["policy"] for row in rows),
-        "resamples": job.identity["resamples"],
-        "confidence": job.identity["confidence"],
+        "resamples": job.settings.evaluate.resamples,
+        "confidence": job.settings.evaluate.confidence,
         "judges": {judge: game([row for row in rows if row["judge"] == judge]) for judge in JUDGES},
     }
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
+from sparring.stages.evaluate.config import EvaluateSettings
 from sparring.stages.step import Input, Job, Part, Shard
 
 OPPONENTS = ("previous", "single", "base")
@@ -40,7 +41,7 @@ EVALUATE_SCHEMA = pa.schema(
 class Evaluator:
     """Compares; one row per opponent and judge."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[EvaluateSettings]) -> None:
         self.job = job
 
     def __call__(self, shard: Shard) -> Part:
@@ -49,8 +50,8 @@ class Evaluator:
         values = np.stack(
             [_win_rates(self.job.inputs[f"{judge}_{opponent}"], ids) for opponent, judge in versus], axis=1
         )
-        identity = self.job.identity
-        means, lows, highs = paired_bootstrap(values, identity["resamples"], identity["confidence"], identity["seed"])
+        evaluate, seed = self.job.settings.evaluate, self.job.settings.seed
+        means, lows, highs = paired_bootstrap(values, evaluate.resamples, evaluate.confidence, seed)
         dropped = np.isnan(values).sum(axis=0)
         rows = [
             {
@@ -68,25 +69,25 @@ class Evaluator:
         return Part(table=pa.Table.from_pylist(rows, schema=EVALUATE_SCHEMA), rows_in=len(rows))
 
 
-def opponents(job: Job) -> list[str]:
+def opponents(job: Job[EvaluateSettings]) -> list[str]:
     """Return whom the new policy met."""
     return [opponent for opponent in OPPONENTS if f"{JUDGES[0]}_{opponent}" in job.inputs]
 
 
-def shards(job: Job) -> list[Shard]:
+def shards(job: Job[EvaluateSettings]) -> list[Shard]:
     """A single shard: every comparison shares its resamples."""
     return [Shard(index=0)]
 
 
-def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def finish(job: Job[EvaluateSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarise: the comparisons, and the opponents against which the alarm rings."""
     rows = [row for table in tables for row in table.to_pylist()]
     by_key = {(row["opponent"], row["judge"]): row for row in rows}
     alarms = [opponent for opponent in opponents(job) if _rings(*(by_key[opponent, judge] for judge in JUDGES))]
     return {
         "prompts": len(_ids(job.inputs["samples"])),
-        "resamples": job.identity["resamples"],
-        "confidence": job.identity["confidence"],
+        "resamples": job.settings.evaluate.resamples,
+        "confidence": job.settings.evaluate.confidence,
         "comparisons": rows,
         "alarm": bool(alarms),
         "alarms": alarms,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from sparring.stages.errors import DataError
+from sparring.stages.sample.config import AskedSettings
 from sparring.stages.sample.messages import Message, messages
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 from sparring.stages.sample.source import header, rows
@@ -70,22 +71,22 @@ def shards(job: Job) -> list[Shard]:
 class Asker:
     """Renders the rows."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[AskedSettings]) -> None:
         from sparring.stages.chat import load_chat
 
         self.chat = load_chat(job.inputs["policy"].folder())
         source = job.inputs["source"]
-        self.path, self.identity = source.folder() / source.files[0].path, job.identity
+        self.path, self.settings = source.folder() / source.files[0].path, job.settings
 
     def __call__(self, shard: Shard) -> Part:
         kept: dict[str, dict[str, Any]] = {}
         dropped: dict[str, int] = {}
         seen: set[str] = set()
         total = 0
-        for row in read(self.path, self.identity["column"]):
+        for row in read(self.path, self.settings.column):
             total += 1
             ids = [] if row.id in seen else self._render(row)
-            reason = "duplicate" if row.id in seen else "too_long" if len(ids) > self.identity["max_tokens"] else ""
+            reason = "duplicate" if row.id in seen else "too_long" if len(ids) > self.settings.max_tokens else ""
             seen.add(row.id)
             if reason:
                 dropped[reason] = dropped.get(reason, 0) + 1
@@ -93,7 +94,7 @@ class Asker:
                 kept[row.id] = {"id": row.id, "messages": row.messages, "prompt_ids": ids}
         if not kept:
             raise DataError(
-                f"{self.path}: all {total} rows are longer than prompts.max_tokens={self.identity['max_tokens']} "
+                f"{self.path}: all {total} rows are longer than prompts.max_tokens={self.settings.max_tokens} "
                 "tokens; raise prompts.max_tokens."
             )
         table = pa.Table.from_pylist(list(kept.values()), schema=PROMPTS_SCHEMA)

@@ -1,16 +1,31 @@
-"""Configuration of the sample stage: prompts, chat rendering, the sampling engine. No heavy import.
-
-Identity dataclasses hold what changes the distribution of the result and are hashed; runtime dataclasses hold what
-changes at most rounding and are not.
-"""
+"""Configuration of the sample stage: policy, prompts, sampler, and the settings of its steps. No heavy import."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from sparring.stages.errors import ConfigError
+from sparring.stages.fields import (
+    ELSEWHERE,
+    LOCATION,
+    NO_BOOL,
+    RUNTIME,
+    ByReference,
+    Count,
+    Fraction,
+    Hashed,
+    NonNegative,
+    OnlyIf,
+    Place,
+    Text,
+)
+from sparring.stages.hardware import HardwareConfig
+from sparring.stages.sample import engine_args
 from sparring.stages.step import StepSpec
 
 PROMPTS = StepSpec(
@@ -48,44 +63,201 @@ IMPORT = StepSpec(
     pool="here",
 )
 
-ENGINES = ("vllm", "transformers", "server")
-DTYPES = ("float32", "bfloat16", "float16", "auto")
 MOST_RESPONSES = 64
 COLDEST = 0.01
 """Of temperatures above 0. vLLM, and its servers, take 0.01 for what is below (sampling_params.py, _MAX_TEMP), and the
 quotients of logits and 1e-320 are infinite."""
 PAIRED = ("sppo_generated", "pairs", "sppo_pairs")
 """Layouts of imported files that say which response is better."""
+DATA_FILE = re.compile(r"\.(jsonl?|parquet|csv)(\.gz)?$")
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+StopText = Annotated[str, Field(min_length=1)]
+"""An empty one would end every response at once."""
+
+
+def _no_path(group: Any, _: Any) -> bool:
+    return group.path is None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsIdentity:
-    """What the cleaned prompts are.
+class Policy:
+    """Of every policy."""
+
+    name: Annotated[Text, RUNTIME]
+    """Shown in reports."""
+    tensor_parallel: Annotated[
+        Count, ByReference("with hardware=cuda or h100x8, where hardware.engine_gpus is not set"), RUNTIME
+    ]
+    """GPUs that one sampling engine needs."""
+    stop: tuple[StopText, ...]
+    """Control tokens that end a response, beside those the folder names."""
+    dtype: Annotated[Dtype, ByReference("where sampler.dtype is not set"), ELSEWHERE]
+    """Of sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedPolicy(Policy):
+    source: Annotated[Literal["embedded"], LOCATION]
+    parameters: Annotated[Count | None, RUNTIME]
+    """How many weights it has, as its configuration says, for plans while its files are not here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubPolicy(Policy):
+    source: Annotated[Literal["hub"], LOCATION]
+    path: Annotated[Place | None, LOCATION]
+    """A local copy of the model; null: downloaded."""
+    repo: Annotated[Text, OnlyIf(_no_path, "without policy.path, which is a local copy"), LOCATION]
+    """owner/name on the hub."""
+    revision: Annotated[Text, OnlyIf(_no_path, "without policy.path, which is a local copy"), LOCATION]
+    """A commit; a branch is resolved to one when the run begins, and written down."""
+    parameters: Annotated[Count | None, OnlyIf(_no_path, "without policy.path, whose files are counted"), RUNTIME]
+    """As that of the embedded one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPolicy(Policy):
+    """Another model. Beside a preset its stop tokens and dtype are those of the preset's policy."""
+
+    source: Annotated[Literal["folder"], LOCATION]
+    path: Annotated[Place, LOCATION]
+    """A folder in the transformers layout."""
+
+
+PolicyConfig = Annotated[EmbeddedPolicy | HubPolicy | FolderPolicy, Field(discriminator="source")]
+
+
+def _from_hub(prompts: Any, _: Any) -> bool:
+    return prompts.path is None and not Path(prompts.dataset).is_dir()
+
+
+def _in_layout(prompts: Any, _: Any) -> bool:
+    return prompts.path is None or not DATA_FILE.search(prompts.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Of every source of prompts; what they are read from is an input, known by its bytes."""
+
+    column: Text
+    """Column that holds a string or a list of messages; `prompt` where there is none: as the file's layout has it."""
+    limit: Count | None
+    """Use only the first `limit + heldout` usable rows of the source; null uses all."""
+    heldout: Count | None
+    """Prompts kept out of training: the rows with the smallest sha256 of their text; null: a fifth, at most 64."""
+    max_tokens: Count
+    """Longest rendered prompt in tokens; longer ones are dropped and counted as `too_long`."""
+    per_iteration: Annotated[Count | None, ELSEWHERE]
+    """S: slice t is rows [(t-1)*S, t*S) of the dealt order; null: cut into `slices`, or, for source=file without
+    them, 64, all where there are fewer, and as many as the optimizer's steps need."""
+    slices: Annotated[Count | None, ELSEWHERE]
+    """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` says how large one is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarterPrompts(Prompts):
+    source: Annotated[Literal["starter"], LOCATION]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePrompts(Prompts):
+    source: Annotated[Literal["file"], LOCATION]
+    path: Annotated[Place, LOCATION]
+    """A file, or a folder of them; `{slice}` in it stands for 1 .. slices."""
+    split: Annotated[Text | None, LOCATION]
+    """null: the only one of a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubPrompts(Prompts):
+    source: Annotated[Literal["hub"], LOCATION]
+    path: Annotated[Place | None, LOCATION]
+    """A local copy of the dataset, a folder of its layout or a file; null: downloaded. `{slice}` as in FilePrompts."""
+    dataset: Annotated[Place, OnlyIf(_no_path, "without prompts.path, which is a local copy"), LOCATION]
+    """owner/name on the hub, or a local folder of its layout; `{slice}` as in path."""
+    revision: Annotated[
+        Text, OnlyIf(_from_hub, "of a dataset of the hub; prompts.path or dataset is a local copy"), LOCATION
+    ]
+    """A commit or a tag."""
+    subset: Annotated[
+        Text | None, OnlyIf(_in_layout, "of a folder of the hub's layout; prompts.path is a file"), LOCATION
+    ]
+    """The hub's configuration name."""
+    split: Annotated[Text, OnlyIf(_in_layout, "of a folder of the hub's layout; prompts.path is a file"), LOCATION]
+
+
+PromptsConfig = Annotated[StarterPrompts | FilePrompts | HubPrompts, Field(discriminator="source")]
+
+
+def _changing(sampler: Any) -> dict[str, Any]:
+    return engine_args.changing(sampler.engine_args)
+
+
+def _drawn(sampler: Any, _: Any) -> bool:
+    return bool(sampler.temperature > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Of every sampling engine."""
+
+    k: Annotated[int, Field(ge=2, le=MOST_RESPONSES, description="a preference needs two responses"), NO_BOOL]
+    """Responses per prompt: a preference needs two; K x K scores of more than 64 are not worth their cost."""
+    max_tokens: Count
+    """Of a response."""
+    temperature: NonNegative
+    """1 is the policy itself; 0 is greedy, which `sparring answer` alone takes."""
+    top_p: Annotated[
+        float, Field(gt=0, le=1, allow_inf_nan=False), NO_BOOL, OnlyIf(_drawn, "with sampler.temperature above 0")
+    ]
+    min_p: Annotated[Fraction, OnlyIf(_drawn, "with sampler.temperature above 0")]
+    """Tokens less probable than min_p times the most probable one are never drawn; 0 is off."""
+    stop: tuple[StopText, ...]
+    """Texts that end a response, beside the policy's control tokens."""
+    logprobs: bool
+    """Keep each sampled token's log-prob under the policy itself: before temperature, top_p and min_p."""
+    reproducible: bool
+    """A seed for every response. Without, sampling is faster and a second run differs."""
+    dtype: Dtype
+    """Of servers: what they were started with, which no answer of theirs tells."""
+    shard_rows: Count
+    """Prompts per shard: one `generate` call, one unit of resume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSampler(Sampler):
+    engine: Literal["vllm", "transformers"]
+    engine_args: Annotated[dict[str, Any], Hashed("but what changes its speed alone", _changing)]
+    """Passed on to the engine: +sampler.engine_args.max_num_seqs=64. What changes its speed alone is not hashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSampler(Sampler):
+    engine: Literal["server"]
+    urls: Annotated[tuple[str, ...], RUNTIME]
+    """http://host:port, one or more."""
+
+
+SamplerConfig = Annotated[EngineSampler | ServerSampler, Field(discriminator="engine")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsSettings:
+    """Of the step `prompts`.
 
     Inputs: `policy` (its tokenizer and chat template), and `source`, or `source_1` .. `source_n` where every slice has
     a source of its own, as published splits have.
     """
 
-    column: str
-    """Column that holds a string or a list of messages; `prompt` where there is none: as the file's layout has it."""
-    heldout: int
-    """Prompts kept out of training: the rows with the smallest sha256 of their text."""
-    limit: int | None
-    """Use only the first `limit + heldout` usable rows of the source; null uses all."""
-    max_tokens: int
-    """Longest rendered prompt in tokens; longer ones are dropped and counted as `too_long`."""
-    on_empty: str
+    prompts: Prompts
+    """Its `heldout` is a number."""
+    on_empty: Literal["refuse", "drop"]
     """`refuse` stops at a row without text (a file that the user can mend), `drop` counts it as `near_empty`."""
-
-    def __post_init__(self) -> None:
-        if self.heldout < 1:
-            raise ConfigError(f"prompts.heldout={self.heldout}: at least 1 held-out prompt is needed to evaluate.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"prompts.limit={self.limit}: use a positive number, or null for all prompts.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedIdentity:
+class AskedSettings:
     """What of a suite is asked: all of its rows, in their order.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template).
@@ -98,74 +270,40 @@ class AskedIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleIdentity:
-    """What is sampled. Inputs: `prompts`, `policy`."""
+class SampleSettings:
+    """Of the step `sample`. Inputs: `prompts`, `policy`."""
 
-    engine: str
-    """vllm, transformers or server."""
-    dtype: str
-    k: int
-    """Responses per prompt."""
-    max_tokens: int
-    temperature: float
-    top_p: float
-    min_p: float
-    """Tokens less probable than min_p times the most probable one are never drawn; 0 is off."""
-    stop: tuple[str, ...]
-    """Texts that end a response, beside the policy's control tokens."""
+    sampler: SamplerConfig
+    """Of held-out prompts with the k and shard_rows of `evaluate`."""
     stop_tokens: tuple[str, ...]
-    """Control tokens of the policy that end a response, beside those its folder names."""
-    logprobs: bool
-    """Keep each sampled token's log-prob under the policy itself: before temperature, top_p and min_p."""
-    reproducible: bool
-    """A seed for every response. Without, sampling is faster and a second run differs."""
-    engine_args: Mapping[str, Any]
-    """Further arguments of the engine that change what is sampled."""
+    """Control tokens of the policy that end a response, beside those its folder names: policy.stop."""
     seed: int
-    shard_rows: int
-    """Prompts per shard: one `generate` call, one unit of resume."""
-    split: str
-    """train or heldout."""
+    split: Literal["train", "heldout"]
     slice: int
     """Which slice of the dealt training prompts, from 0 (0 for heldout)."""
     rows: int | None
     """Rows of a slice; null: the prompts are cut into `slices`, or, of heldout, all of them."""
     slices: int | None
     """Slices of one deal: as the sources are, else of equal size; null where `rows` says how large one is."""
+    max_model_len: Annotated[int, RUNTIME]
+    """Longest prompt plus response in tokens the engine must hold."""
+    hardware: Annotated[HardwareConfig, RUNTIME]
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ConfigError(f"sampler.engine={self.engine}: choose {', '.join(ENGINES)}.")
-        if self.split == "train" and not 2 <= self.k <= MOST_RESPONSES:
+        """Refuse temperatures at which responses to one prompt are equal."""
+        k, temperature = self.sampler.k, self.sampler.temperature
+        if temperature == 0 and k > 1:
+            raise ConfigError(f"sampler.temperature=0 gives {k} equal responses; raise it (1.0 is the policy itself).")
+        if 0 < temperature < COLDEST:
+            greedy = f"all but {k} equal responses" if k > 1 else "all but the greedy one; write 0 for that"
             raise ConfigError(
-                f"sampler.k={self.k}: a preference needs at least 2 responses per prompt, "
-                f"and the K x K scores of more than {MOST_RESPONSES} are not worth their cost."
+                f"sampler.temperature={temperature} gives {greedy}; use {COLDEST} or more (1.0 is the policy itself). "
+                f"vLLM samples at {COLDEST} whatever is below."
             )
-        if self.max_tokens < 1 or self.shard_rows < 1 or (self.rows is not None and self.rows < 1):
-            raise ConfigError("sampler.max_tokens, sampler.shard_rows and prompts.per_iteration must be at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise ConfigError(
-                "sampler.temperature must be >= 0, sampler.top_p in (0, 1] and sampler.min_p in [0, 1]; got "
-                f"{self.temperature}, {self.top_p} and {self.min_p}."
-            )
-        if self.temperature == 0 and self.k > 1:
-            raise ConfigError(
-                f"sampler.temperature=0 gives {self.k} equal responses; raise it (1.0 is the policy itself)."
-            )
-        if 0 < self.temperature < COLDEST:
-            greedy = f"all but {self.k} equal responses" if self.k > 1 else "all but the greedy one; write 0 for that"
-            raise ConfigError(
-                f"sampler.temperature={self.temperature} gives {greedy}; use {COLDEST} or more (1.0 is the policy "
-                f"itself). vLLM samples at {COLDEST} whatever is below."
-            )
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"sampler.dtype={self.dtype}: choose {', '.join(DTYPES)}.")
-        if any(not text for text in self.stop):
-            raise ConfigError("sampler.stop: an empty text would end every response at once; remove it.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportIdentity:
+class ImportSettings:
     """What is imported in place of a sampled slice.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template), `prompts` (which ones are held out).
@@ -185,33 +323,3 @@ class ImportIdentity:
     """Longest rendered prompt in tokens; longer ones are dropped and counted as `too_long`."""
     shard_rows: int
     """Prompts per part: the unit of resume of every step that reads them."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.shard_rows < 1:
-            raise ConfigError("prompts.max_tokens and sampler.shard_rows must be at least 1.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleRuntime:
-    """How it is sampled; changes at most rounding."""
-
-    actors: int
-    """Engines side by side; 0: as many as the GPUs, or the cores, hold."""
-    cpus: int
-    """CPU cores per engine."""
-    gpus: int
-    """GPUs per engine (its tensor-parallel size); 0 on the CPU."""
-    kv_cache_gb: int
-    """Key-value cache of one engine on the CPU, GiB."""
-    gpu_memory: float
-    """Share of a GPU's memory an engine may take."""
-    max_model_len: int
-    """Longest prompt plus response in tokens the engine must hold."""
-    engine_args: Mapping[str, Any]
-    """Further arguments of the engine that change its speed and memory alone."""
-    urls: tuple[str, ...]
-    """Servers, for engine=server."""
-    max_failures: int
-    """Times that a shard is done again after its worker failed, before the step fails."""
-    deadline_s: float
-    """A shard that takes longer ends its engine."""

@@ -1,18 +1,22 @@
 """What a sampling engine is: token ids in, K sampled responses for each prompt out.
 
 An engine is a class with `generate(prompt_ids, seeds) -> list[list[Sampled]]`, made from a model folder and
-`Settings`. Where sampling is reproducible, response i of a prompt is drawn with the prompt's seed + i and no other
-randomness.
+`EngineSettings`. Where sampling is reproducible, response i of a prompt is drawn with the prompt's seed + i and no
+other randomness.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+from sparring.stages.hardware import HardwareConfig
+from sparring.stages.sample.config import EngineSampler, SamplerConfig, SampleSettings, ServerSampler
+from sparring.stages.step import Workers
 
 CLASSES = {"vllm": "VllmEngine", "transformers": "TransformersEngine", "server": "ServerEngine"}
 """Engine -> its class, in the module engine_NAME beside this one."""
@@ -38,47 +42,28 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What an engine needs of the step's identity and runtime, and the ids that end a turn."""
+class EngineSettings:
+    """What an engine is told beside the policy's folder."""
 
-    dtype: str
-    k: int
-    max_tokens: int
-    temperature: float
-    """0 is greedy."""
-    top_p: float
-    min_p: float
-    stop: tuple[str, ...]
-    stop_ids: tuple[int, ...]
-    logprobs: bool
-    reproducible: bool
-    engine_args: str
-    """Further arguments as a JSON object."""
-    cpus: int
-    gpus: int
-    kv_cache_gb: int
-    gpu_memory: float
+    sampler: SamplerConfig
+    hardware: HardwareConfig
+    workers: Workers
     max_model_len: int
-    urls: tuple[str, ...] = ()
+    """Longest prompt plus response in tokens the engine must hold."""
+    stop_ids: tuple[int, ...]
+    """End a turn."""
     policy_name: str = ""
     """What a server may call the policy, so that it is known without its folder."""
 
+    @property
+    def engine_args(self) -> dict[str, Any]:
+        """Further arguments of the engine; servers have theirs."""
+        return self.sampler.engine_args if isinstance(self.sampler, EngineSampler) else {}
 
-def settings(
-    identity: Mapping[str, Any], runtime: Mapping[str, Any], stop_ids: Sequence[int], policy_name: str
-) -> Settings:
-    """Return the settings of a `sample` step."""
-    arguments = {**runtime["engine_args"], **identity["engine_args"]}
-    values = {
-        **runtime,
-        **identity,
-        "stop_ids": tuple(stop_ids),
-        "engine_args": json.dumps(arguments, sort_keys=True),
-        "policy_name": policy_name,
-    }
-    chosen: dict[str, Any] = {name: values[name] for name in Settings.__dataclass_fields__}
-    lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
-    return Settings(**{**chosen, **lists})
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Of servers."""
+        return self.sampler.urls if isinstance(self.sampler, ServerSampler) else ()
 
 
 def import_engine(name: str, cpus: int) -> None:
@@ -89,15 +74,15 @@ def import_engine(name: str, cpus: int) -> None:
         import_vllm(cpus)
 
 
-def make_engine(name: str, folder: Path, chosen: Settings) -> Engine:
+def make_engine(name: str, folder: Path, settings: EngineSettings) -> Engine:
     """Load `folder` into the engine `name`."""
-    engine: Engine = getattr(importlib.import_module(_module(name)), CLASSES[name])(folder, chosen)
+    engine: Engine = getattr(importlib.import_module(_module(name)), CLASSES[name])(folder, settings)
     return engine
 
 
-def modules(identity: Mapping[str, Any]) -> list[str]:
+def modules(settings: SampleSettings) -> list[str]:
     """Return the module of the engine that a step `sample` takes."""
-    return [_module(identity["engine"])]
+    return [_module(settings.sampler.engine)]
 
 
 def _module(name: str) -> str:

@@ -32,12 +32,15 @@ SPEED_ONLY = frozenset(("max_num_seqs", "max_num_batched_tokens", "block_size", 
 """They change rounding at most, so they are in no fingerprint; every other argument is."""
 
 
-def split(engine: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (those that change what is sampled, those that change speed and memory); ConfigError names a wrong one."""
+def check(engine: str, arguments: Mapping[str, Any]) -> None:
+    """ConfigError names an argument that the engine does not have, or that has a key of its own."""
     for name in arguments:
         _check(engine, name)
-    identity = {name: value for name, value in arguments.items() if name not in SPEED_ONLY}
-    return identity, {name: value for name, value in arguments.items() if name in SPEED_ONLY}
+
+
+def changing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those that change what is sampled."""
+    return {name: value for name, value in arguments.items() if name not in SPEED_ONLY}
 
 
 def _check(engine: str, name: str) -> None:

@@ -1,6 +1,6 @@
 """Whether an engine takes the values of sampler.engine_args, as its own types and validators say; no weight is read.
 
-    check(folder, Start(engine="vllm", arguments={"max_num_seqs": 0}, ...))    ConfigError names the argument
+    check(folder, settings)    ConfigError names the argument
 
 vLLM on a CPU makes its whole configuration, as at the engine's start, and its loader. Of GPUs, which may be those of
 another machine, each value is held against the fields of its configurations alone: types, bounds and choices.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,36 +19,23 @@ from typing import Any
 
 from sparring.stages.errors import ConfigError
 from sparring.stages.outline import MOST, one_line
-from sparring.stages.sample.engine import Settings
-from sparring.stages.sample.engine_vllm import LATER, arguments_of
+from sparring.stages.sample.config import EngineSampler, ServerSampler
+from sparring.stages.sample.engine import EngineSettings
+from sparring.stages.sample.engine_vllm import arguments_of
 from sparring.stages.vllm import import_vllm
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """What an engine is started with."""
-
-    engine: str
-    arguments: Mapping[str, Any]
-    """sampler.engine_args"""
-    dtype: str
-    max_model_len: int
-    stop: bool
-    """Whether texts end a response."""
-    reproducible: bool
-    gpus: int
-    kv_cache_gb: int
-    gpu_memory: float
-
-
-def check(folder: Path, start: Start) -> None:
+def check(folder: Path, settings: EngineSettings) -> None:
     """ConfigError where the engine does not start with an argument."""
-    if start.engine == "transformers":
-        _check_attention(folder, start)
-    elif start.gpus or not _on_cpu():
-        _check_fields(start.arguments)
+    sampler = settings.sampler
+    if isinstance(sampler, ServerSampler):
+        return
+    if sampler.engine == "transformers":
+        _check_attention(folder, sampler.engine_args.get("attn_implementation"), settings.workers.gpus)
+    elif settings.workers.gpus or not _on_cpu():
+        _check_fields(sampler.engine_args)
     else:
-        _check_start(folder, start)
+        _check_start(folder, settings, sampler)
 
 
 def _on_cpu() -> bool:
@@ -75,56 +62,43 @@ def said(error: Exception) -> str:
     return text if text.endswith("...") else text.removesuffix(".")
 
 
-def _check_attention(folder: Path, start: Start) -> None:
+def _check_attention(folder: Path, value: Any, gpus: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    value = start.arguments.get("attn_implementation")
     if value is None:
         return  # as transformers chooses
     name, config = "attn_implementation", AutoConfig.from_pretrained(folder, local_files_only=True)
     if value == "paged|eager":
-        raise _refused(name, value, start.engine, ValueError("it is for continuous batching; use eager"))
+        raise _refused(name, value, "transformers", ValueError("it is for continuous batching; use eager"))
     if isinstance(value, str) and "/" in value and find_spec("kernels") is None:
-        raise _refused(name, value, start.engine, ImportError("a kernel of the hub needs the package kernels"))
+        raise _refused(name, value, "transformers", ImportError("a kernel of the hub needs the package kernels"))
     package = "flash_attn" if value == "flash_attention_2" else None
-    if start.gpus and package and find_spec(package):
+    if gpus and package and find_spec(package):
         return  # whether it runs is told by the GPU, which is not here
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, attn_implementation=value)
     except Exception as error:
-        raise _refused(name, value, start.engine, error) from None
+        raise _refused(name, value, "transformers", error) from None
 
 
-def _check_start(folder: Path, start: Start) -> None:
+def _check_start(folder: Path, settings: EngineSettings, sampler: EngineSampler) -> None:
     """Start vLLM's engine up to where it would load the model."""
     llm, made = import_vllm(1), _stopped()
 
     def starts(arguments: Mapping[str, Any]) -> Exception | None:
-        settings = Settings(
-            **LATER,
-            dtype=start.dtype,
-            stop=("",) if start.stop else (),
-            stop_ids=(),
-            reproducible=start.reproducible,
-            engine_args=json.dumps(arguments),
-            cpus=1,
-            gpus=0,
-            kv_cache_gb=start.kv_cache_gb,
-            gpu_memory=start.gpu_memory,
-            max_model_len=start.max_model_len,
-        )
-        return _error(lambda: made(lambda: llm(str(folder), **arguments_of(settings))))
+        tried = replace(settings, sampler=replace(sampler, engine_args=dict(arguments)))
+        return _error(lambda: made(lambda: llm(str(folder), **arguments_of(tried))))
 
-    error = starts(start.arguments)
+    error = starts(sampler.engine_args)
     if error is None or starts({}) is not None:
         return  # no argument is at fault
-    for name, value in start.arguments.items():
+    for name, value in sampler.engine_args.items():
         alone = starts({name: value})
         if alone is not None:
-            raise _refused(name, value, start.engine, alone)
-    raise ConfigError(f"sampler.engine_args: {start.engine} refuses them together ({said(error)}).")
+            raise _refused(name, value, "vllm", alone)
+    raise ConfigError(f"sampler.engine_args: vllm refuses them together ({said(error)}).")
 
 
 def _stopped() -> Callable[[Callable[[], Any]], None]:

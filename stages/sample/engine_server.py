@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparring.stages.errors import ConfigError
-from sparring.stages.sample.engine import Sampled, Settings
+from sparring.stages.sample.engine import EngineSettings, Sampled
 from sparring.stages.sample.protocol import kind_of, model_of, read_answers, request_bodies
 from sparring.stages.servers import Client, Server, Servers
 
@@ -42,27 +42,27 @@ RESPONSES = 256
 
 
 class ServerEngine:
-    """The servers of `chosen.urls`: those that answer share the requests."""
+    """The servers of `sampler.urls`: those that answer share the requests."""
 
-    def __init__(self, folder: Path, chosen: Settings) -> None:
-        self.folder, self.chosen = folder, chosen
-        self.pool = Servers("sampler.urls", KEY, chosen.urls, self._check)
+    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self.pool = Servers("sampler.urls", KEY, settings.urls, self._check)
         self.servers = self.pool.all
         self.pool.open()
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt, in the order of the prompts."""
         asked = zip(prompt_ids, seeds, strict=True)
-        return self.pool.map(self._ask, asked, max(1, RESPONSES // self.chosen.k))
+        return self.pool.map(self._ask, asked, max(1, RESPONSES // self.settings.sampler.k))
 
     async def _check(self, client: Client, server: Server) -> str:
         listed = await client.fetch("GET", f"{server.url}/v1/models", CHECK_S)
         server.kind = kind_of(server.url, listed)
         if server.kind == "sglang":
             await self._check_sglang(client, server)
-        model = model_of(server.url, listed, self.folder, self.chosen)
+        model = model_of(server.url, listed, self.folder, self.settings)
         known = {one.kind for one in self.servers if one.model or one is server}
-        if self.chosen.reproducible and len(known) > 1:
+        if self.settings.sampler.reproducible and len(known) > 1:
             raise ConfigError(
                 f"{server.url}: a server of {server.kind} beside others of another kind; the same seeds give other "
                 "responses there. Use servers of one kind, or set sampler.reproducible=false."
@@ -70,9 +70,9 @@ class ServerEngine:
         return model
 
     async def _check_sglang(self, client: Client, server: Server) -> None:
-        if self.chosen.logprobs:
+        if self.settings.sampler.logprobs:
             raise ConfigError(f"{server.url}: SGLang's log-probs are not the policy's own; set sampler.logprobs=false.")
-        if self.chosen.reproducible:
+        if self.settings.sampler.reproducible:
             info = await client.fetch("GET", f"{server.url}/server_info", CHECK_S)
             if not info.get("enable_deterministic_inference"):
                 raise ConfigError(
@@ -84,6 +84,6 @@ class ServerEngine:
         """Return the responses to one prompt."""
         ids, seed = asked
         url = f"{server.url}/v1/completions"
-        bodies = request_bodies(self.chosen, server.kind, server.model, ids, seed)
+        bodies = request_bodies(self.settings, server.kind, server.model, ids, seed)
         answers = await asyncio.gather(*(client.fetch("POST", url, REQUEST_S, body) for body in bodies))
-        return read_answers(server.url, answers, self.chosen, seed)
+        return read_answers(server.url, answers, self.settings, seed)

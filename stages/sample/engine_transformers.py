@@ -9,13 +9,12 @@ one batch is decoded in several.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.stages.sample.engine import Sampled, Settings
+from sparring.stages.sample.engine import EngineSettings, Sampled
 
 BATCH_TOKENS = 65_536
 """Of prompts and responses with their padding in one pass: some GB of keys and values, whatever the shard."""
@@ -24,43 +23,43 @@ BATCH_TOKENS = 65_536
 class TransformersEngine:
     """One model on `cpus` cores, or on one GPU."""
 
-    def __init__(self, folder: Path, chosen: Settings) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(chosen.cpus)
+    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(settings.workers.cpus)
         import torch
         from transformers import AutoModelForCausalLM
 
         from sparring.stages.chat import load_tokenizer
 
-        torch.set_num_threads(chosen.cpus)
-        self.chosen = chosen
-        self.device = "cuda" if chosen.gpus else "cpu"
+        torch.set_num_threads(settings.workers.cpus)
+        self.settings = settings
+        self.device = "cuda" if settings.workers.gpus else "cpu"
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, chosen.dtype), local_files_only=True, **json.loads(chosen.engine_args)
+            folder, dtype=getattr(torch, settings.sampler.dtype), local_files_only=True, **settings.engine_args
         )
         self.model = model.to(self.device).eval()
-        self.tokenizer: Any = load_tokenizer(folder) if chosen.stop else None
+        self.tokenizer: Any = load_tokenizer(folder) if settings.sampler.stop else None
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt."""
         import torch
 
-        k = self.chosen.k
-        row_seeds = [seed + i if self.chosen.reproducible else None for seed in seeds for i in range(k)]
+        sampler, k = self.settings.sampler, self.settings.sampler.k
+        row_seeds = [seed + i if sampler.reproducible else None for seed in seeds for i in range(k)]
         rows: list[tuple[list[int], list[float]]] = []
         with torch.inference_mode():
-            for first, last in groups([len(ids) + self.chosen.max_tokens for ids in prompt_ids], BATCH_TOKENS // k):
+            for first, last in groups([len(ids) + sampler.max_tokens for ids in prompt_ids], BATCH_TOKENS // k):
                 rows += self._decode(prompt_ids[first:last], row_seeds[first * k : last * k])
         sampled = [
-            Sampled(ids, self._ended(ids) or "length", seed, logprobs if self.chosen.logprobs else None)
+            Sampled(ids, self._ended(ids) or "length", seed, logprobs if sampler.logprobs else None)
             for (ids, logprobs), seed in zip(rows, row_seeds, strict=True)
         ]
         return [sampled[i : i + k] for i in range(0, len(sampled), k)]
 
     def _ended(self, ids: list[int]) -> str:
-        if ids[-1] in self.chosen.stop_ids:
+        if ids[-1] in self.settings.stop_ids:
             return "stop"
-        text = self.tokenizer.decode(ids) if self.chosen.stop else ""
-        return "stop_text" if any(one in text for one in self.chosen.stop) else ""
+        text = self.tokenizer.decode(ids) if self.settings.sampler.stop else ""
+        return "stop_text" if any(one in text for one in self.settings.sampler.stop) else ""
 
     def _decode(
         self, prompt_ids: Sequence[list[int]], seeds: Sequence[int | None]
@@ -81,7 +80,7 @@ class TransformersEngine:
                 rows[i][0].append(int(tokens[i]))
                 rows[i][1].append(own[i])
             running -= {i for i in running if self._ended(rows[i][0])}
-            if not running or len(rows[min(running)][0]) == self.chosen.max_tokens:
+            if not running or len(rows[min(running)][0]) == self.settings.sampler.max_tokens:
                 return rows
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             output = self.model(
@@ -97,7 +96,7 @@ class TransformersEngine:
         """Return next-token logits, cache and attention mask of prompts × K rows."""
         import torch
 
-        k = self.chosen.k
+        k = self.settings.sampler.k
         before = k if self.model._is_stateful else 1  # its cache holds more than the keys and values that are repeated
         prompt_ids = [ids for ids in prompt_ids for _ in range(before)]
         width = max(map(len, prompt_ids))
@@ -119,13 +118,14 @@ class TransformersEngine:
         """Return one token a row. logits: (rows, vocabulary)."""
         import torch
 
-        if self.chosen.temperature == 0:
+        sampler = self.settings.sampler
+        if sampler.temperature == 0:
             return logits.argmax(-1)
-        probs = (logits.double() / self.chosen.temperature).softmax(-1)
-        if self.chosen.min_p > 0:
-            probs = above_min_p(probs, self.chosen.min_p)
-        if self.chosen.top_p < 1:
-            probs = nucleus(probs / probs.sum(-1, keepdim=True), self.chosen.top_p)
+        probs = (logits.double() / sampler.temperature).softmax(-1)
+        if sampler.min_p > 0:
+            probs = above_min_p(probs, sampler.min_p)
+        if sampler.top_p < 1:
+            probs = nucleus(probs / probs.sum(-1, keepdim=True), sampler.top_p)
         u = torch.stack([torch.rand((), dtype=torch.float64, generator=g) for g in generators]).to(probs.device)
         total = probs.cumsum(-1)
         drawn = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)[:, 0]

@@ -8,33 +8,38 @@ vLLM gives child i of a request the seed + i (v1/engine/parallel_sampling.py).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.stages.sample.engine import Sampled, Settings, finish_of
+from sparring.stages.sample.engine import EngineSettings, Sampled, finish_of
 from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
 
-LATER: dict[str, Any] = {"k": 1, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False}
+LATER: dict[str, Any] = {"k": 2, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False}
 """What comes with each call: engines that differ in these alone are one."""
+
+
+def at_start(settings: EngineSettings) -> EngineSettings:
+    """Return what an engine is started with: the same whatever comes with each call."""
+    stop = ("any",) if settings.sampler.stop else ()
+    return replace(settings, sampler=replace(settings.sampler, **LATER, stop=stop), stop_ids=(), policy_name="")
 
 
 class VllmEngine:
     """One engine on `cpus` cores, or on `gpus` GPUs as one tensor-parallel group."""
 
-    def __init__(self, folder: Path, chosen: Settings) -> None:
-        self.chosen = chosen
-        self.llm = _loaded(folder, replace(chosen, **LATER, stop=chosen.stop and ("",)))
+    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.llm = _loaded(folder, at_start(settings))
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt.
 
         Where sampling is reproducible the prefix cache starts empty, so that no shard depends on another.
         """
-        if self.chosen.reproducible and not self.llm.reset_prefix_cache():
+        if self.settings.sampler.reproducible and not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
         outputs = self.llm.generate(
             [{"prompt_token_ids": ids} for ids in prompt_ids], [self._params(seed) for seed in seeds], use_tqdm=False
@@ -49,53 +54,55 @@ class VllmEngine:
         logprobs = [step[i].logprob for i, step in zip(ids, child.logprobs, strict=True)] if child.logprobs else None
         return Sampled(
             ids,
-            finish_of(ids, child.finish_reason, self.chosen.stop_ids),
-            seed + child.index if self.chosen.reproducible else None,
+            finish_of(ids, child.finish_reason, self.settings.stop_ids),
+            seed + child.index if self.settings.sampler.reproducible else None,
             logprobs,
         )
 
     def _params(self, seed: int) -> Any:
         from vllm import SamplingParams
 
+        sampler = self.settings.sampler
         return SamplingParams(
-            n=self.chosen.k,
-            temperature=self.chosen.temperature,
-            top_p=self.chosen.top_p,
-            min_p=self.chosen.min_p,
-            max_tokens=self.chosen.max_tokens,
-            seed=seed if self.chosen.reproducible else None,
-            stop=list(self.chosen.stop) or None,
-            stop_token_ids=list(self.chosen.stop_ids),
-            detokenize=bool(self.chosen.stop),
-            logprobs=0 if self.chosen.logprobs else None,
+            n=sampler.k,
+            temperature=sampler.temperature,
+            top_p=sampler.top_p,
+            min_p=sampler.min_p,
+            max_tokens=sampler.max_tokens,
+            seed=seed if sampler.reproducible else None,
+            stop=list(sampler.stop) or None,
+            stop_token_ids=list(self.settings.stop_ids),
+            detokenize=bool(sampler.stop),
+            logprobs=0 if sampler.logprobs else None,
         )
 
 
-def _loaded(folder: Path, chosen: Settings) -> Any:
+def _loaded(folder: Path, settings: EngineSettings) -> Any:
     """Return the engine, the one in memory when the next step needs the same: how it samples comes with each call."""
 
     def make() -> Any:
-        llm = import_vllm(chosen.cpus)
-        return llm(str(folder), **arguments_of(chosen))
+        llm = import_vllm(settings.workers.cpus)
+        return llm(str(folder), **arguments_of(settings))
 
-    return kept((folder, chosen), make)
+    return kept(repr((folder, settings)), make)
 
 
-def arguments_of(chosen: Settings) -> dict[str, Any]:
+def arguments_of(settings: EngineSettings) -> dict[str, Any]:
     """Return the arguments of vLLM; the user's own win over ours."""
     return {
-        "dtype": chosen.dtype,
-        "max_model_len": chosen.max_model_len,
-        "skip_tokenizer_init": not chosen.stop,
+        "dtype": settings.sampler.dtype,
+        "max_model_len": settings.max_model_len,
+        "skip_tokenizer_init": not settings.sampler.stop,
         **EVERYWHERE,
         # Engines that share a seed would draw the same numbers for different prompts.
-        "seed": 0 if chosen.reproducible else int.from_bytes(os.urandom(4), "big") >> 1,
-        **_hardware(chosen),
-        **json.loads(chosen.engine_args),
+        "seed": 0 if settings.sampler.reproducible else int.from_bytes(os.urandom(4), "big") >> 1,
+        **_hardware(settings),
+        **settings.engine_args,
     }
 
 
-def _hardware(chosen: Settings) -> dict[str, Any]:
-    if chosen.gpus:
-        return on_gpus(chosen.gpus, chosen.gpu_memory)
-    return {**on_cpu(chosen.max_model_len, chosen.kv_cache_gb), "enable_chunked_prefill": not chosen.reproducible}
+def _hardware(settings: EngineSettings) -> dict[str, Any]:
+    if settings.workers.gpus:
+        return on_gpus(settings.workers.gpus, settings.hardware.gpu_memory)
+    cpu = on_cpu(settings.max_model_len, settings.hardware.kv_cache_gb)
+    return {**cpu, "enable_chunked_prefill": not settings.sampler.reproducible}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sparring.stages.annotate.imported import no_pair, win_rates
 from sparring.stages.errors import DataError
-from sparring.stages.sample.config import MOST_RESPONSES, PAIRED
+from sparring.stages.sample.config import MOST_RESPONSES, PAIRED, ImportSettings
 from sparring.stages.sample.diversity import diversity
 from sparring.stages.sample.layouts import EmptyResponse, Entry, Layout, parse
 from sparring.stages.sample.messages import Empty, Message
@@ -66,30 +66,30 @@ class Scan(NamedTuple):
 
 def check(
     paths: Sequence[Path],
-    identity: Mapping[str, Any],
+    settings: ImportSettings,
     heldout: frozenset[str] = frozenset(),
     chat: Chat | None = None,
 ) -> None:
     """Read all rows, DataError at the first thing wrong, or where none of them can be used. Renders until one fits."""
     dropped, total, fits = Counter[str](), 0, False
-    for place, entry, reason in _judged(paths, identity, heldout):
+    for place, entry, reason in _judged(paths, settings, heldout):
         total += 1
         if entry and not reason and (given := entry.preference):
             rates = win_rates(np.array(given.P).reshape(len(entry.texts), -1), given.win_rates)
             reason = no_pair(rates, (given.chosen, given.rejected), entry.texts)
         if entry and not reason and not fits:
-            fits = chat is None or _length(chat, entry.prompt, place) <= identity["max_tokens"]
+            fits = chat is None or _length(chat, entry.prompt, place) <= settings.max_tokens
             reason = "" if fits else "too_long"
         dropped[reason] += 1
     _check_some(paths[0], total, dropped if not fits else {"": 1})
 
 
-def scan(paths: Sequence[Path], identity: Mapping[str, Any], heldout: frozenset[str], chat: Chat) -> Scan:
+def scan(paths: Sequence[Path], settings: ImportSettings, heldout: frozenset[str], chat: Chat) -> Scan:
     """Read and render every row."""
     kept: list[int] = []
     dropped, total = Counter[str](), 0
-    for place, entry, reason in _judged(paths, identity, heldout):
-        if entry and not reason and _length(chat, entry.prompt, place) > identity["max_tokens"]:
+    for place, entry, reason in _judged(paths, settings, heldout):
+        if entry and not reason and _length(chat, entry.prompt, place) > settings.max_tokens:
             reason = "too_long"
         dropped[reason] += 1
         if not reason:
@@ -100,13 +100,13 @@ def scan(paths: Sequence[Path], identity: Mapping[str, Any], heldout: frozenset[
 
 
 def _judged(
-    paths: Sequence[Path], identity: Mapping[str, Any], heldout: frozenset[str]
+    paths: Sequence[Path], settings: ImportSettings, heldout: frozenset[str]
 ) -> Iterator[tuple[str, Entry | None, str]]:
     """Yield place, what it says and why it is dropped ('': it is not) of every row."""
     seen: set[str] = set()
     k = 0
-    for place, values in placed(paths, identity["columns"]):
-        found = _entry(place, values, identity)
+    for place, values in placed(paths, settings.columns):
+        found = _entry(place, values, settings)
         if isinstance(found, str):
             yield place, None, found
             continue
@@ -116,14 +116,14 @@ def _judged(
         seen.add(key)
 
 
-def _entry(place: str, values: Mapping[str, Any], identity: Mapping[str, Any]) -> Entry | str:
+def _entry(place: str, values: Mapping[str, Any], settings: ImportSettings) -> Entry | str:
     """Return a row, or why it is dropped; DataError when it is wrong."""
     try:
-        found = parse(values, layout_of(identity))
+        found = parse(values, layout_of(settings))
     except Empty:
         return NEAR_EMPTY
     except EmptyResponse as error:
-        if identity["on_empty"] == "drop":
+        if settings.on_empty == "drop":
             return "empty_response"
         raise DataError(f"{place}: {error}; {MEND[:-1]}, or drop such rows with --drop-empty.") from None
     except ValueError as error:
@@ -131,9 +131,9 @@ def _entry(place: str, values: Mapping[str, Any], identity: Mapping[str, Any]) -
     return NEAR_EMPTY if near_empty(found.prompt) else found
 
 
-def layout_of(identity: Mapping[str, Any]) -> Layout:
-    """Return the layout that an identity records."""
-    return Layout(identity["layout"], identity["prompt"], tuple(identity["columns"]))
+def layout_of(settings: ImportSettings) -> Layout:
+    """Return the layout of an import."""
+    return Layout(settings.layout, settings.prompt, settings.columns)
 
 
 def _same_k(place: str, here: int, k: int) -> int:
@@ -162,13 +162,13 @@ def _check_some(path: Path, total: int, dropped: Mapping[str, int]) -> None:
         raise DataError(f"{path}: none of its {total} rows can be used ({counts}); {REMEDIES[most]}.")
 
 
-def shards(job: Job) -> list[Shard]:
+def shards(job: Job[ImportSettings]) -> list[Shard]:
     """Read, check and render the whole file, then cut the usable rows into parts of `shard_rows`."""
     from sparring.stages.chat import load_chat
 
     heldout = frozenset(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
-    found = scan(paths_of(job.inputs["source"]), job.identity, heldout, load_chat(job.inputs["policy"].folder()))
-    size = job.identity["shard_rows"]
+    found = scan(paths_of(job.inputs["source"]), job.settings, heldout, load_chat(job.inputs["policy"].folder()))
+    size = job.settings.shard_rows
     return [
         Shard(index=i, payload={"rows": found.kept[a : a + size], "dropped": {} if i else found.dropped})
         for i, a in enumerate(range(0, len(found.kept), size))
@@ -178,12 +178,12 @@ def shards(job: Job) -> list[Shard]:
 class Importer:
     """Turns rows of the file into samples."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[ImportSettings]) -> None:
         from sparring.stages.chat import load_chat
 
         self.chat = load_chat(job.inputs["policy"].folder())
-        self.layout, self.finish = layout_of(job.identity), "length" if job.identity["cut"] else "stop"
-        self.end = [] if job.identity["cut"] else [_end_of_turn(self.chat, job.inputs["policy"])]
+        self.layout, self.finish = layout_of(job.settings), "length" if job.settings.cut else "stop"
+        self.end = [] if job.settings.cut else [_end_of_turn(self.chat, job.inputs["policy"])]
         self.paths, self.at = paths_of(job.inputs["source"]), 0
         self.rows = placed(self.paths, self.layout.columns)
 
@@ -237,7 +237,7 @@ def _end_of_turn(chat: Chat, policy: Input) -> int:
     return int(end)
 
 
-def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def finish(job: Job[ImportSettings], tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the summary of sampled responses says, the length of the sequences, and where all this is from."""
     lengths: list[NDArray[np.int64]] = []
     summary = summarise(job, _measured(tables, lengths), parts)
@@ -250,9 +250,9 @@ def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) ->
             "path": str(source.root / source.files[0].path if len(source.files) == 1 else source.root),
             "sha256": source.files[0].sha256 if len(source.files) == 1 else source.digest,
             "rows": sum(part["rows_in"] for part in parts),
-            "layout": job.identity["layout"],
-            "columns": list(job.identity["columns"]),
-            "assumed": assumed(job.identity, int(sum(part["stats"]["spell_control"] for part in parts))),
+            "layout": job.settings.layout,
+            "columns": list(job.settings.columns),
+            "assumed": assumed(job.settings, int(sum(part["stats"]["spell_control"] for part in parts))),
         },
     }
 
@@ -266,14 +266,14 @@ def _measured(tables: Iterable[pa.Table], lengths: list[NDArray[np.int64]]) -> I
         yield table
 
 
-def assumed(identity: Mapping[str, Any], spell_control: int) -> list[str]:
+def assumed(settings: ImportSettings, spell_control: int) -> list[str]:
     """Return what the file does not say and was taken to be so."""
-    end = "was cut: nothing is appended" if identity["cut"] else "ended: the end-of-turn token is appended"
+    end = "was cut: nothing is appended" if settings.cut else "ended: the end-of-turn token is appended"
     found = [f"a response's ids are those of its text tokenized again, and every response {end}"]
     if spell_control:
         found.append(f"{spell_control} responses spell a control token, which is taken for text")
-    if identity["layout"] == "pairs" and "chosen_probs" not in identity["columns"]:
-        rates = "chosen_probs_win" in identity["columns"]
+    if settings.layout == "pairs" and "chosen_probs" not in settings.columns:
+        rates = "chosen_probs_win" in settings.columns
         p = "1/2 + the difference of the win rates" if rates else "1: it wins for sure, win rates .75 and .25"
         found.append(f"the probability that chosen beats rejected is {p}")
     return found

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparring.stages.errors import DataError
+from sparring.stages.sample.config import PromptsSettings
 from sparring.stages.sample.layouts import Row, read
 from sparring.stages.sample.messages import Message
 from sparring.stages.step import Input, Job, Part, Shard
@@ -55,15 +56,15 @@ def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> C
     return Count(len(seen), {reason: number for reason, number in rows.items() if number})
 
 
-def check_lengths(sources: Sequence[Source], identity: Mapping[str, Any], encode: Callable[[str], int]) -> None:
+def check_lengths(sources: Sequence[Source], settings: PromptsSettings, encode: Callable[[str], int]) -> None:
     """DataError where fewer prompts fit than are held out, as far as their own text says; reads until enough do.
 
     encode: text -> its tokens, at least; what the chat template adds is not counted.
     """
-    heldout, max_tokens = identity["heldout"], identity["max_tokens"]
+    heldout, max_tokens = settings.prompts.heldout or 0, settings.prompts.max_tokens
     seen: dict[str, int] = {}
     fit = 0
-    for one in _keyed(sources, identity["column"], identity["on_empty"]):
+    for one in _keyed(sources, settings.prompts.column, settings.on_empty):
         if one.row and one.key not in seen:
             text = "\n".join(m["content"] for m in one.row.messages)
             seen[one.key] = encode(text) if len(text) > max_tokens else 0
@@ -85,11 +86,11 @@ def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
     ]
 
 
-def shards(job: Job) -> list[Shard]:
+def shards(job: Job[PromptsSettings]) -> list[Shard]:
     """Return the held-out part and as many training parts as the rows can fill (drops may leave the last short)."""
-    heldout, limit = job.identity["heldout"], job.identity["limit"]
-    sources = sources_of(job.inputs)
-    different, dropped = count(sources, job.identity["column"], job.identity["on_empty"])
+    prompts = job.settings.prompts
+    heldout, limit, sources = prompts.heldout or 0, prompts.limit, sources_of(job.inputs)
+    different, dropped = count(sources, prompts.column, job.settings.on_empty)
     if different <= heldout:
         raise DataError(too_few(files_named(sources), different, heldout, dropped))
     train = different - heldout if limit is None else min(limit, different - heldout)
@@ -99,11 +100,11 @@ def shards(job: Job) -> list[Shard]:
 class Cleaner:
     """Turns the sources into the rows of one part."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[PromptsSettings]) -> None:
         self.sources = tuple(sources_of(job.inputs))
-        self.identity = job.identity
+        self.settings = job.settings
         self.policy = job.inputs["policy"].folder()
-        self.choice = _choice_of(job.inputs, job.identity)
+        self.choice = _choice_of(job.inputs, job.settings)
 
     def __call__(self, shard: Shard) -> Part:
         part = shard.payload["part"]
@@ -127,7 +128,7 @@ class Cleaner:
         from sparring.stages.chat import load_chat
 
         chat = load_chat(self.policy)
-        for index, one in enumerate(_keyed(self.sources, self.identity["column"], self.identity["on_empty"])):
+        for index, one in enumerate(_keyed(self.sources, self.settings.prompts.column, self.settings.on_empty)):
             if index in numbers and one.row:
                 messages = one.row.messages
                 ids = chat.render(messages)
@@ -193,30 +194,29 @@ class Choice:
     """Of the held-out ones."""
 
 
-def heldout_ids(inputs: Mapping[str, Input], identity: Mapping[str, Any]) -> frozenset[str]:
+def heldout_ids(inputs: Mapping[str, Input], settings: PromptsSettings) -> frozenset[str]:
     """Return the ids of the prompts that the step holds out, whether it is made or not."""
-    return _choice_of(inputs, identity).ids
+    return _choice_of(inputs, settings).ids
 
 
-def _choice_of(inputs: Mapping[str, Input], identity: Mapping[str, Any]) -> Choice:
+def _choice_of(inputs: Mapping[str, Input], settings: PromptsSettings) -> Choice:
     digests = tuple(source.digest for role, source in sorted(inputs.items()))
-    settings = json.dumps(identity, sort_keys=True)
     return _choice(tuple(sources_of(inputs)), digests, inputs["policy"].folder(), settings)
 
 
 @lru_cache(maxsize=1)
-def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path, settings: str) -> Choice:
+def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path, settings: PromptsSettings) -> Choice:
     """Read and render until enough rows are usable. Keeps numbers and keys only; cached for the parts of one source."""
     from sparring.stages.chat import load_chat
 
-    chat, identity = load_chat(policy), json.loads(settings)
-    heldout, limit, max_tokens = identity["heldout"], identity["limit"], identity["max_tokens"]
+    chat, prompts = load_chat(policy), settings.prompts
+    heldout, limit, max_tokens = prompts.heldout or 0, prompts.limit, prompts.max_tokens
     usable: list[tuple[str, int]] = []
     seen: set[str] = set()
     dropped = {NEAR_EMPTY: 0, "duplicate": 0, "refused_by_template": 0, "too_long": 0, "over_limit": 0}
     refused: DataError | None = None
     shortest: int | None = None
-    for index, one in enumerate(_keyed(sources, identity["column"], identity["on_empty"])):
+    for index, one in enumerate(_keyed(sources, prompts.column, settings.on_empty)):
         if one.row is None:
             dropped[one.key] += 1
             continue
@@ -230,7 +230,7 @@ def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path,
         try:
             length = _length(chat, one.row, one.source.path)
         except DataError as error:
-            if identity["on_empty"] == "refuse":
+            if settings.on_empty == "refuse":
                 raise
             refused = error
             dropped["refused_by_template"] += 1

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from sparring.stages.errors import ConfigError, DataError, EngineFault, SparringError
+from sparring.stages.sample.config import SampleSettings
 from sparring.stages.sample.deal import cut, dealt, response_seed
 from sparring.stages.sample.diversity import diversity
-from sparring.stages.sample.engine import cut_at_stop, import_engine, make_engine, settings, stop_ids
+from sparring.stages.sample.engine import EngineSettings, cut_at_stop, import_engine, make_engine, stop_ids
 from sparring.stages.sample.prompts import MESSAGES
 from sparring.stages.step import Input, Job, Part, Shard
 
@@ -41,39 +42,37 @@ SAMPLES_SCHEMA = pa.schema(
 )
 
 
-def shards(job: Job) -> list[Shard]:
+def shards(job: Job[SampleSettings]) -> list[Shard]:
     """Cut the slice into shards of `shard_rows`; the payload names rows of the split and the deal of each."""
-    size = job.identity["shard_rows"]
-    rows, deals = _slice(job.identity, job.inputs["prompts"].summary)
+    size = job.settings.sampler.shard_rows
+    rows, deals = _slice(job.settings, job.inputs["prompts"].summary)
     return [
         Shard(index=i, payload={"rows": rows[a : a + size], "deals": deals[a : a + size]})
         for i, a in enumerate(range(0, len(rows), size))
     ]
 
 
-def _slice(identity: Mapping[str, Any], prompts: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+def _slice(settings: SampleSettings, prompts: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Return the rows of the split that the slice has, and the deal of each."""
-    number, rows = identity["slice"], identity["rows"]
-    if identity["split"] == "heldout":
+    number, rows, slices = settings.slice, settings.rows, settings.slices or 1
+    if settings.split == "heldout":
         rows = prompts["heldout"] if rows is None else rows
         if rows > prompts["heldout"]:
             raise DataError(f"{rows} held-out prompts were asked for, there are {prompts['heldout']}; prompts.heldout.")
         return list(range(rows)), [0] * rows
-    n, seed = prompts["train"], identity["seed"]
+    n, seed = prompts["train"], settings.seed
     if rows is not None:
         start = number * rows
         return dealt(n, start, rows, seed), [position // n for position in range(start, start + rows)]
-    deal, index = divmod(number, identity["slices"])
+    deal, index = divmod(number, slices)
     if deal == 0 and len(prompts["slices"]) > 1:
         first = sum(prompts["slices"][:index])
         found = list(range(first, first + prompts["slices"][index]))
     else:
-        first, last = cut(n, index, identity["slices"])
+        first, last = cut(n, index, slices)
         found = dealt(n, deal * n + first, last - first, seed) if last > first else []
     if not found:
-        raise DataError(
-            f"slice {index + 1} of {identity['slices']} has no usable prompts; lower prompts.slices or add prompts."
-        )
+        raise DataError(f"slice {index + 1} of {slices} has no usable prompts; lower prompts.slices or add prompts.")
     return found, [deal] * len(found)
 
 
@@ -84,35 +83,42 @@ def narrow(shard: Shard, keep: Sequence[int]) -> Shard:
     return Shard(index=shard.index, payload={**kept, "poison": lost})
 
 
-def prepare(job: Job) -> None:
+def prepare(job: Job[SampleSettings]) -> None:
     """Import the engine."""
-    import_engine(job.identity["engine"], job.runtime["cpus"])
+    import_engine(job.settings.sampler.engine, job.workers.cpus)
 
 
 class Sampler:
     """One engine; turns the prompts of a shard into samples."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[SampleSettings]) -> None:
         from sparring.stages.chat import load_chat
 
         prepare(job)
         policy = job.inputs["policy"]
         folder = policy.folder()
-        self.identity = job.identity
-        self.prompts = _Prompts(job.inputs["prompts"], job.identity["split"])
+        self.settings, sampler = job.settings, job.settings.sampler
+        self.prompts = _Prompts(job.inputs["prompts"], job.settings.split)
         self.chat = load_chat(folder)
-        named = self.chat.control_tokens(self.identity["stop_tokens"])
+        named = self.chat.control_tokens(job.settings.stop_tokens)
         ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn(), named)
-        chosen = settings(job.identity, job.runtime, ends, f"sparring-{policy.digest[:8]}")
-        for text in filter(self.chat.spells_control, self.identity["stop"]):
+        for text in filter(self.chat.spells_control, sampler.stop):
             raise ConfigError(f"sampler.stop: {text!r} is a control token, which is no text; name it in policy.stop.")
-        self.engine = make_engine(job.identity["engine"], folder, chosen)
+        chosen = EngineSettings(
+            sampler=sampler,
+            hardware=job.settings.hardware,
+            workers=job.workers,
+            max_model_len=job.settings.max_model_len,
+            stop_ids=tuple(ends),
+            policy_name=f"sparring-{policy.digest[:8]}",
+        )
+        self.engine = make_engine(sampler.engine, folder, chosen)
 
     def __call__(self, shard: Shard) -> Part:
         lost = shard.payload.get("poison", 0)
         prompts = [self.prompts.row(row) for row in shard.payload["rows"]]
         deals = shard.payload["deals"]
-        seeds = [response_seed(self.identity["seed"], p["id"], d) for p, d in zip(prompts, deals, strict=True)]
+        seeds = [response_seed(self.settings.seed, p["id"], d) for p, d in zip(prompts, deals, strict=True)]
         sampled = self._generate([p["prompt_ids"] for p in prompts], seeds)
         rows = [
             {
@@ -148,7 +154,7 @@ class Sampler:
             raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from None
 
     def _text(self, ids: list[int]) -> str:
-        return cut_at_stop(self.chat.decode(ids), self.identity["stop"])
+        return cut_at_stop(self.chat.decode(ids), self.settings.sampler.stop)
 
 
 class _Prompts:

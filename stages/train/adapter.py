@@ -1,7 +1,7 @@
 """Adapters: LoRA through peft in place, so that the model stays what it is, and its linear layers in 4 bits (QLoRA).
 
     model = load_base(folder, four_bit=True)
-    attach(model, identity.adapter, seed=0)
+    attach(model, trainer.adapter, seed=0)
 
 The layers in 4 bits hold their weights as buffers: ZeRO-3 partitions parameters, so every worker holds all of the
 4-bit base (half a byte per weight) and its share of everything else.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sparring.stages.errors import ConfigError
 from sparring.stages.plain import listed
-from sparring.stages.train.config import AdapterIdentity
+from sparring.stages.train.config import Adapter, AdapterConfig, OffAdapter
 
 
 def load_base(folder: Path, four_bit: bool, config: Any = None) -> Any:
@@ -69,9 +69,9 @@ def _unpartitioned(model: Any) -> Any:
     return model
 
 
-def attach(model: Any, adapter: AdapterIdentity, seed: int) -> None:
+def attach(model: Any, adapter: AdapterConfig, seed: int) -> None:
     """Freeze the model and add A, random by `seed`, and B, zero, to the targets; nothing when the adapter is off."""
-    if adapter.name == "off":
+    if isinstance(adapter, OffAdapter):
         return
     _check_targets(model, adapter)
     from peft import LoraConfig
@@ -90,7 +90,7 @@ def attach(model: Any, adapter: AdapterIdentity, seed: int) -> None:
     model.register_load_state_dict_post_hook(_frozen_are_the_policys)
 
 
-def _check_targets(model: Any, adapter: AdapterIdentity) -> None:
+def _check_targets(model: Any, adapter: Adapter) -> None:
     """ConfigError where a target names no linear layer of the model, or the rank is beyond all that it names."""
     from transformers.pytorch_utils import Conv1D
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.stages.train.config import CalibrationIdentity
+from sparring.stages.train import config
 
 LOGS = ("log_d_w", "log_d_l", "log_norm_w", "log_norm_l")
 
@@ -44,8 +44,8 @@ class RewardCalibration:
     not calibrated. `skipped` counts those.
     """
 
-    def __init__(self, identity: CalibrationIdentity) -> None:
-        self.identity = identity
+    def __init__(self, settings: config.RewardCalibration) -> None:
+        self.settings = settings
         self.logs: dict[str, float] = {}
         self.held, self.skipped = False, 0
 
@@ -54,7 +54,7 @@ class RewardCalibration:
         """Of the next step; 1 before the first and after a step that had no logs."""
         if self.held or not self.logs:
             return 1.0
-        return math.exp(log_delta(**self.logs, limit=self.identity.max_log_delta))
+        return math.exp(log_delta(**self.logs, limit=self.settings.max_log_delta))
 
     def update(self, d_w: float, d_l: float, norm_w: float, norm_l: float) -> None:
         """Take in a step's mean incentives and the norms of the gradients of its mean z_w and z_l."""
@@ -64,7 +64,7 @@ class RewardCalibration:
         if self.held:
             return
         new = {name: math.log(value) for name, value in zip(LOGS, values, strict=True)}
-        keep = self.identity.ema if self.logs else 0.0
+        keep = self.settings.ema if self.logs else 0.0
         self.logs = {name: keep * self.logs.get(name, 0.0) + (1 - keep) * log for name, log in new.items()}
 
     def state(self) -> dict[str, Any]:

@@ -1,16 +1,35 @@
-"""Configuration of the train stage: reference log-probs and the trainer. No heavy import."""
+"""Configuration of the train stage: adapter, repulsion, reward calibration, trainer, trackers, and the settings of its
+steps: reference, logprobs, train. No heavy import. The objectives' are in objective_config.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from sparring.stages.errors import ConfigError, TrainingFault
+from sparring.stages.fields import (
+    ELSEWHERE,
+    NO_BOOL,
+    RUNTIME,
+    ByReference,
+    Count,
+    Fraction,
+    Integer,
+    NonNegative,
+    Positive,
+    Rate,
+    Scale,
+    Share,
+    Size,
+    Text,
+)
+from sparring.stages.hardware import HardwareConfig
 from sparring.stages.step import StepSpec
-from sparring.stages.train.objective_config import ObjectiveIdentity, objective_from
-from sparring.stages.train.truncate import TRUNCATIONS
+from sparring.stages.train.objective_config import ObjectiveConfig
 
 REFERENCE = StepSpec(
     kind="reference",
@@ -30,21 +49,216 @@ LOGPROBS = StepSpec(
 )
 TRAIN = StepSpec(kind="train", version=5, run="sparring.stages.train.stage:run")
 
-DTYPES = ("float32", "bfloat16")
-OPTIMIZERS = ("rmsprop", "adamw", "adamw_8bit")
-ADAPTERS = ("off", "lora", "qlora")
-OFFLOADS = ("none", "optimizer", "all")
-REPULSIONS = ("off", "hinge", "neg_sq", "cosine", "log")
-POOLINGS = ("mean", "last")
-CALIBRATIONS = ("off", "reward")
+SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
+Dtype = Literal["float32", "bfloat16"]
+Truncation = Literal["drop", "keep_end"]
+Pooling = Literal["mean", "last"]
+LAST = -1
+"""Of `repulsion.layer`: the last hidden state, after the final norm."""
 
 
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key}={value}: choose one of {', '.join(choices)}.")
+def check_layer(layer: int, count: int) -> None:
+    """ConfigError where a policy of `count` decoder layers has no layer of that index."""
+    if not -count <= layer < count:
+        raise ConfigError(
+            f"repulsion.layer={layer}: the policy has {count} decoder layers; use 0 to {count - 1}, "
+            f"-2 to -{count} from the end, or -1 for the last hidden state after the final norm."
+        )
 
 
-def require_packages(optimizer: str, adapter: AdapterIdentity) -> None:
+@dataclass(frozen=True, kw_only=True)
+class OffRepulsion:
+    """The distance of chosen and rejected states is recorded all the same."""
+
+    name: Literal["off"]
+    pooling: Pooling
+    """mean over the response's tokens without end-of-turn, or last content token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveRepulsion:
+    """Of every repulsion that is not off."""
+
+    weight: NonNegative
+    """lambda."""
+    pooling: Pooling
+    layer: Integer
+    """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
+    the last but one, and so on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainRepulsion(ActiveRepulsion):
+    name: Literal["neg_sq", "cosine", "log"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HingeRepulsion(ActiveRepulsion):
+    name: Literal["hinge"]
+    margin: Positive
+
+
+RepulsionConfig = Annotated[OffRepulsion | PlainRepulsion | HingeRepulsion, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffCalibration:
+    """The objective's own incentives."""
+
+    name: Literal["off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardCalibration:
+    """See calibration.py."""
+
+    name: Literal["reward"]
+    ema: Fraction
+    """Of the running means of the logs: what a new step leaves of the old ones."""
+    max_log_delta: Positive
+    """Bound of |log delta|."""
+
+
+CalibrationConfig = Annotated[OffCalibration | RewardCalibration, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffAdapter:
+    """All weights are trained."""
+
+    name: Literal["off"]
+    four_bit: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """W + alpha/rank B A in the linear layers, without dropout."""
+
+    name: Literal["lora", "qlora"]
+    """lora: B and A on frozen weights; qlora: on frozen weights in 4 bits (nf4)."""
+    rank: Count
+    alpha: Scale
+    """Any that leaves alpha / rank neither 0 nor infinite in fp32."""
+    targets: tuple[Text, ...]
+    """Names of layers, such as q_proj; empty: all linear layers but the head."""
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether W is in 4 bits."""
+        return self.name == "qlora"
+
+
+AdapterConfig = Annotated[OffAdapter | Adapter, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the trainer computes the log-prob of a response, and so the steps `reference` and `logprobs`."""
+
+    dtype: Dtype
+    """Of the computation; master weights are fp32."""
+    max_length: Count
+    """Longest prompt + response in tokens."""
+    truncate: Truncation
+    """Of what is longer: drop the pair, or keep_end: cut the response before its end-of-turn token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Scoring):
+    """Of training."""
+
+    optimizer: Literal["rmsprop", "adamw", "adamw_8bit"]
+    """RMSProp is the published one; adamw_8bit keeps its states in 8 bits."""
+    lr: Rate
+    """Linear to 0 after the warm-up."""
+    weight_decay: Share
+    """Of matrices, not of norms and biases; the published runs have none."""
+    adapter_lr: Annotated[
+        Rate, ByReference("with adapter=lora or adapter=qlora, where trainer.lr is not set"), ELSEWHERE
+    ]
+    """What adapter=lora and qlora set lr to."""
+    adapter: AdapterConfig
+    warmup_ratio: Fraction
+    """Share of the optimizer steps over which lr rises."""
+    epochs: Count
+    """Times that every pair is trained on."""
+    global_batch: Count
+    """Pairs per optimizer step."""
+    max_grad_norm: Positive
+    """A longer gradient is scaled down to it."""
+    min_steps: Annotated[int, Field(ge=8, description="fewer optimizer steps teach nothing"), NO_BOOL]
+    """Fewer optimizer steps than this are refused: such a loop learns nothing."""
+    publish_dtype: Dtype
+    """Of the published folder: float32 keeps what small steps changed."""
+    checkpoint_steps: Annotated[Count, RUNTIME]
+    """Optimizer steps from one checkpoint to the next."""
+    gradient_checkpointing: Annotated[bool, RUNTIME]
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    band_every: Annotated[Size, RUNTIME]
+    """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Runtime only. In no fingerprint."""
+
+    sinks: tuple[str, ...]
+    """Trackers that get the record of every optimizer step, beside the event stream: one or more of SINKS."""
+
+    def __post_init__(self) -> None:
+        """Refuse trackers that are not known, or not installed."""
+        for sink in self.sinks:
+            if sink not in SINKS:
+                raise ConfigError(f"tracking.sinks: {sink} is not known; choose of {', '.join(SINKS)}.")
+            if find_spec(sink) is None:
+                raise ConfigError(f"tracking.sinks: {sink} is not installed; pip install {sink}, or leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSettings:
+    """Inputs: `samples`, `pairs`, `policy`; of `logprobs`, which scores every response, no `pairs`."""
+
+    trainer: Scoring
+    four_bit: bool
+    """The policy's linear layers in 4 bits, as `train` holds them under adapter=qlora: h is 0 before its first step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Inputs: `prompts`, `samples`, `targets`, `policy`, and as the objective needs them `reference` (log-probs under
+    the policy that sampled) and `reference_base` (under the base)."""
+
+    objective: ObjectiveConfig
+    repulsion: RepulsionConfig
+    calibration: CalibrationConfig
+    trainer: TrainerConfig
+    seed: int
+    hardware: Annotated[HardwareConfig, RUNTIME]
+    tracking: Annotated[TrackingConfig, RUNTIME]
+    tracked_as: Annotated[str, RUNTIME]
+    """What the trackers call this training: run/arm/iter-01."""
+
+    def share(self) -> int:
+        """Return the pairs of an optimizer step that one worker gets."""
+        size, workers = self.trainer.global_batch, self.hardware.workers
+        if size % workers:
+            raise ConfigError(
+                f"trainer.global_batch={size} is not a multiple of hardware.workers={workers}; change one."
+            )
+        return size // workers
+
+    def micro_pairs(self) -> int:
+        """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""
+        most, share = self.hardware.micro_batch, self.share()
+        assert most != "auto"
+        return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+
+    def with_micro_batch(self, pairs: int) -> TrainSettings:
+        """Return these settings with so many pairs per forward pass."""
+        return replace(self, hardware=replace(self.hardware, micro_batch=pairs))
+
+
+def require_packages(optimizer: str, adapter: AdapterConfig) -> None:
     """Refuse what the installed packages cannot do."""
     wanted = [
         ("bitsandbytes", "trainer.optimizer=adamw_8bit", optimizer == "adamw_8bit", "trainer.optimizer=adamw"),
@@ -63,204 +277,15 @@ def optimizer_steps(pairs: int, epochs: int, global_batch: int) -> int:
     return epochs * -(-pairs // global_batch)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReferenceIdentity:
-    """Inputs: `samples`, `pairs`, `policy`; of `logprobs`, which scores every response, no `pairs`."""
-
-    dtype: str
-    max_length: int
-    """Longest prompt + response in tokens."""
-    truncate: str
-    """Of what is longer: drop the pair, or keep_end: cut the response before its end-of-turn token."""
-    four_bit: bool
-    """The policy's linear layers in 4 bits, as `train` holds them under adapter=qlora: h is 0 before its first step."""
-
-    def __post_init__(self) -> None:
-        _one_of("trainer.dtype", self.dtype, DTYPES)
-        _one_of("trainer.truncate", self.truncate, TRUNCATIONS)
-
-
-LAST = -1
-"""Of `repulsion.layer`: the last hidden state, after the final norm."""
-
-
-def check_layer(layer: int, count: int) -> None:
-    """ConfigError where a policy of `count` decoder layers has no layer of that index."""
-    if not -count <= layer < count:
-        raise ConfigError(
-            f"repulsion.layer={layer}: the policy has {count} decoder layers; use 0 to {count - 1}, "
-            f"-2 to -{count} from the end, or -1 for the last hidden state after the final norm."
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepulsionIdentity:
-    """Which latent repulsion. Defaults stand where a kind reads none."""
-
-    name: str
-    """off, hinge, neg_sq, cosine or log."""
-    weight: float = 0.0
-    """lambda."""
-    margin: float = 1.0
-    pooling: str
-    """mean over the response's tokens without end-of-turn, or last content token."""
-    layer: int = LAST
-    """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
-    the last but one, and so on."""
-
-    def __post_init__(self) -> None:
-        _one_of("repulsion.name", self.name, REPULSIONS)
-        _one_of("repulsion.pooling", self.pooling, POOLINGS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationIdentity:
-    """Which calibration of the objective's incentives."""
-
-    name: str
-    """off or reward."""
-    ema: float = 0.98
-    """Of the running means of the logs: what a new step leaves of the old ones."""
-    max_log_delta: float = 1.3862943611198906
-    """Bound of |log delta|."""
-
-    def __post_init__(self) -> None:
-        _one_of("calibration.name", self.name, CALIBRATIONS)
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"calibration.ema={self.ema}: must be at least 0 and below 1; the paper uses 0.98.")
-        if self.max_log_delta <= 0:
-            raise ConfigError(f"calibration.max_log_delta={self.max_log_delta}: must be positive; log 4 is 1.386.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterIdentity:
-    """What is trained of the policy: all of it, or W + alpha/rank B A in its linear layers, without dropout."""
-
-    name: str
-    """off: all weights; lora: B and A on frozen weights; qlora: on frozen weights in 4 bits (nf4)."""
-    rank: int = 0
-    alpha: float = 0.0
-    targets: tuple[str, ...] = ()
-    """Names of layers, such as q_proj; empty: all linear layers but the head."""
-
-    def __post_init__(self) -> None:
-        _one_of("trainer.adapter.name", self.name, ADAPTERS)
-        if self.name != "off" and (self.rank < 1 or self.alpha <= 0):
-            raise ConfigError(
-                f"trainer.adapter.rank={self.rank} and alpha={self.alpha}: both must be positive; rank 16 and alpha 32 "
-                "are usual."
-            )
-        if self.name != "off" and not 1e-30 < self.alpha / self.rank < 1e30:
-            raise ConfigError(
-                f"trainer.adapter.alpha={self.alpha} and rank={self.rank}: alpha / rank must be a number of fp32."
-            )
-
-    @property
-    def four_bit(self) -> bool:
-        return self.name == "qlora"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainIdentity:
-    """What is trained. Inputs: `prompts`, `samples`, `targets`, `policy`, and as the objective needs them `reference`
-    (log-probs under the policy that sampled) and `reference_base` (under the base)."""
-
-    objective: ObjectiveIdentity
-    repulsion: RepulsionIdentity
-    calibration: CalibrationIdentity
-    adapter: AdapterIdentity
-    optimizer: str
-    """rmsprop, adamw or adamw_8bit."""
-    lr: float
-    warmup_ratio: float
-    epochs: int
-    global_batch: int
-    """Pairs per optimizer step."""
-    max_grad_norm: float
-    max_length: int
-    truncate: str
-    """As the reference's."""
-    min_steps: int
-    """Fewer optimizer steps than this are refused: such a loop learns nothing."""
-    dtype: str
-    """Of the training computation; master weights are fp32."""
-    publish_dtype: str
-    """Of the published folder: float32 keeps what small steps changed."""
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.min_steps < 8:
-            raise ConfigError(f"trainer.min_steps={self.min_steps}: fewer than 8 optimizer steps teach nothing.")
-        _one_of("trainer.optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("trainer.dtype", self.dtype, DTYPES)
-        _one_of("trainer.truncate", self.truncate, TRUNCATIONS)
-        _one_of("trainer.publish_dtype", self.publish_dtype, DTYPES)
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ConfigError(f"trainer.warmup_ratio={self.warmup_ratio}: must lie between 0 and 1.")
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> TrainIdentity:
-        """Rebuild from `dataclasses.asdict`."""
-        parts = {
-            "objective": objective_from(fields["objective"]),
-            "repulsion": RepulsionIdentity(**fields["repulsion"]),
-            "calibration": CalibrationIdentity(**fields["calibration"]),
-            "adapter": AdapterIdentity(**{**fields["adapter"], "targets": tuple(fields["adapter"]["targets"])}),
-        }
-        return cls(**{**fields, **parts})
-
-
-def refuse_too_few_steps(pairs: int, identity: TrainIdentity) -> None:
+def refuse_too_few_steps(pairs: int, trainer: TrainerConfig) -> None:
     """TrainingFault when `pairs` make too few optimizer steps to learn anything."""
-    steps = optimizer_steps(pairs, identity.epochs, identity.global_batch)
-    if steps < identity.min_steps:
+    steps = optimizer_steps(pairs, trainer.epochs, trainer.global_batch)
+    if steps < trainer.min_steps:
         raise TrainingFault(
-            f"too few optimizer steps: {pairs} pairs were left, {steps} steps of {identity.global_batch} pairs, "
-            f"at least {identity.min_steps} are needed to learn anything. Raise prompts.per_iteration or "
+            f"too few optimizer steps: {pairs} pairs were left, {steps} steps of {trainer.global_batch} pairs, "
+            f"at least {trainer.min_steps} are needed to learn anything. Raise prompts.per_iteration or "
             "trainer.epochs, or lower trainer.global_batch."
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRuntime:
-    """How it is trained; changes at most rounding."""
-
-    workers: int
-    cpus: int
-    """CPU cores per worker."""
-    gpus: int
-    """GPUs per worker."""
-    micro_batch: int | Literal["auto"]
-    """Pairs per forward pass on one worker; auto: as many as are fast and fit, measured when training begins."""
-    checkpoint_steps: int
-    max_failures: int
-    """Restarts of the worker group from the last checkpoint."""
-    gradient_checkpointing: bool
-    band_every: int
-    """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
-    offload: str
-    """What ZeRO-3 keeps in the host's memory: none, optimizer (its states and gradients) or all (weights too)."""
-    sinks: tuple[str, ...]
-    """Trackers that get every record, by the name that transformers gives them."""
-    tracked_as: str
-    """What the sinks call this training: run/arm/iter-01."""
-
-    def __post_init__(self) -> None:
-        _one_of("hardware.offload", self.offload, OFFLOADS)
-
-    def share(self, global_batch: int) -> int:
-        """Return the pairs of an optimizer step that one worker gets."""
-        if global_batch % self.workers:
-            raise ConfigError(
-                f"trainer.global_batch={global_batch} is not a multiple of hardware.workers={self.workers}; change one."
-            )
-        return global_batch // self.workers
-
-    def micro_pairs(self, global_batch: int) -> int:
-        """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""
-        assert self.micro_batch != "auto"
-        share = self.share(global_batch)
-        return max(n for n in range(1, min(self.micro_batch, share) + 1) if share % n == 0)
 
 
 ON_HEAD = ("rho", "r_star", "in_band", "rho_negative")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sparring.stages.errors import SparringError, TrainingFault, disk_is_full
 from sparring.stages.step import Job
-from sparring.stages.train.config import TrainRuntime
+from sparring.stages.train.config import TrainSettings
 from sparring.stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
 
 
@@ -35,17 +33,17 @@ def go_on_with_less(job: Job, rank: int) -> None:
     After a probe that ran out of memory itself: with as many as it has seen fit.
     """
     fitted = None if told(job, MICRO_BATCH) else told(job, PROBED)
-    if job.runtime["micro_batch"] == "auto" and fitted:
+    if job.settings.hardware.micro_batch == "auto" and fitted:
         text = f"rank {rank} ran out of memory trying more than {fitted} pairs in a forward pass; it stays at {fitted}"
-        tell(job, AGAIN, {"text": text, "runtime": {"micro_batch": fitted}})
+        tell(job, AGAIN, {"text": text, "micro_batch": fitted})
         return
-    pairs = settled(job).micro_pairs(job.identity["global_batch"])
+    pairs = settled(job).micro_pairs()
     if pairs > 1:
         text = (
             f"rank {rank} ran out of memory with {pairs} pairs in a forward pass; training goes on from its last "
             f"checkpoint with {pairs // 2}"
         )
-        tell(job, AGAIN, {"text": text, "runtime": {"micro_batch": pairs // 2}})
+        tell(job, AGAIN, {"text": text, "micro_batch": pairs // 2})
         return
     _fault(
         job,
@@ -57,9 +55,8 @@ def go_on_with_less(job: Job, rank: int) -> None:
     )
 
 
-def settled(job: Job) -> TrainRuntime:
-    """Return the runtime with a number of pairs in a forward pass: what the probe chose, 1 while it has not."""
-    runtime = TrainRuntime(**job.runtime)
-    if runtime.micro_batch != "auto":
-        return runtime
-    return replace(runtime, micro_batch=told(job, MICRO_BATCH) or 1)
+def settled(job: Job[TrainSettings]) -> TrainSettings:
+    """Return the settings with a number of pairs in a forward pass: what the probe chose, 1 while it has not."""
+    if job.settings.hardware.micro_batch != "auto":
+        return job.settings
+    return job.settings.with_micro_batch(told(job, MICRO_BATCH) or 1)

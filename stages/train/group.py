@@ -19,7 +19,6 @@ from sparring.stages.errors import TrainingFault
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job
 from sparring.stages.train import endings, memory, term, worker
-from sparring.stages.train.config import TrainRuntime
 from sparring.stages.train.room import STOP, WAITING, room
 
 POLL_S = 0.2
@@ -132,8 +131,8 @@ class _Wait:
         return False
 
     def _look(self, patience: Patience) -> None:
-        runtime = TrainRuntime(**self.job.runtime)
-        wanted = f"{runtime.workers} training workers with {runtime.cpus} CPUs and {runtime.gpus} GPUs each"
+        asked = self.job.workers
+        wanted = f"{asked.count} training workers with {asked.cpus} CPUs and {asked.gpus} GPUs each"
         if patience.waited_s > PLACEMENT_S:
             raise TrainingFault(
                 f"{wanted} could not be placed in {PLACEMENT_S:.0f} s: others hold what they need, or a node is gone. "
@@ -144,22 +143,22 @@ class _Wait:
 
 
 def _trainer(job: Job) -> TorchTrainer:
-    runtime = TrainRuntime(**job.runtime)
+    workers = job.workers
     callbacks: list[Any] = [Watching(job)]  # one of Ray Train's second version, as are the names below
     failure: Any = FailureConfig
-    resources = {"CPU": runtime.cpus} | ({"GPU": runtime.gpus} if runtime.gpus else {})
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     return TorchTrainer(
         worker.work,
         train_loop_config={"job": job},
-        torch_config=_Listening(backend="nccl" if runtime.gpus else "gloo"),
+        torch_config=_Listening(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=runtime.workers, use_gpu=runtime.gpus > 0, resources_per_worker=resources
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(room(job)),
             failure_config=failure(
-                max_failures=runtime.max_failures, controller_failure_limit=int(PLACEMENT_S // START_S)
+                max_failures=workers.max_failures, controller_failure_limit=int(PLACEMENT_S // START_S)
             ),
             callbacks=callbacks,
         ),

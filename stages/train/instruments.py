@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparring.stages.errors import DataError
 from sparring.stages.train import band, objectives
 from sparring.stages.train.calibration import RewardCalibration, calibrate
-from sparring.stages.train.config import TrainIdentity
+from sparring.stages.train.config import OffCalibration, OffRepulsion, TrainSettings
 from sparring.stages.train.forward import forward, softcap
 from sparring.stages.train.head_gradient import Head, add_gradient, products
 from sparring.stages.train.loss import scores_of
@@ -28,19 +28,19 @@ from sparring.stages.train.reading import Reading
 class Instruments:
     """Of one rank; `record` adds up the ranks."""
 
-    def __init__(self, model: Any, identity: TrainIdentity, band_every: int) -> None:
-        self.route, self.objective = model.route, identity.objective
-        self.band_every = 0 if self.route.own_logits else band_every  # its gradients are those of a plain head
+    def __init__(self, model: Any, settings: TrainSettings) -> None:
+        self.route, self.objective = model.route, settings.objective
+        every = settings.trainer.band_every
+        self.band_every = 0 if self.route.own_logits else every  # its gradients are those of a plain head
         self.head, self.cap = model.get_output_embeddings(), softcap(model)
-        repelled = identity.repulsion.name != "off"
-        self.reading = Reading(model, identity.repulsion.layer) if repelled else None
-        on = identity.calibration.name != "off"
-        if on and self.route.own_logits:
+        repulsion, calibration = settings.repulsion, settings.calibration
+        self.reading = None if isinstance(repulsion, OffRepulsion) else Reading(model, repulsion.layer)
+        self.calibration = None if isinstance(calibration, OffCalibration) else RewardCalibration(calibration)
+        if self.calibration and self.route.own_logits:
             raise DataError(
                 f"{model.config.model_type}: its logits are not those of its head, on which calibration="
-                f"{identity.calibration.name} measures gradients; use calibration=off."
+                f"{calibration.name} measures gradients; use calibration=off."
             )
-        self.calibration = RewardCalibration(identity.calibration) if on else None
         self.band: Tensor | None = None
         self.gradients: Tensor | None = None
         """(2, V, H) fp32: sums over pairs of dz_w/dW and of dz_l/dW."""

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from sparring.stages.step import Job, Part, Shard
-from sparring.stages.train.config import ReferenceIdentity
+from sparring.stages.train.config import ReferenceSettings
 from sparring.stages.train.reference import load_scorer, score, shards
 
 __all__ = ["Scorer", "finish", "shards"]
@@ -26,9 +26,9 @@ PAIRS = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.
 class Scorer:
     """Scores the responses of a part. Inputs: `samples`, `policy`."""
 
-    def __init__(self, job: Job) -> None:
-        self.samples, self.identity = job.inputs["samples"], ReferenceIdentity(**job.identity)
-        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype)
+    def __init__(self, job: Job[ReferenceSettings]) -> None:
+        self.samples, self.scoring = job.inputs["samples"], job.settings.trainer
+        self.model = load_scorer(job.inputs["policy"].folder(), self.scoring.dtype)
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part: counted are responses."""
@@ -36,7 +36,7 @@ class Scorer:
 
         samples = self.samples.table(shard.index, ["id", "prompt_ids", "responses"])
         each = alone(samples)
-        rows, too_long = join_pairs(samples, each, self.identity.max_length, self.identity.truncate)
+        rows, too_long = join_pairs(samples, each, self.scoring.max_length, self.scoring.truncate)
         rows = [replace(row, rejected=[]) for row in rows]  # the forward pass takes pairs: beside each response nothing
         records = [
             {"id": row.id, "response": row.pair[0], "logprob": z, "tokens": len(row.chosen)}

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sparring.stages.train import objective_config, objectives, repulsion
 from sparring.stages.train.collate import COLUMNS
-from sparring.stages.train.config import ObjectiveIdentity, RepulsionIdentity
+from sparring.stages.train.config import OffRepulsion, RepulsionConfig
+from sparring.stages.train.objective_config import ObjectiveConfig
 from sparring.stages.train.objectives import Scores
 
 SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "d_w", "d_l", "distance")
@@ -18,7 +19,7 @@ GAUGE = ("moved", "norm")
 """Two sums whose ratio is the saturation gauge, where the objective has a target."""
 
 
-def recorded(objective: ObjectiveIdentity) -> tuple[str, ...]:
+def recorded(objective: ObjectiveConfig) -> tuple[str, ...]:
     """Names of the sums that `pair_losses` returns."""
     moves, gauge = objective_config.has_reference(objective), objectives.has_target(objective)
     return (*SUMS, *(MOVES if moves else ()), *(GAUGE if gauge else ()))
@@ -35,8 +36,8 @@ def pair_losses(
     z: Tensor,
     states: Tensor,
     batch: dict[str, Tensor],
-    objective: ObjectiveIdentity,
-    term: RepulsionIdentity,
+    objective: ObjectiveConfig,
+    term: RepulsionConfig,
 ) -> tuple[Tensor, Tensor]:
     """Return the losses (B,) of a batch of B pairs, and the sums `recorded` over its pairs, float64.
 
@@ -45,10 +46,13 @@ def pair_losses(
     scores = scores_of(z, batch)
     scale = objectives.loss_scale(objective)
     l_beta = objectives.loss(objective, scores)
-    on = term.name != "off"
-    d = repulsion.distance(*(states if on else states.detach()).chunk(2)).double()
-    l_rep = repulsion.TERMS[term.name](d, term.margin) if on else torch.zeros_like(d)
-    losses = scale * (l_beta + term.weight * l_rep)
+    if isinstance(term, OffRepulsion):
+        d = repulsion.distance(*states.detach().chunk(2)).double()
+        l_rep, weight = torch.zeros_like(d), 0.0
+    else:
+        d = repulsion.distance(*states.chunk(2)).double()
+        l_rep, weight = repulsion.loss(term, d), term.weight
+    losses = scale * (l_beta + weight * l_rep)
     with torch.no_grad():
         d_w, d_l = objectives.incentives(objective, scores)
         rows = [losses, l_beta, l_rep, scores.z_w, scores.z_l, scale * d_w, scale * d_l, d]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from sparring.stages.train import memory
-from sparring.stages.train.config import TrainRuntime
+from sparring.stages.train.config import TrackingConfig, TrainSettings
 from sparring.stages.train.trainer import PairTrainer
 
 MARGIN = 0.8
@@ -67,8 +67,8 @@ def fastest(passes: Sequence[Pass]) -> Pass:
 
 
 def probe(
-    build: Callable[[TrainRuntime], PairTrainer],
-    runtime: TrainRuntime,
+    build: Callable[[TrainSettings], PairTrainer],
+    settings: TrainSettings,
     share: int,
     here: int,
     on_fit: Callable[[int], None],
@@ -78,10 +78,10 @@ def probe(
     here: workers of this host; on_fit: told each size that fitted on all of them.
     """
     begun = time.monotonic()
-    trainer = _ready(build(replace(runtime, micro_batch=1, sinks=())))
+    trainer = _ready(build(replace(settings.with_micro_batch(1), tracking=TrackingConfig(sinks=()))))
     longest = sorted(range(len(trainer.rows)), key=lambda i: -trainer.rows[i].shared_length)
     device = trainer.args.device
-    free = memory.available(device) / (1 if runtime.gpus else here) - _states(trainer)
+    free = memory.available(device) / (1 if settings.hardware.worker_gpus else here) - _states(trainer)
     available = -_worst(device, -free)[0]
     passes: list[Pass] = []
     while True:

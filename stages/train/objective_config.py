@@ -5,9 +5,10 @@ What the losses are: objectives.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import Number
@@ -126,35 +127,14 @@ class Simpo(Objective):
         _refuse_unless(self.gamma >= 0, "gamma", self.gamma, "use 0, or a positive margin")
 
 
-ObjectiveIdentity = Sppo | Dpo | Ipo | Spo | Inpo | Simpo
+ObjectiveConfig = Annotated[Sppo | Dpo | Ipo | Spo | Inpo | Simpo, Field(discriminator="name")]
 
 
-KINDS: dict[str, type[Any]] = {
-    "sppo": Sppo,
-    "sppo_single": Sppo,
-    "sppo_hard": Sppo,
-    "dpo": Dpo,
-    "ipo": Ipo,
-    "spo": Spo,
-    "inpo": Inpo,
-    "simpo": Simpo,
-}
-"""The dataclass of each `objective.name`."""
-
-
-def objective_from(fields: Mapping[str, Any]) -> ObjectiveIdentity:
-    """Rebuild from `dataclasses.asdict`."""
-    name = fields["name"]
-    _refuse_unless(name in KINDS, "name", name, f"choose one of {', '.join(KINDS)}")
-    found: ObjectiveIdentity = KINDS[name](**fields)
-    return found
-
-
-def has_reference(objective: ObjectiveIdentity) -> bool:
+def has_reference(objective: ObjectiveConfig) -> bool:
     """Whether the loss reads log-probs under pi_{t-1}."""
     return not isinstance(objective, Simpo)
 
 
-def has_base(objective: ObjectiveIdentity) -> bool:
+def has_base(objective: ObjectiveConfig) -> bool:
     """Whether the loss reads log-probs under pi_0 as well."""
     return isinstance(objective, Inpo)

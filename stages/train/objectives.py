@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveIdentity, Simpo, Spo, Sppo
+from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveConfig, Simpo, Spo, Sppo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Scores:
         return self.z_w - self.ref_w, self.z_l - self.ref_l
 
 
-def loss(objective: ObjectiveIdentity, scores: Scores) -> Tensor:
+def loss(objective: ObjectiveConfig, scores: Scores) -> Tensor:
     """L_beta per pair."""
     if isinstance(objective, Sppo):
         return sppo(*scores.h, *win_rates(objective, scores), objective.beta)
@@ -64,7 +64,7 @@ def loss(objective: ObjectiveIdentity, scores: Scores) -> Tensor:
     return mean + objective.kappa * scores.h[1].relu() if isinstance(objective, Spo) else mean
 
 
-def incentives(objective: ObjectiveIdentity, scores: Scores) -> tuple[Tensor, Tensor]:
+def incentives(objective: ObjectiveConfig, scores: Scores) -> tuple[Tensor, Tensor]:
     """d_w = -dL_beta/dz_w, d_l = dL_beta/dz_l, per pair."""
     if isinstance(objective, Sppo):
         return sppo_incentives(*scores.h, *win_rates(objective, scores), objective.beta)
@@ -75,19 +75,19 @@ def incentives(objective: ObjectiveIdentity, scores: Scores) -> tuple[Tensor, Te
     return (d_w, d_l + objective.kappa * (scores.h[1] > 0).to(d_l)) if isinstance(objective, Spo) else (d_w, d_l)
 
 
-def loss_scale(objective: ObjectiveIdentity) -> float:
+def loss_scale(objective: ObjectiveConfig) -> float:
     """Return the factor on L_beta; null is 1, and for the sppo family 1/beta^2, which gives the published gradient."""
     if objective.loss_scale is not None:
         return objective.loss_scale
     return 1.0 / objective.beta**2 if isinstance(objective, Sppo) else 1.0
 
 
-def has_target(objective: ObjectiveIdentity) -> bool:
+def has_target(objective: ObjectiveConfig) -> bool:
     """Whether the loss is least at a finite place; those of dpo and simpo fall for ever."""
     return isinstance(objective, Sppo | Ipo | Spo | Inpo)
 
 
-def saturation(objective: ObjectiveIdentity, scores: Scores) -> tuple[Tensor, Tensor]:
+def saturation(objective: ObjectiveConfig, scores: Scores) -> tuple[Tensor, Tensor]:
     """Sums over the pairs (sum x*target, sum target^2); their ratio is the gauge. Of objectives that have a target.
 
     sppo family: x = h of each response, target = eta (p - 1/2). Others: x = u, target = (2q - 1) times where l(u) is

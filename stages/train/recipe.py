@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from sparring.stages.train.config import TrainIdentity, TrainRuntime
+from sparring.stages.hardware import HardwareConfig
+from sparring.stages.train.config import TrainSettings
 
 OPTIMIZERS = {"rmsprop": "rmsprop", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 """transformers' names. RMSProp: alpha 0.99, eps 1e-8, no momentum, torch's defaults, as in the official runs. Adam:
-betas 0.9 and 0.999, eps 1e-8. No weight decay. 8-bit Adam: its states in blocks of 256 of a rank's share of the
+betas 0.9 and 0.999, eps 1e-8. 8-bit Adam: its states in blocks of 256 of a rank's share of the
 weights, so workers change its rounding."""
 
 
@@ -24,37 +25,37 @@ def schedule(step: int, steps: int, warmup_ratio: float) -> float:
     return max(steps - step, 1) / (steps - warm) if steps > warm else 1.0
 
 
-def arguments(identity: TrainIdentity, runtime: TrainRuntime, steps: int, folder: Path) -> TrainingArguments:
+def arguments(settings: TrainSettings, steps: int, folder: Path) -> TrainingArguments:
     """Arguments of the Trainer for `steps` optimizer steps under DeepSpeed ZeRO-3; fp32 master weights."""
-    micro = runtime.micro_pairs(identity.global_batch)
+    trainer, hardware, micro = settings.trainer, settings.hardware, settings.micro_pairs()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=identity.global_batch // (runtime.workers * micro),
-        gradient_checkpointing=runtime.gradient_checkpointing,
-        learning_rate=identity.lr,
-        optim=OPTIMIZERS[identity.optimizer],
-        weight_decay=0.0,
-        max_grad_norm=identity.max_grad_norm,
+        gradient_accumulation_steps=trainer.global_batch // (hardware.workers * micro),
+        gradient_checkpointing=trainer.gradient_checkpointing,
+        learning_rate=trainer.lr,
+        optim=OPTIMIZERS[trainer.optimizer],
+        weight_decay=trainer.weight_decay,
+        max_grad_norm=trainer.max_grad_norm,
         train_sampling_strategy="sequential",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_steps=runtime.checkpoint_steps,
-        seed=identity.seed,
+        save_steps=trainer.checkpoint_steps,
+        seed=settings.seed,
         bf16=False,
-        use_cpu=runtime.gpus == 0,
-        deepspeed=deepspeed_config(runtime),
+        use_cpu=hardware.worker_gpus == 0,
+        deepspeed=deepspeed_config(hardware),
         remove_unused_columns=False,
-        dataloader_pin_memory=runtime.gpus > 0,
+        dataloader_pin_memory=hardware.worker_gpus > 0,
         disable_tqdm=True,
-        report_to=list(runtime.sinks),
-        run_name=runtime.tracked_as,
+        report_to=list(settings.tracking.sinks),
+        run_name=settings.tracked_as,
         project="sparring",
     )
 
 
-def deepspeed_config(runtime: TrainRuntime) -> dict[str, Any]:
+def deepspeed_config(hardware: HardwareConfig) -> dict[str, Any]:
     """ZeRO-3 with the optimizer as it is, also on the CPU: DeepSpeed's own would be compiled with gcc at first use."""
     zero: dict[str, Any] = {
         "stage": 3,
@@ -64,10 +65,10 @@ def deepspeed_config(runtime: TrainRuntime) -> dict[str, Any]:
         "stage3_prefetch_bucket_size": 20_000_000,
         "stage3_max_live_parameters": 500_000_000,
     }
-    to_host = {"device": "cpu", "pin_memory": runtime.gpus > 0}
-    if runtime.offload != "none":
+    to_host = {"device": "cpu", "pin_memory": hardware.worker_gpus > 0}
+    if hardware.offload != "none":
         zero["offload_optimizer"] = to_host
-    if runtime.offload == "all":
+    if hardware.offload == "all":
         zero["offload_param"] = to_host
     return {
         "zero_optimization": zero,

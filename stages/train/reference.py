@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from sparring.stages.step import Job, Part, Shard
-from sparring.stages.train.config import ReferenceIdentity
+from sparring.stages.train.config import ReferenceSettings
 
 if TYPE_CHECKING:
     from sparring.stages.train.collate import Row
@@ -90,10 +90,10 @@ def passes(sizes: Sequence[int]) -> Iterator[list[int]]:
 class Reference:
     """Scores the pairs of a part. Inputs: `samples`, `pairs`, `policy`."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[ReferenceSettings]) -> None:
         self.job = job
-        self.identity = ReferenceIdentity(**job.identity)
-        self.model = load_scorer(job.inputs["policy"].folder(), self.identity.dtype, self.identity.four_bit)
+        self.scoring = job.settings.trainer
+        self.model = load_scorer(job.inputs["policy"].folder(), self.scoring.dtype, job.settings.four_bit)
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part."""
@@ -101,7 +101,7 @@ class Reference:
 
         samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
         pairs = self.job.inputs["pairs"].table(shard.index, ["id", "chosen", "rejected"])
-        rows, too_long = join_pairs(samples, pairs, self.identity.max_length, self.identity.truncate)
+        rows, too_long = join_pairs(samples, pairs, self.scoring.max_length, self.scoring.truncate)
         scores = score(self.model, rows)
         records = [
             {

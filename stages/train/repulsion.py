@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sparring.stages.train.config import HingeRepulsion, PlainRepulsion
+
 DISTANCE_EPS = 1e-12
 """Under the root of d: equal states keep a finite gradient."""
 LOG_EPS = 1e-6
@@ -46,25 +48,24 @@ def hinge(d: Tensor, margin: float) -> Tensor:
     return (margin - d).clamp_min(0).square()
 
 
-def neg_sq(d: Tensor, margin: float) -> Tensor:
+def neg_sq(d: Tensor) -> Tensor:
     """-d^2."""
     return -d.square()
 
 
-def cosine(d: Tensor, margin: float) -> Tensor:
+def cosine(d: Tensor) -> Tensor:
     """cos(u_w, u_l) = 1 - d^2/2."""
     return 1 - d.square() / 2
 
 
-def log(d: Tensor, margin: float) -> Tensor:
+def log(d: Tensor) -> Tensor:
     """-log(d^2 + eps)."""
     return -(d.square() + LOG_EPS).log()
 
 
-TERMS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "hinge": hinge,
-    "neg_sq": neg_sq,
-    "cosine": cosine,
-    "log": log,
-}
-"""L_rep per pair as a function of d and the margin; only `hinge` uses the margin."""
+TERMS: dict[str, Callable[[Tensor], Tensor]] = {"neg_sq": neg_sq, "cosine": cosine, "log": log}
+
+
+def loss(chosen: PlainRepulsion | HingeRepulsion, d: Tensor) -> Tensor:
+    """L_rep per pair as a function of d."""
+    return hinge(d, chosen.margin) if isinstance(chosen, HingeRepulsion) else TERMS[chosen.name](d)

@@ -5,7 +5,7 @@
                              waiting            no worker of the group has begun, at first or after a death
                              stop               the driver was told to end: save after this optimizer step, then end
                              stopped.json       ... and this was saved: step, of
-                             again.json         the group ended to be started again: text, runtime settings to change
+                             again.json         the group ended to be started again: text, pairs in a forward pass
                              probed.json        the most pairs of a forward pass that the probe has seen fit so far
                              micro_batch.json   the pairs of a forward pass that the probe chose
                              fault.json         an expected error: the driver raises it, nothing is tried again

@@ -26,7 +26,7 @@ LONGEST = 500
 
 def settle(job: Job) -> None:
     """Set what the sinks read of the environment, in the process of rank 0."""
-    name = str(job.runtime["tracked_as"])
+    name = job.settings.tracked_as
     inside = name.partition("/")[2] or name
     chosen = {
         "TENSORBOARD_LOGGING_DIR": str(job.scratch.parent / "tensorboard" / inside),
@@ -40,10 +40,11 @@ def settle(job: Job) -> None:
 
 
 class Parameters(TrainerCallback):
-    """Gives the identity of a training to W&B and MLflow, under `sparring.…`: once their callbacks have begun a run."""
+    """Gives the settings of a training to W&B and MLflow, under `sparring.…`: once their callbacks have begun a run."""
 
     def __init__(self, job: Job) -> None:
-        self.sinks, self.values = job.runtime["sinks"], {"sparring": {"fingerprint": job.fingerprint, **job.identity}}
+        self.sinks = job.settings.tracking.sinks
+        self.values = {"sparring": {"fingerprint": job.fingerprint, **job.identity}}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Log them from the process that the trackers run in."""

@@ -21,7 +21,7 @@ from sparring.stages.errors import RUN_AGAIN, DataError, Stopped, TrainingFault,
 from sparring.stages.step import Job
 from sparring.stages.train import checkpoint, group
 from sparring.stages.train import room as rooms
-from sparring.stages.train.config import TrainIdentity, TrainRuntime, refuse_too_few_steps
+from sparring.stages.train.config import TrainSettings, refuse_too_few_steps
 from sparring.stages.train.room import room, told
 
 Report = Callable[[dict[str, Any]], None]
@@ -38,7 +38,7 @@ class Trained:
     stats: dict[str, float]
 
 
-def run(job: Job, report: Report, asked: Callable[[], int] = lambda: 0) -> Trained:
+def run(job: Job[TrainSettings], report: Report, asked: Callable[[], int] = lambda: 0) -> Trained:
     """Train in the cluster that Ray is connected to; Stopped when `asked` returned a signal and the state is saved.
 
     report: gets the record of each optimizer step with done, of and pid, each worker's pid, and messages.
@@ -58,7 +58,7 @@ def run(job: Job, report: Report, asked: Callable[[], int] = lambda: 0) -> Train
     )
 
 
-def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any]:
+def _result(job: Job[TrainSettings], asked: Callable[[], int], report: Report) -> dict[str, Any]:
     """Start groups of workers until one has finished."""
     for line in checkpoint.drop_damaged(job):
         kept = checkpoint.latest(job)
@@ -80,10 +80,11 @@ def _result(job: Job, asked: Callable[[], int], report: Report) -> dict[str, Any
             raise TrainingFault(_died(job, failed)) from failed
         report({"event": "message", "text": again["text"]})
         (room(job) / rooms.AGAIN).unlink()
-        job = replace(job, runtime={**job.runtime, **again["runtime"]})
+        if "micro_batch" in again:
+            job = replace(job, settings=job.settings.with_micro_batch(again["micro_batch"]))
 
 
-def _saved(job: Job, number: int) -> str:
+def _saved(job: Job[TrainSettings], number: int) -> str:
     saved, kept = told(job, rooms.STOPPED), checkpoint.latest(job)
     where = f"step {saved['step']} of {saved['of']}" if saved else _place(kept)
     return f"training stopped at {where} by {signal.Signals(number).name}; {RUN_AGAIN}"
@@ -93,10 +94,9 @@ def _place(kept: tuple[Path, int] | None) -> str:
     return f"step {kept[1]}" if kept else "the beginning"
 
 
-def _check(job: Job) -> None:
+def _check(job: Job[TrainSettings]) -> None:
     """Refuse a training that cannot teach anything, before anything starts."""
-    identity, runtime = TrainIdentity.from_dict(job.identity), TrainRuntime(**job.runtime)
-    runtime.share(identity.global_batch)
+    job.settings.share()
     scored = job.inputs.get("reference", job.inputs["targets"])  # without the rows that were too long, if any were read
     heldout = set(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
     pairs = 0
@@ -109,15 +109,15 @@ def _check(job: Job) -> None:
                 f"{len(both)} held-out prompts are among the pairs to train on ({', '.join(both[:3])} ...); what was "
                 "learned could not be measured. Remove them from what was imported, or hold out others."
             )
-    refuse_too_few_steps(pairs, identity)
+    refuse_too_few_steps(pairs, job.settings.trainer)
 
 
-def _died(job: Job, error: Exception | None) -> str:
+def _died(job: Job[TrainSettings], error: Exception | None) -> str:
     kept = checkpoint.latest(job)
     where = f"step {kept[1]} ({kept[0]}); run again to resume from it, remove it to begin anew" if kept else "none"
     last = (str(error or "").strip() or "they ended without a result").splitlines()[-1]
     return (
-        f"the training workers failed {job.runtime['max_failures'] + 1} times (hardware.max_failures): {last}; their "
+        f"the training workers failed {job.workers.max_failures + 1} times (hardware.max_failures): {last}; their "
         f"output is in {room(job)}; last checkpoint: {where}."
     )
 

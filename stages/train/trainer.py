@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from sparring.stages.train import reshard
 from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.config import TrainIdentity, tracked_name
+from sparring.stages.train.config import TrainSettings, tracked_name
 from sparring.stages.train.forward import Bound
 from sparring.stages.train.instruments import Instruments
 from sparring.stages.train.loss import pair_losses, recorded
@@ -62,18 +62,17 @@ class PairTrainer(Trainer):
         *,
         model: Bound,
         args: TrainingArguments,
-        identity: TrainIdentity,
+        settings: TrainSettings,
         rows: Sequence[Row],
         order: Sequence[int],
         end_of_turn: frozenset[int],
         hooks: Hooks,
         resumed_from: int,
-        band_every: int,
     ) -> None:
-        self.identity, self.rows, self.end_of_turn, self.hooks = identity, rows, end_of_turn, hooks
+        self.settings, self.rows, self.end_of_turn, self.hooks = settings, rows, end_of_turn, hooks
         self.last_checkpoint, self.shared_up_to, self.flat = resumed_from, model.shared_up_to, model.flat
         self.sums: list[tuple[int, Tensor]] = []
-        self.instruments = Instruments(model, identity, band_every)
+        self.instruments = Instruments(model, settings)
         self.order = list(order)
         dealt: Any = self.order
         super().__init__(model=model, args=args, train_dataset=dealt, data_collator=self._collate)
@@ -82,7 +81,7 @@ class PairTrainer(Trainer):
 
     def _collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         rows = [self.rows[i] for i in indices]
-        batch = collate(rows, self.end_of_turn, self.identity.repulsion.pooling, self.shared_up_to, self.flat)
+        batch = collate(rows, self.end_of_turn, self.settings.repulsion.pooling, self.shared_up_to, self.flat)
         return {**batch, "rows": torch.tensor(indices)}
 
     def compute_loss(
@@ -94,7 +93,7 @@ class PairTrainer(Trainer):
     ) -> Tensor:
         """Loss of one micro-batch; raises NotFinite on all ranks when it is not finite on one."""
         z, states = self.instruments.forward(model, inputs, self.state.global_step)
-        losses, sums = pair_losses(z, states, inputs, self.identity.objective, self.identity.repulsion)
+        losses, sums = pair_losses(z, states, inputs, self.settings.objective, self.settings.repulsion)
         self._stop_unless_finite(losses.detach(), inputs["rows"])
         self.sums.append((len(inputs["rows"]), sums))
         return losses.mean().float()
@@ -124,12 +123,12 @@ class PairTrainer(Trainer):
         if "grad_norm" not in logs:
             return
         step, norm = self.state.global_step, logs["grad_norm"]
-        size = self.identity.global_batch
+        size = self.settings.trainer.global_batch
         if not math.isfinite(norm) or norm < 0:  # DeepSpeed masks a norm that is not finite as -1
             self._stop("gradient", self.order[(step - 1) * size : step * size])
         count, means, end = self._reduced()
         record = {"step": step, "of": self.state.max_steps, "pairs": count, **means}
-        limit = self.identity.max_grad_norm
+        limit = self.settings.trainer.max_grad_norm
         record |= {
             "grad_norm": norm,
             "clipped": bool(0 < limit < norm),
@@ -153,7 +152,7 @@ class PairTrainer(Trainer):
         dist.all_reduce(packed)
         self.sums.clear()
         end, pairs, *values = packed.tolist()
-        sums = dict(zip(recorded(self.identity.objective), values, strict=True))
+        sums = dict(zip(recorded(self.settings.objective), values, strict=True))
         moved, norm = sums.pop("moved", None), sums.pop("norm", None)
         means = {name: value / pairs for name, value in sums.items()}
         if moved is not None:
@@ -175,7 +174,7 @@ class PairTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Linear with warm-up, lr > 0 at every step; transformers' own starts at 0."""
-        ratio = self.identity.warmup_ratio
+        ratio = self.settings.trainer.warmup_ratio
         chosen: Any = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = LambdaLR(chosen, lambda step: schedule(step, num_training_steps, ratio))
         self._created_lr_scheduler = True

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-TRUNCATIONS = ("drop", "keep_end")
-
 
 def fitted(prompt: int, response: Sequence[int], ended: bool, max_length: int) -> list[int]:
     """Return a response's tokens for a prompt of so many; whole if there is no room for two of them.

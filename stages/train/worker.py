@@ -8,14 +8,13 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparring.stages.errors import TrainingFault
-from sparring.stages.step import Input, Job
+from sparring.stages.step import Input, Job, Workers
 from sparring.stages.train import checkpoint, term
-from sparring.stages.train.config import TrainIdentity, TrainRuntime, optimizer_steps, refuse_too_few_steps
+from sparring.stages.train.config import TrainSettings, optimizer_steps, refuse_too_few_steps
 from sparring.stages.train.endings import noted, settled
 from sparring.stages.train.objective_config import has_reference
 from sparring.stages.train.room import (
@@ -37,7 +36,7 @@ AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
 """What the summary gives as the mean over the steps that measured it."""
 
 
-def work(config: dict[str, Job]) -> None:
+def work(config: dict[str, Job[TrainSettings]]) -> None:
     """Run one rank of config["job"]; returns at once after an ending, so that a restarted group ends."""
     from ray import train
 
@@ -53,7 +52,7 @@ def work(config: dict[str, Job]) -> None:
         _train(job, rank, say)
     except Exception as error:
         known = noted(job, rank, error)
-        if not known or job.runtime["workers"] > 1:  # the others may wait for this one for ever: Ray ends them
+        if not known or job.workers.count > 1:  # the others may wait for this one for ever: Ray ends them
             raise
 
 
@@ -66,34 +65,34 @@ def _redirect_output(path: Path) -> None:
     os.close(handle)
 
 
-def _train(job: Job, rank: int, say: Speaker) -> None:
-    _settle(TrainRuntime(**job.runtime))
+def _train(job: Job[TrainSettings], rank: int, say: Speaker) -> None:
+    _settle(job.workers)
     from sparring.stages.train.collate import deal
     from sparring.stages.train.trainer import NotFinite
 
-    identity = TrainIdentity.from_dict(job.identity)
+    settings, trainer = job.settings, job.settings.trainer
     rows, too_long = load_rows(job)
-    refuse_too_few_steps(len(rows), identity)
-    order, repeated = deal([row.shared_length for row in rows], identity.epochs, identity.global_batch, identity.seed)
+    refuse_too_few_steps(len(rows), trainer)
+    order, repeated = deal([row.shared_length for row in rows], trainer.epochs, trainer.global_batch, settings.seed)
     try:
         session = _Session(job, rank, say, rows, order)
         session.train()
     except NotFinite as error:
         raise TrainingFault(str(error)) from None
-    counts = {"pairs": len(rows), "too_long": too_long, "repeated": repeated, "epochs": identity.epochs}
+    counts = {"pairs": len(rows), "too_long": too_long, "repeated": repeated, "epochs": trainer.epochs}
     counts["truncated"] = sum(row.truncated for row in rows)
     if not session.ended_early():
         session.finish(counts)
 
 
-def _settle(runtime: TrainRuntime) -> None:
+def _settle(workers: Workers) -> None:
     """Fix threads, keep DeepSpeed from compiling anything, and let it join Ray's process group before it loads."""
-    if runtime.gpus == 0:
+    if workers.gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import torch
 
-    torch.set_num_threads(runtime.cpus)
+    torch.set_num_threads(workers.cpus)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)
 
@@ -102,11 +101,11 @@ SCORED = {"ref": "reference", "base": "reference_base"}
 """The roles of what the step `reference` made, by the name in Row."""
 
 
-def load_rows(job: Job) -> tuple[list[Any], int]:
+def load_rows(job: Job[TrainSettings]) -> tuple[list[Any], int]:
     """Return all pairs with their targets and log-probs, in table order, and how many were too long."""
     from sparring.stages.train.collate import join_targets
 
-    limit, truncate = job.identity["max_length"], job.identity["truncate"]
+    limit, truncate = job.settings.trainer.max_length, job.settings.trainer.truncate
     scored = {name: job.inputs[role] for name, role in SCORED.items() if role in job.inputs}
     rows, too_long = [], 0
     for index in range(job.inputs["samples"].n_parts):
@@ -121,14 +120,16 @@ def load_rows(job: Job) -> tuple[list[Any], int]:
 class _Session:
     """The training of one rank, from the policy or the latest checkpoint to the published files."""
 
-    def __init__(self, job: Job, rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]) -> None:
+    def __init__(
+        self, job: Job[TrainSettings], rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]
+    ) -> None:
         self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
         from sparring.stages.train import sinks
         from sparring.stages.train.probe import drawn
 
-        self.identity = TrainIdentity.from_dict(job.identity)
+        self.settings = job.settings
         self.policy = job.inputs["policy"].folder()
-        self.probed = [rows[i] for i in drawn(len(rows), self.identity.seed)]
+        self.probed = [rows[i] for i in drawn(len(rows), self.settings.seed)]
         self.noise: float | None = None
         self.route = self._settled()
         gc.collect()  # the scorer is a cycle
@@ -136,48 +137,47 @@ class _Session:
         self.history = self._history()
         if rank == 0:
             sinks.settle(job)
-        self.trainer = self._trainer(self._runtime())
+        self.trainer = self._trainer(self._micro_batched())
         self.trainer.add_callback(sinks.Parameters(job))
 
-    def _runtime(self) -> TrainRuntime:
-        """Return the runtime with a number of pairs in a forward pass, by a probe where none is known."""
+    def _micro_batched(self) -> TrainSettings:
+        """Return the settings with a number of pairs in a forward pass, by a probe where none is known."""
         import torch.distributed as dist
 
         from sparring.stages.train.micro import probe
 
-        runtime = settled(self.job)
-        share = runtime.share(self.identity.global_batch)
-        if self.job.runtime["micro_batch"] != "auto" or share == 1:
-            return runtime
+        settings, share = settled(self.job), self.settings.share()
+        if self.settings.hardware.micro_batch != "auto" or share == 1:
+            return settings
         known = _agreed(told(self.job, MICRO_BATCH))
         if known:
-            return replace(runtime, micro_batch=known)
-        pairs, text = probe(self._trainer, runtime, share, int(os.environ["LOCAL_WORLD_SIZE"]), self._fits)
+            return settings.with_micro_batch(known)
+        pairs, text = probe(self._trainer, settings, share, int(os.environ["LOCAL_WORLD_SIZE"]), self._fits)
         if self.rank == 0:
             tell(self.job, MICRO_BATCH, pairs)
             self.say({"event": "message", "text": text})
         dist.barrier()
-        return replace(runtime, micro_batch=pairs)
+        return settings.with_micro_batch(pairs)
 
     def _fits(self, pairs: int) -> None:
         if self.rank == 0:
             tell(self.job, PROBED, pairs)
 
-    def _trainer(self, runtime: TrainRuntime) -> Any:
+    def _trainer(self, settings: TrainSettings) -> Any:
         from sparring.stages.train.collate import shares
         from sparring.stages.train.recipe import arguments
         from sparring.stages.train.trainer import Hooks, PairTrainer
 
-        steps = optimizer_steps(len(self.rows), self.identity.epochs, self.identity.global_batch)
-        args = arguments(self.identity, runtime, steps, room(self.job))  # first: it turns ZeRO-3 loading on
-        model = load_policy(self.policy, self.identity, self.route)
-        micro, lengths = runtime.micro_pairs(self.identity.global_batch), [row.shared_length for row in self.rows]
+        steps = optimizer_steps(len(self.rows), settings.trainer.epochs, settings.trainer.global_batch)
+        args = arguments(settings, steps, room(self.job))  # first: it turns ZeRO-3 loading on
+        model = load_policy(self.policy, settings, self.route)
+        micro, lengths = settings.micro_pairs(), [row.shared_length for row in self.rows]
         return PairTrainer(
             model=model,
             args=args,
-            identity=self.identity,
+            settings=settings,
             rows=self.rows,
-            order=shares(self.order, lengths, runtime.workers, micro),
+            order=shares(self.order, lengths, settings.hardware.workers, micro),
             end_of_turn=ends_of_turn(self.job.inputs["samples"]),
             hooks=Hooks(
                 on_step=self._on_step,
@@ -186,7 +186,6 @@ class _Session:
                 told_to_end=self._told_to_end,
             ),
             resumed_from=self.resumed[1] if self.resumed else 0,
-            band_every=runtime.band_every,
         )
 
     def _settled(self) -> Any:
@@ -199,10 +198,10 @@ class _Session:
 
         if self.rank != 0:
             return _agreed(None)
-        scorer: Any = load_scorer(self.policy, self.identity.dtype, self.identity.adapter.four_bit)
+        scorer: Any = load_scorer(self.policy, self.settings.trainer.dtype, self.settings.trainer.adapter.four_bit)
         if scorer.route.why:
             self.say({"event": "message", "text": f"train: {scorer.route.why}"})
-        if not has_reference(self.identity.objective):
+        if not has_reference(self.settings.objective):
             self.probed, self.noise = from_start(scorer, self.probed)
         return _agreed(scorer.route)
 
@@ -218,7 +217,7 @@ class _Session:
             tell(self.job, STOPPED, saved)
             if not (room(self.job) / STOP).exists():
                 text = "a worker was told to end (SIGTERM): step {step} of {of} is saved, training goes on from there"
-                tell(self.job, AGAIN, {"text": text.format(**saved), "runtime": {}})
+                tell(self.job, AGAIN, {"text": text.format(**saved)})
         return early
 
     def _history(self) -> list[dict[str, Any]]:
@@ -233,7 +232,7 @@ class _Session:
     def train(self) -> None:
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
-        if has_reference(self.identity.objective) and not self.history:
+        if has_reference(self.settings.objective) and not self.history:
             from sparring.stages.train.probe import BeforeTraining
 
             self.trainer.add_callback(BeforeTraining(self._measure_noise))
@@ -279,7 +278,7 @@ class _Session:
         probe = self._probe(self.probed)
         self.history.append({"probe": probe})
         folder = self.job.out / f"model.{self.job.attempt}"
-        dtype = getattr(torch, self.identity.publish_dtype)
+        dtype = getattr(torch, self.settings.trainer.publish_dtype)
         publish(self.trainer.model, self.policy, folder, dtype, keep=self.rank == 0)
         if self.rank == 0:
             files, change = self._files(folder)
@@ -336,7 +335,7 @@ def _agreed(found: Any) -> Any:
     return holder[0]
 
 
-def load_policy(folder: Path, identity: TrainIdentity, route: Any = None) -> Any:
+def load_policy(folder: Path, settings: TrainSettings, route: Any = None) -> Any:
     """Load the policy for training: no dropout, its adapter if any, bound to score responses by a settled route."""
     from transformers import AutoConfig
 
@@ -347,10 +346,10 @@ def load_policy(folder: Path, identity: TrainIdentity, route: Any = None) -> Any
     config = AutoConfig.from_pretrained(folder)
     dropouts = [name for name in vars(config) if name.endswith(("dropout", "pdrop"))]
     config.update(dict.fromkeys(dropouts, 0.0))
-    model = load_base(folder, identity.adapter.four_bit, config)
-    attach(model, identity.adapter, identity.seed)
+    model = load_base(folder, settings.trainer.adapter.four_bit, config)
+    attach(model, settings.trainer.adapter, settings.seed)
     adapted(model, folder)  # refuses now what could not be published
-    return bind(model, identity.dtype, route)
+    return bind(model, settings.trainer.dtype, route)
 
 
 def ends_of_turn(samples: Input) -> frozenset[int]:

@@ -47,7 +47,7 @@ class Light:
     """No model: a row is sick when the job says so."""
 
     def __init__(self, job: Job) -> None:
-        self.sick, self.how = set(job.identity["sick"]), job.identity["how"]
+        self.sick, self.how = set(job.settings["sick"]), job.settings["how"]
         self.once = job.scratch / "struck"
         with (job.scratch / "loads").open("a") as loads:
             loads.write(".")

@@ -19,10 +19,10 @@ from sparring.pipeline.pool import Pool, side_by_side
 from sparring.stages.errors import DataError, EngineFault
 from sparring.stages.sample import stage
 from sparring.stages.sample.config import SAMPLE
-from sparring.stages.step import Job, Shard
+from sparring.stages.step import Job, Shard, Workers
 from tests.artifacts import as_job
 from tests.faults.poison import SICK
-from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
+from tests.stages.sample.jobs import jsonl, prompts_input, sample_job
 
 pytestmark = pytest.mark.faults
 
@@ -42,7 +42,7 @@ def light_job(folder: Path, how: str, sick: list[int], deadline_s: float = 600.0
     spec = replace(SAMPLE, worker="tests.faults.poison:Light", finish="", prepare="")
     made = as_job(spec, {"how": how, "sick": sick}, [], folder)
     made.out.mkdir(parents=True)
-    return replace(made, runtime={**RUNTIME, "deadline_s": deadline_s, "actors": actors})
+    return replace(made, workers=Workers(count=actors, deadline_s=deadline_s))
 
 
 def shards(rows: int, size: int) -> list[Shard]:
@@ -155,7 +155,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     monkeypatch.setattr("sparring.stages.patience.SILENCE_S", 0.5)
     cores = int(ray.cluster_resources()["CPU"])
     made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
-    job = replace(made, runtime={**made.runtime, "cpus": 1})
+    job = replace(made, workers=replace(made.workers, cpus=1))
     assert side_by_side(job) == cores
     other: Any = ray.remote(num_cpus=cores - 0.5)(Sleeper).remote()
     ray.get(other.ping.remote())

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from sparring.stages.step import Workers
 from sparring.stages.train import worker
 from sparring.stages.train.collate import Row, deal
 from tests.game.finite import Array, eta_of, multiplicities, rates
 from tests.game.games import GAMES
-from tests.stages.train.rig import OFF, identity, objective, runtime
+from tests.stages.train.rig import OFF, objective, settings
 
 PROMPT = [0]
 STEPS = 20
@@ -40,7 +41,6 @@ LR = 0.005
 """Of eta, since the way to go is as long as eta."""
 PLACES = 64
 """Most responses dealt in a round."""
-HOW = runtime(micro_batch=PLACES, checkpoint_steps=STEPS + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
 
     rows, eta = rows_of(play, log_pi), eta_of(len(log_pi), play.rounds)
     sppo: Any = objective("sppo")
-    wanted = identity(
+    wanted = settings(
         objective=replace(sppo, beta=1 / eta),
         repulsion=OFF,
         optimizer="rmsprop",
@@ -115,14 +115,17 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
         epochs=STEPS,
         global_batch=len(rows),
         max_grad_norm=0.0,
+        micro_batch=PLACES,
+        checkpoint_steps=STEPS + 1,
+        band_every=0,
     )
-    order, _ = deal([row.shared_length for row in rows], wanted.epochs, wanted.global_batch, wanted.seed)
-    args = arguments(wanted, HOW, STEPS, new)
+    order, _ = deal([row.shared_length for row in rows], STEPS, len(rows), wanted.seed)
+    args = arguments(wanted, STEPS, new)
     records: list[dict[str, Any]] = []
     trainer = PairTrainer(
         model=worker.load_policy(old, wanted),
         args=args,
-        identity=wanted,
+        settings=wanted,
         rows=rows,
         order=order,
         end_of_turn=frozenset(),
@@ -133,7 +136,6 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
             told_to_end=lambda: False,
         ),
         resumed_from=0,
-        band_every=0,
     )
     trainer.train()
     trainer.model_wrapped.eval()
@@ -162,7 +164,7 @@ def main(plays: Sequence[Play], out: Path) -> None:
         for play, folder in zip(plays, folders, strict=True):  # first: once ZeRO-3 is on, new models are partitioned
             write_start(folder / "0", GAMES[play.game].start)
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        worker._settle(HOW)
+        worker._settle(Workers())
         gc.collect()
         gc.freeze()  # every training collects garbage twice, among all that was imported
         out.write_text(

@@ -24,7 +24,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from sparring.stages.train.collate import Row, collate
 from sparring.stages.train.forward import bind, forward
 from sparring.stages.train.loss import pair_losses
-from sparring.stages.train.objective_config import Dpo, Ipo, ObjectiveIdentity, Simpo, Sppo
+from sparring.stages.train.objective_config import Dpo, Ipo, ObjectiveConfig, Simpo, Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
 
@@ -108,7 +108,7 @@ def cpo_trainer_loss(models: Models, output: Path, beta: float, gamma: float) ->
     return loss.item(), trainer.model.model.layers[0].mlp.up_proj.weight.grad
 
 
-def our_loss(models: Models, objective: ObjectiveIdentity) -> Result:
+def our_loss(models: Models, objective: ObjectiveConfig) -> Result:
     reference, policy = map(copy.deepcopy, models[1:])
     batch = collate(ROWS, (2,), "mean", 99)
     with torch.no_grad():

@@ -8,8 +8,9 @@ from sparring.pipeline import config
 from sparring.pipeline.artifact import Artifact, Manifest, publish
 from sparring.pipeline.build import build
 from sparring.pipeline.plan import Plan, Step, inspect
-from sparring.pipeline.schema import EncoderConfig, JudgeConfig, PolicyConfig, PromptsConfig
 from sparring.pipeline.sources import Sources
+from sparring.stages.annotate.config import EncoderConfig, JudgeConfig
+from sparring.stages.sample.config import PolicyConfig, PromptsConfig
 from sparring.stages.step import File, Input, sha256_file
 
 HERE = Path(__file__).parent

@@ -33,8 +33,7 @@ def job_in(store: Path, attempt: str = "aaaa1111", upstream: str = "u1") -> Job:
     return Job(
         spec=StepSpec(kind="pairs", version=1),
         fingerprint=FINGERPRINT,
-        identity={},
-        runtime={},
+        settings={},
         inputs={"samples": Input(role="samples", root=store, digest=upstream)},
         out=Artifact(store, "pairs", FINGERPRINT).path,
         attempt=attempt,
@@ -163,7 +162,7 @@ from sparring.pipeline.artifact import write_part
 from sparring.stages.errors import DataError
 from sparring.stages.step import Job, Part, Shard, StepSpec
 out = Path({place!r}) / "pairs-abababab"
-job = Job(spec=StepSpec(kind="pairs", version=1), fingerprint="ab" * 32, identity={{}}, runtime={{}}, inputs={{}},
+job = Job(spec=StepSpec(kind="pairs", version=1), fingerprint="ab" * 32, settings={{}}, inputs={{}},
           out=out, attempt="aaaa1111", scratch=out)
 table = pa.table({{"x": np.random.default_rng(0).random(400_000)}})
 try:

@@ -19,12 +19,12 @@ from sparring.stages.annotate.config import PAIRS, SCORE
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.train.config import TRAIN
-from tests.artifacts import score_identity
+from tests import settings
 from tests.pipeline.plans import finish, plan_of
 from tests.refusals import refused
 
-MINI = score_identity("mini")
-OF_MINI = {"oracle": {"kind": "ensemble", "members": {"a": MINI["oracle"]}}}
+MINI = settings.score("mini")
+OF_MINI = settings.score("ensemble", {"a": MINI.oracle}, weights={"a": 1.0})
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def _without_texts(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("spec", "identity", "file", "old", "new"),
+    ("spec", "settings", "file", "old", "new"),
     [
         (SCORE, MINI, "annotate/oracles/mini.py", " - ", " + "),
         (SCORE, OF_MINI, "annotate/oracles/mini.py", " - ", " + "),
@@ -85,12 +85,10 @@ def _without_texts(text: str) -> str:
         (TRAIN, {}, "train/collate.py", " + ", " - "),  # imported inside functions alone
     ],
 )
-def test_a_change_of_what_computes_shows(
-    code: Path, spec: Any, identity: dict[str, Any], file: str, old: str, new: str
-) -> None:
-    before = code_of(spec, identity)
+def test_a_change_of_what_computes_shows(code: Path, spec: Any, settings: Any, file: str, old: str, new: str) -> None:
+    before = code_of(spec, settings)
     change(code / file, old, new)
-    assert differing(before, code_of(spec, identity)) == {f"stages/{file}"}
+    assert differing(before, code_of(spec, settings)) == {f"stages/{file}"}
 
 
 def test_comments_docstrings_and_formatting_do_not(code: Path) -> None:
@@ -113,7 +111,7 @@ def test_a_plan_names_the_steps_of_other_code(tmp_path: Path) -> None:
     plan, steps = made(tmp_path)
     assert other_code(plan, inspect(plan, tmp_path)) is None  # older versions did not say what made a step
     step = steps["pairs"]
-    now = code_of(step.spec, step.identity)
+    now = code_of(step.spec, step.settings)
     remake(tmp_path, step, now)
     assert other_code(plan, inspect(plan, tmp_path)) is None
     remake(tmp_path, step, {**now, "stages/annotate/winrate.py": "0" * 16})
@@ -194,8 +192,9 @@ def test_what_the_cache_knows_of_a_file_is_of_the_file_as_it_is(code: Path) -> N
 
 @pytest.mark.parametrize("engine", ["vllm", "transformers", "server"])
 def test_a_sample_is_of_the_code_of_its_own_engine(engine: str) -> None:
-    files = code_of(SAMPLE, {"engine": engine})
-    assert [name for name in files if "/engine_" in name] == [f"stages/sample/engine_{engine}.py"]
+    files = code_of(SAMPLE, settings.sample(engine))
+    engines = {f"stages/sample/engine_{name}.py" for name in ("vllm", "transformers", "server")}
+    assert engines & set(files) == {f"stages/sample/engine_{engine}.py"}
 
 
 def made(store: Path) -> tuple[Plan, dict[str, Step]]:

@@ -10,8 +10,8 @@ import pytest
 
 from sparring.pipeline import commands, doctor
 from sparring.pipeline.doctor import _packages, _suites
-from sparring.pipeline.schema import SINKS
 from sparring.pipeline.suites import COMPARED, SUITES
+from sparring.stages.train.config import SINKS
 
 
 def test_optional_packages_are_listed_with_how_to_get_them() -> None:

@@ -12,7 +12,7 @@ from sparring.pipeline.lease import Lease
 from sparring.pipeline.pool import Pool
 from sparring.stages.annotate.config import EMBED, SCORE
 from sparring.stages.sample.config import SAMPLE
-from sparring.stages.step import Input, Job
+from sparring.stages.step import Input, Job, Workers
 from tests.pipeline.plans import finish, plan_of
 
 
@@ -44,12 +44,11 @@ def pool(job: Job, loaded: bool) -> Pool:
 
 def job(spec: object, model: str, cpus: int = 2, deadline_s: float = 60.0) -> Job:
     source = Input(role="policy", root=Path(), digest=model)
-    runtime = {"actors": 1, "cpus": cpus, "gpus": 0, "max_failures": 2, "deadline_s": deadline_s}
     return Job(
         spec=spec,  # type: ignore[arg-type]
         fingerprint=model,
-        identity={},
-        runtime=runtime,
+        settings={},
+        workers=Workers(cpus=cpus, deadline_s=deadline_s),
         inputs={"policy": source},
         out=Path(),
         attempt="a",
@@ -75,7 +74,7 @@ def test_annotators_serve_one_step_after_another() -> None:
 
 def test_more_workers_than_there_are_do_not_fit() -> None:
     wide = job(EMBED, "one")
-    wide.runtime["actors"] = 2
+    wide = replace(wide, workers=replace(wide.workers, count=2))
     narrow = pool(job(SCORE, "one"), loaded=True)
     assert not narrow.fits(wide, 2)
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sparring.pipeline import config, judges
-from sparring.pipeline.schema import JudgeConfig
 from sparring.pipeline.sources import EMBEDDED_JUDGES, Sources
 from sparring.stages import model_check, model_folder
+from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import embedded
 from tests.refusals import refused
@@ -36,16 +36,6 @@ def test_folders_of_members_have_their_names_before_them(tmp_path: Path) -> None
         "first.other.judge": tmp_path,
         "first.other.encoder": embedded.encoder_folder(),
     }
-
-
-def test_identity_and_servers_follow_the_members() -> None:
-    inner = judge("pairrm", options={"dtype": "float32"}, urls=("http://b:1",))
-    middle = judge("ensemble", options={"weights": {"y": 1.0}}, members={"y": inner})
-    outer = judge("ensemble", options={"weights": {"x": 2.0}}, urls=("http://a:1", "http://a:2"), members={"x": middle})
-    found = judges.identity(outer)
-    assert (found.kind, list(found.members)) == ("ensemble", ["x"])
-    assert found.members["x"].members["y"].options == {"dtype": "float32"}
-    assert judges.servers(outer) == {"": ("http://a:1", "http://a:2"), "x.y": ("http://b:1",)}
 
 
 def test_a_member_with_a_wrong_option_is_refused() -> None:

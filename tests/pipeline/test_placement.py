@@ -92,7 +92,7 @@ def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_machine_must_hold_all_workers_of_a_pool(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], keys: list[str]
 ) -> None:
-    monkeypatch.setattr("sparring.pipeline.builder.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("sparring.stages.hardware.os.cpu_count", lambda: 2)
     steps = plan_of(*overrides).steps.values()
     machine = [{"CPU": 2, "GPU": 0, "GB": 24.0}]
     if not keys:

@@ -71,7 +71,7 @@ def test_best_of_n_adds_steps_and_changes_none() -> None:
     plain = labels(plan_of("iterations=2"))
     assert plain.items() <= found.items() and set(found) - set(plain) == {(t, one) for t in (1, 2) for one in added}
     sampled = plan.steps[found[2, "sample_best"]]
-    assert (sampled.identity["k"], sampled.identity["split"]) == (16, "heldout")
+    assert (sampled.settings.sampler.k, sampled.settings.split) == (16, "heldout")
     assert plan.steps[found[2, "best"]].inputs == {
         "samples": found[2, "sample_best"],
         "scores": found[2, "score_best"],
@@ -124,7 +124,7 @@ def test_runtime_is_in_no_fingerprint() -> None:
 def test_a_shard_of_the_default_profile_has_minutes_one_of_ultrafeedback_hours() -> None:
     def deadline(*overrides: str) -> float:
         found = plan_of(*overrides)
-        return float(next(s for s in found.steps.values() if s.spec.kind == "sample").runtime["deadline_s"])
+        return float(next(s for s in found.steps.values() if s.spec.kind == "sample").workers.deadline_s)
 
     assert deadline() == 10 * (12 + 32 * 4 * 32 / 180)
     assert deadline("prompts=ultrafeedback", "sampler.k=5", "sampler.max_tokens=512") > 10 * 3600
@@ -183,7 +183,7 @@ def test_the_gate_is_part_of_a_selection_that_it_has_a_say_in() -> None:
         plan_of("selection.values=gated", "gate=off")
     control = plan_of("selection.values=gated", "gate=permuted")
     dealt = {s.spec.kind: s.identity for s in control.steps.values()}
-    assert dealt["pairs"]["gate"] == dealt["calibrate"] and dealt["calibrate"]["dealt_over"] == "prompts"
+    assert dealt["pairs"]["gated"] == dealt["calibrate"] and dealt["calibrate"]["dealt_over"] == "prompts"
     with refused(ConfigError, "selection.values=gated", "gate.scope=pair"):
         plan_of("selection.values=gated", "gate.scope=pair")
     with refused(ConfigError, "selection.values=gated", "gate=rescaled"):
@@ -245,7 +245,7 @@ def test_members_of_an_ensemble_are_inputs_of_their_own() -> None:
     plan = plan_of("oracle=ensemble", "judge=pairrm")
     score = next(step for step in plan.steps.values() if step.uses[0].label == "score")
     assert set(score.inputs) == {"samples", "first.judge", "first.encoder", "second.judge"}
-    assert score.identity["oracle"]["members"]["second"]["kind"] == "lexical"
+    assert score.settings.oracle.members["second"].kind == "lexical"
     other = plan_of("oracle=ensemble", "judge=pairrm", "oracle.options.weights.first=0.7")
     assert "1/score" not in {f"{t}/{label}" for (t, label), name in labels(other).items() if name in plan.steps}
 
@@ -299,22 +299,22 @@ def test_configs_are_kept_by_arm() -> None:
 
 
 GOLDEN: dict[str, str] = {
-    "0/prompts": "ee5e949137882083",
-    "1/sample": "7c2a7b6c8192b437",
-    "0/sample_base": "d12df55c38cc105c",
-    "1/score": "5f98cf791321da1b",
-    "1/embed": "974ccc8113d2b601",
-    "1/pairs": "2abaa4492c412b5d",
-    "1/calibrate": "0d724dfd7c9f156f",
-    "1/reference": "4262d9461115345d",
-    "1/train": "9d4f79b1bb9488fc",
-    "1/sample_heldout": "658273a2de38424b",
-    "1/logprobs_own": "09ea1e0a84513979",
-    "1/logprobs_previous": "82fc720cca7ec768",
-    "1/logprobs_base": "82fc720cca7ec768",
-    "1/score_oracle_previous": "fab1cfc9bd58ae69",
-    "1/score_oracle_base": "fab1cfc9bd58ae69",
-    "1/score_second_previous": "71c01d9b70da5f77",
-    "1/score_second_base": "71c01d9b70da5f77",
-    "1/evaluate": "8496becf53623757",
+    "0/prompts": "2d8ea36fee6e2932",
+    "1/sample": "797a3945add9cfa5",
+    "0/sample_base": "6b0b76cd126a242f",
+    "1/score": "48a3c32352055d7a",
+    "1/embed": "1f3ff9fd94a9ee87",
+    "1/pairs": "6bae5dc33f88f81d",
+    "1/calibrate": "9482ac3afb1ca40b",
+    "1/reference": "454b34a1c85423f5",
+    "1/train": "d5f23737bbb68be9",
+    "1/sample_heldout": "914ce7734e12e2b1",
+    "1/score_oracle_previous": "f959a1e9f3a1b192",
+    "1/score_oracle_base": "f959a1e9f3a1b192",
+    "1/score_second_previous": "af5a43e2d91e4395",
+    "1/score_second_base": "af5a43e2d91e4395",
+    "1/evaluate": "9287ef7ca4806ac9",
+    "1/logprobs_own": "92b81da24fab1cbe",
+    "1/logprobs_previous": "974f0b02e87dfcde",
+    "1/logprobs_base": "974f0b02e87dfcde",
 }

@@ -53,7 +53,7 @@ def test_a_corrupt_manifest_is_stale_and_named(tmp_path: Path) -> None:
 def test_why_names_the_fields_that_differ_from_the_nearest(tmp_path: Path) -> None:
     before, after = plan_of(), plan_of("sampler.temperature=0.7")
     made = [finish(before, step, tmp_path) for step in before.steps.values()]
-    step = next(s for s in after.steps.values() if s.spec.kind == "sample" and s.identity["split"] == "train")
+    step = next(s for s in after.steps.values() if s.spec.kind == "sample" and s.settings.split == "train")
     near = [m for m in made if m.step == "sample"]
-    assert explain(after, step, near) == ["identity.temperature: 1.0 -> 0.7"]
+    assert explain(after, step, near) == ["sampler.temperature: 1.0 -> 0.7"]
     assert explain(after, step, []) == ["nothing of this kind in the store"]

@@ -13,10 +13,10 @@ from sparring.pipeline.build import build
 from sparring.pipeline.cli import main
 from sparring.pipeline.plan import Plan
 from sparring.pipeline.prompt_count import dealt_again, fitted
-from sparring.pipeline.schema import PolicyConfig
 from sparring.pipeline.sources import Sources
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import prompts
+from sparring.stages.sample.config import PolicyConfig
 from sparring.stages.step import Input
 from tests.pipeline.plans import Fixed, labels, plan_of
 from tests.refusals import refused
@@ -54,7 +54,7 @@ def test_the_default_of_a_file_fits_it(tmp_path: Path, n: int, heldout: int, tra
     chosen = made.configs[""].prompts
     assert (chosen.heldout, made.train_prompts[""], chosen.per_iteration) == (heldout, train, per_iteration)
     (step,) = (step for step in made.steps.values() if step.spec.kind == "prompts")
-    assert step.identity["heldout"] == heldout
+    assert step.settings.prompts.heldout == heldout
     explicit = plan(tmp_path / "p.jsonl", f"prompts.heldout={heldout}", f"prompts.per_iteration={per_iteration}")
     assert labels(explicit) == labels(made), "a number that is decided is the number that is written"
 

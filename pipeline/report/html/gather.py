@@ -87,4 +87,4 @@ _READ = ("sample", "score", "pairs", "calibrate")
 def _spread(arm: RunHistory, t: int) -> Spread | None:
     pairs, made = arm.opened(t, "pairs"), arm.every[t].get("calibrate")
     gated = arm.opened(t, "calibrate") if made and made.summary.get("gate") != "off" else None
-    return spread(pairs, gated, made.identity["scope"] if made and gated else "") if pairs else None
+    return spread(pairs, gated, made.setting("gate.scope") if made and gated else "") if pairs else None

@@ -93,7 +93,7 @@ def read(arm: RunHistory, t: int) -> Chosen | None:
         return None
     places, every = choose(samples, pairs)
     iteration = Iteration(history=arm, number=t)
-    scope = arm.every[t]["calibrate"].identity["scope"] if targets else ""
+    scope = arm.every[t]["calibrate"].setting("gate.scope", "") if targets else ""
     found = {}
     for part in sorted({part for part, _ in places}):
         wanted = [row_id for other, row_id in places if other == part]

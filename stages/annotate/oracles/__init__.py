@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from sparring.stages.annotate.oracle import Oracle
 from sparring.stages.errors import ConfigError
-from sparring.stages.fields import described, hints
+from sparring.stages.fields import described, hints, validator
+
+if TYPE_CHECKING:
+    from sparring.stages.annotate.config import JudgeConfig, ScoreSettings
 
 
 class Base:
@@ -56,10 +59,8 @@ class Given:
 
     folders: Mapping[str, Path]
     """By role: `judge`, `encoder`; those of a member have its name before them: `first.judge`."""
-    members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of an ensemble, by name: kind, options, members."""
-    urls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Of servers, by member; `` is the oracle itself."""
+    judge: JudgeConfig | None = None
+    """Its configuration: servers, and the members of an ensemble."""
     cpus: int = 1
     gpus: int = 0
 
@@ -70,13 +71,9 @@ class Given:
 
     def member(self, name: str) -> Given:
         """Return what the member `name` is loaded from."""
-        return Given(
-            folders=_below(name, self.folders),
-            members=self.members[name]["members"],
-            urls=_below(name, self.urls),
-            cpus=self.cpus,
-            gpus=self.gpus,
-        )
+        assert self.judge is not None
+        member = self.judge.members[name]
+        return replace(self, folders=_below(name, self.folders), judge=member)
 
 
 @cache
@@ -104,7 +101,7 @@ def options(kind: str, chosen: Mapping[str, Any], key: str = "oracle") -> Any:
             there = f"its options: {', '.join(known)}" if known else "it has no options"
             raise ConfigError(f"{key}.options.{name}: {kind} does not know that key; {there}.")
     try:
-        return _adapter(wanted).validate_python(dict(chosen))
+        return validator(wanted).validate_python(dict(chosen))
     except ConfigError as error:  # of the options, which do not know where they were given
         raise ConfigError(f"{key}{str(error).removeprefix('oracle')}") from None
     except ValidationError as error:
@@ -116,24 +113,19 @@ def options(kind: str, chosen: Mapping[str, Any], key: str = "oracle") -> Any:
         raise ConfigError(f"{where}={first['input']}: {right}.") from None
 
 
-@cache
-def _adapter(wanted: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(wanted)
-
-
 def load(kind: str, chosen: Mapping[str, Any], given: Given) -> Oracle:
     """Load an oracle."""
     oracle: Oracle = _file(kind).load(options(kind, chosen), given)
     return oracle
 
 
-def modules(identity: Mapping[str, Any]) -> list[str]:
+def modules(settings: ScoreSettings) -> list[str]:
     """Return the modules of the oracles that a step `score` takes: of its own and of its members."""
 
-    def named(oracle: Mapping[str, Any]) -> list[str]:
-        return [f"{__name__}.{oracle['kind']}", *(name for one in oracle["members"].values() for name in named(one))]
+    def named(oracle: JudgeConfig) -> list[str]:
+        return [f"{__name__}.{oracle.kind}", *(name for one in oracle.members.values() for name in named(one))]
 
-    return named(identity["oracle"])
+    return named(settings.oracle)
 
 
 def _file(kind: str, key: str = "oracle") -> Any:
@@ -142,7 +134,7 @@ def _file(kind: str, key: str = "oracle") -> Any:
     return importlib.import_module(f"{__name__}.{kind}")
 
 
-def _below(member: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _below(member: str, found: Mapping[str, Path]) -> dict[str, Path]:
     """Return what stands at `member` and below it: `first` becomes ``, `first.judge` `judge`."""
     return {
         place.removeprefix(member).removeprefix("."): one

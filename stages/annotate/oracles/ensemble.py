@@ -39,9 +39,10 @@ class Options(Base):
 
 def load(options: Options, given: Given) -> Oracle:
     """Load every member."""
+    assert given.judge is not None
     members = {
-        name: load_oracle(member["kind"], member["options"], given.member(name))
-        for name, member in given.members.items()
+        name: load_oracle(member.kind, member.options, given.member(name))
+        for name, member in given.judge.members.items()
     }
     return Ensemble(members, options.weights)
 

@@ -68,7 +68,7 @@ class Options(Base):
 
 def load(options: Options, given: Given) -> Oracle:
     """Load a folder into vLLM, or check the servers."""
-    urls = given.urls.get("", ())
+    urls = given.judge.urls if given.judge else ()
     complaint = options.complaint(urls)
     if complaint:
         raise ConfigError(f"oracle.{complaint}.")

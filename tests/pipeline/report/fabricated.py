@@ -40,11 +40,9 @@ SELECTION: dict[str, Any] = {
     "version": PAIRS.version,
     "identity": {
         "win_rate": "matrix",
-        "selection": "extremes",
+        "selection": {"by": "extremes", "require_head_to_head": False, "capped": "keep"},
         "seed": 0,
-        "gate": None,
-        "require_head_to_head": False,
-        "capped": "keep",
+        "gated": None,
     },
 }
 """How pairs are made: `inspect` judges a prompt without one again, to say why."""

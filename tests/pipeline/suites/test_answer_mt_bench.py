@@ -68,7 +68,7 @@ def test_two_turns(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "Prompts dropped: too_long 2. prompts.max_tokens is too low." in said
     names = [line.split()[0] for line in said.splitlines() if line.startswith("  sample-")]
     opened = [find(folder / "store", name) for name in names]
-    assert [manifest.identity["temperature"] for _, manifest in opened] == [0.7, 0.0, 0.7, 0.0]
+    assert [manifest.setting("sampler.temperature") for _, manifest in opened] == [0.7, 0.0, 0.7, 0.0]
     artifact, manifest = opened[3]
     (second,) = artifact.as_input("sample", manifest).table(0).to_pylist()
     assert [one["content"] for one in second["messages"]] == ["What is 1 + 1?", turns[1][0], "And 2 + 2?"]

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sparring.pipeline.config import load
 from sparring.stages.annotate import best, winrate
-from sparring.stages.annotate.config import BEST, BestIdentity
+from sparring.stages.annotate.config import BEST, BestSettings
 from sparring.stages.annotate.score import SCORES_SCHEMA
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
@@ -37,7 +38,7 @@ def job_of(folder: Path, *parts: str, judged: tuple[str, ...] = ()) -> Job:
     samples = [samples_table({i: TEXTS[i] for i in names}, capped=[("a", 2), ("b", 1)]) for names in parts]
     made = [scores(names) for names in judged or parts]
     inputs = [as_input("samples", folder / "samples", samples), as_input("scores", folder / "scores", made)]
-    return as_job(BEST, {"win_rate": "matrix"}, inputs, folder)
+    return as_job(BEST, BestSettings(win_rate="matrix"), inputs, folder)
 
 
 def test_the_best_response_of_each_prompt_is_kept(tmp_path: Path) -> None:
@@ -70,4 +71,4 @@ def test_scores_of_other_prompts_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_win_rate_is_refused() -> None:
     with refused(ConfigError, "win_rate=mean"):
-        BestIdentity(win_rate="mean")
+        load(["hardware=cpu", "win_rate=mean"])

@@ -17,7 +17,8 @@ from sparring.stages.annotate.selection import extremes
 from sparring.stages.annotate.winrate import preference_matrix, win_rates
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Job
-from tests.artifacts import GATE, as_input, as_job, run_step
+from tests import settings
+from tests.artifacts import as_input, as_job, run_step
 from tests.refusals import refused
 
 P = [[0.5, 0.9, 0.8], [0.1, 0.5, 0.7], [0.2, 0.3, 0.5]]
@@ -48,11 +49,13 @@ def embeddings_table(similarities: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EMBEDDINGS_SCHEMA)
 
 
-def job_of(folder: Path, pairs: list[pa.Table], embeddings: list[pa.Table] | None, **identity: Any) -> Job:
+def job_of(
+    folder: Path, pairs: list[pa.Table], embeddings: list[pa.Table] | None, gate: str = "linear", **changes: Any
+) -> Job:
     inputs = [as_input("pairs", folder / "pairs", pairs)]
     if embeddings is not None:
         inputs.append(as_input("embeddings", folder / "embeddings", embeddings))
-    return as_job(CALIBRATE, {**GATE, **identity}, inputs, folder)
+    return as_job(CALIBRATE, settings.calibrate(gate, **changes), inputs, folder)
 
 
 def run(job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -136,7 +139,7 @@ def test_flips_are_counted(tmp_path: Path) -> None:
 
 def test_gate_off_hands_win_rates_on_bit_for_bit(tmp_path: Path) -> None:
     pairs, _, _ = random_iteration([[5] * 9, [2, 3, 16, 9]])
-    rows, summary = run(job_of(tmp_path, pairs, None, name="off"))
+    rows, summary = run(job_of(tmp_path, pairs, None, gate="off"))
     kept = [row for table in pairs for row in table.to_pylist()]
     assert len(rows) == len(kept)
     for row, pair in zip(rows, kept, strict=True):
@@ -176,7 +179,7 @@ def test_a_ceil_by_quantile(tmp_path: Path) -> None:
 
 def test_power_by_hand(tmp_path: Path) -> None:
     table = [pairs_table(pair_row("a", P, 0, 2))]
-    (row,), summary = run(job_of(tmp_path, table, [embeddings_table({"a": S})], name="power", exponent=2.0))
+    (row,), summary = run(job_of(tmp_path, table, [embeddings_table({"a": S})], gate="power", exponent=2.0))
     assert row["gate"] == [x * x for line in S for x in line] and summary["exponent"] == 2.0
     # P~ = [[.5, .8, .78125], ...]: .5 + .75 * .4, .5 + .9375 * .3
     assert row["target_w"] == pytest.approx((0.5 + 0.8 + 0.78125) / 3, abs=1e-15)
@@ -216,7 +219,7 @@ def test_permuted_control_deals_out_the_same_gates(tmp_path: Path) -> None:
     sizes = [[3] * 6 + [4] * 3, [3] * 5 + [4] * 4, [3] * 7, [4]]
     pairs, embeddings, similarities = random_iteration(sizes)
     linear, _ = run(job_of(tmp_path / "linear", pairs, embeddings))
-    permuted, summary = run(job_of(tmp_path / "permuted", pairs, embeddings, name="permuted"))
+    permuted, summary = run(job_of(tmp_path / "permuted", pairs, embeddings, gate="permuted"))
     assert [row["id"] for row in permuted] == [row["id"] for row in linear]
     own, dealt = ([tuple(row["gate"]) for row in rows] for rows in (linear, permuted))
     assert sorted(own) == sorted(dealt)
@@ -226,8 +229,8 @@ def test_permuted_control_deals_out_the_same_gates(tmp_path: Path) -> None:
         n = len(similarities[row["id"]])
         assert row["gate_wl"] == row["gate"][row["chosen"] * n + row["rejected"]]
         assert row["target_wl"] == pytest.approx(0.5 + (1 - row["gate_wl"]) * (row["p_wl"] - 0.5), abs=1e-15)
-    again, _ = run(job_of(tmp_path / "again", pairs, embeddings, name="permuted"))
-    other, _ = run(job_of(tmp_path / "other", pairs, embeddings, name="permuted", seed=8))
+    again, _ = run(job_of(tmp_path / "again", pairs, embeddings, gate="permuted"))
+    other, _ = run(job_of(tmp_path / "other", pairs, embeddings, gate="permuted", seed=8))
     assert again == permuted and other != permuted
     assert summary["gate"] == "permuted"
 
@@ -243,7 +246,7 @@ def test_a_similarity_that_is_not_finite_names_part_and_row(tmp_path: Path) -> N
 
 def test_an_iteration_without_pairs(tmp_path: Path) -> None:
     for name in ("off", "linear", "permuted", "rescaled"):
-        job = job_of(tmp_path / name, [pairs_table()], [embeddings_table({"a": S})], name=name)
+        job = job_of(tmp_path / name, [pairs_table()], [embeddings_table({"a": S})], gate=name)
         rows, summary = run(job)
         assert rows == [] and summary["pairs"] == 0 and summary["strength"] is None
 
@@ -256,8 +259,8 @@ def pull(rows: list[dict[str, Any]], kind: str) -> float:
 def test_the_rescaled_control_takes_as_much_from_all_alike(scope: str, tmp_path: Path) -> None:
     pairs, embeddings, _ = random_iteration([[3] * 6 + [4] * 3, [5] * 5, [2]])
     gated, gate_summary = run(job_of(tmp_path / "gate", pairs, embeddings, scope=scope, floor_quantile=0.3))
-    identity = {"name": "rescaled", "scope": scope, "floor_quantile": 0.3}
-    rows, summary = run(job_of(tmp_path / "control", pairs, embeddings, **identity))
+    control = job_of(tmp_path / "control", pairs, embeddings, "rescaled", scope=scope, floor_quantile=0.3)
+    rows, summary = run(control)
     c = pull(gated, "target") / pull(gated, "p")
     assert 0 < c < 1 and c == pytest.approx(gate_summary["strength"], abs=1e-12)
     assert len(rows) == len(gated)
@@ -273,5 +276,5 @@ def test_the_rescaled_control_takes_as_much_from_all_alike(scope: str, tmp_path:
 def test_the_rescaled_control_of_no_similarity_is_no_gate(tmp_path: Path) -> None:
     apart = [embeddings_table({"a": np.eye(3)})]
     table = [pairs_table(pair_row("a", P, 0, 2))]
-    (row,), summary = run(job_of(tmp_path, table, apart, name="rescaled"))
+    (row,), summary = run(job_of(tmp_path, table, apart, gate="rescaled"))
     assert (row["target_w"], row["target_wl"]) == (row["p_w"], row["p_wl"]) and summary["strength"] == 1.0

@@ -13,6 +13,7 @@ from sparring.stages.annotate.config import EMBED
 from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA, Embedder, TextEncoder, finish, shards, similarity
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Job
+from tests import settings
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table
 from tests.data import published
 from tests.refusals import refused
@@ -33,7 +34,7 @@ def encoder(minilm: Path) -> TextEncoder:
 
 def job_of(folder: Path, minilm: Path, *responses: dict[str, list[str]], window: int = 256) -> Job:
     samples = as_input("samples", folder / "samples", [samples_table(rows) for rows in responses])
-    return as_job(EMBED, {"window": window}, [samples, folder_input("encoder", minilm)], folder)
+    return as_job(EMBED, settings.embed(window), [samples, folder_input("encoder", minilm)], folder)
 
 
 def test_sts_benchmark(encoder: TextEncoder) -> None:

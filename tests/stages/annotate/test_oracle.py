@@ -4,9 +4,9 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from sparring.stages.annotate import oracles
+from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.annotate.oracle import prompt_key
 from sparring.stages.annotate.oracles import Given
 from sparring.stages.annotate.weights import read_weights
@@ -51,10 +51,12 @@ def test_options_name_the_key() -> None:
 
 def test_members_get_what_is_theirs() -> None:
     folders = {f"{place}judge": Path(place) for place in ("a.", "ab.", "a.b.")}
-    members: dict[str, Any] = {"a": {"members": {"b": {"members": {}}}}, "ab": {"members": {}}}
-    given = Given(folders=folders, members=members, urls={"a": ("x",), "a.b": ("y",), "ab": ("z",)}, cpus=3, gpus=1)
+    b = JudgeConfig(kind="llm", urls=("y",))
+    members = {"a": JudgeConfig(kind="llm", urls=("x",), members={"b": b}), "ab": JudgeConfig(kind="llm", urls=("z",))}
+    given = Given(folders=folders, judge=JudgeConfig(kind="ensemble", members=members), cpus=3, gpus=1)
     a = given.member("a")
-    assert a.folders == {"judge": Path("a."), "b.judge": Path("a.b.")} and a.urls == {"": ("x",), "b": ("y",)}
+    assert a.folders == {"judge": Path("a."), "b.judge": Path("a.b.")} and a.judge == members["a"]
+    assert a.member("b").judge == b
     assert a.member("b").folders == {"judge": Path("a.b.")} and (a.cpus, a.device) == (3, "cuda")
 
 

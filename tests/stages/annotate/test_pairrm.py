@@ -24,7 +24,8 @@ from sparring.stages.annotate.score import Scorer
 from sparring.stages.annotate.winrate import aggregate_scores, debiased_logits
 from sparring.stages.errors import DataError
 from sparring.stages.step import Shard
-from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests import settings
+from tests.artifacts import as_input, as_job, samples_table
 from tests.data import each_data
 from tests.refusals import refused
 from tests.stages.annotate.blender import hf, llm_blender, official
@@ -250,7 +251,7 @@ def test_systems_and_single_turns_stay_plain() -> None:
 def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> None:
     samples = as_input("samples", tmp_path / "samples", [samples_table({"a": ["x", "four", "x "], "b": ["1", ""]})])
     judge = as_input_folder(folders["hf"])
-    job = as_job(SCORE, score_identity("pairrm", dtype="float32"), [samples, judge], tmp_path)
+    job = as_job(SCORE, settings.score("pairrm", dtype="float32"), [samples, judge], tmp_path)
     part = Scorer(job)(Shard(index=0))
     a, b = part.table.to_pylist()
     again = PairRM(folders["hf"], "float32")([Duel(prompt("Say a."), "x", "four")]).logits[0]

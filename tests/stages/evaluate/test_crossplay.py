@@ -16,6 +16,7 @@ from sparring.stages.evaluate import crossplay
 from sparring.stages.evaluate.config import CROSSPLAY
 from sparring.stages.evaluate.crossplay_step import CROSSPLAY_SCHEMA, Crossplay, finish
 from sparring.stages.evaluate.stage import shards
+from tests import settings
 from tests.artifacts import as_input, as_job, run_step
 
 ROCK = np.array([[0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]])
@@ -104,7 +105,7 @@ def scores(rate: float, spread: float = 0.1, skip: tuple[str, ...] = (), trained
 
 def run(folder: Path, tables: dict[str, list[pa.Table]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     inputs = [as_input(role, folder / role, parts) for role, parts in tables.items()]
-    job = as_job(CROSSPLAY, {"resamples": 500, "confidence": 0.95, "seed": 0}, inputs, folder)
+    job = as_job(CROSSPLAY, settings.evaluate(resamples=500), inputs, folder)
     (table,), _, summary = run_step(job, Crossplay(job), shards, finish)
     assert table.schema == CROSSPLAY_SCHEMA
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary

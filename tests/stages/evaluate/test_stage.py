@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError, DataError
-from sparring.stages.evaluate.config import EVALUATE, EvaluateIdentity
+from sparring.stages.evaluate.config import EVALUATE
 from sparring.stages.evaluate.stage import EVALUATE_SCHEMA, Evaluator, finish, shards
 from sparring.stages.step import Job
+from tests import settings
 from tests.artifacts import as_input, as_job, run_step, samples_table
 from tests.refusals import refused
 
-IDENTITY = {"resamples": 500, "confidence": 0.95, "seed": 0}
+SETTINGS = settings.evaluate(resamples=500)
 IDS = [f"p{i}" for i in range(24)]
 
 
@@ -42,7 +44,7 @@ def parts(logits: np.ndarray, trained_on: tuple[str, ...] = ()) -> list[pa.Table
 def job_of(folder: Path, scores: dict[str, list[pa.Table]]) -> Job:
     samples = [samples_table({i: ["x"] for i in IDS[:12]}), samples_table({i: ["x"] for i in IDS[12:]})]
     inputs = [as_input(role, folder / role, tables) for role, tables in scores.items()]
-    return as_job(EVALUATE, IDENTITY, [as_input("samples", folder / "samples", samples), *inputs], folder)
+    return as_job(EVALUATE, SETTINGS, [as_input("samples", folder / "samples", samples), *inputs], folder)
 
 
 def run(job: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -142,6 +144,6 @@ def test_scores_of_other_prompts_are_refused(tmp_path: Path) -> None:
 
 def test_configuration_is_checked() -> None:
     with refused(ConfigError, "evaluate.resamples=0"):
-        EvaluateIdentity(resamples=0, confidence=0.95, seed=0)
+        load(["hardware=cpu", "evaluate.resamples=0"])
     with refused(ConfigError, "evaluate.confidence=95"):
-        EvaluateIdentity(resamples=10, confidence=95, seed=0)
+        load(["hardware=cpu", "evaluate.confidence=95"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparring.stages.sample.engine import Sampled, Settings
+from sparring.stages.sample.engine import EngineSettings, Sampled
+from sparring.stages.step import Workers
+from tests.settings import changed, sample
 
 QUESTIONS = [
     "Why is the sky blue?",
@@ -20,26 +22,16 @@ SEEDS = [1000 * i + 7 for i in range(len(QUESTIONS))]
 END = 2
 
 
-def settings(**changes: Any) -> Settings:
-    values: dict[str, Any] = {
-        "dtype": "float32",
-        "k": 4,
-        "max_tokens": 24,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "stop": (),
-        "stop_ids": (END,),
-        "logprobs": False,
-        "reproducible": True,
-        "engine_args": "{}",
-        "cpus": 1,
-        "gpus": 0,
-        "kv_cache_gb": 1,
-        "gpu_memory": 0.9,
-        "max_model_len": 512,
-    }
-    return Settings(**{**values, **changes})
+def engine_settings(engine: str = "vllm", **changes: Any) -> EngineSettings:
+    chosen = sample(engine)
+    made = EngineSettings(
+        sampler=chosen.sampler,
+        hardware=chosen.hardware,
+        workers=Workers(),
+        max_model_len=chosen.max_model_len,
+        stop_ids=(END,),
+    )
+    return changed(made, **{"dtype": "float32", "k": 4, "max_tokens": 24, "kv_cache_gb": 1, **changes})
 
 
 def ids(sampled: list[list[Sampled]]) -> list[list[list[int]]]:

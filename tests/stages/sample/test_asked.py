@@ -13,7 +13,7 @@ from sparring.pipeline.artifact import external
 from sparring.stages.chat import load_chat
 from sparring.stages.errors import DataError
 from sparring.stages.sample import asked, prompts, stage
-from sparring.stages.sample.config import ASKED
+from sparring.stages.sample.config import ASKED, AskedSettings
 from tests.artifacts import as_input, as_job, run_step
 from tests.refusals import refused
 from tests.stages.sample.jobs import sample_job
@@ -34,8 +34,8 @@ def write(path: Path, rows: list[str], column: str = "instruction") -> Path:
 
 def test_every_row_is_asked_in_its_order(tmp_path: Path, folder: Path) -> None:
     source = external("source", write(tmp_path / "suite.json", ROWS))
-    identity = {"column": "instruction", "max_tokens": 60}
-    job = as_job(ASKED, identity, [source, external("policy", folder)], tmp_path)
+    chosen = AskedSettings(column="instruction", max_tokens=60)
+    job = as_job(ASKED, chosen, [source, external("policy", folder)], tmp_path)
     tables, parts, summary = run_step(job, asked.Asker(job), asked.shards, prompts.finish)
     assert [row["messages"][0]["content"] for row in tables[0].to_pylist()] == [ROWS[i] for i in (0, 1, 4, 5)]
     assert parts[0].dropped == {"duplicate": 1, "too_long": 1}
@@ -49,7 +49,9 @@ def test_every_row_is_asked_in_its_order(tmp_path: Path, folder: Path) -> None:
 
 def test_nothing_fits(tmp_path: Path, folder: Path) -> None:
     source = external("source", write(tmp_path / "suite.json", ROWS))
-    job = as_job(ASKED, {"column": "instruction", "max_tokens": 3}, [source, external("policy", folder)], tmp_path)
+    job = as_job(
+        ASKED, AskedSettings(column="instruction", max_tokens=3), [source, external("policy", folder)], tmp_path
+    )
     with refused(DataError, "suite.json", "6 rows", "prompts.max_tokens=3"):
         asked.Asker(job)(asked.shards(job)[0])
 

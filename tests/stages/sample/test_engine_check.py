@@ -17,14 +17,26 @@ from sparring.pipeline import config
 from sparring.pipeline.sources import Sources, check_policy
 from sparring.stages import model_folder
 from sparring.stages.errors import ConfigError, DataError, SparringError
-from sparring.stages.sample.engine_check import Start, check
+from sparring.stages.sample.engine import EngineSettings
+from sparring.stages.sample.engine_check import check
+from sparring.stages.sample.engine_vllm import at_start
+from sparring.stages.step import Workers
+from tests import settings
 from tests.refusals import refused
 from tests.tiny import tiny_policy
 
-START = Start(
-    engine="vllm", arguments={}, dtype="float32", max_model_len=256, stop=False, reproducible=True, gpus=0,
-    kv_cache_gb=1, gpu_memory=0.9,
-)  # fmt: skip
+
+def start(engine: str = "vllm", gpus: int = 0, **changes: Any) -> EngineSettings:
+    chosen = settings.sample(engine, **{"dtype": "float32", "kv_cache_gb": 1, "max_model_len": 256, **changes})
+    return at_start(
+        EngineSettings(
+            sampler=chosen.sampler,
+            hardware=chosen.hardware,
+            workers=Workers(gpus=gpus),
+            max_model_len=chosen.max_model_len,
+            stop_ids=(),
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +48,24 @@ ALL = """
 import json, sys
 from pathlib import Path
 from sparring.stages.errors import SparringError
-from sparring.stages.sample.engine_check import Start, check
+from sparring.stages.fields import validator
+from sparring.stages.sample.engine import EngineSettings
+from sparring.stages.sample.engine_check import check
 folder, start, many = sys.argv[1:]
+plain = json.loads(start)
 for arguments in json.loads(many):
     try:
-        check(Path(folder), Start(**{**json.loads(start), "arguments": arguments}))
+        sampler = {**plain["sampler"], "engine_args": arguments}
+        check(Path(folder), validator(EngineSettings).validate_python({**plain, "sampler": sampler}))
         print("said", "")
     except SparringError as error:
         print("said", error)
 """
 
 
-def answers(folder: Path, many: list[dict[str, Any]], **start: Any) -> list[str]:
+def answers(folder: Path, many: list[dict[str, Any]], **changes: Any) -> list[str]:
     """What is said of each of many arguments, in a process of its own, which starts no engine afterwards."""
-    given = json.dumps({**asdict(START), **start})
+    given = json.dumps(asdict(start(**changes)))
     command = [sys.executable, "-c", ALL, str(folder), given, json.dumps(many)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return [line[len("said ") :] for line in done.stdout.splitlines() if line.startswith("said ")]
@@ -108,14 +124,13 @@ def test_the_defaults_of_vllm_are_none_of_it(folder: Path) -> None:
 def test_an_attention_that_transformers_does_not_have(folder: Path, value: Any) -> None:
     if value in ("flash_attention_2", "org/kernel") and (find_spec("flash_attn") or find_spec("kernels")):
         pytest.skip("it is installed")
-    start = Start(**{**asdict(START), "engine": "transformers", "arguments": {"attn_implementation": value}})
     with refused(ConfigError, "sampler.engine_args.attn_implementation=", "transformers"):
-        check(folder, start)
+        check(folder, start("transformers", engine_args={"attn_implementation": value}))
 
 
 @pytest.mark.parametrize("value", ["sdpa", "eager", None])
 def test_an_attention_that_transformers_has(folder: Path, value: str | None) -> None:
-    check(folder, Start(**{**asdict(START), "engine": "transformers", "arguments": {"attn_implementation": value}}))
+    check(folder, start("transformers", engine_args={"attn_implementation": value}))
 
 
 def test_a_plan_asks_once_and_only_where_arguments_are_given(

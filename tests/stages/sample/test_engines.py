@@ -12,9 +12,9 @@ from sparring.stages.chat import Chat
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample import engine_transformers
 from sparring.stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
-from sparring.stages.sample.engine_args import split
+from sparring.stages.sample.engine_args import changing, check
 from tests.refusals import refused
-from tests.stages.sample.questions import END, QUESTIONS, SEEDS, ids, settings
+from tests.stages.sample.questions import END, QUESTIONS, SEEDS, engine_settings, ids
 from tests.tiny import saved, tiny_policy
 
 
@@ -27,10 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engines(folder: Path) -> dict[str, Any]:
     """Loaded once, with a tokenizer for the stop texts of one test."""
     made: dict[str, Any] = {
-        name: make_engine(name, folder, settings(stop=("never sampled",))) for name in ("vllm", "transformers")
+        name: make_engine(name, folder, engine_settings(stop=("never sampled",))) for name in ("vllm", "transformers")
     }
     for engine in made.values():
-        engine.chosen = settings()
+        engine.settings = engine_settings()
     return made
 
 
@@ -43,13 +43,13 @@ def engine(request: pytest.FixtureRequest, engines: dict[str, Any]) -> Engine:
 @pytest.fixture
 def changed(engine: Any) -> Any:
     """Give an engine other sampling settings for one test."""
-    before = engine.chosen
+    before = engine.settings
 
     def change(**changes: Any) -> None:
-        engine.chosen = settings(**changes)
+        engine.settings = engine_settings(**changes)
 
     yield change
-    engine.chosen = before
+    engine.settings = before
 
 
 def test_the_same_shard_gives_the_same(engine: Engine, prompt_ids: list[list[int]]) -> None:
@@ -103,9 +103,9 @@ def test_end_of_turn_at_the_last_token_is_a_stop(
 def test_greedy_is_equal_in_both(engines: dict[str, Any], prompt_ids: list[list[int]]) -> None:
     greedy = []
     for engine in engines.values():
-        before, engine.chosen = engine.chosen, settings(k=1, temperature=0.0, max_tokens=32)
+        before, engine.settings = engine.settings, engine_settings(k=1, temperature=0.0, max_tokens=32)
         greedy.append(ids(engine.generate(prompt_ids, SEEDS)))
-        engine.chosen = before
+        engine.settings = before
     assert greedy[0] == greedy[1]
 
 
@@ -213,16 +213,18 @@ def test_a_stop_text_ends_a_response(
 
 
 def test_what_is_passed_on_is_checked_by_name() -> None:
-    assert split("vllm", {"max_num_seqs": 8, "quantization": "fp8"}) == ({"quantization": "fp8"}, {"max_num_seqs": 8})
+    given = {"max_num_seqs": 8, "quantization": "fp8"}
+    check("vllm", given)
+    assert changing(given) == {"quantization": "fp8"}
     for name, said in (
         ("max_nun_seqs", "max_num_seqs?"),
         ("dtype", "sampler.dtype"),
         ("trust_remote_code", "code"),
     ):
         with refused(ConfigError, f"sampler.engine_args.{name}", said):
-            split("vllm", {name: 1})
+            check("vllm", {name: 1})
     with refused(ConfigError, "server", "max_num_seqs"):
-        split("server", {"max_num_seqs": 8})
+        check("server", {"max_num_seqs": 8})
 
 
 def test_a_recurrent_model_samples_k_responses(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_a_recurrent_model_samples_k_responses(tmp_path: Path) -> None:
     }
     torch.manual_seed(0)
     folder = saved(FalconH1ForCausalLM(FalconH1Config(**shape, **heads, **mamba)), tmp_path)
-    engine: Any = make_engine("transformers", folder, settings(k=2, temperature=0.0, max_tokens=5))
+    engine: Any = make_engine("transformers", folder, engine_settings(k=2, temperature=0.0, max_tokens=5))
     prompts = [[5, 600, 7000, 8, 9], [17, 18]]
     for prompt, responses in zip(prompts, engine.generate(prompts, [0, 10]), strict=True):
         tokens = list(prompt)

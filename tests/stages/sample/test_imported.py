@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from sparring.pipeline.artifact import external
 from sparring.stages.chat import Chat, load_chat, load_tokenizer
 from sparring.stages.errors import DataError
 from sparring.stages.sample import imported
-from sparring.stages.sample.config import IMPORT, ImportIdentity
+from sparring.stages.sample.config import IMPORT, ImportSettings
 from sparring.stages.sample.imported import PAIRED_SCHEMA, Importer, check
 from sparring.stages.sample.layouts import recognise
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
@@ -31,17 +30,17 @@ END = 2
 """<|im_end|>."""
 
 
-def identity_of(path: Path, what: str = "responses", **changes: Any) -> dict[str, Any]:
+def settings_of(path: Path, what: str = "responses", **changes: Any) -> ImportSettings:
     layout = recognise([path], what, None)
-    values = {"cut": False, "on_empty": "refuse", "max_tokens": 100, "shard_rows": 5, **changes}
-    return asdict(ImportIdentity(layout=layout.name, prompt=layout.prompt, columns=layout.columns, **values))
+    values: dict[str, Any] = {"cut": False, "on_empty": "refuse", "max_tokens": 100, "shard_rows": 5, **changes}
+    return ImportSettings(layout=layout.name, prompt=layout.prompt, columns=layout.columns, **values)
 
 
 def job_of(path: Path, what: str = "responses", heldout: tuple[str, ...] = (), **changes: Any) -> Job:
     held = [{"id": prompt_id(text), "messages": [], "prompt_ids": []} for text in heldout]
     prompts = as_input("prompts", path.parent / "prompts", [pa.Table.from_pylist(held, schema=PROMPTS_SCHEMA)])
     inputs = [external("source", path), external("policy", tokenizer_folder()), prompts]
-    return as_job(IMPORT, identity_of(path, what, **changes), inputs, path.parent)
+    return as_job(IMPORT, settings_of(path, what, **changes), inputs, path.parent)
 
 
 def prompt_id(text: str) -> str:
@@ -151,18 +150,18 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], names: tuple[
     path = tmp_path / "f.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in (BAD, row)))
     with refused(DataError, f"{path}: line 2: ", *names):
-        check([path], identity_of(path))
+        check([path], settings_of(path))
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", [{"prompt": "word " * 200, "responses": ["a", "b"]}] * 2)
-    check([path], identity_of(path))
+    check([path], settings_of(path))
     with refused(DataError, "f.jsonl", "2 rows", "duplicate 1, too_long 1", "prompts.max"):
         imported.shards(job_of(path))
     empty, texts = tmp_path / "e.parquet", pa.string()
     pq.write_table(pa.table({"prompt": pa.array([], texts), "responses": pa.array([], pa.list_(texts))}), empty)
     with refused(DataError, "e.parquet", "no rows"):
-        check([empty], identity_of(empty))
+        check([empty], settings_of(empty))
 
 
 def test_a_file_that_changed_since_it_was_named_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from sparring.stages.sample.engine import Sampled, cut_at_stop, make_engine
 from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler
 from tests.artifacts import run_step
 from tests.refusals import refused
-from tests.stages.sample.jobs import RUNTIME, jsonl, prompts_input, sample_job
-from tests.stages.sample.questions import END, SEEDS, ids, settings
+from tests.stages.sample.jobs import jsonl, prompts_input, sample_job
+from tests.stages.sample.questions import END, SEEDS, engine_settings, ids
 from tests.stages.sample.served import NAME, engine
 from tests.stages.stand_in import dead_url, vllm_server
 from tests.tiny import tiny_policy
@@ -46,7 +45,7 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.mark.slow
 def test_greedy_is_that_of_transformers(url: str, folder: Path, prompt_ids: list[list[int]]) -> None:
     greedy: dict[str, Any] = {"k": 1, "temperature": 0.0, "max_tokens": 32}
-    wanted = make_engine("transformers", folder, settings(**greedy)).generate(prompt_ids, SEEDS)
+    wanted = make_engine("transformers", folder, engine_settings(**greedy)).generate(prompt_ids, SEEDS)
     assert ids(engine(folder, url, **greedy).generate(prompt_ids, SEEDS)) == ids(wanted)
 
 
@@ -54,7 +53,7 @@ def test_greedy_is_that_of_transformers(url: str, folder: Path, prompt_ids: list
 def test_k_responses_by_their_seeds_in_the_order_of_the_prompts(
     url: str, folder: Path, prompt_ids: list[list[int]]
 ) -> None:
-    served = make_engine("server", folder, settings(urls=(url,)))
+    served = make_engine("server", folder, engine_settings("server", urls=(url,)))
     found = served.generate(prompt_ids, SEEDS)
     for responses, seed in zip(found, SEEDS, strict=True):
         assert [one.seed for one in responses] == [seed, seed + 1, seed + 2, seed + 3]
@@ -134,9 +133,9 @@ def test_what_the_server_cannot_hold_is_refused(url: str, folder: Path) -> None:
 @pytest.mark.slow
 def test_the_step_makes_the_table_of_every_engine(url: str, folder: Path, tmp_path: Path) -> None:
     prompts = prompts_input(jsonl(tmp_path / "p.jsonl", [f"Question {i}: {i} + {i}?" for i in range(7)]), folder)
-    job = replace(sample_job(prompts, folder, engine="server", rows=5), runtime={**RUNTIME, "urls": (url,)})
+    job = sample_job(prompts, folder, engine="server", rows=5, urls=(url,))
     sampler = Sampler(job)
-    assert sampler.engine.chosen.policy_name == f"sparring-{external('policy', folder).digest[:8]}"  # type: ignore[attr-defined]
+    assert sampler.engine.settings.policy_name == f"sparring-{external('policy', folder).digest[:8]}"  # type: ignore[attr-defined]
     tables, _, summary = run_step(job, sampler, stage.shards, stage.finish)
     assert [t.num_rows for t in tables] == [4, 1] and all(t.schema == SAMPLES_SCHEMA for t in tables)
     assert (summary["prompts"], summary["responses"]) == (5, 15)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from sparring.stages.sample import engine_server
 from sparring.stages.sample.engine import Sampled
 from sparring.stages.sample.protocol import read_answers, request_bodies
 from tests.refusals import refused
-from tests.stages.sample.questions import END, settings
+from tests.settings import changed
+from tests.stages.sample.questions import END, engine_settings
 from tests.stages.sample.served import NAME, engine
 from tests.stages.stand_in import Reply, dead_url
 
@@ -227,7 +227,7 @@ def test_the_key_is_sent(stand_in: Callable[[Reply], str], tmp_path: Path, monke
 
 
 def test_a_request_leaves_nothing_to_the_server() -> None:
-    chosen = settings(k=3, temperature=0.7, top_p=0.9, min_p=0.1, stop=("\n\n",), logprobs=True)
+    chosen = engine_settings(k=3, temperature=0.7, top_p=0.9, min_p=0.1, stop=("\n\n",), logprobs=True)
     assert request_bodies(chosen, "vllm", NAME, [5, 6], 40) == [
         {
             "model": NAME,
@@ -248,7 +248,7 @@ def test_a_request_leaves_nothing_to_the_server() -> None:
             "return_token_ids": True,
         }
     ]
-    (body,) = request_bodies(replace(chosen, reproducible=False, logprobs=False), "vllm", NAME, [5, 6], 40)
+    (body,) = request_bodies(changed(chosen, reproducible=False, logprobs=False), "vllm", NAME, [5, 6], 40)
     assert (body["seed"], body["logprobs"]) == (None, None)
 
 
@@ -257,12 +257,12 @@ def test_an_answer_is_read_by_index() -> None:
         {"index": 1, "finish_reason": "stop", "token_ids": [8, 9], "logprobs": {"token_logprobs": [-3.0, -4.0]}},
         {"index": 0, "finish_reason": "length", "token_ids": [6, 7], "logprobs": {"token_logprobs": [-1.0, -2.0]}},
     ]
-    chosen = settings(k=2, max_tokens=2, logprobs=True, stop=("x",))
+    chosen = engine_settings(k=2, max_tokens=2, logprobs=True, stop=("x",))
     assert read_answers("u", [{"choices": choices}], chosen, 40) == [
         Sampled([6, 7], "length", 40, [-1.0, -2.0]),
         Sampled([8, 9], "stop_text", 41, [-3.0, -4.0]),
     ]
-    free = replace(chosen, reproducible=False, logprobs=False)
+    free = changed(chosen, reproducible=False, logprobs=False)
     assert [(one.seed, one.logprobs) for one in read_answers("u", [{"choices": choices}], free, 40)] == [
         (None, None)
     ] * 2

@@ -10,14 +10,15 @@ import pytest
 
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import stage
-from sparring.stages.sample.config import COLDEST, ENGINES, SampleIdentity
+from sparring.stages.sample.config import COLDEST, SampleSettings
 from sparring.stages.sample.deal import dealt, response_seed
 from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler
 from sparring.stages.step import Input, Part, Shard
 from sparring.stages.vllm import source
+from tests import settings
 from tests.artifacts import run_step
 from tests.refusals import refused
-from tests.stages.sample.jobs import SAMPLING, jsonl, prompts_input, sample_job
+from tests.stages.sample.jobs import jsonl, prompts_input, sample_job
 from tests.tiny import tiny_policy
 
 TEXTS = [f"Question {i}: what is {i} + {i}?" for i in range(12)] + ["None", "🌷 <|im_end|> مرحبا"]
@@ -141,23 +142,25 @@ def test_a_stop_text_that_is_a_control_token_is_refused(prompts: Input, policy: 
         Sampler(sample_job(prompts, policy, stop=("x", "<|im_start|>")))
 
 
+def greedy(k: int) -> SampleSettings:
+    return settings.sample(temperature=0.0, k=k)
+
+
 def test_greedy_with_several_responses_is_refused() -> None:
-    values = {**SAMPLING, "k": 4, "temperature": 0.0}
     with refused(ConfigError, "temperature=0", "4"):
-        SampleIdentity(**values)
-    assert SampleIdentity(**{**values, "k": 1, "split": "heldout"}).temperature == 0
+        greedy(k=4)
+    assert greedy(k=1).sampler.temperature == 0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "server"])
 @pytest.mark.parametrize("temperature", [1e-320, 1e-6, 0.0099])
 def test_a_temperature_that_vllm_would_not_sample_at_is_refused(engine: str, temperature: float) -> None:
     """Of every engine, and of a single response too, which an evaluation or a suite may sample."""
-    values = {**SAMPLING, "engine": engine, "temperature": temperature}
     with refused(ConfigError, f"sampler.temperature={temperature}", "4"):
-        SampleIdentity(**{**values, "k": 4})
+        settings.sample(engine, temperature=temperature, k=4)
     with refused(ConfigError, f"sampler.temperature={temperature}", "0.01"):
-        SampleIdentity(**{**values, "k": 1, "split": "heldout"})
-    assert SampleIdentity(**{**values, "k": 4, "temperature": COLDEST}).temperature == COLDEST
+        settings.sample(engine, temperature=temperature, k=1)
+    assert settings.sample(engine, temperature=COLDEST, k=4).sampler.temperature == COLDEST
 
 
 def test_the_coldest_temperature_is_vllms() -> None:

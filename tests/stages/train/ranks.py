@@ -19,7 +19,7 @@ from sparring.stages.train.room import RESULT, Speaker, room
 
 def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]]:
     """Run the job's attempts one after the other and return each one's result: files and summary."""
-    workers = job.runtime["workers"]
+    workers = job.workers.count
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -31,7 +31,7 @@ def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]
 
 def _rank(given: tuple[Job, Sequence[str], int, int]) -> None:
     job, attempts, rank, port = given
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.runtime["workers"], "MASTER_PORT": port}
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.workers.count, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
     for attempt in attempts:
         one = replace(job, attempt=attempt)

@@ -9,37 +9,43 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from sparring.stages.fields import validator
 from sparring.stages.step import Input, Job, sha256_file
 from sparring.stages.train.config import (
     REFERENCE,
     TRAIN,
-    AdapterIdentity,
-    CalibrationIdentity,
-    ReferenceIdentity,
-    RepulsionIdentity,
-    TrainIdentity,
-    TrainRuntime,
+    HingeRepulsion,
+    OffAdapter,
+    OffCalibration,
+    OffRepulsion,
+    PlainRepulsion,
+    ReferenceSettings,
+    RewardCalibration,
+    Scoring,
+    TrainSettings,
+    Truncation,
 )
-from sparring.stages.train.objective_config import ObjectiveIdentity, has_base, has_reference, objective_from
+from sparring.stages.train.objective_config import ObjectiveConfig, has_base, has_reference
 from sparring.stages.train.reference import Reference, shards
 from sparring.stages.train.stage import Trained
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
+from tests.settings import changed, default
 
 PAIR = pa.schema([("id", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32())])
 TARGETS = pa.schema([*PAIR, *((name, pa.float64()) for name in ("target_w", "target_l", "target_wl", "gate_wl"))])
 PAIRS = 23
 """Twelve steps of 2 pairs; the last is filled with one repeated row."""
-OFF = RepulsionIdentity(name="off", weight=0.0, margin=1.0, pooling="mean", layer=-1)
-AS_IT_IS = CalibrationIdentity(name="off", ema=0.98, max_log_delta=math.log(4))
-REWARD = CalibrationIdentity(name="reward", ema=0.98, max_log_delta=math.log(4))
-FULL = AdapterIdentity(name="off", rank=0, alpha=0.0, targets=())
-HINGE = RepulsionIdentity(name="hinge", weight=1.0, margin=1.0, pooling="mean", layer=-1)
+OFF = OffRepulsion(name="off", pooling="mean")
+HINGE = HingeRepulsion(name="hinge", weight=1.0, margin=1.0, pooling="mean", layer=-1)
+AS_IT_IS = OffCalibration(name="off")
+REWARD = RewardCalibration(name="reward", ema=0.98, max_log_delta=math.log(4))
+FULL = OffAdapter(name="off")
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -54,50 +60,49 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def objective(name: str) -> ObjectiveIdentity:
+def objective(name: str, **changes: Any) -> Any:
     """An objective with usual parameters."""
-    return objective_from({"name": name, "loss_scale": None, **OBJECTIVES[name]})
+    plain = {"name": name, "loss_scale": None, **OBJECTIVES[name], **changes}
+    return validator(ObjectiveConfig).validate_python(plain)
 
 
-def identity(**changes: Any) -> TrainIdentity:
-    """S-SPPO on 16 pairs in 8 steps of 2."""
-    defaults: dict[str, Any] = {
+def settings(**changes: Any) -> TrainSettings:
+    """S-SPPO on 16 pairs in 8 steps of 2, by one worker with one core."""
+    chosen: dict[str, Any] = {
         "objective": objective("sppo"),
         "repulsion": HINGE,
         "calibration": AS_IT_IS,
         "adapter": FULL,
-        "optimizer": "rmsprop",
         "lr": 1e-4,
-        "warmup_ratio": 0.1,
-        "epochs": 1,
         "global_batch": 2,
-        "max_grad_norm": 1.0,
         "max_length": 64,
-        "truncate": "drop",
-        "min_steps": 8,
-        "dtype": "float32",
-        "publish_dtype": "float32",
-        "seed": 0,
-    }
-    return TrainIdentity(**{**defaults, **changes})
-
-
-def runtime(**changes: Any) -> TrainRuntime:
-    """One worker with one core."""
-    defaults: dict[str, Any] = {
-        "workers": 1,
-        "cpus": 1,
-        "gpus": 0,
-        "micro_batch": 1,
         "checkpoint_steps": 3,
-        "max_failures": 1,
-        "gradient_checkpointing": False,
         "band_every": 1,
-        "offload": "none",
-        "sinks": (),
-        "tracked_as": "train",
+        "worker_cpus": 1,
+        "micro_batch": 1,
+        "max_failures": 1,
     }
-    return TrainRuntime(**{**defaults, **changes})
+    config = default()
+    made = TrainSettings(
+        objective=config.objective,
+        repulsion=config.repulsion,
+        calibration=config.calibration,
+        trainer=config.trainer,
+        seed=0,
+        hardware=config.hardware,
+        tracking=config.tracking,
+        tracked_as="train",
+    )
+    return changed(made, **{**chosen, **changes})
+
+
+REPULSIONS = ("hinge", "neg_sq", "cosine", "log")
+
+
+def repelling(name: str, margin: float = 1.0) -> HingeRepulsion | PlainRepulsion:
+    """A latent repulsion of weight 1; only `hinge` has a margin."""
+    shared: Any = {"name": name, "weight": 1.0, "pooling": "mean", "layer": -1}
+    return HingeRepulsion(margin=margin, **shared) if name == "hinge" else PlainRepulsion(**shared)
 
 
 def sampled(pairs: int, parts: int = 2, seed: int = 0, length: tuple[int, int] = (2, 12)) -> list[pa.Table]:
@@ -132,7 +137,7 @@ def reference_job(
     policy: Path,
     samples: list[pa.Table],
     max_length: int = 64,
-    truncate: str = "drop",
+    truncate: Truncation = "drop",
     four_bit: bool = False,
 ) -> Job:
     """The reference step of these samples."""
@@ -141,9 +146,8 @@ def reference_job(
         as_input("pairs", folder / "pairs", [targets_of(table) for table in samples]),
         folder_input("policy", policy),
     ]
-    wanted = ReferenceIdentity(dtype="float32", max_length=max_length, truncate=truncate, four_bit=four_bit)
-
-    return as_job(REFERENCE, asdict(wanted), inputs, folder)
+    scoring = Scoring(dtype="float32", max_length=max_length, truncate=truncate)
+    return as_job(REFERENCE, ReferenceSettings(trainer=scoring, four_bit=four_bit), inputs, folder)
 
 
 def train_inputs(
@@ -171,7 +175,7 @@ def train_inputs(
     ]
 
 
-def inputs_of(wanted: ObjectiveIdentity, inputs: list[Input]) -> list[Input]:
+def inputs_of(wanted: ObjectiveConfig, inputs: list[Input]) -> list[Input]:
     """What of `train_inputs` an objective is given; at iteration 1 the base's log-probs are the reference's."""
     reference = next(source for source in inputs if source.role == "reference")
     others = [source for source in inputs if source is not reference]
@@ -179,16 +183,10 @@ def inputs_of(wanted: ObjectiveIdentity, inputs: list[Input]) -> list[Input]:
     return [*others, *([reference] if has_reference(wanted) else []), *base]
 
 
-def train_job(
-    folder: Path,
-    inputs: list[Input],
-    wanted: TrainIdentity | None = None,
-    how: TrainRuntime | None = None,
-    attempt: str = "first",
-) -> Job:
+def train_job(folder: Path, inputs: list[Input], wanted: TrainSettings | None = None, attempt: str = "first") -> Job:
     """A training step that writes under `folder`."""
-    job = as_job(TRAIN, asdict(wanted or identity()), inputs, folder)
-    return replace(job, runtime=asdict(how or runtime()), attempt=attempt)
+    job = as_job(TRAIN, wanted or settings(), inputs, folder)
+    return replace(job, workers=job.settings.hardware.training_workers(), attempt=attempt)
 
 
 def steps(made: Trained) -> list[dict[str, Any]]:

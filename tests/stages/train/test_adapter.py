@@ -8,18 +8,19 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
 from sparring.stages.train import config
 from sparring.stages.train.adapter import FourBit, LowRank, attach, load_base, low_rank
-from sparring.stages.train.config import AdapterIdentity, require_packages
+from sparring.stages.train.config import Adapter, OffAdapter, require_packages
 from sparring.stages.train.publish import adapted, publish
 from sparring.stages.train.shards import read, tensors_of
 from tests.refusals import refused
 from tests.tiny import tiny_policy
 
 
-def lora(*targets: str, name: str = "lora") -> AdapterIdentity:
-    return AdapterIdentity(name=name, rank=4, alpha=8.0, targets=targets)
+def lora(*targets: str, name: Any = "lora") -> Adapter:
+    return Adapter(name=name, rank=4, alpha=8.0, targets=targets)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
-def trained(policy: Path, adapter: AdapterIdentity) -> Any:
+def trained(policy: Path, adapter: Adapter) -> Any:
     """A policy whose B are random, as after training."""
     model = load_base(policy, adapter.four_bit)
     attach(model, adapter, seed=0)
@@ -125,11 +126,11 @@ def test_wrong_targets_are_refused_before_training(policy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora", "qlora"])
-def test_a_rank_beyond_the_layers_is_refused(policy: Path, name: str) -> None:
+def test_a_rank_beyond_the_layers_is_refused(policy: Path, name: Any) -> None:
     """k_proj is 32 x 64; with all layers 64 is the most, whatever k_proj has."""
 
     def attached(rank: int, *targets: str) -> None:
-        adapter = AdapterIdentity(name=name, rank=rank, alpha=8.0, targets=targets)
+        adapter = Adapter(name=name, rank=rank, alpha=8.0, targets=targets)
         attach(load_base(policy, adapter.four_bit), adapter, seed=0)
 
     attached(64)
@@ -140,22 +141,19 @@ def test_a_rank_beyond_the_layers_is_refused(policy: Path, name: str) -> None:
         attached(33, "k_proj")
 
 
-def test_a_scale_that_fp32_does_not_have_is_refused() -> None:
-    for alpha in (1e308, 1e-320):
-        with refused(ConfigError, "trainer.adapter.alpha=", "fp32"):
-            AdapterIdentity(name="lora", rank=4, alpha=alpha, targets=())
+@pytest.mark.parametrize(("field", "value"), [("alpha", 1e308), ("alpha", 1e-320), ("alpha", 0.0), ("rank", 0)])
+def test_an_adapter_of_nothing_or_without_a_scale_is_refused(field: str, value: float) -> None:
+    with refused(ConfigError, f"trainer.adapter.{field}={value}"):
+        load(["hardware=cpu", "adapter=lora", f"trainer.adapter.{field}={value}"])
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(0, 1.0), (4, 0.0)])
-def test_an_adapter_of_nothing_is_refused(rank: int, alpha: float) -> None:
-    with refused(ConfigError, f"trainer.adapter.rank={rank}", f"alpha={alpha}"):
-        AdapterIdentity(name="lora", rank=rank, alpha=alpha, targets=())
+def test_an_unknown_adapter_is_refused() -> None:
     with refused(ConfigError, "trainer.adapter.name=dora", "off, lora, qlora"):
-        AdapterIdentity(name="dora", rank=4, alpha=8.0, targets=())
+        load(["hardware=cpu", "adapter=lora", "trainer.adapter.name=dora"])
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    off = AdapterIdentity(name="off", rank=0, alpha=0.0, targets=())
+    off = OffAdapter(name="off")
     for optimizer, adapter in (("adamw_8bit", off), ("rmsprop", lora()), ("rmsprop", lora(name="qlora"))):
         require_packages(optimizer, adapter)
     monkeypatch.setattr(config, "find_spec", lambda name: None)

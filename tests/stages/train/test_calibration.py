@@ -13,15 +13,15 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
 from sparring.stages.train.calibration import RewardCalibration, calibrate, log_delta
 from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.config import CalibrationIdentity
 from sparring.stages.train.forward import bind
 from sparring.stages.train.instruments import Instruments
 from sparring.stages.train.loss import SUMS, pair_losses
 from tests.refusals import refused
-from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, identity, objective
+from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, objective, settings
 
 LOG = math.log
 
@@ -110,9 +110,8 @@ def test_state_survives_json() -> None:
 
 def test_wrong_values_are_named() -> None:
     for field, value in (("name", "rc"), ("ema", 1.0), ("max_log_delta", 0.0)):
-        fields: dict[str, Any] = {"name": "reward", "ema": 0.98, "max_log_delta": 1.0, field: value}
         with refused(ConfigError, f"calibration.{field}={value}"):
-            CalibrationIdentity(**fields)
+            load(["hardware=cpu", "calibration=reward", f"calibration.{field}={value}"])
 
 
 def rows() -> list[Row]:
@@ -143,8 +142,8 @@ def figures(micro: int, rank: int = 0, workers: int = 1, name: str = "sppo") -> 
     shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
     model = bind(LlamaForCausalLM(LlamaConfig(**shape, **heads)), "float32")
-    wanted = identity(objective=objective(name), repulsion=HINGE, calibration=REWARD)
-    instruments = Instruments(model, wanted, band_every=1)
+    wanted = settings(objective=objective(name), repulsion=HINGE, calibration=REWARD)
+    instruments = Instruments(model, wanted)
     part = rows()[rank * 4 // workers : (rank + 1) * 4 // workers]
     found = []
     for step in range(3):

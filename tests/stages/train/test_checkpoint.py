@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sparring.stages.step import Input, Job
+from sparring.stages.step import Input, Job, Workers
 from sparring.stages.train import checkpoint
+from tests.settings import changed
 from tests.stages.train.rig import train_job
 
 
@@ -78,9 +79,9 @@ def test_one_of_other_inputs_or_definition_does_not_count(job: Job) -> None:
     write(job, 2)
     redone = replace(job.inputs["policy"], digest="b" * 64)
     assert checkpoint.latest(replace(job, inputs={"policy": redone})) is None
-    assert checkpoint.latest(replace(job, runtime={**job.runtime, "workers": 2})) is not None
+    assert checkpoint.latest(replace(job, workers=Workers(count=2))) is not None
     assert checkpoint.latest(replace(job, fingerprint="0" * 63 + "1")) is None
-    assert checkpoint.latest(replace(job, attempt="second", runtime={**job.runtime, "micro_batch": 2})) is not None
+    assert checkpoint.latest(replace(job, attempt="second", settings=changed(job.settings, micro_batch=2))) is not None
 
 
 def test_prune_keeps_one(job: Job) -> None:

@@ -16,7 +16,7 @@ from sparring.stages.train.config import TRAIN
 from sparring.stages.train.endings import noted
 from sparring.stages.train.group import Watching
 from sparring.stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
-from tests.stages.train.rig import runtime
+from tests.stages.train.rig import settings
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def vmstat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def job_of(tmp_path: Path, micro_batch: Any) -> Job:
     job = Job(
-        spec=TRAIN, fingerprint="", identity={"global_batch": 8}, runtime=vars(runtime(micro_batch=micro_batch)),
+        spec=TRAIN, fingerprint="", settings=settings(micro_batch=micro_batch, global_batch=8),
         inputs={}, out=tmp_path, attempt="a", scratch=tmp_path,
     )  # fmt: skip
     room(job).mkdir()
@@ -40,7 +40,7 @@ def job_of(tmp_path: Path, micro_batch: Any) -> Job:
 def test_a_failed_allocation_halves(tmp_path: Path) -> None:
     job = job_of(tmp_path, 8)
     assert noted(job, 0, MemoryError())
-    assert told(job, AGAIN)["runtime"] == {"micro_batch": 4}
+    assert told(job, AGAIN)["micro_batch"] == 4
 
 
 def test_with_one_pair_there_is_no_less(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> 
     assert noted(job, 1, MemoryError())
     assert told(job, AGAIN) == {
         "text": "rank 1 ran out of memory trying more than 4 pairs in a forward pass; it stays at 4",
-        "runtime": {"micro_batch": 4},
+        "micro_batch": 4,
     }
 
 
@@ -64,14 +64,14 @@ def test_after_the_probe_its_number_is_halved(tmp_path: Path) -> None:
     tell(job, PROBED, 8)
     tell(job, MICRO_BATCH, 4)
     assert noted(job, 0, MemoryError())
-    assert told(job, AGAIN)["runtime"] == {"micro_batch": 2}
+    assert told(job, AGAIN)["micro_batch"] == 2
 
 
 def test_a_kill_by_rays_memory_monitor_halves(tmp_path: Path, vmstat: Path) -> None:
     job = job_of(tmp_path, 8)
     killed = WorkerHealthCheckFailedError("gone", OutOfMemoryError("Memory on the node was 23.5GB / 24GB"))
     Watching(job).after_exception(None, {1: killed})
-    assert told(job, AGAIN)["runtime"] == {"micro_batch": 4} and "rank 1" in told(job, AGAIN)["text"]
+    assert told(job, AGAIN)["micro_batch"] == 4 and "rank 1" in told(job, AGAIN)["text"]
 
 
 def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmstat: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmst
     assert told(job, AGAIN) is None
     vmstat.write_text("pgfault 18\noom_kill 4\n", encoding="utf-8")
     watching.after_exception(None, died)
-    assert told(job, AGAIN)["runtime"] == {"micro_batch": 4}
+    assert told(job, AGAIN)["micro_batch"] == 4
 
 
 def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path) -> None:

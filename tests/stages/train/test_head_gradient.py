@@ -19,7 +19,7 @@ from sparring.stages.train.collate import Row, collate
 from sparring.stages.train.head_gradient import Head, add_gradient, products
 from sparring.stages.train.instruments import Instruments
 from sparring.stages.train.settle import settle
-from tests.stages.train.rig import OFF, REWARD, identity
+from tests.stages.train.rig import OFF, REWARD, settings
 
 ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
@@ -109,7 +109,7 @@ def test_what_the_instruments_see_is_the_gradient_through_the_models_own_head(na
     """Summed over the chosen and the rejected responses of a batch; per pair in the products."""
     model: Any = MODELS[name]()
     expected = [through_head(model, row.prompt, r) for row in ROWS for r in (row.chosen, row.rejected)]
-    instruments = Instruments(settle(model, "float32"), identity(repulsion=OFF, calibration=REWARD), band_every=1)
+    instruments = Instruments(settle(model, "float32"), settings(repulsion=OFF, calibration=REWARD))
     seen: list[Tensor] = []
     instruments._add_band = lambda found, z, batch: seen.append(found)  # type: ignore[method-assign]
     instruments.forward(model, collate(ROWS, (2,), "mean", layout), 0)

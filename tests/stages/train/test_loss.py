@@ -12,25 +12,26 @@ from torch import Tensor
 
 from sparring.stages.train import objectives, repulsion
 from sparring.stages.train.collate import COLUMNS, collate
-from sparring.stages.train.config import RepulsionIdentity, TrainIdentity
+from sparring.stages.train.config import OffRepulsion, PlainRepulsion, RepulsionConfig
 from sparring.stages.train.forward import forward
 from sparring.stages.train.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
-from sparring.stages.train.objective_config import KINDS, ObjectiveIdentity, has_base, has_reference, objective_from
+from sparring.stages.train.objective_config import ObjectiveConfig, has_base, has_reference
 from sparring.stages.train.worker import load_policy, load_rows
-from tests.stages.train.rig import HINGE, OFF, inputs_of, objective, train_inputs, train_job
+from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, inputs_of, objective, train_inputs, train_job
 from tests.tiny import tiny_policy
 
 PAIRS = 5
 REFERENCE, BASE = "ref", "base"
-EVERY = pytest.mark.parametrize("name", KINDS)
+EVERY = pytest.mark.parametrize("name", OBJECTIVES)
 REPULSIONS = [
     OFF,
     HINGE,
-    *(RepulsionIdentity(name=n, weight=0.3, margin=1, pooling="mean", layer=-1) for n in ("neg_sq", "log")),
+    PlainRepulsion(name="neg_sq", weight=0.3, pooling="mean", layer=-1),
+    PlainRepulsion(name="log", weight=0.3, pooling="mean", layer=-1),
 ]
 
 
-def batch(gated: bool, wanted: ObjectiveIdentity) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def batch(gated: bool, wanted: ObjectiveConfig) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """z, states and the columns of some pairs; the gate leaves 0.6 of every target. NaN where there is no input."""
     generator = torch.Generator().manual_seed(3)
     z = (torch.randn(2 * PAIRS, generator=generator).double() * 3 - 20).requires_grad_()
@@ -49,16 +50,16 @@ def batch(gated: bool, wanted: ObjectiveIdentity) -> tuple[Tensor, Tensor, dict[
 @EVERY
 @pytest.mark.parametrize("gated", [False, True], ids=["gate off", "gate on"])
 @pytest.mark.parametrize("term", REPULSIONS, ids=lambda term: term.name)
-def test_gate_and_repulsion_combine_with_every_objective(name: str, gated: bool, term: RepulsionIdentity) -> None:
+def test_gate_and_repulsion_combine_with_every_objective(name: str, gated: bool, term: RepulsionConfig) -> None:
     wanted = objective(name)
     z, states, columns = batch(gated, wanted)
     total, sums = pair_losses(z, states, columns, wanted, term)
     total = total.mean()
     scores, scale = scores_of(z, columns), objectives.loss_scale(wanted)
     expected = scale * objectives.loss(wanted, scores).mean()
-    if term.name != "off":
+    if not isinstance(term, OffRepulsion):
         d = repulsion.distance(*states.chunk(2)).double()
-        expected = expected + scale * term.weight * repulsion.TERMS[term.name](d, term.margin).mean()
+        expected = expected + scale * term.weight * repulsion.loss(term, d).mean()
     assert total.item() == pytest.approx(expected.item(), rel=1e-12)
     total.backward()
     assert z.grad is not None
@@ -91,10 +92,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @EVERY
 def test_every_objective_trains_a_policy(name: str, inputs: list[Any], tmp_path: Path) -> None:
     """Four steps on all pairs at once: the loss falls, and the chosen responses rise over the rejected ones."""
-    wanted = objective_from({**vars(objective(name)), "loss_scale": 1.0})
+    wanted = objective(name, loss_scale=1.0)
     job = train_job(tmp_path, inputs_of(wanted, inputs))
     rows, _ = load_rows(job)
-    model = load_policy(job.inputs["policy"].folder(), TrainIdentity.from_dict(job.identity))
+    model = load_policy(job.inputs["policy"].folder(), job.settings)
     columns = collate(rows, (2,), "mean", model.shared_up_to)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-4)
     seen = []

@@ -25,10 +25,10 @@ def trained(folder: Path, once: bool) -> tuple[list[Tensor], int]:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    from sparring.stages.step import Workers
     from sparring.stages.train.worker import _settle
-    from tests.stages.train.rig import runtime
 
-    _settle(runtime())
+    _settle(Workers())
     import deepspeed
 
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparring.stages.train import objectives
-from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveIdentity, Simpo, Spo, Sppo
+from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveConfig, Simpo, Spo, Sppo
 from sparring.stages.train.objectives import Scores, has_target, incentives, loss, loss_scale, saturation
 
 
@@ -33,7 +33,7 @@ def spo(alpha: float, kappa: float = 0.0, z_min: float = -1.0) -> Spo:
 
 INPO = Inpo(name="inpo", tau=0.25, inpo_eta=0.5, loss_scale=None)
 SIMPO = Simpo(name="simpo", beta=2.0, gamma=0.5, loss_scale=None)
-ALL: list[ObjectiveIdentity] = [
+ALL: list[ObjectiveConfig] = [
     *(sppo(name) for name in ("sppo", "sppo_single", "sppo_hard")),
     *(dpo(smoothing) for smoothing in (0.0, 0.1)),
     *(ipo(length_normalize) for length_normalize in (False, True)),
@@ -61,7 +61,7 @@ def many(size: int = 60, spread: float = 5.0) -> Scores:
     return Scores(**values)
 
 
-def value(objective: ObjectiveIdentity, scores: Scores) -> float:
+def value(objective: ObjectiveConfig, scores: Scores) -> float:
     return loss(objective, scores).item()
 
 
@@ -81,7 +81,7 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("objective", "expected", "d_w", "d_l"), BY_HAND, ids=lambda x: getattr(x, "name", ""))
-def test_by_hand(objective: ObjectiveIdentity, expected: float, d_w: float, d_l: float) -> None:
+def test_by_hand(objective: ObjectiveConfig, expected: float, d_w: float, d_l: float) -> None:
     assert value(objective, one()) == pytest.approx(expected, abs=1e-12)
     found = [d.item() for d in incentives(objective, one())]
     assert found == pytest.approx([d_w, d_l], abs=1e-12)
@@ -89,7 +89,7 @@ def test_by_hand(objective: ObjectiveIdentity, expected: float, d_w: float, d_l:
 
 @pytest.mark.parametrize("objective", ALL, ids=lambda x: x.name)
 @pytest.mark.parametrize("labels", ["certain", "gated"])
-def test_incentives_are_the_gradient(objective: ObjectiveIdentity, labels: str) -> None:
+def test_incentives_are_the_gradient(objective: ObjectiveConfig, labels: str) -> None:
     scores = many()
     if labels == "certain":
         scores = replace(scores, label=torch.ones_like(scores.label))
@@ -180,7 +180,7 @@ READ = {
 
 
 @pytest.mark.parametrize("objective", ALL, ids=lambda x: x.name)
-def test_what_is_not_read_may_be_missing(objective: ObjectiveIdentity) -> None:
+def test_what_is_not_read_may_be_missing(objective: ObjectiveConfig) -> None:
     missing = {f.name: torch.full((60,), math.nan) for f in fields(Scores) if f.name not in READ[objective.name]}
     part = replace(many(), **missing)
     assert torch.equal(loss(objective, part), loss(objective, many()))
@@ -197,7 +197,7 @@ def mirrored(scores: Scores) -> Scores:
 
 
 @pytest.mark.parametrize("objective", HARD, ids=lambda x: x.name)
-def test_a_gated_label_is_the_mean_over_labels(objective: ObjectiveIdentity) -> None:
+def test_a_gated_label_is_the_mean_over_labels(objective: ObjectiveConfig) -> None:
     certain = replace(many(), label=torch.ones(60, dtype=torch.float64))
     q = many().label
     expected = q * loss(objective, certain) + (1 - q) * loss(objective, mirrored(certain))
@@ -216,7 +216,7 @@ def test_a_closed_gate_changes_no_bit() -> None:
     assert torch.equal(loss(dpo(), certain), objectives.dpo(objectives.margin(dpo(), certain), 0.5, 0.0))
 
 
-def gauge(objective: ObjectiveIdentity, scores: Scores) -> float:
+def gauge(objective: ObjectiveConfig, scores: Scores) -> float:
     moved, norm = saturation(objective, scores)
     return (moved / norm).item()
 

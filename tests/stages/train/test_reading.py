@@ -18,9 +18,9 @@ from sparring.stages.train.instruments import Instruments
 from sparring.stages.train.loss import SUMS, pair_losses
 from sparring.stages.train.objective_config import Sppo
 from sparring.stages.train.reading import Reading, decoder_layers
-from sparring.stages.train.repulsion import TERMS, distance, pool
+from sparring.stages.train.repulsion import distance, loss, pool
 from tests.refusals import refused
-from tests.stages.train.rig import HINGE, OFF, REWARD, alone, identity
+from tests.stages.train.rig import HINGE, OFF, REPULSIONS, REWARD, alone, repelling, settings
 
 ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
@@ -44,7 +44,7 @@ def checkpointed() -> Any:
 
 
 def repel(states: Tensor, name: str) -> Tensor:
-    return TERMS[name](distance(*states.chunk(2)), 2.0).mean()
+    return loss(repelling(name, 2.0), distance(*states.chunk(2))).mean()
 
 
 def per_layer(model: LlamaForCausalLM, of: Any) -> list[float]:
@@ -60,7 +60,7 @@ def gradient(parameter: nn.Parameter) -> Tensor:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", REPULSIONS)
 @pytest.mark.parametrize("layer", PLACES)
 def test_gradient_reaches_the_layers_at_and_below_under_gradient_checkpointing(
     name: str, pooling: str, layer: int
@@ -152,19 +152,19 @@ def test_the_ratio_is_that_of_two_backward_passes(layer: int) -> None:
 
 
 def hinge(states: Tensor) -> Tensor:
-    return TERMS["hinge"](distance(*states.chunk(2)).double(), HINGE.margin).mean()
+    return loss(HINGE, distance(*states.chunk(2)).double()).mean()
 
 
 def under_zero3() -> dict[str, Any]:
     """Of a real DeepSpeed engine: largest gradients per layer for each place, one step's record, in its own process."""
     import torch.distributed as dist
 
+    from sparring.stages.step import Workers
     from sparring.stages.train.worker import _settle
-    from tests.stages.train.rig import runtime
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    _settle(runtime())
+    _settle(Workers())
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
@@ -189,8 +189,8 @@ def under_zero3() -> dict[str, Any]:
 
 def one_step(engine: nn.Module, model: Any, backward: Any) -> dict[str, float]:
     """What the instruments record of one step, at an inner layer."""
-    wanted = identity(calibration=REWARD, repulsion=replace(HINGE, layer=1))
-    instruments = Instruments(model, wanted, band_every=1)
+    wanted = settings(calibration=REWARD, repulsion=replace(HINGE, layer=1))
+    instruments = Instruments(model, wanted)
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = instruments.forward(engine, batch, 0)
     loss, sums = pair_losses(z, states, batch, wanted.objective, wanted.repulsion)

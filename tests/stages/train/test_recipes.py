@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,19 @@ import torch
 from sparring.stages.errors import TrainingFault
 from sparring.stages.step import Job, sha256_file
 from sparring.stages.train import checkpoint
-from sparring.stages.train.config import AdapterIdentity
+from sparring.stages.train.config import Adapter
 from sparring.stages.train.probe import reload_probe
 from sparring.stages.train.shards import read, tensors_of
 from sparring.stages.train.worker import load_rows
 from tests.artifacts import as_input
 from tests.refusals import refused
+from tests.settings import changed
 from tests.stages.train.ranks import folder, steps, train
-from tests.stages.train.rig import identity, runtime, train_inputs, train_job
+from tests.stages.train.rig import settings, train_inputs, train_job
 from tests.tiny import tiny_policy
 
-LORA = AdapterIdentity(name="lora", rank=4, alpha=8.0, targets=())
-QLORA = AdapterIdentity(name="qlora", rank=4, alpha=8.0, targets=())
+LORA = Adapter(name="lora", rank=4, alpha=8.0, targets=())
+QLORA = Adapter(name="qlora", rank=4, alpha=8.0, targets=())
 RECIPES: dict[str, dict[str, Any]] = {
     "lora": {"adapter": LORA, "lr": 1e-3},
     "qlora": {"adapter": QLORA, "lr": 1e-3, "dtype": "bfloat16"},
@@ -37,7 +38,12 @@ def job_of(where: Path, recipe: str, **how: Any) -> Job:
     four_bit = recipe == "qlora"
     policy = tiny_policy(where / "policy")
     inputs = train_inputs(where / "inputs", policy, four_bit=four_bit)
-    return train_job(where, inputs, identity(**RECIPES[recipe]), runtime(**how))
+    return train_job(where, inputs, settings(**RECIPES[recipe], **how))
+
+
+def by_one_worker(job: Job) -> Job:
+    settings = changed(job.settings, workers=1)
+    return replace(job, settings=settings, workers=settings.hardware.training_workers())
 
 
 def probed(made: dict[str, Any], job: Job) -> dict[str, float]:
@@ -110,7 +116,7 @@ def test_two_workers_have_the_same_curve(tmp_path: Path, recipe: str) -> None:
 def test_lora_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     two = job_of(tmp_path, "lora", workers=2)
     (first,) = train(two)
-    (again,) = train(replace(two, runtime=asdict(runtime(workers=1))), ["again"])
+    (again,) = train(by_one_worker(two), ["again"])
     assert "resumed after optimizer step 6" in (tmp_path / "scratch" / "train.again" / "rank-0.jsonl").read_text()
     for name in ("h_w", "h_l"):
         assert in_memory(again)[name] == pytest.approx(in_memory(first)[name], abs=1e-3)
@@ -122,7 +128,7 @@ def test_8_bit_adam_stays_with_its_number_of_workers(tmp_path: Path) -> None:
     two = job_of(tmp_path, "adamw_8bit", workers=2)
     train(two)
     with refused(TrainingFault, "hardware.workers=2"):
-        train(replace(two, runtime=asdict(runtime(workers=1))), ["again"])
+        train(by_one_worker(two), ["again"])
 
 
 @pytest.mark.slow
@@ -157,6 +163,6 @@ def test_offload_changes_rounding_only(tmp_path: Path, offload: str) -> None:
     """On the CPU both memories are one: this shows that the paths run, not that a GPU is spared."""
     where = train_inputs(tmp_path / "inputs", tiny_policy(tmp_path / "policy"))
     (plain,) = train(train_job(tmp_path / "plain", where))
-    (moved,) = train(train_job(tmp_path / "moved", where, how=runtime(offload=offload)))
+    (moved,) = train(train_job(tmp_path / "moved", where, settings(offload=offload)))
     for ours, theirs in zip(steps(moved), steps(plain), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)

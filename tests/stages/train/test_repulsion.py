@@ -9,17 +9,22 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.config import RepulsionIdentity
+from sparring.stages.train.config import OffRepulsion
 from sparring.stages.train.forward import bind, forward
 from sparring.stages.train.loss import pair_losses
 from sparring.stages.train.objective_config import Sppo
-from sparring.stages.train.repulsion import TERMS, distance, pool, pool_weights
+from sparring.stages.train.repulsion import distance, loss, pool, pool_weights
+from tests.stages.train.rig import REPULSIONS, repelling
 
 ROWS = [
     Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
     Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
 NO_OBJECTIVE = Sppo(name="sppo", beta=1e-9, loss_scale=1.0)
+
+
+def term(name: str, d: Tensor, margin: float = 1.0) -> Tensor:
+    return loss(repelling(name, margin), d)
 
 
 def small(seed: int = 0) -> LlamaForCausalLM:
@@ -37,34 +42,34 @@ def test_distance_by_hand() -> None:
 
 def test_terms_by_hand() -> None:
     d = torch.tensor([0.6, 1.5])
-    assert TERMS["hinge"](d, 1.0).tolist() == pytest.approx([0.16, 0.0])
-    assert TERMS["hinge"](d, 2.0).tolist() == pytest.approx([1.96, 0.25])
-    assert TERMS["neg_sq"](d, 1.0).tolist() == pytest.approx([-0.36, -2.25])
-    assert TERMS["cosine"](d, 1.0).tolist() == pytest.approx([0.82, -0.125])
-    assert TERMS["log"](d, 1.0).tolist() == pytest.approx([-math.log(0.360001), -math.log(2.250001)])
+    assert term("hinge", d, 1.0).tolist() == pytest.approx([0.16, 0.0])
+    assert term("hinge", d, 2.0).tolist() == pytest.approx([1.96, 0.25])
+    assert term("neg_sq", d, 1.0).tolist() == pytest.approx([-0.36, -2.25])
+    assert term("cosine", d, 1.0).tolist() == pytest.approx([0.82, -0.125])
+    assert term("log", d, 1.0).tolist() == pytest.approx([-math.log(0.360001), -math.log(2.250001)])
 
 
 def test_cosine_is_the_cosine() -> None:
     x_w, x_l = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = torch.nn.functional.cosine_similarity(x_w, x_l)
-    torch.testing.assert_close(TERMS["cosine"](distance(x_w, x_l), 1.0), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(term("cosine", distance(x_w, x_l)), expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", REPULSIONS)
 def test_equal_states_have_finite_value_and_gradient(name: str) -> None:
     x_w = torch.ones(2, 4, requires_grad=True)
     x_l = torch.ones(2, 4, requires_grad=True)
-    term = TERMS[name](distance(x_w, x_l), 1.0).sum()
-    term.backward()
+    total = term(name, distance(x_w, x_l)).sum()
+    total.backward()
     assert x_w.grad is not None and x_l.grad is not None
-    assert torch.isfinite(term) and torch.isfinite(x_w.grad).all() and torch.isfinite(x_l.grad).all()
+    assert torch.isfinite(total) and torch.isfinite(x_w.grad).all() and torch.isfinite(x_l.grad).all()
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", REPULSIONS)
 def test_every_term_pushes_apart(name: str) -> None:
     x_w, x_l = torch.tensor([[1.0, 0.2]], requires_grad=True), torch.tensor([[1.0, -0.2]])
     before = distance(x_w, x_l)
-    (gradient,) = torch.autograd.grad(TERMS[name](before, 1.0).sum(), x_w)
+    (gradient,) = torch.autograd.grad(term(name, before).sum(), x_w)
     assert distance(x_w.detach() - 0.01 * gradient, x_l) > before.detach()
 
 
@@ -96,13 +101,11 @@ def repel(model: LlamaForCausalLM, name: str) -> tuple[Tensor, float]:
     """Loss of the repulsion term alone (the objective's gradient is below rounding) and the mean distance."""
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
-    term = RepulsionIdentity(name=name, weight=1.0, margin=2.0, pooling="mean", layer=-1)
-    loss, _ = pair_losses(z, states, batch, NO_OBJECTIVE, term)
-    loss = loss.mean()
-    return loss, distance(*states.detach().chunk(2)).mean().item()
+    total, _ = pair_losses(z, states, batch, NO_OBJECTIVE, repelling(name, 2.0))
+    return total.mean(), distance(*states.detach().chunk(2)).mean().item()
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", REPULSIONS)
 def test_gradient_reaches_the_trunk_and_distance_grows(name: str) -> None:
     model = small()
     bind(model, "float32")
@@ -125,7 +128,6 @@ def test_off_has_no_gradient_from_the_states() -> None:
     bind(model, "float32")
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)
-    off = RepulsionIdentity(name="off", weight=5.0, margin=1.0, pooling="mean", layer=-1)
-    loss, _ = pair_losses(z.detach(), states, batch, NO_OBJECTIVE, off)
-    loss = loss.mean()
-    assert not loss.requires_grad
+    off = OffRepulsion(name="off", pooling="mean")
+    total, _ = pair_losses(z.detach(), states, batch, NO_OBJECTIVE, off)
+    assert not total.requires_grad

@@ -21,7 +21,8 @@ from sparring.stages.step import Input
 from sparring.stages.train import checkpoint, group, memory
 from sparring.stages.train.stage import Trained, run
 from tests.refusals import refused
-from tests.stages.train.rig import OFF, digests, identity, kill_at, runtime, steps, train_inputs, train_job
+from tests.settings import changed
+from tests.stages.train.rig import OFF, digests, kill_at, settings, steps, train_inputs, train_job
 from tests.tiny import tiny_policy
 
 pytestmark = pytest.mark.faults
@@ -36,7 +37,7 @@ def texts(seen: list[dict[str, Any]]) -> str:
 def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
     undisturbed: Trained, inputs: list[Input], tmp_path: Path
 ) -> None:
-    job = train_job(tmp_path, inputs, how=runtime(checkpoint_steps=100))
+    job = train_job(tmp_path, inputs, settings(checkpoint_steps=100))
     seen: list[dict[str, Any]] = []
 
     with refused(Stopped, "step 1 of 12", "SIGTERM"):
@@ -59,7 +60,7 @@ def test_a_signal_ends_the_wait_for_workers_that_are_never_placed(
 ) -> None:
     monkeypatch.setattr(patience, "SILENCE_S", 1.0)
     seen: list[dict[str, Any]] = []
-    job = train_job(tmp_path / "told", inputs, how=runtime(workers=2, cpus=99))
+    job = train_job(tmp_path / "told", inputs, settings(workers=2, worker_cpus=99))
     with refused(Stopped, "beginning", "SIGTERM"):
         run(job, seen.append, lambda: signal.SIGTERM if texts(seen) else 0)
     assert "waiting for 2 training workers with 99 CPUs" in texts(seen)
@@ -74,7 +75,7 @@ def test_a_worker_told_to_end_saves_and_the_group_goes_on(
     undisturbed: Trained, inputs: list[Input], tmp_path: Path, workers: int
 ) -> None:
     """It is no failure: none is allowed here."""
-    how = runtime(workers=workers, checkpoint_steps=100, max_failures=0)
+    how = settings(workers=workers, checkpoint_steps=100, max_failures=0)
     whole = undisturbed if workers == 1 else run(train_job(tmp_path / "whole", inputs, how=how), lambda event: None)
     seen: list[dict[str, Any]] = []
 
@@ -95,16 +96,16 @@ def test_resume_with_another_number_of_workers(
     undisturbed: Trained, inputs: list[Input], tmp_path: Path, before: int, after: int, optimizer: str
 ) -> None:
     """The curve is that of no interruption, to what the order of a sum may change; no step is done again."""
-    wanted = identity(optimizer=optimizer)
-    same = wanted == identity()
+    wanted = settings(optimizer=optimizer)
+    same = wanted == settings()
     whole = undisturbed if same else run(train_job(tmp_path / "whole", inputs, wanted), lambda event: None)
-    job = train_job(tmp_path / "cut", inputs, wanted, runtime(workers=before, max_failures=0))
+    job = train_job(tmp_path / "cut", inputs, changed(wanted, workers=before, max_failures=0))
     with refused(TrainingFault, "failed 1 times"):
         run(job, kill_at(5)[1])
     kept = checkpoint.latest(job)
     assert kept is not None and kept[1] in (3, 6)
     seen: list[dict[str, Any]] = []
-    again = train_job(tmp_path / "cut", inputs, wanted, runtime(workers=after), attempt="again")
+    again = train_job(tmp_path / "cut", inputs, changed(wanted, workers=after), attempt="again")
     made = run(again, seen.append)
     assert [e["done"] for e in seen if "done" in e] == list(range(kept[1] + 1, 13))
     for ours, theirs in zip(steps(made), steps(whole), strict=True):
@@ -143,11 +144,10 @@ def _least(pid: int) -> int:
 @pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_started: None, wide: list[Input], tmp_path: Path) -> None:
     """No failure is allowed, and none is counted."""
-    wanted = identity(**LONG)
-    whole = run(train_job(tmp_path / "whole", wide, wanted, runtime(micro_batch=BATCH)), lambda event: None)
+    wanted = settings(**LONG)
+    whole = run(train_job(tmp_path / "whole", wide, changed(wanted, micro_batch=BATCH)), lambda event: None)
     seen, report = limit_at(4)
-    how = runtime(micro_batch=BATCH, max_failures=0)
-    made = run(train_job(tmp_path / "limited", wide, wanted, how), report)
+    made = run(train_job(tmp_path / "limited", wide, changed(wanted, micro_batch=BATCH, max_failures=0)), report)
     assert "ran out of memory with 4 pairs in a forward pass" in texts(seen) and "checkpoint with 2" in texts(seen)
     for ours, theirs in zip(steps(made), steps(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
@@ -155,9 +155,9 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_started: None, wid
 
 @pytest.mark.slow
 def test_out_of_memory_with_one_pair_names_remedies(ray_started: None, wide: list[Input], tmp_path: Path) -> None:
-    wanted = identity(**LONG)
+    wanted = settings(**LONG)
     _, report = limit_at(4)
-    job = train_job(tmp_path, wide, wanted, runtime(micro_batch=1))
+    job = train_job(tmp_path, wide, changed(wanted, micro_batch=1))
     with refused(TrainingFault, "1 pair", "trainer.gradient_checkpointing=true"):
         run(job, report)
     kept = checkpoint.latest(job)
@@ -171,8 +171,8 @@ def test_a_worker_killed_for_its_memory_goes_on_with_less(
     """The kernel's count looks as if it had risen while the workers ran; the kill is real."""
     monkeypatch.setattr(memory, "kernel_kills", lambda: -1)  # in the driver; the controller reads the real one
     seen, report = kill_at(4)
-    wanted = identity(**LONG)
-    run(train_job(tmp_path, wide, wanted, runtime(micro_batch=BATCH, max_failures=0)), report)
+    wanted = settings(**LONG)
+    run(train_job(tmp_path, wide, changed(wanted, micro_batch=BATCH, max_failures=0)), report)
     assert "rank 0 ran out of memory with 4 pairs in a forward pass" in texts(seen) and "checkpoint with 2" in texts(
         seen
     )
@@ -184,10 +184,10 @@ def test_a_probed_micro_batch_changes_nothing_but_itself(
     ray_started: None, inputs: list[Input], tmp_path: Path
 ) -> None:
     """The published bytes are those of the same number given."""
-    wanted = identity(repulsion=OFF)
+    wanted = settings(repulsion=OFF)
     seen: list[dict[str, Any]] = []
-    probed = run(train_job(tmp_path / "probed", inputs, wanted, runtime(micro_batch="auto")), seen.append)
+    probed = run(train_job(tmp_path / "probed", inputs, changed(wanted, micro_batch="auto")), seen.append)
     chosen = next(int(t.split()[0]) for e in seen if (t := e.get("text", "")) and "in a forward pass" in t)
     assert f"{chosen} of 2 pairs in a forward pass" in texts(seen) and "tried 1, 2" in texts(seen)
-    given = run(train_job(tmp_path / "given", inputs, wanted, runtime(micro_batch=chosen)), lambda event: None)
+    given = run(train_job(tmp_path / "given", inputs, changed(wanted, micro_batch=chosen)), lambda event: None)
     assert digests(given) == digests(probed)

@@ -23,8 +23,9 @@ from sparring.stages.train.reading import Reading
 from sparring.stages.train.reference import load_scorer
 from sparring.stages.train.settle import MOST, TOLERANCE, Truth, _fault, _truth, settle
 from tests.refusals import refused
+from tests.settings import changed
 from tests.stages.train.ranks import folder, steps, train
-from tests.stages.train.rig import OFF, REWARD, identity, objective, runtime, train_inputs, train_job
+from tests.stages.train.rig import OFF, REWARD, objective, settings, train_inputs, train_job
 from tests.tiny import saved, tiny_policy
 
 SHAPE: dict[str, Any] = {
@@ -216,11 +217,11 @@ def test_states_and_their_gradients_where_all_logits_are_taken(layer: int) -> No
 
 def test_what_is_measured_on_a_plain_head_is_not_where_there_is_none() -> None:
     model = settle(of_class(Bounded), "float32")
-    instruments = Instruments(model, identity(repulsion=OFF), band_every=1)
+    instruments = Instruments(model, settings(repulsion=OFF))
     instruments.forward(model, collate(ROWS, (2,), "mean", model.shared_up_to), 0)
     assert instruments.band is None
     with refused(DataError, "calibration=off"):
-        Instruments(model, identity(repulsion=OFF, calibration=REWARD), band_every=1)
+        Instruments(model, settings(repulsion=OFF, calibration=REWARD))
 
 
 @pytest.mark.parametrize("kind", [Grows, Fails])
@@ -276,8 +277,8 @@ def policy(kind: str, where: Path) -> Path:
 def trained(where: Path, kind: str, **how: Any) -> tuple[dict[str, Any], str]:
     """Train through the real step; return what it made, and what rank 0 said."""
     start = policy(kind, where / "policy")
-    wanted = identity(objective=objective("dpo"), lr=1e-3)
-    (made,) = train(train_job(where, train_inputs(where / "inputs", start), wanted, runtime(**how)))
+    wanted = settings(objective=objective("dpo"), lr=1e-3)
+    (made,) = train(train_job(where, train_inputs(where / "inputs", start), changed(wanted, **how)))
     return made, (where / "scratch" / "train.first" / "rank-0.jsonl").read_text()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from sparring.stages.step import Job
 from sparring.stages.train.config import TRAIN
 from sparring.stages.train.sinks import LONGEST, Parameters, parameters, to_mlflow
 from tests.artifacts import as_job
-from tests.stages.train.rig import identity
+from tests.stages.train.rig import settings
 
 
 def test_a_configuration_is_flat_text() -> None:
@@ -38,13 +37,12 @@ def test_a_training_gives_mlflow_what_defines_it(tmp_path: Path, monkeypatch: py
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
-    job: Job = as_job(TRAIN, asdict(identity(lr=3e-5)), [], tmp_path)
-    job.runtime["sinks"] = ("mlflow",)
+    job: Job = as_job(TRAIN, settings(lr=3e-5, sinks=("mlflow",)), [], tmp_path)
     with mlflow.start_run() as active:
         for rank_zero in (False, True):
             state: Any = SimpleNamespace(is_world_process_zero=rank_zero)
             Parameters(job).on_train_begin(None, state)
             params = mlflow.get_run(active.info.run_id).data.params
             assert bool(params) == rank_zero
-    assert (params["sparring.lr"], params["sparring.objective.name"]) == ("3e-05", "sppo")
+    assert (params["sparring.trainer.lr"], params["sparring.objective.name"]) == ("3e-05", "sppo")
     assert params["sparring.fingerprint"] == job.fingerprint

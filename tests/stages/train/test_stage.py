@@ -23,16 +23,16 @@ from sparring.stages.train.stage import Trained, run
 from sparring.stages.train.worker import load_rows
 from tests.artifacts import as_input
 from tests.refusals import refused
+from tests.settings import changed
 from tests.stages.train.rig import (
     PAIRS,
     REWARD,
     TARGETS,
     digests,
-    identity,
     inputs_of,
     kill_at,
     objective,
-    runtime,
+    settings,
     steps,
     train_job,
 )
@@ -80,7 +80,7 @@ def _fresh(folder: Path, rows: list[Row]) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_workers_have_the_same_curve(undisturbed: Trained, inputs: list[Input], tmp_path: Path) -> None:
-    made = run(train_job(tmp_path, inputs, how=runtime(workers=2)), lambda event: None)
+    made = run(train_job(tmp_path, inputs, settings(workers=2)), lambda event: None)
     for ours, theirs in zip(steps(made), steps(undisturbed), strict=True):
         for name in ("loss", "z_w", "z_l", "h_w", "h_l", "distance", "grad_norm", "lr"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
@@ -104,10 +104,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_rows(
     ray_started: None, inputs: list[Input], tmp_path: Path
 ) -> None:
     rows, _ = load_rows(train_job(tmp_path, inputs))
-    order, _ = deal([row.length for row in rows], 1, 2, identity().seed)
+    order, _ = deal([row.length for row in rows], 1, 2, settings().seed)
     broken = rows[order[9]].id  # of the fifth step
     given = [_with_nan_target(source, tmp_path, broken) for source in inputs]
-    job = train_job(tmp_path, given, how=runtime(micro_batch=2))  # the other pair of its pass is not named
+    job = train_job(tmp_path, given, settings(micro_batch=2))  # the other pair of its pass is not named
     seen: list[dict[str, Any]] = []
     with refused(TrainingFault, "loss", "step 5", broken, "step 3", "trainer.lr"):
         run(job, seen.append)
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_in_the_probe_stops_as_well(
     given = [_with_nan_target(source, tmp_path, broken) for source in inputs]
     seen: list[dict[str, Any]] = []
     with refused(TrainingFault, "loss", "step 1", broken):
-        run(train_job(tmp_path, given, how=runtime(micro_batch="auto")), seen.append)
+        run(train_job(tmp_path, given, settings(micro_batch="auto")), seen.append)
     assert len([e for e in seen if e.get("event") == "worker"]) == 1  # not tried again
 
 
@@ -146,7 +146,7 @@ def _with_nan_target(source: Input, folder: Path, row_id: str) -> Input:
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_stops(ray_started: None, inputs: list[Input], tmp_path: Path) -> None:
-    job = train_job(tmp_path, inputs, identity(lr=1e30), runtime(workers=2, checkpoint_steps=1))
+    job = train_job(tmp_path, inputs, settings(lr=1e30, workers=2, checkpoint_steps=1))
     with refused(TrainingFault, "gradient", "step 2", "row-0", "step 1"):
         run(job, lambda event: None)
 
@@ -161,11 +161,11 @@ def test_heldout_prompts_are_refused_before_anything_starts(inputs: list[Input],
 
 def test_too_few_steps_are_refused_before_anything_starts(inputs: list[Input], tmp_path: Path) -> None:
     with refused(TrainingFault, "23 pairs", "6 steps", "8"):
-        run(train_job(tmp_path, inputs, identity(global_batch=4)), lambda event: None)
+        run(train_job(tmp_path, inputs, settings(global_batch=4)), lambda event: None)
 
 
 def test_too_few_steps_without_a_reference_are_refused_as_well(inputs: list[Input], tmp_path: Path) -> None:
-    wanted = identity(objective=objective("simpo"), global_batch=4)
+    wanted = settings(objective=objective("simpo"), global_batch=4)
     with refused(TrainingFault, "23 pairs", "6 steps", "8"):
         run(train_job(tmp_path, inputs_of(wanted.objective, inputs), wanted), lambda event: None)
 
@@ -176,7 +176,7 @@ def test_too_few_steps_without_a_reference_are_refused_as_well(inputs: list[Inpu
 def test_run_again_resumes_after_the_workers_are_given_up(
     ray_started: None, inputs: list[Input], tmp_path: Path, workers: int
 ) -> None:
-    how = runtime(workers=workers, max_failures=0)
+    how = settings(workers=workers, max_failures=0)
     whole = run(train_job(tmp_path / "whole", inputs, how=how), lambda event: None)
     job = train_job(tmp_path / "killed", inputs, how=how)
     _, report = kill_at(5, rank=workers - 1)
@@ -203,7 +203,7 @@ def test_bytes_that_changed_are_an_error_and_not_tried_again(
 def test_runtime_changes_rounding_only(
     undisturbed: Trained, inputs: list[Input], tmp_path: Path, how: dict[str, Any]
 ) -> None:
-    made = run(train_job(tmp_path, inputs, how=runtime(**how)), lambda event: None)
+    made = run(train_job(tmp_path, inputs, settings(**how)), lambda event: None)
     for ours, theirs in zip(steps(made), steps(undisturbed), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
@@ -211,7 +211,7 @@ def test_runtime_changes_rounding_only(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpo", "inpo", "simpo"])
 def test_other_objectives(ray_started: None, inputs: list[Input], tmp_path: Path, name: str) -> None:
-    wanted = identity(objective=objective(name))
+    wanted = settings(objective=objective(name))
     made = run(train_job(tmp_path, inputs_of(wanted.objective, inputs), wanted), lambda event: None)
     summary, records = made.summary, steps(made)
     assert summary["probe_h_w"] - summary["probe_h_l"] > max(0.1, 10 * summary["noise"])
@@ -223,7 +223,7 @@ def test_other_objectives(ray_started: None, inputs: list[Input], tmp_path: Path
 
 @pytest.mark.slow
 def test_adamw_in_bfloat16_published_in_bfloat16(ray_started: None, inputs: list[Input], tmp_path: Path) -> None:
-    wanted = identity(optimizer="adamw", dtype="bfloat16", publish_dtype="bfloat16", lr=1e-3)
+    wanted = settings(optimizer="adamw", dtype="bfloat16", publish_dtype="bfloat16", lr=1e-3)
     made = run(train_job(tmp_path, inputs, wanted), lambda event: None)
     assert json.loads(made.files["model/config.json"].read_text())["dtype"] == "bfloat16"
     assert made.summary["probe_h_w"] > made.summary["probe_h_l"]
@@ -238,18 +238,18 @@ def test_worker_output_is_in_a_file(undisturbed: Trained) -> None:
     assert "DeepSpeed" in (folder / "scratch" / "train.first" / "rank-0.log").read_text()
 
 
-CALIBRATED = identity(calibration=REWARD, global_batch=4, epochs=2)
+CALIBRATED = settings(calibration=REWARD, global_batch=4, epochs=2)
 
 
 @pytest.fixture(scope="module")
 def calibrated(ray_started: None, inputs: list[Input], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    job = train_job(tmp_path_factory.mktemp("calibrated"), inputs, CALIBRATED, runtime(micro_batch=4))
+    job = train_job(tmp_path_factory.mktemp("calibrated"), inputs, changed(CALIBRATED, micro_batch=4))
     return run(job, lambda event: None)
 
 
 @pytest.mark.slow
 def test_two_workers_calibrate_alike(calibrated: Trained, inputs: list[Input], tmp_path: Path) -> None:
-    other = run(train_job(tmp_path, inputs, CALIBRATED, runtime(workers=2)), lambda event: None)
+    other = run(train_job(tmp_path, inputs, changed(CALIBRATED, workers=2)), lambda event: None)
     deltas, theirs = ([record["delta"] for record in steps(made)] for made in (calibrated, other))
     assert deltas[0] == 1.0 and max(abs(delta - 1) for delta in deltas) > 0.01
     assert theirs == pytest.approx(deltas, rel=1e-5)
@@ -262,7 +262,7 @@ def test_running_means_of_the_calibration_survive_a_kill(
     calibrated: Trained, inputs: list[Input], tmp_path: Path
 ) -> None:
     _, report = kill_at(5)
-    killed = run(train_job(tmp_path, inputs, CALIBRATED, runtime(micro_batch=4)), report)
+    killed = run(train_job(tmp_path, inputs, changed(CALIBRATED, micro_batch=4)), report)
     assert digests(killed) == digests(calibrated)  # delta of every step among them
 
 
@@ -278,7 +278,7 @@ def test_the_band_and_the_gradient_ratio_are_recorded(undisturbed: Trained) -> N
 def test_measuring_the_band_changes_no_bit_of_the_model(
     undisturbed: Trained, inputs: list[Input], tmp_path: Path
 ) -> None:
-    made = run(train_job(tmp_path, inputs, how=runtime(band_every=5)), lambda event: None)
+    made = run(train_job(tmp_path, inputs, settings(band_every=5)), lambda event: None)
     assert [record["step"] for record in steps(made) if "in_band" in record] == [1, 6, 11]
     ours, theirs = digests(made), digests(undisturbed)
     assert ours["model/model.safetensors"] == theirs["model/model.safetensors"]

@@ -1,27 +1,24 @@
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
+from sparring.stages.train import recipe
 from sparring.stages.train.config import (
-    AdapterIdentity,
-    ReferenceIdentity,
-    RepulsionIdentity,
-    TrainIdentity,
     optimizer_steps,
 )
 from sparring.stages.train.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.objective_config import Sppo
-from sparring.stages.train.recipe import OPTIMIZERS, deepspeed_config, schedule
+from sparring.stages.train.recipe import OPTIMIZERS, arguments, deepspeed_config, schedule
 from tests.refusals import refused
-from tests.stages.train.rig import HINGE, OFF, identity, runtime
+from tests.stages.train.rig import HINGE, OFF, settings
 
 SPPO = Sppo(name="sppo", beta=0.1, loss_scale=None)
 
@@ -69,11 +66,28 @@ def test_adam_by_hand(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(x.detach(), 1 - 0.1 * x.grad.sign(), rtol=0, atol=1e-4)
 
 
+def test_weight_decay_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW shrinks a matrix by lr times the decay where its gradient is 0; norms and biases are left as they are."""
+    monkeypatch.setattr(recipe, "deepspeed_config", lambda hardware: None)
+    args = arguments(settings(optimizer="adamw", lr=0.1, weight_decay=0.5, warmup_ratio=0.0), 8, tmp_path)
+    model = torch.nn.ModuleDict({"matrix": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
+    trainer = Trainer(model=model, args=args)
+    optimizer = trainer.create_optimizer()
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    for one in model.parameters():
+        one.grad = torch.zeros_like(one)
+    optimizer.step()
+    left = {name: one.detach() / before[name] for name, one in model.named_parameters()}
+    torch.testing.assert_close(left["matrix.weight"], torch.full((2, 2), 1 - 0.1 * 0.5))
+    torch.testing.assert_close(left["norm.weight"], torch.ones(2))
+
+
 def test_offload_is_told_to_deepspeed() -> None:
-    zero = {name: deepspeed_config(runtime(offload=name))["zero_optimization"] for name in ("none", "optimizer", "all")}
+    offloads = ("none", "optimizer", "all")
+    zero = {name: deepspeed_config(settings(offload=name).hardware)["zero_optimization"] for name in offloads}
     moved = {name: {key for key in made if key.startswith("offload_")} for name, made in zero.items()}
     assert moved == {"none": set(), "optimizer": {"offload_optimizer"}, "all": {"offload_optimizer", "offload_param"}}
-    on_gpu = deepspeed_config(runtime(offload="all", gpus=1))
+    on_gpu = deepspeed_config(settings(offload="all", worker_gpus=1).hardware)
     assert on_gpu["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True}
     assert on_gpu["zero_force_ds_cpu_optimizer"] is False
 
@@ -106,7 +120,7 @@ def test_repulsion_is_inside_the_scale() -> None:
     z, states, batch = batch_of_two()
     plain, _ = pair_losses(z, states, batch, SPPO, OFF)
     plain = plain.mean()
-    term = RepulsionIdentity(name="hinge", weight=0.5, margin=1.0, pooling="mean", layer=-1)
+    term = replace(HINGE, weight=0.5)
     both, sums = pair_losses(z, states, batch, SPPO, term)
     both = both.mean()
     hinge = (1 - 0.8**0.5) ** 2  # the second pair is further apart than the margin
@@ -127,22 +141,16 @@ def test_sums_of_micro_batches_add_up() -> None:
 
 
 def test_micro_batch_divides_the_workers_share() -> None:
-    assert runtime(workers=1, micro_batch=4).micro_pairs(8) == 4
-    assert runtime(workers=1, micro_batch=5).micro_pairs(8) == 4
-    assert runtime(workers=2, micro_batch=16).micro_pairs(8) == 4
-    assert runtime(workers=2, micro_batch=4).micro_pairs(6) == 3
+    assert settings(workers=1, micro_batch=4, global_batch=8).micro_pairs() == 4
+    assert settings(workers=1, micro_batch=5, global_batch=8).micro_pairs() == 4
+    assert settings(workers=2, micro_batch=16, global_batch=8).micro_pairs() == 4
+    assert settings(workers=2, micro_batch=4, global_batch=6).micro_pairs() == 3
     with refused(ConfigError, "trainer.global_batch=8", "hardware.workers=3"):
-        runtime(workers=3).micro_pairs(8)
+        settings(workers=3, global_batch=8).micro_pairs()
 
 
 def test_optimizer_steps() -> None:
     assert [optimizer_steps(n, 2, 8) for n in (1, 8, 9, 64)] == [2, 2, 4, 16]
-
-
-def test_identity_survives_its_dict() -> None:
-    adapter = AdapterIdentity(name="lora", rank=4, alpha=8.0, targets=("q_proj",))
-    for one in (identity(), identity(adapter=adapter)):
-        assert TrainIdentity.from_dict(json.loads(json.dumps(asdict(one)))) == one
 
 
 @pytest.mark.parametrize(
@@ -158,13 +166,13 @@ def test_identity_survives_its_dict() -> None:
 )
 def test_wrong_values_are_named(field: str, value: object) -> None:
     with refused(ConfigError, f"trainer.{field}={value}"):
-        identity(**{field: value})
+        load(["hardware=cpu", f"trainer.{field}={value}"])
 
 
 def test_wrong_choices_are_named() -> None:
     with refused(ConfigError, "repulsion.name=l2"):
-        RepulsionIdentity(name="l2", weight=1, margin=1, pooling="mean", layer=-1)
+        load(["hardware=cpu", "repulsion.name=l2"])
     with refused(ConfigError, "repulsion.pooling=max"):
-        RepulsionIdentity(name="hinge", weight=1, margin=1, pooling="max", layer=-1)
+        load(["hardware=cpu", "repulsion.pooling=max"])
     with refused(ConfigError, "trainer.dtype=half"):
-        ReferenceIdentity(dtype="half", max_length=8, truncate="drop", four_bit=False)
+        load(["hardware=cpu", "trainer.dtype=half"])

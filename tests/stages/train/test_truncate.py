@@ -9,7 +9,7 @@ from sparring.stages.train.reference import Reference, finish, shards
 from sparring.stages.train.truncate import fitted
 from sparring.stages.train.worker import load_rows
 from tests.artifacts import as_input, run_step
-from tests.stages.train.rig import identity, reference_job, sampled, targets_of, train_job
+from tests.stages.train.rig import reference_job, sampled, settings, targets_of, train_job
 from tests.tiny import tiny_policy
 
 
@@ -56,7 +56,7 @@ def test_reference_and_training_cut_alike(tmp_path: Path) -> None:
     targets = as_input("targets", tmp_path / "targets", [targets_of(table) for table in samples])
     reference = as_input("reference", tmp_path / "reference", tables)
     inputs = [job.inputs["samples"], targets, reference, job.inputs["policy"]]
-    rows, too_long = load_rows(train_job(tmp_path, inputs, identity(max_length=20, truncate="keep_end")))
+    rows, too_long = load_rows(train_job(tmp_path, inputs, settings(max_length=20, truncate="keep_end")))
     assert summary["truncated"] == sum(row.truncated for row in rows) == sum(p.stats["truncated"] for p in parts) > 0
     assert too_long == sum(part.dropped.get("too_long", 0) for part in parts)
     scored = {record["id"]: record for table in tables for record in table.to_pylist()}

@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from sparring.pipeline.config import load
 from sparring.stages.annotate import oracles
-from sparring.stages.annotate.config import SCORE, OracleIdentity
+from sparring.stages.annotate.config import SCORE, JudgeConfig
 from sparring.stages.annotate.oracle import Duel, Verdicts, prompt_key
 from sparring.stages.annotate.oracles.ensemble import Ensemble, mixed
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample import embedded
 from sparring.stages.step import Shard
+from tests import settings
 from tests.artifacts import as_input, as_job, folder_input, samples_table
 from tests.refusals import refused
 
@@ -79,16 +81,12 @@ def test_the_step_with_real_members(tmp_path: Path) -> None:
         "first.encoder": embedded.encoder_folder(),
         "second.judge": JUDGES / "lexical",
     }
-    members = {
-        name: {"kind": kind, "options": {}, "members": {}} for name, kind in (("first", "mini"), ("second", "lexical"))
-    }
-    weights = {"first": 1.0, "second": 1.0}
-    oracle = {"kind": "ensemble", "options": {"weights": weights}, "members": members}
-    identity = {"oracle": oracle, "anchors": None, "seed": 0}
-    job = as_job(SCORE, identity, [samples, *(folder_input(role, path) for role, path in parts.items())], tmp_path)
+    members = {"first": JudgeConfig(kind="mini"), "second": JudgeConfig(kind="lexical")}
+    chosen = settings.score("ensemble", members, weights={"first": 1.0, "second": 1.0})
+    job = as_job(SCORE, chosen, [samples, *(folder_input(role, path) for role, path in parts.items())], tmp_path)
     scorer = Scorer(job)
     found = np.reshape(scorer(Shard(index=0)).table["logits"].to_pylist(), (3, 3))
-    given_ = oracles.Given(folders=parts, members=members)
+    given_ = oracles.Given(folders=parts, judge=chosen.oracle)
     one, two = (
         oracles.load(kind, {}, given_.member(name))([Duel((("user", "Say a."),), "Yes, it is a fine day.", "asdf")])
         for name, kind in (("first", "mini"), ("second", "lexical"))
@@ -98,10 +96,10 @@ def test_the_step_with_real_members(tmp_path: Path) -> None:
 
 
 def test_members_and_weights_must_be_the_same() -> None:
-    lexical = OracleIdentity(kind="lexical", options={})
-    with refused(ConfigError, "weights", "a, b", "oracle.members a:"):
-        OracleIdentity(kind="ensemble", options={"weights": {"a": 1.0, "b": 1.0}}, members={"a": lexical})
+    mixed = ["hardware=cpu", "judge=pairrm", "oracle=ensemble"]
+    with refused(ConfigError, "weights", "first, second", "oracle.members first:"):
+        load([*mixed, "~oracle.members.second"])
     with refused(ConfigError, "oracle.members a:"):
-        OracleIdentity(kind="lexical", options={}, members={"a": lexical})
-    with refused(ConfigError, "weights.a=-1.0"):
-        OracleIdentity(kind="ensemble", options={"weights": {"a": -1.0}}, members={"a": lexical})
+        load(["hardware=cpu", "oracle=mini", "judge=pairrm", "+oracle@oracle.members.a=lexical"])
+    with refused(ConfigError, "weights.first=-1.0"):
+        load([*mixed, "oracle.options.weights.first=-1"])

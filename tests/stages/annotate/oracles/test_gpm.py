@@ -22,12 +22,13 @@ from sparring.stages.annotate.score import Scorer
 from sparring.stages.annotate.winrate import sigmoid
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
-from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests import settings
+from tests.artifacts import as_input, as_job, samples_table
 from tests.refusals import refused
 from tests.stages.annotate import readers
 from tests.stages.annotate.readers import DUELS, SYSTEM, changed, prompt, words
 
-OPTIONS = {"dtype": "float32", "max_tokens": 512, "tau": 0.5, "unit": True, "bos_twice": False}
+OPTIONS: dict[str, Any] = {"dtype": "float32", "max_tokens": 512, "tau": 0.5, "unit": True, "bos_twice": False}
 
 
 def loaded(folder: Path, **options: Any) -> GPM:
@@ -200,7 +201,7 @@ def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> No
 
     def scored(folder: Path) -> Any:
         inputs = [samples, external("judge", folder)]
-        return Scorer(as_job(SCORE, score_identity("gpm", **OPTIONS), inputs, tmp_path))(Shard(index=0))
+        return Scorer(as_job(SCORE, settings.score("gpm", **OPTIONS), inputs, tmp_path))(Shard(index=0))
 
     part = scored(folders["llama"])
     a, b = part.table.to_pylist()

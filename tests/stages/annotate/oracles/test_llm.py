@@ -11,7 +11,7 @@ import pytest
 
 from sparring.pipeline.artifact import external
 from sparring.stages.annotate import oracles
-from sparring.stages.annotate.config import SCORE
+from sparring.stages.annotate.config import SCORE, JudgeConfig
 from sparring.stages.annotate.judge_engine import JudgeEngine, letter_ids
 from sparring.stages.annotate.oracle import Duel
 from sparring.stages.annotate.oracles import Given
@@ -19,7 +19,8 @@ from sparring.stages.annotate.score import Scorer
 from sparring.stages.chat import Chat
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
-from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests import settings
+from tests.artifacts import as_input, as_job, samples_table
 from tests.refusals import refused
 from tests.stages.annotate.oracles.llm import (
     DUELS,
@@ -98,7 +99,7 @@ def test_control_tokens_in_a_text_stay_text(engine: JudgeEngine) -> None:
 
 def test_the_step_scores_with_it(engine: JudgeEngine, folder: Path, tmp_path: Path) -> None:
     samples = as_input("samples", tmp_path / "samples", [samples_table({"a": ["x", "four", "x "], "b": ["1", ""]})])
-    job = as_job(SCORE, score_identity("llm", **options()), [samples, external("judge", folder)], tmp_path)
+    job = as_job(SCORE, settings.score("llm", **options()), [samples, external("judge", folder)], tmp_path)
     scorer = Scorer(job)
     assert isinstance(scorer.oracle, JudgeEngine) and scorer.oracle.llm is engine.llm  # loaded once
     part = scorer(Shard(index=0))
@@ -154,7 +155,7 @@ def test_a_plan_refuses_wrong_options(changes: dict[str, Any], said: tuple[str, 
 
 def test_servers_need_a_name_and_a_name_needs_servers() -> None:
     with refused(ConfigError, "oracle.urls", "options.model=NAME"):
-        oracles.load("llm", options(), Given(folders={}, urls={"": ("http://127.0.0.1:1",)}))
+        oracles.load("llm", options(), Given(folders={}, judge=JudgeConfig(kind="llm", urls=("http://127.0.0.1:1",))))
     with refused(ConfigError, "oracle.options.model=x", "urls"):
         oracles.load("llm", options(model="x"), Given(folders={}))
 

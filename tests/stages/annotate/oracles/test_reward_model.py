@@ -23,7 +23,8 @@ from sparring.stages.annotate.reader import Row, fit
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
-from tests.artifacts import as_input, as_job, samples_table, score_identity
+from tests import settings
+from tests.artifacts import as_input, as_job, samples_table
 from tests.refusals import refused
 from tests.stages.annotate import readers
 from tests.stages.annotate.readers import DUELS, SYSTEM, changed, prompt, words
@@ -214,7 +215,7 @@ def test_the_head_is_in_float32(folders: dict[str, Path], kind: str) -> None:
 
 def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> None:
     samples = as_input("samples", tmp_path / "samples", [samples_table({"a": ["x", "four", "x "], "b": ["1", ""]})])
-    identity = score_identity("reward_model", dtype="float32", max_tokens=128)
+    identity = settings.score("reward_model", dtype="float32", max_tokens=128)
 
     def scored(folder: Path) -> Any:
         return Scorer(as_job(SCORE, identity, [samples, external("judge", folder)], tmp_path))(Shard(index=0))
