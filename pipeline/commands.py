@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +35,8 @@ from sparring.pipeline.artifact import (
     write_text,
 )
 from sparring.pipeline.build import build
+from sparring.pipeline.cli import options
+from sparring.pipeline.cli.options import RUNS, Multirun, Overrides, Redo, Run, Runs
 from sparring.pipeline.code_digest import other_code, redone
 from sparring.pipeline.diagnostics.stop import Watch
 from sparring.pipeline.events import Events
@@ -116,16 +118,25 @@ def _arm_folder(plan: Plan, arm: str) -> Path:
     return Path(first.paths.runs) / first.run.name / arm
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Make what is missing, then print the report."""
+def run(
+    overrides: Overrides,
+    redo: Redo,
+    multirun: Multirun = False,
+) -> None:
+    """Make what is missing of N iterations.
+
+    What is done already, by whatever run of this store, is not done again. The report is printed at the end.
+
+    Example: sparring run iterations=3 run.name=myrun experiment=sppo
+    """
     begun = time.monotonic()
-    arms = arms_of(arguments.overrides, arguments.multirun)
+    arms = arms_of(overrides, multirun)
     plan = plan_of(arms)
     first = _first(plan)
     store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
     check_places(plan)
-    redo = redone(plan, arguments.redo)
-    states = inspect(plan, store, redo)
+    again = redone(plan, redo)
+    states = inspect(plan, store, again)
     todo = any(state.kind != "hit" for state in states.values())
     if todo:
         check_installed(plan)
@@ -147,7 +158,7 @@ def run(arguments: argparse.Namespace) -> None:
             _print_other_code(plan, states)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
-            _execute(plan, store, folder, redo)
+            _execute(plan, store, folder, again)
     for history in run_history.begun(Path(first.paths.runs), first.run.name):
         if history.arm in arms:
             print_report(history, _console())
@@ -335,22 +346,40 @@ def _link_all(plan: Plan, store: Path, states: dict[str, State]) -> None:
         _link_step(plan, store, step, manifest)
 
 
-def plan(arguments: argparse.Namespace) -> None:
-    """Print the steps with their state, and what the missing ones will cost."""
-    arms = arms_of(arguments.overrides, arguments.multirun)
-    if arguments.config:
-        for overrides in arms.values():
-            print(config.render(config.load(overrides)))
+def plan(
+    overrides: Overrides,
+    redo: Redo,
+    multirun: Multirun = False,
+    why: Annotated[bool, options.flag("--why", "say how a step differs from the nearest artifact")] = False,
+    resolved: Annotated[bool, options.flag("--config", "print the resolved configuration instead")] = False,
+) -> None:
+    """Show the steps and their cost.
+
+    Example: sparring plan -m experiment=sppo,s_sppo --why
+    """
+    arms = arms_of(overrides, multirun)
+    if resolved:
+        for arm in arms.values():
+            print(config.render(config.load(arm)))
         return
     plan = plan_of(arms, assume=True)
     check_places(plan)
-    _print_plan(plan, arguments.why, redone(plan, arguments.redo))
+    _print_plan(plan, why, redone(plan, redo))
 
 
-def status(arguments: argparse.Namespace) -> None:
-    """Print the steps of a run that was begun, from the overrides it recorded."""
-    arms = run_history.begun(arguments.runs, arguments.run)
-    _print_plan(plan_of({one.arm: one.record["overrides"] for one in arms}), arguments.why, to_run=False)
+def status(
+    run: Run = "default",
+    why: Annotated[bool, options.flag("--why", "say why a step is not done")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Show the steps of a run.
+
+    They are those of the overrides that the run recorded when it began.
+
+    Example: sparring status myrun --why
+    """
+    arms = run_history.begun(runs, run)
+    _print_plan(plan_of({one.arm: one.record["overrides"] for one in arms}), why, to_run=False)
     run_history.whole(arms)
 
 
@@ -444,10 +473,16 @@ def _origin(manifest: Manifest) -> str:
     return f"imported from {manifest.summary['provenance']['path']}" if manifest.imported else "of another run"
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Print the table of every arm of the runs and their comparison; write the page, and the figures as JSON.
+def report(
+    run: Annotated[list[str], options.words("runs, or arms of them, that are compared with the first", "RUN")],
+    to: options.Json = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Print the table of runs, and write them as one HTML file.
 
     All is read before anything is printed or written: an artifact that is damaged stops it.
+
+    Example: sparring report myrun another --json figures.json
     """
     from sparring.pipeline.report import numbers
     from sparring.pipeline.report.compare import compare
@@ -455,7 +490,7 @@ def report(arguments: argparse.Namespace) -> None:
     from sparring.pipeline.report.html.gather import gather
     from sparring.pipeline.report.html.page import page
 
-    runs, names, to = arguments.runs, arguments.run or ["default"], arguments.json
+    names = run or ["default"]
     if to:
         check_target(to, "--json")
     arms = run_history.find(runs, names)
@@ -471,21 +506,36 @@ def report(arguments: argparse.Namespace) -> None:
     print(printable(str(path)))
 
 
-def inspect_prompt(arguments: argparse.Namespace) -> None:
-    """Print one prompt of an iteration, or a list of them."""
+def inspect_prompt(
+    run: Run = "default",
+    iteration: Annotated[int | None, options.value("T", "the iteration (default: the last one)", "--iter")] = None,
+    prompt: Annotated[
+        str | None, options.value("ID", "the prompt, or how its id begins (default: a list of them)")
+    ] = None,
+    full: Annotated[bool, options.flag("--full", "print responses whole")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Show one prompt: responses, who beats whom, gate, pair.
+
+    Example: sparring inspect myrun --iter 2 --prompt 1f2e
+    """
     from sparring.pipeline.report.inspect import Iteration, print_list, print_prompt
 
-    history = run_history.opened(arguments.runs, arguments.run)
-    iteration, console = Iteration.of(history, arguments.iter), _console()
-    if arguments.prompt:
-        print_prompt(iteration, arguments.prompt, arguments.full, console)
+    history = run_history.opened(runs, run)
+    found, console = Iteration.of(history, iteration), _console()
+    if prompt:
+        print_prompt(found, prompt, full, console)
     else:
-        print_list(iteration, console)
+        print_list(found, console)
 
 
-def verify(arguments: argparse.Namespace) -> int:
-    """Re-hash every artifact; a corrupt one is named and undone, so that the next run makes it again."""
-    store = arguments.store
+def verify(store: Annotated[Path, options.path("FOLDER", "the store (paths.store)", "--store")] = Path("store")) -> int:
+    """Re-hash every file of the store; undo what is corrupt.
+
+    The next run makes again what is undone.
+
+    Example: sparring verify --store /data/store
+    """
     if not store.is_dir():
         raise DataError(f"--store {store}: there is no such folder; name the store (paths.store).")
     bad = 0
@@ -533,11 +583,16 @@ def _problems(artifact: Artifact) -> list[str]:
     return artifact.corrupt_files(manifest) if manifest else []
 
 
-def doctor(arguments: argparse.Namespace) -> int:
-    """Check what a run needs, a line each, then what is optional; 1 when something is wrong."""
+def doctor(overrides: Annotated[list[str], options.words("those of the run, e.g. hardware=cpu")]) -> int:
+    """Check what a run needs, list what is optional.
+
+    The exit code is 1 when something is wrong.
+
+    Example: sparring doctor hardware=cpu
+    """
     from sparring.pipeline.doctor import MARKS, checks
 
-    chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
+    chosen = config.load(config.detect_hardware(overrides, cluster.gpu_count()))
     bad = 0
     for good, name, text in checks(chosen):
         bad += good is False

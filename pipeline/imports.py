@@ -10,14 +10,18 @@ a kill costs the part in flight, the same import again does nothing.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 from sparring.pipeline.artifact import Manifest, find, make_folder
 from sparring.pipeline.build import build_import
+from sparring.pipeline.cli import options
 from sparring.pipeline.commands import arms_of, check_places, plan_of, prepare
 from sparring.pipeline.execute import execute_alone
 from sparring.pipeline.plan import Plan, Step, inspect
@@ -27,39 +31,55 @@ from sparring.stages.plain import printable
 from sparring.stages.sample.config import ImportSettings
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Import a file, then say what came of it and how a run enters with it."""
-    begun, path = time.monotonic(), arguments.file
-    arms = arms_of(arguments.overrides, multirun=False)
+def run(
+    what: Annotated[Literal["responses", "pairs"], typer.Argument(help="what its rows are")],
+    file: Annotated[Path, typer.Argument(parser=options.place, help="a file or a folder; its columns tell the layout")],
+    overrides: Annotated[list[str], options.words("those of the run that will use it: policy, prompts")],
+    prompt_column: options.PromptColumn = None,
+    split: options.Split = None,
+    cut: Annotated[bool, options.flag("--cut", "the responses were cut: append no end-of-turn token")] = False,
+    drop_empty: options.DropEmpty = False,
+) -> None:
+    """Bring existing responses or pairs into the store.
+
+    What is printed says what came of it, and how a run enters with it.
+
+    Example: sparring import pairs train.parquet policy=qwen2.5-0.5b
+    """
+    begun = time.monotonic()
+    planned = partial(_planned, what, file, prompt_column, split, cut, drop_empty)
+    arms = arms_of(overrides, multirun=False)
     whole = plan_of(arms)
     check_places(whole)
     store = Path(whole.configs[""].paths.store)
-    plan = _planned(whole, path, arguments)
+    plan = planned(whole)
     if all(state.kind == "hit" for state in inspect(plan, store).values()):
         print(f"nothing to do: all of it is in {store} ({time.monotonic() - begun:.1f} s)")
     else:
         _check(plan)
         whole = prepare(whole, arms)
-        plan = _planned(whole, path, arguments)
+        plan = planned(whole)
         _check_with_policy(plan, store)
         make_folder("paths.store", store)
         execute_alone(plan, store, "import", store / ".imports")
     made = {step.spec.kind: find(store, step.name)[1] for step in plan.steps.values()}
-    print(printable("\n".join(described(made, plan.configs[""], arguments.overrides))))
+    print(printable("\n".join(described(made, plan.configs[""], overrides))))
 
 
-def _planned(whole: Plan, path: Path, arguments: argparse.Namespace) -> Plan:
+def _planned(
+    what: str, file: Path, prompt_column: str | None, split: str | None, cut: bool, drop_empty: bool, whole: Plan
+) -> Plan:
     from sparring.stages.sample.layouts import recognise
 
     config, sources = whole.configs[""], Sources(whole.pins)
-    source = sources.imported(path, arguments.split)
-    layout = recognise([source.root / file.path for file in source.files], arguments.what, arguments.prompt_column)
+    source = sources.imported(file, split)
+    layout = recognise([source.root / one.path for one in source.files], what, prompt_column)
     settings = ImportSettings(
         layout=layout.name,
         prompt=layout.prompt,
         columns=layout.columns,
-        cut=arguments.cut,
-        on_empty="drop" if arguments.drop_empty else "refuse",
+        cut=cut,
+        on_empty="drop" if drop_empty else "refuse",
         max_tokens=config.prompts.max_tokens,
         shard_rows=config.sampler.shard_rows,
     )

@@ -12,7 +12,6 @@ A file may say how sure its labels are (chosen_probs): here it only says which r
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -20,14 +19,16 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sparring.pipeline import cluster, config, judges
 from sparring.pipeline.artifact import check_target, write_target
+from sparring.pipeline.cli import options
 from sparring.pipeline.commands import download, pins_of
 from sparring.pipeline.estimate import HUB_PROMPTS
 from sparring.pipeline.prompt_count import fitted
@@ -104,35 +105,50 @@ class Answers(NamedTuple):
     """Of what the oracle's time grows with: see oracles.Base.reads."""
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Ask, then print the figures and what they say."""
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigError(f"--limit {arguments.limit}: give the number of rows to look at, 1 or more.")
-    if arguments.json:
-        check_target(arguments.json, "--json")
-    chosen = config.load(config.detect_hardware(arguments.overrides, cluster.gpu_count()))
-    judge = chosen.judge if arguments.judge else chosen.oracle
+def run(
+    what: Annotated[Literal["check"], typer.Argument(help="check")],
+    file: Annotated[Path, typer.Argument(parser=options.place, help="pairs in a layout that `import pairs` reads")],
+    overrides: Annotated[list[str], options.words("those of the run: oracle, prompts, sampler.k")],
+    split: options.Split = None,
+    limit: Annotated[int | None, options.value("N", "look at the first N rows (default: all)")] = None,
+    second: Annotated[bool, options.flag("--judge", "ask the second judge, not the oracle")] = False,
+    to: options.Json = None,
+    prompt_column: options.PromptColumn = None,
+    drop_empty: options.DropEmpty = False,
+) -> None:
+    """Is the oracle fit for these prompts? Ask it about labelled pairs.
+
+    The figures are printed, and what they say.
+
+    Example: sparring oracle check pairs.jsonl oracle=pairrm --limit 500
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit {limit}: give the number of rows to look at, 1 or more.")
+    if to:
+        check_target(to, "--json")
+    chosen = config.load(config.detect_hardware(overrides, cluster.gpu_count()))
+    judge = chosen.judge if second else chosen.oracle
     sources = Sources(pins_of(chosen))
-    file = sources.imported(arguments.file, arguments.split)
-    pairs, counts = read([file.root / one.path for one in file.files], arguments)
-    asked(pairs, counts, frozenset(), arguments.file)
+    source = sources.imported(file, split)
+    pairs, counts = read([source.root / one.path for one in source.files], prompt_column, limit, drop_empty=drop_empty)
+    asked(pairs, counts, frozenset(), file)
     if chosen.prompts.source == "file":  # how many prompts a run plays on is the file's to say
         chosen, _ = fitted(chosen, sources)
     folders = judges.folders(judge, sources)
     if download(folders.values()):
         folders = judges.folders(judge, sources)
     oracle = load(judge, folders, chosen)
-    pairs, counts = asked(pairs, counts, oracle.trained_on, arguments.file)
+    pairs, counts = asked(pairs, counts, oracle.trained_on, file)
     reads = judges.reads(judge)
     answers = ask(oracle, pairs, reads)
-    card, due = card_of(pairs, answers, chosen.seed), run_reads(chosen, reads, second=arguments.judge)
+    card, due = card_of(pairs, answers, chosen.seed), run_reads(chosen, reads, second=second)
     facts = {
-        "seat": "judge" if arguments.judge else "oracle",
+        "seat": "judge" if second else "oracle",
         "kind": judge.kind,
         "options": judge.options,
-        "folders": {role: source.digest for role, source in folders.items()},
-        "file": str(arguments.file),
-        "sha256": file.files[0].sha256 if len(file.files) == 1 else file.digest,
+        "folders": {role: folder.digest for role, folder in folders.items()},
+        "file": str(file),
+        "sha256": source.files[0].sha256 if len(source.files) == 1 else source.digest,
         **counts,
         **card,
         "duels_per_s": round(answers.duels_per_s, 3),
@@ -142,18 +158,20 @@ def run(arguments: argparse.Namespace) -> None:
         "run_minutes": round(due / answers.reads_per_s / 60, 3),
     }
     show(facts)
-    if arguments.json:
-        write_target(arguments.json, json.dumps(facts, indent=2) + "\n")
+    if to:
+        write_target(to, json.dumps(facts, indent=2) + "\n")
 
 
 # The pairs
 
 
-def read(paths: Sequence[Path], arguments: argparse.Namespace) -> tuple[list[Pair], dict[str, int]]:
+def read(
+    paths: Sequence[Path], prompt_column: str | None = None, limit: int | None = None, *, drop_empty: bool = False
+) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs of different texts, and how many rows there are and are left out; DataError names a bad row."""
     pairs, counts = [], {"rows": 0, "empty_response": 0, "identical": 0}
-    layout = _layout(paths, arguments.prompt_column)
-    for pair in islice(_rows(paths, layout, drop_empty=arguments.drop_empty), arguments.limit):
+    layout = _layout(paths, prompt_column)
+    for pair in islice(_rows(paths, layout, drop_empty=drop_empty), limit):
         counts["rows"] += 1
         if pair is None:
             counts["empty_response"] += 1
@@ -198,7 +216,7 @@ def _rows(paths: Sequence[Path], layout: Layout, *, drop_empty: bool) -> Iterato
 
 
 def asked(
-    pairs: Sequence[Pair], counts: dict[str, int], trained_on: frozenset[int], file: str
+    pairs: Sequence[Pair], counts: dict[str, int], trained_on: frozenset[int], file: Path
 ) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs whose prompt the oracle was not trained on; DataError when none is left."""
     kept = [pair for pair in pairs if prompt_key(pair.prompt) not in trained_on]

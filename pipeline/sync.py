@@ -11,7 +11,6 @@ and ignores rows that it has; TensorBoard's folder, MLflow's run and trackio's a
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -20,10 +19,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from sparring.pipeline import run_history
 from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.cli import options
+from sparring.pipeline.cli.options import RUNS, Run, Runs
 from sparring.pipeline.diagnostics.panel import Panel, panels
 from sparring.pipeline.report.crossplay import flat
 from sparring.pipeline.run_history import RunHistory, Steps
@@ -56,29 +57,37 @@ class Tracker(Protocol):
         """End, and say where it is."""
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Feed the tracker."""
-    make = TRACKERS.get(arguments.to)
+def run(
+    to: Annotated[str, options.value("TRACKER", "tensorboard, wandb, mlflow or trackio")],
+    run: Run = "default",
+    project: Annotated[str | None, options.value("NAME", "its project or experiment there (default: sparring)")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Feed a tracker with a run's records, after the fact.
+
+    Example: sparring sync myrun --to tensorboard
+    """
+    make = TRACKERS.get(to)
     if make is None:
-        raise ConfigError(f"--to {arguments.to}: choose one of {', '.join(TRACKERS)}.")
-    if find_spec(arguments.to) is None:
-        raise ConfigError(f"--to {arguments.to}: it is not installed; pip install {arguments.to}.")
-    if arguments.project and arguments.to == "tensorboard":
+        raise ConfigError(f"--to {to}: choose one of {', '.join(TRACKERS)}.")
+    if find_spec(to) is None:
+        raise ConfigError(f"--to {to}: it is not installed; pip install {to}.")
+    if project and to == "tensorboard":
         raise ConfigError("--project: tensorboard has no projects; leave it out.")
-    found = run_history.opened(arguments.runs, arguments.run)
+    found = run_history.opened(runs, run)
     if not found.every:
         raise DataError(f"{found.folder}: nothing is made yet; `sparring run` goes on with it.")
     rows = list(rows_of(found))
     try:
-        tracker = make(found, arguments.project or "sparring")
+        tracker = make(found, project or "sparring")
         for index, row in enumerate(rows):
             tracker.write(index, row)
         place = tracker.close()
     except Exception as error:  # another program's: a server, an account, a version
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SparringError(f"--to {arguments.to}: {first}") from None
+        raise SparringError(f"--to {to}: {first}") from None
     trained, played = (sum(row.axis == axis and row.x > 0 for row in rows) for axis in (TRAIN, ITERATION))
-    print(f"{arguments.to}: optimizer steps: {trained}, iterations: {played}; in {place}")
+    print(f"{to}: optimizer steps: {trained}, iterations: {played}; in {place}")
 
 
 def rows_of(found: RunHistory) -> Iterator[Row]:

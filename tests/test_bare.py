@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from scripts.indexes import pip_settings, uv_environment
+from sparring.pipeline.cli.app import COMMANDS
 from tests.packed import wheel
 from tests.pipeline.report.fabricated import Run
 
@@ -24,18 +25,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OWN = ("sparring", "scripts")
 BASE = (
     "sparring.pipeline.cli",
-    "sparring.pipeline.commands",
     "sparring.pipeline.doctor",
-    "sparring.pipeline.export.command",
-    "sparring.pipeline.imports",
     "sparring.pipeline.report.compare",
     "sparring.pipeline.report.differences",
     "sparring.pipeline.report.html.page",
     "sparring.pipeline.report.inspect",
     "sparring.pipeline.report.numbers",
-    "sparring.pipeline.sync",
+    *sorted({f"sparring.pipeline.{one.function.partition(':')[0]}" for one in COMMANDS.values()}),
 )
-"""Modules of commands that need no model."""
+"""Modules of what needs no model: all commands' help, and what reads a run."""
 
 
 def imports(path: Path, inside_functions: bool) -> Iterator[str]:

@@ -7,13 +7,17 @@ sparring export myrun --push OWNER/NAME --dry-run    # what would go where; noth
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 from sparring.pipeline import run_history
 from sparring.pipeline.artifact import check_export
+from sparring.pipeline.cli import options
+from sparring.pipeline.cli.options import RUNS, Run, Runs
 from sparring.pipeline.export import dataset, push
 from sparring.pipeline.export.base import base_of
 from sparring.pipeline.export.card import model_card
@@ -41,31 +45,45 @@ class Export:
         return [*self.model, *inside]
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Choose, list, ask, write, push."""
-    found = run_history.opened(arguments.runs, arguments.run)
-    choice = choose(found.name, found.every, arguments.iter)
-    target = arguments.to or _place(found, choice)
+def run(
+    run: Run = "default",
+    iteration: Annotated[int | None, options.value("T", "(default: the best by the second judge)", "--iter")] = None,
+    to: Annotated[Path | None, options.path("FOLDER", "where (default: exports/RUN-iter-T)")] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None, typer.Option(help="cast the weights (default: as published)")
+    ] = None,
+    datasets: Annotated[bool, options.flag("--datasets", "responses and pairs as datasets, under datasets/")] = False,
+    repo: Annotated[str | None, options.value("OWNER/NAME", "send it to the hub as well; asks first", "--push")] = None,
+    yes: Annotated[bool, options.flag("--yes", "push without asking")] = False,
+    dry_run: Annotated[bool, options.flag("--dry-run", "list what would go where; write and send nothing")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Write a policy as a folder with a model card.
+
+    Example: sparring export myrun --iter 3 --dtype bfloat16 --to out
+    """
+    found = run_history.opened(runs, run)
+    choice = choose(found.name, found.every, iteration)
+    target = to or _place(found, choice)
     check_export(target, "--to")
     refuse_existing(target)
-    if arguments.push and not arguments.dry_run:
-        push.check(arguments.push)
-    made = planned(found, choice, target, arguments.dtype, arguments.datasets)
+    if repo and not dry_run:
+        push.check(repo)
+    made = planned(found, choice, target, dtype, datasets)
     print("\n".join(choice.why))
     kinds = list(made.data)
-    if arguments.push or arguments.dry_run:
-        print("\n".join(listed(made, arguments.push)))
-    if arguments.dry_run:
+    if repo or dry_run:
+        print("\n".join(listed(made, repo)))
+    if dry_run:
         print("dry run: nothing was written or sent")
         return
-    if arguments.push and not push.confirm([repo for _, repo in push.repositories(arguments.push, kinds).values()],
-                                           arguments.yes):  # fmt: skip
+    if repo and not push.confirm([name for _, name in push.repositories(repo, kinds).values()], yes):
         print("nothing was written or sent")
         return
     write(made.pieces, made.source, made.dtype, target)
     print(f"exported to {target}")
-    if arguments.push:
-        print("\n".join(f"sent to {page}" for page in push.push(target, arguments.push, kinds)))
+    if repo:
+        print("\n".join(f"sent to {page}" for page in push.push(target, repo, kinds)))
 
 
 def planned(found: RunHistory, choice: Choice, target: Path, dtype: str | None, datasets: bool) -> Export:

@@ -14,18 +14,21 @@ AlpacaEval joins the difficulty of an instruction by its place.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from sparring.pipeline import cluster, config, run_history
 from sparring.pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
 from sparring.pipeline.build import Asked, build_answers
+from sparring.pipeline.cli import options
+from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
 from sparring.pipeline.commands import fetch
 from sparring.pipeline.execute import execute_alone
 from sparring.pipeline.plan import Plan, inspect
@@ -69,43 +72,85 @@ class File:
     """None: the configuration's."""
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Have the policy answer, write the file, and say what is in it."""
-    if not 1 <= arguments.best_of <= MOST_RESPONSES:
+Suite = Annotated[str, typer.Argument(help="alpaca_eval, mt_bench, or a json, jsonl, parquet or csv file of prompts")]
+Changed = Annotated[list[str], options.words("what differs from the run, e.g. sampling=official")]
+Iteration = Annotated[int | None, options.value("T", "0: the base (default: the last trained)", "--iter")]
+To = Annotated[Path | None, options.path("FILE", "write there (default: runs/RUN/answers/…)")]
+Instructions = Annotated[Path | None, options.path("FILE", "the suite's instructions, instead of the hub's")]
+
+
+def answer(
+    suite: Suite,
+    run: Run,
+    overrides: Changed,
+    best_of: Annotated[int, options.value("N", "sample N, keep the oracle's best")] = 1,
+    iteration: Iteration = None,
+    to: To = None,
+    instructions: Instructions = None,
+    column: Column = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Have a run's policy answer a suite or a file of prompts.
+
+    Example: sparring answer alpaca_eval myrun --iter 3 sampling=official
+    """
+    if not 1 <= best_of <= MOST_RESPONSES:
         raise ConfigError(
-            f"{arguments.best_of} samples of each prompt: give 1 to {MOST_RESPONSES} (--best-of; --n of best-of-n)."
+            f"{best_of} samples of each prompt: give 1 to {MOST_RESPONSES} (--best-of; --n of best-of-n)."
         )
-    suite = SUITES.get(arguments.suite)
-    if suite and suite.answer:
-        resolve(suite.answer)(arguments)
+    known = SUITES.get(suite)
+    if known and known.answer:
+        for option, given in (("--best-of", best_of > 1), ("--column", column is not None)):
+            if given:
+                raise ConfigError(f"{option}: is not an option of {suite}; leave it out.")
+    player = player_of(run, runs, iteration, overrides)
+    title, path = suite_of(suite, instructions)
+    if known and known.answer:
+        resolve(known.answer)(player, path, to)
         return
-    player = player_of(arguments)
-    title, path = suite_of(arguments)
-    column = asked.column_of(path, arguments.column)
+    column = asked.column_of(path, column)
     rows = list(asked.read(path, column))
-    name = player.name + (f"-best-of-{arguments.best_of}" if arguments.best_of > 1 else "")
-    to = target(arguments.to, player.folder / "answers" / f"{title}-{name}.json")
-    made, samples, scores = answers(player, path, column, arguments.best_of)
+    name = player.name + (f"-best-of-{best_of}" if best_of > 1 else "")
+    to = target(to, player.folder / "answers" / f"{title}-{name}.json")
+    made, samples, scores = answers(player, path, column, best_of)
     chosen = dict(best(samples, scores, player.config.win_rate))
     write_target(to, json.dumps(table(rows, column, chosen, path.stem, name), indent=2, ensure_ascii=False) + "\n")
-    results.write_about(to, about(player, arguments.best_of))
+    results.write_about(to, about(player, best_of))
     print("\n".join(described(to, rows, chosen, made)))
-    if arguments.suite in SUITES:
-        print(f"next: sparring judge {arguments.suite} {to}")
+    if known:
+        print(f"next: sparring judge {suite} {to}")
+
+
+def best_of_n(
+    suite: Suite,
+    run: Run,
+    overrides: Changed,
+    n: Annotated[int, options.value("N", "samples of each prompt")] = 16,
+    iteration: Iteration = None,
+    to: To = None,
+    instructions: Instructions = None,
+    column: Column = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Answer as `answer` does, with the oracle's best of n.
+
+    Example: sparring best-of-n my_prompts.jsonl myrun --n 16
+    """
+    answer(suite, run, overrides, n, iteration, to, instructions, column, runs)
 
 
 # Who answers what
 
 
-def player_of(arguments: argparse.Namespace) -> Player:
+def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[str] = ()) -> Player:
     """Return the policy of an iteration of the run, the last trained one by default."""
-    history = run_history.opened(arguments.runs, arguments.run)
-    words = [*history.record["overrides"], *arguments.overrides]
+    history = run_history.opened(runs, run)
+    words = [*history.record["overrides"], *overrides]
     chosen = config.load(config.detect_hardware(words, cluster.gpu_count()))
-    t, policy = _trained(history, arguments.iter)
+    t, policy = _trained(history, iteration)
     return Player(
         folder=history.folder,
-        name=f"{arguments.run.strip('/').replace('/', '-')}-iter-{t}",
+        name=f"{run.strip('/').replace('/', '-')}-iter-{t}",
         iteration=t,
         policy=policy,
         config=chosen,
@@ -134,18 +179,17 @@ def _trained(history: RunHistory, number: int | None) -> tuple[int, Input | None
     return t, replace(policy, role="policy", root=policy.root.absolute())
 
 
-def suite_of(arguments: argparse.Namespace) -> tuple[str, Path]:
+def suite_of(name: str, instructions: Path | None) -> tuple[str, Path]:
     """Return the name and the file of what is asked."""
-    suite, given = SUITES.get(arguments.suite), arguments.instructions
+    suite = SUITES.get(name)
     if suite is None:
-        path = Path(os.path.expanduser(arguments.suite))
-        if given:
+        path = Path(os.path.expanduser(name))
+        if instructions:
             raise ConfigError(f"--instructions: is for a suite ({', '.join(SUITES)}), not for the file {path}.")
         if not path.is_file():
             raise DataError(f"{path}: there is no such file, nor a suite of that name; suites: {', '.join(SUITES)}.")
         return path.stem, path
-    path = given or suite.fetch(suite.instructions, "--instructions FILE")
-    return arguments.suite, path
+    return name, instructions or suite.fetch(suite.instructions, "--instructions FILE")
 
 
 def target(given: Path | None, default: Path) -> Path:

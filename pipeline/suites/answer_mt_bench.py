@@ -7,7 +7,6 @@ are counted. The file is FastChat's model_answer, a row for each question in the
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -26,12 +25,9 @@ from sparring.pipeline.suites.answer import (
     best,
     make,
     opened_of,
-    player_of,
-    suite_of,
     target,
 )
 from sparring.pipeline.suites.judge_mt_bench import Question, read_questions
-from sparring.stages.errors import ConfigError
 from sparring.stages.evaluate.suites import mt_bench
 from sparring.stages.plain import printable
 from sparring.stages.sample.messages import Message
@@ -41,15 +37,10 @@ Talks = dict[Any, list[Message]]
 """Question -> what is said before the answer."""
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Have the policy answer both turns, write the file, and say what is in it."""
-    for name, default in (("best_of", 1), ("column", None)):
-        if getattr(arguments, name) != default:
-            raise ConfigError(f"--{name.replace('_', '-')}: is not an option of mt_bench; leave it out.")
-    player = player_of(arguments)
-    _, path = suite_of(arguments)
+def run(player: Player, path: Path, to: Path | None) -> None:
+    """Have the policy answer both turns of a file of questions, write what it says, and say what is in it."""
     questions = read_questions(path)
-    to = target(arguments.to, player.folder / "answers" / f"mt_bench-{player.name}.jsonl")
+    to = target(to, player.folder / "answers" / f"mt_bench-{player.name}.jsonl")
     given, made = answer(player, questions)
     rows = [row(question, player.name, given.get(question.id, [])) for question in questions]
     write_target(to, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))

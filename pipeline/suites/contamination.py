@@ -10,13 +10,12 @@ or before the first one all that it may sample. They pass by part by part; in me
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +23,8 @@ from rich.text import Text
 
 from sparring.pipeline import hub, run_history
 from sparring.pipeline.artifact import check_target, write_target
+from sparring.pipeline.cli import options
+from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
 from sparring.pipeline.run_history import RunHistory
 from sparring.pipeline.suites import COMPARED, results
 from sparring.stages.errors import ConfigError, DataError, HubSilent
@@ -47,36 +48,43 @@ class Asked(NamedTuple):
     turns: tuple[str, ...]
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Compare, print the table, and write all of it."""
-    if arguments.n < 2:
-        raise ConfigError(f"--n {arguments.n}: an n-gram has 2 words or more; 13 is usual, 8 finds more.")
-    to = arguments.json
+def run(
+    run: Run,
+    files: Annotated[list[Path], options.words("names, or files (default: all)", "SUITE", options.place)],
+    n: Annotated[int, options.value("N", "words of an n-gram; 8 finds more")] = 13,
+    column: Column = None,
+    to: Annotated[Path | None, options.path("FILE", "write figures and overlapping rows there", "--json")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Which rows of suites do the training prompts hold?
+
+    Example: sparring contamination myrun alpaca_eval --n 8 --json overlap.json
+    """
+    if n < 2:
+        raise ConfigError(f"--n {n}: an n-gram has 2 words or more; 13 is usual, 8 finds more.")
     if to:
         check_target(to, "--json")
-    history = run_history.opened(arguments.runs, arguments.run)
+    history = run_history.opened(runs, run)
     what, played = training(history)
-    suites, absent = _suites(arguments.files, arguments.column)
-    indexes = {path: Index([row.turns for row in found], arguments.n) for path, found in suites.items()}
+    suites, absent = _suites(files, column)
+    indexes = {path: Index([row.turns for row in found], n) for path, found in suites.items()}
     prompts = 0
     for name, turns in texts(played):
         prompts += 1
         for index in indexes.values():
             index.add(name, turns)
     found = {path: index.overlapping() for path, index in indexes.items()}
-    show(what, prompts, arguments.n, suites, indexes, found)
+    show(what, prompts, n, suites, indexes, found)
     for line in absent:
         print(printable(f"left out: {line}"))
     kept = [
-        results.Overlap(
-            suite=path, n=arguments.n, rows=len(suites[path]), overlapping=len(found[path]), prompts=prompts, of=what
-        )
+        results.Overlap(suite=path, n=n, rows=len(suites[path]), overlapping=len(found[path]), prompts=prompts, of=what)
         for path in suites
     ]
     print(f"{results.write_overlaps(history.folder / 'answers', kept)}: what `sparring report` shows of it")
     if to:
         figures = [_figures(path, suites[path], indexes[path], found[path]) for path in suites]
-        facts = {"run": arguments.run, "prompts": prompts, "of": what, "n": arguments.n, "suites": figures}
+        facts = {"run": run, "prompts": prompts, "of": what, "n": n, "suites": figures}
         write_target(to, json.dumps(facts, indent=2) + "\n")
 
 

@@ -9,14 +9,16 @@ sparring judge lm_eval myrun --iter 3
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from sparring.pipeline.artifact import check_target, write_target
+from sparring.pipeline.cli import options
 from sparring.pipeline.suites import JUDGES, results
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import resolve
@@ -24,18 +26,37 @@ from sparring.stages.step import resolve
 Row = dict[str, Any]
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Judge, print the figures, and write them."""
-    judge = JUDGES.get(arguments.suite)
+def run(
+    suite: Annotated[str, typer.Argument(help="alpaca_eval, mt_bench or lm_eval")],
+    outputs: Annotated[Path, typer.Argument(parser=options.place, help="what `answer` wrote; of lm_eval a run")],
+    reference: Annotated[Path | None, options.path("FILE", "the baseline's outputs, or reference answers")] = None,
+    questions: Annotated[Path | None, options.path("FILE", "question.jsonl, instead of the hub's")] = None,
+    judge_prompts: Annotated[Path | None, options.path("FILE", "MT-Bench's judge_prompts.jsonl")] = None,
+    annotator: Annotated[str | None, options.value("CONFIG", "one of the package, or a folder or yaml of one")] = None,
+    base_url: Annotated[str | None, options.value("URL", "an OpenAI-compatible server: http://host:8000/v1")] = None,
+    model: Annotated[str | None, options.value("NAME", "the model that it asks there; of lm_eval hf or vllm")] = None,
+    annotations: Annotated[Path | None, options.path("FILE", "those that exist: no annotator is asked")] = None,
+    gamed: Annotated[Path | None, options.path("FILE", "df_gamed.csv of the suite, instead of the hub's")] = None,
+    iter: Annotated[int | None, options.value("T", "of lm_eval: the iteration (default: the last trained)")] = None,
+    tasks: Annotated[str | None, options.value("NAME,…", "of lm_eval: arc_challenge,… (default: all six)")] = None,
+    limit: Annotated[int | None, options.value("N", "of lm_eval: rows of each task, for a try")] = None,
+    runs: Annotated[Path | None, options.path("FOLDER", "of lm_eval: folder of the runs (paths.runs)")] = None,
+    to: options.Json = None,
+) -> None:
+    """Judge answers to a suite by its own rules.
+
+    Example: sparring judge alpaca_eval outputs.json --annotations made.json
+    """
+    given = locals()  # the options by name
+    judge = JUDGES.get(suite)
     if judge is None:
-        raise ConfigError(f"{arguments.suite}: no suite of that name; there are: {', '.join(JUDGES)}.")
+        raise ConfigError(f"{suite}: no suite of that name; there are: {', '.join(JUDGES)}.")
     for name in {name for other in JUDGES.values() for name in other.options} - set(judge.options):
-        if getattr(arguments, name) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')}: is not an option of {arguments.suite}; leave it out.")
-    to = arguments.json
+        if given[name] is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}: is not an option of {suite}; leave it out.")
     if to:
         check_target(to, "--json")
-    judged: results.Judged = resolve(judge.function)(arguments)
+    judged: results.Judged = resolve(judge.function)(outputs, **{name: given[name] for name in judge.options})
     if to:
         write_target(to, json.dumps(judged.figures, indent=2) + "\n")
     if judged.result:

@@ -6,9 +6,9 @@ the reference, or without one are taken to be in the suite's own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import write_text
@@ -23,16 +23,30 @@ ANSWER_S = 20.0
 """A server that lists its models later than this does not answer."""
 
 
-def judge(arguments: argparse.Namespace) -> Judged:
-    """Print and return the figures."""
+def judge(
+    path: Path,
+    *,
+    reference: Path | None,
+    annotator: str | None,
+    base_url: str | None,
+    model: str | None,
+    annotations: Path | None,
+    gamed: Path | None,
+) -> Judged:
+    """Print and return the figures of a file of outputs."""
     alpaca_eval.require()
-    suite = SUITES[arguments.suite]
-    outputs = read(arguments.outputs, ("instruction", "output", "generator"))
-    rows = _existing(arguments, outputs) if arguments.annotations else _annotated(arguments, suite, outputs)
+    suite = SUITES["alpaca_eval"]
+    outputs = read(path, ("instruction", "output", "generator"))
+    if annotations:
+        rows, who = _existing(path, outputs, annotations, reference), f"annotations of {annotations.name}"
+    else:
+        rows = _annotated(path, outputs, suite, reference, annotator, base_url, model)
+        named = alpaca_eval.named(annotator or alpaca_eval.DEFAULT_ANNOTATOR)
+        who = f"{named} ({model})" if model else named
     if all(row["preference"] is None for row in rows):
         raise DataError(f"none of the {len(rows):,} rows has a preference: the annotator gave no answer that it reads.")
     figures: dict[str, Any] = {
-        "suite": arguments.suite,
+        "suite": "alpaca_eval",
         "generator": rows[0]["generator_2"],
         "reference": rows[0]["generator_1"],
         "rows": len(rows),
@@ -45,26 +59,12 @@ def judge(arguments: argparse.Namespace) -> Judged:
     print("\n".join(_described(figures, suite)))
     if len(rows) != suite.rows:
         print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
-        return _judged(arguments, suite, figures)
-    gamed = arguments.gamed or suite.fetch("df_gamed.csv", "--gamed FILE")
-    figures |= alpaca_eval.length_controlled(rows, gamed)
-    lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
-    print(f"  length-controlled win rate {lc:.2f} ± {error:.2f}")
-    return _judged(arguments, suite, figures)
-
-
-def _judged(arguments: argparse.Namespace, suite: Suite, figures: dict[str, Any]) -> Judged:
-    outputs = arguments.outputs
-    whose = about_of(outputs)
-    result = result_of(figures, suite, whose, _who(arguments)) if whose else None
-    return Judged(figures, result, outputs.parent, outputs.stem)
-
-
-def _who(arguments: argparse.Namespace) -> str:
-    if arguments.annotations:
-        return f"annotations of {arguments.annotations.name}"
-    named = alpaca_eval.named(arguments.annotator or alpaca_eval.DEFAULT_ANNOTATOR)
-    return f"{named} ({arguments.model})" if arguments.model else named
+    else:
+        figures |= alpaca_eval.length_controlled(rows, gamed or suite.fetch("df_gamed.csv", "--gamed FILE"))
+        lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
+        print(f"  length-controlled win rate {lc:.2f} ± {error:.2f}")
+    whose = about_of(path)
+    return Judged(figures, result_of(figures, suite, whose, who) if whose else None, path.parent, path.stem)
 
 
 def result_of(figures: dict[str, Any], suite: Suite, whose: About, by: str) -> Result:
@@ -113,43 +113,51 @@ def _described(figures: dict[str, Any], suite: Suite) -> list[str]:
     return lines
 
 
-def _existing(arguments: argparse.Namespace, outputs: list[Row]) -> list[Row]:
+def _existing(outputs_path: Path, outputs: list[Row], path: Path, reference: Path | None) -> list[Row]:
     """Return the annotations of a file, in the order of the reference, else of the outputs."""
     columns = ("instruction", "output_1", "output_2", "preference")
-    path, order, of = arguments.annotations, outputs, arguments.outputs
-    if arguments.reference:
-        of = arguments.reference
+    order, of = outputs, outputs_path
+    if reference:
+        of = reference
         order = read(of, ("instruction", "output"))
-        outputs = in_order(outputs, order, arguments.outputs, of)
+        outputs = in_order(outputs, order, outputs_path, of)
     found = in_order(read(path, columns), order, path, of)
     for number, (row, output) in enumerate(zip(found, outputs, strict=True), start=1):
         if row["output_2"].strip() != output["output"].strip():
             raise DataError(
-                f"{path}: output_2 of {row['instruction'][:60]!r} is not the output of {arguments.outputs}, row "
+                f"{path}: output_2 of {row['instruction'][:60]!r} is not the output of {outputs_path}, row "
                 f"{number}: the annotations are of other answers."
             )
     return [_completed(row, output, "reference") for row, output in zip(found, outputs, strict=True)]
 
 
-def _annotated(arguments: argparse.Namespace, suite: Suite, outputs: list[Row]) -> list[Row]:
+def _annotated(
+    outputs_path: Path,
+    outputs: list[Row],
+    suite: Suite,
+    given: Path | None,
+    annotator: str | None,
+    base_url: str | None,
+    model: str | None,
+) -> list[Row]:
     """Annotate, and keep the annotations beside the outputs."""
-    path = arguments.reference or suite.fetch(suite.instructions, "--reference FILE")
+    path = given or suite.fetch(suite.instructions, "--reference FILE")
     reference = read(path, ("instruction", "output"))
-    outputs = in_order(outputs, reference, arguments.outputs, path)
+    outputs = in_order(outputs, reference, outputs_path, path)
     name = reference[0].get("generator") or path.stem
-    annotator = alpaca_eval.Annotator(
-        config=arguments.annotator or alpaca_eval.DEFAULT_ANNOTATOR,
-        base_url=arguments.base_url,
-        model=served(arguments.base_url, arguments.model) if arguments.base_url else arguments.model,
+    asked = alpaca_eval.Annotator(
+        config=annotator or alpaca_eval.DEFAULT_ANNOTATOR,
+        base_url=base_url,
+        model=served(base_url, model) if base_url else model,
     )
-    beside = arguments.outputs.absolute().parent
+    beside = outputs_path.absolute().parent
     ours, theirs = _side(outputs, outputs[0]["generator"]), _side(reference, name)
-    found = {row["instruction"]: row for row in alpaca_eval.annotate(theirs, ours, annotator, beside)}
+    found = {row["instruction"]: row for row in alpaca_eval.annotate(theirs, ours, asked, beside)}
     rows = [
         _completed({**found[output["instruction"]], "output_1": base["output"]}, output, name)
         for base, output in zip(reference, outputs, strict=True)
     ]
-    to = beside / f"{arguments.outputs.stem}.annotations.json"
+    to = beside / f"{outputs_path.stem}.annotations.json"
     write_text(to, json.dumps(rows, indent=2, ensure_ascii=False, default=str) + "\n")
     print(f"{to}: the annotations")
     return rows

@@ -8,11 +8,11 @@ fetches the tasks' data itself, through the hub's cache, and runs the model itse
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparring.pipeline.cli.options import RUNS
 from sparring.pipeline.commands import download
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.suites.answer import Player, about, player_of
@@ -41,22 +41,23 @@ TASKS = {
 MODELS = ("hf", "vllm")
 
 
-def judge(arguments: argparse.Namespace) -> Judged:
+def judge(
+    run: Path, *, iter: int | None, tasks: str | None, limit: int | None, model: str | None, runs: Path | None
+) -> Judged:
     """Evaluate, print the table and return it."""
-    names = tasks_of(arguments.tasks)
-    model = arguments.model or "hf"
+    names = tasks_of(tasks)
+    model = model or "hf"
     if model not in MODELS:
         raise ConfigError(f"--model {model}: lm-eval runs the policy as {' or '.join(MODELS)}.")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigError(f"--limit {arguments.limit}: give the number of rows of each task, 1 or more.")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit {limit}: give the number of rows of each task, 1 or more.")
     require()
-    run = {"run": str(arguments.outputs), "runs": arguments.runs or "runs", "iter": arguments.iter, "overrides": []}
-    player = player_of(argparse.Namespace(**run))
-    found = evaluated(model, model_arguments(model, folder_of(player), player), names, arguments.limit)
-    figures = {"suite": "lm_eval", "model": player.name, "limit": arguments.limit, **found}
+    player = player_of(str(run), runs or RUNS, iter)
+    found = evaluated(model, model_arguments(model, folder_of(player), player), names, limit)
+    figures = {"suite": "lm_eval", "model": player.name, "limit": limit, **found}
     print("\n".join(described(figures)))
     part = [] if set(names) == set(TASKS) else names
-    stem = "-".join(["lm_eval", player.name, *part, *(["limit", str(arguments.limit)] if arguments.limit else [])])
+    stem = "-".join(["lm_eval", player.name, *part, *(["limit", str(limit)] if limit else [])])
     return Judged(figures, result_of(figures, about(player), f"lm-eval {model}"), player.folder / "answers", stem)
 
 

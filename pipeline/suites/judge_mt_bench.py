@@ -6,7 +6,6 @@ reply is added to a file beside the answers when it comes; only what has no rati
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -64,26 +63,30 @@ class Grading(NamedTuple):
 # The command
 
 
-def judge(arguments: argparse.Namespace) -> Judged:
-    """Print and return the figures."""
-    if not arguments.base_url:
+def judge(
+    outputs: Path,
+    *,
+    questions: Path | None,
+    judge_prompts: Path | None,
+    reference: Path | None,
+    base_url: str | None,
+    model: str | None,
+) -> Judged:
+    """Print and return the figures of a file of answers."""
+    if not base_url:
         raise ConfigError("--base-url URL: MT-Bench is graded by a model that an OpenAI-compatible server has.")
     suite = SUITES["mt_bench"]
-    path = arguments.questions or suite.fetch(suite.instructions, "--questions FILE")
-    questions = read_questions(path)
-    name, answers = read_answers(arguments.outputs, questions)
-    prompts = read_prompts(_given(arguments.judge_prompts, "--judge-prompts", "judge_prompts.jsonl"))
-    needed = [one for one in questions if one.category in mt_bench.WITH_REFERENCE]
-    reference = (
-        read_turns(_given(arguments.reference, "--reference", "mt_bench/reference_answer/gpt-4.jsonl"), needed)
-        if needed
-        else {}
+    asked = read_questions(questions or suite.fetch(suite.instructions, "--questions FILE"))
+    name, answers = read_answers(outputs, asked)
+    prompts = read_prompts(_given(judge_prompts, "--judge-prompts", "judge_prompts.jsonl"))
+    needed = [one for one in asked if one.category in mt_bench.WITH_REFERENCE]
+    references = (
+        read_turns(_given(reference, "--reference", "mt_bench/reference_answer/gpt-4.jsonl"), needed) if needed else {}
     )
-    due = gradings(questions, answers, prompts, reference)
-    ratings, model = _graded(arguments, due, name)
-    found = _figures(questions, answers, ratings) | {"model": name, "judge": model}
+    due = gradings(asked, answers, prompts, references)
+    ratings, grader = _graded(outputs.absolute(), Grader(base_url, model), due, name)
+    found = _figures(asked, answers, ratings) | {"model": name, "judge": grader}
     print("\n".join(_described(found, suite.rows)))
-    outputs = arguments.outputs
     whose = about_of(outputs)
     return Judged(found, result_of(found, suite, whose) if whose else None, outputs.parent, outputs.stem)
 
@@ -217,10 +220,8 @@ def gradings(
     return found
 
 
-def _graded(arguments: argparse.Namespace, due: list[Grading], name: str) -> tuple[np.ndarray, str]:
+def _graded(outputs: Path, server: Grader, due: list[Grading], name: str) -> tuple[np.ndarray, str]:
     """Return the ratings, (questions, 2), and who gave them; the file beside the answers then holds these alone."""
-    server = Grader(arguments.base_url, arguments.model)
-    outputs = arguments.outputs.absolute()
     label = re.sub(r"[^A-Za-z0-9.-]+", "-", server.model)
     path = outputs.with_name(f"{outputs.stem}.judged-by-{label}.jsonl")
     known = kept(path, server.model)

@@ -75,7 +75,7 @@ class Run:
     stream: str = "events.jsonl"
     """Its events, below the run's folder."""
 
-    def start(self, program: Sequence[str] = ("sparring.pipeline.cli",)) -> subprocess.Popen[str]:
+    def start(self, program: Sequence[str] = ("sparring",)) -> subprocess.Popen[str]:
         """Start the driver; program: the module to run, and what it takes before the command."""
         log = (self.folder / "driver.log").open("a")
         return subprocess.Popen(

@@ -172,7 +172,7 @@ def test_a_damaged_shard_is_refused_then_undone_then_redone(undisturbed: Path, p
 
 def sparring(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line and return what it said."""
-    command = [sys.executable, "-m", "sparring.pipeline.cli", *words]
+    command = [sys.executable, "-m", "sparring", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,6 +51,6 @@ def test_only_what_is_wrong_is_an_error(
         *([(False, "disk", "full")] * bad),
     ]
     monkeypatch.setattr(doctor, "checks", lambda _: iter(found))
-    assert commands.doctor(argparse.Namespace(overrides=["hardware=cpu"])) == code
+    assert commands.doctor(["hardware=cpu"]) == code
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["ok  torch: 2", "-   wandb: not installed", *(["BAD disk: full"] * bad)]

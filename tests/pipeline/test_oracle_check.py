@@ -162,17 +162,11 @@ def test_pairs_that_a_matrix_labels(check: Check) -> None:
     rows = generated(k=3)
     found, _ = check(check.file(rows, "train.parquet"), "oracle=lexical")
     assert found["rows"] == len(rows) == found["accuracy_pairs"]
-    pairs, _ = oracle_check.read([check.folder / "train.parquet"], _arguments())
+    pairs, _ = oracle_check.read([check.folder / "train.parquet"])
     for pair, row in zip(pairs, rows, strict=True):
         best, worst = (row["rm_scores"].index(of(row["rm_scores"])) for of in (max, min))
         texts = [row[f"generate_{i}"][1]["content"] for i in (best, worst)]
         assert [pair.chosen, pair.rejected] == texts
-
-
-def _arguments() -> Any:
-    from argparse import Namespace
-
-    return Namespace(prompt_column=None, drop_empty=False, limit=None)
 
 
 def test_labels_may_say_how_sure_they_are(check: Check) -> None:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -204,7 +203,7 @@ def test_an_error_of_the_machine_is_no_fault_of_ours(
     error: Callable[[], Exception],
     word: str,
 ) -> None:
-    def fails(_arguments: Any) -> None:
+    def fails() -> None:
         raise error()
 
     monkeypatch.setattr(commands, "verify", fails)
@@ -228,7 +227,7 @@ def test_an_import_that_a_signal_broke_off_is_the_signal(
 ) -> None:
     """As NumPy makes of it."""
 
-    def interrupted(_arguments: Any) -> None:
+    def interrupted() -> None:
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         raise ImportError("numpy._core.multiarray failed to import")
@@ -244,17 +243,16 @@ def test_an_import_that_a_signal_broke_off_is_the_signal(
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_is_written_to_nowhere(place: Path, closed: str) -> None:
-    command = f"{sys.executable} -m sparring.pipeline.cli plan hardware=cpu paths.store=store paths.runs=runs {closed}"
+    command = f"{sys.executable} -m sparring plan hardware=cpu paths.store=store paths.runs=runs {closed}"
     done = subprocess.run(command, shell=True, check=False, capture_output=True, env={**os.environ, "PYTHONPATH": ROOT})
     assert done.returncode == 0 and not done.stderr and not list(place.glob("sparring-crash*"))
 
 
 @pytest.mark.parametrize("words", [["oracle", "check", "x.jsonl", "--limit", "many"], ["plan", "--nope"], ["nope"], []])
 def test_a_command_line_that_is_none_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(words)
+    assert cli.main(words) == 2
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "--help` says" in said
+    assert said.startswith("error: ") and said.count("\n") == 1 and "--help` says" in said
 
 
 @pytest.mark.parametrize(
@@ -263,7 +261,7 @@ def test_a_command_line_that_is_none_is_one_line(words: list[str], capsys: pytes
 def test_a_fault_of_ours_is_said_to_be_one(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ours: Exception
 ) -> None:
-    def fails(_arguments: Any) -> None:
+    def fails() -> None:
         raise ours
 
     monkeypatch.setattr(commands, "verify", fails)

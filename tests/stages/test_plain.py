@@ -1,6 +1,5 @@
 """What models, files and servers write cannot steer a terminal."""
 
-import argparse
 import ast
 import io
 import json
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import cli
+from sparring.pipeline import cli, commands
 from sparring.pipeline.events import Events
 from sparring.pipeline.report.inspect import Iteration, print_prompt
 from sparring.pipeline.run_history import opened
@@ -57,12 +56,12 @@ def test_a_message_that_quotes_a_file_is_plain(
 def test_so_is_one_that_nobody_expected(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def call(_: argparse.Namespace) -> int:
+    def verify() -> int:
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_arguments", lambda _: argparse.Namespace(call=call))
-    assert cli.main([]) in (1, 2)
+    monkeypatch.setattr(commands, "verify", verify)
+    assert cli.main(["verify"]) in (1, 2)
     said = capsys.readouterr().err
     assert "owned" in said and "\x1b" not in said and "\u202e" not in said
 
@@ -80,7 +79,7 @@ def test_a_report_is_whole_where_the_locale_is_not_utf8(tmp_path: Path) -> None:
     """Characters that the terminal lacks are replaced; files are UTF-8 everywhere."""
     run = Run(tmp_path).begin()
     run.add(1, "sample", [samples_table({"a": duel("Say π.", "π", "no", 0.5)})])
-    command = [sys.executable, "-m", "sparring.pipeline.cli", "report", run.name, "--runs", str(run.root / "runs")]
+    command = [sys.executable, "-m", "sparring", "report", run.name, "--runs", str(run.root / "runs")]
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env={**os.environ, **locale}, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr

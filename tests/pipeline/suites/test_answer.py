@@ -191,7 +191,7 @@ def test_a_suite_that_is_not_here_says_how_to_get_it(
 
 @pytest.mark.slow
 def test_through_the_command_line_on_ray(asked: Path) -> None:
-    command = [sys.executable, "-m", "sparring.pipeline.cli", *words(asked, "--best-of", "2")]
+    command = [sys.executable, "-m", "sparring", *words(asked, "--best-of", "2")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )

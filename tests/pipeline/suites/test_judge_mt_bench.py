@@ -139,7 +139,7 @@ def test_kill_9_in_mid_asking_costs_the_replies_under_way(
         return rating(server, asked)
 
     server.reply = twice
-    command = [sys.executable, "-m", "sparring.pipeline.cli", *words(server)]
+    command = [sys.executable, "-m", "sparring", *words(server)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
     deadline = time.monotonic() + 60
     while (len(server.asked) < 4 or len(kept(path, "org/judge")) < 2) and time.monotonic() < deadline:
