@@ -99,14 +99,15 @@ def answer(
             f"{best_of} samples of each prompt: give 1 to {MOST_RESPONSES} (--best-of; --n of best-of-n)."
         )
     known = SUITES.get(suite)
-    if known and known.answer:
+    answers_it = known.answer if known else None
+    if answers_it:
         for option, given in (("--best-of", best_of > 1), ("--column", column is not None)):
             if given:
                 raise ConfigError(f"{option}: is not an option of {suite}; leave it out.")
     player = player_of(run, runs, iteration, overrides)
     title, path = suite_of(suite, instructions)
-    if known and known.answer:
-        resolve(known.answer)(player, path, to)
+    if answers_it:
+        resolve(answers_it)(player, path, to)
         return
     column = asked.column_of(path, column)
     rows = list(asked.read(path, column))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def judge(
     if annotations:
         rows, who = _existing(path, outputs, annotations, reference), f"annotations of {annotations.name}"
     else:
-        rows = _annotated(path, outputs, suite, reference, annotator, base_url, model)
-        named = alpaca_eval.named(annotator or alpaca_eval.DEFAULT_ANNOTATOR)
+        config = annotator or alpaca_eval.DEFAULT_ANNOTATOR
+        asked = alpaca_eval.Annotator(config=config, base_url=base_url, model=model)
+        rows, named = _annotated(path, outputs, reference, asked), alpaca_eval.named(config)
         who = f"{named} ({model})" if model else named
     if all(row["preference"] is None for row in rows):
         raise DataError(f"none of the {len(rows):,} rows has a preference: the annotator gave no answer that it reads.")
@@ -131,25 +133,15 @@ def _existing(outputs_path: Path, outputs: list[Row], path: Path, reference: Pat
     return [_completed(row, output, "reference") for row, output in zip(found, outputs, strict=True)]
 
 
-def _annotated(
-    outputs_path: Path,
-    outputs: list[Row],
-    suite: Suite,
-    given: Path | None,
-    annotator: str | None,
-    base_url: str | None,
-    model: str | None,
-) -> list[Row]:
+def _annotated(outputs_path: Path, outputs: list[Row], given: Path | None, asked: alpaca_eval.Annotator) -> list[Row]:
     """Annotate, and keep the annotations beside the outputs."""
+    suite = SUITES["alpaca_eval"]
     path = given or suite.fetch(suite.instructions, "--reference FILE")
     reference = read(path, ("instruction", "output"))
     outputs = in_order(outputs, reference, outputs_path, path)
     name = reference[0].get("generator") or path.stem
-    asked = alpaca_eval.Annotator(
-        config=annotator or alpaca_eval.DEFAULT_ANNOTATOR,
-        base_url=base_url,
-        model=served(base_url, model) if base_url else model,
-    )
+    if asked.base_url:
+        asked = replace(asked, model=served(asked.base_url, asked.model))
     beside = outputs_path.absolute().parent
     ours, theirs = _side(outputs, outputs[0]["generator"]), _side(reference, name)
     found = {row["instruction"]: row for row in alpaca_eval.annotate(theirs, ours, asked, beside)}
