@@ -14,7 +14,7 @@ from sparring.pipeline.commands import plan_of
 from sparring.stages.step import Job
 from sparring.stages.train import worker
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.room import Speaker
+from sparring.stages.train.mailbox import Sender, mailbox
 
 
 def trainer(setting: Setting, steps: int, folder: Path) -> Any:
@@ -26,8 +26,8 @@ def trainer(setting: Setting, steps: int, folder: Path) -> Any:
 
     trainer, rows = made.settings.trainer, setting.pairs.rows
     order, _ = deal([row.shared_length for row in rows], trainer.epochs, trainer.global_batch, made.settings.seed)
-    worker.room(made).mkdir(parents=True)
-    session = worker._Session(made, 0, Speaker(Path(os.devnull)), rows, order)
+    mailbox(made).mkdir(parents=True)
+    session = worker._Session(made, 0, Sender(Path(os.devnull)), rows, order)
     if not setting.options.get("shared", True):
         session.trainer.shared_up_to = 0
     return session.trainer

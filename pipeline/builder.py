@@ -58,7 +58,8 @@ class Builder:
         inputs: Mapping[str, str],
         workers: Workers | None = None,
     ) -> str:
-        step = Step(spec=spec, settings=settings, workers=workers or Workers(), inputs=dict(inputs), fingerprint="")
+        workers = workers or Workers(max_failures=self.config.hardware.max_failures)
+        step = Step(spec=spec, settings=settings, workers=workers, inputs=dict(inputs), fingerprint="")
         name = fingerprint(spec.kind, spec.version, step.identity, inputs)
         added = self.plan.steps.setdefault(name, replace(step, fingerprint=name))
         added.uses.append(Use(arm=self.arm, iteration=t, label=label))

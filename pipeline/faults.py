@@ -7,10 +7,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-LIGHT_RETRIES = 3
-"""Times that Ray does a light task again whose process died."""
-LOADS = 2
-"""Times that a worker may fail before it has loaded its models: the second time, it is no accident."""
 TRIES_BEFORE_BISECTION = 2
 """A worker killed from outside is no fault of the prompts; one that fails twice on a shard may be."""
 MOST_POISON = 4

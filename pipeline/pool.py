@@ -21,8 +21,6 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 
 from sparring.pipeline import cluster
 from sparring.pipeline.faults import (
-    LIGHT_RETRIES,
-    LOADS,
     MOST_POISON,
     TRIES_BEFORE_BISECTION,
     Watch,
@@ -218,7 +216,7 @@ class Pool:
     def _load_failed(self, hand: Any, fault: EngineFault) -> None:
         """Have a worker start anew; EngineFault where it fails again before it has loaded them."""
         self.loads[hand] += 1
-        if self.loads[hand] > min(LOADS - 1, self.job.workers.max_failures):
+        if self.job.workers.gives_up(self.loads[hand]):
             raise EngineFault(
                 f"{self.job.out.name}: its worker failed {self.loads[hand]} times while it loaded its models, "
                 f"before any prompt: {fault}; details: {_logs(self.job)}."
@@ -237,7 +235,7 @@ class Pool:
         return (
             actor.run.options(max_task_retries=0).remote(self.job, shard)
             if actor
-            else _light(run_once).remote(self.job, shard)
+            else _light(self.job, run_once).remote(self.job, shard)
         )
 
     def _end_hung(self, running: list[Any]) -> None:
@@ -251,7 +249,7 @@ class Pool:
     def _mended(self, hand: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
         """Return the shard to try next, without the prompts at fault where they are found; EngineFault at the end."""
         name, narrow = self.job.out.name, self.job.spec.narrow
-        if hand is None or failures > self.job.workers.max_failures:
+        if hand is None or self.job.workers.gives_up(failures):
             raise EngineFault(
                 f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because "
                 f"{fault}; details: {_logs(self.job)}. Run again to resume from the finished shards."
@@ -401,12 +399,12 @@ def _models(job: Job) -> dict[str, str]:
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
-    return _sure(job, _light(finish_here).remote(job, records)) if job.spec.finish else {}
+    return _sure(job, _light(job, finish_here).remote(job, records)) if job.spec.finish else {}
 
 
-def _light(function: Callable[..., Any]) -> Any:
+def _light(job: Job, function: Callable[..., Any]) -> Any:
     # No core is asked for: a pool that waits for its next step may hold them all, and these tasks are light.
-    return ray.remote(num_cpus=0, max_retries=LIGHT_RETRIES)(function)
+    return ray.remote(num_cpus=0, max_retries=job.workers.max_failures)(function)
 
 
 def _call(job: Job, reference: Any) -> Any:

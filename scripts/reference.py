@@ -59,7 +59,7 @@ def _group(prefix: str, kind: Any, above: str = "yes") -> Iterator[tuple[str, ..
     """Yield a row for each field of a group, with the kinds of the group that have it where not all do."""
     models = _models(kind)
     above = _hashed(kind) if above == "yes" else above
-    tag = getattr(fields.metadata(kind, fields.FieldInfo), "discriminator", None)
+    tag = next(iter(fields.discriminators([kind])), "")
     names = list(dict.fromkeys(name for model in models for name in fields.hints(model)))
     for name in names:
         having = [model for model in models if name in fields.hints(model)]

@@ -155,9 +155,15 @@ class Workers:
     gpus: int = 0
     """GPUs of each."""
     max_failures: int = 2
-    """Times that a shard, or a training, is done again after a worker failed; then the step fails."""
+    """Times that a shard, the loading of models or a training is done again after a worker failed; then the step fails.
+    It is the one rule for actors, for light tasks, which Ray itself does again, and for Ray Train's groups of workers.
+    What is no failure counts for nothing: too little memory for a micro-batch, and a worker that was told to end."""
     deadline_s: float = math.inf
     """A shard that takes longer has its worker ended and is done again."""
+
+    def gives_up(self, failures: int) -> bool:
+        """Return whether the step fails after so many failures of the same thing."""
+        return failures > self.max_failures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ray.exceptions import OutOfMemoryError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -19,8 +19,10 @@ from sparring.stages.errors import TrainingFault
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job
 from sparring.stages.train import endings, memory, term, worker
-from sparring.stages.train.room import STOP, WAITING, room
+from sparring.stages.train.config import TrainSettings
+from sparring.stages.train.mailbox import STOP, Receiver, ask_for_group, groups, mailbox
 
+Report = Callable[[dict[str, Any]], None]
 POLL_S = 0.2
 START_S = 60.0
 """Seconds after which Ray Train tries anew to place a group; it would do so for ever."""
@@ -59,13 +61,13 @@ class Watching(UserCallback):
     a kernel's kill on another one than the driver's nothing is known, and the group is started again as it was.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job[TrainSettings]) -> None:
         self.job, self.host, self.kills = job, socket.gethostname(), memory.kernel_kills()
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, BaseException]) -> None:
         """Note that workers are waited for anew; where memory ran out, with fewer pairs in a forward pass."""
         with contextlib.suppress(OSError):
-            (room(self.job) / WAITING).touch()
+            ask_for_group(self.job)
         by_kernel = socket.gethostname() == self.host and memory.kernel_kills() > self.kills
         for rank, error in worker_exceptions.items():
             cause = getattr(error, "health_check_failure", error)
@@ -74,58 +76,57 @@ class Watching(UserCallback):
                 return
 
 
-def fit(job: Job, asked: Callable[[], int], say: Callable[[str], None]) -> TrainingFailedError | None:
-    """Run the workers until they end; return why they were given up, if they were. `asked`: as in stage.run.
+def fit(job: Job[TrainSettings], asked: Callable[[], int], report: Report) -> Result | TrainingFailedError | None:
+    """Run workers until they end; return what Ray makes of it, None where a signal ended the wait for them.
 
-    A signal ends the wait for workers that have not begun at once; those that have save their state first.
-    TrainingFault when the workers cannot be placed in PLACEMENT_S.
+    asked, report: as in stage.run. A signal ends the wait for workers that have not begun at once; those that have save
+    their state first. TrainingFault when the workers cannot be placed in PLACEMENT_S.
     Ray Train is driven from a thread: on the main one it would put its own handler of Ctrl-C in place of ours.
     """
-    errors: list[BaseException] = []
+    ends: list[Any] = []
 
     def drive() -> None:
         try:
-            _trainer(job).fit()
+            ends.append(_trainer(job).fit())
         except BaseException as error:
-            errors.append(error)
+            ends.append(error)
 
     with _environment():
         thread = threading.Thread(target=drive, name="ray-train", daemon=True)
-        wait = _Wait(job, say)
+        received, wait = Receiver(job, report), _Wait(job, report)
+        ask_for_group(job)
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
+            received()
             if asked():
-                (room(job) / STOP).touch()
-            if wait.is_over(asked()):
+                (mailbox(job) / STOP).touch()
+            if wait.is_over(asked(), begun=received.group >= groups(job)):
                 return None
-    if not errors:
-        return None
-    if isinstance(errors[0], TrainingFailedError):
-        return errors[0]
-    raise errors[0]
+        received()
+    if isinstance(ends[0], Result | TrainingFailedError):
+        return ends[0]
+    raise ends[0]
 
 
 class _Wait:
     """How long the driver waits: for workers to begin, at first and after a death, and to save once told to end."""
 
-    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
-        self.job, self.say, self.told = job, say, 0.0
+    def __init__(self, job: Job[TrainSettings], report: Report) -> None:
+        self.job, self.report, self.stopped_at = job, report, 0.0
         self.patience: Patience | None = None
-        (room(job) / WAITING).touch()
 
-    def is_over(self, number: int) -> bool:
+    def is_over(self, number: int, begun: bool) -> bool:
         """Return whether a signal `number` ends the wait (0: none came); TrainingFault when no worker comes in time."""
-        waits = (room(self.job) / WAITING).exists()
         if number:
-            if not self.told and not waits:
-                self.say(
+            if not self.stopped_at and begun:
+                self._say(
                     "the workers save their state after this optimizer step; a second signal ends the run at once, "
                     f"as does their silence of {SAVING_S:.0f} s"
                 )
-            self.told = self.told or time.monotonic()
-            return waits or time.monotonic() - self.told > SAVING_S
-        self.patience = (self.patience or Patience()) if waits else None
+            self.stopped_at = self.stopped_at or time.monotonic()
+            return not begun or time.monotonic() - self.stopped_at > SAVING_S
+        self.patience = None if begun else self.patience or Patience()
         if self.patience:
             self._look(self.patience)
         return False
@@ -139,16 +140,20 @@ class _Wait:
                 "Lower hardware.workers, or wait for the others; then run again."
             )
         if patience.is_due():
-            self.say(f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {PLACEMENT_S:.0f} s")
+            self._say(f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {PLACEMENT_S:.0f} s")
+
+    def _say(self, text: str) -> None:
+        self.report({"event": "message", "text": text})
 
 
-def _trainer(job: Job) -> TorchTrainer:
+def _trainer(job: Job[TrainSettings]) -> TorchTrainer:
     workers = job.workers
+    train: Any = worker.work  # its type says that a training returns nothing
     callbacks: list[Any] = [Watching(job)]  # one of Ray Train's second version, as are the names below
     failure: Any = FailureConfig
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     return TorchTrainer(
-        worker.work,
+        train,
         train_loop_config={"job": job},
         torch_config=_Listening(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -156,7 +161,7 @@ def _trainer(job: Job) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(room(job)),
+            storage_path=str(mailbox(job)),
             failure_config=failure(
                 max_failures=workers.max_failures, controller_failure_limit=int(PLACEMENT_S // START_S)
             ),

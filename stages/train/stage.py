@@ -7,24 +7,20 @@ that ran out of memory, or were told to end, are started anew here: that is no f
 
 from __future__ import annotations
 
-import contextlib
-import json
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from ray.train import TrainingFailedError
 
 from sparring.stages import errors
 from sparring.stages.errors import RUN_AGAIN, DataError, Stopped, TrainingFault, disk_is_full, full_disk
 from sparring.stages.step import Job
 from sparring.stages.train import checkpoint, group
-from sparring.stages.train import room as rooms
 from sparring.stages.train.config import TrainSettings, refuse_too_few_steps
-from sparring.stages.train.room import room, told
-
-Report = Callable[[dict[str, Any]], None]
+from sparring.stages.train.mailbox import DISK_FULL, ENDING, mailbox, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +34,17 @@ class Trained:
     stats: dict[str, float]
 
 
-def run(job: Job[TrainSettings], report: Report, asked: Callable[[], int] = lambda: 0) -> Trained:
+def run(job: Job[TrainSettings], report: group.Report, asked: Callable[[], int] = lambda: 0) -> Trained:
     """Train in the cluster that Ray is connected to; Stopped when `asked` returned a signal and the state is saved.
 
     report: gets the record of each optimizer step with done, of and pid, each worker's pid, and messages.
     """
     job = replace(job, out=job.out.absolute(), scratch=job.scratch.absolute())
     _check(job)
-    room(job).mkdir(parents=True, exist_ok=True)
-    with _following(room(job), report):
-        result = _result(job, asked, report)
+    mailbox(job).mkdir(parents=True, exist_ok=True)
+    for line in checkpoint.drop_damaged(job):
+        report({"event": "message", "text": f"{line}; training goes on from {_place(checkpoint.latest(job))}"})
+    result = _result(job, asked, report)
     summary = result["summary"]
     dropped = {"too_long": summary["too_long"]} if summary["too_long"] else {}
     return Trained(
@@ -58,35 +55,36 @@ def run(job: Job[TrainSettings], report: Report, asked: Callable[[], int] = lamb
     )
 
 
-def _result(job: Job[TrainSettings], asked: Callable[[], int], report: Report) -> dict[str, Any]:
-    """Start groups of workers until one has finished."""
-    for line in checkpoint.drop_damaged(job):
-        kept = checkpoint.latest(job)
-        report({"event": "message", "text": f"{line}; training goes on from {_place(kept)}"})
+def _result(job: Job[TrainSettings], asked: Callable[[], int], report: group.Report) -> dict[str, Any]:
+    """Start groups of workers until one has finished; return what its rank 0 returned."""
     while True:
         if asked():
-            raise Stopped(_saved(job, asked()), asked())
-        failed = group.fit(job, asked, lambda text: report({"event": "message", "text": text}))
-        fault, result, again = (told(job, name) for name in (rooms.FAULT, rooms.RESULT, rooms.AGAIN))
-        if (room(job) / rooms.FULL).exists() or (failed and disk_is_full(failed, job.out)):
+            raise Stopped(_saved(job, asked(), {}), asked())
+        ended = group.fit(job, asked, report)
+        failed = ended if isinstance(ended, TrainingFailedError) else None
+        made = getattr(ended, "return_value", None) or {}
+        ending = read(job, ENDING) or {}
+        if (mailbox(job) / DISK_FULL).exists() or (failed and disk_is_full(failed, job.out)):
             raise DataError(full_disk(job.out))
-        if fault:
-            raise getattr(errors, fault["type"])(fault["message"])
-        if result:
-            return dict(result)
+        if "type" in ending:
+            raise getattr(errors, ending["type"])(ending["message"])
+        if "files" in made:
+            return dict(made)
         if asked():
-            raise Stopped(_saved(job, asked()), asked())
-        if not again:
+            raise Stopped(_saved(job, asked(), made), asked())
+        if "micro_batch" in ending:
+            report({"event": "message", "text": ending["text"]})
+            (mailbox(job) / ENDING).unlink()
+            job = replace(job, settings=job.settings.with_micro_batch(ending["micro_batch"]))
+        elif "saved" in made:
+            step = f"step {made['saved']} of {made['of']} is saved, training goes on from there"
+            report({"event": "message", "text": f"a worker was told to end (SIGTERM): {step}"})
+        else:
             raise TrainingFault(_died(job, failed)) from failed
-        report({"event": "message", "text": again["text"]})
-        (room(job) / rooms.AGAIN).unlink()
-        if "micro_batch" in again:
-            job = replace(job, settings=job.settings.with_micro_batch(again["micro_batch"]))
 
 
-def _saved(job: Job[TrainSettings], number: int) -> str:
-    saved, kept = told(job, rooms.STOPPED), checkpoint.latest(job)
-    where = f"step {saved['step']} of {saved['of']}" if saved else _place(kept)
+def _saved(job: Job[TrainSettings], number: int, made: dict[str, Any]) -> str:
+    where = f"step {made['saved']} of {made['of']}" if "saved" in made else _place(checkpoint.latest(job))
     return f"training stopped at {where} by {signal.Signals(number).name}; {RUN_AGAIN}"
 
 
@@ -118,35 +116,5 @@ def _died(job: Job[TrainSettings], error: Exception | None) -> str:
     last = (str(error or "").strip() or "they ended without a result").splitlines()[-1]
     return (
         f"the training workers failed {job.workers.max_failures + 1} times (hardware.max_failures): {last}; their "
-        f"output is in {room(job)}; last checkpoint: {where}."
+        f"output is in {mailbox(job)}; last checkpoint: {where}."
     )
-
-
-@contextlib.contextmanager
-def _following(room: Path, report: Report) -> Iterator[None]:
-    """Pass on what the workers append to their files, until the block ends."""
-    ended = threading.Event()
-    read: dict[Path, int] = {}
-
-    def pass_on() -> None:
-        for path in sorted(room.glob("rank-*.jsonl")):
-            with path.open("rb") as handle:
-                handle.seek(read.get(path, 0))
-                for line in handle:
-                    if not line.endswith(b"\n"):
-                        break
-                    read[path] = read.get(path, 0) + len(line)
-                    report(json.loads(line))
-
-    def follow() -> None:
-        while not ended.wait(group.POLL_S):
-            pass_on()
-
-    thread = threading.Thread(target=follow, name="train-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        pass_on()

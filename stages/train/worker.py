@@ -16,44 +16,35 @@ from sparring.stages.step import Input, Job, Workers
 from sparring.stages.train import checkpoint, term
 from sparring.stages.train.config import TrainSettings, optimizer_steps, refuse_too_few_steps
 from sparring.stages.train.endings import noted, settled
+from sparring.stages.train.mailbox import MICRO_BATCH, STOP, Sender, groups, is_over, mailbox, post, read
 from sparring.stages.train.objective_config import has_reference
-from sparring.stages.train.room import (
-    AGAIN,
-    ENDINGS,
-    MICRO_BATCH,
-    PROBED,
-    RESULT,
-    STOP,
-    STOPPED,
-    WAITING,
-    Speaker,
-    room,
-    tell,
-    told,
-)
 
 AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
 """What the summary gives as the mean over the steps that measured it."""
 
 
-def work(config: dict[str, Job[TrainSettings]]) -> None:
-    """Run one rank of config["job"]; returns at once after an ending, so that a restarted group ends."""
+def work(config: dict[str, Job[TrainSettings]]) -> dict[str, Any] | None:
+    """Run one rank of config["job"]; return what its training came to: of rank 0 files and summary, or what it saved.
+
+    A group that Ray has restarted after an ending returns at once.
+    """
     from ray import train
 
     job = config["job"]
     rank = train.get_context().get_world_rank()
-    if any((room(job) / name).exists() for name in ENDINGS):
-        return
-    _redirect_output(room(job) / f"rank-{rank}.log")
-    (room(job) / WAITING).unlink(missing_ok=True)
-    say = Speaker(room(job) / f"rank-{rank}.jsonl")
-    say({"event": "worker", "rank": rank, "pid": os.getpid(), "host": socket.gethostname()})
+    if is_over(job):
+        return None
+    _redirect_output(mailbox(job) / f"rank-{rank}.log")
+    send = Sender(mailbox(job) / f"rank-{rank}.jsonl")
+    where = {"pid": os.getpid(), "host": socket.gethostname(), "group": groups(job)}
+    send({"event": "worker", "rank": rank, **where})
     try:
-        _train(job, rank, say)
+        return _train(job, rank, send)
     except Exception as error:
         known = noted(job, rank, error)
         if not known or job.workers.count > 1:  # the others may wait for this one for ever: Ray ends them
             raise
+        return None
 
 
 def _redirect_output(path: Path) -> None:
@@ -65,7 +56,7 @@ def _redirect_output(path: Path) -> None:
     os.close(handle)
 
 
-def _train(job: Job[TrainSettings], rank: int, say: Speaker) -> None:
+def _train(job: Job[TrainSettings], rank: int, send: Sender) -> dict[str, Any] | None:
     _settle(job.workers)
     from sparring.stages.train.collate import deal
     from sparring.stages.train.trainer import NotFinite
@@ -75,14 +66,13 @@ def _train(job: Job[TrainSettings], rank: int, say: Speaker) -> None:
     refuse_too_few_steps(len(rows), trainer)
     order, repeated = deal([row.shared_length for row in rows], trainer.epochs, trainer.global_batch, settings.seed)
     try:
-        session = _Session(job, rank, say, rows, order)
+        session = _Session(job, rank, send, rows, order)
         session.train()
     except NotFinite as error:
         raise TrainingFault(str(error)) from None
     counts = {"pairs": len(rows), "too_long": too_long, "repeated": repeated, "epochs": trainer.epochs}
     counts["truncated"] = sum(row.truncated for row in rows)
-    if not session.ended_early():
-        session.finish(counts)
+    return session.ended_early() or session.finish(counts)
 
 
 def _settle(workers: Workers) -> None:
@@ -121,9 +111,9 @@ class _Session:
     """The training of one rank, from the policy or the latest checkpoint to the published files."""
 
     def __init__(
-        self, job: Job[TrainSettings], rank: int, say: Speaker, rows: Sequence[Any], order: Sequence[int]
+        self, job: Job[TrainSettings], rank: int, send: Sender, rows: Sequence[Any], order: Sequence[int]
     ) -> None:
-        self.job, self.rank, self.say, self.rows, self.order = job, rank, say, rows, order
+        self.job, self.rank, self.send, self.rows, self.order = job, rank, send, rows, order
         from sparring.stages.train import sinks
         from sparring.stages.train.probe import drawn
 
@@ -149,19 +139,19 @@ class _Session:
         settings, share = settled(self.job), self.settings.share()
         if self.settings.hardware.micro_batch != "auto" or share == 1:
             return settings
-        known = _agreed(told(self.job, MICRO_BATCH))
+        known = _agreed((read(self.job, MICRO_BATCH) or {}).get("chosen"))
         if known:
             return settings.with_micro_batch(known)
         pairs, text = probe(self._trainer, settings, share, int(os.environ["LOCAL_WORLD_SIZE"]), self._fits)
         if self.rank == 0:
-            tell(self.job, MICRO_BATCH, pairs)
-            self.say({"event": "message", "text": text})
+            post(self.job, MICRO_BATCH, {"chosen": pairs})
+            self.send({"event": "message", "text": text})
         dist.barrier()
         return settings.with_micro_batch(pairs)
 
     def _fits(self, pairs: int) -> None:
         if self.rank == 0:
-            tell(self.job, PROBED, pairs)
+            post(self.job, MICRO_BATCH, {"fits": pairs})
 
     def _trainer(self, settings: TrainSettings) -> Any:
         from sparring.stages.train.collate import shares
@@ -169,7 +159,7 @@ class _Session:
         from sparring.stages.train.trainer import Hooks, PairTrainer
 
         steps = optimizer_steps(len(self.rows), settings.trainer.epochs, settings.trainer.global_batch)
-        args = arguments(settings, steps, room(self.job))  # first: it turns ZeRO-3 loading on
+        args = arguments(settings, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
         model = load_policy(self.policy, settings, self.route)
         micro, lengths = settings.micro_pairs(), [row.shared_length for row in self.rows]
         return PairTrainer(
@@ -200,25 +190,18 @@ class _Session:
             return _agreed(None)
         scorer: Any = load_scorer(self.policy, self.settings.trainer.dtype, self.settings.trainer.adapter.four_bit)
         if scorer.route.why:
-            self.say({"event": "message", "text": f"train: {scorer.route.why}"})
+            self.send({"event": "message", "text": f"train: {scorer.route.why}"})
         if not has_reference(self.settings.objective):
             self.probed, self.noise = from_start(scorer, self.probed)
         return _agreed(scorer.route)
 
     def _told_to_end(self) -> bool:
-        return term.came() or (self.rank == 0 and (room(self.job) / STOP).exists())
+        return term.came() or (self.rank == 0 and (mailbox(self.job) / STOP).exists())
 
-    def ended_early(self) -> bool:
-        """Leave word for the driver where training was told to end before its last step; say whether it was."""
+    def ended_early(self) -> dict[str, Any] | None:
+        """Return what is saved where training was told to end before its last step."""
         state = self.trainer.state
-        early = bool(state.global_step < state.max_steps)
-        if early and self.rank == 0:
-            saved = {"step": state.global_step, "of": state.max_steps}
-            tell(self.job, STOPPED, saved)
-            if not (room(self.job) / STOP).exists():
-                text = "a worker was told to end (SIGTERM): step {step} of {of} is saved, training goes on from there"
-                tell(self.job, AGAIN, {"text": text.format(**saved)})
-        return early
+        return {"saved": state.global_step, "of": state.max_steps} if state.global_step < state.max_steps else None
 
     def _history(self) -> list[dict[str, Any]]:
         """Records of the steps before the checkpoint that this attempt resumes from."""
@@ -226,7 +209,7 @@ class _Session:
             return []
         path, step = self.resumed
         if self.rank == 0:
-            self.say({"event": "message", "text": f"train: resumed after optimizer step {step}"})
+            self.send({"event": "message", "text": f"train: resumed after optimizer step {step}"})
         return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def train(self) -> None:
@@ -252,7 +235,7 @@ class _Session:
         self.history.append(record)
         if self.rank == 0:
             shown = {name: value for name, value in record.items() if name != "step"}
-            self.say({"done": record["step"], **shown, "pid": os.getpid()})
+            self.send({"done": record["step"], **shown, "pid": os.getpid()})
 
     def _seal(self, folder: Path, step: int) -> None:
         import torch.distributed as dist
@@ -269,8 +252,8 @@ class _Session:
             checkpoint.prune(self.job, folder)
         dist.barrier()
 
-    def finish(self, counts: dict[str, int]) -> None:
-        """Probe and publish; every rank takes part in both, and rank 0 writes."""
+    def finish(self, counts: dict[str, int]) -> dict[str, Any] | None:
+        """Probe and publish; every rank takes part in both. Rank 0 writes, and returns files and summary."""
         import torch
 
         from sparring.stages.train.publish import publish
@@ -280,11 +263,11 @@ class _Session:
         folder = self.job.out / f"model.{self.job.attempt}"
         dtype = getattr(torch, self.settings.trainer.publish_dtype)
         publish(self.trainer.model, self.policy, folder, dtype, keep=self.rank == 0)
-        if self.rank == 0:
-            files, change = self._files(folder)
-            summary = {**self._summary(), **_means(probe), **change, **counts}
-            result = {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
-            tell(self.job, RESULT, result)
+        if self.rank != 0:
+            return None
+        files, change = self._files(folder)
+        summary = {**self._summary(), **_means(probe), **change, **counts}
+        return {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
 
     def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """h of some pairs under the model in memory."""

@@ -120,6 +120,7 @@ def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, rows: i
 
 def test_a_worker_that_dies_while_it_loads_is_no_prompts_fault(tmp_path: Path) -> None:
     job = light_job(tmp_path, "die loading", sick=[])
+    job = replace(job, workers=replace(job.workers, max_failures=1))
     job.scratch.mkdir()
     said: list[str] = []
     pool = Pool(job, 2)

@@ -14,7 +14,7 @@ from typing import Any
 
 from sparring.stages.step import Job
 from sparring.stages.train import worker
-from sparring.stages.train.room import RESULT, Speaker, room
+from sparring.stages.train.mailbox import Sender, mailbox
 
 
 def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]]:
@@ -24,19 +24,20 @@ def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_rank, [(job, attempts, rank, port) for rank in range(workers)]))
-    results = [room(replace(job, attempt=attempt)) / RESULT for attempt in attempts]
-    return [json.loads(path.read_text()) for path in results]
+        made = list(pool.map(_rank, [(job, attempts, rank, port) for rank in range(workers)]))
+    return made[0]
 
 
-def _rank(given: tuple[Job, Sequence[str], int, int]) -> None:
+def _rank(given: tuple[Job, Sequence[str], int, int]) -> list[Any]:
     job, attempts, rank, port = given
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.workers.count, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    made: list[Any] = []
     for attempt in attempts:
         one = replace(job, attempt=attempt)
-        room(one).mkdir(parents=True, exist_ok=True)
-        worker._train(one, rank, Speaker(room(one) / f"rank-{rank}.jsonl"))
+        mailbox(one).mkdir(parents=True, exist_ok=True)
+        made.append(worker._train(one, rank, Sender(mailbox(one) / f"rank-{rank}.jsonl")))
+    return made
 
 
 def steps(made: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from sparring.stages.train import memory
 from sparring.stages.train.config import TRAIN
 from sparring.stages.train.endings import noted
 from sparring.stages.train.group import Watching
-from sparring.stages.train.room import AGAIN, FAULT, FULL, MICRO_BATCH, PROBED, room, tell, told
+from sparring.stages.train.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
 from tests.stages.train.rig import settings
 
 
@@ -33,27 +33,27 @@ def job_of(tmp_path: Path, micro_batch: Any) -> Job:
         spec=TRAIN, fingerprint="", settings=settings(micro_batch=micro_batch, global_batch=8),
         inputs={}, out=tmp_path, attempt="a", scratch=tmp_path,
     )  # fmt: skip
-    room(job).mkdir()
+    mailbox(job).mkdir()
     return job
 
 
 def test_a_failed_allocation_halves(tmp_path: Path) -> None:
     job = job_of(tmp_path, 8)
     assert noted(job, 0, MemoryError())
-    assert told(job, AGAIN)["micro_batch"] == 4
+    assert read(job, ENDING)["micro_batch"] == 4
 
 
 def test_with_one_pair_there_is_no_less(tmp_path: Path) -> None:
     job = job_of(tmp_path, 1)
     assert noted(job, 0, MemoryError())
-    assert told(job, AGAIN) is None and "with 1 pair in a forward pass" in told(job, FAULT)["message"]
+    assert "with 1 pair in a forward pass" in read(job, ENDING)["message"]
 
 
 def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> None:
     job = job_of(tmp_path, "auto")
-    tell(job, PROBED, 4)
+    post(job, MICRO_BATCH, {"fits": 4})
     assert noted(job, 1, MemoryError())
-    assert told(job, AGAIN) == {
+    assert read(job, ENDING) == {
         "text": "rank 1 ran out of memory trying more than 4 pairs in a forward pass; it stays at 4",
         "micro_batch": 4,
     }
@@ -61,17 +61,16 @@ def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> 
 
 def test_after_the_probe_its_number_is_halved(tmp_path: Path) -> None:
     job = job_of(tmp_path, "auto")
-    tell(job, PROBED, 8)
-    tell(job, MICRO_BATCH, 4)
+    post(job, MICRO_BATCH, {"chosen": 4})
     assert noted(job, 0, MemoryError())
-    assert told(job, AGAIN)["micro_batch"] == 2
+    assert read(job, ENDING)["micro_batch"] == 2
 
 
 def test_a_kill_by_rays_memory_monitor_halves(tmp_path: Path, vmstat: Path) -> None:
     job = job_of(tmp_path, 8)
     killed = WorkerHealthCheckFailedError("gone", OutOfMemoryError("Memory on the node was 23.5GB / 24GB"))
     Watching(job).after_exception(None, {1: killed})
-    assert told(job, AGAIN)["micro_batch"] == 4 and "rank 1" in told(job, AGAIN)["text"]
+    assert read(job, ENDING)["micro_batch"] == 4 and "rank 1" in read(job, ENDING)["text"]
 
 
 def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmstat: Path) -> None:
@@ -79,10 +78,10 @@ def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmst
     watching = Watching(job)
     died = {0: WorkerHealthCheckFailedError("gone", ActorDiedError())}
     watching.after_exception(None, died)
-    assert told(job, AGAIN) is None
+    assert read(job, ENDING) is None
     vmstat.write_text("pgfault 18\noom_kill 4\n", encoding="utf-8")
     watching.after_exception(None, died)
-    assert told(job, AGAIN)["micro_batch"] == 4
+    assert read(job, ENDING)["micro_batch"] == 4
 
 
 def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path) -> None:
@@ -91,10 +90,10 @@ def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path)
     watching.host = "elsewhere"
     vmstat.write_text("oom_kill 9\n", encoding="utf-8")
     watching.after_exception(None, {0: WorkerHealthCheckFailedError("gone", ActorDiedError())})
-    assert told(job, AGAIN) is None
+    assert read(job, ENDING) is None
 
 
 def test_a_full_disk_is_noted_without_a_byte(tmp_path: Path) -> None:
     job = job_of(tmp_path, 1)
     assert noted(job, 1, OSError(errno.ENOSPC, "No space left on device"))
-    assert (room(job) / FULL).stat().st_size == 0 and told(job, FAULT) is None
+    assert (mailbox(job) / DISK_FULL).stat().st_size == 0 and read(job, ENDING) is None

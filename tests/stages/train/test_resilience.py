@@ -76,7 +76,7 @@ def test_a_worker_told_to_end_saves_and_the_group_goes_on(
 ) -> None:
     """It is no failure: none is allowed here."""
     how = settings(workers=workers, checkpoint_steps=100, max_failures=0)
-    whole = undisturbed if workers == 1 else run(train_job(tmp_path / "whole", inputs, how=how), lambda event: None)
+    whole = undisturbed if workers == 1 else run(train_job(tmp_path / "whole", inputs, how), lambda event: None)
     seen: list[dict[str, Any]] = []
 
     def report(event: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def test_a_worker_told_to_end_saves_and_the_group_goes_on(
         if event.get("rank") == workers - 1 and sum(e.get("rank") == workers - 1 for e in seen) == 1:
             os.kill(event["pid"], signal.SIGTERM)
 
-    made = run(train_job(tmp_path / "told", inputs, how=how), report)
+    made = run(train_job(tmp_path / "told", inputs, how), report)
     assert digests(made) == digests(whole)
     assert "a worker was told to end (SIGTERM): step 1 of 12 is saved" in texts(seen)
     assert [e["done"] for e in seen if "done" in e] == list(range(1, 13))

@@ -177,8 +177,8 @@ def test_run_again_resumes_after_the_workers_are_given_up(
     ray_started: None, inputs: list[Input], tmp_path: Path, workers: int
 ) -> None:
     how = settings(workers=workers, max_failures=0)
-    whole = run(train_job(tmp_path / "whole", inputs, how=how), lambda event: None)
-    job = train_job(tmp_path / "killed", inputs, how=how)
+    whole = run(train_job(tmp_path / "whole", inputs, how), lambda event: None)
+    job = train_job(tmp_path / "killed", inputs, how)
     _, report = kill_at(5, rank=workers - 1)
     with refused(TrainingFault, "failed 1 times", "step "):
         run(job, report)
