@@ -30,8 +30,8 @@ from sparring.pipeline.artifact import (
 from sparring.pipeline.code_digest import code_of
 from sparring.pipeline.events import Events
 from sparring.pipeline.lease import Lease, LeaseHeld
-from sparring.pipeline.placement import check_placement, this_machine
-from sparring.pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.planning.placement import check_placement, this_machine
+from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
 from sparring.stages.errors import DataError, SparringError
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import File, Input, Job, resolve

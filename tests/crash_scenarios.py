@@ -18,7 +18,7 @@ from sparring.pipeline.artifact import Artifact, check_export
 from sparring.pipeline.events import Events
 from sparring.pipeline.execute import Executor
 from sparring.pipeline.export import folder as export
-from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.planning.plan import Plan, Step, Use
 from sparring.pipeline.staging import STAGED
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import Input, Job, Part, Shard, StepSpec

@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OWN = ("sparring", "scripts")
 BASE = (
     "sparring.pipeline.cli",
-    "sparring.pipeline.doctor",
+    "sparring.pipeline.cli.doctor",
     "sparring.pipeline.report.compare",
     "sparring.pipeline.report.differences",
     "sparring.pipeline.report.html.page",

@@ -12,7 +12,7 @@ from pathlib import Path
 from sparring.pipeline import book
 from sparring.pipeline.diagnostics.panel import panels
 from sparring.pipeline.diagnostics.rules import Fired, fired
-from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.planning.plan import Plan, Step, Use
 from sparring.pipeline.run_history import iterations
 from sparring.stages.errors import RuleFired
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparring.pipeline.hub import Hub
 from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.sources.hub import Hub
 from sparring.stages import digests
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.config import config_of
+from sparring.pipeline.config.model import PublishedConfig
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.published import NAMES, best_of, published_of
-from sparring.pipeline.schema import PublishedConfig
 from sparring.pipeline.suites.results import Found, Overlap, Result, read
 from sparring.stages.plain import printable
 

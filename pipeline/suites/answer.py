@@ -26,14 +26,14 @@ import typer
 
 from sparring.pipeline import cluster, config, run_history
 from sparring.pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
-from sparring.pipeline.build import Asked, build_answers
 from sparring.pipeline.cli import options
+from sparring.pipeline.cli.commands import fetch
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
-from sparring.pipeline.commands import fetch
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.execute import execute_alone
-from sparring.pipeline.plan import Plan, inspect
+from sparring.pipeline.planning.iteration import Question, build_answers
+from sparring.pipeline.planning.plan import Plan, inspect
 from sparring.pipeline.run_history import RunHistory
-from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources, check_policy
 from sparring.pipeline.suites import SUITES, results
 from sparring.stages.annotate.best import chosen as best_of
@@ -233,7 +233,7 @@ def _planned(player: Player, files: Sequence[File]) -> Plan:
     chosen, sources = player.config, Sources(player.pins)
     check_policy(chosen, sources.policy(chosen.policy))
     asked = [
-        Asked(
+        Question(
             source=sources.imported(one.path, None),
             column=one.column,
             policy=player.policy,

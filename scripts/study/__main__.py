@@ -20,7 +20,8 @@ from rich.console import Console
 
 from scripts.study import elsewhere, figure, read, report
 from scripts.study.presets import STUDIES, Study, label, overrides_of
-from sparring.pipeline import cli, commands, config
+from sparring.pipeline import cli, config
+from sparring.pipeline.cli import commands
 from sparring.stages.errors import ConfigError, DataError, SparringError
 
 

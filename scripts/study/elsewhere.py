@@ -16,7 +16,7 @@ from typing import Any
 
 from scripts.study.read import Found, Policy
 from sparring.pipeline.config import dotted
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.stage import JUDGES
 

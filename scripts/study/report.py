@@ -17,10 +17,10 @@ from scripts.study.compare import Judged, judged
 from scripts.study.presets import Study
 from scripts.study.read import FIGURES, Found, Policy
 from scripts.study.words import limits, verdicts
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.report.differences import interval
 from sparring.pipeline.report.judging import JUDGES as JUDGE_NAMES
 from sparring.pipeline.report.judging import worth_of_judges
-from sparring.pipeline.schema import Config
 from sparring.stages.evaluate.paired import Bootstrap, Estimate
 from sparring.stages.evaluate.stage import JUDGES
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import book, cli, commands, config
+from sparring.pipeline import book, cli, config
 from sparring.pipeline.artifact import Artifact, Manifest, publish
-from sparring.pipeline.build import build
+from sparring.pipeline.cli import commands
 from sparring.pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
 from sparring.pipeline.diagnostics.panel import Figure, Panel, panel, panels
 from sparring.pipeline.diagnostics.rules import RULES, fired, learned, warnings
-from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.run_history import iterations, opened
 from sparring.stages.errors import ConfigError, DataError, RuleFired

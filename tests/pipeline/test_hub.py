@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline import book, config, hub
-from sparring.pipeline.build import build
-from sparring.pipeline.commands import pins_of
-from sparring.pipeline.hub import Hub, local_dataset
-from sparring.pipeline.sources import Sources
+from sparring.pipeline import book, config
+from sparring.pipeline.cli.commands import pins_of
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.sources import Sources, hub
+from sparring.pipeline.sources.hub import Hub, local_dataset
 from sparring.stages.annotate.embed import TextEncoder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import embedded

@@ -17,10 +17,10 @@ import pytest
 from sparring.pipeline import book, here
 from sparring.pipeline.artifact import Artifact, Manifest, find, write_part
 from sparring.pipeline.cli import main
-from sparring.pipeline.commands import plan_of
+from sparring.pipeline.cli.commands import plan_of
 from sparring.pipeline.diagnostics.rules import learned
-from sparring.pipeline.estimate import cost
-from sparring.pipeline.plan import Plan
+from sparring.pipeline.planning.estimate import cost
+from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.run_history import iterations
 from sparring.stages.sample.prompts import prompt_hash
 from tests.data import published

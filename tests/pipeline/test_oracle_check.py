@@ -19,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_tensors
 from transformers import DebertaV2Config, DebertaV2Model
 
-from sparring.pipeline import config, oracle_check
-from sparring.pipeline.cli import main
-from sparring.pipeline.oracle_check import Pair, ask, read_of, run_reads
+from sparring.pipeline import config
+from sparring.pipeline.cli import main, oracle_check
+from sparring.pipeline.cli.oracle_check import Pair, ask, read_of, run_reads
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.oracle import Duel, Verdicts, prompt_key
 from sparring.stages.annotate.oracles import Given, load

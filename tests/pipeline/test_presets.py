@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import book, config, estimate
-from sparring.pipeline.build import build
+from sparring.pipeline import book, config
 from sparring.pipeline.cli import main
+from sparring.pipeline.planning import estimate
+from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.run_history import opened
@@ -183,10 +184,10 @@ def test_every_preset_has_a_plan_with_its_cost(name: str, tmp_path: Path, capsys
 
 def test_without_a_price_there_are_hours_alone() -> None:
     whole = estimate.Cost(tokens=0, seconds=3600, kept_bytes=0, peak_bytes=0, reckoned=True)
-    assert estimate.bill(config.load(["hardware=cpu"]), whole) is None
+    assert estimate.price(config.load(["hardware=cpu"]), whole) is None
     eight = config.load(["hardware=h100x8", "experiment=sppo_mistral_7b"])
     text = "8.0 GPU-hours on 8 GPUs (rates of hardware=h100x8: estimated, not measured)"
-    assert eight.hardware.gpus == 8 and estimate.bill(eight, whole) == text
+    assert eight.hardware.gpus == 8 and estimate.price(eight, whole) == text
 
 
 def test_what_works_side_by_side_counts_and_so_do_the_oracles_duels() -> None:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import cli, commands
+from sparring.pipeline import cli
+from sparring.pipeline.cli import commands
 from sparring.pipeline.events import Events
 from sparring.pipeline.report.inspect import Iteration, print_prompt
 from sparring.pipeline.run_history import opened

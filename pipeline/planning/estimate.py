@@ -1,4 +1,4 @@
-"""What a plan will cost: tokens, minutes, disk, a bill. Rates are those measured in the store with the same base policy
+"""What a plan will cost: tokens, minutes, disk, money. Rates are those measured in the store with the same base policy
 where there are any, else the profile's, scaled to the policy's size, times what works side by side.
 """
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
-from sparring.pipeline.parameters import counted
-from sparring.pipeline.plan import Plan, State, Step
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.plan import Plan, State, Step
+from sparring.pipeline.sources.parameters import counted
 from sparring.stages.fields import setting
 from sparring.stages.fingerprint import digest
 from sparring.stages.hardware import ExpectConfig
 from sparring.stages.sample.config import FolderPolicy
 
 MEAN_SHARE = 0.8
-"""Share of max_tokens a response is reckoned to take before any was measured."""
+"""Share of max_tokens a response is expected to take before any was measured."""
 MEAN_LENGTH = 512.0
-"""Tokens that it is reckoned to take at most: chat answers of 2,000 characters, the published means, have fewer."""
+"""Tokens that it is expected to take at most: chat answers of 2,000 characters, the published means, have fewer."""
 HUB_PROMPTS = 60_000
-"""Prompts a source is reckoned to hold before it was read."""
+"""Prompts a source is expected to hold before it was read."""
 EMBEDDED = ("mini", "lexical")
 UNITS = {"score": "duels", "embed": "responses"}
 """What a step's rate counts, where it is not tokens; by their names in a manifest's stats."""
@@ -32,13 +32,13 @@ BY_POLICY = ("sample", "reference", "logprobs", "train")
 LIGHT_S = 2.0
 """Seconds of a step without a model."""
 FASTER = 4.0
-"""At most so many times the profile's tokens/s is a smaller policy reckoned to do: then other things hold it up."""
+"""A smaller policy is expected to do at most so many times the profile's tokens/s: then other things hold it up."""
 UNKNOWN = 300_000_000
 """Weights of a policy of which nothing is known."""
 MOMENTS = {"rmsprop": 4, "adamw": 8, "adamw_8bit": 2}
 """Optimizer -> bytes that it keeps for a weight."""
 CHECKPOINTS = 2
-"""Of a training: the one before goes when the next one is whole."""
+"""Of a training: the one before is removed when the next one is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Cost:
     """Disk the artifact keeps."""
     peak_bytes: float
     """Disk it needs while it runs, beside what it keeps."""
-    reckoned: bool = False
-    """Whether the seconds rest on the profile's rates, nothing like it being measured yet."""
+    assumed: bool = False
+    """Whether the seconds rest on the profile's rates: nothing like it is measured yet."""
 
 
 def manifests(store: Path) -> list[Manifest]:
@@ -107,7 +107,7 @@ class Estimate:
         seconds = (config.hardware.expect.start_s if heavy else LIGHT_S) + (units / rate if rate else 0.0)
         kept, peak = _disk(step, config, weights, tokens)
         return Cost(
-            tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, reckoned=bool(rate) and measured is None
+            tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, assumed=bool(rate) and measured is None
         )
 
     def total(self, states: Mapping[str, State]) -> Cost:
@@ -119,7 +119,7 @@ class Estimate:
             seconds=sum(c.seconds for c in costs),
             kept_bytes=kept,
             peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
-            reckoned=any(c.reckoned for c in costs),
+            assumed=any(c.assumed for c in costs),
         )
 
     def rate(self, step: Step) -> float | None:
@@ -169,14 +169,14 @@ def total(plan: Plan, states: Mapping[str, State], known: Iterable[Manifest]) ->
     return Estimate(plan, known).total(states)
 
 
-def bill(config: Config, whole: Cost) -> str | None:
+def price(config: Config, total: Cost) -> str | None:
     """Return GPU-hours and dollars of a plan, and what they rest on; None without a GPU and a price."""
-    hardware, hours = config.hardware, whole.seconds / 3600
+    hardware, hours = config.hardware, total.seconds / 3600
     many = f"{hardware.gpus} GPU{'s' * (hardware.gpus > 1)}"
     parts = [f"{hours * hardware.gpus:.1f} GPU-hours on {many}"] if hardware.gpus else []
     if hardware.usd_per_hour is not None:
         parts.append(f"${hours * hardware.usd_per_hour:,.2f} at ${hardware.usd_per_hour:g} an hour")
-    basis = f" (rates of hardware={hardware.name}: {hardware.expect.basis})" if whole.reckoned else ""
+    basis = f" (rates of hardware={hardware.name}: {hardware.expect.basis})" if total.assumed else ""
     return f"{', '.join(parts)}{basis}" if parts else None
 
 
@@ -218,7 +218,7 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
 
 
 def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
-    """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not reckoned."""
+    """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not counted."""
     if step.settings.oracle.kind in EMBEDDED:
         return 0.0
     if "opponents" in step.inputs:
@@ -257,7 +257,7 @@ def _disk(step: Step, config: Config, weights: int, tokens: float) -> tuple[floa
     """Return the bytes that an artifact keeps, and those that its step needs beside them while it runs.
 
     A policy is published in publish_dtype; a checkpoint has fp32 weights and what the optimizer keeps for them, and is
-    not reckoned where adapters alone are trained.
+    not counted where adapters alone are trained.
     """
     trainer = config.trainer
     match step.spec.kind:

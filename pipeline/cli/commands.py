@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline import book, cluster, config, estimate, hub, judges, run_history
+from sparring.pipeline import book, cluster, config, run_history
 from sparring.pipeline.artifact import (
     LEASES,
     MANIFEST,
@@ -34,20 +34,21 @@ from sparring.pipeline.artifact import (
     write_target,
     write_text,
 )
-from sparring.pipeline.build import build
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Multirun, Overrides, Redo, Run, Runs
 from sparring.pipeline.code_digest import other_code, redone
+from sparring.pipeline.config.model import Config, judges_of
 from sparring.pipeline.diagnostics.stop import Watch
 from sparring.pipeline.events import Events
 from sparring.pipeline.execute import Executor, tidy_after_kill
 from sparring.pipeline.lease import Lease, LeaseHeld
-from sparring.pipeline.placement import check_placement, this_machine
-from sparring.pipeline.plan import Plan, State, Step, explain, inspect
-from sparring.pipeline.prompt_count import dealt_again
+from sparring.pipeline.planning import estimate
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.placement import check_placement, this_machine
+from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.schema import Config, judges_of
-from sparring.pipeline.sources import Sources, check_policy
+from sparring.pipeline.sources import Sources, check_policy, hub, judges
+from sparring.pipeline.sources.prompt_count import dealt_again
 from sparring.stages import digests, model_folder
 from sparring.stages.errors import ConfigError, DataError, RuleFired, SparringError
 from sparring.stages.plain import printable
@@ -427,15 +428,15 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
         )
     console = _console()
     console.print(table)
-    whole = expected.total(states)
+    total = expected.total(states)
     todo = sum(state.kind != "hit" for state in states.values())
     for line in _redealt(plan, states):
         console.print(line, markup=False)
     console.print(
-        f"{len(states)} steps, {todo} to do: about {whole.tokens:,.0f} tokens, {whole.seconds / 60:.1f} minutes, "
-        f"{whole.peak_bytes / 2**30:.1f} GiB of disk at the peak ({whole.kept_bytes / 2**30:.1f} GiB kept)"
+        f"{len(states)} steps, {todo} to do: about {total.tokens:,.0f} tokens, {total.seconds / 60:.1f} minutes, "
+        f"{total.peak_bytes / 2**30:.1f} GiB of disk at the peak ({total.kept_bytes / 2**30:.1f} GiB kept)"
     )
-    billed = estimate.bill(_first(plan), whole) if todo else None
+    billed = estimate.price(_first(plan), total) if todo else None
     if billed:
         console.print(billed, highlight=False)
     _print_other_code(plan, states)
@@ -455,7 +456,7 @@ def _of_the_hub(plan: Plan) -> list[str]:
     wanted = [f"the {kind} {repo}" for kind, repo, _ in (s.wanted for s in plan.externals.values() if s.wanted)]
     lines = [f"to be downloaded, and not in these figures: {', '.join(wanted)}"] if wanted else []
     if plan.assumed:
-        lines.append(f"reckoned as if nothing were made of it yet, since the hub was not heard: {plan.assumed[0]}")
+        lines.append(f"estimated as if nothing were made of it yet, since the hub does not answer: {plan.assumed[0]}")
     return lines
 
 
@@ -590,7 +591,7 @@ def doctor(overrides: Annotated[list[str], options.words("those of the run, e.g.
 
     Example: sparring doctor hardware=cpu
     """
-    from sparring.pipeline.doctor import MARKS, checks
+    from sparring.pipeline.cli.doctor import MARKS, checks
 
     chosen = config.load(config.detect_hardware(overrides, cluster.gpu_count()))
     bad = 0

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.sources import Sources
 from sparring.stages.digests import cache_folder
 from sparring.stages.errors import ConfigError, DataError

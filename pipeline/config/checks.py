@@ -1,11 +1,11 @@
-"""What a configuration's groups are refused for together: each complaint names the keys and the remedy."""
+"""What a configuration's groups are refused for together: each message names the keys and the remedy."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-from sparring.pipeline.schema import Config, judges_of
+from sparring.pipeline.config.model import Config, judges_of
 from sparring.stages.annotate import oracles
 from sparring.stages.sample import engine_args
 from sparring.stages.sample.config import EngineSampler
@@ -16,7 +16,7 @@ MOST_CROSSED = 150
 SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
 
-def complaints(config: Config) -> Iterable[str]:
+def cross_field_errors(config: Config) -> Iterable[str]:
     """Yield what no single group can see."""
     yield from _of_prompts(config)
     yield from _of_training(config)
@@ -26,7 +26,7 @@ def complaints(config: Config) -> Iterable[str]:
 
 def _of_prompts(config: Config) -> Iterable[str]:
     rows, slices = config.prompts.per_iteration, config.prompts.slices
-    by_file = config.prompts.source == "file" and rows is None  # as many as it holds: pipeline/prompt_count.py
+    by_file = config.prompts.source == "file" and rows is None  # as many as it holds: pipeline/sources/prompt_count.py
     if (rows is None) == (slices is None) and not by_file:
         yield (
             f"prompts.per_iteration={rows} and prompts.slices={slices}: one of the two says how many prompts "

@@ -1,4 +1,6 @@
-"""The steps of one arm: what defines each of them, what it is made of, and where it runs; one method a step.
+"""The loop: the steps of N iterations, what defines each of them, what it is made of, and where it runs.
+
+    build({"": config}, sources)        one plan for all arms; `Builder.build` has the loop, then one method a step
 
 Neither Ray nor torch is loaded here: planning, `status` and a run with nothing to do stay instant.
 """
@@ -6,22 +8,23 @@ Neither Ray nor torch is loaded here: planning, `status` and a run with nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from sparring.pipeline import judges
-from sparring.pipeline.entry import entries
-from sparring.pipeline.plan import Plan, Step, Use
-from sparring.pipeline.prompt_count import MOST_HELDOUT, check_lengths, on_empty
-from sparring.pipeline.schema import Config
-from sparring.pipeline.sources import Sources
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.imported import entries
+from sparring.pipeline.planning.plan import Plan, Step, Use
+from sparring.pipeline.sources import Sources, judges
+from sparring.pipeline.sources.prompt_count import MOST_HELDOUT, check_lengths, fitted, on_empty
 from sparring.stages.annotate.config import (
     BEST,
     CALIBRATE,
     EMBED,
+    IMPORT_PAIRS,
     PAIRS,
     BestSettings,
     CalibrateSettings,
     EmbedSettings,
+    ImportPairsSettings,
     JudgeConfig,
     PairsSettings,
     ScoreSettings,
@@ -29,10 +32,31 @@ from sparring.stages.annotate.config import (
 from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, EvaluateSettings
 from sparring.stages.fields import part
 from sparring.stages.fingerprint import fingerprint
-from sparring.stages.sample.config import PROMPTS, SAMPLE, PromptsSettings, SampleSettings
+from sparring.stages.sample.config import (
+    ASKED,
+    IMPORT,
+    PAIRED,
+    PROMPTS,
+    SAMPLE,
+    AskedSettings,
+    ImportSettings,
+    PromptsSettings,
+    SampleSettings,
+)
 from sparring.stages.step import Input, StepSpec, Workers
 from sparring.stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceSettings, Scoring, TrainSettings
 from sparring.stages.train.objective_config import has_base, has_reference
+
+
+def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
+    """Return one plan for all arms: steps that arms share are computed once."""
+    found = {arm: fitted(config, sources) for arm, config in configs.items()}
+    counts = {arm: train for arm, (_, train) in found.items()}
+    plan = Plan(steps={}, externals={}, configs={arm: c for arm, (c, _) in found.items()}, train_prompts=counts)
+    for arm, config in plan.configs.items():
+        Builder(arm, config, sources, plan).build()
+        judges.check_second(config.oracle, config.judge, sources)
+    return plan
 
 
 class Builder:
@@ -45,25 +69,37 @@ class Builder:
         self.judged: dict[int, tuple[StepSpec, dict[str, str]]] = {}
         """How each of the configuration's judges is run, and what it is loaded from, by role."""
 
-    def external(self, source: Input) -> str:
-        """Note what comes from outside the store, and return its name."""
-        return self.plan.externals.setdefault(source.digest, source).digest
+    def build(self) -> None:
+        """Add N iterations: sample, annotate, train, evaluate, each from what the one before left."""
+        config = self.config
+        prompts = self.prompts()
+        policy = base = self.external(self.sources.policy(config.policy))
+        entered = self.enter(prompts, policy)
+        heldout: list[str] = []
+        for t in range(1, config.iterations + 1):
+            given = entered if t == 1 else {}
+            samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
+            if not heldout:  # by the engine that is already loaded
+                heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
+            pairs, targets = self.annotate(t, samples, given.get("pairs"))
+            before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
+            heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
+            self.evaluate(t, heldout)
+            if config.evaluate.kl:
+                for label, scoring in (("own", policy), ("previous", before), ("base", base)):
+                    inputs = {"samples": heldout[t], "policy": scoring}
+                    self.log_probs(t, f"logprobs_{label}", LOGPROBS, inputs)
+            if config.evaluate.best_of > 1:
+                self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
 
-    def step(
-        self,
-        t: int,
-        label: str,
-        spec: StepSpec,
-        settings: object,
-        inputs: Mapping[str, str],
-        workers: Workers | None = None,
-    ) -> str:
-        workers = workers or Workers(max_failures=self.config.hardware.max_failures)
-        step = Step(spec=spec, settings=settings, workers=workers, inputs=dict(inputs), fingerprint="")
-        name = fingerprint(spec.kind, spec.version, step.identity, inputs)
-        added = self.plan.steps.setdefault(name, replace(step, fingerprint=name))
-        added.uses.append(Use(arm=self.arm, iteration=t, label=label))
-        return name
+    def prompts(self) -> str:
+        prompts = self.config.prompts
+        heldout = MOST_HELDOUT if prompts.heldout is None else prompts.heldout
+        settings = PromptsSettings(prompts=replace(prompts, heldout=heldout), on_empty=on_empty(self.config))
+        sources, policy = self.sources.prompts(prompts), self.sources.policy(self.config.policy)
+        check_lengths(sources, policy, settings)
+        inputs = {role: self.external(source) for role, source in sources.items()}
+        return self.step(0, "prompts", PROMPTS, settings, {**inputs, "policy": self.external(policy)})
 
     def sample(self, t: int, label: str, prompts: str, policy: str, split: str, n: int | None = None) -> str:
         """Add the step that samples slice t of the training prompts, the held-out ones, or all of a suite.
@@ -88,33 +124,6 @@ class Builder:
         if sampler.engine == "server":  # a client of servers needs no hardware
             workers = replace(workers, count=1, cpus=1, gpus=0)
         return self.step(t, label, SAMPLE, settings, {"prompts": prompts, "policy": policy}, workers)
-
-    def score(
-        self,
-        t: int,
-        label: str,
-        judge: JudgeConfig,
-        samples: str,
-        opponents: str | None = None,
-        anchors: int | None = None,
-    ) -> str:
-        if id(judge) not in self.judged:
-            folders = judges.folders(judge, self.sources).items()
-            self.judged[id(judge)] = judges.spec(judge), {role: self.external(source) for role, source in folders}
-        spec, inputs = self.judged[id(judge)]
-        seed = self.config.seed if anchors else 0
-        settings = ScoreSettings(oracle=part(judge, JudgeConfig), anchors=anchors, seed=seed)
-        inputs = {"samples": samples, **inputs, **({"opponents": opponents} if opponents else {})}
-        return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
-
-    def prompts(self) -> str:
-        prompts = self.config.prompts
-        heldout = MOST_HELDOUT if prompts.heldout is None else prompts.heldout
-        settings = PromptsSettings(prompts=replace(prompts, heldout=heldout), on_empty=on_empty(self.config))
-        sources, policy = self.sources.prompts(prompts), self.sources.policy(self.config.policy)
-        check_lengths(sources, policy, settings)
-        inputs = {role: self.external(source) for role, source in sources.items()}
-        return self.step(0, "prompts", PROMPTS, settings, {**inputs, "policy": self.external(policy)})
 
     def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
         """Return (pairs, targets); pairs that are there need no scores."""
@@ -219,30 +228,93 @@ class Builder:
                 inputs[f"{name}_{opponent}"] = scores
         self.step(t, "evaluate_best", EVALUATE, EvaluateSettings(evaluate=config.evaluate, seed=config.seed), inputs)
 
+    def score(
+        self,
+        t: int,
+        label: str,
+        judge: JudgeConfig,
+        samples: str,
+        opponents: str | None = None,
+        anchors: int | None = None,
+    ) -> str:
+        if id(judge) not in self.judged:
+            folders = judges.folders(judge, self.sources).items()
+            self.judged[id(judge)] = judges.spec(judge), {role: self.external(source) for role, source in folders}
+        spec, inputs = self.judged[id(judge)]
+        seed = self.config.seed if anchors else 0
+        settings = ScoreSettings(oracle=part(judge, JudgeConfig), anchors=anchors, seed=seed)
+        inputs = {"samples": samples, **inputs, **({"opponents": opponents} if opponents else {})}
+        return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
+
     def enter(self, prompts: str, policy: str) -> dict[str, str]:
         """Return label -> name of what iteration 1 does not make itself."""
         found = entries(self.arm, self.config, prompts, policy)
         self.plan.entries.extend(found)
         return {entry.label: self.external(entry.source) for entry in found}
 
-    def build(self) -> None:
-        config = self.config
-        prompts = self.prompts()
-        policy = base = self.external(self.sources.policy(config.policy))
-        entered = self.enter(prompts, policy)
-        heldout: list[str] = []
-        for t in range(1, config.iterations + 1):
-            given = entered if t == 1 else {}
-            samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
-            if not heldout:  # by the engine that is already loaded
-                heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
-            pairs, targets = self.annotate(t, samples, given.get("pairs"))
-            before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
-            heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
-            self.evaluate(t, heldout)
-            if config.evaluate.kl:
-                for label, scoring in (("own", policy), ("previous", before), ("base", base)):
-                    inputs = {"samples": heldout[t], "policy": scoring}
-                    self.log_probs(t, f"logprobs_{label}", LOGPROBS, inputs)
-            if config.evaluate.best_of > 1:
-                self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
+    def step(
+        self,
+        t: int,
+        label: str,
+        spec: StepSpec,
+        settings: object,
+        inputs: Mapping[str, str],
+        workers: Workers | None = None,
+    ) -> str:
+        workers = workers or Workers(max_failures=self.config.hardware.max_failures)
+        step = Step(spec=spec, settings=settings, workers=workers, inputs=dict(inputs), fingerprint="")
+        name = fingerprint(spec.kind, spec.version, step.identity, inputs)
+        added = self.plan.steps.setdefault(name, replace(step, fingerprint=name))
+        added.uses.append(Use(arm=self.arm, iteration=t, label=label))
+        return name
+
+    def external(self, source: Input) -> str:
+        """Note what comes from outside the store, and return its name."""
+        return self.plan.externals.setdefault(source.digest, source).digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of which policy."""
+
+    source: Input
+    column: str
+    policy: Input | None
+    """A trained policy; None: the base."""
+    iteration: int
+    n: int
+    """Samples of each prompt, of which the oracle's best is the answer."""
+    temperature: float | None = None
+    """What the suite samples it at; None: as the configuration says."""
+
+
+def build_answers(config: Config, sources: Sources, *questions: Question) -> Plan:
+    """Return the plan of a policy's answers to files: the prompts, `n` samples each, and for n > 1 their scores."""
+    plan = Plan(steps={}, externals={}, configs={"": config})
+    for one in questions:
+        t, warmth = one.iteration, config.sampler.temperature if one.temperature is None else one.temperature
+        builder = Builder("", replace(config, sampler=replace(config.sampler, temperature=warmth)), sources, plan)
+        base = builder.external(sources.policy(config.policy))
+        policy = builder.external(one.policy) if one.policy else base
+        settings = AskedSettings(column=one.column, max_tokens=config.prompts.max_tokens)
+        inputs = {"source": builder.external(one.source), "policy": base}
+        prompts = builder.step(t, "prompts", ASKED, settings, inputs)
+        samples = builder.sample(t, "sample", prompts, policy, "suite", one.n)
+        if one.n > 1:
+            builder.score(t, "score", config.oracle, samples, anchors=config.oracle.opponents)
+    return plan
+
+
+def build_import(config: Config, sources: Sources, source: Input, settings: ImportSettings) -> Plan:
+    """Return the plan of an import, all of it made in this process: prompts (which are held out), samples, pairs."""
+    plan = Plan(steps={}, externals={}, configs={"": config})
+    builder = Builder("", config, sources, plan)
+    prompts = builder.prompts()
+    step = plan.steps[prompts]
+    plan.steps[prompts] = replace(step, spec=replace(step.spec, pool="here"))
+    policy = builder.external(sources.policy(config.policy))
+    inputs = {"source": builder.external(source), "policy": policy, "prompts": prompts}
+    samples = builder.step(1, "sample", IMPORT, settings, inputs)
+    if settings.layout in PAIRED:
+        builder.step(1, "pairs", IMPORT_PAIRS, ImportPairsSettings(), {"samples": samples})
+    return plan

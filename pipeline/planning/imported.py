@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparring.pipeline.artifact import Artifact, Manifest, find
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
 

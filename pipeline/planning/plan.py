@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
-from sparring.pipeline.entry import Entry
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.imported import Entry
 from sparring.stages import fields
 from sparring.stages.step import Input, StepSpec, Workers
 

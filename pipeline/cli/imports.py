@@ -20,12 +20,12 @@ from typing import Annotated, Literal
 import typer
 
 from sparring.pipeline.artifact import Manifest, find, make_folder
-from sparring.pipeline.build import build_import
 from sparring.pipeline.cli import options
-from sparring.pipeline.commands import arms_of, check_places, plan_of, prepare
+from sparring.pipeline.cli.commands import arms_of, check_places, plan_of, prepare
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.execute import execute_alone
-from sparring.pipeline.plan import Plan, Step, inspect
-from sparring.pipeline.schema import Config
+from sparring.pipeline.planning.iteration import build_import
+from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources import Sources
 from sparring.stages.plain import printable
 from sparring.stages.sample.config import ImportSettings
@@ -49,16 +49,16 @@ def run(
     begun = time.monotonic()
     planned = partial(_planned, what, file, prompt_column, split, cut, drop_empty)
     arms = arms_of(overrides, multirun=False)
-    whole = plan_of(arms)
-    check_places(whole)
-    store = Path(whole.configs[""].paths.store)
-    plan = planned(whole)
+    run_plan = plan_of(arms)
+    check_places(run_plan)
+    store = Path(run_plan.configs[""].paths.store)
+    plan = planned(run_plan)
     if all(state.kind == "hit" for state in inspect(plan, store).values()):
         print(f"nothing to do: all of it is in {store} ({time.monotonic() - begun:.1f} s)")
     else:
         _check(plan)
-        whole = prepare(whole, arms)
-        plan = planned(whole)
+        run_plan = prepare(run_plan, arms)
+        plan = planned(run_plan)
         _check_with_policy(plan, store)
         make_folder("paths.store", store)
         execute_alone(plan, store, "import", store / ".imports")
@@ -67,11 +67,11 @@ def run(
 
 
 def _planned(
-    what: str, file: Path, prompt_column: str | None, split: str | None, cut: bool, drop_empty: bool, whole: Plan
+    what: str, file: Path, prompt_column: str | None, split: str | None, cut: bool, drop_empty: bool, run_plan: Plan
 ) -> Plan:
     from sparring.stages.sample.layouts import recognise
 
-    config, sources = whole.configs[""], Sources(whole.pins)
+    config, sources = run_plan.configs[""], Sources(run_plan.pins)
     source = sources.imported(file, split)
     layout = recognise([source.root / one.path for one in source.files], what, prompt_column)
     settings = ImportSettings(

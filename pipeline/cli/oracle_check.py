@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparring.pipeline import cluster, config, judges
+from sparring.pipeline import cluster, config
 from sparring.pipeline.artifact import check_target, write_target
 from sparring.pipeline.cli import options
-from sparring.pipeline.commands import download, pins_of
-from sparring.pipeline.estimate import HUB_PROMPTS
-from sparring.pipeline.prompt_count import fitted
-from sparring.pipeline.schema import Config
-from sparring.pipeline.sources import Sources
+from sparring.pipeline.cli.commands import download, pins_of
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.estimate import HUB_PROMPTS
+from sparring.pipeline.sources import Sources, judges
+from sparring.pipeline.sources.prompt_count import fitted
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key

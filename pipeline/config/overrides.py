@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.stages import fields
 from sparring.stages.errors import ConfigError
 

@@ -1,8 +1,8 @@
-"""Configuration: Hydra groups in conf/, composed, checked against the model of pipeline/schema.py; an error names
+"""Configuration: Hydra groups in conf/, composed, checked against the model of pipeline/config/model.py; an error names
 the key.
 
-What the user wrote is parsed by pipeline/overrides.py. A key that the user sets is one that the configuration reads:
-one of another kind of its group is refused with the options that read it (`OnlyIf`, `ByReference`: stages/fields.py).
+What the user wrote is parsed by overrides.py. A key that the user sets is one that the configuration reads: one of
+another kind of its group is refused with the options that read it (`OnlyIf`, `ByReference`: stages/fields.py).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from sparring import conf
-from sparring.pipeline import overrides
-from sparring.pipeline.complaints import complaints
+from sparring.pipeline.config import overrides
+from sparring.pipeline.config.checks import cross_field_errors
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.diagnostics.config import DiagnosticsConfig
-from sparring.pipeline.schema import Config
 from sparring.stages import fields
 from sparring.stages.errors import ConfigError, DataError
 
@@ -101,8 +101,8 @@ def load(words: Sequence[str]) -> Config:
             raise ConfigError(f"{key} is not read with {naming}={value}; leave one of the two out.")
         if key in given or not fields.at(Config, key):  # what a preset leaves behind is not read
             raise ConfigError(_unread(key, parsed))
-    for complaint in complaints(config):
-        raise ConfigError(complaint)
+    for message in cross_field_errors(config):
+        raise ConfigError(message)
     for key, where in _idle(config, composed, given):
         if key in given:
             raise ConfigError(f"{key} has no effect here: it is read only {where}. Leave it out, or change that.")

@@ -1,4 +1,4 @@
-"""What a user may write: the groups of conf/ as one model. Composing them is pipeline/config.py.
+"""What a user may write: the groups of conf/ as one model. Composing them is this package's.
 
 A group's model is beside the stage that owns it (stages/*/config.py, stages/hardware.py), or in the room that alone
 reads it (pipeline/diagnostics/config.py, pipeline/report/config.py).

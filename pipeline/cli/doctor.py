@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparring.pipeline import cluster
-from sparring.pipeline.hub import cached_file
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.sources import Sources
+from sparring.pipeline.sources.hub import cached_file
 from sparring.pipeline.suites import COMPARED, SUITES
 from sparring.stages.digests import cache_folder
 from sparring.stages.errors import SparringError

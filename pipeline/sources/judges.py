@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparring.pipeline.schema import judges_of
+from sparring.pipeline.config.model import judges_of
 from sparring.pipeline.sources import Sources
 from sparring.stages import model_folder
 from sparring.stages.annotate import oracles

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparring.pipeline import cluster
-from sparring.pipeline.plan import Step
+from sparring.pipeline.planning.plan import Step
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SampleSettings
 
