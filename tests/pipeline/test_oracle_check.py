@@ -389,7 +389,7 @@ def test_a_logit_that_is_no_number_is_named() -> None:
 
 def test_it_needs_neither_ray_nor_torch_and_a_log_gets_lines(check: Check) -> None:
     code = (
-        "import sys; from sparring.pipeline import oracle_check; oracle_check.LOG_S = -1.0;"
+        "import sys; from sparring.pipeline.cli import oracle_check; oracle_check.LOG_S = -1.0;"
         "from sparring.pipeline.cli import main; code = main(sys.argv[1:]);"
         "print(sorted({'ray', 'torch'} & set(sys.modules))); sys.exit(code)"
     )

@@ -66,6 +66,7 @@ RECIPE: dict[str, Any] = {
     "trainer.epochs": 1,
     "trainer.global_batch": 64,
     "trainer.max_grad_norm": 1.0,
+    "trainer.weight_decay": 0.0,
     "trainer.max_length": 1024,
     "trainer.truncate": "keep_end",
     "trainer.dtype": "bfloat16",
@@ -158,7 +159,7 @@ def test_a_plan_without_the_hub_says_so_and_has_a_bill(tmp_path: Path, capsys: p
     assert "51 steps, 51 to do" in out and "GPU-hours on 8 GPUs, $" in out and "at $24 an hour" in out
     assert "rates of hardware=h100x8: estimated, not measured" in out
     assert "to be downloaded, and not in these figures:" in out and "mistralai/Mistral-7B-Instruct-v0.2" in out
-    assert "since the hub was not heard: model llm-blender/PairRM" in out
+    assert "since the hub does not answer: model llm-blender/PairRM" in out
 
 
 COSTS = {"mistral": (250, 150), "llama3": (260, 166), "gemma2": (275, 191)}
@@ -183,7 +184,7 @@ def test_every_preset_has_a_plan_with_its_cost(name: str, tmp_path: Path, capsys
 
 
 def test_without_a_price_there_are_hours_alone() -> None:
-    whole = estimate.Cost(tokens=0, seconds=3600, kept_bytes=0, peak_bytes=0, reckoned=True)
+    whole = estimate.Cost(tokens=0, seconds=3600, kept_bytes=0, peak_bytes=0, assumed=True)
     assert estimate.price(config.load(["hardware=cpu"]), whole) is None
     eight = config.load(["hardware=h100x8", "experiment=sppo_mistral_7b"])
     text = "8.0 GPU-hours on 8 GPUs (rates of hardware=h100x8: estimated, not measured)"
