@@ -392,7 +392,7 @@ def _add(records: Iterator[dict[str, float]] | Any) -> dict[str, Any]:
 
 
 def execute_alone(plan: Plan, store: Path, run: str, scratch: Path) -> None:
-    """Make what is missing of a plan whose steps no run's book names; events and logs go into `scratch`."""
+    """Make what is missing of a plan whose steps no run's record names; events and logs go into `scratch`."""
     events = Events(scratch / "events.jsonl")
     try:
         Executor(

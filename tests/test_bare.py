@@ -26,11 +26,10 @@ OWN = ("sparring", "scripts")
 BASE = (
     "sparring.pipeline.cli",
     "sparring.pipeline.cli.doctor",
-    "sparring.pipeline.report.compare",
-    "sparring.pipeline.report.differences",
+    "sparring.pipeline.report.as_json",
     "sparring.pipeline.report.html.page",
     "sparring.pipeline.report.inspect",
-    "sparring.pipeline.report.numbers",
+    "sparring.pipeline.report.terminal",
     *sorted({f"sparring.pipeline.{one.function.partition(':')[0]}" for one in COMMANDS.values()}),
 )
 """Modules of what needs no model: all commands' help, and what reads a run."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline import book, cluster, config, run_history
+from sparring.pipeline import cluster, config, run_history, run_record
 from sparring.pipeline.artifact import (
     LEASES,
     MANIFEST,
@@ -46,7 +46,8 @@ from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement, this_machine
 from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
-from sparring.pipeline.report.terminal import print_report
+from sparring.pipeline.report.data import ArmReport, ReportData
+from sparring.pipeline.report.terminal import print_comparisons, print_report
 from sparring.pipeline.sources import Sources, check_policy, hub, judges
 from sparring.pipeline.sources.prompt_count import dealt_again
 from sparring.stages import digests, model_folder
@@ -106,8 +107,8 @@ def check_places(plan: Plan) -> None:
 def pins_of(first: Config) -> dict[str, str]:
     """Return what the run wrote down of the hub's revisions when it began."""
     folder = Path(first.paths.runs) / first.run.name
-    books = [book.read(path.parent) for path in book.records(folder)]  # one an arm
-    return {key: commit for found in books for key, commit in found.get("pins", {}).items()}
+    arms = [run_history.RunHistory.at(path.parent) for path in run_record.records(folder)]
+    return {key: commit for arm in arms for key, commit in arm.pins.items()}
 
 
 def _first(plan: Plan) -> Config:
@@ -160,9 +161,9 @@ def run(
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
             _execute(plan, store, folder, again)
-    for history in run_history.begun(Path(first.paths.runs), first.run.name):
+    for history in run_history.recorded(Path(first.paths.runs), first.run.name):
         if history.arm in arms:
-            print_report(history, _console())
+            print_report(ArmReport.of(history), _console())
     if text := _onward(plan, store):
         print(text)
 
@@ -245,9 +246,9 @@ def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
     resolved = plan.configs[arm]
     folder, entered = _arm_folder(plan, arm), [entry for entry in plan.entries if entry.arm == arm]
     planned |= {(1, entry.label): entry.manifest.fingerprint for entry in entered}
-    book.begin(folder, planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
+    run_record.begin(folder, planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
     for entry in entered:
-        book.note(folder, Path(resolved.paths.store), (1, entry.label), entry.name, entry.manifest)
+        run_record.note(folder, Path(resolved.paths.store), (1, entry.label), entry.name, entry.manifest)
 
 
 def prepare(plan: Plan, arms: dict[str, list[str]]) -> Plan:
@@ -335,7 +336,7 @@ def _done(plan: Plan, store: Path, watch: Watch, step: Step, manifest: Manifest)
 
 def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:
     for use in step.uses:
-        book.note(_arm_folder(plan, use.arm), store, (use.iteration, use.label), step.name, manifest)
+        run_record.note(_arm_folder(plan, use.arm), store, (use.iteration, use.label), step.name, manifest)
 
 
 def _link_all(plan: Plan, store: Path, states: dict[str, State]) -> None:
@@ -379,9 +380,9 @@ def status(
 
     Example: sparring status myrun --why
     """
-    arms = run_history.begun(runs, run)
-    _print_plan(plan_of({one.arm: one.record["overrides"] for one in arms}), why, to_run=False)
-    run_history.whole(arms)
+    arms = run_history.recorded(runs, run)
+    _print_plan(plan_of({one.arm: one.overrides for one in arms}), why, to_run=False)
+    run_history.check_undamaged(arms)
 
 
 def _print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
@@ -485,21 +486,19 @@ def report(
 
     Example: sparring report myrun another --json figures.json
     """
-    from sparring.pipeline.report import numbers
-    from sparring.pipeline.report.compare import compare
-    from sparring.pipeline.report.differences import print_differences
-    from sparring.pipeline.report.html.gather import gather
+    from sparring.pipeline.report.as_json import as_json
+    from sparring.pipeline.report.details import details_of
     from sparring.pipeline.report.html.page import page
 
     names = run or ["default"]
     if to:
         check_target(to, "--json")
-    arms = run_history.find(runs, names)
-    compared = compare(arms)
-    shown, figures = page(gather(arms), compared), numbers.as_json(arms, compared)
-    for arm in arms:
-        print_report(arm, _console(), whole=True)
-    print_differences(compared, _console())
+    arms = run_history.open_arms(runs, names)
+    data = ReportData.of(arms)
+    shown, figures = page(data, details_of(arms)), as_json(data)
+    for arm in data.arms:
+        print_report(arm, _console(), panel=True)
+    print_comparisons(data.comparisons, _console())
     if to:
         write_target(to, figures)
     path = runs / names[0] / "report.html"
@@ -520,10 +519,11 @@ def inspect_prompt(
 
     Example: sparring inspect myrun --iter 2 --prompt 1f2e
     """
-    from sparring.pipeline.report.inspect import Iteration, print_list, print_prompt
+    from sparring.pipeline.report.inspect import print_list, print_prompt
+    from sparring.pipeline.report.prompts import AnnotatedIteration
 
-    history = run_history.opened(runs, run)
-    found, console = Iteration.of(history, iteration), _console()
+    history = run_history.open_run(runs, run)
+    found, console = AnnotatedIteration.of(history, iteration), _console()
     if prompt:
         print_prompt(found, prompt, full, console)
     else:

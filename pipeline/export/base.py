@@ -123,7 +123,7 @@ def _head(text: str) -> dict[str, Any]:
 
 def _digest(run: RunHistory) -> str:
     """Return the digest of the policy that iteration 1 read."""
-    first = run.every.get(1, {})
+    first = run.steps.get(1, {})
     read = (first[label].inputs.get("policy", {}) for label in ("train", "sample") if label in first)
     return next((entry["digest"] for entry in read if entry), "unknown")
 

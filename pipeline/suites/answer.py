@@ -145,8 +145,8 @@ def best_of_n(
 
 def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[str] = ()) -> Player:
     """Return the policy of an iteration of the run, the last trained one by default."""
-    history = run_history.opened(runs, run)
-    words = [*history.record["overrides"], *overrides]
+    history = run_history.open_run(runs, run)
+    words = [*history.overrides, *overrides]
     chosen = config.load(config.detect_hardware(words, cluster.gpu_count()))
     t, policy = _trained(history, iteration)
     return Player(
@@ -169,13 +169,13 @@ def _trained(history: RunHistory, number: int | None) -> tuple[int, Input | None
     """Return the iteration and its trained policy; None for the base, which is iteration 0."""
     if number == 0:
         return 0, None
-    found = [t for t, steps in history.every.items() if "train" in steps]
+    found = [t for t, steps in history.steps.items() if "train" in steps]
     if not found:
         raise DataError(f"{history.folder}: no policy is trained yet; run on, or have the base answer with --iter 0.")
     t = max(found) if number is None else number
     if t not in found:
         raise DataError(f"--iter {t}: {history.folder} has policies of 0 (the base), {', '.join(map(str, found))}.")
-    policy = history.opened(t, "train")
+    policy = history.artifact(t, "train")
     assert policy is not None
     return t, replace(policy, role="policy", root=policy.root.absolute())
 

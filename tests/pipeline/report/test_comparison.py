@@ -15,14 +15,11 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.report.comparable import reason
-from sparring.pipeline.report.compare import Difference, compare
-from sparring.pipeline.report.differences import about, cell, print_differences, rows
-from sparring.pipeline.report.html import page
-from sparring.pipeline.report.html.gather import gather
-from sparring.pipeline.run_history import find
+from sparring.pipeline.report.comparison import Comparison, compare, remarks, rows, why_not
+from sparring.pipeline.report.terminal import print_comparisons
+from sparring.pipeline.run_history import open_arms
 from sparring.stages.errors import DataError
-from tests.pipeline.report.fabricated import JUDGES, Run, judge
+from tests.pipeline.report.fabricated import JUDGES, Run, judge, page_of
 
 OFF = {"x": 0.5, "y": 0.6, "z": 0.7, "only off": 0.99}
 ON = {"x": 0.6, "y": 0.7, "z": 0.9, "only on": 0.01}
@@ -39,8 +36,8 @@ def run(root: Path, name: str, base: Mapping[str, Any] | None = None, **more: An
     return made
 
 
-def against_off(root: Path, *others: str) -> list[Difference]:
-    return compare(find(root / "runs", ["m/gate=off", *(others or ("m/gate=on",))]))
+def against_off(root: Path, *others: str) -> list[Comparison]:
+    return compare(open_arms(root / "runs", ["m/gate=off", *(others or ("m/gate=on",))]))
 
 
 def test_differences_by_hand(tmp_path: Path) -> None:
@@ -60,11 +57,11 @@ def test_differences_by_hand(tmp_path: Path) -> None:
 
 def test_the_first_arm_named_is_the_baseline(tmp_path: Path) -> None:
     run(tmp_path, "off"), run(tmp_path, "on")
-    oracle, _ = compare(find(tmp_path / "runs", ["m/gate=on", "m"]))
+    oracle, _ = compare(open_arms(tmp_path / "runs", ["m/gate=on", "m"]))
     assert oracle.baseline == "gate=on" and oracle.arm == "gate=off"
     assert oracle.estimate.mean == pytest.approx(-0.4 / 3) and oracle.finding == "worse"
-    assert [one.baseline for one in compare(find(tmp_path / "runs", ["m"]))] == ["gate=off"] * 2
-    assert compare(find(tmp_path / "runs", ["m/gate=on"])) == []
+    assert [one.baseline for one in compare(open_arms(tmp_path / "runs", ["m"]))] == ["gate=off"] * 2
+    assert compare(open_arms(tmp_path / "runs", ["m/gate=on"])) == []
 
 
 def test_the_last_iteration_that_both_have_evaluated_is_compared(tmp_path: Path) -> None:
@@ -102,7 +99,7 @@ def test_another_base_is_not_compared(tmp_path: Path, base: dict[str, Any], why:
     run(tmp_path, "off"), run(tmp_path, "on", base)
     found = against_off(tmp_path)
     assert [(one.why, one.finding, one.estimate.n) for one in found] == [(why, "unknown", 0)] * 2
-    assert about(found) == [f"m/gate=on is not compared with m/gate=off: {why}."]
+    assert remarks(found) == [f"m/gate=on is not compared with m/gate=off: {why}."]
 
 
 def test_what_the_base_said_counts_not_how_it_was_asked(tmp_path: Path) -> None:
@@ -125,21 +122,21 @@ def test_another_judge_is_not_compared_and_the_other_one_is(tmp_path: Path, othe
     run(tmp_path, "off"), run(tmp_path, "on", judges={**JUDGES, "second": other})
     oracle, second = against_off(tmp_path)
     assert oracle.finding == "better" and not oracle.why
-    assert [row[1:] for row in rows([oracle, second])] == [(cell(oracle), "not compared")]
+    assert [row[1:] for row in rows([oracle, second])] == [(oracle.text, "not compared")]
     assert second.why == why and second.finding == "unknown"
-    assert about([oracle, second])[0] == f"m/gate=on is not compared with m/gate=off by the second judge: {why}."
+    assert remarks([oracle, second])[0] == f"m/gate=on is not compared with m/gate=off by the second judge: {why}."
 
 
 def test_a_base_that_was_sampled_again_is_compared_and_that_is_said(tmp_path: Path) -> None:
     """One definition, other bytes: as on two machines whose roundings differ."""
     off, on = run(tmp_path, "off"), run(tmp_path / "elsewhere", "on", {"says": "c"})
     sampled = json.loads((off.folder / "run.json").read_text())["steps"]["00"]["sample_base"]["fingerprint"]
-    ours, theirs = (find(one.root / "runs", ["m"])[0] for one in (on, off))
+    ours, theirs = (open_arms(one.root / "runs", ["m"])[0] for one in (on, off))
     label = "score_oracle_base"
-    score = ours.every[1][label]
+    score = ours.steps[1][label]
     again = {**score.inputs, "opponents": {**score.inputs["opponents"], "name": sampled}}
-    assert "others" in reason(score, theirs.every[1][label], None, None)
-    ours.every[1][label] = replace(score, inputs=again)
+    assert "others" in why_not(score, theirs.steps[1][label], None, None)
+    ours.steps[1][label] = replace(score, inputs=again)
     oracle, second = compare([theirs, ours])
     assert oracle.finding == "better" and "others" in second.why and not second.notes
     assert oracle.notes == ("gate=on met responses of the base that were sampled again: alike, not the same",)
@@ -147,9 +144,9 @@ def test_a_base_that_was_sampled_again_is_compared_and_that_is_said(tmp_path: Pa
 
 def test_scores_of_another_version_are_not_compared(tmp_path: Path) -> None:
     run(tmp_path, "off"), run(tmp_path, "on")
-    off, on = (arm.every[1]["score_oracle_base"] for arm in find(tmp_path / "runs", ["m/gate=off", "m/gate=on"]))
-    assert not reason(on, off, None, None)
-    why = reason(replace(on, version=2), off, None, None)
+    off, on = (arm.steps[1]["score_oracle_base"] for arm in open_arms(tmp_path / "runs", ["m/gate=off", "m/gate=on"]))
+    assert not why_not(on, off, None, None)
+    why = why_not(replace(on, version=2), off, None, None)
     assert why == "the judge was asked by another version of the step score (2, not 1)"
 
 
@@ -167,14 +164,14 @@ def test_prompts_that_are_in_both_are_too_few(tmp_path: Path, common: int) -> No
     run(tmp_path, "off")
     rates = {"x": 0.9, "other": 0.8} if common else {"other": 0.8}
     Run(tmp_path, "m/gate=on").begin().based().evaluated(1, rates, rates)
-    (line,) = about(against_off(tmp_path))
+    (line,) = remarks(against_off(tmp_path))
     assert f"{common} of the held-out prompts are in both and did not train this judge; it takes two." in line
 
 
 def test_an_arm_that_is_not_evaluated(tmp_path: Path) -> None:
     run(tmp_path, "off")
     Run(tmp_path, "m/gate=on").begin().based()
-    (line,) = about(against_off(tmp_path))
+    (line,) = remarks(against_off(tmp_path))
     assert line.endswith("there is no iteration that both have evaluated (m/gate=on: none; m/gate=off: 1).")
 
 
@@ -189,11 +186,11 @@ def test_an_arm_of_which_the_store_has_lost_something_is_named(tmp_path: Path) -
     with pytest.raises(
         DataError, match=r"runs/m/gate=on: iteration 1, score_oracle_base: .*parquet is missing"
     ) as only:
-        find(tmp_path / "runs", ["m"])
+        open_arms(tmp_path / "runs", ["m"])
     assert "gate=off" not in str(only.value)
     shutil.rmtree(_folder(off, "00", "sample_base"))
     with pytest.raises(DataError, match=r"runs/m/gate=off: iteration 0, sample_base: .* 1 other arm\."):
-        find(tmp_path / "runs", ["m"])
+        open_arms(tmp_path / "runs", ["m"])
 
 
 def _folder(one: Run, t: str, label: str) -> Path:
@@ -208,21 +205,21 @@ def three(root: Path) -> None:
 
 def test_the_limits_are_said(tmp_path: Path) -> None:
     three(tmp_path)
-    found = compare(find(tmp_path / "runs", ["m/gate=off", "m"]))
-    refused, seeds, power = about(found)
+    found = compare(open_arms(tmp_path / "runs", ["m/gate=off", "m"]))
+    refused, seeds, power = remarks(found)
     assert refused.startswith("gate=<b>") and refused.endswith("is not compared with gate=off: another base.")
     assert seeds.startswith("95% intervals over prompts. They do not hold the luck of the seed")
     assert (
         "larger than the detectable one: a true difference of that size has such an interval 80% of the time" in power
     )
     twice = [one for one in found if not one.why] * 2
-    assert about(twice)[-1].startswith("4 comparisons at 95%: if no arm differed from any other, 0.2 of them would")
+    assert remarks(twice)[-1].startswith("4 comparisons at 95%: if no arm differed from any other, 0.2 of them would")
 
 
 def test_the_terminal(tmp_path: Path) -> None:
     three(tmp_path)
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    print_differences(compare(find(tmp_path / "runs", ["m/gate=off", "m"])), console)
+    print_comparisons(compare(open_arms(tmp_path / "runs", ["m/gate=off", "m"])), console)
     text = console.export_text()
     lines = [[part.strip() for part in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     assert lines == [
@@ -231,29 +228,29 @@ def test_the_terminal(tmp_path: Path) -> None:
         ["", "n=3, detectable 0.093", "n=3, detectable 0.162"],
     ]
     assert "Each arm against gate=off" in text and "gate=<b>\\x1b[31m is not compared" in text
-    print_differences([], console)
+    print_comparisons([], console)
     assert console.export_text(clear=False) == ""
 
 
 def test_the_page(tmp_path: Path) -> None:
     three(tmp_path)
-    arms = find(tmp_path / "runs", ["m/gate=off", "m"])
-    html = page.page(gather(arms), compare(arms))
+    arms = open_arms(tmp_path / "runs", ["m/gate=off", "m"])
+    html = page_of(arms)
     top = html[html.index("<header>") : html.index("</header>")]
     assert "<h2>Each arm against gate=off</h2>" in top
     assert "<td>+0.133 [+0.100, +0.200]\nbetter\nn=3, detectable 0.093</td>" in top
     assert "\nno difference detectable\n" in top and top.count("<svg") == 3  # the chart, and its legend's two
     assert "<li>gate=&lt;b&gt;\\x1b[31m is not compared with gate=off: another base.</li>" in top
     assert top.index("last evaluated") < top.index("Each arm against")
-    assert "Each arm against" not in page.page(gather(arms[:1]), compare(arms[:1]))
+    assert "Each arm against" not in page_of(arms[:1])
 
 
 def test_arms_that_cannot_be_compared_have_their_line_on_the_page(tmp_path: Path) -> None:
     run(tmp_path, "off"), run(tmp_path, "on", {"says": "c"})
-    arms = find(tmp_path / "runs", ["m"])
-    html = page.page(gather(arms), compare(arms))
+    arms = open_arms(tmp_path / "runs", ["m"])
+    html = page_of(arms)
     top = html[html.index("<header>") : html.index("</header>")]
-    assert "gate=on is not compared with gate=off: the base&#x27;s held-out responses are others." in top
+    assert "gate=on is not compared with gate=off: the base&#39;s held-out responses are others." in top
     assert "<svg" not in top and "detectable" not in top
 
 

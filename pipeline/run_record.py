@@ -1,7 +1,7 @@
-"""The book of a run: run.json, which fingerprint is planned for which step of which iteration, what is made of it, and
+"""The record of a run, run.json: the fingerprint planned for each step of each iteration, which of them are made, and
 links into the store.
 
-The artifacts are the truth; the book can be lost and is then written anew by the next `sparring run`.
+The artifacts are the truth; a lost record is written again by the next `sparring run`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def records(folder: Path) -> list[Path]:
-    """Return the records of a run, its own first, then those of its arms."""
+    """Return the paths of the records of a run, its own first, then those of its arms."""
     return [*folder.glob("run.json"), *sorted(folder.glob("*/run.json"))]
 
 
@@ -40,12 +40,12 @@ def checked(folder: Path) -> dict[str, Any]:
     content = read(folder)
     if not {"store", "overrides", "steps"} <= content.keys():
         path = folder / "run.json"
-        raise DataError(f"{path}: no record of a run, or a damaged one; `sparring run` with its overrides mends it.")
+        raise DataError(f"{path}: no record of a run, or a damaged one; `sparring run` writes it again.")
     return content
 
 
 def _is_record(content: Any) -> bool:
-    """Return whether what is there of a record has the types that `begin` and `note` write."""
+    """Return whether the content has the types that `begin` and `note` write."""
     try:
         steps = [entry for row in content.get("steps", {}).values() for entry in row.values()]
         planned = [name for row in content.get("planned", {}).values() for name in row.values()]
@@ -79,33 +79,26 @@ def begin(
         old = {}
         for path in folder.glob("iter-*"):
             shutil.rmtree(path)
-    coming: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, str]] = {}
     for (t, label), name in sorted(planned.items()):
-        coming.setdefault(f"{t:02d}", {})[label] = name
-    content = {"overrides": list(overrides), "store": store, "pins": dict(pins), "planned": coming, "steps": old}
-    _write(folder, content)
+        rows.setdefault(f"{t:02d}", {})[label] = name
+    content = {"overrides": list(overrides), "store": store, "pins": dict(pins), "planned": rows, "steps": old}
+    write_text(folder / "run.json", json.dumps(content, indent=1))
 
 
 def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> None:
     """Note that step `key` is the artifact `name` and link it under iter-NN."""
     t, label = key
-    book = read(folder)
-    row = book.setdefault("steps", {}).setdefault(f"{t:02d}", {})
+    record = read(folder)
+    row = record.setdefault("steps", {}).setdefault(f"{t:02d}", {})
     entry = {"fingerprint": manifest.fingerprint, "content": manifest.content}
     if row.get(label) != entry:
         row[label] = entry
-        _write(folder, book)
-    _symlink(folder / f"iter-{t:02d}" / name, store.absolute() / name)
-
-
-def _write(folder: Path, book: dict[str, Any]) -> None:
-    write_text(folder / "run.json", json.dumps(book, indent=1))
-
-
-def _symlink(name: Path, target: Path) -> None:
-    name.parent.mkdir(parents=True, exist_ok=True)
-    if name.is_symlink() and name.resolve() == target.resolve():
+        write_text(folder / "run.json", json.dumps(record, indent=1))
+    link, target = folder / f"iter-{t:02d}" / name, store.absolute() / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == target.resolve():
         return
     with contextlib.suppress(FileNotFoundError):
-        name.unlink()
-    name.symlink_to(os.path.relpath(target, name.parent.absolute()))
+        link.unlink()
+    link.symlink_to(os.path.relpath(target, link.parent.absolute()))
