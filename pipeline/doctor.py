@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sparring.pipeline import cluster
+from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.hub import cached_file
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
@@ -84,7 +84,7 @@ def _locked() -> dict[str, str]:
 
 
 def _hardware(config: Config) -> Iterator[Check]:
-    found = cluster.hardware()
+    found = ray_cluster.hardware()
     text = f"{found['cores']} cores, {found['memory_gib']} GiB, {found['gpus']} GPUs, {found['cpu']}"
     wanted = config.hardware.engine_gpus * (config.hardware.engines or 1)
     good = found["gpus"] >= wanted or bool(os.environ.get("RAY_ADDRESS"))

@@ -22,13 +22,13 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Protocol
 
 from sparring.pipeline import run_history
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Run, Runs
 from sparring.pipeline.diagnostics.panel import Panel, panels
 from sparring.pipeline.report.crossplay import flat
 from sparring.pipeline.run_history import RunHistory, Steps
-from sparring.pipeline.staging import staged
+from sparring.pipeline.store.manifest import Manifest
+from sparring.pipeline.store.staging import staged
 from sparring.stages.errors import ConfigError, DataError, SparringError
 from sparring.stages.train.config import tracked_name
 

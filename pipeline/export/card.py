@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.export.base import UNKNOWN, Base
 from sparring.pipeline.export.choose import Choice
 from sparring.pipeline.export.markdown import Safe, escaped, front, table
@@ -15,6 +14,7 @@ from sparring.pipeline.report.judging import apart, left_out, worth_of_judges
 from sparring.pipeline.report.published import published_of, rows_of
 from sparring.pipeline.report.table import Steps, alarms, compared, win_rate
 from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.fields import setting
 
 COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.config import dotted
+from sparring.pipeline.store.manifest import Manifest
 
 PLAYED = ("samples", "opponents")
 """Inputs of a score that are responses; the others are the judge's."""

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.comparable import reason, redone
 from sparring.pipeline.run_history import RunHistory, labels
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
 from sparring.stages.evaluate.stage import JUDGES, win_rates
 

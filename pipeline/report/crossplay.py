@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.judging import JUDGES
+from sparring.pipeline.store.manifest import Manifest
 
 Game = Mapping[str, Any]
 """What the step `crossplay` says of one judge: win_rates, low, high, cycle, exploitability, mixture …"""

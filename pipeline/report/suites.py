@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.config import config_of
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.published import NAMES, best_of, published_of
 from sparring.pipeline.schema import PublishedConfig
+from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.suites.results import Found, Overlap, Result, read
 from sparring.stages.plain import printable
 

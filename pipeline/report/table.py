@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.diagnostics.panel import Panel
 from sparring.pipeline.report.panel import pairs_of
 from sparring.pipeline.report.suites import Grid, grid
 from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.paired import Estimate, detectable_of, found
 
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest, write_target, write_text
+from sparring.pipeline.store.files import write_target, write_text
+from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.answer import (
     File,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from scripts.study.presets import label
 from sparring.pipeline import run_history
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.stage import JUDGES, win_rates
 
 

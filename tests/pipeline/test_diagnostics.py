@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline import book, cli, commands, config
-from sparring.pipeline.artifact import Artifact, Manifest, publish
 from sparring.pipeline.build import build
 from sparring.pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
 from sparring.pipeline.diagnostics.panel import Figure, Panel, panel, panels
@@ -20,6 +19,7 @@ from sparring.pipeline.diagnostics.rules import RULES, fired, learned, warnings
 from sparring.pipeline.plan import Plan, Step, inspect
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.run_history import iterations, opened
+from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.errors import ConfigError, DataError, RuleFired
 from sparring.stages.step import File, sha256_file
 from tests.pipeline.plans import Fixed

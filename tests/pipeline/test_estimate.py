@@ -10,10 +10,11 @@ import pytest
 from safetensors import safe_open
 
 from sparring.pipeline import config, estimate
-from sparring.pipeline.artifact import Manifest, external
 from sparring.pipeline.build import build
 from sparring.pipeline.parameters import counted
 from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.store.files import external
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.sample import embedded
 from sparring.stages.step import Input, sha256_file
 from tests.pipeline.plans import Fixed, finish

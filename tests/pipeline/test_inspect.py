@@ -11,8 +11,8 @@ import pytest
 
 from sparring.pipeline import commands
 from sparring.pipeline.cli import main
-from sparring.pipeline.events import Events
-from sparring.pipeline.execute import Executor
+from sparring.pipeline.execution.events import Events
+from sparring.pipeline.execution.executor import Executor
 from tests.refusals import named
 from tests.tiny import tiny_policy
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.crossplay import print_crossplay
 from sparring.pipeline.report.table import FIGURES, notes, win_rate, with_finding
+from sparring.pipeline.store.manifest import Manifest
 
 
 def manifest(step: str, summary: dict[str, Any], **fields: Any) -> Manifest:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline import cli, commands
-from sparring.pipeline.events import Events
+from sparring.pipeline.execution.events import Events
 from sparring.pipeline.report.inspect import Iteration, print_prompt
 from sparring.pipeline.run_history import opened
 from sparring.stages.plain import printable

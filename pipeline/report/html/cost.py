@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.html.blocks import bars
 from sparring.pipeline.report.html.curves import charts
 from sparring.pipeline.report.html.gather import Story
 from sparring.pipeline.report.html.markup import Html, join, table, tag
 from sparring.pipeline.report.html.tables import steps_of
+from sparring.pipeline.store.manifest import Manifest
 
 PARTS = {
     "prompts": "sample",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.answer import answer
 from sparring.pipeline.report.html.gather import Story
 from sparring.pipeline.report.html.markup import Html, join, table, tag
 from sparring.pipeline.report.published import NAMES
 from sparring.pipeline.report.table import compared, interval, rows_of, win_rate
+from sparring.pipeline.store.manifest import Manifest
 
 
 def arms(stories: Sequence[Story]) -> Html:

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sparring.pipeline import book
-from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
 from sparring.pipeline.diagnostics.panel import LATE, SUMMARIES
+from sparring.pipeline.store.files import files_below
+from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate.calibrate import TARGETS_SCHEMA
 from sparring.stages.annotate.config import PAIRS
 from sparring.stages.annotate.gate import gated
