@@ -60,9 +60,9 @@ class ActorPool:
         self.actors: list[Any] = []
         if job.spec.pool != "tasks":
             _check_placeable(job)
-            resources = {"num_cpus": _reserved(job), "num_gpus": job.workers.gpus}
-            actor = ray.remote(**resources, max_restarts=-1, max_task_retries=-1)(Worker)
-            self.actors = [actor.remote(job, number) for number in range(min(side_by_side(job), shards))]
+            cpus, gpus, size = _reserved(job), job.workers.gpus, min(side_by_side(job), shards)
+            remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(Worker)
+            self.actors = [remote.remote(job, number) for number in range(size)]
 
     def fits(self, job: Job, shards: int) -> bool:
         """Return whether these workers can serve another step: as many of them, with the same settings.
