@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks import _jobs
 from benchmarks._annotate_texts import Texts
-from sparring.pipeline.artifact import content_digest, write_part
+from sparring.pipeline.store.files import content_digest
+from sparring.pipeline.store.parts import write_part
 from sparring.stages.annotate.config import (
     CALIBRATE,
     EMBED,

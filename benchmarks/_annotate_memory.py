@@ -23,8 +23,8 @@ from benchmarks._annotate_standin import SECONDS
 from benchmarks._annotate_texts import Texts, samples_table
 from benchmarks._bookkeeping import drive
 from benchmarks._table import Row
-from sparring.pipeline.artifact import content_digest
 from sparring.pipeline.planning.plan import Plan, Step, Use
+from sparring.pipeline.store.files import content_digest
 from sparring.stages import fields
 from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
 from sparring.stages.fingerprint import fingerprint

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._rounds import Ways, serve
-from sparring.pipeline.artifact import write_part
+from sparring.pipeline.store.parts import write_part
 from sparring.stages.sample.config import SamplerConfig
 from sparring.stages.sample.deal import response_seed
 from sparring.stages.sample.stage import shards

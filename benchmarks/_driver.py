@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._process import memory_mb, timed
-from sparring.pipeline import execute, pool
-from sparring.pipeline.artifact import Manifest
-from sparring.pipeline.events import Events
-from sparring.pipeline.execute import Executor
+from sparring.pipeline.execution import actor_pool, executor
+from sparring.pipeline.execution.events import Events
+from sparring.pipeline.execution.executor import Executor
 from sparring.pipeline.planning.plan import Plan, Step
+from sparring.pipeline.store.manifest import Manifest
 
 
 class Enough(Exception):
@@ -82,15 +82,15 @@ def main(path: str, until: str, spawned: str) -> None:
     def on_done(step: Step, manifest: Manifest) -> None:
         manifests.append(manifest)
 
-    executor = Executor(
+    run = Executor(
         plan=plan, store=folder / "store", run="bench", scratch=folder / "scratch", events=watch, on_done=on_done
     )
     parts: dict[str, float] = {}
-    for owner, name in ((execute.cluster, "start_ray"), (execute, "finished_parts"), (execute, "publish")):
+    for owner, name in ((executor.ray_cluster, "start_ray"), (executor, "finished_parts"), (executor, "publish")):
         timed(owner, name, parts)
-    timed(pool, "finish", parts)
+    timed(actor_pool, "finish", parts)
     with suppress(Enough):
-        executor.execute()
+        run.execute()
     found = {
         "seconds": time.time() - float(spawned),
         "handed_out": watch.handed_out - float(spawned),

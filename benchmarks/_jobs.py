@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks._random_policy import random_policy
-from sparring.pipeline.artifact import content_digest
 from sparring.pipeline.config import load
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.store.files import content_digest
 from sparring.stages import fields
 from sparring.stages.fingerprint import fingerprint
 from sparring.stages.sample import embedded

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import _jobs
 from benchmarks._rounds import loaded, ratio
 from benchmarks._table import Row
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.step import Job
 

@@ -25,7 +25,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Any]:
     """Start an engine `rounds` times and return the medians as rows."""
     from benchmarks import _jobs
     from benchmarks._table import Row
-    from sparring.pipeline.artifact import external
+    from sparring.pipeline.store.files import external
     from sparring.stages.sample.config import SAMPLE
 
     policy = external("policy", _jobs.policy_of(arguments, folder))

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparring.pipeline.artifact import check_target, write_text
-from sparring.pipeline.cluster import hardware
+from sparring.pipeline.execution.ray_cluster import hardware
+from sparring.pipeline.store.files import check_target, write_text
 from sparring.stages.errors import SparringError
 
 MFU = "% of peak"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline import run_record
-from sparring.pipeline.artifact import Artifact, external
+from sparring.pipeline.store.files import external
+from sparring.pipeline.store.manifest import Artifact
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
 from sparring.stages.train.collate import Row, join_pairs

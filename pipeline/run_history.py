@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline import run_record
-from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
 from sparring.pipeline.config import config_of, diagnostics_of
 from sparring.pipeline.diagnostics import rules
 from sparring.pipeline.diagnostics.panel import Panel, panels
+from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
 

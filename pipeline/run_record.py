@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest, write_text
+from sparring.pipeline.store.files import write_text
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.errors import DataError
 
 Key = tuple[int, str]

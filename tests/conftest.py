@@ -23,7 +23,7 @@ def pytest_report_header() -> str:
 
 STARTS_RAY = {
     "tests/faults/": "whole runs",
-    "tests/pipeline/test_cluster.py": "trainings",
+    "tests/pipeline/execution/test_ray_cluster.py": "trainings",
     "tests/pipeline/test_crossplay_run.py": "trainings",
     "tests/pipeline/test_import.py": "trainings",
     "tests/stages/train/test_resilience.py": "trainings",

@@ -13,13 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline import cluster, execute, lease, run_record
-from sparring.pipeline.artifact import Artifact, check_export
-from sparring.pipeline.events import Events
-from sparring.pipeline.execute import Executor
+from sparring.pipeline import run_record
+from sparring.pipeline.execution import ray_cluster
+from sparring.pipeline.execution.events import Events
+from sparring.pipeline.execution.executor import Executor
 from sparring.pipeline.export import folder as export
 from sparring.pipeline.planning.plan import Plan, Step, Use
-from sparring.pipeline.staging import STAGED
+from sparring.pipeline.store import lease
+from sparring.pipeline.store.files import check_export
+from sparring.pipeline.store.manifest import Artifact
+from sparring.pipeline.store.staging import STAGED
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import Input, Job, Part, Shard, StepSpec
 from sparring.stages.train import checkpoint
@@ -35,7 +38,7 @@ for slow in ("pandas", "pyarrow.parquet"):  # what the children import: here onc
     importlib.import_module(slow)
 lease.BEAT_S = 1e9  # its thread would call between the calls that are counted
 lease.time = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)  # type: ignore[assignment]
-execute._surroundings = lambda: {"code": cluster.code_version.__name__}  # asks git and the GPUs: a tenth of a second
+ray_cluster.hardware = ray_cluster.software = dict  # they ask the GPUs and git: a tenth of a second
 
 
 def shards(job: Job) -> list[Shard]:

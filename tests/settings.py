@@ -8,13 +8,7 @@ from typing import Any, TypeVar
 
 from sparring.pipeline.config import load
 from sparring.pipeline.config.model import Config
-from sparring.stages.annotate.config import (
-    CalibrateSettings,
-    EmbedSettings,
-    JudgeConfig,
-    PairsSettings,
-    ScoreSettings,
-)
+from sparring.stages.annotate.config import CalibrateSettings, EmbedSettings, JudgeConfig, PairsSettings, ScoreSettings
 from sparring.stages.evaluate.config import EvaluateSettings
 from sparring.stages.fields import hints
 from sparring.stages.sample.config import PromptsSettings, SampleSettings

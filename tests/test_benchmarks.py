@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from sparring.pipeline.artifact import Artifact, Manifest, external, publish
+from sparring.pipeline.store.files import external
+from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate import winrate
 from sparring.stages.errors import DataError
 from sparring.stages.train.collate import Row

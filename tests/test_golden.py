@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.annotate import calibrate, embed, pairs, score
 from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
 from sparring.stages.evaluate import stage as evaluate

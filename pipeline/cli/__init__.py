@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import ssl
 import sys
 import tempfile
@@ -21,9 +22,9 @@ from pathlib import Path
 import typer
 from typer.exceptions import TyperException
 
-from sparring.pipeline import stopping
 from sparring.pipeline.cli import app
-from sparring.stages.errors import SparringError
+from sparring.pipeline.execution import signals
+from sparring.stages.errors import RUN_AGAIN, SparringError, Stopped
 from sparring.stages.plain import printable
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no letter for a character shows another one
             stream.reconfigure(errors="replace")
-    stopping.handle_signals()
+    signals.handle_signals()
     try:
         return app.call(sys.argv[1:] if argv is None else argv)
     except typer.Exit as done:  # of --help and --version
@@ -44,18 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SparringError as error:
         _say(_one_line(error))
         return 2
-    except stopping.Stopped as stop:
+    except Stopped as stop:
         _say(str(stop))
         return 128 + stop.number
     except KeyboardInterrupt:
-        _say(f"stopped; {stopping.RUN_AGAIN}")
-        return 128 + stopping.received()
+        _say(f"stopped; {RUN_AGAIN}")
+        return 128 + (signals.last_signal() or signal.SIGINT)
     except BrokenPipeError:
         return 0
     except Exception as error:
-        if stopping.was_told():  # an import that a signal broke off is an ImportError
-            _say(f"stopped; {stopping.RUN_AGAIN}")
-            return 128 + stopping.received()
+        if number := signals.last_signal():  # an import that a signal broke off is an ImportError
+            _say(f"stopped; {RUN_AGAIN}")
+            return 128 + number
         if not (known := _not_ours(error)):
             log = _crash_log()
             _say(f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.")

@@ -19,29 +19,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline import cluster, config, run_history, run_record
-from sparring.pipeline.artifact import (
-    LEASES,
-    MANIFEST,
-    Artifact,
-    Manifest,
-    check_folder,
-    check_target,
-    damaged_part,
-    existing,
-    fingerprint_of,
-    make_folder,
-    write_target,
-    write_text,
-)
+from sparring.pipeline import config, run_history, run_record
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Multirun, Overrides, Redo, Run, Runs
-from sparring.pipeline.code_digest import other_code, redone
 from sparring.pipeline.config.model import Config, judges_of
 from sparring.pipeline.diagnostics.stop import Watch
-from sparring.pipeline.events import Events
-from sparring.pipeline.execute import Executor, tidy_after_kill
-from sparring.pipeline.lease import Lease, LeaseHeld
+from sparring.pipeline.execution import ray_cluster
+from sparring.pipeline.execution.events import Events
+from sparring.pipeline.execution.executor import Executor, tidy_after_kill
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement, this_machine
@@ -50,6 +35,19 @@ from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.terminal import print_comparisons, print_report
 from sparring.pipeline.sources import Sources, check_policy, hub, judges
 from sparring.pipeline.sources.prompt_count import dealt_again
+from sparring.pipeline.store.code_digest import other_code, redone
+from sparring.pipeline.store.files import (
+    LEASES,
+    check_folder,
+    check_target,
+    existing,
+    make_folder,
+    write_target,
+    write_text,
+)
+from sparring.pipeline.store.lease import Lease, LeaseHeld
+from sparring.pipeline.store.manifest import MANIFEST, Artifact, Manifest, fingerprint_of
+from sparring.pipeline.store.parts import damaged_part
 from sparring.stages import digests, model_folder
 from sparring.stages.errors import ConfigError, DataError, RuleFired, SparringError
 from sparring.stages.plain import printable
@@ -60,7 +58,7 @@ from sparring.stages.train import checkpoint
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
     """Return arm -> overrides; the arm of a single run is ''."""
-    chosen = config.detect_hardware(overrides, cluster.gpu_count())
+    chosen = config.detect_hardware(overrides, ray_cluster.gpu_count())
     return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
 
 
@@ -203,8 +201,8 @@ def check_installed(plan: Plan) -> None:
 def check_here(plan: Plan, states: dict[str, State]) -> None:
     """ConfigError where what is to do can never run: no cluster answers, or this machine cannot hold its workers."""
     todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
-    if todo and cluster.joined():
-        cluster.check_address(os.environ["RAY_ADDRESS"])
+    if todo and ray_cluster.joined():
+        ray_cluster.check_address(os.environ["RAY_ADDRESS"])
     elif todo:
         check_placement(todo, this_machine(), "this machine", alone=True)
 
@@ -214,10 +212,10 @@ def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
     todo = {plan.steps[name].spec.kind for name, state in states.items() if state.kind != "hit"}
     for chosen in plan.configs.values():
         if "sample" in todo and chosen.sampler.engine == "server":
-            cluster.check_servers("sampler.urls", chosen.sampler.urls)
+            ray_cluster.check_servers("sampler.urls", chosen.sampler.urls)
         for key, judge in (*judges_of("oracle", chosen.oracle), *judges_of("judge", chosen.judge)):
             if "score" in todo and judge.urls:
-                cluster.check_servers(f"{key}.urls", judge.urls)
+                ray_cluster.check_servers(f"{key}.urls", judge.urls)
 
 
 def _console() -> Console:
@@ -307,7 +305,7 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
             scratch=folder / "logs",
             events=events,
             on_done=partial(_done, plan, store, watch),
-            gpus=cluster.gpu_count(),
+            gpus=ray_cluster.gpu_count(),
             redo=redo,
             wanted=watch.wanted,
         ).execute()
@@ -593,7 +591,7 @@ def doctor(overrides: Annotated[list[str], options.words("those of the run, e.g.
     """
     from sparring.pipeline.cli.doctor import MARKS, checks
 
-    chosen = config.load(config.detect_hardware(overrides, cluster.gpu_count()))
+    chosen = config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
     bad = 0
     for good, name, text in checks(chosen):
         bad += good is False

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sparring.pipeline import cluster
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.sources.hub import cached_file
 from sparring.pipeline.suites import COMPARED, SUITES
@@ -84,7 +84,7 @@ def _locked() -> dict[str, str]:
 
 
 def _hardware(config: Config) -> Iterator[Check]:
-    found = cluster.hardware()
+    found = ray_cluster.hardware()
     text = f"{found['cores']} cores, {found['memory_gib']} GiB, {found['gpus']} GPUs, {found['cpu']}"
     wanted = config.hardware.engine_gpus * (config.hardware.engines or 1)
     good = found["gpus"] >= wanted or bool(os.environ.get("RAY_ADDRESS"))

@@ -19,14 +19,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from sparring.pipeline.artifact import Manifest, find, make_folder
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.commands import arms_of, check_places, plan_of, prepare
 from sparring.pipeline.config.model import Config
-from sparring.pipeline.execute import execute_alone
+from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import build_import
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources import Sources
+from sparring.pipeline.store.files import make_folder
+from sparring.pipeline.store.manifest import Manifest, find
 from sparring.stages.plain import printable
 from sparring.stages.sample.config import ImportSettings
 

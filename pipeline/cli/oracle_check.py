@@ -26,14 +26,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparring.pipeline import cluster, config
-from sparring.pipeline.artifact import check_target, write_target
+from sparring.pipeline import config
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.commands import download, pins_of
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.estimate import HUB_PROMPTS
 from sparring.pipeline.sources import Sources, judges
 from sparring.pipeline.sources.prompt_count import fitted
+from sparring.pipeline.store.files import check_target, write_target
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
@@ -126,7 +127,7 @@ def run(
         raise ConfigError(f"--limit {limit}: give the number of rows to look at, 1 or more.")
     if to:
         check_target(to, "--json")
-    chosen = config.load(config.detect_hardware(overrides, cluster.gpu_count()))
+    chosen = config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
     judge = chosen.judge if second else chosen.oracle
     sources = Sources(pins_of(chosen))
     source = sources.imported(file, split)
@@ -238,7 +239,7 @@ def load(judge: JudgeConfig, folders: dict[str, Input], chosen: Config) -> Oracl
         folders={role: source.folder() for role, source in folders.items()},
         judge=judge,
         cpus=os.cpu_count() or 1,
-        gpus=min(chosen.hardware.annotator_gpus, cluster.gpu_count()),
+        gpus=min(chosen.hardware.annotator_gpus, ray_cluster.gpu_count()),
     )
     print(f"loading {judge.kind}", file=sys.stderr)
     return oracles.load(judge.kind, judge.options, given)

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from sparring.pipeline.artifact import Artifact, Manifest
+from sparring.pipeline.store.manifest import Artifact, Manifest
 from sparring.stages.evaluate.divergence import LogProbs, log_ratios, tempered
 from sparring.stages.evaluate.paired import Bootstrap
 

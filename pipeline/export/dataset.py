@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.export.base import Base
 from sparring.pipeline.export.card import datasets_of
 from sparring.pipeline.export.folder import Piece, text_piece
 from sparring.pipeline.export.markdown import escaped, front, table
 from sparring.pipeline.report.figures import counts_text
 from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.store.manifest import Manifest
 
 KINDS = {
     "samples": ("sample", "What the policy of each iteration answered: K responses a prompt, text and token ids"),

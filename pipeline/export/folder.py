@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from sparring.pipeline.staging import staged
+from sparring.pipeline.store.staging import staged
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
 

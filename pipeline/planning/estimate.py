@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.planning.plan import Plan, State, Step
 from sparring.pipeline.sources.parameters import counted
+from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest, fingerprint_of
 from sparring.stages.fields import setting
 from sparring.stages.fingerprint import digest
 from sparring.stages.hardware import ExpectConfig

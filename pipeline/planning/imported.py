@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparring.pipeline.artifact import Artifact, Manifest, find
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.store.manifest import Artifact, Manifest, find
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.pipeline import cluster
+from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.plan import Step
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SampleSettings
@@ -79,7 +79,7 @@ def check_placement(steps: Iterable[Step], nodes: Sequence[Node], where: str, *,
 def this_machine() -> list[Node]:
     """Return the resources that Ray gets when it is started on this machine, and its memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return [{"CPU": os.cpu_count() or 1, "GPU": cluster.gpu_count(), "GB": memory}]
+    return [{"CPU": os.cpu_count() or 1, "GPU": ray_cluster.gpu_count(), "GB": memory}]
 
 
 def _amounts(node: Node) -> str:

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.planning.imported import Entry
+from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest
 from sparring.stages import fields
 from sparring.stages.step import Input, StepSpec, Workers
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.config import dotted
 from sparring.pipeline.report.judging import JUDGES
 from sparring.pipeline.run_history import RunHistory, labels
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.paired import POWER, Bootstrap, Estimate, Rates, detectable, difference, estimates, found
 from sparring.stages.evaluate.stage import win_rates
 

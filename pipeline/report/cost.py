@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.store.manifest import Manifest
 
 KINDS = {
     "sample": ("prompts", "sample"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.store.manifest import Manifest
 
 JUDGES = {"oracle": "oracle", "second": "second judge"}
 """Judge -> its name in tables; `score_<judge>_<opponent>` is how it judged the new policy."""

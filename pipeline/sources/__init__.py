@@ -12,9 +12,9 @@ from pathlib import Path
 
 import sparring.stages.annotate
 import sparring.stages.sample
-from sparring.pipeline.artifact import content_digest, external
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.sources.hub import Hub, local_dataset
+from sparring.pipeline.store.files import content_digest, external
 from sparring.stages import model_folder
 from sparring.stages.annotate.config import EmbeddedEncoder, EncoderConfig, JudgeConfig
 from sparring.stages.chat import check_control

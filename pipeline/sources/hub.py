@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import check_folder, write_text
+from sparring.pipeline.store.files import check_folder, write_text
 from sparring.stages.digests import cache_folder, cached_sha256
 from sparring.stages.errors import ConfigError, DataError, HubSilent
 from sparring.stages.step import File, Input

@@ -24,17 +24,19 @@ from typing import Annotated, Any
 
 import typer
 
-from sparring.pipeline import cluster, config, run_history
-from sparring.pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
+from sparring.pipeline import config, run_history
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.commands import fetch
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
 from sparring.pipeline.config.model import Config
-from sparring.pipeline.execute import execute_alone
+from sparring.pipeline.execution import ray_cluster
+from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import Question, build_answers
 from sparring.pipeline.planning.plan import Plan, inspect
 from sparring.pipeline.run_history import RunHistory
 from sparring.pipeline.sources import Sources, check_policy
+from sparring.pipeline.store.files import check_target, make_folder, write_target
+from sparring.pipeline.store.manifest import Artifact, Manifest, find
 from sparring.pipeline.suites import SUITES, results
 from sparring.stages.annotate.best import chosen as best_of
 from sparring.stages.annotate.rows import rows_by_id
@@ -147,7 +149,7 @@ def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[s
     """Return the policy of an iteration of the run, the last trained one by default."""
     history = run_history.open_run(runs, run)
     words = [*history.overrides, *overrides]
-    chosen = config.load(config.detect_hardware(words, cluster.gpu_count()))
+    chosen = config.load(config.detect_hardware(words, ray_cluster.gpu_count()))
     t, policy = _trained(history, iteration)
     return Player(
         folder=history.folder,

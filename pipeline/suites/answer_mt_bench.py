@@ -15,18 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest, write_target, write_text
+from sparring.pipeline.store.files import write_target, write_text
+from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.answer import (
-    File,
-    Player,
-    Response,
-    about,
-    best,
-    make,
-    opened_of,
-    target,
-)
+from sparring.pipeline.suites.answer import File, Player, Response, about, best, make, opened_of, target
 from sparring.pipeline.suites.judge_mt_bench import Question, read_questions
 from sparring.stages.evaluate.suites import mt_bench
 from sparring.stages.plain import printable

@@ -22,11 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.pipeline import run_history
-from sparring.pipeline.artifact import check_target, write_target
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
 from sparring.pipeline.run_history import RunHistory
 from sparring.pipeline.sources import hub
+from sparring.pipeline.store.files import check_target, write_target
 from sparring.pipeline.suites import COMPARED, results
 from sparring.stages.errors import ConfigError, DataError, HubSilent
 from sparring.stages.evaluate.suites.overlap import Index, Row

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sparring.pipeline.artifact import check_target, write_target
 from sparring.pipeline.cli import options
+from sparring.pipeline.store.files import check_target, write_target
 from sparring.pipeline.suites import JUDGES, results
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import resolve

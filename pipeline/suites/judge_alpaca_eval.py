@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import write_text
+from sparring.pipeline.store.files import write_text
 from sparring.pipeline.suites import SUITES, Suite
 from sparring.pipeline.suites.judge import Row, in_order, read
 from sparring.pipeline.suites.results import About, Judged, Result, Score, about_of

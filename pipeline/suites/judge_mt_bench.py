@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparring.pipeline.artifact import write_text
+from sparring.pipeline.store.files import write_text
 from sparring.pipeline.suites import SUITES, Suite
 from sparring.pipeline.suites.results import About, Judged, Result, Score, about_of
 from sparring.stages.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from sparring.pipeline.artifact import write_text
+from sparring.pipeline.store.files import write_text
 
 RESULTS = ".results.json"
 CONTAMINATION = "contamination.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from scripts.study.presets import label
 from sparring.pipeline import run_history
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.stage import JUDGES, win_rates
 
 FIGURES: Mapping[str, tuple[str, str]] = {

@@ -19,16 +19,7 @@ from numpy.typing import NDArray
 
 from sparring.stages.annotate import gate, gating
 from sparring.stages.annotate.config import CalibrateSettings, OffGate
-from sparring.stages.annotate.rows import (
-    histogram,
-    known,
-    matrix,
-    one_shard_per_part,
-    pair_rows,
-    place,
-    ratio,
-    total,
-)
+from sparring.stages.annotate.rows import histogram, known, matrix, one_shard_per_part, pair_rows, place, ratio, total
 from sparring.stages.annotate.selection import first_half
 from sparring.stages.annotate.winrate import cross_fitted, win_rates
 from sparring.stages.step import Job, Part, Shard

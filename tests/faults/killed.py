@@ -20,8 +20,9 @@ from typing import Any
 
 import psutil
 
-from sparring.pipeline import cli, execute
-from sparring.pipeline.events import Events
+from sparring.pipeline import cli
+from sparring.pipeline.execution import executor
+from sparring.pipeline.execution.events import Events
 
 
 class Killer:
@@ -71,7 +72,7 @@ def is_agent(process: psutil.Process) -> bool:
 def main() -> int:
     """Run the command line that follows the moment."""
     killer = Killer(**json.loads(sys.argv[1]))
-    show, publish = Events.__call__, execute.publish
+    show, publish = Events.__call__, executor.publish
 
     def shown(self: Events, event: str, **fields: Any) -> None:
         show(self, event, **fields)
@@ -82,7 +83,7 @@ def main() -> int:
             killer.strike()
         return publish(artifact, *others)
 
-    Events.__call__, execute.publish = shown, published  # type: ignore[method-assign, assignment]
+    Events.__call__, executor.publish = shown, published  # type: ignore[method-assign, assignment]
     return cli.main(sys.argv[2:])
 
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline import cluster, faults
-from sparring.pipeline.pool import Pool, side_by_side
+from sparring.pipeline.execution import fault_policy, ray_cluster
+from sparring.pipeline.execution.actor_pool import ActorPool, side_by_side
 from sparring.stages.errors import DataError, EngineFault
 from sparring.stages.sample import stage
 from sparring.stages.sample.config import SAMPLE
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.faults
 def ray_started() -> Iterator[None]:
     import ray
 
-    from sparring.pipeline import cluster
+    from sparring.pipeline.execution import ray_cluster
 
-    cluster.start_ray(0)
+    ray_cluster.start_ray(0)
     yield
     ray.shutdown()
 
@@ -55,7 +55,7 @@ def play(job: Job, todo: list[Shard]) -> tuple[dict[int, dict[str, Any]], list[s
     """Return records by shard, what was said, and the pids; the processes are gone at the end."""
     said: list[str] = []
     pids: list[int] = []
-    pool = Pool(job, len(todo))
+    pool = ActorPool(job, len(todo))
     try:
         records = dict(pool.map(job, todo, pids.append, said.append))
     finally:
@@ -71,7 +71,7 @@ def ids(job: Job, records: dict[int, dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("how", ["die", "raise", pytest.param("hang", marks=pytest.mark.slow)])
 def test_the_prompts_at_fault_are_dropped(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "FLOOR_S", 4.0)
+    monkeypatch.setattr(fault_policy, "FLOOR_S", 4.0)
     job = light_job(tmp_path, how, sick=[1, 6], deadline_s=6.0 if how == "hang" else 600.0, actors=2)
     records, said, pids = play(job, shards(12, 4))
     assert ids(job, records) == [str(i) for i in range(12) if i not in (1, 6)]
@@ -105,7 +105,7 @@ def test_an_engine_that_always_fails_is_no_prompts_fault(tmp_path: Path, rows: i
     """It ends after two tries and two probes of single prompts, with the engine's own words."""
     said: list[str] = []
     job = light_job(tmp_path, "raise", sick=list(range(rows)))
-    pool = Pool(job, rows)
+    pool = ActorPool(job, rows)
     with pytest.raises(EngineFault, match="not the prompts: the engine failed: CUDA error: an illegal memory access"):
         dict(pool.map(job, shards(rows, 16), lambda pid: None, said.append))
     pool.close()
@@ -123,7 +123,7 @@ def test_a_worker_that_dies_while_it_loads_is_no_prompts_fault(tmp_path: Path) -
     job = replace(job, workers=replace(job.workers, max_failures=1))
     job.scratch.mkdir()
     said: list[str] = []
-    pool = Pool(job, 2)
+    pool = ActorPool(job, 2)
     try:
         with pytest.raises(EngineFault, match="failed 2 times while it loaded its models, before any prompt"):
             dict(pool.map(job, shards(8, 4), lambda pid: None, said.append))
@@ -142,8 +142,8 @@ def test_a_full_disk_is_one_line_and_no_second_try(tmp_path: Path) -> None:
 
 
 def test_more_than_a_few_prompts_are_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "MOST_POISON", 1)
-    monkeypatch.setattr("sparring.pipeline.pool.MOST_POISON", 1)
+    monkeypatch.setattr(fault_policy, "MOST_POISON", 1)
+    monkeypatch.setattr("sparring.pipeline.execution.actor_pool.MOST_POISON", 1)
     with pytest.raises(EngineFault, match="more than 1 prompts of shard 0 fail, so it is not the prompts"):
         play(light_job(tmp_path, "raise", sick=[0, 1, 2]), shards(4, 4))
 
@@ -152,7 +152,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     """As on a cluster with fewer cores than the plan thought, some of them held by others."""
     import ray
 
-    monkeypatch.setattr(cluster, "joined", lambda: True)
+    monkeypatch.setattr(ray_cluster, "joined", lambda: True)
     monkeypatch.setattr("sparring.stages.patience.SILENCE_S", 0.5)
     cores = int(ray.cluster_resources()["CPU"])
     made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
@@ -160,7 +160,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     assert side_by_side(job) == cores
     other: Any = ray.remote(num_cpus=cores - 0.5)(Sleeper).remote()
     ray.get(other.ping.remote())
-    pool = Pool(job, 100)
+    pool = ActorPool(job, 100)
     said: list[str] = []
     todo = shards(8, 2)
     try:
@@ -180,8 +180,8 @@ def test_a_step_that_ends_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("sparring.stages.patience.SILENCE_S", 0.0)
     job = light_job(tmp_path, "die", sick=[])
-    pool = Pool(job, 1)
-    ray.get([hand.pid.remote() for hand in pool.actors])
+    pool = ActorPool(job, 1)
+    ray.get([actor.pid.remote() for actor in pool.actors])
     said: list[str] = []
     try:
         assert dict(pool.map(job, shards(2, 2), lambda pid: None, said.append))

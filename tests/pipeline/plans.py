@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparring.pipeline import config
-from sparring.pipeline.artifact import Artifact, Manifest, publish
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources import Sources
+from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate.config import EncoderConfig, JudgeConfig
 from sparring.stages.sample.config import PolicyConfig, PromptsConfig
 from sparring.stages.step import File, Input, sha256_file

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.lease import Lease
+from sparring.pipeline.store.lease import Lease
 from sparring.stages.digests import cached_sha256
 from sparring.stages.model_folder import checked
 from tests.faults.harness import overrides, write_prompts

@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline import cli, code_digest, run_history, run_record
-from sparring.pipeline.artifact import Artifact, CorruptManifest, finished_parts, write_part
+from sparring.pipeline import cli, run_history, run_record
+from sparring.pipeline.store import code_digest
+from sparring.pipeline.store.manifest import Artifact, CorruptManifest
+from sparring.pipeline.store.parts import finished_parts, write_part
 from sparring.stages.annotate.config import PAIRS
 from sparring.stages.errors import DataError
 from sparring.stages.fingerprint import digest

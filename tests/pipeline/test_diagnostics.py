@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline import cli, config
-from sparring.pipeline.artifact import Artifact, Manifest, publish
 from sparring.pipeline.cli import commands
 from sparring.pipeline.diagnostics.config import DiagnosticsConfig
 from sparring.pipeline.diagnostics.panel import Measurement, Panel, panel, panels
@@ -22,6 +21,7 @@ from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.run_history import RunHistory, open_run
+from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.errors import ConfigError, DataError, RuleFired
 from sparring.stages.step import File, sha256_file
 from tests.pipeline.plans import Fixed

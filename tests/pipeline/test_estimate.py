@@ -10,11 +10,12 @@ import pytest
 from safetensors import safe_open
 
 from sparring.pipeline import config
-from sparring.pipeline.artifact import Manifest, external
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources.parameters import counted
+from sparring.pipeline.store.files import external
+from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.sample import embedded
 from sparring.stages.step import Input, sha256_file
 from tests.pipeline.plans import Fixed, finish

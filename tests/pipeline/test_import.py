@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import here
-from sparring.pipeline.artifact import Artifact, Manifest, find, write_part
 from sparring.pipeline.cli import main
 from sparring.pipeline.cli.commands import plan_of
 from sparring.pipeline.diagnostics.rules import learned
+from sparring.pipeline.execution import in_process
 from sparring.pipeline.planning.estimate import cost
 from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.store.manifest import Artifact, Manifest, find
+from sparring.pipeline.store.parts import write_part
 from sparring.stages.sample.prompts import prompt_hash
 from tests.data import published
 from tests.faults.harness import Run, overrides, write_prompts
@@ -216,7 +217,7 @@ def test_a_killed_import_is_taken_up(
         written.append(shard.index)
         return write_part(job, shard, *rest)
 
-    monkeypatch.setattr(here, "write_part", dying)
+    monkeypatch.setattr(in_process, "write_part", dying)
     assert "again" in killed("import", "pairs", path, code=130)
     assert not list(killed.store.glob("sample-*/manifest.json")) and written
     monkeypatch.undo()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline.cli import commands, main
-from sparring.pipeline.events import Events
-from sparring.pipeline.execute import Executor
+from sparring.pipeline.execution.events import Events
+from sparring.pipeline.execution.executor import Executor
 from tests.refusals import named
 from tests.tiny import tiny_policy
 

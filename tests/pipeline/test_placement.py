@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import cluster, config
+from sparring.pipeline import config
 from sparring.pipeline.cli import commands, main
 from sparring.pipeline.cli.commands import check_here
+from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State
@@ -69,7 +70,7 @@ def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) ->
     with refused(ConfigError, "workers=4"):
         check_here(plan, states)
     check_here(plan, {name: State(kind="hit" if step.spec.run else "miss") for name, step in plan.steps.items()})
-    monkeypatch.setattr("sparring.pipeline.cluster.check_address", lambda address: None)
+    monkeypatch.setattr("sparring.pipeline.execution.ray_cluster.check_address", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # its nodes are asked when it is joined
     check_here(plan, states)
 
@@ -116,7 +117,7 @@ def test_gpus_that_are_hidden_are_not_there(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert cluster.gpu_count() == left
+    assert ray_cluster.gpu_count() == left
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], profile: list[str], code: int
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster, "gpu_count", lambda: 0)
+    monkeypatch.setattr(ray_cluster, "gpu_count", lambda: 0)
     monkeypatch.setattr(commands, "plan_of", lambda arms, assume: plan_of(*profile, f"paths.store={tmp_path}"))
     assert main(["plan", *profile]) == code
     shown = capsys.readouterr()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparring.pipeline.artifact import Artifact
 from sparring.pipeline.planning.plan import Plan, State, explain, inspect
+from sparring.pipeline.store.manifest import Artifact
 from tests.pipeline.plans import finish, plan_of
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.console import Console
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.crossplay import games
 from sparring.pipeline.report.figures import iteration_figures, notes, win_rate_text, with_finding
 from sparring.pipeline.report.terminal import print_games
+from sparring.pipeline.store.manifest import Manifest
 
 
 def manifest(step: str, summary: dict[str, Any], **fields: Any) -> Manifest:

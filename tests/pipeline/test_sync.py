@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sparring.pipeline import sync
-from sparring.pipeline.artifact import Artifact
 from sparring.pipeline.cli import commands, main
 from sparring.pipeline.run_history import RunHistory, open_run
+from sparring.pipeline.store.manifest import Artifact
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.test_diagnostics import finish, plan_of
 from tests.pipeline.test_report import ROUND

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.artifact import write_part
 from sparring.pipeline.cli import main
+from sparring.pipeline.store.parts import write_part
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.step import Part, Shard
 from sparring.stages.train import checkpoint

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sparring.pipeline import cli
 from sparring.pipeline.cli import commands
-from sparring.pipeline.events import Events
+from sparring.pipeline.execution.events import Events
 from sparring.pipeline.report.inspect import print_prompt
 from sparring.pipeline.report.prompts import AnnotatedIteration
 from sparring.pipeline.run_history import open_run

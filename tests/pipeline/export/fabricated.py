@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparring.pipeline import config, run_record
-from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
 from sparring.pipeline.sources import EMBEDDED_JUDGES
+from sparring.pipeline.store.files import files_below
+from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate.score import _card
 from sparring.stages.fingerprint import digest
 from tests.artifacts import samples_table

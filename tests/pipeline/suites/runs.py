@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparring.pipeline import run_record
-from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
+from sparring.pipeline.store.files import files_below
+from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from tests.faults.harness import overrides, write_prompts
 
 MADE: dict[str, Any] = {

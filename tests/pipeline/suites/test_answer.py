@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparring.pipeline.artifact import Artifact, find
 from sparring.pipeline.cli import main
 from sparring.pipeline.planning import iteration
 from sparring.pipeline.planning.plan import Plan
+from sparring.pipeline.store.manifest import Artifact, find
 from sparring.pipeline.suites import answer, results
 from sparring.stages.annotate import winrate
 from sparring.stages.step import Input
@@ -111,7 +111,7 @@ def test_best_of_n_is_the_argmax_of_the_win_rate(
         text = row["responses"][int(rates.argmax())]["text"].strip()
         assert text == next(one for one in table(to) if one["instruction"] == row["messages"][0]["content"])["output"]
     assert {one["generator"] for one in table(to)} == {"default-iter-1-best-of-3"}
-    monkeypatch.setattr("sparring.pipeline.execute.Executor._make", None)  # nothing is made again
+    monkeypatch.setattr("sparring.pipeline.execution.executor.Executor._make", None)  # nothing is made again
     before, whose = to.read_bytes(), results.about_of(to)
     assert whose and whose.best_of == 3
     assert main(["best-of-n", *words(asked, "--n", "3", "--to", str(to))[1:], "oracle=lexical"]) == 0

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.artifact import find
 from sparring.pipeline.cli import main
 from sparring.pipeline.planning import iteration
 from sparring.pipeline.planning.plan import Plan
+from sparring.pipeline.store.manifest import find
 from sparring.pipeline.suites import answer
 from sparring.pipeline.suites.answer_mt_bench import row
 from sparring.pipeline.suites.judge_mt_bench import Question, read_answers, read_questions
@@ -73,7 +73,7 @@ def test_two_turns(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     (second,) = artifact.as_input("sample", manifest).table(0).to_pylist()
     assert [one["content"] for one in second["messages"]] == ["What is 1 + 1?", turns[1][0], "And 2 + 2?"]
     assert second["responses"][0]["text"].strip() == turns[1][1]
-    monkeypatch.setattr("sparring.pipeline.execute.Executor._make", None)  # nothing is made again
+    monkeypatch.setattr("sparring.pipeline.execution.executor.Executor._make", None)  # nothing is made again
     assert main(words(folder, "--to", str(folder / "again.jsonl"))) == 0
     again = [json.loads(line) for line in (folder / "again.jsonl").read_text().splitlines()]
     assert [{**one, "tstamp": 0} for one in again] == [{**one, "tstamp": 0} for one in rows]

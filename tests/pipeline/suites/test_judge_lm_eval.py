@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from sparring.pipeline.artifact import Artifact
 from sparring.pipeline.cli import main
+from sparring.pipeline.store.manifest import Artifact
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.judge_lm_eval import TASKS, by_shots
 from tests.pipeline.suites import runs

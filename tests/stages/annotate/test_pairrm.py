@@ -260,7 +260,7 @@ def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> No
 
 
 def as_input_folder(folder: Path) -> Any:
-    from sparring.pipeline.artifact import external
+    from sparring.pipeline.store.files import external
 
     return external("judge", folder)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.sample import prompts
 from sparring.stages.sample.config import PROMPTS, SAMPLE
 from sparring.stages.step import Input, Job, Part

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.chat import load_chat
 from sparring.stages.errors import DataError
 from sparring.stages.sample import asked, prompts, stage

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.chat import Chat, load_chat, load_tokenizer
 from sparring.stages.errors import DataError
 from sparring.stages.sample import imported

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.chat import Chat
 from sparring.stages.errors import DataError
 from sparring.stages.sample import stage

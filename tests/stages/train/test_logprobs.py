@@ -13,8 +13,8 @@ from sparring.stages.evaluate.divergence import log_ratios
 from sparring.stages.evaluate.paired import Bootstrap
 from sparring.stages.step import Job
 from sparring.stages.train.config import LOGPROBS
-from sparring.stages.train.logprobs import SCHEMA, Scorer, finish, shards
-from sparring.stages.train.reference import Reference
+from sparring.stages.train.logprobs import SCHEMA, Scorer, finish
+from sparring.stages.train.reference import Reference, shards
 from sparring.stages.train.reference import finish as finish_reference
 from tests.artifacts import run_step
 from tests.stages.train.rig import reference_job, sampled

@@ -11,9 +11,7 @@ from transformers import Trainer, TrainingArguments
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
 from sparring.stages.train import recipe
-from sparring.stages.train.config import (
-    optimizer_steps,
-)
+from sparring.stages.train.config import optimizer_steps
 from sparring.stages.train.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.objective_config import Sppo
 from sparring.stages.train.recipe import OPTIMIZERS, arguments, deepspeed_config, schedule

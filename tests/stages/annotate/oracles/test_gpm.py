@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Messages

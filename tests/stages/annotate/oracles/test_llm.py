@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE, JudgeConfig
 from sparring.stages.annotate.judge_engine import JudgeEngine, letter_ids

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sparring.pipeline.artifact import external
+from sparring.pipeline.store.files import external
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Messages

@@ -1,4 +1,4 @@
-"""Where the work runs: joins the cluster of RAY_ADDRESS or starts Ray here, and says what the hardware is."""
+"""Joins the Ray cluster of RAY_ADDRESS or starts one on this machine; describes its hardware and packages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sparring.pipeline import leftovers
+from sparring.pipeline.store import leftovers
 from sparring.stages.errors import ConfigError, SparringError
 
 PACKAGES = (
@@ -49,10 +49,13 @@ def gpu_count() -> int:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what this machine is, for manifests and `doctor`."""
+    """Return this machine's hardware, for manifests and `doctor`."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": _cpu_name(),
+        "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
         "gpus": gpu_count(),
@@ -61,32 +64,24 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def packages() -> dict[str, str]:
-    """Return the versions of the packages that decide a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def code_version() -> dict[str, Any]:
-    """Return the version, and in a git checkout the commit and whether it was changed."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        own = version("sparring")
-    except PackageNotFoundError:
-        own = "unknown"
-    if not (root / ".git").exists() or not shutil.which("git"):
-        return {"sparring": own}
-    commit = _git(root, "rev-parse", "HEAD")
-    return {"sparring": own, "commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "-uno"))}
+def software() -> dict[str, Any]:
+    """Return {code, packages}: the code's version, in a git checkout its commit and whether files were changed since,
+    and the versions of the packages that decide a result."""
+    versions = {}
+    for name in ("sparring", *PACKAGES):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    code: dict[str, Any] = {"sparring": versions.pop("sparring", "unknown")}
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists() and shutil.which("git"):
+        git = partial(subprocess.run, capture_output=True, text=True, check=False)
+        code["commit"] = git(["git", "-C", str(root), "rev-parse", "HEAD"]).stdout.strip()
+        code["dirty"] = bool(git(["git", "-C", str(root), "status", "--porcelain", "-uno"]).stdout.strip())
+    return {"code": code, "packages": versions}
 
 
 def joined() -> bool:
-    """Return whether Ray is a cluster that was there before, and may be used by others."""
+    """Return whether Ray is a cluster that others started, and may use at the same time."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
@@ -121,13 +116,6 @@ def _to_log(log: Path, printed: dict[str, Any], **_: Any) -> None:
         file.write("\n".join(printed["lines"]) + "\n")
 
 
-def is_local() -> bool:
-    """Return whether all workers are processes of this machine."""
-    import ray
-
-    return not joined() or len(ray.nodes()) == 1
-
-
 def nodes() -> list[dict[str, float]] | None:
     """Return the resources of every machine of the joined cluster; None where an autoscaler adds others on demand."""
     import ray
@@ -147,27 +135,22 @@ def _init(gpus: int) -> None:
             raise SparringError(
                 f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {_refusal(' '.join(str(error).split()))}."
             ) from None
-    else:
-        leftovers.remove()
-        os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
-        with _temporary_files_in(leftovers.own_folder()):  # Ray's processes take over this environment
-            ray.init(
-                address="local",  # never a cluster that happens to run here
-                num_cpus=os.cpu_count(),
-                num_gpus=gpus,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=256 * 2**20,
-                **quiet,
-            )
-
-
-@contextlib.contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(folder)
+        return
+    leftovers.remove()
+    os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
+    folder, before = leftovers.own_folder(), os.environ.get("TMPDIR")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ["TMPDIR"] = str(folder)  # Ray's processes inherit this environment
     try:
-        yield
+        ray.init(
+            address="local",  # never a cluster that happens to run on this machine
+            num_cpus=os.cpu_count(),
+            num_gpus=gpus,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=256 * 2**20,
+            **quiet,
+        )
     finally:
         del os.environ["TMPDIR"]
         if before is not None:
@@ -179,12 +162,12 @@ def stop_ray() -> None:
     import ray
 
     node = _node()
-    if dead_process() and node:  # a GCS that is gone would be waited for
+    if dead_process() and node:  # ray.shutdown would wait for a GCS that has ended
         _mute()
         node.kill_all_processes(check_alive=False, allow_graceful=False)
     else:
         ray.shutdown()
-    leftovers.remove_own()
+    shutil.rmtree(leftovers.own_folder(), ignore_errors=True)
 
 
 def _mute() -> None:
@@ -205,13 +188,13 @@ def _node() -> Any:
 
 
 def dead_process() -> str | None:
-    """Return which process of the local Ray is gone, None where none is."""
+    """Return which process of the local Ray has ended, None where none has."""
     node = _node()
     return next((kind for kind, _ in node.dead_processes()), None) if node and not joined() else None
 
 
 def check_alive() -> None:
-    """SparringError when a process of the local Ray is gone: nothing that is waited for will come then."""
+    """SparringError when a process of the local Ray has ended: no pending call will return then."""
     if kind := dead_process():
         raise SparringError(
             f"Ray's process {kind} ended: it was killed, or the machine is out of memory. Run the same command "
@@ -220,9 +203,9 @@ def check_alive() -> None:
 
 
 CONNECT_S, GREETING_S, ANSWER_S = 5.0, 2.0, 25.0
-"""Seconds that whoever listens at an address has to take a connection and to greet, and a cluster to answer."""
+"""Seconds that a server has to accept a connection and to send its greeting, and a cluster to answer."""
 SETTINGS = b"\x04"
-"""Type of the frame that a server of gRPC sends first (HTTP/2)."""
+"""Type of the frame that a gRPC server sends first (HTTP/2)."""
 ASK = """
 import sys
 from ray._common.usage.usage_lib import get_cluster_metadata
@@ -246,7 +229,7 @@ REMEDY = (
 def check_address(address: str) -> None:
     """ConfigError when no Ray cluster that can be joined answers at host:port, or is on this machine for `auto`."""
     if address != "auto":
-        _check_listens(address)
+        _check_port(address)
     print(f"RAY_ADDRESS={address}: asking the cluster, for at most {ANSWER_S:.0f} s", file=sys.stderr)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-c", ASK, address]
@@ -262,8 +245,42 @@ def check_address(address: str) -> None:
         raise ConfigError(f"RAY_ADDRESS={address}: {_refusal(done.stderr)}.")
 
 
+def _check_port(address: str) -> None:
+    """ConfigError when no server of gRPC, as Ray's is, answers at host:port."""
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://"):
+        raise ConfigError(f"RAY_ADDRESS={address}: Ray Client (ray://) is not supported; {REMEDY}.")
+    if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"RAY_ADDRESS={address}: not the address of a cluster; {REMEDY}.")
+    greeting = b""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS") != "1":
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5))
+                connection.settimeout(GREETING_S)
+                with contextlib.suppress(TimeoutError):
+                    greeting = connection.recv(9, socket.MSG_WAITALL)
+    except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
+        raise ConfigError(f"RAY_ADDRESS={address}: no server answers ({error}); {REMEDY}.") from None
+    if greeting and greeting[3:4] != SETTINGS:
+        raise ConfigError(f"RAY_ADDRESS={address}: the server is not a Ray cluster ({greeting[:9]!r}); {REMEDY}.")
+
+
+def _refusal(reply: str) -> str:
+    """Return why a cluster that answered cannot be joined, and what to do."""
+    last = (reply.strip().splitlines() or ["no answer"])[-1].rstrip(".")
+    if "token" in reply.lower() or "unauthenticated" in reply.lower():
+        return (
+            "the cluster refuses this machine's token; copy the head node's token file to ~/.ray/auth_token here, or "
+            "set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)"
+        )
+    if "Version mismatch" in reply:
+        return f"{last[last.index('Version mismatch') :]}; install the same Ray and Python on both"
+    return f"the server is not a Ray cluster ({last[:200]}); {REMEDY}"
+
+
 def check_servers(key: str, urls: Iterable[str]) -> None:
-    """ConfigError when nobody takes a connection at any of the servers that the configuration key `key` names."""
+    """ConfigError when none of the servers accepts a connection; key: the configuration key that names them."""
     faults = []
     for url in urls:
         place = urlsplit(url)
@@ -275,54 +292,3 @@ def check_servers(key: str, urls: Iterable[str]) -> None:
             faults.append(f"{url}: {error}")
     if faults:
         raise ConfigError(f"{key}: no server answers ({'; '.join(faults)}); start one, or name another.")
-
-
-def _check_listens(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if address.startswith("ray://"):
-        raise ConfigError(f"RAY_ADDRESS={address}: Ray Client (ray://) is not supported; {REMEDY}.")
-    if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"RAY_ADDRESS={address}: not the address of a cluster; {REMEDY}.")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as connection:
-            said = b"" if os.environ.get("RAY_USE_TLS") == "1" else _greeted(connection)
-    except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
-        raise ConfigError(f"RAY_ADDRESS={address}: nobody answers ({error}); {REMEDY}.") from None
-    if said and said[3:4] != SETTINGS:
-        raise ConfigError(f"RAY_ADDRESS={address}: what answers there is no Ray cluster ({said[:9]!r}); {REMEDY}.")
-
-
-def _greeted(connection: socket.socket) -> bytes:
-    """Greet as gRPC does and return how the answer begins; b"" where none comes in time."""
-    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5))
-    connection.settimeout(GREETING_S)
-    try:
-        return connection.recv(9, socket.MSG_WAITALL)
-    except TimeoutError:
-        return b""
-
-
-def _refusal(said: str) -> str:
-    """Return what was wrong with a cluster that answered, and what to do."""
-    last = (said.strip().splitlines() or ["no answer"])[-1].rstrip(".")
-    if "token" in said.lower() or "unauthenticated" in said.lower():
-        return (
-            "the cluster refuses this machine's token; copy the head node's token file to ~/.ray/auth_token here, or "
-            "set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)"
-        )
-    if "Version mismatch" in said:
-        return f"{last[last.index('Version mismatch') :]}; install the same Ray and Python on both"
-    return f"what answers there is no Ray cluster ({last[:200]}); {REMEDY}"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-
-
-def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout.strip()

@@ -12,16 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.artifact import (
-    Artifact,
-    CorruptManifest,
-    Manifest,
-    external,
-    finished_parts,
-    publish,
-    tidy,
-    write_part,
-)
+from sparring.pipeline.store.files import external
+from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest, publish, tidy
+from sparring.pipeline.store.parts import finished_parts, write_part
 from sparring.stages import errors
 from sparring.stages.errors import DataError
 from sparring.stages.step import File, Input, Job, Part, Shard, StepSpec
@@ -160,7 +153,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pyarrow as pa
 sys.path.insert(0, {root!r})
-from sparring.pipeline.artifact import write_part
+from sparring.pipeline.store.parts import write_part
 from sparring.stages.errors import DataError
 from sparring.stages.step import Job, Part, Shard, StepSpec
 out = Path({place!r}) / "pairs-abababab"

@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sparring.pipeline import leftovers
+from sparring.pipeline.store import leftovers
 
 
 def test_folders_of_processes_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers.tempfile, "gettempdir", lambda: str(tmp_path))
     own = leftovers.own_folder()
+    own.mkdir()
     gone = subprocess.Popen(["true"])
     gone.wait()
     mine = leftovers._machine()
@@ -28,8 +29,6 @@ def test_folders_of_processes_that_are_gone(tmp_path: Path, monkeypatch: pytest.
     (dead / "vllm_dist_1").write_text("x")
     leftovers.remove()
     assert {path.name for path in tmp_path.iterdir()} == {own.name, others.name, container.name}
-    leftovers.remove_own()
-    assert not own.exists()
 
 
 @pytest.mark.parametrize("raylet", [True, False])
@@ -48,7 +47,7 @@ def test_agents_whose_raylet_is_gone_are_ended(tmp_path: Path, raylet: bool) -> 
         while not all(session in " ".join(psutil.Process(p.pid).cmdline()) for p in processes):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        found = [process.pid for process in leftovers._orphans()]
+        found = [process.pid for process in leftovers._orphaned_agents()]
         assert (processes[0].pid in found) is not raylet
     finally:
         for process in processes:

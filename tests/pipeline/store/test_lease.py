@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import lease
-from sparring.pipeline.lease import Lease, LeaseHeld
+from sparring.pipeline.store import lease
+from sparring.pipeline.store.lease import Lease, LeaseHeld
 from sparring.stages import patience as waiting
 from sparring.stages.errors import DataError
 from sparring.stages.patience import Patience
@@ -44,7 +44,7 @@ def test_waiting_says_for_whom_and_then_takes_it(tmp_path: Path) -> None:
 def test_a_killed_holder_loses_it_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     code = (
-        "import os, signal; from pathlib import Path; from sparring.pipeline.lease import Lease;"
+        "import os, signal; from pathlib import Path; from sparring.pipeline.store.lease import Lease;"
         f"Lease(Path({str(path)!r}), 'dead').acquire(wait=False); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)

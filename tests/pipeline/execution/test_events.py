@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.events import Events, describe
-from sparring.pipeline.execute import Pace
+from sparring.pipeline.execution.events import Events, describe
+from sparring.pipeline.execution.executor import Pace
 
 STEP = {"step": "sample-1f2e3d4c", "kind": "sample", "label": "iteration 1 sample"}
 
@@ -30,7 +30,7 @@ def test_events_are_recorded_and_shown(tmp_path: Path) -> None:
 
 def test_the_time_left_does_not_count_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 110.0, 120.0])  # the first result comes when the engine has started, 100 s in
-    monkeypatch.setattr("sparring.pipeline.execute.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("sparring.pipeline.execution.executor.time.monotonic", lambda: next(clock))
     pace = Pace()
     assert pace.left_s(3, 10) is None  # two were there before
     assert pace.left_s(4, 10) == 60.0

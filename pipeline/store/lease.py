@@ -1,10 +1,13 @@
-"""A lease saves work, it is not what keeps artifacts safe: publishing is.
+"""A lease of an artifact or a folder. It saves work; artifacts are kept safe by how they are published, not by leases.
 
-A lease file names its holder (machine, pid, the pid's start time) and carries a counter that a thread moves. It is
-dead when its holder is a process of this machine that is gone, when neither its counter nor its time of change has
-moved for 60 s on the observer's own monotonic clock, or when it was last changed long before a file that the observer
-has just written beside it: no two machines' clocks are compared. So is one that may not be read. What is no lease is
-nobody's, since a lease appears whole. Two holders by mistake only do the work twice.
+A lease file names its holder (machine, pid, the pid's start time) and has a counter that a thread of the holder
+increments. The holder is dead when
+- it is a process of this machine that has ended, or
+- neither the counter nor the file's time of change moves for 60 s of the observer's monotonic clock, or
+- the file was last changed long before a file that the observer has just written beside it, so that no two machines'
+  clocks are compared.
+The same holds for a lease that cannot be read. A file that is not a lease belongs to nobody, since a lease is created
+atomically. If two processes hold a lease by mistake, they only do the work twice.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ from sparring.stages.patience import Patience
 BEAT_S = 2.0
 DEAD_AFTER_S = 60.0
 NOBODY: dict[str, Any] = {}
-"""Of a file that is no lease: a lease appears whole."""
+"""Content of a file that is not a lease."""
 ABANDONED_S = 300.0
 """A lease that much older than a new file is dead at once: more than a network file system may hide its changes."""
 
 
 class LeaseHeld(SparringError):
-    """Somebody else holds the lease and is alive."""
+    """Another live process holds the lease."""
 
 
 def machine() -> str:
@@ -67,7 +70,7 @@ class Lease:
     def acquire(self, *, wait: bool, waiting: Callable[[str], None] = lambda _: None) -> Lease:
         """Take the lease. A live holder: LeaseHeld, or with `wait` wait for its end.
 
-        waiting: told at once, and again as time goes by, who holds it, since when and when it can be taken over.
+        waiting: called at once, and again as time goes by, with the holder and when the lease can be taken over.
         DataError where no lease can be written.
         """
         try:
@@ -78,17 +81,22 @@ class Lease:
                 f"{self.path}: no lease can be written there ({error.strerror or error}); free space, make the folder "
                 "writable or choose another, then run again."
             ) from None
-        self._remove_leftovers()
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*"):  # of processes killed in `_temporary`
+            with contextlib.suppress(OSError):
+                left.unlink()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
 
     def _acquire(self, wait: bool, waiting: Callable[[str], None]) -> None:
-        patience, told, seen, since, alive, abandoned = Patience(), False, None, time.monotonic(), False, False
+        patience, reported, seen = Patience(), False, None
+        since, alive, abandoned = time.monotonic(), False, False
         while not self._create():
             if self.path.is_dir():
                 raise DataError(f"{self.path} is a folder where a lease file should be; remove it, then run again.")
-            holder, changed = self._read(), self._changed()
+            holder, changed = self._read(), 0
+            with contextlib.suppress(OSError):
+                changed = self.path.stat().st_mtime_ns
             if holder is NOBODY:
                 waiting(f"nobody: {self.path} is damaged and is replaced")
                 if self._take_over():
@@ -97,30 +105,25 @@ class Lease:
             mark = (holder.get("token"), holder.get("counter"), changed)
             if mark != seen:
                 if seen is not None and not wait and mark[0] == seen[0]:
-                    raise LeaseHeld(_who(holder, self.path))
-                seen, since, alive = mark, time.monotonic(), _alive_here(holder)
+                    raise LeaseHeld(_describe(holder, self.path))
+                seen, since, alive = mark, time.monotonic(), _is_alive(holder)
                 abandoned = not alive and self._is_abandoned(changed)
             left = DEAD_AFTER_S - (time.monotonic() - since)
-            if _gone(holder) or left < 0 or abandoned:
+            ended = holder.get("machine") == machine() and not _is_alive(holder)
+            if ended or left < 0 or abandoned:
                 if self._take_over():
                     break
                 continue
             if not wait and alive:
-                raise LeaseHeld(_who(holder, self.path))
-            if not told or patience.is_due():
+                raise LeaseHeld(_describe(holder, self.path))
+            if not reported or patience.is_due():
                 until = "" if alive else f", taken over in {left:.0f} s unless it shows a sign of life"
-                waiting(_who(holder, self.path) + until)
-                told = True
+                waiting(_describe(holder, self.path) + until)
+                reported = True
             time.sleep(min(0.5, DEAD_AFTER_S / 10))
 
-    def _changed(self) -> int:
-        """Return when the file was last changed, by the clock of its file system."""
-        try:
-            return self.path.stat().st_mtime_ns
-        except OSError:
-            return 0
-
     def _is_abandoned(self, changed: int) -> bool:
+        """Return whether a lease changed at `changed` is much older than a file written now."""
         temporary = self._temporary()
         try:
             return bool(changed) and temporary.stat().st_mtime_ns - changed > ABANDONED_S * 1e9
@@ -130,7 +133,7 @@ class Lease:
             temporary.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Give the lease back, if it is still ours."""
+        """Remove the lease, if it is still ours."""
         self._stop.set()
         if self._thread:
             self._thread.join()
@@ -144,21 +147,6 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _content(self) -> str:
-        pid = os.getpid()
-        return json.dumps(
-            {
-                "token": self.token,
-                "machine": machine(),
-                "host": socket.gethostname(),
-                "pid": pid,
-                "started": started(pid),
-                "owner": self.owner,
-                "since": self.since,
-                "counter": self._counter,
-            }
-        )
-
     def _create(self) -> bool:
         temporary = self._temporary()
         try:
@@ -170,9 +158,20 @@ class Lease:
         return True
 
     def _temporary(self) -> Path:
+        """Write the lease under a name of this thread's; return its path."""
         temporary = self.path.with_name(f".{self.path.name}.{self.token[:8]}.{threading.get_ident()}")
+        content = {
+            "token": self.token,
+            "machine": machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": started(os.getpid()),
+            "owner": self.owner,
+            "since": self.since,
+            "counter": self._counter,
+        }
         try:
-            temporary.write_text(self._content(), encoding="utf-8")
+            temporary.write_text(json.dumps(content), encoding="utf-8")
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -185,12 +184,6 @@ class Lease:
         time.sleep(0.05)
         return self._read().get("token") == self.token
 
-    def _remove_leftovers(self) -> None:
-        """Remove the temporary files of those that were killed while they asked for this lease."""
-        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             if self._read().get("token") != self.token:
@@ -200,7 +193,7 @@ class Lease:
                 os.replace(self._temporary(), self.path)
 
     def _read(self) -> dict[str, Any]:
-        """Return what the file says, NOBODY for what no lease has written, {} where it cannot be read."""
+        """Return the file's content, NOBODY where it is not a lease, {} where it cannot be read."""
         try:
             content = json.loads(self.path.read_bytes())
         except (ValueError, RecursionError):
@@ -210,17 +203,14 @@ class Lease:
         return content if isinstance(content, dict) and isinstance(content.get("token"), str) else NOBODY
 
 
-def _gone(holder: dict[str, Any]) -> bool:
-    return holder.get("machine") == machine() and not _alive_here(holder)
-
-
-def _alive_here(holder: dict[str, Any]) -> bool:
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Return whether a holder is known to be alive, since it is a process of this machine."""
     if holder.get("machine") != machine() or not isinstance(holder.get("pid"), int):
         return False
     return started(holder["pid"]) == holder.get("started") is not None
 
 
-def _who(holder: dict[str, Any], path: Path) -> str:
+def _describe(holder: dict[str, Any], path: Path) -> str:
     if "token" not in holder:
         return f"a holder that cannot be read ({path} is damaged)"
     host, since, pid = (holder.get(key, "?") for key in ("host", "since", "pid"))

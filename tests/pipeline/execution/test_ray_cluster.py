@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-from sparring.pipeline import cluster, stopping
+from sparring.pipeline.execution import ray_cluster, signals
 from sparring.stages.errors import ConfigError
 from tests.refusals import refused
 
@@ -21,13 +21,13 @@ def test_a_signal_while_ray_starts_is_as_anywhere_else(monkeypatch: pytest.Monke
         signal.signal(signal.SIGTERM, lambda number, frame: exit(number))  # as Ray does
         signal.raise_signal(signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, stopping.terminate)
-    monkeypatch.setattr(cluster, "_init", start)
+    before = signal.signal(signal.SIGTERM, signals.stop)
+    monkeypatch.setattr(ray_cluster, "_init", start)
     try:
-        with pytest.raises(stopping.Stopped) as caught:
-            cluster.start_ray(0)
+        with pytest.raises(signals.Stopped) as caught:
+            ray_cluster.start_ray(0)
         assert caught.value.number == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) is stopping.terminate
+        assert signal.getsignal(signal.SIGTERM) is signals.stop
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -55,26 +55,26 @@ WRONG = [
 @pytest.mark.parametrize("address", WRONG)
 def test_a_wrong_address_is_refused_at_once(address: str) -> None:
     with refused(ConfigError, "unset RAY_ADDRESS"):
-        cluster.check_address(address)
+        ray_cluster.check_address(address)
 
 
 def test_an_address_that_is_silent_has_a_time_limit(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "ANSWER_S", 1.0)
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with refused(ConfigError, address, "1 s"):
-            cluster.check_address(address)
+            ray_cluster.check_address(address)
     assert address in capfd.readouterr().err, "said while it is waited for"
 
 
 def test_another_kind_of_server_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "ASK", "raise SystemExit('asked')")
+    monkeypatch.setattr(ray_cluster, "ASK", "raise SystemExit('asked')")
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
         Thread(target=web.serve_forever, daemon=True).start()
         with refused(ConfigError, "RAY_ADDRESS", "b'"):
-            cluster.check_address(f"127.0.0.1:{web.server_port}")
+            ray_cluster.check_address(f"127.0.0.1:{web.server_port}")
         web.shutdown()
 
 
@@ -89,24 +89,24 @@ def test_another_kind_of_server_is_told_at_once(monkeypatch: pytest.MonkeyPatch)
 )
 def test_what_a_cluster_refuses_is_named(monkeypatch: pytest.MonkeyPatch, said: str, words: tuple[str, ...]) -> None:
     monkeypatch.setattr(
-        cluster, "ASK", f"import os, sys; assert 'RAY_ADDRESS' not in os.environ; sys.exit({said!r} or 1)"
+        ray_cluster, "ASK", f"import os, sys; assert 'RAY_ADDRESS' not in os.environ; sys.exit({said!r} or 1)"
     )
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with refused(ConfigError, "RAY_ADDRESS=auto", words):
-        cluster.check_address("auto")
+        ray_cluster.check_address("auto")
 
 
 def test_servers_of_which_none_answers_are_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         live, dead = f"http://127.0.0.1:{there.getsockname()[1]}", "http://127.0.0.1:1"
-        cluster.check_servers("sampler.urls", [dead, live])
-        cluster.check_servers("sampler.urls", [])
+        ray_cluster.check_servers("sampler.urls", [dead, live])
+        ray_cluster.check_servers("sampler.urls", [])
         with refused(ConfigError, "oracle.urls", "127.0.0.1:1", "nowhere.invalid"):
-            cluster.check_servers("oracle.urls", [dead, "http://nowhere.invalid:80"])
+            ray_cluster.check_servers("oracle.urls", [dead, "http://nowhere.invalid:80"])
 
 
 def test_nothing_of_rays_follows_our_message() -> None:
     words = "_mute(); os.write(2, b'noise'); print('ours', file=sys.stderr)"
-    code = f"import os, sys; from sparring.pipeline.cluster import _mute; {words}"
+    code = f"import os, sys; from sparring.pipeline.execution.ray_cluster import _mute; {words}"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stderr == "ours\n"

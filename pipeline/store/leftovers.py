@@ -1,5 +1,5 @@
 """What killed runs leave on a machine outside their store: temporary folders, and Ray's agents, which notice the end of
-their raylet a minute later. The next run removes them, and never what belongs to a live process.
+their raylet a minute later. The next run removes them, and never those of a live process.
 
 The workers' temporary folder is <tmp>/sparring-<machine>-<pid>-<start time of the pid>: a container or another host
 that shares <tmp> has other pids.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from sparring.pipeline.lease import machine, started
+from sparring.pipeline.store.lease import machine, started
 
 FOLDER = re.compile(r"sparring-([0-9a-f]{8})-(\d+)-(\d+)")
 SESSION = re.compile(r"session_[\w-]+")
@@ -25,39 +25,29 @@ AGENTS = ("ray/dashboard/agent.py", "ray/_private/runtime_env/agent/main.py")
 
 
 def own_folder() -> Path:
-    """Make and return the folder in which this process's workers keep temporary files."""
-    folder = _place(os.getpid())
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
-def remove_own() -> None:
-    """Remove this process's folder."""
-    shutil.rmtree(_place(os.getpid()), ignore_errors=True)
+    """Return the folder of the temporary files of this process's workers."""
+    pid = os.getpid()
+    return Path(tempfile.gettempdir()) / f"sparring-{_machine()}-{pid}-{started(pid)}"
 
 
 def remove() -> None:
-    """Remove the folders of processes of this user that are gone, and end the agents whose raylet is."""
+    """Remove the folders of this user's processes that have ended, and end the agents whose raylet has ended."""
     for path in Path(tempfile.gettempdir()).glob("sparring-*"):
         named = FOLDER.fullmatch(path.name)
         ours = named and named[1] == _machine() and path.stat().st_uid == os.getuid()
         if named and ours and started(int(named[2])) != named[3]:
             shutil.rmtree(path, ignore_errors=True)
-    for agent in _orphans():
+    for agent in _orphaned_agents():
         with contextlib.suppress(psutil.Error):
             agent.terminate()
-
-
-def _place(pid: int) -> Path:
-    return Path(tempfile.gettempdir()) / f"sparring-{_machine()}-{pid}-{started(pid)}"
 
 
 def _machine() -> str:
     return hashlib.sha256(machine().encode()).hexdigest()[:8]
 
 
-def _orphans() -> list[psutil.Process]:
-    """Return this user's agents of Ray sessions of which no raylet runs."""
+def _orphaned_agents() -> list[psutil.Process]:
+    """Return this user's agents of Ray sessions that have no raylet."""
     agents: list[tuple[psutil.Process, str]] = []
     alive: set[str] = set()
     for process in psutil.process_iter():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.artifact import Artifact
-from sparring.pipeline.execute import soon, tidy_after_kill
-from sparring.pipeline.lease import Lease
-from sparring.pipeline.pool import Pool
+from sparring.pipeline.execution.actor_pool import ActorPool
+from sparring.pipeline.execution.executor import steps_to_warm_up, tidy_after_kill
+from sparring.pipeline.store.lease import Lease
+from sparring.pipeline.store.manifest import Artifact
 from sparring.stages.annotate.config import EMBED, SCORE
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.step import Input, Job, Workers
@@ -31,13 +31,13 @@ from tests.pipeline.plans import finish, plan_of
 def test_workers_are_started_up_to_the_next_training(label: str, expected: list[str]) -> None:
     steps = list(plan_of("iterations=2").steps.values())
     names = {f"{step.uses[0].iteration}/{step.uses[0].label}": step for step in steps}
-    found = soon(steps, names[label])
+    found = steps_to_warm_up(steps, names[label])
     assert [f"{step.uses[0].iteration}/{step.uses[0].label}" for step in found] == expected
 
 
-def pool(job: Job, loaded: bool) -> Pool:
+def pool(job: Job, loaded: bool) -> ActorPool:
     """A pool of one worker, without Ray."""
-    made = object.__new__(Pool)
+    made = object.__new__(ActorPool)
     made.job, made.loaded, made.actors = job, loaded, [object()]
     return made
 

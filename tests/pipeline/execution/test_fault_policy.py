@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.pipeline import faults
-from sparring.pipeline.faults import MOST_POISON, Watch, bisect
+from sparring.pipeline.execution import fault_policy
+from sparring.pipeline.execution.fault_policy import MOST_POISON, ShardDeadline, bisect
 
 
 @given(st.integers(1, 300), st.data())
@@ -52,18 +52,18 @@ def test_it_stops_looking_when_everything_fails() -> None:
     assert len(tried) < 40
 
 
-def test_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(faults.time, "monotonic", lambda: now[0])
-    watch = Watch(900.0)
-    assert not watch.late(1000.0 - 899) and watch.late(1000.0 - 901)
-    watch.took(2.0)
-    watch.took(1.0)
-    assert not watch.late(1000.0 - 619) and watch.late(1000.0 - 621)  # 10 x 2 s, and a load
-    watch.took(100.0)
-    assert not watch.late(1000.0 - 899) and watch.late(1000.0 - 901)
+    monkeypatch.setattr(fault_policy.time, "monotonic", lambda: now[0])
+    deadline = ShardDeadline(900.0)
+    assert not deadline.is_past(1000.0 - 899) and deadline.is_past(1000.0 - 901)
+    deadline.record(2.0)
+    deadline.record(1.0)
+    assert not deadline.is_past(1000.0 - 619) and deadline.is_past(1000.0 - 621)  # 10 x 2 s, and a load
+    deadline.record(100.0)
+    assert not deadline.is_past(1000.0 - 899) and deadline.is_past(1000.0 - 901)
 
 
 def test_failures_are_alike_but_for_numbers() -> None:
-    assert faults.alike("CUDA error at 0x7f3a in step 12", "CUDA error at 0x55 in step 3")
-    assert not faults.alike("CUDA error", "head size 16 is not supported")
+    assert fault_policy.alike("CUDA error at 0x7f3a in step 12", "CUDA error at 0x55 in step 3")
+    assert not fault_policy.alike("CUDA error", "head size 16 is not supported")

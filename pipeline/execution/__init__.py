@@ -1,0 +1,1 @@
+"""Execution of a plan on Ray or in the driver's process."""

@@ -1,0 +1,379 @@
+"""Executes a plan, step by step: lease, shards on actors or tasks of Ray, manifest, links.
+
+A step that is a hit costs a look at its manifest; Ray starts only when a step needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sparring.pipeline.execution import in_process, ray_cluster, signals
+from sparring.pipeline.execution.events import Events
+from sparring.pipeline.planning.placement import check_placement, this_machine
+from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.store.code_digest import code_of
+from sparring.pipeline.store.files import files_below
+from sparring.pipeline.store.lease import Lease, LeaseHeld
+from sparring.pipeline.store.manifest import MANIFEST, Artifact, Manifest, publish, tidy
+from sparring.pipeline.store.parts import finished_parts
+from sparring.stages.errors import DataError, SparringError
+from sparring.stages.fingerprint import digest
+from sparring.stages.step import File, Input, Job, resolve
+
+LOOK_AHEAD = 3
+"""Steps whose workers are started early."""
+
+
+def steps_to_warm_up(steps: Sequence[Step], step: Step) -> list[Step]:
+    """Return those of the next steps, up to the next training, whose workers have something to prepare."""
+    first = steps.index(step) + 1
+    following = takewhile(lambda one: not one.spec.run, steps[first : first + LOOK_AHEAD])
+    return [one for one in following if one.spec.prepare]
+
+
+@dataclass
+class Pace:
+    """Seconds that a step has left: the start of its workers is not counted.
+
+    first: when the first worker could begin (time.monotonic), and how many were done before; None: at the first result.
+    """
+
+    first: tuple[float, int] | None = None
+
+    def left_s(self, done: int, of: int) -> float | None:
+        """Return the seconds left after `done` of `of`; None where nothing was done since the clock began."""
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        since, known = self.first
+        return (now - since) / (done - known) * (of - done) if done > known else None
+
+
+@dataclass(kw_only=True)
+class Executor:
+    """Executes a plan; `states` grows as steps are found or made."""
+
+    plan: Plan
+    store: Path
+    run: str
+    scratch: Path
+    events: Events
+    on_done: Callable[[Step, Manifest], None]
+    gpus: int = 0
+    redo: frozenset[str] = frozenset()
+    """Steps to make again although they are there."""
+    wanted: Callable[[Step], bool] = lambda step: True
+    """Predicate per step; if False the step is skipped. Its dependents must be skipped too."""
+    states: dict[str, State] = field(default_factory=dict, init=False)
+    _ray: bool = field(default=False, init=False)
+    _pools: dict[str, Any] = field(default_factory=dict, init=False)
+    _made_with: dict[str, Any] = field(default_factory=dict, init=False)
+    _modules: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
+
+    def execute(self) -> int:
+        """Make every wanted step that is not a hit; return how many were made."""
+        made = 0
+        try:
+            for step in self.plan.steps.values():
+                made += self.wanted(step) and self._ensure(step)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self._close_pools(lambda pool: True)
+            raise
+        finally:
+            if self._ray:
+                try:
+                    self._close_pools(lambda pool: True)
+                finally:
+                    ray_cluster.stop_ray()
+        return made
+
+    def _ensure(self, step: Step) -> bool:
+        """Make a step unless it is a hit; return whether it was made."""
+
+        def waiting(holder: str) -> None:
+            self._message(f"{step.name} is being made by {holder}; waiting to adopt it")
+
+        artifact, owner = self._artifact(step), f"run {self.run}"
+        state = self._state(step, artifact)
+        if state.kind == "hit":
+            assert state.manifest is not None
+            tidy_after_kill(artifact, state.manifest, owner, waiting)
+            self._note(step, state)
+            return False
+        with Lease(artifact.lease, owner).acquire(wait=True, waiting=waiting):
+            state = self._state(step, artifact)
+            if made := state.kind != "hit":
+                state = self._make_or_adopt(step, artifact, state)
+            else:
+                assert state.manifest is not None
+                tidy(artifact, state.manifest)  # its maker may have been killed before it did
+            self._note(step, state)
+        return made
+
+    def _state(self, step: Step, artifact: Artifact) -> State:
+        state = step_state(self.plan, step, artifact, self.states)
+        return to_redo(state) if step.fingerprint in self.redo else state
+
+    def _make_or_adopt(self, step: Step, artifact: Artifact, state: State) -> State:
+        """Make the step. Where another run was first in spite of the lease, its artifact is as good as ours."""
+        try:
+            self._make(step, artifact, state)
+        except (SparringError, FileNotFoundError):
+            self._close_pools(lambda pool: pool.loaded)
+            made = self._state(step, artifact)
+            if made.kind == "hit":
+                return made
+            raise
+        made = step_state(self.plan, step, artifact, self.states)
+        if made.kind != "hit":
+            raise SparringError(f"{step.name}: published, but {made.why}; run again.")
+        return made
+
+    def _note(self, step: Step, state: State) -> None:
+        assert state.manifest is not None
+        self.states[step.fingerprint] = state
+        self.on_done(step, state.manifest)
+
+    def _message(self, text: str) -> None:
+        self.events("message", text=text)
+
+    def _artifact(self, step: Step) -> Artifact:
+        return Artifact(self.store, step.spec.kind, step.fingerprint)
+
+    def _close_pools(self, chosen: Callable[[Any], bool]) -> None:
+        for kind, pool in list(self._pools.items()):
+            if chosen(pool):
+                del self._pools[kind]
+                pool.close()
+
+    def _make(self, step: Step, artifact: Artifact, state: State) -> None:
+        stale = artifact.raw() if state.kind == "stale" else None
+        if stale is not None:
+            self._message(f"{step.name}: {state.why}; it is replaced when its successor is complete")
+        self._made_with = self._made_with or {
+            **ray_cluster.software(),
+            "hardware": ray_cluster.hardware(),
+        }
+        if step.spec.pool != "here":
+            self._start_ray()
+        inputs = self._inputs(step)
+        artifact.path.mkdir(parents=True, exist_ok=True)
+        job = self._job(step, artifact, inputs)
+        if step.spec.run:
+            self._close_pools(lambda pool: pool.loaded)
+        if step.spec.pool == "tasks":
+            self._warm_up_after(step)
+        label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
+        show = {"step": step.name, "kind": step.spec.kind, "label": label}
+        manifest = self._run_driver(job, show, state) if step.spec.run else self._run_shards(job, show, state)
+        tidy(artifact, publish(artifact, manifest, stale))
+        self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
+
+    def _inputs(self, step: Step) -> dict[str, Input]:
+        inputs = {}
+        for role, name in step.inputs.items():
+            if name in self.plan.externals:
+                inputs[role] = replace(self.plan.externals[name], role=role)
+            else:
+                manifest = self.states[name].manifest
+                assert manifest is not None and input_digest(self.plan, name, self.states)
+                source = self._artifact(self.plan.steps[name]).as_input(role, manifest)
+                inputs[role] = replace(source, root=source.root.absolute())
+        return inputs
+
+    def _job(self, step: Step, artifact: Artifact, inputs: dict[str, Input]) -> Job:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        modules = self._modules[step.fingerprint] = code_of(step.spec, step.settings)
+        return Job(
+            spec=step.spec,
+            fingerprint=step.fingerprint,
+            settings=step.settings,
+            workers=step.workers,
+            inputs=inputs,
+            out=artifact.path.absolute(),
+            attempt=uuid.uuid4().hex[:8],
+            scratch=self.scratch.absolute(),
+            code=digest(modules),
+        )
+
+    def _start_ray(self) -> None:
+        if self._ray:
+            return
+        joined = ray_cluster.joined()
+        self._message("joining the Ray cluster" if joined else "starting Ray")
+        todo = [step for step in self.plan.steps.values() if not (self._artifact(step).path / MANIFEST).exists()]
+        if not joined:
+            check_placement(todo, this_machine(), "this machine", alone=True)
+        ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
+        self._ray = True
+        if joined and (nodes := ray_cluster.nodes()) is not None:
+            check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
+
+    def _warm_up_after(self, step: Step) -> None:
+        """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
+
+        Only on this machine and its CPUs: elsewhere an idle worker would hold the resources that this step waits for.
+        """
+        from sparring.pipeline.execution.actor_pool import ActorPool
+
+        for later in steps_to_warm_up(list(self.plan.steps.values()), step):
+            artifact = self._artifact(later)
+            needed = later.spec.pool not in self._pools and not (artifact.path / MANIFEST).exists()
+            if needed and self.wanted(later) and later.workers.gpus == 0 and not ray_cluster.joined():
+                pool = ActorPool(self._job(later, artifact, {}), later.workers.count)
+                pool.prepare()
+                self._pools[later.spec.pool] = pool
+
+    def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
+        shards = resolve(job.spec.shards)(job)
+        records = finished_parts(job)
+        todo = [shard for shard in shards if shard.index not in records]
+        why = "resumed" if records else state.why
+        self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
+        if todo:
+            known, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
+            results = workers.map(job, todo, lambda pid: self.events("worker", **show, pid=pid), self._message)
+            for index, record in results:
+                records[index] = record
+                tokens += record["stats"].get("tokens", 0)
+                done, spent = len(records), time.monotonic() - workers.ready_at
+                eta = Pace((workers.ready_at, known)).left_s(done, len(shards))
+                self.events("shard", **show, done=done, of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
+        ordered = [records[shard.index] for shard in shards]
+        summary = _runner(job).finish(job, ordered)
+        return self._manifest(
+            job,
+            files=tuple(File(**record["file"]) for record in ordered),
+            rows={
+                "in": sum(record["rows_in"] for record in ordered),
+                "out": sum(record["rows_out"] for record in ordered),
+                "dropped": _sum(record["dropped"] for record in ordered),
+            },
+            summary=summary,
+            seconds=sum(r["seconds"] for r in ordered) / max(1, min(_runner(job).side_by_side(job), len(ordered))),
+            stats=_sum(record["stats"] for record in ordered),
+            attempts=[*sorted({record["attempt"] for record in ordered} - {job.attempt}), job.attempt],
+        )
+
+    def _workers(self, job: Job, shards: int) -> Any:
+        """Return workers for the step: those of the last steps where they fit. Tasks hold no resources.
+
+        One set of models at a time: the workers of the steps before are ended, and their memory is free, before new
+        ones load theirs.
+        """
+        kind = job.spec.pool
+        if kind == "here":
+            return in_process.InProcess()
+        from sparring.pipeline.execution.actor_pool import ActorPool
+
+        if kind == "tasks":
+            return ActorPool(job, shards)
+        kept = self._pools.get(kind)
+        fits = kept is not None and kept.fits(job, shards)
+        self._close_pools(lambda pool: not fits if pool is kept else pool.loaded)
+        if not fits:
+            self._pools[kind] = ActorPool(job, shards)
+        return self._pools[kind]
+
+    def _run_driver(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
+        run = resolve(job.spec.run)  # its imports take seconds; a signal meanwhile is not held back
+        with signals.held() as received:
+            begun, pace = time.monotonic(), Pace()
+            self.events("step_started", **show, why=state.why, done=0, of=0, attempt=job.attempt)
+
+            def report(fields: dict[str, Any]) -> None:
+                name = "train_step" if "done" in fields else fields.pop("event", "worker")
+                extra = {"eta_s": pace.left_s(fields["done"], fields["of"])} if fields.get("done") else {}
+                self.events(name, **show, **{**extra, **fields})
+
+            def stop_signal() -> int:
+                """Return the signal at which the step is to save its state, or 0; SparringError where Ray has died."""
+                ray_cluster.check_alive()
+                return received()
+
+            made = run(job, report, stop_signal)
+            return self._manifest(
+                job,
+                files=files_below(job.out, made.files),
+                rows=made.rows,
+                summary=made.summary,
+                seconds=time.monotonic() - begun,
+                stats=made.stats,
+                attempts=[job.attempt],
+            )
+
+    def _manifest(self, job: Job, **made: Any) -> Manifest:
+        """Return the manifest of a step: what it is, and the fields of `made`."""
+        names = self.plan.steps[job.fingerprint].inputs
+        return Manifest(
+            fingerprint=job.fingerprint,
+            step=job.spec.kind,
+            version=job.spec.version,
+            identity=job.identity,
+            inputs={role: {"name": names[role], "digest": source.digest} for role, source in job.inputs.items()},
+            made_with={
+                **self._made_with,
+                "modules": self._modules[job.fingerprint],
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+            **made,
+        )
+
+
+def _runner(job: Job) -> ModuleType:
+    """Return the module that runs a job's shards; actor_pool imports Ray, which takes seconds."""
+    if job.spec.pool == "here":
+        return in_process
+    from sparring.pipeline.execution import actor_pool
+
+    return actor_pool
+
+
+def _sum(records: Iterable[dict[str, float]]) -> dict[str, Any]:
+    """Return the sums of all records, key by key."""
+    total: dict[str, Any] = {}
+    for record in records:
+        for key, value in record.items():
+            total[key] = total.get(key, 0) + value
+    return total
+
+
+def tidy_after_kill(artifact: Artifact, manifest: Manifest, owner: str, waiting: Callable[[str], None]) -> None:
+    """Remove what a process left in a finished artifact if it was killed before it removed its lease.
+
+    Nothing is removed where the store cannot be written, or where another run has replaced the artifact meanwhile.
+    """
+    if artifact.lease.exists():
+        with (
+            contextlib.suppress(LeaseHeld, DataError),
+            Lease(artifact.lease, owner).acquire(wait=False, waiting=waiting),
+        ):
+            if artifact.manifest() == manifest:
+                tidy(artifact, manifest)
+
+
+def execute_alone(plan: Plan, store: Path, run: str, scratch: Path) -> None:
+    """Make the missing steps of a plan that belongs to no run's record; events and logs go into `scratch`."""
+    events = Events(scratch / "events.jsonl")
+    try:
+        Executor(
+            plan=plan,
+            store=store,
+            run=run,
+            scratch=scratch,
+            events=events,
+            on_done=lambda step, manifest: None,
+            gpus=ray_cluster.gpu_count(),
+        ).execute()
+    finally:
+        events.close()

@@ -1,0 +1,60 @@
+"""When a shard counts as hung, and which of its prompts make its worker fail. Plain logic, no Ray."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+TRIES_BEFORE_BISECTION = 2
+"""A worker that fails once on a shard may have been killed from outside; after two failures the prompts are tested."""
+MOST_POISON = 4
+"""If more prompts of one shard than this fail, none is dropped: then the cause is not the prompts."""
+HANGS_AFTER, FLOOR_S = 10.0, 600.0
+
+
+def alike(one: str, other: str) -> bool:
+    """Return whether two messages of an engine are the same but for addresses and numbers in them."""
+    plain = [re.sub(r"0x[0-9a-fA-F]+|\d+", "#", text) for text in (one, other)]
+    return plain[0] == plain[1]
+
+
+@dataclass
+class ShardDeadline:
+    """How long a shard may take: `limit_s`, or 10 times the slowest shard so far and FLOOR_S where that is less.
+
+    FLOOR_S is what an engine may need to load again: where it was loaded before, no shard of the step has shown it.
+    """
+
+    limit_s: float
+    slowest_s: float = 0.0
+
+    def record(self, seconds: float) -> None:
+        """Take a finished shard into account."""
+        self.slowest_s = max(self.slowest_s, seconds)
+
+    def allowed_s(self) -> float:
+        """Return the seconds that a shard may take."""
+        usual = HANGS_AFTER * self.slowest_s + FLOOR_S if self.slowest_s else math.inf
+        return min(self.limit_s, usual)
+
+    def is_past(self, begun: float) -> bool:
+        """Return whether a shard begun at `begun` (time.monotonic) hangs."""
+        return time.monotonic() - begun > self.allowed_s()
+
+
+def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[int]:
+    """Return the rows that fail alone, twice, of rows that fail together; [] when none does.
+
+    Halves of what fails are tried until single rows are left: about 2 log2(n) tries for one such row. The search stops
+    after more than MOST_POISON rows.
+    """
+    if len(rows) == 1:
+        return list(rows) if fails(rows) else []
+    poison: list[int] = []
+    for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        if len(poison) <= MOST_POISON and fails(half):
+            poison += bisect(half, fails)
+    return poison

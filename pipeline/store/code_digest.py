@@ -1,0 +1,162 @@
+"""Which code made a step: digests of the modules that computed it, independent of comments, docstrings and formatting.
+
+A step's modules are the files of `stages` that its worker, shards, finish or run can import, imports inside functions
+included; modules chosen by name (an oracle, an engine) are listed by the step's `modules`. The orchestrator's files and
+those in CONTRACT compute no result and are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sparring import stages
+from sparring.pipeline.planning.plan import Plan, State
+from sparring.stages import digests
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import StepSpec, resolve
+
+PACKAGE = stages.__name__
+ROOT = Path(stages.__file__).parents[1]
+CONTRACT = frozenset(
+    f"{name}.py" for name in ("digests", "errors", "fields", "fingerprint", "model_folder", "patience", "plain", "step")
+)
+"""Files directly in stages/ that its packages and the orchestrator share."""
+SHOWN = 3
+"""Files named in the message about changed code, per kind of step."""
+
+CACHE = f"code-{sys.version_info.major}.{sys.version_info.minor}.json"
+"""A file of the user's cache; the dump of a syntax tree depends on Python's version."""
+
+Code = Mapping[str, str]
+"""stages/annotate/score.py -> 16 hex digits."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file."""
+
+    digest: str
+    imports: list[str]
+    """Dotted names that it may import, at its top or inside functions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherCode:
+    """The cached steps of a plan that were made with other code."""
+
+    steps: int
+    of: int
+    """All cached steps."""
+    files: Mapping[str, set[str]]
+    """Kind of step -> files that differ."""
+
+    def __str__(self) -> str:
+        kinds = []
+        for kind, files in self.files.items():
+            more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+            kinds.append(f"{kind}: {', '.join(sorted(files)[:SHOWN])}{more}")
+        redo = " ".join(f"--redo {kind}" for kind in self.files)
+        return (
+            f"{self.steps} of {self.of} cached steps were made with other code ({'; '.join(kinds)}). "
+            f"`sparring run {redo}` makes them again."
+        )
+
+
+def code_of(spec: StepSpec, settings: Any) -> dict[str, str]:
+    """Return the digests of the modules that compute a step, by file."""
+    entries = [path.partition(":")[0] for path in (spec.worker, spec.shards, spec.finish, spec.run) if path]
+    chosen = resolve(spec.modules)(settings) if spec.modules else ()
+    todo = [path for module in (*entries, *chosen) for path in _files(module)]
+    seen: dict[Path, Module] = {}
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            stat = path.stat()
+            seen[path] = _read(path, f"{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}")
+            todo += [file for name in seen[path].imports for file in _files(name)]
+    return {str(path.relative_to(ROOT)): seen[path].digest for path in sorted(seen)}
+
+
+def other_code(plan: Plan, states: Mapping[str, State]) -> OtherCode | None:
+    """Return the cached steps that were made with other code, None where there is none.
+
+    Steps made by older versions, whose manifests do not name their code, are left out.
+    """
+    files: dict[str, set[str]] = {}
+    steps = 0
+    hits = {name: state.manifest for name, state in states.items() if state.kind == "hit" and state.manifest}
+    for name, manifest in hits.items():
+        step, made = plan.steps[name], manifest.made_with.get("modules")
+        if isinstance(made, dict) and (differ := differing(made, code_of(step.spec, step.settings))):
+            files.setdefault(step.spec.kind, set()).update(differ)
+            steps += 1
+    return OtherCode(steps=steps, of=len(hits), files=files) if steps else None
+
+
+def differing(made: Code, now: Code) -> set[str]:
+    """Return the files that are not the same in both."""
+    return {name for name in {*made, *now} if made.get(name) != now.get(name)}
+
+
+def redone(plan: Plan, requested: Sequence[str]) -> frozenset[str]:
+    """Return the fingerprints of the steps that --redo names, by kind or label; ConfigError lists the valid names."""
+    names = {name: {step.spec.kind, *(use.label for use in step.uses)} for name, step in plan.steps.items()}
+    matching: set[str] = set()
+    for one in requested:
+        if not any(one in known for known in names.values()):
+            valid = ", ".join(sorted({known for every in names.values() for known in every}))
+            raise ConfigError(f"--redo {one}: this plan has no such step; choose from {valid}.")
+        matching |= {name for name, known in names.items() if one in known}
+    return frozenset(matching)
+
+
+def _files(module: str) -> Iterator[Path]:
+    """Yield the file of a module of stages, and those of its packages; nothing for other modules."""
+    if not f"{module}.".startswith(f"{PACKAGE}."):
+        return
+    top = place = ROOT / PACKAGE.rpartition(".")[2]
+    for name in ("", *module.removeprefix(PACKAGE).split(".")[1:]):
+        place = place / name
+        for path in (place / "__init__.py", place.with_suffix(".py")):
+            if path.is_file() and not (path.parent == top and path.name in CONTRACT):
+                yield path
+
+
+@cache
+def _read(path: Path, mark: str) -> Module:
+    """Read a file, or what the user's cache has of it: parsing all of them takes most of a second."""
+    known = digests.load(CACHE).get(str(path))
+    if not isinstance(known, dict) or known.get("mark") != mark:
+        known = {"mark": mark, **_parse(path)}
+        digests.save(CACHE, {**digests.load(CACHE), str(path): known})
+    return Module(digest=str(known.get("digest")), imports=[str(name) for name in known.get("imports", [])])
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Return the digest of a file's code, without its docstrings, and the names that it imports."""
+    tree = ast.parse(path.read_bytes())
+    imports: set[str] = set()
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imports.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # strings that stand alone: docstrings, and those under a field
+            node.body = [  # type: ignore[attr-defined]
+                line
+                for line in body
+                if not (
+                    isinstance(line, ast.Expr)
+                    and isinstance(line.value, ast.Constant)
+                    and isinstance(line.value.value, str)
+                )
+            ]
+    return {"digest": hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], "imports": sorted(imports)}
