@@ -72,8 +72,6 @@ def build_import(config: Config, sources: Sources, source: Input, settings: Impo
     plan = Plan(steps={}, externals={}, configs={"": config})
     builder = Builder("", config, sources, plan)
     prompts = builder.prompts()
-    step = plan.steps[prompts]
-    plan.steps[prompts] = replace(step, spec=replace(step.spec, pool="here"))
     policy = builder.external(sources.policy(config.policy))
     inputs = {"source": builder.external(source), "policy": policy, "prompts": prompts}
     samples = builder.step(1, "sample", IMPORT, settings, inputs)

@@ -42,7 +42,7 @@ LOOK_AHEAD = 3
 
 def _side_by_side(job: Job) -> int:
     """Return how many shards are made at the same time."""
-    if job.spec.pool == "here":
+    if job.spec.pool == "in_process":
         return 1
     from sparring.pipeline.pool import side_by_side
 
@@ -50,8 +50,8 @@ def _side_by_side(job: Job) -> int:
 
 
 def _summary(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
-    if job.spec.pool == "here":
-        from sparring.pipeline.here import summary
+    if job.spec.pool == "in_process":
+        from sparring.pipeline.in_process import summary
 
         return summary(job, records)
     from sparring.pipeline.pool import finish
@@ -192,12 +192,12 @@ class Executor:
         if stale is not None:
             self.events("message", text=f"{step.name}: {state.why}; it is replaced when its successor is complete")
         self._made_with = self._made_with or _surroundings()
-        if step.spec.pool != "here":
+        if any(one.spec.pool != "in_process" and self.wanted(one) for one in (step, *self._to_make())):
             self._start_ray()
         job = self._job(step, artifact)
         if step.spec.run:
             self._close_pools(lambda pool: pool.loaded)
-        if step.spec.pool == "tasks":
+        if step.spec.pool in ("tasks", "in_process"):
             self._look_ahead(step)
         label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
@@ -245,13 +245,16 @@ class Executor:
                 "message",
                 text="joining the Ray cluster" if cluster.joined() else "starting Ray",
             )
-            todo = [s for s in self.plan.steps.values() if not (self._artifact(s).path / MANIFEST).exists()]
+            todo = self._to_make()
             if not cluster.joined():
                 check_placement(todo, this_machine(), "this machine", alone=True)
             cluster.start_ray(self.gpus, self.scratch / "ray.log")
             self._ray = True
             if cluster.joined() and (nodes := cluster.nodes()) is not None:
                 check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
+
+    def _to_make(self) -> list[Step]:
+        return [one for one in self.plan.steps.values() if not (self._artifact(one).path / MANIFEST).exists()]
 
     def _artifact(self, step: Step) -> Artifact:
         return Artifact(self.store, step.spec.kind, step.fingerprint)
@@ -261,12 +264,12 @@ class Executor:
 
         Only on this machine and its CPUs: elsewhere a worker that waits would hold what this step is waiting for.
         """
-        from sparring.pipeline.pool import Pool
-
         for later in soon(list(self.plan.steps.values()), step):
-            artifact = Artifact(self.store, later.spec.kind, later.fingerprint)
-            needed = later.spec.pool not in self._pools and not (artifact.path / MANIFEST).exists()
-            if needed and self.wanted(later) and later.workers.gpus == 0 and not cluster.joined():
+            artifact = self._artifact(later)
+            made = later.spec.pool in ("in_process", *self._pools) or (artifact.path / MANIFEST).exists()
+            if not made and self.wanted(later) and later.workers.gpus == 0 and not cluster.joined():
+                from sparring.pipeline.pool import Pool
+
                 pool = Pool(self._job_of(later, artifact, {}), later.workers.count)
                 pool.prepare()
                 self._pools[later.spec.pool] = pool
@@ -294,10 +297,10 @@ class Executor:
         One set of models at a time: the memory of a step's workers is free before others load theirs.
         """
         kind = job.spec.pool
-        if kind == "here":
-            from sparring.pipeline.here import Here
+        if kind == "in_process":
+            from sparring.pipeline.in_process import InProcess
 
-            return Here()
+            return InProcess()
         from sparring.pipeline.pool import Pool
 
         if kind == "tasks":

@@ -27,7 +27,7 @@ from sparring.pipeline.faults import (
     alike,
     bisect,
 )
-from sparring.pipeline.worker import Worker, finish_here, run_once
+from sparring.pipeline.worker import Worker, finish_once, run_once
 from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, full_disk
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job, Shard, resolve
@@ -399,7 +399,7 @@ def _models(job: Job) -> dict[str, str]:
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
-    return _sure(job, _light(job, finish_here).remote(job, records)) if job.spec.finish else {}
+    return _sure(job, _light(job, finish_once).remote(job, records)) if job.spec.finish else {}
 
 
 def _light(job: Job, function: Callable[..., Any]) -> Any:

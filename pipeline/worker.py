@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sparring.pipeline import here
+from sparring.pipeline import in_process
 from sparring.pipeline.artifact import write_part
 from sparring.stages.step import Job, Shard, resolve
 
@@ -46,7 +46,7 @@ class Worker:
             _free_memory()
         quiet(job, self.number)
         with _warnings() as said:
-            self.worker, self.fingerprint = here.make(job), job.fingerprint
+            self.worker, self.fingerprint = in_process.make(job), job.fingerprint
         self.load_s = time.monotonic() - begun
         return said
 
@@ -93,13 +93,13 @@ def run_once(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
     """Do a shard of a light step as a task of its own."""
     quiet(job, 0)
     begun = time.monotonic()
-    return os.getpid(), write_part(job, shard, here.make(job)(shard), time.monotonic() - begun)
+    return os.getpid(), write_part(job, shard, in_process.make(job)(shard), time.monotonic() - begun)
 
 
-def finish_here(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
+def finish_once(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary."""
     quiet(job, 0)
-    return here.summary(job, records)
+    return in_process.summary(job, records)
 
 
 def quiet(job: Job, number: int) -> None:

@@ -60,7 +60,7 @@ class StepSpec:
     pool: str = "tasks"
     """Where its workers live. `engines`: a process loads its models once and ends with them. `annotators`: a process
     serves one step after another, and drops a step's models before it loads the next one's. `tasks`: none is kept.
-    `here`: in the driver's own process, without Ray."""
+    `in_process`: in the driver's own process, without Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)

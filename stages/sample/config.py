@@ -34,6 +34,7 @@ PROMPTS = StepSpec(
     worker="sparring.stages.sample.prompts:Cleaner",
     shards="sparring.stages.sample.prompts:shards",
     finish="sparring.stages.sample.prompts:finish",
+    pool="in_process",
 )
 ASKED = StepSpec(
     kind="prompts",
@@ -41,7 +42,7 @@ ASKED = StepSpec(
     worker="sparring.stages.sample.asked:Asker",
     shards="sparring.stages.sample.asked:shards",
     finish="sparring.stages.sample.prompts:finish",
-    pool="here",
+    pool="in_process",
 )
 SAMPLE = StepSpec(
     kind="sample",
@@ -60,7 +61,7 @@ IMPORT = StepSpec(
     worker="sparring.stages.sample.imported:Importer",
     shards="sparring.stages.sample.imported:shards",
     finish="sparring.stages.sample.imported:finish",
-    pool="here",
+    pool="in_process",
 )
 
 MOST_RESPONSES = 64

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +26,7 @@ from sparring.stages.sample.diversity import diversity
 from sparring.stages.sample.layouts import EmptyResponse, Entry, Layout, parse
 from sparring.stages.sample.messages import Empty, Message
 from sparring.stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
-from sparring.stages.sample.source import placed
+from sparring.stages.sample.source import ByNumber, placed
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from sparring.stages.sample.stage import finish as summarise
 from sparring.stages.step import Input, Job, Part, Shard
@@ -184,11 +183,11 @@ class Importer:
         self.chat = load_chat(job.inputs["policy"].folder())
         self.layout, self.finish = layout_of(job.settings), "length" if job.settings.cut else "stop"
         self.end = [] if job.settings.cut else [_end_of_turn(self.chat, job.inputs["policy"])]
-        self.paths, self.at = paths_of(job.inputs["source"]), 0
-        self.rows = placed(self.paths, self.layout.columns)
+        paths = paths_of(job.inputs["source"])
+        self.rows = ByNumber(lambda: placed(paths, self.layout.columns))
 
     def __call__(self, shard: Shard) -> Part:
-        found = [parse(self._row(number), self.layout) for number in shard.payload["rows"]]
+        found = [parse(self.rows[number][1], self.layout) for number in shard.payload["rows"]]
         texts = [text for one in found for text in one.texts]
         ids = iter(self.chat.response_ids(texts))
         schema = PAIRED_SCHEMA if self.layout.name in PAIRED else SAMPLES_SCHEMA
@@ -204,14 +203,6 @@ class Importer:
                 **diversity(table["responses"]),
             },
         )
-
-    def _row(self, number: int) -> dict[str, Any]:
-        """Return a row by its number; the file is read on from the last one, or again where that was a later one."""
-        if number < self.at:
-            self.rows, self.at = placed(self.paths, self.layout.columns), 0
-        _, values = next(islice(self.rows, number - self.at, None))
-        self.at = number + 1
-        return values
 
     def _sample(self, one: Entry, ids: Iterator[list[int]]) -> dict[str, Any]:
         return {

@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.messages import is_message, kind
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 """Place and values of each row."""
+T = TypeVar("T")
 
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -88,6 +89,24 @@ def placed(paths: Sequence[Path], columns: Sequence[str]) -> Rows:
     for path in paths:
         for where, values in rows(path, columns):
             yield f"{path}: {where}", values
+
+
+class ByNumber(Generic[T]):
+    """Rows by their number, from 0: one row in memory, read on from the last one, or anew where that was a later one.
+
+    read: yields all rows from the first. DataError where there is no such row.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[T]]) -> None:
+        self.read, self.rows, self.at = read, read(), 0
+
+    def __getitem__(self, number: int) -> T:
+        if number < self.at:
+            self.rows, self.at = self.read(), 0
+        for row in islice(self.rows, number - self.at, None):
+            self.at = number + 1
+            return row
+        raise DataError(f"row {number + 1} is missing: a source changed while it was read; run again.")
 
 
 def header(path: Path) -> list[str]:

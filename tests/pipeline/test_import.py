@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import book, here
+from sparring.pipeline import book, in_process
 from sparring.pipeline.artifact import Artifact, Manifest, find, write_part
 from sparring.pipeline.cli import main
 from sparring.pipeline.commands import plan_of
@@ -216,7 +216,7 @@ def test_a_killed_import_is_taken_up(
         written.append(shard.index)
         return write_part(job, shard, *rest)
 
-    monkeypatch.setattr(here, "write_part", dying)
+    monkeypatch.setattr(in_process, "write_part", dying)
     assert "again" in killed("import", "pairs", path, code=130)
     assert not list(killed.store.glob("sample-*/manifest.json")) and written
     monkeypatch.undo()

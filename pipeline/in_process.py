@@ -1,4 +1,4 @@
-"""What a worker does with a job, and the workers of a step that is done in the driver's own process, without Ray."""
+"""What a worker does with a job, and the worker of a step that is done in the driver's own process, without Ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def summary(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class Here:
+class InProcess:
     """Does one shard after another."""
 
     ready_at = 0.0
