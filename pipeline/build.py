@@ -15,7 +15,7 @@ from sparring.pipeline.prompt_count import fitted
 from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources
 from sparring.stages.annotate.config import IMPORT_PAIRS, ImportPairsSettings
-from sparring.stages.sample.config import ASKED, IMPORT, PAIRED, AskedSettings, ImportSettings
+from sparring.stages.sample.config import IMPORT, PAIRED, SUITE_PROMPTS, ImportSettings, SuitePromptsSettings
 from sparring.stages.step import Input
 
 
@@ -58,9 +58,9 @@ def _add_answers(plan: Plan, config: Config, sources: Sources, asked: Asked) -> 
     config = replace(config, sampler=replace(config.sampler, temperature=heat))
     builder = Builder("", config, sources, plan)
     base = builder.external(sources.policy(config.policy))
-    settings = AskedSettings(column=asked.column, max_tokens=config.prompts.max_tokens)
+    settings = SuitePromptsSettings(column=asked.column, max_tokens=config.prompts.max_tokens)
     inputs = {"source": builder.external(asked.source), "policy": base}
-    prompts = builder.step(asked.iteration, "prompts", ASKED, settings, inputs)
+    prompts = builder.step(asked.iteration, "prompts", SUITE_PROMPTS, settings, inputs)
     policy = builder.external(asked.policy) if asked.policy else base
     samples = builder.sample(asked.iteration, "sample", prompts, policy, "suite", asked.n)
     if asked.n > 1:

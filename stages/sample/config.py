@@ -36,11 +36,11 @@ PROMPTS = StepSpec(
     finish="sparring.stages.sample.prompts:finish",
     pool="in_process",
 )
-ASKED = StepSpec(
+SUITE_PROMPTS = StepSpec(
     kind="prompts",
     version=1,
-    worker="sparring.stages.sample.asked:Asker",
-    shards="sparring.stages.sample.asked:shards",
+    worker="sparring.stages.sample.suite_prompts:SuiteRenderer",
+    shards="sparring.stages.sample.suite_prompts:shards",
     finish="sparring.stages.sample.prompts:finish",
     pool="in_process",
 )
@@ -101,7 +101,7 @@ class Policy:
 class EmbeddedPolicy(Policy):
     source: Annotated[Literal["embedded"], LOCATION]
     parameters: Annotated[Count | None, RUNTIME]
-    """How many weights it has, as its configuration says, for plans while its files are not here."""
+    """How many weights it has, as its configuration says, for plans while its files are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ class Sampler:
     reproducible: bool
     """A seed for every response. Without, sampling is faster and a second run differs."""
     dtype: Dtype
-    """Of servers: what they were started with, which no answer of theirs tells."""
+    """Of servers: what they were started with, which no answer of theirs shows."""
     shard_rows: Count
     """Prompts per shard: one `generate` call, one unit of resume."""
 
@@ -258,8 +258,8 @@ class PromptsSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedSettings:
-    """What of a suite is asked: all of its rows, in their order.
+class SuitePromptsSettings:
+    """Of the step `prompts` of a suite: all rows of its file, in their order.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template).
     """
@@ -305,7 +305,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
-    """What is imported in place of a sampled slice.
+    """Of the step `sample` that imports responses in place of sampling a slice.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template), `prompts` (which ones are held out).
     """

@@ -43,7 +43,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What an engine is told beside the policy's folder."""
+    """What an engine is started with, beside the policy's folder."""
 
     sampler: SamplerConfig
     hardware: HardwareConfig

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from importlib.util import find_spec
@@ -32,26 +32,23 @@ def check(folder: Path, settings: EngineSettings) -> None:
         return
     if sampler.engine == "transformers":
         _check_attention(folder, sampler.engine_args.get("attn_implementation"), settings.workers.gpus)
-    elif settings.workers.gpus or not _on_cpu():
+        return
+    import_vllm(1)
+    from vllm.platforms import current_platform
+
+    if settings.workers.gpus or not current_platform.is_cpu():
         _check_fields(sampler.engine_args)
     else:
         _check_start(folder, settings, sampler)
 
 
-def _on_cpu() -> bool:
-    import_vllm(1)
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
-
-
 def _refused(name: str, value: Any, engine: str, error: Exception) -> ConfigError:
     place = f"sampler.engine_args.{name}={json.dumps(value)}"
-    return ConfigError(f"{place}: {engine} refuses it ({said(error)}); change it or leave it out.")
+    return ConfigError(f"{place}: {engine} refuses it ({in_words(error)}); change it or leave it out.")
 
 
-def said(error: Exception) -> str:
-    """Return what a validator says of a value, without the rest of a report of pydantic."""
+def in_words(error: Exception) -> str:
+    """Return a validator's message about a value, without the rest of a report of pydantic."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
@@ -75,7 +72,7 @@ def _check_attention(folder: Path, value: Any, gpus: int) -> None:
         raise _refused(name, value, "transformers", ImportError("a kernel of the hub needs the package kernels"))
     package = "flash_attn" if value == "flash_attention_2" else None
     if gpus and package and find_spec(package):
-        return  # whether it runs is told by the GPU, which is not here
+        return  # only the GPU shows whether it runs
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, attn_implementation=value)
@@ -89,7 +86,11 @@ def _check_start(folder: Path, settings: EngineSettings, sampler: EngineSampler)
 
     def starts(arguments: Mapping[str, Any]) -> Exception | None:
         tried = replace(settings, sampler=replace(sampler, engine_args=dict(arguments)))
-        return _error(lambda: made(lambda: llm(str(folder), **arguments_of(tried))))
+        try:
+            made(lambda: llm(str(folder), **arguments_of(tried)))
+        except Exception as error:
+            return error
+        return None
 
     error = starts(sampler.engine_args)
     if error is None or starts({}) is not None:
@@ -98,7 +99,7 @@ def _check_start(folder: Path, settings: EngineSettings, sampler: EngineSampler)
         alone = starts({name: value})
         if alone is not None:
             raise _refused(name, value, "vllm", alone)
-    raise ConfigError(f"sampler.engine_args: vllm refuses them together ({said(error)}).")
+    raise ConfigError(f"sampler.engine_args: vllm refuses them together ({in_words(error)}).")
 
 
 def _stopped() -> Callable[[Callable[[], Any]], None]:
@@ -132,16 +133,10 @@ def _stopped() -> Callable[[Callable[[], Any]], None]:
     return call
 
 
-def _error(call: Callable[[], Any]) -> Exception | None:
-    try:
-        call()
-    except Exception as error:
-        return error
-    return None
-
-
 def _check_fields(arguments: Mapping[str, Any]) -> None:
-    import_vllm(1)
+    """ConfigError where a value fits no field of that name in vLLM's configurations; else the engine's own."""
+    import vllm.config
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER as FORMATS
 
@@ -149,24 +144,14 @@ def _check_fields(arguments: Mapping[str, Any]) -> None:
         value = arguments.get(name)
         if value is not None and value not in known:
             raise _refused(name, value, "vllm", ValueError(f"choose {', '.join(sorted(known))}"))
-    for name, value in arguments.items():
-        hints = list(_hints(name))
-        errors = [error for hint in hints if (error := _mismatch(hint, value)) is not None]
-        if hints and value is not None and len(errors) == len(hints):
-            raise _refused(name, value, "vllm", errors[0])
-
-
-def _hints(name: str) -> Iterator[Any]:
-    """Yield the types, with their bounds, that vLLM's configurations give fields of a name; else the engine's own."""
-    import vllm.config
-    from vllm.engine.arg_utils import EngineArgs
-
     classes = [one for one in vars(vllm.config).values() if hasattr(one, "__pydantic_fields__")]
-    fields = [one.__pydantic_fields__[name] for one in classes if name in one.__pydantic_fields__]
-    for field in fields:
-        yield typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    if not fields:
-        yield EngineArgs.__dataclass_fields__[name].type
+    for name, value in arguments.items():
+        fields = [one.__pydantic_fields__[name] for one in classes if name in one.__pydantic_fields__]
+        hints = [typing.Annotated[one.annotation, *one.metadata] if one.metadata else one.annotation for one in fields]
+        hints = hints or [EngineArgs.__dataclass_fields__[name].type]
+        errors = [error for hint in hints if (error := _mismatch(hint, value)) is not None]
+        if value is not None and len(errors) == len(hints):
+            raise _refused(name, value, "vllm", errors[0])
 
 
 def _mismatch(hint: Any, value: Any) -> Exception | None:

@@ -1,7 +1,7 @@
-"""Step `sample`, imported: the prompts and responses of a file become samples, as if they had been played here.
+"""Step `sample`, imported: the prompts and responses of a file become samples, as if the policy had given them.
 
 A row is usable when its prompt has text, is no duplicate of an earlier one, is not held out and fits once rendered;
-the others are dropped, and counted in part 0. The whole file is read and rendered before the first part is written.
+the others are dropped, and counted in part 0. All of the file is read and rendered before the first part is written.
 What a file says of its responses (layouts.py) is one more column of the samples, `preference`, for the step `pairs`.
 
 Left out: a second pair of the same prompt, a file in which some responses were cut and some ended.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,13 +56,6 @@ PREFERENCE = pa.struct(
 PAIRED_SCHEMA = SAMPLES_SCHEMA.append(pa.field("preference", PREFERENCE))
 
 
-class Scan(NamedTuple):
-    """What a whole reading found: the numbers of the usable rows, and why the others are not."""
-
-    kept: list[int]
-    dropped: dict[str, int]
-
-
 def check(
     paths: Sequence[Path],
     settings: ImportSettings,
@@ -83,25 +76,10 @@ def check(
     _check_some(paths[0], total, dropped if not fits else {"": 1})
 
 
-def scan(paths: Sequence[Path], settings: ImportSettings, heldout: frozenset[str], chat: Chat) -> Scan:
-    """Read and render every row."""
-    kept: list[int] = []
-    dropped, total = Counter[str](), 0
-    for place, entry, reason in _judged(paths, settings, heldout):
-        if entry and not reason and _length(chat, entry.prompt, place) > settings.max_tokens:
-            reason = "too_long"
-        dropped[reason] += 1
-        if not reason:
-            kept.append(total)
-        total += 1
-    _check_some(paths[0], total, dropped)
-    return Scan(kept, {reason: dropped[reason] for reason in REMEDIES if dropped[reason]})
-
-
 def _judged(
     paths: Sequence[Path], settings: ImportSettings, heldout: frozenset[str]
 ) -> Iterator[tuple[str, Entry | None, str]]:
-    """Yield place, what it says and why it is dropped ('': it is not) of every row."""
+    """Yield the place of every row, its entry, and why it is dropped ('': it is not)."""
     seen: set[str] = set()
     k = 0
     for place, values in placed(paths, settings.columns):
@@ -109,7 +87,12 @@ def _judged(
         if isinstance(found, str):
             yield place, None, found
             continue
-        k = _same_k(place, len(found.texts), k)
+        own = len(found.texts)
+        if not 2 <= own <= MOST_RESPONSES:
+            raise DataError(f"{place}: has {own} responses, not 2 (for a preference) to {MOST_RESPONSES}; {MEND}")
+        if k not in (0, own):
+            raise DataError(f"{place}: has {own} responses, the rows before it {k}; {MEND}")
+        k = own
         key = prompt_hash(found.prompt, place)[:16]
         yield place, found, "duplicate" if key in seen else "heldout" if key in heldout else ""
         seen.add(key)
@@ -118,7 +101,7 @@ def _judged(
 def _entry(place: str, values: Mapping[str, Any], settings: ImportSettings) -> Entry | str:
     """Return a row, or why it is dropped; DataError when it is wrong."""
     try:
-        found = parse(values, layout_of(settings))
+        found = parse(values, Layout(settings.layout, settings.prompt, settings.columns))
     except Empty:
         return NEAR_EMPTY
     except EmptyResponse as error:
@@ -128,19 +111,6 @@ def _entry(place: str, values: Mapping[str, Any], settings: ImportSettings) -> E
     except ValueError as error:
         raise DataError(f"{place}: {error}; {MEND}") from None
     return NEAR_EMPTY if near_empty(found.prompt) else found
-
-
-def layout_of(settings: ImportSettings) -> Layout:
-    """Return the layout of an import."""
-    return Layout(settings.layout, settings.prompt, settings.columns)
-
-
-def _same_k(place: str, here: int, k: int) -> int:
-    if not 2 <= here <= MOST_RESPONSES:
-        raise DataError(f"{place}: has {here} responses, not 2 (for a preference) to {MOST_RESPONSES}; {MEND}")
-    if k not in (0, here):
-        raise DataError(f"{place}: has {here} responses, the rows before it {k}; {MEND}")
-    return here
 
 
 def _length(chat: Chat, prompt: Sequence[Message], place: str) -> int:
@@ -162,15 +132,25 @@ def _check_some(path: Path, total: int, dropped: Mapping[str, int]) -> None:
 
 
 def shards(job: Job[ImportSettings]) -> list[Shard]:
-    """Read, check and render the whole file, then cut the usable rows into parts of `shard_rows`."""
+    """Read, check and render all of the file, then cut the usable rows into parts of `shard_rows`."""
     from sparring.stages.chat import load_chat
 
+    settings, paths, chat = job.settings, paths_of(job.inputs["source"]), load_chat(job.inputs["policy"].folder())
     heldout = frozenset(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
-    found = scan(paths_of(job.inputs["source"]), job.settings, heldout, load_chat(job.inputs["policy"].folder()))
-    size = job.settings.shard_rows
+    kept: list[int] = []
+    reasons, total = Counter[str](), 0
+    for place, entry, reason in _judged(paths, settings, heldout):
+        if entry and not reason and _length(chat, entry.prompt, place) > settings.max_tokens:
+            reason = "too_long"
+        reasons[reason] += 1
+        if not reason:
+            kept.append(total)
+        total += 1
+    _check_some(paths[0], total, reasons)
+    dropped = {reason: reasons[reason] for reason in REMEDIES if reasons[reason]}
     return [
-        Shard(index=i, payload={"rows": found.kept[a : a + size], "dropped": {} if i else found.dropped})
-        for i, a in enumerate(range(0, len(found.kept), size))
+        Shard(index=i, payload={"rows": kept[a : a + settings.shard_rows], "dropped": {} if i else dropped})
+        for i, a in enumerate(range(0, len(kept), settings.shard_rows))
     ]
 
 
@@ -180,22 +160,41 @@ class Importer:
     def __init__(self, job: Job[ImportSettings]) -> None:
         from sparring.stages.chat import load_chat
 
-        self.chat = load_chat(job.inputs["policy"].folder())
-        self.layout, self.finish = layout_of(job.settings), "length" if job.settings.cut else "stop"
-        self.end = [] if job.settings.cut else [_end_of_turn(self.chat, job.inputs["policy"])]
-        paths = paths_of(job.inputs["source"])
+        settings, policy, paths = job.settings, job.inputs["policy"], paths_of(job.inputs["source"])
+        self.chat = load_chat(policy.folder())
+        self.layout = Layout(settings.layout, settings.prompt, settings.columns)
+        self.finish: str = "length" if settings.cut else "stop"
+        self.end: list[int] = []
+        if not settings.cut:
+            end = self.chat.end_of_turn()
+            end = self.chat.tokenizer.eos_token_id if end is None else end
+            if end is None:
+                raise DataError(
+                    f"{policy.root}: no token ends a turn of this policy; --cut imports responses without one."
+                )
+            self.end = [int(end)]
         self.rows = ByNumber(lambda: placed(paths, self.layout.columns))
 
     def __call__(self, shard: Shard) -> Part:
-        found = [parse(self.rows[number][1], self.layout) for number in shard.payload["rows"]]
-        texts = [text for one in found for text in one.texts]
+        entries = [parse(self.rows[number][1], self.layout) for number in shard.payload["rows"]]
+        texts = [text for one in entries for text in one.texts]
         ids = iter(self.chat.response_ids(texts))
+        rows = [
+            {
+                "id": prompt_hash(one.prompt)[:16],
+                "messages": one.prompt,
+                "prompt_ids": self.chat.render(one.prompt),
+                "responses": [{"text": text, "ids": next(ids) + self.end, "finish": self.finish} for text in one.texts],
+                "preference": one.preference._asdict() if one.preference else None,
+            }
+            for one in entries
+        ]
         schema = PAIRED_SCHEMA if self.layout.name in PAIRED else SAMPLES_SCHEMA
         dropped = shard.payload["dropped"]
-        table = pa.Table.from_pylist([self._sample(one, ids) for one in found], schema=schema)
+        table = pa.Table.from_pylist(rows, schema=schema)
         return Part(
             table=table,
-            rows_in=len(found) + sum(dropped.values()),
+            rows_in=len(rows) + sum(dropped.values()),
             dropped=dropped,
             stats={
                 "responses": float(len(texts)),
@@ -204,28 +203,11 @@ class Importer:
             },
         )
 
-    def _sample(self, one: Entry, ids: Iterator[list[int]]) -> dict[str, Any]:
-        return {
-            "id": prompt_hash(one.prompt)[:16],
-            "messages": one.prompt,
-            "prompt_ids": self.chat.render(one.prompt),
-            "responses": [{"text": text, "ids": next(ids) + self.end, "finish": self.finish} for text in one.texts],
-            "preference": one.preference._asdict() if one.preference else None,
-        }
-
 
 def paths_of(source: Input) -> list[Path]:
     """Return the files in their order, their bytes verified."""
     root = source.folder()
     return [root / file.path for file in source.files]
-
-
-def _end_of_turn(chat: Chat, policy: Input) -> int:
-    end = chat.end_of_turn()
-    end = chat.tokenizer.eos_token_id if end is None else end
-    if end is None:
-        raise DataError(f"{policy.root}: no token ends a turn of this policy; --cut imports responses without one.")
-    return int(end)
 
 
 def finish(job: Job[ImportSettings], tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -52,7 +52,15 @@ def messages(value: Any) -> list[Message]:
         raise (Empty if value is None else ValueError)(f"is {kind(value)}, not a text or a list of messages")
     if not turns:
         raise Empty("is an empty list of messages")
-    found = [_message(turn) for turn in turns]
+    found: list[Message] = []
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (0, 0)
+        role = "user" if role is None else role
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ValueError("has a message that is not {role: text, content: text}")
+        if not content.strip():
+            raise Empty("is empty" if role == "user" else f"has an empty {role} message")
+        found.append({"role": role, "content": content})
     roles = [m["role"] for m in found]
     talk = roles[1:] if roles[0] == "system" else roles
     if talk != ["user" if i % 2 == 0 else "assistant" for i in range(len(talk))] or not talk or talk[-1] != "user":
@@ -86,23 +94,13 @@ def as_message(turn: Any) -> Any:
     if {"from", "value"} <= turn.keys():
         return {"role": ROLES.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
     parts = turn.get("content")
-    if isinstance(parts, list) and parts and all(map(_is_text, parts)):
-        return {**turn, "content": "".join(part["text"] for part in parts)}
-    return turn
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
-def _message(turn: Any) -> Message:
-    if isinstance(turn, dict) and turn.get("role") is None:
-        turn = {**turn, "role": "user"}
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise ValueError("has a message that is not {role: text, content: text}")
-    if not turn["content"].strip():
-        raise Empty("is empty" if turn["role"] == "user" else f"has an empty {turn['role']} message")
-    return {"role": turn["role"], "content": turn["content"]}
+    if not isinstance(parts, list) or not parts:
+        return turn
+    given = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(parts):
+        return turn
+    return {**turn, "content": "".join(texts)}
 
 
 def _list_in(text: str) -> Any:
@@ -122,14 +120,14 @@ def is_message(turn: Any) -> bool:
     return isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
 
 
-def _dialogue(text: str) -> Any:
+def _dialogue(dialogue: str) -> Any:
     """Return the turns of a dialogue that opens with the human; an assistant's turn without text, the last, is none."""
-    if not text.startswith("\n\nHuman:"):
-        return text
-    _, *parts = SPEAKER.split(text)
+    if not dialogue.startswith("\n\nHuman:"):
+        return dialogue
+    _, *parts = SPEAKER.split(dialogue)
     turns: list[Message] = []
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
-        role, content = ROLES[speaker.lower()], said.strip()
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        role, content = ROLES[speaker.lower()], text.strip()
         if turns and turns[-1]["role"] == role:
             content = f"{turns[-1]['content']}\n\n{content}".strip()
             turns.pop()

@@ -189,32 +189,30 @@ def _saved_json(path: Path) -> dict[str, Any]:
 
 
 def _folder(path: Path, split: str | None, key: str) -> list[Path]:
-    """Return the data files of a folder (or of its `data`), which must be of one format."""
-    found: list[Path] = []
+    """Return the data files of a folder (or of its `data`), which must be of one format.
+
+    A file's name has its split, as `test-00000-of-00002.parquet` or `test.jsonl` have; others are of `train`.
+    """
+    listed: list[Path] = []
     for place in (path, path / "data"):
-        listed = sorted(place.iterdir()) if place.is_dir() else []
-        found = found or [
-            one for one in listed if one.is_file() and _suffix(one) in FORMATS and one.name[0] not in "._"
+        every = sorted(place.iterdir()) if place.is_dir() else []
+        listed = listed or [
+            one for one in every if one.is_file() and _suffix(one) in FORMATS and one.name[0] not in "._"
         ]
-    if len({_suffix(one) for one in found}) > 1:  # a dataset_info.json beside the data is none
-        found = [one for one in found if _suffix(one) != ".json"]
-    kinds = Counter(map(_suffix, found))
+    if len({_suffix(one) for one in listed}) > 1:  # a dataset_info.json beside the data is none
+        listed = [one for one in listed if _suffix(one) != ".json"]
+    kinds = Counter(map(_suffix, listed))
     if len(kinds) != 1:
         what = "holds files of " + " and ".join(sorted(kinds)) if kinds else f"holds no {', '.join(FORMATS)} file"
         raise DataError(f"{path}: {what}; give one file, or a folder with files of one format.")
     splits: dict[str, list[Path]] = {}
-    for one in found:
-        splits.setdefault(_split_of(one), []).append(one)
+    for one in listed:
+        stem = one.name.partition(".")[0]
+        shard = SHARD.fullmatch(stem)
+        splits.setdefault(shard["split"] if shard else stem if stem in SPLITS else "train", []).append(one)
     if split is None and len(splits) == 1:
-        return found
+        return listed
     return splits[_chosen(path, sorted(splits), split, key)]
-
-
-def _split_of(path: Path) -> str:
-    """Return the split that a file's name says: `test-00000-of-00002.parquet`, `test.jsonl`; else 'train'."""
-    stem = path.name.partition(".")[0]
-    shard = SHARD.fullmatch(stem)
-    return shard["split"] if shard else stem if stem in SPLITS else "train"
 
 
 def _suffix(path: Path) -> str:
@@ -424,7 +422,8 @@ def _in_object(path: Path, text: str) -> Rows:
     except (ValueError, RecursionError) as error:
         more = "write one list, or an object a line" if "Extra data" in str(error) else "get it again"
         raise DataError(f"{path}: not complete JSON ({_why(error)}); {more}.") from None
-    lists = [name for name in {**dict.fromkeys(WRAPPERS), **dict.fromkeys(SPLITS)} if _are_rows(found.get(name))]
+    wrapped = {name: found[name] for name in (*WRAPPERS, *SPLITS) if isinstance(found.get(name), list)}
+    lists = [name for name, rows in wrapped.items() if all(isinstance(one, dict) for one in rows)]
     full = [name for name in lists if found[name]]
     if len(full) > 1:
         raise DataError(f"{path}: holds the rows of {', '.join(full)}; write each to a file of its own.")
@@ -436,10 +435,6 @@ def _in_object(path: Path, text: str) -> Rows:
         listed = [found] if found else []
     for number, values in enumerate(listed, start=1):
         yield f"row {number}", values.get("row", values) if "row_idx" in values else values
-
-
-def _are_rows(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
