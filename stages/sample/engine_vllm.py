@@ -45,11 +45,27 @@ class VllmEngine:
 
         Where sampling is reproducible the prefix cache starts empty, so that no shard depends on another.
         """
-        if self.settings.sampler.reproducible and not self.llm.reset_prefix_cache():
+        from vllm import SamplingParams
+
+        sampler = self.settings.sampler
+        if sampler.reproducible and not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompt_ids], [self._params(seed) for seed in seeds], use_tqdm=False
-        )
+        params = [
+            SamplingParams(
+                n=sampler.k,
+                temperature=sampler.temperature,
+                top_p=sampler.top_p,
+                min_p=sampler.min_p,
+                max_tokens=sampler.max_tokens,
+                seed=seed if sampler.reproducible else None,
+                stop=list(sampler.stop) or None,
+                stop_token_ids=list(self.settings.stop_ids),
+                detokenize=bool(sampler.stop),
+                logprobs=0 if sampler.logprobs else None,
+            )
+            for seed in seeds
+        ]
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], params, use_tqdm=False)
         return [
             [self._sampled(child, seed) for child in sorted(output.outputs, key=lambda child: child.index)]
             for output, seed in zip(outputs, seeds, strict=True)
@@ -63,23 +79,6 @@ class VllmEngine:
             finish_of(ids, child.finish_reason, self.settings.stop_ids),
             seed + child.index if self.settings.sampler.reproducible else None,
             logprobs,
-        )
-
-    def _params(self, seed: int) -> Any:
-        from vllm import SamplingParams
-
-        sampler = self.settings.sampler
-        return SamplingParams(
-            n=sampler.k,
-            temperature=sampler.temperature,
-            top_p=sampler.top_p,
-            min_p=sampler.min_p,
-            max_tokens=sampler.max_tokens,
-            seed=seed if sampler.reproducible else None,
-            stop=list(sampler.stop) or None,
-            stop_token_ids=list(self.settings.stop_ids),
-            detokenize=bool(sampler.stop),
-            logprobs=0 if sampler.logprobs else None,
         )
 
 

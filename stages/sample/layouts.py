@@ -158,18 +158,18 @@ def recognise(paths: Sequence[Path], what: str, prompt: str | None) -> Layout:
     if prompt is not None and prompt not in columns:
         raise _missing(path, prompt, columns, "name the prompt's column with --prompt-column.")
     named = _prompt_column(columns, prompt)
-    name, needed = (_responses if what == "responses" else _pairs)(path, columns)
+    if what == "pairs":
+        name, needed = _pairs(path, columns)
+    elif "responses" in columns:
+        name, needed = "responses", ["responses"]
+    elif generated := _generated(columns):
+        name, needed = "generated", generated
+    else:
+        takes = "`sparring import pairs` takes this file."
+        hint = takes if "chosen" in columns else "rename the column that holds them."
+        raise _missing(path, "responses (or generate_0, generate_1 ..)", columns, hint)
     beside = [one for one in BESIDE.get(named or "", ()) if one in columns]
     return Layout(name, named, tuple(dict.fromkeys([*needed, *([named] if named else []), *beside])))
-
-
-def _responses(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
-    if "responses" in columns:
-        return "responses", ["responses"]
-    if generated := _generated(columns):
-        return "generated", generated
-    hint = "`sparring import pairs` takes this file." if "chosen" in columns else "rename the column that holds them."
-    raise _missing(path, "responses (or generate_0, generate_1 ..)", columns, hint)
 
 
 def _pairs(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:

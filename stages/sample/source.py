@@ -247,8 +247,16 @@ def _format(path: Path) -> str:
     suffix, start = _suffix(path), head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[" and (suffix in TEXTS or suffix not in FORMATS):
         return "json"
-    if start == b"{":
-        return "jsonl" if _is_lines(path, suffix) else "json"
+    if start == b"{":  # one object a line, or one of many lines
+        lines = (line.strip() for _, line in _lines(path))
+        with closing(lines):
+            first = next(filter(None, lines))
+            try:
+                json.loads(first)
+                one_a_line = suffix == ".jsonl" or any(lines)
+            except (ValueError, RecursionError):
+                one_a_line = suffix == ".jsonl" and first != "{"
+        return "jsonl" if one_a_line else "json"
     if suffix in (".csv", ".tsv"):
         return "csv"
     if suffix in TEXTS:
@@ -256,18 +264,6 @@ def _format(path: Path) -> str:
     if suffix in FORMATS:
         raise DataError(f"{path}: not a readable {suffix[1:]} file (it begins with {head[:8]!r}); get it again.")
     raise DataError(f"{path}: rows are read from {', '.join(FORMATS)} files; convert this one.")
-
-
-def _is_lines(path: Path, suffix: str) -> bool:
-    """Return whether a file that begins with an object holds one a line."""
-    lines = (line.strip() for _, line in _lines(path))
-    with closing(lines):
-        first = next(filter(None, lines))
-        try:
-            json.loads(first)
-        except (ValueError, RecursionError):
-            return suffix == ".jsonl" and first != "{"
-        return suffix == ".jsonl" or any(lines)
 
 
 @contextmanager
@@ -427,24 +423,21 @@ def _in_object(path: Path, text: str) -> Rows:
     full = [name for name in lists if found[name]]
     if len(full) > 1:
         raise DataError(f"{path}: holds the rows of {', '.join(full)}; write each to a file of its own.")
+    # Else each name is a column: a list, or an object by row number as pandas writes it.
+    columns = [list(one.values()) if isinstance(one, dict) else one for one in found.values()]
+    keys = {tuple(one) for one in found.values() if isinstance(one, dict)}
     if lists:
         listed = found[(full or lists)[0]]
-    elif columns := _columns(found):
-        listed = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    elif (
+        all(isinstance(one, list) and not any(map(is_message, one)) for one in columns)
+        and all(key == tuple(map(str, range(len(key)))) for key in keys)
+        and len({len(one) for one in columns}) == 1
+    ):
+        listed = [dict(zip(found, cells, strict=True)) for cells in zip(*columns, strict=True)]
     else:
         listed = [found] if found else []
     for number, values in enumerate(listed, start=1):
         yield f"row {number}", values.get("row", values) if "row_idx" in values else values
-
-
-def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the columns of an object that holds each as a list, or by row number as pandas does; else none."""
-    values = [list(one.values()) if isinstance(one, dict) else one for one in found.values()]
-    listed = all(isinstance(one, list) and not any(map(is_message, one)) for one in values)
-    keys = {tuple(one) for one in found.values() if isinstance(one, dict)}
-    numbered = all(key == tuple(map(str, range(len(key)))) for key in keys)
-    alike = len({len(one) if isinstance(one, list) else -1 for one in values}) == 1
-    return dict(zip(found, values, strict=True)) if listed and numbered and alike else {}
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:

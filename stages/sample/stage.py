@@ -119,7 +119,13 @@ class Sampler:
         prompts = [self.prompts.row(row) for row in shard.payload["rows"]]
         deals = shard.payload["deals"]
         seeds = [response_seed(self.settings.seed, p["id"], d) for p, d in zip(prompts, deals, strict=True)]
-        sampled = self._generate([p["prompt_ids"] for p in prompts], seeds)
+        try:
+            sampled = self.engine.generate([p["prompt_ids"] for p in prompts], seeds) if prompts else []
+        except (SparringError, OSError):  # no prompt fills a disk or hides a file
+            raise
+        except Exception as error:
+            log.exception("the engine failed")
+            raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from None
         rows = [
             {
                 **prompt,
@@ -143,17 +149,6 @@ class Sampler:
                 **diversity(table["responses"]),
             },
         )
-
-    def _generate(self, prompt_ids: list[list[int]], seeds: list[int]) -> list[list[Any]]:
-        if not prompt_ids:
-            return []
-        try:
-            return self.engine.generate(prompt_ids, seeds)
-        except (SparringError, OSError):  # no prompt fills a disk or hides a file
-            raise
-        except Exception as error:
-            log.exception("the engine failed")
-            raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from None
 
 
 class _Prompts:
