@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not tokenizer.chat_template:
         raise DataError(
             f"{folder}: no chat template; add chat_template.jinja of the model's chat version. "
-            "Base models without one cannot be played as chat models."
+            "Base models without one cannot be used as chat models."
         )
     return tokenizer
 
@@ -71,7 +71,7 @@ class Chat:
         return self._ids(text, spans)
 
     def conversation(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of a conversation that ends with its last message: nothing asks for another one."""
+        """Return the ids of a conversation that ends with its last message, without the generation prompt."""
         text, spans = self._text(messages, generation=False)
         return self._ids(text, spans)
 

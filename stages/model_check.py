@@ -58,7 +58,7 @@ def _config(folder: Path) -> Any:
     path = folder / "config.json"
     raw = read_json(path)
     kind, own_code = raw["model_type"], raw.get("auto_map") or {}
-    remote = " It comes with code of its own (auto_map), which is never run."
+    remote = " It has code of its own (auto_map), which is never run."
     if kind not in CONFIG_MAPPING:
         known = f"transformers {__version__} has no model_type {kind}."
         raise DataError(f"{path}: {known}{remote if own_code else ''} Choose another policy.")

@@ -62,7 +62,7 @@ class Facts:
     """Properties of a policy's folder that can be loaded."""
 
     layers: int | None
-    """Decoder layers, where config.json says."""
+    """Decoder layers; None where config.json does not have them."""
     control: list[str]
     """Control tokens of its tokenizer."""
     ends: bool
@@ -82,12 +82,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if content.startswith(LFS):
         raise DataError(f"{path}: {POINTER}")
     try:
-        found = json.loads(content.decode())
+        values = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not complete JSON ({error}); copy the model folder again.") from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise DataError(f"{path}: holds no JSON object; copy the model folder again.")
-    return found
+    return values
 
 
 def header(path: Path) -> dict[str, Tensor]:
@@ -100,12 +100,12 @@ def header(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="np"):
                 pass
             handle.seek(0)
-            found = _entries(handle.read(8 + int.from_bytes(start[:8], "little")))
+            entries = _entries(handle.read(8 + int.from_bytes(start[:8], "little")))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; copy the model folder again.") from None
     except SafetensorError as error:
         raise DataError(f"{path}: {_damage(path, str(error))}") from None
-    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in found.items()}
+    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def checked(folder: Path) -> Facts | None:
-    """Look at a policy's folder; DataError says what is wrong with it. None where transformers is not installed."""
+    """Return the facts of a policy's folder; DataError where it is wrong. None where transformers is not installed."""
     folder = folder.absolute()
     files = ((file.name, file.stat()) for file in os.scandir(folder) if file.is_file())
     return _checked(folder, tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)))
@@ -203,8 +203,8 @@ def _check_index(folder: Path) -> None:
 def _check_trainable(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """DataError where the weights are quantized: gradients need numbers to change."""
     inner = config.get("text_config")
-    for found in (config, inner if isinstance(inner, dict) else {}):
-        chosen = found.get("quantization_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        chosen = part.get("quantization_config")
         if chosen is not None:
             method = chosen.get("quant_method", chosen) if isinstance(chosen, dict) else chosen
             raise DataError(f"{folder / 'config.json'}: quantization_config ({method}): {UNQUANTIZED}")
@@ -275,10 +275,10 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _entries(content: bytes) -> dict[str, Any]:
-    """Return the tensors of a header of safetensors: 8 bytes say how long the JSON is that names them."""
-    found: dict[str, Any] = json.loads(content[8:])
-    found.pop("__metadata__", None)
-    return found
+    """Return the tensors of a header of safetensors: 8 bytes give the length of the JSON that names them."""
+    tensors: dict[str, Any] = json.loads(content[8:])
+    tensors.pop("__metadata__", None)
+    return tensors
 
 
 def _damage(path: Path, message: str) -> str:
@@ -292,8 +292,8 @@ def _damage(path: Path, message: str) -> str:
         handle.seek(0)
         try:
             entries = _entries(handle.read(8 + length)) if 8 + length <= size else {}
-            whole = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
+            complete = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return f"not whole, or no file of safetensors ({message}); copy or download it again."
-    cut = f"has {size:,} bytes of {whole:,}" if size < whole else message
+            return f"incomplete, or no file of safetensors ({message}); copy or download it again."
+    cut = f"has {size:,} bytes of {complete:,}" if size < complete else message
     return f"{cut}; copy or download it again."

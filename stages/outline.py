@@ -20,7 +20,7 @@ MOST = 300
 NO_WEIGHT = re.compile(r"rotary(_pos)?_emb\.|position_ids$|attn\.masked_bias$|attention\.masked_bias$")
 """Buffers that old checkpoints hold, and that every library makes anew."""
 FURTHER = re.compile(r"(^|\.)(mtp|nextn)(_\w+)?\.")
-"""Of layers that predict the tokens after the next one: no policy is played or trained by them."""
+"""Of layers that predict the tokens after the next one: no policy is sampled or trained with them."""
 
 
 def outline(auto: Any, folder: Path, config: Any) -> tuple[Any, set[str], set[str]]:

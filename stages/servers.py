@@ -86,14 +86,14 @@ class Client:
         if status == 429 or status >= 500:
             raise Unavailable(f"HTTP {status}: {_message(response)}")
         try:
-            found = response.json() if status == 200 else None
+            answer = response.json() if status == 200 else None
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            answer = None
+        if not isinstance(answer, dict):
             key = f" Its API key belongs into {self.key}." if status in (401, 403) else ""
             remedy = f" {on_400}" if status == 400 and on_400 else key
             raise DataError(f"{url} refused a request with HTTP {status}: {_message(response)}{remedy}")
-        return found
+        return answer
 
 
 class Servers:
@@ -151,11 +151,11 @@ class Servers:
 
     async def _check_all(self, client: Client) -> None:
         """Check every URL; Unavailable when none answers. One that does not is checked before its first request."""
-        found = await asyncio.gather(*(self._check(client, one) for one in self.all), return_exceptions=True)
-        for fault in found:
+        faults = await asyncio.gather(*(self._check(client, one) for one in self.all), return_exceptions=True)
+        for fault in faults:
             if fault is not None and not isinstance(fault, Unavailable):
                 raise fault
-        if all(found):
+        if all(faults):
             raise Unavailable
 
     async def _check(self, client: Client, server: Server) -> None:

@@ -69,7 +69,7 @@ COLDEST = 0.01
 """Of temperatures above 0. vLLM, and its servers, take 0.01 for what is below (sampling_params.py, _MAX_TEMP), and the
 quotients of logits and 1e-320 are infinite."""
 PAIRED = ("sppo_generated", "pairs", "sppo_pairs")
-"""Layouts of imported files that say which response is better."""
+"""Layouts of imported files that mark the better response."""
 DATA_FILE = re.compile(r"\.(jsonl?|parquet|csv)(\.gz)?$")
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
@@ -101,7 +101,7 @@ class Policy:
 class EmbeddedPolicy(Policy):
     source: Annotated[Literal["embedded"], LOCATION]
     parameters: Annotated[Count | None, RUNTIME]
-    """How many weights it has, as its configuration says, for plans while its files are missing."""
+    """How many weights it has, by its configuration, for plans while its files are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class Prompts:
     """S: slice t is rows [(t-1)*S, t*S) of the dealt order; null: cut into `slices`, or, for source=file without
     them, 64, all where there are fewer, and as many as the optimizer's steps need."""
     slices: Annotated[Count | None, ELSEWHERE]
-    """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` says how large one is."""
+    """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` is the size of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +285,7 @@ class SampleSettings:
     rows: int | None
     """Rows of a slice; null: the prompts are cut into `slices`, or, of heldout, all of them."""
     slices: int | None
-    """Slices of one deal: as the sources are, else of equal size; null where `rows` says how large one is."""
+    """Slices of one deal: as the sources are, else of equal size; null where `rows` is the size of one."""
     max_model_len: Annotated[int, RUNTIME]
     """Longest prompt plus response in tokens the engine must hold."""
     hardware: Annotated[HardwareConfig, RUNTIME]

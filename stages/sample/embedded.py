@@ -57,7 +57,7 @@ _VERSION_KEYS = ("transformers_version", "_model_name_or_path", "_from_model_con
 
 
 def place() -> Path:
-    """Return where the prepared policy lies, or would."""
+    """Return the folder of the prepared policy, which may be missing."""
     return cache_folder() / "policies" / POLICY
 
 

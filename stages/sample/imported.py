@@ -2,7 +2,7 @@
 
 A row is usable when its prompt has text, is no duplicate of an earlier one, is not held out and fits once rendered;
 the others are dropped, and counted in part 0. All of the file is read and rendered before the first part is written.
-What a file says of its responses (layouts.py) is one more column of the samples, `preference`, for the step `pairs`.
+What a file has on its responses (layouts.py) is one more column of the samples, `preference`, for the step `pairs`.
 
 Left out: a second pair of the same prompt, a file in which some responses were cut and some ended.
 """
@@ -83,25 +83,25 @@ def _judged(
     seen: set[str] = set()
     k = 0
     for place, values in placed(paths, settings.columns):
-        found = _entry(place, values, settings)
-        if isinstance(found, str):
-            yield place, None, found
+        entry = _entry(place, values, settings)
+        if isinstance(entry, str):
+            yield place, None, entry
             continue
-        own = len(found.texts)
+        own = len(entry.texts)
         if not 2 <= own <= MOST_RESPONSES:
             raise DataError(f"{place}: has {own} responses, not 2 (for a preference) to {MOST_RESPONSES}; {MEND}")
         if k not in (0, own):
             raise DataError(f"{place}: has {own} responses, the rows before it {k}; {MEND}")
         k = own
-        key = prompt_hash(found.prompt, place)[:16]
-        yield place, found, "duplicate" if key in seen else "heldout" if key in heldout else ""
+        key = prompt_hash(entry.prompt, place)[:16]
+        yield place, entry, "duplicate" if key in seen else "heldout" if key in heldout else ""
         seen.add(key)
 
 
 def _entry(place: str, values: Mapping[str, Any], settings: ImportSettings) -> Entry | str:
     """Return a row, or why it is dropped; DataError when it is wrong."""
     try:
-        found = parse(values, Layout(settings.layout, settings.prompt, settings.columns))
+        entry = parse(values, Layout(settings.layout, settings.prompt, settings.columns))
     except Empty:
         return NEAR_EMPTY
     except EmptyResponse as error:
@@ -110,7 +110,7 @@ def _entry(place: str, values: Mapping[str, Any], settings: ImportSettings) -> E
         raise DataError(f"{place}: {error}; {MEND[:-1]}, or drop such rows with --drop-empty.") from None
     except ValueError as error:
         raise DataError(f"{place}: {error}; {MEND}") from None
-    return NEAR_EMPTY if near_empty(found.prompt) else found
+    return NEAR_EMPTY if near_empty(entry.prompt) else entry
 
 
 def _length(chat: Chat, prompt: Sequence[Message], place: str) -> int:
@@ -211,7 +211,7 @@ def paths_of(source: Input) -> list[Path]:
 
 
 def finish(job: Job[ImportSettings], tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the summary of sampled responses says, the length of the sequences, and where all this is from."""
+    """Return the summary of sampled responses, with the length of the sequences and the source of it all."""
     lengths: list[NDArray[np.int64]] = []
     summary = summarise(job, _measured(tables, lengths), parts)
     sequences, source = np.concatenate(lengths), job.inputs["source"]
@@ -240,13 +240,13 @@ def _measured(tables: Iterable[pa.Table], lengths: list[NDArray[np.int64]]) -> I
 
 
 def assumed(settings: ImportSettings, spell_control: int) -> list[str]:
-    """Return what the file does not say and was taken to be so."""
+    """Return the assumptions about what the file does not hold."""
     end = "was cut: nothing is appended" if settings.cut else "ended: the end-of-turn token is appended"
-    found = [f"a response's ids are those of its text tokenized again, and every response {end}"]
+    lines = [f"a response's ids are those of its text tokenized again, and every response {end}"]
     if spell_control:
-        found.append(f"{spell_control} responses spell a control token, which is taken for text")
+        lines.append(f"{spell_control} responses spell a control token, which is taken for text")
     if settings.layout == "pairs" and "chosen_probs" not in settings.columns:
         rates = "chosen_probs_win" in settings.columns
         p = "1/2 + the difference of the win rates" if rates else "1: it wins for sure, win rates .75 and .25"
-        found.append(f"the probability that chosen beats rejected is {p}")
-    return found
+        lines.append(f"the probability that chosen beats rejected is {p}")
+    return lines

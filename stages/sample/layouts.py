@@ -1,4 +1,4 @@
-"""What a file of prompts, of responses or of pairs says, row by row. No model.
+"""The entries of a file of prompts, of responses or of pairs, row by row. No model.
 
 The columns decide the layout. A prompt or a response is a text or a conversation (messages.py); a conversation that
 ends with the response may begin with its prompt.
@@ -12,8 +12,8 @@ ends with the response may begin with its prompt.
                     or output_1, output_2, label (1 or 2: the better one) and input, as LLMBar has them
     sppo_pairs      pairs with all three: synthetic_data_*_score/train.parquet of the official scripts
 
-The last three say which response is chosen, which rejected, and P: (K, K) float64, P[i, j] = probability that i beats
-j; pairs may say their win rates against more responses than are there. sppo_generated: chosen = argmax, rejected =
+The last three have the chosen response, the rejected one, and P: (K, K) float64, P[i, j] = probability that i beats
+j; win rates of pairs may be against more responses than the file has. sppo_generated: chosen = argmax, rejected =
 argmin of rm_scores. Pairs: P[chosen, rejected] is chosen_probs; without it 1/2 + the difference of the win rates,
 within [0, 1], as two responses alone would have; without those it is 1.
 """
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """What a row says of its responses."""
+    """The preference of a row among its responses."""
 
     P: list[float]
     """Row by row."""
@@ -106,7 +106,7 @@ def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
 
     DataError when a row is wrong. A last answer is left out.
 
-    `drop_empty`: a prompt without text comes without messages instead, for the caller to count.
+    `drop_empty`: a prompt without text is yielded without messages instead, for the caller to count.
     """
     names = header(path)
     layout = Layout("prompts", column, (column, *BESIDE.get(column, ())))
@@ -227,7 +227,7 @@ def _prompt_and_texts(values: Mapping[str, Any], layout: Layout) -> tuple[list[M
         begin, texts[name] = _named(name, _split, cell)
         if begin is None:
             continue
-        if prompt is None or (prompt is named and named in (begin, begin[-1:])):  # the list says more: a system message
+        if prompt is None or (prompt is named and named in (begin, begin[-1:])):  # the list has more: a system message
             prompt, source = begin, name
         elif begin != prompt:
             raise ValueError(f"{source} and {name} have different prompts")

@@ -42,17 +42,17 @@ def kind(value: Any) -> str:
 
 
 def messages(value: Any) -> list[Message]:
-    """Return the turns of a prompt; ValueError says what is wrong, without the place."""
+    """Return the turns of a prompt; ValueError with what is wrong, without the place."""
     turns = notation(value)
     if isinstance(turns, str):
         turns = [{"role": "user", "content": turns}]
     elif isinstance(value, str) and turns[-1] == {"role": "assistant", "content": ""}:
-        turns = turns[:-1]  # a dialogue that ends with "Assistant:" asks for the response
+        turns = turns[:-1]  # a dialogue that ends with "Assistant:" waits for the response
     if not isinstance(turns, list):
         raise (Empty if value is None else ValueError)(f"is {kind(value)}, not a text or a list of messages")
     if not turns:
         raise Empty("is an empty list of messages")
-    found: list[Message] = []
+    read: list[Message] = []
     for turn in turns:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (0, 0)
         role = "user" if role is None else role
@@ -60,19 +60,19 @@ def messages(value: Any) -> list[Message]:
             raise ValueError("has a message that is not {role: text, content: text}")
         if not content.strip():
             raise Empty("is empty" if role == "user" else f"has an empty {role} message")
-        found.append({"role": role, "content": content})
-    roles = [m["role"] for m in found]
+        read.append({"role": role, "content": content})
+    roles = [m["role"] for m in read]
     talk = roles[1:] if roles[0] == "system" else roles
     if talk != ["user" if i % 2 == 0 else "assistant" for i in range(len(talk))] or not talk or talk[-1] != "user":
         raise ValueError(
             f"has the roles {', '.join(roles)}: after an optional system message, user and assistant take turns "
             "and the last is user"
         )
-    return found
+    return read
 
 
 def without_answer(value: Any) -> Any:
-    """Return a conversation without its last answer, which data to train on has: the prompt is what came before it."""
+    """Return a conversation without its last answer, which data to train on has: the prompt is what precedes it."""
     turns = notation(value)
     last = turns[-1] if isinstance(turns, list) and len(turns) > 1 else None
     return turns[:-1] if isinstance(last, dict) and last.get("role") == "assistant" else turns

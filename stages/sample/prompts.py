@@ -4,7 +4,7 @@ Part 0 is the held-out prompts, parts 1.. the training prompts in the order of t
 usable when it has text, is no duplicate of an earlier one and its rendered prompt fits; the first `limit + heldout`
 usable rows are taken (all without a limit), and of these the `heldout` with the smallest sha256 are held out: the same
 ones whatever the order of the files. Dropped rows are counted in part 1. Where there are several sources, one a slice,
-the summary says how many training prompts each has left.
+the summary has the number of training prompts that each has left.
 
 Left out: merging of near duplicates.
 """
@@ -101,7 +101,7 @@ def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> C
 
 
 def check_lengths(sources: Sequence[Source], settings: PromptsSettings, encode: Callable[[str], int]) -> None:
-    """DataError where fewer prompts fit than are held out, as far as their own text says; reads until enough do.
+    """DataError where fewer prompts fit than are held out, as far as their own text shows; reads until enough do.
 
     encode: text -> its tokens, at least; what the chat template adds is not counted.
     """
@@ -200,8 +200,8 @@ def _choice_of(inputs: Mapping[str, Input], settings: PromptsSettings) -> Choice
 def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path, settings: PromptsSettings) -> Choice:
     """Read all rows, and render until enough are usable. Keeps numbers, hashes and the held-out rows alone.
 
-    Cached: an import asks which prompts are held out, and makes the step next. DataError where no prompt is usable, or
-    too few are; where a row cannot be read, before one that the chat template refuses.
+    Cached: an import reads which prompts are held out, and makes the step next. DataError where too few prompts are
+    usable, and where a row cannot be read, before one that the chat template refuses.
     """
     from sparring.stages.chat import load_chat
 

@@ -169,7 +169,7 @@ def _saved(path: Path) -> list[Path]:
         raise DataError(f"{path}: state.json has a layout that is not read; save the dataset again with save_to_disk.")
     for name in names:
         if not (path / name).is_file():
-            raise DataError(f"{path}: {name} is missing, which state.json names; copy the whole folder again.")
+            raise DataError(f"{path}: {name} is missing, which state.json names; copy all of the folder again.")
     if not names:
         raise DataError(f"{path}: holds no rows; give a dataset with at least one.")
     return [path / name for name in names]
@@ -182,10 +182,10 @@ def _is_plain(name: Any) -> bool:
 
 def _saved_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not complete JSON ({_why(error)}); copy the whole folder again.") from None
-    return found if isinstance(found, dict) else {}
+        raise DataError(f"{path}: not complete JSON ({_why(error)}); copy all of the folder again.") from None
+    return values if isinstance(values, dict) else {}
 
 
 def _folder(path: Path, split: str | None, key: str) -> list[Path]:
@@ -268,7 +268,7 @@ def _format(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
-    """Open a file for reading, unpacked where it is packed, and say by what; DataError where that fails."""
+    """Open a file for reading, unpacked where it is packed, and yield by what as well; DataError where that fails."""
     try:
         with path.open("rb") as raw:
             start = raw.read(16)
@@ -334,10 +334,10 @@ class _Twice(Exception):
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; _Twice where a name has two values, of which one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise _Twice(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
-    return found
+    return values
 
 
 def _why(error: ValueError | RecursionError) -> str:
@@ -412,30 +412,30 @@ def _pieces(path: Path) -> Generator[str]:
 
 def _in_object(path: Path, text: str) -> Rows:
     try:
-        found = _object(f"{path}: the document", json.loads(text or "{}", object_pairs_hook=_unique))
+        document = _object(f"{path}: the document", json.loads(text or "{}", object_pairs_hook=_unique))
     except _Twice as name:
         raise DataError(f"{path}: an object names {name} twice; mend the file.") from None
     except (ValueError, RecursionError) as error:
         more = "write one list, or an object a line" if "Extra data" in str(error) else "get it again"
         raise DataError(f"{path}: not complete JSON ({_why(error)}); {more}.") from None
-    wrapped = {name: found[name] for name in (*WRAPPERS, *SPLITS) if isinstance(found.get(name), list)}
+    wrapped = {name: document[name] for name in (*WRAPPERS, *SPLITS) if isinstance(document.get(name), list)}
     lists = [name for name, rows in wrapped.items() if all(isinstance(one, dict) for one in rows)]
-    full = [name for name in lists if found[name]]
+    full = [name for name in lists if document[name]]
     if len(full) > 1:
         raise DataError(f"{path}: holds the rows of {', '.join(full)}; write each to a file of its own.")
     # Else each name is a column: a list, or an object by row number as pandas writes it.
-    columns = [list(one.values()) if isinstance(one, dict) else one for one in found.values()]
-    keys = {tuple(one) for one in found.values() if isinstance(one, dict)}
+    columns = [list(one.values()) if isinstance(one, dict) else one for one in document.values()]
+    keys = {tuple(one) for one in document.values() if isinstance(one, dict)}
     if lists:
-        listed = found[(full or lists)[0]]
+        listed = document[(full or lists)[0]]
     elif (
         all(isinstance(one, list) and not any(map(is_message, one)) for one in columns)
         and all(key == tuple(map(str, range(len(key)))) for key in keys)
         and len({len(one) for one in columns}) == 1
     ):
-        listed = [dict(zip(found, cells, strict=True)) for cells in zip(*columns, strict=True)]
+        listed = [dict(zip(document, cells, strict=True)) for cells in zip(*columns, strict=True)]
     else:
-        listed = [found] if found else []
+        listed = [document] if document else []
     for number, values in enumerate(listed, start=1):
         yield f"row {number}", values.get("row", values) if "row_idx" in values else values
 
