@@ -2,9 +2,9 @@
 
 A user's text is text: where it spells a control token (`<|im_end|>`), the token that the tokenizer made of it in its
 place is swapped for the tokens of the same characters read as plain text; all other ids are untouched. The places are
-found by rendering the messages a second time with stand-ins.
+located by rendering the messages a second time with stand-ins.
 
-Tokens that are part of the vocabulary but not marked `special` in the tokenizer are no control tokens here.
+Tokens that are part of the vocabulary but not marked `special` in the tokenizer are not control tokens.
 """
 
 from __future__ import annotations
@@ -26,10 +26,19 @@ FEW = 8
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the folder's tokenizer; DataError when it has none, or no chat template."""
+    kind: Any
     try:
-        tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
+        name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = ""
+    try:
+        if name == "TokenizersBackend":  # as transformers 5 writes; its import takes 2 s, that of all models 10
+            from transformers import TokenizersBackend as kind
+        else:
+            from transformers import AutoTokenizer as kind
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises no other class
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{folder}: no tokenizer that loads ({first}); "
             "copy tokenizer.json and tokenizer_config.json of the model there."
@@ -37,24 +46,9 @@ def load_tokenizer(folder: Path) -> Any:
     if not tokenizer.chat_template:
         raise DataError(
             f"{folder}: no chat template; add chat_template.jinja of the model's chat version. "
-            "Base models without one cannot be played as chat models."
+            "Base models without one cannot be used as chat models."
         )
     return tokenizer
-
-
-def _tokenizer_class(folder: Path) -> Any:
-    """AutoTokenizer, or the class that transformers 5 itself writes: its import takes 2 s, that of all models 10."""
-    try:
-        name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
-    except (OSError, ValueError, KeyError, TypeError):
-        name = ""
-    if name == "TokenizersBackend":
-        from transformers import TokenizersBackend
-
-        return TokenizersBackend
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
 
 
 class Chat:
@@ -67,7 +61,9 @@ class Chat:
         }
         texts = sorted((tokenizer.decode([i]) for i in self.control_ids), key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(text) for text in texts if text) or r"(?!)")
-        self._leading = self._own_bos()
+        bos = tokenizer.bos_token_id
+        self._leading = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+        """BOS, where the tokenizer itself writes one before a text."""
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt's ids: the template's text with the generation prompt, one BOS if the model has one."""
@@ -75,7 +71,7 @@ class Chat:
         return self._ids(text, spans)
 
     def conversation(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of a conversation that ends with its last message: nothing asks for another one."""
+        """Return the ids of a conversation that ends with its last message, without the generation prompt."""
         text, spans = self._text(messages, generation=False)
         return self._ids(text, spans)
 
@@ -108,23 +104,20 @@ class Chat:
         check_control(names, known)
         return [known[name] for name in names]
 
-    def _own_bos(self) -> list[int]:
-        """BOS, if the tokenizer itself would write one before a text."""
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
-
     def _text(self, messages: Sequence[Message], *, generation: bool) -> tuple[str, list[tuple[int, int]]]:
         """Return the rendered text and the spans of it that spell a control token in a message."""
-        found = [spelled for m in messages for spelled in self._control.findall(m["content"])]
-        if not found:
+        every = [spelled for m in messages for spelled in self._control.findall(m["content"])]
+        if not every:
             return self._apply(messages, generation), []
-        mark = _stand_in([m["content"] for m in messages])
+        mark = "\ue000\ue001"  # private-use characters that no message contains
+        while any(mark in m["content"] for m in messages):
+            mark += "\ue001"
         hidden = [{**m, "content": self._control.sub(mark, m["content"])} for m in messages]
         pieces = self._apply(hidden, generation).split(mark)
-        if len(pieces) != len(found) + 1:
+        if len(pieces) != len(every) + 1:
             raise DataError("the chat template drops or repeats parts of a message; it cannot be rendered safely.")
         text, spans = pieces[0], []
-        for spelled, piece in zip(found, pieces[1:], strict=True):
+        for spelled, piece in zip(every, pieces[1:], strict=True):
             spans.append((len(text), len(text) + len(spelled)))
             text += spelled + piece
         return text, spans
@@ -144,17 +137,12 @@ class Chat:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans), verbose=False)
         ids: list[int] = encoded["input_ids"]
         if spans:
-            ids = self._disarmed(text, ids, encoded["offset_mapping"], spans)
+            tokens = list(zip(ids, encoded["offset_mapping"], strict=True))
+            ids = []
+            for index, (start, end) in tokens:
+                inside = any(start < last and first < end for first, last in spans)
+                ids += self._plain(text[start:end]) if inside and index in self.control_ids else [index]
         return ids if ids[:1] == self._leading or not self._leading else self._leading + ids
-
-    def _disarmed(
-        self, text: str, ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]
-    ) -> list[int]:
-        out: list[int] = []
-        for index, (start, end) in zip(ids, offsets, strict=True):
-            inside = any(start < last and first < end for first, last in spans)
-            out += self._plain(text[start:end]) if inside and index in self.control_ids else [index]
-        return out
 
     def _plain(self, text: str) -> list[int]:
         """Return the ids of `text` read without control tokens, as it stands after a line break."""
@@ -169,14 +157,6 @@ class Chat:
 def load_chat(folder: Path) -> Chat:
     """Return the folder's Chat; a process that serves several shards loads it once."""
     return Chat(load_tokenizer(folder))
-
-
-def _stand_in(texts: Sequence[str]) -> str:
-    """A string of private-use characters that none of the texts contains."""
-    mark = "\ue000\ue001"
-    while any(mark in text for text in texts):
-        mark += "\ue001"
-    return mark
 
 
 def check_control(names: Sequence[str], known: Collection[str]) -> None:

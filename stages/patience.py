@@ -1,17 +1,17 @@
-"""How long a driver waits for workers, and when it says so."""
+"""How long a driver waits for workers, and when it reports the wait."""
 
 from __future__ import annotations
 
 import time
 
 SILENCE_S = 30.0
-"""Seconds that a driver waits before it says for what."""
+"""Seconds that a driver waits before it reports for what."""
 PLACEMENT_S = 1800.0
 """Seconds that a step waits for workers which have no process: others hold what they need, or a node is gone."""
 
 
 class Patience:
-    """A wait that is to be said after SILENCE_S, and again each time it has doubled."""
+    """A wait that is reported after SILENCE_S, and again each time it has doubled."""
 
     def __init__(self) -> None:
         self.restart()
@@ -26,7 +26,7 @@ class Patience:
         return time.monotonic() - self.begun
 
     def is_due(self) -> bool:
-        """Return whether the wait is to be said now."""
+        """Return whether the wait is to be reported now."""
         due = self.waited_s > self.next_s
         if due:
             self.next_s = 2 * self.waited_s

@@ -14,19 +14,18 @@ def printable(text: str) -> str:
 
     So are characters that reorder or hide what stands beside them, and lone surrogates, which no terminal can show.
     """
-    return "".join(char if _shown(char) else _spelled(char) for char in text)
+    spelled = []
+    for char in text:
+        code = ord(char)
+        if char in "\n\t" or char in JOINERS or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            spelled.append(char)
+        else:
+            form = "\\x{:02x}" if code < 0x100 else "\\u{:04x}" if code < 0x10000 else "\\U{:08x}"
+            spelled.append(form.format(code))
+    return "".join(spelled)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Name a few, and say how many more there are."""
+    """Return the first three names in order, and how many more there are."""
     every = sorted(names)
     return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
-
-
-def _shown(char: str) -> bool:
-    return char in "\n\t" or char in JOINERS or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def _spelled(char: str) -> str:
-    code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,8 +1,8 @@
 """Servers that run already: many requests under way at once, shared by those that answer.
 
-A server that fails is left to the others and checked again before it is asked again; a request is tried again, at
-whichever URL, for PATIENCE_S from its first fault. What is asked, and what makes a server the right one, is the
-caller's: `check` and `ask`.
+A server that fails is left to the others and checked again before its next request; a request is tried again, at
+whichever URL, for PATIENCE_S from its first fault. What a request is, and what makes a server the right one, are the
+caller's: `ask` and `check`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Server:
 
     url: str
     kind: str = ""
-    """Whose server it is, where `check` says so."""
+    """Whose server it is, where `check` sets it."""
     model: str = ""
     """The id of the model there; empty before the server was checked, and again once it failed."""
     busy: int = 0
     left_until: float = 0.0
-    said: str = ""
+    fault: str = ""
+    """Why it failed last."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -55,7 +56,7 @@ class Server:
         try:
             yield
         except Unavailable as fault:
-            self.model, self.said, self.left_until = "", str(fault), time.monotonic() + LEFT_S
+            self.model, self.fault, self.left_until = "", str(fault), time.monotonic() + LEFT_S
             raise
         finally:
             self.busy -= 1
@@ -72,9 +73,9 @@ class Client:
     async def fetch(
         self, method: str, url: str, seconds: float, body: Mapping[str, Any] | None = None, on_400: str = ""
     ) -> dict[str, Any]:
-        """Return the JSON of an answer; Unavailable where another try may help, else DataError with what was said.
+        """Return the JSON of an answer; Unavailable where another try may help, else DataError with its message.
 
-        on_400: a sentence that is added where the server says that the request is bad.
+        on_400: a sentence that is added where the server answers that the request is bad.
         """
         timeout = httpx.Timeout(seconds, connect=CONNECT_S)
         try:
@@ -83,23 +84,23 @@ class Client:
             raise Unavailable(f"{type(error).__name__} {error}".strip()) from None
         status = response.status_code
         if status == 429 or status >= 500:
-            raise Unavailable(f"HTTP {status}: {_said(response)}")
+            raise Unavailable(f"HTTP {status}: {_message(response)}")
         try:
-            found = response.json() if status == 200 else None
+            answer = response.json() if status == 200 else None
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            answer = None
+        if not isinstance(answer, dict):
             key = f" Its API key belongs into {self.key}." if status in (401, 403) else ""
             remedy = f" {on_400}" if status == 400 and on_400 else key
-            raise DataError(f"{url} refused a request with HTTP {status}: {_said(response)}{remedy}")
-        return found
+            raise DataError(f"{url} refused a request with HTTP {status}: {_message(response)}{remedy}")
+        return answer
 
 
 class Servers:
     """The servers of the configuration key `place` (`sampler.urls`): those that answer share the requests.
 
     key: environment variable with the API key of all, which no file and no message holds.
-    check: returns the id of the model at a server; raises what is to be said when it is the wrong one.
+    check: returns the id of the model at a server; raises where it is the wrong one.
     """
 
     def __init__(
@@ -112,24 +113,24 @@ class Servers:
         """Check every URL, until one answers."""
         asyncio.run(self._open())
 
-    def map(self, ask: Callable[[Client, Server, T], Awaitable[R]], asked: Iterable[T], most: int) -> list[R]:
+    def map(self, ask: Callable[[Client, Server, T], Awaitable[R]], requests: Iterable[T], most: int) -> list[R]:
         """Return what `ask` gives for each, in their order; at most so many under way for each URL."""
-        return asyncio.run(self._map(ask, asked, most))
+        return asyncio.run(self._map(ask, requests, most))
 
     async def _open(self) -> None:
         async with _client(self.key) as http:
             await self._patiently(partial(self._check_all, Client(http, self.key)))
 
-    async def _map(self, ask: Callable[[Client, Server, T], Awaitable[R]], asked: Iterable[T], most: int) -> list[R]:
-        room = asyncio.Semaphore(most * len(self.all))
+    async def _map(self, ask: Callable[[Client, Server, T], Awaitable[R]], requests: Iterable[T], most: int) -> list[R]:
+        slots = asyncio.Semaphore(most * len(self.all))
 
         async def answer(client: Client, one: T) -> R:
-            async with room:
+            async with slots:
                 return await self._patiently(partial(self._ask, client, ask, one))
 
         async with _client(self.key) as http:
             client = Client(http, self.key)
-            return await asyncio.gather(*(answer(client, one) for one in asked))
+            return await asyncio.gather(*(answer(client, one) for one in requests))
 
     async def _patiently(self, attempt: Callable[[], Awaitable[R]]) -> R:
         """Return what `attempt` does; repeat it after longer and longer waits, for PATIENCE_S from its first fault."""
@@ -140,9 +141,9 @@ class Servers:
             except Unavailable:
                 end = end or time.monotonic() + PATIENCE_S
             if time.monotonic() + wait > end:
-                said = "; ".join(f"{one.url}: {one.said or 'busy'}" for one in self.all)
+                faults = "; ".join(f"{one.url}: {one.fault or 'busy'}" for one in self.all)
                 raise SparringError(
-                    f"{self.place}: no answer for {PATIENCE_S:.0f} s ({said}). "
+                    f"{self.place}: no answer for {PATIENCE_S:.0f} s ({faults}). "
                     "Look at the servers, then run again to resume."
                 )
             await asyncio.sleep(wait)
@@ -150,33 +151,27 @@ class Servers:
 
     async def _check_all(self, client: Client) -> None:
         """Check every URL; Unavailable when none answers. One that does not is checked before its first request."""
-        found = await asyncio.gather(*(self._check(client, one) for one in self.all), return_exceptions=True)
-        for fault in found:
+        faults = await asyncio.gather(*(self._check(client, one) for one in self.all), return_exceptions=True)
+        for fault in faults:
             if fault is not None and not isinstance(fault, Unavailable):
                 raise fault
-        if all(found):
+        if all(faults):
             raise Unavailable
 
     async def _check(self, client: Client, server: Server) -> None:
         with server.in_use():
             server.model = await self.check(client, server)
-        server.said, server.left_until = "", 0.0
+        server.fault, server.left_until = "", 0.0
 
     async def _ask(self, client: Client, ask: Callable[[Client, Server, T], Awaitable[R]], one: T) -> R:
-        """Return the answer of the server that has the least to do."""
-        server = self._pick()
-        if not server.model:
-            await self._check(client, server)
-        with server.in_use():
-            return await ask(client, server, one)
-
-    def _pick(self) -> Server:
-        """Return the least busy server, one that failed only when its time has come and to one request at a time."""
+        """Return the answer of the least busy server; one that failed gets a request at a time, after LEFT_S."""
         now = time.monotonic()
         server = min(self.all, key=lambda one: (one.left_until > now, one.busy, one.left_until))
         if not server.model:
             server.left_until = now + LEFT_S
-        return server
+            await self._check(client, server)
+        with server.in_use():
+            return await ask(client, server, one)
 
 
 def _client(key: str) -> httpx.AsyncClient:
@@ -192,10 +187,10 @@ def _client(key: str) -> httpx.AsyncClient:
     )
 
 
-def _said(response: httpx.Response) -> str:
-    """Return the message of an error, or the first line of what came instead."""
+def _message(response: httpx.Response) -> str:
+    """Return the message of an error, or the first line of the body."""
     try:
-        said = str(response.json()["error"]["message"])
+        message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        said = response.text
-    return (said.strip().splitlines() or ["nothing"])[0][:300]
+        message = response.text
+    return (message.strip().splitlines() or ["nothing"])[0][:300]

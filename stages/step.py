@@ -39,8 +39,8 @@ class StepSpec:
     """How one kind of step is run. `worker`, `shards`, `finish` and `run` are "module:attribute" paths.
 
     A sharded step names `worker` (class), `shards` (Job -> list[Shard]) and `finish` (Job, tables, parts -> summary).
-    A step that drives its own workers (training) names `run` instead: (Job, report, asked) -> what stage.Trained holds;
-    `asked` returns the signal that asks the step to save its state and raise Stopped, or 0.
+    A step that drives its own workers (training) names `run` instead: (Job, report, received) -> what stage.Trained
+    holds; `received` returns the signal on which the step saves its state and raises Stopped, or 0.
     """
 
     kind: str
@@ -55,11 +55,11 @@ class StepSpec:
     """Settings -> names of the modules that the step takes by name, such as its oracle's: they are part of its code."""
     narrow: str = ""
     """(Shard, rows to keep) -> Shard, of a step whose shards can be tried in parts: a prompt that kills or hangs its
-    worker is found, dropped and counted as `poison`."""
+    worker is identified, dropped and counted as `poison`."""
     pool: str = "tasks"
     """Where its workers live. `engines`: a process loads its models once and ends with them. `annotators`: a process
     serves one step after another, and drops a step's models before it loads the next one's. `tasks`: none is kept.
-    `here`: in the driver's own process, without Ray."""
+    `in_process`: in the driver's own process, without Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class File:
     name: str
     """Logical name, stable over attempts: `part-00007.parquet`, `model/model.safetensors`."""
     path: str
-    """Where it lies, relative to the root: `part-00007.1f3a.parquet`."""
+    """Its path, relative to the root: `part-00007.1f3a.parquet`."""
     sha256: str
     bytes: int
 
@@ -82,7 +82,7 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a file in the errors of reading and writing it, which say it of opening alone."""
+    """Name a file in the errors of reading and writing it; Python's own name it on opening alone."""
     try:
         yield
     except OSError as error:
@@ -156,7 +156,7 @@ class Workers:
     max_failures: int = 2
     """Times that a shard, the loading of models or a training is done again after a worker failed; then the step fails.
     It is the one rule for actors, for light tasks, which Ray itself does again, and for Ray Train's groups of workers.
-    What is no failure counts for nothing: too little memory for a micro-batch, and a worker that was told to end."""
+    Not counted: too little memory for a micro-batch, and a worker that was ended on purpose."""
     deadline_s: float = math.inf
     """A shard that takes longer has its worker ended and is done again."""
 
@@ -186,7 +186,7 @@ class Job(Generic[Settings]):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What its fingerprint is made of."""
-        from sparring.stages.fields import identity  # `sparring --help` takes `resolve` from here, without pydantic
+        from sparring.stages.fields import identity
 
         found: dict[str, Any] = identity(self.settings)
         return found

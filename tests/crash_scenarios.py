@@ -90,7 +90,7 @@ def train(job: Job, report: Callable[[dict[str, Any]], None], asked: Callable[[]
 
 def _step(kind: str, fingerprint: str, iteration: int, inputs: dict[str, str], **spec: str) -> Step:
     """A step that is made in the driver's own process."""
-    made = StepSpec(kind=kind, version=1, pool="here", **spec)
+    made = StepSpec(kind=kind, version=1, pool="in_process", **spec)
     use = Use(arm="", iteration=iteration, label=kind)
     return Step(spec=made, settings={}, inputs=inputs, fingerprint=fingerprint, uses=[use])
 

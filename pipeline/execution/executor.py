@@ -164,14 +164,14 @@ class Executor:
             **ray_cluster.software(),
             "hardware": ray_cluster.hardware(),
         }
-        if step.spec.pool != "here":
+        if any(one.spec.pool != "in_process" and self.wanted(one) for one in (step, *self._to_make())):
             self._start_ray()
         inputs = self._inputs(step)
         artifact.path.mkdir(parents=True, exist_ok=True)
         job = self._job(step, artifact, inputs)
         if step.spec.run:
             self._close_pools(lambda pool: pool.loaded)
-        if step.spec.pool == "tasks":
+        if step.spec.pool in ("tasks", "in_process"):
             self._warm_up_after(step)
         label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
         show = {"step": step.name, "kind": step.spec.kind, "label": label}
@@ -211,7 +211,7 @@ class Executor:
             return
         joined = ray_cluster.joined()
         self._message("joining the Ray cluster" if joined else "starting Ray")
-        todo = [step for step in self.plan.steps.values() if not (self._artifact(step).path / MANIFEST).exists()]
+        todo = self._to_make()
         if not joined:
             check_placement(todo, this_machine(), "this machine", alone=True)
         ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
@@ -219,17 +219,20 @@ class Executor:
         if joined and (nodes := ray_cluster.nodes()) is not None:
             check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
 
+    def _to_make(self) -> list[Step]:
+        return [one for one in self.plan.steps.values() if not (self._artifact(one).path / MANIFEST).exists()]
+
     def _warm_up_after(self, step: Step) -> None:
         """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
 
         Only on this machine and its CPUs: elsewhere an idle worker would hold the resources that this step waits for.
         """
-        from sparring.pipeline.execution.actor_pool import ActorPool
-
         for later in steps_to_warm_up(list(self.plan.steps.values()), step):
             artifact = self._artifact(later)
-            needed = later.spec.pool not in self._pools and not (artifact.path / MANIFEST).exists()
-            if needed and self.wanted(later) and later.workers.gpus == 0 and not ray_cluster.joined():
+            made = later.spec.pool in ("in_process", *self._pools) or (artifact.path / MANIFEST).exists()
+            if not made and self.wanted(later) and later.workers.gpus == 0 and not ray_cluster.joined():
+                from sparring.pipeline.execution.actor_pool import ActorPool
+
                 pool = ActorPool(self._job(later, artifact, {}), later.workers.count)
                 pool.prepare()
                 self._pools[later.spec.pool] = pool
@@ -272,7 +275,7 @@ class Executor:
         ones load theirs.
         """
         kind = job.spec.pool
-        if kind == "here":
+        if kind == "in_process":
             return in_process.InProcess()
         from sparring.pipeline.execution.actor_pool import ActorPool
 
@@ -332,7 +335,7 @@ class Executor:
 
 def _runner(job: Job) -> ModuleType:
     """Return the module that runs a job's shards; actor_pool imports Ray, which takes seconds."""
-    if job.spec.pool == "here":
+    if job.spec.pool == "in_process":
         return in_process
     from sparring.pipeline.execution import actor_pool
 

@@ -33,15 +33,15 @@ from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, EvaluateSetting
 from sparring.stages.fields import part
 from sparring.stages.fingerprint import fingerprint
 from sparring.stages.sample.config import (
-    ASKED,
     IMPORT,
     PAIRED,
     PROMPTS,
     SAMPLE,
-    AskedSettings,
+    SUITE_PROMPTS,
     ImportSettings,
     PromptsSettings,
     SampleSettings,
+    SuitePromptsSettings,
 )
 from sparring.stages.step import Input, StepSpec, Workers
 from sparring.stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceSettings, Scoring, TrainSettings
@@ -296,9 +296,9 @@ def build_answers(config: Config, sources: Sources, *questions: Question) -> Pla
         builder = Builder("", replace(config, sampler=replace(config.sampler, temperature=warmth)), sources, plan)
         base = builder.external(sources.policy(config.policy))
         policy = builder.external(one.policy) if one.policy else base
-        settings = AskedSettings(column=one.column, max_tokens=config.prompts.max_tokens)
+        settings = SuitePromptsSettings(column=one.column, max_tokens=config.prompts.max_tokens)
         inputs = {"source": builder.external(one.source), "policy": base}
-        prompts = builder.step(t, "prompts", ASKED, settings, inputs)
+        prompts = builder.step(t, "prompts", SUITE_PROMPTS, settings, inputs)
         samples = builder.sample(t, "sample", prompts, policy, "suite", one.n)
         if one.n > 1:
             builder.score(t, "score", config.oracle, samples, anchors=config.oracle.opponents)
@@ -310,8 +310,6 @@ def build_import(config: Config, sources: Sources, source: Input, settings: Impo
     plan = Plan(steps={}, externals={}, configs={"": config})
     builder = Builder("", config, sources, plan)
     prompts = builder.prompts()
-    step = plan.steps[prompts]
-    plan.steps[prompts] = replace(step, spec=replace(step.spec, pool="here"))
     policy = builder.external(sources.policy(config.policy))
     inputs = {"source": builder.external(source), "policy": policy, "prompts": prompts}
     samples = builder.step(1, "sample", IMPORT, settings, inputs)

@@ -201,9 +201,9 @@ def check_policy(config: Config, policy: Input) -> None:
                 sampler=sampler, hardware=config.hardware, workers=workers, max_model_len=longest, stop_ids=()
             )
         )
-        model_folder.check_engine(policy.root, asdict(start))
+        model_folder.check_with(policy.root, model_folder.ENGINE, asdict(start))
     if config.trainer.adapter.name != "off" and policy.root.is_dir():
-        model_folder.check_adapter(policy.root, asdict(config.trainer.adapter))
+        model_folder.check_with(policy.root, model_folder.ADAPTER, asdict(config.trainer.adapter))
     layer = getattr(config.repulsion, "layer", LAST)
     if isinstance(config.policy, EmbeddedPolicy) and layer == LAST and not stop:
         return  # all of it is known to work

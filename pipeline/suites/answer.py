@@ -41,7 +41,7 @@ from sparring.pipeline.suites import SUITES, results
 from sparring.stages.annotate.best import chosen as best_of
 from sparring.stages.annotate.rows import rows_by_id
 from sparring.stages.errors import ConfigError, DataError
-from sparring.stages.sample import asked
+from sparring.stages.sample import suite_prompts
 from sparring.stages.sample.config import MOST_RESPONSES
 from sparring.stages.step import Input, resolve
 
@@ -111,8 +111,8 @@ def answer(
     if answers_it:
         resolve(answers_it)(player, path, to)
         return
-    column = asked.column_of(path, column)
-    rows = list(asked.read(path, column))
+    column = suite_prompts.column_of(path, column)
+    rows = list(suite_prompts.read(path, column))
     name = player.name + (f"-best-of-{best_of}" if best_of > 1 else "")
     to = target(to, player.folder / "answers" / f"{title}-{name}.json")
     made, samples, scores = answers(player, path, column, best_of)
@@ -260,7 +260,7 @@ def best(samples: Input, scores: Input | None, win_rate: str) -> Iterator[tuple[
 
 
 def table(
-    rows: list[asked.Row], column: str, chosen: dict[str, Response], dataset: str, generator: str
+    rows: list[suite_prompts.SuiteRow], column: str, chosen: dict[str, Response], dataset: str, generator: str
 ) -> list[dict[str, Any]]:
     """Return a row for each instruction, in their order; without the white space around an output, as leaderboards."""
     return [
@@ -274,7 +274,9 @@ def table(
     ]
 
 
-def described(to: Path, rows: list[asked.Row], chosen: dict[str, Response], made: list[Manifest]) -> list[str]:
+def described(
+    to: Path, rows: list[suite_prompts.SuiteRow], chosen: dict[str, Response], made: list[Manifest]
+) -> list[str]:
     """Return the lines that `answer` ends with: how many, how long, what is cut, what is missing."""
     given = [chosen[row.id] for row in rows if row.id in chosen]
     characters = sum(len(one["text"].strip()) for one in given) / max(1, len(given))

@@ -31,9 +31,9 @@ from sparring.pipeline.suites import COMPARED, results
 from sparring.stages.errors import ConfigError, DataError, HubSilent
 from sparring.stages.evaluate.suites.overlap import Index, Row
 from sparring.stages.plain import printable
-from sparring.stages.sample.asked import column_of
 from sparring.stages.sample.messages import kind, notation
 from sparring.stages.sample.source import rows
+from sparring.stages.sample.suite_prompts import column_of
 from sparring.stages.step import Input
 
 WORST = 5

@@ -60,7 +60,7 @@ IMPORT_PAIRS = StepSpec(
     worker="sparring.stages.annotate.imported:Importer",
     shards="sparring.stages.annotate.imported:shards",
     finish="sparring.stages.annotate.imported:finish",
-    pool="here",
+    pool="in_process",
 )
 
 

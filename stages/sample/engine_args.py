@@ -35,24 +35,20 @@ SPEED_ONLY = frozenset(("max_num_seqs", "max_num_batched_tokens", "block_size", 
 def check(engine: str, arguments: Mapping[str, Any]) -> None:
     """ConfigError names an argument that the engine does not have, or that has a key of its own."""
     for name in arguments:
-        _check(engine, name)
+        if name == "trust_remote_code":
+            raise ConfigError("sampler.engine_args.trust_remote_code: a policy's own code is never run.")
+        if name in OURS:
+            raise ConfigError(f"sampler.engine_args.{name}: set {OURS[name]} instead.")
+        known = known_arguments(engine)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"sampler.engine_args.{name}: the engine {engine} has no such argument.{hint}")
 
 
 def changing(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return those that change what is sampled."""
     return {name: value for name, value in arguments.items() if name not in SPEED_ONLY}
-
-
-def _check(engine: str, name: str) -> None:
-    if name == "trust_remote_code":
-        raise ConfigError("sampler.engine_args.trust_remote_code: a policy's own code is never run.")
-    if name in OURS:
-        raise ConfigError(f"sampler.engine_args.{name}: set {OURS[name]} instead.")
-    known = known_arguments(engine)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"sampler.engine_args.{name}: the engine {engine} has no such argument.{hint}")
 
 
 @cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
 from importlib.util import find_spec
@@ -32,26 +32,23 @@ def check(folder: Path, settings: EngineSettings) -> None:
         return
     if sampler.engine == "transformers":
         _check_attention(folder, sampler.engine_args.get("attn_implementation"), settings.workers.gpus)
-    elif settings.workers.gpus or not _on_cpu():
+        return
+    import_vllm(1)
+    from vllm.platforms import current_platform
+
+    if settings.workers.gpus or not current_platform.is_cpu():
         _check_fields(sampler.engine_args)
     else:
         _check_start(folder, settings, sampler)
 
 
-def _on_cpu() -> bool:
-    import_vllm(1)
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
-
-
 def _refused(name: str, value: Any, engine: str, error: Exception) -> ConfigError:
     place = f"sampler.engine_args.{name}={json.dumps(value)}"
-    return ConfigError(f"{place}: {engine} refuses it ({said(error)}); change it or leave it out.")
+    return ConfigError(f"{place}: {engine} refuses it ({in_words(error)}); change it or leave it out.")
 
 
-def said(error: Exception) -> str:
-    """Return what a validator says of a value, without the rest of a report of pydantic."""
+def in_words(error: Exception) -> str:
+    """Return a validator's message about a value, without the rest of a report of pydantic."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
@@ -75,7 +72,7 @@ def _check_attention(folder: Path, value: Any, gpus: int) -> None:
         raise _refused(name, value, "transformers", ImportError("a kernel of the hub needs the package kernels"))
     package = "flash_attn" if value == "flash_attention_2" else None
     if gpus and package and find_spec(package):
-        return  # whether it runs is told by the GPU, which is not here
+        return  # only the GPU shows whether it runs
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, attn_implementation=value)
@@ -85,11 +82,17 @@ def _check_attention(folder: Path, value: Any, gpus: int) -> None:
 
 def _check_start(folder: Path, settings: EngineSettings, sampler: EngineSampler) -> None:
     """Start vLLM's engine up to where it would load the model."""
-    llm, made = import_vllm(1), _stopped()
+    llm, configured = import_vllm(1), _stop_when_configured()
 
     def starts(arguments: Mapping[str, Any]) -> Exception | None:
         tried = replace(settings, sampler=replace(sampler, engine_args=dict(arguments)))
-        return _error(lambda: made(lambda: llm(str(folder), **arguments_of(tried))))
+        try:
+            llm(str(folder), **arguments_of(tried))
+        except configured:
+            return None
+        except Exception as error:
+            return error
+        return None
 
     error = starts(sampler.engine_args)
     if error is None or starts({}) is not None:
@@ -98,50 +101,37 @@ def _check_start(folder: Path, settings: EngineSettings, sampler: EngineSampler)
         alone = starts({name: value})
         if alone is not None:
             raise _refused(name, value, "vllm", alone)
-    raise ConfigError(f"sampler.engine_args: vllm refuses them together ({said(error)}).")
+    raise ConfigError(f"sampler.engine_args: vllm refuses them together ({in_words(error)}).")
 
 
-def _stopped() -> Callable[[Callable[[], Any]], None]:
-    """Return what calls vLLM and ends it where its configuration is made; afterwards no engine starts in this process.
+def _stop_when_configured() -> type[Exception]:
+    """Have vLLM end where its configuration is made, with the exception returned; no engine starts in this process.
 
-    The blocks and the format of weights are looked at where the engine would: beyond the configuration.
+    The blocks and the format of weights are checked where the engine would: beyond the configuration.
     """
     from vllm.model_executor.model_loader import get_model_loader
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.worker.utils import select_common_block_size
 
-    class Made(Exception):
+    class Configured(Exception):
         pass
 
     def end(_: Any, vllm_config: Any, *args: Any, **more: Any) -> None:
         get_model_loader(vllm_config.load_config)
         if not vllm_config.model_config.is_attention_free:
             select_common_block_size(vllm_config.cache_config.block_size, [CPUAttentionBackend])
-        raise Made
+        raise Configured
 
     engine: Any = LLMEngine
     engine.__init__ = end
-
-    def call(make: Callable[[], Any]) -> None:
-        try:
-            make()
-        except Made:
-            return
-
-    return call
-
-
-def _error(call: Callable[[], Any]) -> Exception | None:
-    try:
-        call()
-    except Exception as error:
-        return error
-    return None
+    return Configured
 
 
 def _check_fields(arguments: Mapping[str, Any]) -> None:
-    import_vllm(1)
+    """ConfigError where a value fits no field of that name in vLLM's configurations; else the engine's own."""
+    import vllm.config
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER as FORMATS
 
@@ -149,24 +139,14 @@ def _check_fields(arguments: Mapping[str, Any]) -> None:
         value = arguments.get(name)
         if value is not None and value not in known:
             raise _refused(name, value, "vllm", ValueError(f"choose {', '.join(sorted(known))}"))
-    for name, value in arguments.items():
-        hints = list(_hints(name))
-        errors = [error for hint in hints if (error := _mismatch(hint, value)) is not None]
-        if hints and value is not None and len(errors) == len(hints):
-            raise _refused(name, value, "vllm", errors[0])
-
-
-def _hints(name: str) -> Iterator[Any]:
-    """Yield the types, with their bounds, that vLLM's configurations give fields of a name; else the engine's own."""
-    import vllm.config
-    from vllm.engine.arg_utils import EngineArgs
-
     classes = [one for one in vars(vllm.config).values() if hasattr(one, "__pydantic_fields__")]
-    fields = [one.__pydantic_fields__[name] for one in classes if name in one.__pydantic_fields__]
-    for field in fields:
-        yield typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    if not fields:
-        yield EngineArgs.__dataclass_fields__[name].type
+    for name, value in arguments.items():
+        fields = [one.__pydantic_fields__[name] for one in classes if name in one.__pydantic_fields__]
+        hints = [typing.Annotated[one.annotation, *one.metadata] if one.metadata else one.annotation for one in fields]
+        hints = hints or [EngineArgs.__dataclass_fields__[name].type]
+        errors = [error for hint in hints if (error := _mismatch(hint, value)) is not None]
+        if value is not None and len(errors) == len(hints):
+            raise _refused(name, value, "vllm", errors[0])
 
 
 def _mismatch(hint: Any, value: Any) -> Exception | None:

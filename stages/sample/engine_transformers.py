@@ -123,7 +123,7 @@ class TransformersEngine:
             return logits.argmax(-1)
         probs = (logits.double() / sampler.temperature).softmax(-1)
         if sampler.min_p > 0:
-            probs = above_min_p(probs, sampler.min_p)
+            probs = probs.masked_fill(probs < sampler.min_p * probs.max(-1, keepdim=True).values, 0.0)
         if sampler.top_p < 1:
             probs = nucleus(probs / probs.sum(-1, keepdim=True), sampler.top_p)
         u = torch.stack([torch.rand((), dtype=torch.float64, generator=g) for g in generators]).to(probs.device)
@@ -142,11 +142,6 @@ def groups(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
         longest = max(longest, length)
     if lengths:
         yield first, len(lengths)
-
-
-def above_min_p(probs: Any, min_p: float) -> Any:
-    """Zero the tokens less probable than `min_p` times the most probable one. probs: (rows, vocabulary)."""
-    return probs.masked_fill(probs < min_p * probs.max(-1, keepdim=True).values, 0.0)
 
 
 def nucleus(probs: Any, top_p: float) -> Any:

@@ -1,6 +1,6 @@
 """vLLM, offline, in this process: one `LLM.generate` a shard, n = K, so that K responses share their prompt's prefill.
 
-How it is set up is said in stages/vllm.py. On the CPU there is no chunked prefill where sampling is reproducible: with
+stages/vllm.py sets it up. On the CPU there is no chunked prefill where sampling is reproducible: with
 per-request seeds the CPU model runner dies on a prompt that is cut in two ("CPU Generator does not use offset").
 
 vLLM gives child i of a request the seed + i (v1/engine/parallel_sampling.py).
@@ -28,22 +28,44 @@ def at_start(settings: EngineSettings) -> EngineSettings:
 
 
 class VllmEngine:
-    """One engine on `cpus` cores, or on `gpus` GPUs as one tensor-parallel group."""
+    """One engine on `cpus` cores, or on `gpus` GPUs as one tensor-parallel group.
+
+    The one in memory is kept where the next step starts it with the same: how it samples comes with each call.
+    """
 
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
         self.settings = settings
-        self.llm = _loaded(folder, at_start(settings))
+        start = at_start(settings)
+        self.llm = kept(
+            repr((folder, start)), lambda: import_vllm(settings.workers.cpus)(str(folder), **arguments_of(start))
+        )
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
         """Return K responses for each prompt.
 
         Where sampling is reproducible the prefix cache starts empty, so that no shard depends on another.
         """
-        if self.settings.sampler.reproducible and not self.llm.reset_prefix_cache():
+        from vllm import SamplingParams
+
+        sampler = self.settings.sampler
+        if sampler.reproducible and not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompt_ids], [self._params(seed) for seed in seeds], use_tqdm=False
-        )
+        params = [
+            SamplingParams(
+                n=sampler.k,
+                temperature=sampler.temperature,
+                top_p=sampler.top_p,
+                min_p=sampler.min_p,
+                max_tokens=sampler.max_tokens,
+                seed=seed if sampler.reproducible else None,
+                stop=list(sampler.stop) or None,
+                stop_token_ids=list(self.settings.stop_ids),
+                detokenize=bool(sampler.stop),
+                logprobs=0 if sampler.logprobs else None,
+            )
+            for seed in seeds
+        ]
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], params, use_tqdm=False)
         return [
             [self._sampled(child, seed) for child in sorted(output.outputs, key=lambda child: child.index)]
             for output, seed in zip(outputs, seeds, strict=True)
@@ -59,36 +81,14 @@ class VllmEngine:
             logprobs,
         )
 
-    def _params(self, seed: int) -> Any:
-        from vllm import SamplingParams
-
-        sampler = self.settings.sampler
-        return SamplingParams(
-            n=sampler.k,
-            temperature=sampler.temperature,
-            top_p=sampler.top_p,
-            min_p=sampler.min_p,
-            max_tokens=sampler.max_tokens,
-            seed=seed if sampler.reproducible else None,
-            stop=list(sampler.stop) or None,
-            stop_token_ids=list(self.settings.stop_ids),
-            detokenize=bool(sampler.stop),
-            logprobs=0 if sampler.logprobs else None,
-        )
-
-
-def _loaded(folder: Path, settings: EngineSettings) -> Any:
-    """Return the engine, the one in memory when the next step needs the same: how it samples comes with each call."""
-
-    def make() -> Any:
-        llm = import_vllm(settings.workers.cpus)
-        return llm(str(folder), **arguments_of(settings))
-
-    return kept(repr((folder, settings)), make)
-
 
 def arguments_of(settings: EngineSettings) -> dict[str, Any]:
     """Return the arguments of vLLM; the user's own win over ours."""
+    if settings.workers.gpus:
+        hardware = on_gpus(settings.workers.gpus, settings.hardware.gpu_memory)
+    else:
+        hardware = on_cpu(settings.max_model_len, settings.hardware.kv_cache_gb)
+        hardware["enable_chunked_prefill"] = not settings.sampler.reproducible
     return {
         "dtype": settings.sampler.dtype,
         "max_model_len": settings.max_model_len,
@@ -96,13 +96,6 @@ def arguments_of(settings: EngineSettings) -> dict[str, Any]:
         **EVERYWHERE,
         # Engines that share a seed would draw the same numbers for different prompts.
         "seed": 0 if settings.sampler.reproducible else int.from_bytes(os.urandom(4), "big") >> 1,
-        **_hardware(settings),
+        **hardware,
         **settings.engine_args,
     }
-
-
-def _hardware(settings: EngineSettings) -> dict[str, Any]:
-    if settings.workers.gpus:
-        return on_gpus(settings.workers.gpus, settings.hardware.gpu_memory)
-    cpu = on_cpu(settings.max_model_len, settings.hardware.kv_cache_gb)
-    return {**cpu, "enable_chunked_prefill": not settings.sampler.reproducible}

@@ -1,8 +1,8 @@
-"""Step `sample`, imported: the prompts and responses of a file become samples, as if they had been played here.
+"""Step `sample`, imported: the prompts and responses of a file become samples, as if the policy had given them.
 
 A row is usable when its prompt has text, is no duplicate of an earlier one, is not held out and fits once rendered;
-the others are dropped, and counted in part 0. The whole file is read and rendered before the first part is written.
-What a file says of its responses (layouts.py) is one more column of the samples, `preference`, for the step `pairs`.
+the others are dropped, and counted in part 0. All of the file is read and rendered before the first part is written.
+What a file has on its responses (layouts.py) is one more column of the samples, `preference`, for the step `pairs`.
 
 Left out: a second pair of the same prompt, a file in which some responses were cut and some ended.
 """
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,7 @@ from sparring.stages.sample.diversity import diversity
 from sparring.stages.sample.layouts import EmptyResponse, Entry, Layout, parse
 from sparring.stages.sample.messages import Empty, Message
 from sparring.stages.sample.prompts import NEAR_EMPTY, near_empty, prompt_hash
-from sparring.stages.sample.source import placed
+from sparring.stages.sample.source import ByNumber, placed
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from sparring.stages.sample.stage import finish as summarise
 from sparring.stages.step import Input, Job, Part, Shard
@@ -57,13 +56,6 @@ PREFERENCE = pa.struct(
 PAIRED_SCHEMA = SAMPLES_SCHEMA.append(pa.field("preference", PREFERENCE))
 
 
-class Scan(NamedTuple):
-    """What a whole reading found: the numbers of the usable rows, and why the others are not."""
-
-    kept: list[int]
-    dropped: dict[str, int]
-
-
 def check(
     paths: Sequence[Path],
     settings: ImportSettings,
@@ -84,42 +76,32 @@ def check(
     _check_some(paths[0], total, dropped if not fits else {"": 1})
 
 
-def scan(paths: Sequence[Path], settings: ImportSettings, heldout: frozenset[str], chat: Chat) -> Scan:
-    """Read and render every row."""
-    kept: list[int] = []
-    dropped, total = Counter[str](), 0
-    for place, entry, reason in _judged(paths, settings, heldout):
-        if entry and not reason and _length(chat, entry.prompt, place) > settings.max_tokens:
-            reason = "too_long"
-        dropped[reason] += 1
-        if not reason:
-            kept.append(total)
-        total += 1
-    _check_some(paths[0], total, dropped)
-    return Scan(kept, {reason: dropped[reason] for reason in REMEDIES if dropped[reason]})
-
-
 def _judged(
     paths: Sequence[Path], settings: ImportSettings, heldout: frozenset[str]
 ) -> Iterator[tuple[str, Entry | None, str]]:
-    """Yield place, what it says and why it is dropped ('': it is not) of every row."""
+    """Yield the place of every row, its entry, and why it is dropped ('': it is not)."""
     seen: set[str] = set()
     k = 0
     for place, values in placed(paths, settings.columns):
-        found = _entry(place, values, settings)
-        if isinstance(found, str):
-            yield place, None, found
+        entry = _entry(place, values, settings)
+        if isinstance(entry, str):
+            yield place, None, entry
             continue
-        k = _same_k(place, len(found.texts), k)
-        key = prompt_hash(found.prompt, place)[:16]
-        yield place, found, "duplicate" if key in seen else "heldout" if key in heldout else ""
+        own = len(entry.texts)
+        if not 2 <= own <= MOST_RESPONSES:
+            raise DataError(f"{place}: has {own} responses, not 2 (for a preference) to {MOST_RESPONSES}; {MEND}")
+        if k not in (0, own):
+            raise DataError(f"{place}: has {own} responses, the rows before it {k}; {MEND}")
+        k = own
+        key = prompt_hash(entry.prompt, place)[:16]
+        yield place, entry, "duplicate" if key in seen else "heldout" if key in heldout else ""
         seen.add(key)
 
 
 def _entry(place: str, values: Mapping[str, Any], settings: ImportSettings) -> Entry | str:
     """Return a row, or why it is dropped; DataError when it is wrong."""
     try:
-        found = parse(values, layout_of(settings))
+        entry = parse(values, Layout(settings.layout, settings.prompt, settings.columns))
     except Empty:
         return NEAR_EMPTY
     except EmptyResponse as error:
@@ -128,20 +110,7 @@ def _entry(place: str, values: Mapping[str, Any], settings: ImportSettings) -> E
         raise DataError(f"{place}: {error}; {MEND[:-1]}, or drop such rows with --drop-empty.") from None
     except ValueError as error:
         raise DataError(f"{place}: {error}; {MEND}") from None
-    return NEAR_EMPTY if near_empty(found.prompt) else found
-
-
-def layout_of(settings: ImportSettings) -> Layout:
-    """Return the layout of an import."""
-    return Layout(settings.layout, settings.prompt, settings.columns)
-
-
-def _same_k(place: str, here: int, k: int) -> int:
-    if not 2 <= here <= MOST_RESPONSES:
-        raise DataError(f"{place}: has {here} responses, not 2 (for a preference) to {MOST_RESPONSES}; {MEND}")
-    if k not in (0, here):
-        raise DataError(f"{place}: has {here} responses, the rows before it {k}; {MEND}")
-    return here
+    return NEAR_EMPTY if near_empty(entry.prompt) else entry
 
 
 def _length(chat: Chat, prompt: Sequence[Message], place: str) -> int:
@@ -163,15 +132,25 @@ def _check_some(path: Path, total: int, dropped: Mapping[str, int]) -> None:
 
 
 def shards(job: Job[ImportSettings]) -> list[Shard]:
-    """Read, check and render the whole file, then cut the usable rows into parts of `shard_rows`."""
+    """Read, check and render all of the file, then cut the usable rows into parts of `shard_rows`."""
     from sparring.stages.chat import load_chat
 
+    settings, paths, chat = job.settings, paths_of(job.inputs["source"]), load_chat(job.inputs["policy"].folder())
     heldout = frozenset(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
-    found = scan(paths_of(job.inputs["source"]), job.settings, heldout, load_chat(job.inputs["policy"].folder()))
-    size = job.settings.shard_rows
+    kept: list[int] = []
+    reasons, total = Counter[str](), 0
+    for place, entry, reason in _judged(paths, settings, heldout):
+        if entry and not reason and _length(chat, entry.prompt, place) > settings.max_tokens:
+            reason = "too_long"
+        reasons[reason] += 1
+        if not reason:
+            kept.append(total)
+        total += 1
+    _check_some(paths[0], total, reasons)
+    dropped = {reason: reasons[reason] for reason in REMEDIES if reasons[reason]}
     return [
-        Shard(index=i, payload={"rows": found.kept[a : a + size], "dropped": {} if i else found.dropped})
-        for i, a in enumerate(range(0, len(found.kept), size))
+        Shard(index=i, payload={"rows": kept[a : a + settings.shard_rows], "dropped": {} if i else dropped})
+        for i, a in enumerate(range(0, len(kept), settings.shard_rows))
     ]
 
 
@@ -181,22 +160,41 @@ class Importer:
     def __init__(self, job: Job[ImportSettings]) -> None:
         from sparring.stages.chat import load_chat
 
-        self.chat = load_chat(job.inputs["policy"].folder())
-        self.layout, self.finish = layout_of(job.settings), "length" if job.settings.cut else "stop"
-        self.end = [] if job.settings.cut else [_end_of_turn(self.chat, job.inputs["policy"])]
-        self.paths, self.at = paths_of(job.inputs["source"]), 0
-        self.rows = placed(self.paths, self.layout.columns)
+        settings, policy, paths = job.settings, job.inputs["policy"], paths_of(job.inputs["source"])
+        self.chat = load_chat(policy.folder())
+        self.layout = Layout(settings.layout, settings.prompt, settings.columns)
+        self.finish: str = "length" if settings.cut else "stop"
+        self.end: list[int] = []
+        if not settings.cut:
+            end = self.chat.end_of_turn()
+            end = self.chat.tokenizer.eos_token_id if end is None else end
+            if end is None:
+                raise DataError(
+                    f"{policy.root}: no token ends a turn of this policy; --cut imports responses without one."
+                )
+            self.end = [int(end)]
+        self.rows = ByNumber(lambda: placed(paths, self.layout.columns))
 
     def __call__(self, shard: Shard) -> Part:
-        found = [parse(self._row(number), self.layout) for number in shard.payload["rows"]]
-        texts = [text for one in found for text in one.texts]
+        entries = [parse(self.rows[number][1], self.layout) for number in shard.payload["rows"]]
+        texts = [text for one in entries for text in one.texts]
         ids = iter(self.chat.response_ids(texts))
+        rows = [
+            {
+                "id": prompt_hash(one.prompt)[:16],
+                "messages": one.prompt,
+                "prompt_ids": self.chat.render(one.prompt),
+                "responses": [{"text": text, "ids": next(ids) + self.end, "finish": self.finish} for text in one.texts],
+                "preference": one.preference._asdict() if one.preference else None,
+            }
+            for one in entries
+        ]
         schema = PAIRED_SCHEMA if self.layout.name in PAIRED else SAMPLES_SCHEMA
         dropped = shard.payload["dropped"]
-        table = pa.Table.from_pylist([self._sample(one, ids) for one in found], schema=schema)
+        table = pa.Table.from_pylist(rows, schema=schema)
         return Part(
             table=table,
-            rows_in=len(found) + sum(dropped.values()),
+            rows_in=len(rows) + sum(dropped.values()),
             dropped=dropped,
             stats={
                 "responses": float(len(texts)),
@@ -205,23 +203,6 @@ class Importer:
             },
         )
 
-    def _row(self, number: int) -> dict[str, Any]:
-        """Return a row by its number; the file is read on from the last one, or again where that was a later one."""
-        if number < self.at:
-            self.rows, self.at = placed(self.paths, self.layout.columns), 0
-        _, values = next(islice(self.rows, number - self.at, None))
-        self.at = number + 1
-        return values
-
-    def _sample(self, one: Entry, ids: Iterator[list[int]]) -> dict[str, Any]:
-        return {
-            "id": prompt_hash(one.prompt)[:16],
-            "messages": one.prompt,
-            "prompt_ids": self.chat.render(one.prompt),
-            "responses": [{"text": text, "ids": next(ids) + self.end, "finish": self.finish} for text in one.texts],
-            "preference": one.preference._asdict() if one.preference else None,
-        }
-
 
 def paths_of(source: Input) -> list[Path]:
     """Return the files in their order, their bytes verified."""
@@ -229,16 +210,8 @@ def paths_of(source: Input) -> list[Path]:
     return [root / file.path for file in source.files]
 
 
-def _end_of_turn(chat: Chat, policy: Input) -> int:
-    end = chat.end_of_turn()
-    end = chat.tokenizer.eos_token_id if end is None else end
-    if end is None:
-        raise DataError(f"{policy.root}: no token ends a turn of this policy; --cut imports responses without one.")
-    return int(end)
-
-
 def finish(job: Job[ImportSettings], tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the summary of sampled responses says, the length of the sequences, and where all this is from."""
+    """Return the summary of sampled responses, with the length of the sequences and the source of it all."""
     lengths: list[NDArray[np.int64]] = []
     summary = summarise(job, _measured(tables, lengths), parts)
     sequences, source = np.concatenate(lengths), job.inputs["source"]
@@ -267,13 +240,13 @@ def _measured(tables: Iterable[pa.Table], lengths: list[NDArray[np.int64]]) -> I
 
 
 def assumed(settings: ImportSettings, spell_control: int) -> list[str]:
-    """Return what the file does not say and was taken to be so."""
+    """Return the assumptions about what the file does not hold."""
     end = "was cut: nothing is appended" if settings.cut else "ended: the end-of-turn token is appended"
-    found = [f"a response's ids are those of its text tokenized again, and every response {end}"]
+    lines = [f"a response's ids are those of its text tokenized again, and every response {end}"]
     if spell_control:
-        found.append(f"{spell_control} responses spell a control token, which is taken for text")
+        lines.append(f"{spell_control} responses spell a control token, which is taken for text")
     if settings.layout == "pairs" and "chosen_probs" not in settings.columns:
         rates = "chosen_probs_win" in settings.columns
         p = "1/2 + the difference of the win rates" if rates else "1: it wins for sure, win rates .75 and .25"
-        found.append(f"the probability that chosen beats rejected is {p}")
-    return found
+        lines.append(f"the probability that chosen beats rejected is {p}")
+    return lines

@@ -1,6 +1,6 @@
-"""What a file of prompts, of responses or of pairs says, row by row. No model.
+"""The entries of a file of prompts, of responses or of pairs, row by row. No model.
 
-The layout is told by the columns. A prompt or a response is a text or a conversation (messages.py); a conversation that
+The columns decide the layout. A prompt or a response is a text or a conversation (messages.py); a conversation that
 ends with the response may begin with its prompt.
 
     prompt          prompt, or the column that is named; messages or conversations, without a last answer; instruction,
@@ -12,8 +12,8 @@ ends with the response may begin with its prompt.
                     or output_1, output_2, label (1 or 2: the better one) and input, as LLMBar has them
     sppo_pairs      pairs with all three: synthetic_data_*_score/train.parquet of the official scripts
 
-The last three say which response is chosen, which rejected, and P: (K, K) float64, P[i, j] = probability that i beats
-j; pairs may say their win rates against more responses than are there. sppo_generated: chosen = argmax, rejected =
+The last three have the chosen response, the rejected one, and P: (K, K) float64, P[i, j] = probability that i beats
+j; win rates of pairs may be against more responses than the file has. sppo_generated: chosen = argmax, rejected =
 argmin of rm_scores. Pairs: P[chosen, rejected] is chosen_probs; without it 1/2 + the difference of the win rates,
 within [0, 1], as two responses alone would have; without those it is 1.
 """
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """What a row says of its responses."""
+    """The preference of a row among its responses."""
 
     P: list[float]
     """Row by row."""
@@ -102,16 +102,27 @@ class Row:
 
 
 def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
-    """Yield the prompts of a file; DataError when a row is wrong. A last answer is left out.
+    """Yield the prompts of a file: of the named column, else as a layout without that column has them.
 
-    `drop_empty`: a prompt without text comes without messages instead, for the caller to count.
+    DataError when a row is wrong. A last answer is left out.
+
+    `drop_empty`: a prompt without text is yielded without messages instead, for the caller to count.
     """
-    layout = _prompts(path, column)
+    names = header(path)
+    layout = Layout("prompts", column, (column, *BESIDE.get(column, ())))
+    if names and column not in names:
+        other = _prompt_column(names, None) if column == "prompt" else None
+        if other is not None:
+            layout = Layout("prompts", other, (other, *BESIDE.get(other, ())))
+        elif column == "prompt" and {"chosen", "rejected"} <= {*names}:
+            layout = Layout("pairs", None, ("chosen", "rejected"))
+        else:
+            raise DataError(f"{path}: {_no_column(column, names)}")
     for where, values in rows(path, layout.columns):
         place = f"{path}: {where}"
         try:
             if layout.prompt is None:
-                yield Row(where, _said(values, layout)[0])
+                yield Row(where, _prompt_and_texts(values, layout)[0])
             elif layout.prompt in values:
                 yield Row(where, _named(layout.prompt, _question, values, layout))
             else:
@@ -122,19 +133,6 @@ def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
             yield Row(where, [])
         except ValueError as error:
             raise DataError(f"{place}: {error}; mend or remove the row.") from None
-
-
-def _prompts(path: Path, column: str) -> Layout:
-    """Return how a file holds its prompts: in the named column, else as one of the layouts that have none of it."""
-    names = header(path)
-    if names and column not in names:
-        taken = _prompt_column(names, None) if column == "prompt" else None
-        if taken is None and not (column == "prompt" and {"chosen", "rejected"} <= {*names}):
-            raise DataError(f"{path}: {_no_column(column, names)}")
-        if taken is None:
-            return Layout("pairs", None, ("chosen", "rejected"))
-        column = taken
-    return Layout("prompts", column, (column, *BESIDE.get(column, ())))
 
 
 def _no_column(column: str, columns: Sequence[str]) -> str:
@@ -160,18 +158,18 @@ def recognise(paths: Sequence[Path], what: str, prompt: str | None) -> Layout:
     if prompt is not None and prompt not in columns:
         raise _missing(path, prompt, columns, "name the prompt's column with --prompt-column.")
     named = _prompt_column(columns, prompt)
-    name, needed = (_responses if what == "responses" else _pairs)(path, columns)
+    if what == "pairs":
+        name, needed = _pairs(path, columns)
+    elif "responses" in columns:
+        name, needed = "responses", ["responses"]
+    elif generated := _generated(columns):
+        name, needed = "generated", generated
+    else:
+        takes = "`sparring import pairs` takes this file."
+        hint = takes if "chosen" in columns else "rename the column that holds them."
+        raise _missing(path, "responses (or generate_0, generate_1 ..)", columns, hint)
     beside = [one for one in BESIDE.get(named or "", ()) if one in columns]
     return Layout(name, named, tuple(dict.fromkeys([*needed, *([named] if named else []), *beside])))
-
-
-def _responses(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
-    if "responses" in columns:
-        return "responses", ["responses"]
-    if generated := _generated(columns):
-        return "generated", generated
-    hint = "`sparring import pairs` takes this file." if "chosen" in columns else "rename the column that holds them."
-    raise _missing(path, "responses (or generate_0, generate_1 ..)", columns, hint)
 
 
 def _pairs(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
@@ -196,8 +194,8 @@ def _pairs(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _generated(columns: Iterable[str]) -> list[str]:
-    found = [name for name in columns if re.fullmatch(r"generate_\d+", name)]
-    return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+    generated = [name for name in columns if re.fullmatch(r"generate_\d+", name)]
+    return sorted(generated, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def _missing(path: Path, column: str, columns: Sequence[str], hint: str) -> DataError:
@@ -205,20 +203,23 @@ def _missing(path: Path, column: str, columns: Sequence[str], hint: str) -> Data
 
 
 def parse(values: Mapping[str, Any], layout: Layout) -> Entry:
-    """Return what a row says; Empty or EmptyResponse without text, else ValueError says what is wrong, not where."""
+    """Return the entry of a row; Empty or EmptyResponse without text, else ValueError with what is wrong, not where."""
     beside = BESIDE.get(layout.prompt or "", ())
     absent = [name for name in layout.columns if name not in values and name not in beside]
     if absent:
         raise ValueError(f"has no {absent[0]}")
-    prompt, texts = _said(values, layout)
+    prompt, texts = _prompt_and_texts(values, layout)
     for name, text in texts.items():
         if not text.strip():
             raise EmptyResponse(f"{name} is empty")
-        _check_text(name, text)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name} holds half a surrogate pair ({text[error.start]!a}), which is no text") from None
     return Entry(prompt, list(texts.values()), _preference(values, layout, len(texts)))
 
 
-def _said(values: Mapping[str, Any], layout: Layout) -> tuple[list[Message], dict[str, str]]:
+def _prompt_and_texts(values: Mapping[str, Any], layout: Layout) -> tuple[list[Message], dict[str, str]]:
     """Return the prompt, and the responses by the name of their place; all must agree on the prompt."""
     named = _named("prompt", _question, values, layout) if layout.prompt else None
     prompt, source, texts = named, layout.prompt, {}
@@ -226,7 +227,7 @@ def _said(values: Mapping[str, Any], layout: Layout) -> tuple[list[Message], dic
         begin, texts[name] = _named(name, _split, cell)
         if begin is None:
             continue
-        if prompt is None or (prompt is named and named in (begin, begin[-1:])):  # the list says more: a system message
+        if prompt is None or (prompt is named and named in (begin, begin[-1:])):  # the list has more: a system message
             prompt, source = begin, name
         elif begin != prompt:
             raise ValueError(f"{source} and {name} have different prompts")
@@ -248,11 +249,13 @@ def _question(values: Mapping[str, Any], layout: Layout) -> list[Message]:
         turns = [{"role": "user", "content": turns}]
     if before:
         try:
-            pairs = [(str(asked), str(answer)) for asked, answer in _in_text(before)]
+            pairs = [(str(question), str(answer)) for question, answer in _in_text(before)]
         except (TypeError, ValueError):
             raise ValueError("has a history that is not a list of [question, answer]") from None
-        said = [{"role": role, "content": text} for pair in pairs for role, text in zip(TALK, pair, strict=True)]
-        turns = [*said, *turns]
+        turns_before = [
+            {"role": role, "content": text} for pair in pairs for role, text in zip(TALK, pair, strict=True)
+        ]
+        turns = [*turns_before, *turns]
     if isinstance(system, str) and isinstance(turns, list) and turns and turns[0].get("role") != "system":
         turns = [{"role": "system", "content": system}, *turns]
     return messages(turns)
@@ -267,10 +270,10 @@ def _cells(values: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     if "chosen" in layout.columns:
         return {name: values[name] for name in ("chosen", "rejected")}
     if layout.name != "responses":
-        here, there = _generated(values), _generated(layout.columns)
-        if here != there:
-            raise ValueError(f"has {len(here)} responses, the first row has {len(there)}")
-        return {name: values[name] for name in there}
+        own, first = _generated(values), _generated(layout.columns)
+        if own != first:
+            raise ValueError(f"has {len(own)} responses, the first row has {len(first)}")
+        return {name: values[name] for name in first}
     given = _in_text(values["responses"])
     if not isinstance(given, list):
         raise ValueError(f"responses is {kind(given)}, not a list")
@@ -312,52 +315,38 @@ def _split(cell: Any) -> tuple[list[Message] | None, str]:
     return (messages(before) if before else None), last["content"]
 
 
-def _check_text(name: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds half a surrogate pair ({text[error.start]!a}), which is no text") from None
-
-
 def _preference(values: Mapping[str, Any], layout: Layout, k: int) -> Preference | None:
     if layout.name not in PAIRED:
         return None
     if layout.name == "sppo_generated":
         scores = _numbers("rm_scores", values["rm_scores"], (k,))
         p = _numbers("probability", values["probability"], (k, k))
-        _check_matrix(p)
+        for i, j in np.argwhere((p < 0) | (p > 1))[:1]:
+            raise ValueError(f"probability[{i}][{j}] is {p[i, j]:g}, not within [0, 1]")
+        for i, j in np.argwhere(np.abs(p + p.T - 1) > SLACK)[:1]:  # so P is 1/2 on the diagonal
+            raise ValueError(f"probability[{i}][{j}] = {p[i, j]:g} and [{j}][{i}] = {p[j, i]:g} do not add up to 1")
         return Preference(p.ravel().tolist(), None, int(scores.argmax()), int(scores.argmin()))
-    known = {name: _probability(name, values[name]) for name in layout.columns if name.startswith("chosen_probs")}
+    known: dict[str, float] = {}
+    for name in (one for one in layout.columns if one.startswith("chosen_probs")):
+        value = _in_text(values[name])
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{name} is {kind(value)}, not a number")
+        if not 0 <= value <= 1:  # NaN neither
+            raise ValueError(f"{name} is {value}, not within [0, 1]")
+        known[name] = float(value)
     rates = [known[name] for name in WIN_RATES] if WIN_RATES[0] in known else None
     alone = min(1.0, max(0.0, 0.5 + rates[0] - rates[1])) if rates else 1.0
     p_wl = known.get("chosen_probs", alone)
     return Preference([0.5, p_wl, 1.0 - p_wl, 0.5], rates, 0, 1)
 
 
-def _check_matrix(p: NDArray[np.float64]) -> None:
-    """ValueError unless P is a preference: entries in [0, 1], P + P^T = 1 and so 1/2 on the diagonal."""
-    for i, j in np.argwhere((p < 0) | (p > 1))[:1]:
-        raise ValueError(f"probability[{i}][{j}] is {p[i, j]:g}, not within [0, 1]")
-    for i, j in np.argwhere(np.abs(p + p.T - 1) > SLACK)[:1]:
-        raise ValueError(f"probability[{i}][{j}] = {p[i, j]:g} and [{j}][{i}] = {p[j, i]:g} do not add up to 1")
-
-
 def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     try:
-        found = np.array(_in_text(value), dtype=np.float64)
+        numbers = np.array(_in_text(value), dtype=np.float64)
     except (TypeError, ValueError):
-        found = np.empty(0)
-    if found.shape != shape:
+        numbers = np.empty(0)
+    if numbers.shape != shape:
         raise ValueError(f"{name} is not {' x '.join(map(str, shape))} numbers, one for each response")
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name} holds {found[~np.isfinite(found)][0]}, not a finite number")
-    return found
-
-
-def _probability(name: str, value: Any) -> float:
-    value = _in_text(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} is {kind(value)}, not a number")
-    if not 0 <= value <= 1:  # NaN neither
-        raise ValueError(f"{name} is {value}, not within [0, 1]")
-    return float(value)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name} holds {numbers[~np.isfinite(numbers)][0]}, not a finite number")
+    return numbers

@@ -42,29 +42,37 @@ def kind(value: Any) -> str:
 
 
 def messages(value: Any) -> list[Message]:
-    """Return the turns of a prompt; ValueError says what is wrong, without the place."""
+    """Return the turns of a prompt; ValueError with what is wrong, without the place."""
     turns = notation(value)
     if isinstance(turns, str):
         turns = [{"role": "user", "content": turns}]
     elif isinstance(value, str) and turns[-1] == {"role": "assistant", "content": ""}:
-        turns = turns[:-1]  # a dialogue that ends with "Assistant:" asks for the response
+        turns = turns[:-1]  # a dialogue that ends with "Assistant:" waits for the response
     if not isinstance(turns, list):
         raise (Empty if value is None else ValueError)(f"is {kind(value)}, not a text or a list of messages")
     if not turns:
         raise Empty("is an empty list of messages")
-    found = [_message(turn) for turn in turns]
-    roles = [m["role"] for m in found]
+    read: list[Message] = []
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (0, 0)
+        role = "user" if role is None else role
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ValueError("has a message that is not {role: text, content: text}")
+        if not content.strip():
+            raise Empty("is empty" if role == "user" else f"has an empty {role} message")
+        read.append({"role": role, "content": content})
+    roles = [m["role"] for m in read]
     talk = roles[1:] if roles[0] == "system" else roles
     if talk != ["user" if i % 2 == 0 else "assistant" for i in range(len(talk))] or not talk or talk[-1] != "user":
         raise ValueError(
             f"has the roles {', '.join(roles)}: after an optional system message, user and assistant take turns "
             "and the last is user"
         )
-    return found
+    return read
 
 
 def without_answer(value: Any) -> Any:
-    """Return a conversation without its last answer, which data to train on has: the prompt is what came before it."""
+    """Return a conversation without its last answer, which data to train on has: the prompt is what precedes it."""
     turns = notation(value)
     last = turns[-1] if isinstance(turns, list) and len(turns) > 1 else None
     return turns[:-1] if isinstance(last, dict) and last.get("role") == "assistant" else turns
@@ -86,23 +94,13 @@ def as_message(turn: Any) -> Any:
     if {"from", "value"} <= turn.keys():
         return {"role": ROLES.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
     parts = turn.get("content")
-    if isinstance(parts, list) and parts and all(map(_is_text, parts)):
-        return {**turn, "content": "".join(part["text"] for part in parts)}
-    return turn
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
-def _message(turn: Any) -> Message:
-    if isinstance(turn, dict) and turn.get("role") is None:
-        turn = {**turn, "role": "user"}
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise ValueError("has a message that is not {role: text, content: text}")
-    if not turn["content"].strip():
-        raise Empty("is empty" if turn["role"] == "user" else f"has an empty {turn['role']} message")
-    return {"role": turn["role"], "content": turn["content"]}
+    if not isinstance(parts, list) or not parts:
+        return turn
+    given = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(parts):
+        return turn
+    return {**turn, "content": "".join(texts)}
 
 
 def _list_in(text: str) -> Any:
@@ -122,14 +120,14 @@ def is_message(turn: Any) -> bool:
     return isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
 
 
-def _dialogue(text: str) -> Any:
+def _dialogue(dialogue: str) -> Any:
     """Return the turns of a dialogue that opens with the human; an assistant's turn without text, the last, is none."""
-    if not text.startswith("\n\nHuman:"):
-        return text
-    _, *parts = SPEAKER.split(text)
+    if not dialogue.startswith("\n\nHuman:"):
+        return dialogue
+    _, *parts = SPEAKER.split(dialogue)
     turns: list[Message] = []
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
-        role, content = ROLES[speaker.lower()], said.strip()
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        role, content = ROLES[speaker.lower()], text.strip()
         if turns and turns[-1]["role"] == role:
             content = f"{turns[-1]['content']}\n\n{content}".strip()
             turns.pop()

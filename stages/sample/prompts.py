@@ -4,7 +4,7 @@ Part 0 is the held-out prompts, parts 1.. the training prompts in the order of t
 usable when it has text, is no duplicate of an earlier one and its rendered prompt fits; the first `limit + heldout`
 usable rows are taken (all without a limit), and of these the `heldout` with the smallest sha256 are held out: the same
 ones whatever the order of the files. Dropped rows are counted in part 1. Where there are several sources, one a slice,
-the summary says how many training prompts each has left.
+the summary has the number of training prompts that each has left.
 
 Left out: merging of near duplicates.
 """
@@ -12,6 +12,7 @@ Left out: merging of near duplicates.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,11 +24,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sparring.stages.errors import DataError
 from sparring.stages.sample.config import PromptsSettings
 from sparring.stages.sample.layouts import Row, read
 from sparring.stages.sample.messages import Message
+from sparring.stages.sample.source import ByNumber
 from sparring.stages.step import Input, Job, Part, Shard
 
 PART_ROWS = 4096
@@ -44,36 +47,33 @@ class Count(NamedTuple):
     """Rows that are left out."""
 
 
-def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> Count:
-    """Read all files, DataError at the first thing wrong. No model."""
-    seen: set[str] = set()
-    rows = Counter[str]()
-    for one in _keyed(sources, column, on_empty):
-        rows["rows" if one.row else one.key] += 1
-        if one.row:
-            seen.add(one.key)
-    rows["duplicate"] = rows.pop("rows", 0) - len(seen)
-    return Count(len(seen), {reason: number for reason, number in rows.items() if number})
+@dataclass(frozen=True)
+class Source:
+    """A file of prompts, and which of the slices it belongs to."""
+
+    number: int
+    path: Path
 
 
-def check_lengths(sources: Sequence[Source], settings: PromptsSettings, encode: Callable[[str], int]) -> None:
-    """DataError where fewer prompts fit than are held out, as far as their own text says; reads until enough do.
+class Keyed(NamedTuple):
+    """A row of a source."""
 
-    encode: text -> its tokens, at least; what the chat template adds is not counted.
-    """
-    heldout, max_tokens = settings.prompts.heldout or 0, settings.prompts.max_tokens
-    seen: dict[str, int] = {}
-    fit = 0
-    for one in _keyed(sources, settings.prompts.column, settings.on_empty):
-        if one.row and one.key not in seen:
-            text = "\n".join(m["content"] for m in one.row.messages)
-            seen[one.key] = encode(text) if len(text) > max_tokens else 0
-            fit += seen[one.key] <= max_tokens
-            if fit > heldout:
-                return
-    if not fit:
-        raise DataError(_all_too_long(sources, len(seen), max_tokens, min(seen.values())))
-    raise DataError(too_few(files_named(sources), fit, heldout, {"too_long": len(seen) - fit}))
+    key: str
+    """prompt_hash of its messages; empty where it has next to no text and is dropped as `near_empty`."""
+    row: Row
+    source: Source
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rows of the sources are used, in the sources' order."""
+
+    heldout: list[Keyed]
+    train: list[int]
+    """Their numbers, of all rows of all sources."""
+    dropped: dict[str, int]
+    different: int
+    """Prompts that differ, dropped ones included."""
 
 
 def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
@@ -86,117 +86,109 @@ def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
     ]
 
 
+def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> Count:
+    """Read all files, DataError at the first thing wrong. No model."""
+    seen: set[str] = set()
+    total = empty = 0
+    for one in _keyed(sources, column, on_empty):
+        total += 1
+        if one.key:
+            seen.add(one.key)
+        else:
+            empty += 1
+    dropped = {NEAR_EMPTY: empty, "duplicate": total - empty - len(seen)}
+    return Count(len(seen), {reason: number for reason, number in dropped.items() if number})
+
+
+def check_lengths(sources: Sequence[Source], settings: PromptsSettings, encode: Callable[[str], int]) -> None:
+    """DataError where fewer prompts fit than are held out, as far as their own text shows; reads until enough do.
+
+    encode: text -> its tokens, at least; what the chat template adds is not counted.
+    """
+    heldout, max_tokens = settings.prompts.heldout or 0, settings.prompts.max_tokens
+    seen: dict[str, int] = {}
+    fit = 0
+    for one in _keyed(sources, settings.prompts.column, settings.on_empty):
+        if one.key and one.key not in seen:
+            text = "\n".join(m["content"] for m in one.row.messages)
+            seen[one.key] = encode(text) if len(text) > max_tokens else 0
+            fit += seen[one.key] <= max_tokens
+            if fit > heldout:
+                return
+    if not fit:
+        raise DataError(_all_too_long(sources, len(seen), max_tokens, min(seen.values())))
+    raise DataError(too_few(files_named(sources), fit, heldout, {"too_long": len(seen) - fit}))
+
+
+def heldout_ids(inputs: Mapping[str, Input], settings: PromptsSettings) -> frozenset[str]:
+    """Return the ids of the prompts that the step holds out, whether its artifact exists or not."""
+    return frozenset(one.key[:16] for one in _choice_of(inputs, settings).heldout)
+
+
 def shards(job: Job[PromptsSettings]) -> list[Shard]:
-    """Return the held-out part and as many training parts as the rows can fill (drops may leave the last short)."""
-    prompts = job.settings.prompts
-    heldout, limit, sources = prompts.heldout or 0, prompts.limit, sources_of(job.inputs)
-    different, dropped = count(sources, prompts.column, job.settings.on_empty)
-    if different <= heldout:
-        raise DataError(too_few(files_named(sources), different, heldout, dropped))
-    train = different - heldout if limit is None else min(limit, different - heldout)
-    return [Shard(index=i, payload={"part": i}) for i in range(1 + -(-train // PART_ROWS))]
+    """Read and render all rows, then cut those to train on into parts; drops may leave the last ones short.
+
+    The sources are read a first time: what is chosen is in the payloads, the held-out rows themselves, of the others
+    their numbers.
+    """
+    prompts, choice = job.settings.prompts, _choice_of(job.inputs, job.settings)
+    train = choice.different - (prompts.heldout or 0)
+    if prompts.limit is not None:
+        train = min(prompts.limit, train)
+    parts = [Shard(index=0, payload={"heldout": choice.heldout, "train": [], "dropped": {}})]
+    for first in range(0, train, PART_ROWS):
+        numbers, dropped = choice.train[first : first + PART_ROWS], {} if first else choice.dropped
+        parts.append(Shard(index=len(parts), payload={"heldout": [], "train": numbers, "dropped": dropped}))
+    return parts
 
 
 class Cleaner:
-    """Turns the sources into the rows of one part."""
+    """Renders the rows of one part after another; the sources are read a second time, on from the last part."""
 
     def __init__(self, job: Job[PromptsSettings]) -> None:
-        self.sources = tuple(sources_of(job.inputs))
-        self.settings = job.settings
-        self.policy = job.inputs["policy"].folder()
-        self.choice = _choice_of(job.inputs, job.settings)
+        from sparring.stages.chat import load_chat
+
+        sources, settings = sources_of(job.inputs), job.settings
+        self.chat = load_chat(job.inputs["policy"].folder())
+        self.rows = ByNumber(lambda: _keyed(sources, settings.prompts.column, settings.on_empty))
 
     def __call__(self, shard: Shard) -> Part:
-        part = shard.payload["part"]
-        chosen = self.choice.heldout if part == 0 else self.choice.train[(part - 1) * PART_ROWS : part * PART_ROWS]
-        dropped = self.choice.dropped if part == 1 else {}
-        rows, numbers = [], Counter[int]()
-        for one in self._chosen(set(chosen)):
-            rows.append(one)
-            numbers[one.pop("source")] += 1
+        heldout, dropped = shard.payload["heldout"], shard.payload["dropped"]
+        train = [self.rows[number] for number in shard.payload["train"]]
+        rows = [
+            {"id": one.key[:16], "messages": one.row.messages, "prompt_ids": self.chat.render(one.row.messages)}
+            for one in (*heldout, *train)
+        ]
         table = pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA)
-        tokens = sum(len(row["prompt_ids"]) for row in rows)
-        slices = {f"source_{number}": float(count) for number, count in numbers.items() if part}
+        slices = Counter(f"source_{one.source.number}" for one in train)
         return Part(
             table=table,
             rows_in=table.num_rows + sum(dropped.values()),
             dropped=dropped,
-            stats={"prompt_tokens": float(tokens), **slices},
+            stats={
+                "prompt_tokens": float(sum(len(row["prompt_ids"]) for row in rows)),
+                **{name: float(number) for name, number in slices.items()},
+            },
         )
-
-    def _chosen(self, numbers: set[int]) -> Iterator[dict[str, Any]]:
-        from sparring.stages.chat import load_chat
-
-        chat = load_chat(self.policy)
-        for index, one in enumerate(_keyed(self.sources, self.settings.prompts.column, self.settings.on_empty)):
-            if index in numbers and one.row:
-                messages = one.row.messages
-                ids = chat.render(messages)
-                yield {"id": one.key[:16], "messages": messages, "prompt_ids": ids, "source": one.source.number}
 
 
 def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return counts and lengths: what the sampler needs to deal, and what the report shows."""
-    lengths = [np.diff(_flat(table["prompt_ids"]).offsets.to_numpy()) for table in tables]
+    lengths = [pc.list_value_length(table["prompt_ids"]).to_numpy() for table in tables]
     tokens = np.concatenate(lengths)
-    dropped: dict[str, int] = {}
+    dropped = Counter[str]()
     for part in parts:
-        for reason, count in part["dropped"].items():
-            dropped[reason] = dropped.get(reason, 0) + count
+        dropped.update(part["dropped"])
+    sources = sum(role.startswith("source") for role in job.inputs)
     return {
         "heldout": len(lengths[0]),
         "train": len(tokens) - len(lengths[0]),
         "rows": [len(part) for part in lengths],
-        "slices": [int(sum(part["stats"].get(f"source_{i}", 0) for part in parts)) for i in range(_count(job))],
-        "dropped": dropped,
+        "slices": [int(sum(part["stats"].get(f"source_{i}", 0) for part in parts)) for i in range(sources)],
+        "dropped": dict(dropped),
         "prompt_tokens_mean": float(tokens.mean()),
         "prompt_tokens_max": int(tokens.max()),
     }
-
-
-def _flat(column: pa.ChunkedArray) -> pa.ListArray:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-def _count(job: Job) -> int:
-    return sum(role.startswith("source") for role in job.inputs)
-
-
-def files_named(sources: Sequence[Source]) -> str:
-    """Return the path of the first file, and how many more there are."""
-    return f"{sources[0].path}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of prompts, and which of the slices it belongs to."""
-
-    number: int
-    path: Path
-
-
-class Keyed(NamedTuple):
-    """A row of a source; without `row` it is one to drop for `key`."""
-
-    key: str
-    row: Row | None
-    source: Source
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which rows of the source are used, by number, in the source's order."""
-
-    heldout: list[int]
-    train: list[int]
-    dropped: dict[str, int]
-    ids: frozenset[str]
-    """Of the held-out ones."""
-
-
-def heldout_ids(inputs: Mapping[str, Input], settings: PromptsSettings) -> frozenset[str]:
-    """Return the ids of the prompts that the step holds out, whether it is made or not."""
-    return _choice_of(inputs, settings).ids
 
 
 def _choice_of(inputs: Mapping[str, Input], settings: PromptsSettings) -> Choice:
@@ -206,57 +198,76 @@ def _choice_of(inputs: Mapping[str, Input], settings: PromptsSettings) -> Choice
 
 @lru_cache(maxsize=1)
 def _choice(sources: tuple[Source, ...], digests: tuple[str, ...], policy: Path, settings: PromptsSettings) -> Choice:
-    """Read and render until enough rows are usable. Keeps numbers and keys only; cached for the parts of one source."""
+    """Read all rows, and render until enough are usable. Keeps numbers, hashes and the held-out rows alone.
+
+    Cached: an import reads which prompts are held out, and makes the step next. DataError where too few prompts are
+    usable, and where a row cannot be read, before one that the chat template refuses.
+    """
     from sparring.stages.chat import load_chat
 
-    chat, prompts = load_chat(policy), settings.prompts
+    chat, prompts, refuses = load_chat(policy), settings.prompts, settings.on_empty == "refuse"
     heldout, limit, max_tokens = prompts.heldout or 0, prompts.limit, prompts.max_tokens
-    usable: list[tuple[str, int]] = []
+    usable: list[int] = []
     seen: set[str] = set()
+    least: list[tuple[int, int, Keyed]] = []  # a heap of the usable rows with the smallest hashes, the largest first
     dropped = {NEAR_EMPTY: 0, "duplicate": 0, "refused_by_template": 0, "too_long": 0, "over_limit": 0}
     refused: DataError | None = None
     shortest: int | None = None
     for index, one in enumerate(_keyed(sources, prompts.column, settings.on_empty)):
-        if one.row is None:
-            dropped[one.key] += 1
-            continue
-        if one.key in seen:
-            dropped["duplicate"] += 1
+        if not one.key or one.key in seen:
+            dropped["duplicate" if one.key else NEAR_EMPTY] += 1
             continue
         seen.add(one.key)
         if limit is not None and len(usable) == limit + heldout:
             dropped["over_limit"] += 1
             continue
+        if refused and refuses:
+            continue
         try:
-            length = _length(chat, one.row, one.source.path)
+            length = len(chat.render(one.row.messages))
         except DataError as error:
-            if settings.on_empty == "refuse":
-                raise
-            refused = error
+            refused = DataError(f"{one.source.path}: {one.row.where}: {error}")
             dropped["refused_by_template"] += 1
             continue
         shortest = length if shortest is None else min(shortest, length)
         if length > max_tokens:
             dropped["too_long"] += 1
+            continue
+        usable.append(index)
+        entry = (-int(one.key, 16), index, one)
+        if len(least) < heldout:
+            heapq.heappush(least, entry)
         else:
-            usable.append((one.key, index))
-    if refused and dropped["refused_by_template"] == len(seen):
+            heapq.heappushpop(least, entry)
+    if refused and (refuses or dropped["refused_by_template"] == len(seen)):
         raise refused
     if not usable and seen:
         raise DataError(_all_too_long(sources, len(seen), max_tokens, shortest or 0))
     if len(usable) <= heldout:
         raise DataError(too_few(files_named(sources), len(usable), heldout, dropped))
-    held = {index: key[:16] for key, index in sorted(usable)[:heldout]}
-    train = [index for _, index in usable if index not in held]
-    lost = {reason: number for reason, number in dropped.items() if number}
-    return Choice(sorted(held), train, lost, frozenset(held.values()))
+    held = {index: one for _, index, one in sorted(least, key=lambda entry: entry[1])}
+    return Choice(
+        heldout=list(held.values()),
+        train=[index for index in usable if index not in held],
+        dropped={reason: number for reason, number in dropped.items() if number},
+        different=len(seen),
+    )
 
 
-def _length(chat: Any, row: Row, path: Path) -> int:
-    try:
-        return len(chat.render(row.messages))
-    except DataError as error:
-        raise DataError(f"{path}: {row.where}: {error}") from None
+def _keyed(sources: Sequence[Source], column: str, on_empty: str) -> Iterator[Keyed]:
+    none = True
+    for source in sources:
+        for row in read(source.path, column, drop_empty=on_empty == "drop"):
+            none = False
+            place = f"{source.path}: {row.where}"
+            yield Keyed("" if near_empty(row.messages) else prompt_hash(row.messages, place), row, source)
+    if none:
+        raise DataError(f"{files_named(sources)}: holds no prompts; give a file with at least one row.")
+
+
+def files_named(sources: Sequence[Source]) -> str:
+    """Return the path of the first file, and how many more there are."""
+    return f"{sources[0].path}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
 
 def _all_too_long(sources: Sequence[Source], number: int, max_tokens: int, shortest: int) -> str:
@@ -267,25 +278,12 @@ def _all_too_long(sources: Sequence[Source], number: int, max_tokens: int, short
 
 
 def too_few(name: str, usable: int, heldout: int, dropped: Mapping[str, int]) -> str:
-    """Say that the usable prompts are not enough to hold some out."""
+    """Return the message that the usable prompts are not enough to hold some out."""
     lost = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number)
     return (
         f"{name}: {usable} usable prompts{f' ({lost} dropped)' if lost else ''} are not enough for "
         f"prompts.heldout={heldout} and at least 1 to train on; add prompts or lower prompts.heldout."
     )
-
-
-def _keyed(sources: Sequence[Source], column: str, on_empty: str) -> Iterator[Keyed]:
-    none = True
-    for source in sources:
-        for row in read(source.path, column, drop_empty=on_empty == "drop"):
-            none = False
-            if near_empty(row.messages):
-                yield Keyed(NEAR_EMPTY, None, source)
-            else:
-                yield Keyed(prompt_hash(row.messages, f"{source.path}: {row.where}"), row, source)
-    if none:
-        raise DataError(f"{files_named(sources)}: holds no prompts; give a file with at least one row.")
 
 
 def near_empty(messages: Sequence[Message]) -> bool:

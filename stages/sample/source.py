@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.messages import is_message, kind
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 """Place and values of each row."""
+T = TypeVar("T")
 
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -88,6 +89,24 @@ def placed(paths: Sequence[Path], columns: Sequence[str]) -> Rows:
     for path in paths:
         for where, values in rows(path, columns):
             yield f"{path}: {where}", values
+
+
+class ByNumber(Generic[T]):
+    """Rows by their number, from 0: one row in memory, read on from the last one, or anew where that was a later one.
+
+    read: yields all rows from the first. DataError where there is no such row.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[T]]) -> None:
+        self.read, self.rows, self.at = read, read(), 0
+
+    def __getitem__(self, number: int) -> T:
+        if number < self.at:
+            self.rows, self.at = self.read(), 0
+        for row in islice(self.rows, number - self.at, None):
+            self.at = number + 1
+            return row
+        raise DataError(f"row {number + 1} is missing: a source changed while it was read; run again.")
 
 
 def header(path: Path) -> list[str]:
@@ -150,7 +169,7 @@ def _saved(path: Path) -> list[Path]:
         raise DataError(f"{path}: state.json has a layout that is not read; save the dataset again with save_to_disk.")
     for name in names:
         if not (path / name).is_file():
-            raise DataError(f"{path}: {name} is missing, which state.json names; copy the whole folder again.")
+            raise DataError(f"{path}: {name} is missing, which state.json names; copy all of the folder again.")
     if not names:
         raise DataError(f"{path}: holds no rows; give a dataset with at least one.")
     return [path / name for name in names]
@@ -163,39 +182,37 @@ def _is_plain(name: Any) -> bool:
 
 def _saved_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not complete JSON ({_why(error)}); copy the whole folder again.") from None
-    return found if isinstance(found, dict) else {}
+        raise DataError(f"{path}: not complete JSON ({_why(error)}); copy all of the folder again.") from None
+    return values if isinstance(values, dict) else {}
 
 
 def _folder(path: Path, split: str | None, key: str) -> list[Path]:
-    """Return the data files of a folder (or of its `data`), which must be of one format."""
-    found: list[Path] = []
+    """Return the data files of a folder (or of its `data`), which must be of one format.
+
+    A file's name has its split, as `test-00000-of-00002.parquet` or `test.jsonl` have; others are of `train`.
+    """
+    listed: list[Path] = []
     for place in (path, path / "data"):
-        listed = sorted(place.iterdir()) if place.is_dir() else []
-        found = found or [
-            one for one in listed if one.is_file() and _suffix(one) in FORMATS and one.name[0] not in "._"
+        every = sorted(place.iterdir()) if place.is_dir() else []
+        listed = listed or [
+            one for one in every if one.is_file() and _suffix(one) in FORMATS and one.name[0] not in "._"
         ]
-    if len({_suffix(one) for one in found}) > 1:  # a dataset_info.json beside the data is none
-        found = [one for one in found if _suffix(one) != ".json"]
-    kinds = Counter(map(_suffix, found))
+    if len({_suffix(one) for one in listed}) > 1:  # a dataset_info.json beside the data is none
+        listed = [one for one in listed if _suffix(one) != ".json"]
+    kinds = Counter(map(_suffix, listed))
     if len(kinds) != 1:
         what = "holds files of " + " and ".join(sorted(kinds)) if kinds else f"holds no {', '.join(FORMATS)} file"
         raise DataError(f"{path}: {what}; give one file, or a folder with files of one format.")
     splits: dict[str, list[Path]] = {}
-    for one in found:
-        splits.setdefault(_split_of(one), []).append(one)
+    for one in listed:
+        stem = one.name.partition(".")[0]
+        shard = SHARD.fullmatch(stem)
+        splits.setdefault(shard["split"] if shard else stem if stem in SPLITS else "train", []).append(one)
     if split is None and len(splits) == 1:
-        return found
+        return listed
     return splits[_chosen(path, sorted(splits), split, key)]
-
-
-def _split_of(path: Path) -> str:
-    """Return the split that a file's name says: `test-00000-of-00002.parquet`, `test.jsonl`; else 'train'."""
-    stem = path.name.partition(".")[0]
-    shard = SHARD.fullmatch(stem)
-    return shard["split"] if shard else stem if stem in SPLITS else "train"
 
 
 def _suffix(path: Path) -> str:
@@ -230,8 +247,16 @@ def _format(path: Path) -> str:
     suffix, start = _suffix(path), head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[" and (suffix in TEXTS or suffix not in FORMATS):
         return "json"
-    if start == b"{":
-        return "jsonl" if _is_lines(path, suffix) else "json"
+    if start == b"{":  # one object a line, or one of many lines
+        lines = (line.strip() for _, line in _lines(path))
+        with closing(lines):
+            first = next(filter(None, lines))
+            try:
+                json.loads(first)
+                one_a_line = suffix == ".jsonl" or any(lines)
+            except (ValueError, RecursionError):
+                one_a_line = suffix == ".jsonl" and first != "{"
+        return "jsonl" if one_a_line else "json"
     if suffix in (".csv", ".tsv"):
         return "csv"
     if suffix in TEXTS:
@@ -241,21 +266,9 @@ def _format(path: Path) -> str:
     raise DataError(f"{path}: rows are read from {', '.join(FORMATS)} files; convert this one.")
 
 
-def _is_lines(path: Path, suffix: str) -> bool:
-    """Return whether a file that begins with an object holds one a line."""
-    lines = (line.strip() for _, line in _lines(path))
-    with closing(lines):
-        first = next(filter(None, lines))
-        try:
-            json.loads(first)
-        except (ValueError, RecursionError):
-            return suffix == ".jsonl" and first != "{"
-        return suffix == ".jsonl" or any(lines)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
-    """Open a file for reading, unpacked where it is packed, and say by what; DataError where that fails."""
+    """Open a file for reading, unpacked where it is packed, and yield by what as well; DataError where that fails."""
     try:
         with path.open("rb") as raw:
             start = raw.read(16)
@@ -321,10 +334,10 @@ class _Twice(Exception):
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; _Twice where a name has two values, of which one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise _Twice(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
-    return found
+    return values
 
 
 def _why(error: ValueError | RecursionError) -> str:
@@ -399,38 +412,32 @@ def _pieces(path: Path) -> Generator[str]:
 
 def _in_object(path: Path, text: str) -> Rows:
     try:
-        found = _object(f"{path}: the document", json.loads(text or "{}", object_pairs_hook=_unique))
+        document = _object(f"{path}: the document", json.loads(text or "{}", object_pairs_hook=_unique))
     except _Twice as name:
         raise DataError(f"{path}: an object names {name} twice; mend the file.") from None
     except (ValueError, RecursionError) as error:
         more = "write one list, or an object a line" if "Extra data" in str(error) else "get it again"
         raise DataError(f"{path}: not complete JSON ({_why(error)}); {more}.") from None
-    lists = [name for name in {**dict.fromkeys(WRAPPERS), **dict.fromkeys(SPLITS)} if _are_rows(found.get(name))]
-    full = [name for name in lists if found[name]]
+    wrapped = {name: document[name] for name in (*WRAPPERS, *SPLITS) if isinstance(document.get(name), list)}
+    lists = [name for name, rows in wrapped.items() if all(isinstance(one, dict) for one in rows)]
+    full = [name for name in lists if document[name]]
     if len(full) > 1:
         raise DataError(f"{path}: holds the rows of {', '.join(full)}; write each to a file of its own.")
+    # Else each name is a column: a list, or an object by row number as pandas writes it.
+    columns = [list(one.values()) if isinstance(one, dict) else one for one in document.values()]
+    keys = {tuple(one) for one in document.values() if isinstance(one, dict)}
     if lists:
-        listed = found[(full or lists)[0]]
-    elif columns := _columns(found):
-        listed = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        listed = document[(full or lists)[0]]
+    elif (
+        all(isinstance(one, list) and not any(map(is_message, one)) for one in columns)
+        and all(key == tuple(map(str, range(len(key)))) for key in keys)
+        and len({len(one) for one in columns}) == 1
+    ):
+        listed = [dict(zip(document, cells, strict=True)) for cells in zip(*columns, strict=True)]
     else:
-        listed = [found] if found else []
+        listed = [document] if document else []
     for number, values in enumerate(listed, start=1):
         yield f"row {number}", values.get("row", values) if "row_idx" in values else values
-
-
-def _are_rows(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
-
-
-def _columns(found: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the columns of an object that holds each as a list, or by row number as pandas does; else none."""
-    values = [list(one.values()) if isinstance(one, dict) else one for one in found.values()]
-    listed = all(isinstance(one, list) and not any(map(is_message, one)) for one in values)
-    keys = {tuple(one) for one in found.values() if isinstance(one, dict)}
-    numbered = all(key == tuple(map(str, range(len(key)))) for key in keys)
-    alike = len({len(one) if isinstance(one, list) else -1 for one in values}) == 1
-    return dict(zip(found, values, strict=True)) if listed and numbered and alike else {}
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:

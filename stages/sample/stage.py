@@ -58,7 +58,7 @@ def _slice(settings: SampleSettings, prompts: Mapping[str, Any]) -> tuple[list[i
     if settings.split == "heldout":
         rows = prompts["heldout"] if rows is None else rows
         if rows > prompts["heldout"]:
-            raise DataError(f"{rows} held-out prompts were asked for, there are {prompts['heldout']}; prompts.heldout.")
+            raise DataError(f"{rows} held-out prompts are needed, there are {prompts['heldout']}; prompts.heldout.")
         return list(range(rows)), [0] * rows
     n, seed = prompts["train"], settings.seed
     if rows is not None:
@@ -67,13 +67,13 @@ def _slice(settings: SampleSettings, prompts: Mapping[str, Any]) -> tuple[list[i
     deal, index = divmod(number, slices)
     if deal == 0 and len(prompts["slices"]) > 1:
         first = sum(prompts["slices"][:index])
-        found = list(range(first, first + prompts["slices"][index]))
+        chosen = list(range(first, first + prompts["slices"][index]))
     else:
         first, last = cut(n, index, slices)
-        found = dealt(n, deal * n + first, last - first, seed) if last > first else []
-    if not found:
+        chosen = dealt(n, deal * n + first, last - first, seed) if last > first else []
+    if not chosen:
         raise DataError(f"slice {index + 1} of {slices} has no usable prompts; lower prompts.slices or add prompts.")
-    return found, [deal] * len(found)
+    return chosen, [deal] * len(chosen)
 
 
 def narrow(shard: Shard, keep: Sequence[int]) -> Shard:
@@ -115,16 +115,24 @@ class Sampler:
         self.engine = make_engine(sampler.engine, folder, chosen)
 
     def __call__(self, shard: Shard) -> Part:
-        lost = shard.payload.get("poison", 0)
+        lost, stop = shard.payload.get("poison", 0), self.settings.sampler.stop
         prompts = [self.prompts.row(row) for row in shard.payload["rows"]]
         deals = shard.payload["deals"]
         seeds = [response_seed(self.settings.seed, p["id"], d) for p, d in zip(prompts, deals, strict=True)]
-        sampled = self._generate([p["prompt_ids"] for p in prompts], seeds)
+        try:
+            sampled = self.engine.generate([p["prompt_ids"] for p in prompts], seeds) if prompts else []
+        except (SparringError, OSError):  # no prompt fills a disk or hides a file
+            raise
+        except Exception as error:
+            log.exception("the engine failed")
+            raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from None
         rows = [
             {
                 **prompt,
                 "id": f"{prompt['id']}~{deal}" if deal else prompt["id"],
-                "responses": [{"text": self._text(one.ids), **one._asdict()} for one in responses],
+                "responses": [
+                    {"text": cut_at_stop(self.chat.decode(one.ids), stop), **one._asdict()} for one in responses
+                ],
             }
             for prompt, deal, responses in zip(prompts, deals, sampled, strict=True)
         ]
@@ -141,20 +149,6 @@ class Sampler:
                 **diversity(table["responses"]),
             },
         )
-
-    def _generate(self, prompt_ids: list[list[int]], seeds: list[int]) -> list[list[Any]]:
-        if not prompt_ids:
-            return []
-        try:
-            return self.engine.generate(prompt_ids, seeds)
-        except (SparringError, OSError):  # no prompt fills a disk or hides a file
-            raise
-        except Exception as error:
-            log.exception("the engine failed")
-            raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from None
-
-    def _text(self, ids: list[int]) -> str:
-        return cut_at_stop(self.chat.decode(ids), self.settings.sampler.stop)
 
 
 class _Prompts:

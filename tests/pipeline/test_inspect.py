@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides.append(f"entry.samples={sample.name}")
     plan = commands.plan_of({"": overrides})
     steps = {
-        name: replace(step, spec=replace(step.spec, pool="here"))
+        name: replace(step, spec=replace(step.spec, pool="in_process"))
         for name, step in plan.steps.items()
         if step.uses[0].label in KINDS
     }

@@ -95,7 +95,7 @@ def cut(folder: Path) -> None:
 def test_a_folder_is_looked_at_before_a_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What loading would refuse is refused at plan, by the same words: here weights that are not there."""
     monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_folder, "_found", model_check.found)
+    monkeypatch.setattr(model_folder, "_in_own_process", model_check.check)
     if kind == "pairrm":
         blender.llm_blender()  # whose classes write a checkpoint
     make: Any = {"reward_model": readers.llama, "gpm": readers.gpm, "llm": readers.causal, "pairrm": blender.hf}[kind]

@@ -63,7 +63,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to break, looked at in this process and with an empty cache."""
-    monkeypatch.setattr(model_folder, "_found", model_check.found)
+    monkeypatch.setattr(model_folder, "_in_own_process", model_check.check)
     monkeypatch.setenv("SPARRING_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(policy, tmp_path / "policy"))
 
@@ -371,7 +371,7 @@ def test_a_header_is_read_where_safetensors_reads_it(tmp_path: Path, seed: int) 
 
 def test_a_content_is_looked_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(model_folder, "_found", lambda f: asked.append(f) or model_check.facts(f))
+    monkeypatch.setattr(model_folder, "_in_own_process", lambda f: asked.append(f) or model_check.facts(f))
     first = model_folder.checked(folder)
     copy = Path(shutil.copytree(folder, folder.with_name("copy")))
     assert model_folder.checked(copy) == first and asked == [folder]
@@ -447,7 +447,7 @@ def test_an_adapter_that_the_layers_take(folder: Path, monkeypatch: pytest.Monke
     chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
     with refused(ConfigError, "trainer.adapter.rank=1000000", "64"):
         chosen(folder, "adapter=lora", "trainer.adapter.rank=1000000")
-    monkeypatch.setattr(model_folder, "_found", None)  # what was found is kept
+    monkeypatch.setattr(model_folder, "_in_own_process", None)  # what was found is kept
     chosen(folder, "adapter=lora", "trainer.adapter.rank=64")
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def here(*given: Any) -> Plan:
         plan = made(*given)
         for name, step in plan.steps.items():
-            plan.steps[name] = replace(step, spec=replace(step.spec, pool="here"))
+            plan.steps[name] = replace(step, spec=replace(step.spec, pool="in_process"))
         return plan
 
     monkeypatch.setattr(answer, "build_answers", here)

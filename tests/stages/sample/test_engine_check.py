@@ -151,7 +151,7 @@ def test_a_plan_asks_once_and_only_where_arguments_are_given(
         check_policy(chosen, Sources().policy(chosen.policy))
         return list(asked)
 
-    monkeypatch.setattr(model_folder, "_found", found)
+    monkeypatch.setattr(model_folder, "_in_own_process", found)
     planned()
     assert planned() == []
     assert planned("+sampler.engine_args.max_num_seqs=8") == ["engine"]

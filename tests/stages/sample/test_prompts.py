@@ -1,6 +1,8 @@
 import csv
+import gzip
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from sparring.pipeline.store.files import external
 from sparring.stages.chat import Chat, load_tokenizer
 from sparring.stages.errors import DataError
 from sparring.stages.sample import prompts
+from sparring.stages.sample.layouts import read
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, Source, count, prompt_hash
 from tests.data import each_data, rows_of
 from tests.refusals import refused
@@ -73,6 +76,57 @@ def test_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables, summary = run(source)
     assert summary["rows"] == [2, 7, 7, 4]
     assert pa.concat_tables(tables[1:]).equals(whole[1].combine_chunks())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "csv", "parquet"])
+def test_a_step_reads_its_sources_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """However many parts it has: rows are read once to choose them, and once to render them."""
+    path, rows = tmp_path / f"p.{suffix}", [{"prompt": text} for text in TEXTS]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == "csv":
+        path.write_text("prompt\n" + "".join(f"{text}\n" for text in TEXTS))
+    elif suffix == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(lines) if suffix.endswith("gz") else lines)
+    opened, yielded = Counter[Path](), Counter[Path]()
+
+    def reading(path: Path, *given: Any, **more: Any) -> Iterator[Any]:
+        opened[path] += 1
+        for row in read(path, *given, **more):
+            yielded[path] += 1
+            yield row
+
+    monkeypatch.setattr(prompts, "read", reading)
+    monkeypatch.setattr(prompts, "PART_ROWS", 4)
+    tables, summary = run(path)
+    assert summary["rows"] == [2, 4, 4, 4, 4, 2] and texts(pa.concat_tables(tables[1:])) == [
+        text for text in TEXTS if text not in texts(tables[0])
+    ]
+    assert opened == {path: 2} and yielded[path] <= 2 * len(TEXTS)
+
+
+def test_parts_are_the_same_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a kill, when some are there: those after them, and those before."""
+    monkeypatch.setattr(prompts, "PART_ROWS", 4)
+    job = prompts_job(jsonl(tmp_path / "p.jsonl", [*TEXTS, TEXTS[3], "?"]), tokenizer_folder())
+    cut, worker = prompts.shards(job), prompts.Cleaner(job)
+    expected = [worker(shard) for shard in cut]
+    assert [part.dropped for part in expected] == [{}, {"near_empty": 1, "duplicate": 1}, {}, {}, {}, {}]
+    for order in ([4, 5], [3], [5, 0, 2, 1]):
+        again = prompts.Cleaner(job)
+        assert [again(cut[i]) for i in order] == [expected[i] for i in order]
+
+
+def test_a_source_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "p.jsonl", TEXTS)
+    job = prompts_job(source, tokenizer_folder())
+    cut = prompts.shards(job)
+    jsonl(source, TEXTS[:10])
+    with refused(DataError, "row 11", "run again"):
+        [prompts.Cleaner(job)(shard) for shard in cut]
 
 
 def test_duplicates_and_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sparring.stages import servers
 from sparring.stages.errors import ConfigError, DataError, SparringError
 from sparring.stages.sample import engine_server
 from sparring.stages.sample.engine import Sampled
-from sparring.stages.sample.protocol import read_answers, request_bodies
+from sparring.stages.sample.engine_server import read_answers, request_bodies
 from tests.refusals import refused
 from tests.settings import changed
 from tests.stages.sample.questions import END, engine_settings

@@ -12,8 +12,8 @@ import pytest
 from sparring.pipeline.store.files import external
 from sparring.stages.chat import load_chat
 from sparring.stages.errors import DataError
-from sparring.stages.sample import asked, prompts, stage
-from sparring.stages.sample.config import ASKED, AskedSettings
+from sparring.stages.sample import prompts, stage, suite_prompts
+from sparring.stages.sample.config import SUITE_PROMPTS, SuitePromptsSettings
 from tests.artifacts import as_input, as_job, run_step
 from tests.refusals import refused
 from tests.stages.sample.jobs import sample_job
@@ -34,9 +34,9 @@ def write(path: Path, rows: list[str], column: str = "instruction") -> Path:
 
 def test_every_row_is_asked_in_its_order(tmp_path: Path, folder: Path) -> None:
     source = external("source", write(tmp_path / "suite.json", ROWS))
-    chosen = AskedSettings(column="instruction", max_tokens=60)
-    job = as_job(ASKED, chosen, [source, external("policy", folder)], tmp_path)
-    tables, parts, summary = run_step(job, asked.Asker(job), asked.shards, prompts.finish)
+    chosen = SuitePromptsSettings(column="instruction", max_tokens=60)
+    job = as_job(SUITE_PROMPTS, chosen, [source, external("policy", folder)], tmp_path)
+    tables, parts, summary = run_step(job, suite_prompts.SuiteRenderer(job), suite_prompts.shards, prompts.finish)
     assert [row["messages"][0]["content"] for row in tables[0].to_pylist()] == [ROWS[i] for i in (0, 1, 4, 5)]
     assert parts[0].dropped == {"duplicate": 1, "too_long": 1}
     assert (summary["heldout"], summary["train"], summary["rows"]) == (4, 0, [4])
@@ -50,21 +50,24 @@ def test_every_row_is_asked_in_its_order(tmp_path: Path, folder: Path) -> None:
 def test_nothing_fits(tmp_path: Path, folder: Path) -> None:
     source = external("source", write(tmp_path / "suite.json", ROWS))
     job = as_job(
-        ASKED, AskedSettings(column="instruction", max_tokens=3), [source, external("policy", folder)], tmp_path
+        SUITE_PROMPTS,
+        SuitePromptsSettings(column="instruction", max_tokens=3),
+        [source, external("policy", folder)],
+        tmp_path,
     )
     with refused(DataError, "suite.json", "6 rows", "prompts.max_tokens=3"):
-        asked.Asker(job)(asked.shards(job)[0])
+        suite_prompts.SuiteRenderer(job)(suite_prompts.shards(job)[0])
 
 
 def test_the_column_is_found(tmp_path: Path) -> None:
-    for column in asked.COLUMNS:
-        assert asked.column_of(write(tmp_path / "suite.json", ROWS, column)) == column
+    for column in suite_prompts.COLUMNS:
+        assert suite_prompts.column_of(write(tmp_path / "suite.json", ROWS, column)) == column
     pq.write_table(pa.table({"dataset": ["a"], "instruction": ["Why?"], "n": [1]}), tmp_path / "suite.parquet")
-    assert asked.column_of(tmp_path / "suite.parquet") == "instruction"
-    (row,) = asked.read(tmp_path / "suite.parquet", "instruction")
+    assert suite_prompts.column_of(tmp_path / "suite.parquet") == "instruction"
+    (row,) = suite_prompts.read(tmp_path / "suite.parquet", "instruction")
     assert row.values == {"instruction": "Why?", "dataset": "a"} and row.where == "row 1"
     with refused(DataError, "suite.parquet", "column text", "dataset, instruction, n"):
-        asked.column_of(tmp_path / "suite.parquet", "text")
+        suite_prompts.column_of(tmp_path / "suite.parquet", "text")
 
 
 @pytest.mark.parametrize(
@@ -80,4 +83,4 @@ def test_a_wrong_row_is_named(tmp_path: Path, text: str, names: tuple[str, ...])
     path = tmp_path / "suite.json"
     path.write_text(text)
     with refused(DataError, str(path), *names):
-        list(asked.read(path, "instruction"))
+        list(suite_prompts.read(path, "instruction"))

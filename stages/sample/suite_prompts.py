@@ -1,7 +1,7 @@
-"""Step `prompts` of a suite: every row of a file is asked, in the file's order; none is held out or trained on.
+"""Step `prompts` of a suite: every row of a file is a prompt, in the file's order; none is held out or trained on.
 
-All rows are part 0, where the step `sample` finds held-out prompts. Dropped, and counted: `duplicate` (the first of
-equal prompts answers for all), `too_long`. A row without text stops it.
+All rows are part 0, where the step `sample` finds held-out prompts. Dropped, and counted: `duplicate` (the response
+to the first of equal prompts counts for all), `too_long`. A row without text stops it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from sparring.stages.errors import DataError
-from sparring.stages.sample.config import AskedSettings
+from sparring.stages.sample.config import SuitePromptsSettings
 from sparring.stages.sample.messages import Message, messages
 from sparring.stages.sample.prompts import PROMPTS_SCHEMA, prompt_hash
 from sparring.stages.sample.source import header, rows
 from sparring.stages.step import Job, Part, Shard
 
 COLUMNS = ("instruction", "prompt", "question", "turns", "messages")
-"""Columns that hold what is asked, the first that is there."""
+"""Columns that hold prompts; the first that a file has is read."""
 
 
-class Row(NamedTuple):
+class SuiteRow(NamedTuple):
     """One row of a suite's file."""
 
     where: str
@@ -32,11 +32,11 @@ class Row(NamedTuple):
     """That of its prompt."""
     messages: list[Message]
     values: Mapping[str, Any]
-    """All of it; of parquet what was asked for."""
+    """All columns; of parquet those that are read."""
 
 
 def column_of(path: Path, given: str | None = None) -> str:
-    """Return the column that holds what is asked; DataError names those that are there."""
+    """Return the column that holds the prompts; DataError names the columns of the file."""
     names = header(path)
     if not names:
         raise DataError(f"{path}: holds no rows; give a file with at least one.")
@@ -47,7 +47,7 @@ def column_of(path: Path, given: str | None = None) -> str:
     raise DataError(f"{path}: no column {wanted}; there are: {', '.join(names) or 'none'}.")
 
 
-def read(path: Path, column: str) -> Iterator[Row]:
+def read(path: Path, column: str) -> Iterator[SuiteRow]:
     """Yield all rows; DataError names the first that is wrong."""
     none = True
     for where, values in rows(path, [column, "dataset"]):
@@ -58,20 +58,20 @@ def read(path: Path, column: str) -> Iterator[Row]:
             turns = messages(values[column])
         except ValueError as error:
             raise DataError(f"{place}: {column} {error}; mend or remove the row.") from None
-        yield Row(where, prompt_hash(turns, place)[:16], turns, values)
+        yield SuiteRow(where, prompt_hash(turns, place)[:16], turns, values)
     if none:
         raise DataError(f"{path}: holds no rows; give a file with at least one.")
 
 
 def shards(job: Job) -> list[Shard]:
-    """One shard: the whole suite."""
+    """Return one shard: all rows."""
     return [Shard(index=0)]
 
 
-class Asker:
+class SuiteRenderer:
     """Renders the rows."""
 
-    def __init__(self, job: Job[AskedSettings]) -> None:
+    def __init__(self, job: Job[SuitePromptsSettings]) -> None:
         from sparring.stages.chat import load_chat
 
         self.chat = load_chat(job.inputs["policy"].folder())
@@ -85,7 +85,12 @@ class Asker:
         total = 0
         for row in read(self.path, self.settings.column):
             total += 1
-            ids = [] if row.id in seen else self._render(row)
+            ids: list[int] = []
+            if row.id not in seen:
+                try:
+                    ids = self.chat.render(row.messages)
+                except DataError as error:
+                    raise DataError(f"{self.path}: {row.where}: {error}") from None
             reason = "duplicate" if row.id in seen else "too_long" if len(ids) > self.settings.max_tokens else ""
             seen.add(row.id)
             if reason:
@@ -100,9 +105,3 @@ class Asker:
         table = pa.Table.from_pylist(list(kept.values()), schema=PROMPTS_SCHEMA)
         tokens = sum(len(one["prompt_ids"]) for one in kept.values())
         return Part(table=table, rows_in=total, dropped=dropped, stats={"prompt_tokens": float(tokens)})
-
-    def _render(self, row: Row) -> list[int]:
-        try:
-            return self.chat.render(row.messages)
-        except DataError as error:
-            raise DataError(f"{self.path}: {row.where}: {error}") from None
