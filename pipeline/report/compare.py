@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.comparable import reason, redone
 from sparring.pipeline.run_history import RunHistory, labels
-from sparring.stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
+from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate, Rates, detectable, difference, estimates, outcome
 from sparring.stages.evaluate.stage import JUDGES, win_rates
 
 NOTHING = Estimate(mean=math.nan, low=math.nan, high=math.nan, n=0)
@@ -39,7 +39,7 @@ class Difference:
     @property
     def finding(self) -> str:
         """`better`, `worse`, `none`, or `unknown` where they are not compared."""
-        return found(self.estimate, self.detectable)
+        return outcome(self.estimate, self.detectable)
 
 
 @dataclass(frozen=True, kw_only=True)

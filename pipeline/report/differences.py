@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sparring.pipeline.report.compare import Difference
 from sparring.pipeline.report.judging import JUDGES
-from sparring.stages.evaluate.paired import POWER, Estimate
+from sparring.stages.evaluate.bootstrap import POWER, Estimate
 from sparring.stages.plain import printable
 
 HEADS = ("arm", *JUDGES.values())

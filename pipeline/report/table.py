@@ -11,7 +11,7 @@ from sparring.pipeline.diagnostics.panel import Panel
 from sparring.pipeline.report.panel import pairs_of
 from sparring.pipeline.report.suites import Grid, grid
 from sparring.pipeline.run_history import RunHistory, Steps
-from sparring.stages.evaluate.paired import Estimate, detectable_of, found
+from sparring.stages.evaluate.bootstrap import Estimate, detectable_of, outcome
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def with_finding(row: dict[str, Any], confidence: float) -> dict[str, Any]:
         return {**row, "detectable": None, "finding": "unknown"}
     least = detectable_of(row["low"], row["high"], confidence)
     ends = {name: row[key] - 0.5 for name, key in (("mean", "win_rate"), ("low", "low"), ("high", "high"))}
-    return {**row, "detectable": least, "finding": found(Estimate(**ends, n=row.get("n", 2)), least)}
+    return {**row, "detectable": least, "finding": outcome(Estimate(**ends, n=row.get("n", 2)), least)}
 
 
 def _win(judge: str, opponent: str, label: str = "evaluate") -> Figure:

@@ -21,7 +21,7 @@ from sparring.pipeline.report.differences import interval
 from sparring.pipeline.report.judging import JUDGES as JUDGE_NAMES
 from sparring.pipeline.report.judging import worth_of_judges
 from sparring.pipeline.schema import Config
-from sparring.stages.evaluate.paired import Bootstrap, Estimate
+from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate
 from sparring.stages.evaluate.stage import JUDGES
 
 BEHAVIOUR = (
