@@ -24,7 +24,7 @@ from benchmarks._annotate_texts import Texts, samples_table
 from benchmarks._bookkeeping import drive
 from benchmarks._table import Row
 from sparring.pipeline.artifact import content_digest
-from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.planning.plan import Plan, Step, Use
 from sparring.stages import fields
 from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
 from sparring.stages.fingerprint import fingerprint

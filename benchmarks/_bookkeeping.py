@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import _jobs
 from benchmarks._process import answer_of
 from benchmarks._table import Row
-from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.planning.plan import Plan, Step, Use
 from sparring.stages.sample.prompts import PART_ROWS
 from sparring.stages.step import Input
 

@@ -23,7 +23,7 @@ from sparring.pipeline import execute, pool
 from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.events import Events
 from sparring.pipeline.execute import Executor
-from sparring.pipeline.plan import Plan, Step
+from sparring.pipeline.planning.plan import Plan, Step
 
 
 class Enough(Exception):

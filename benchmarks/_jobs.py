@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from benchmarks._random_policy import random_policy
 from sparring.pipeline.artifact import content_digest
 from sparring.pipeline.config import load
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.stages import fields
 from sparring.stages.fingerprint import fingerprint
 from sparring.stages.sample import embedded

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks._jobs import step_job
 from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, RANK, Setting
 from sparring.pipeline.artifact import external
-from sparring.pipeline.commands import plan_of
+from sparring.pipeline.cli.commands import plan_of
 from sparring.stages.step import Job
 from sparring.stages.train import worker
 from sparring.stages.train.config import TRAIN

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline import book
+from sparring.pipeline import run_record
 from sparring.pipeline.artifact import Artifact, external
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
@@ -58,7 +58,7 @@ class Setting:
 
 def pairs_of(run: Path, store: Path, policy: Path, count: int) -> Pairs:
     """Return `count` pairs of iteration 1 of the run in a folder, evenly spread; DataError when there are fewer."""
-    steps = book.read(run).get("steps", {}).get("01", {})
+    steps = run_record.read(run).get("steps", {}).get("01", {})
     if not {"sample", "pairs"} <= steps.keys():
         raise DataError(f"{run}: has no first iteration to take pairs from; {REMEDY}.")
     samples, pairs = (_opened(store, label, steps[label]["fingerprint"]) for label in ("sample", "pairs"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring import stages
-from sparring.pipeline.plan import Plan, State, Step
+from sparring.pipeline.planning.plan import Plan, State, Step
 from sparring.stages import digests
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import StepSpec, resolve

@@ -30,8 +30,8 @@ from sparring.pipeline.artifact import (
 from sparring.pipeline.code_digest import code_of
 from sparring.pipeline.events import Events
 from sparring.pipeline.lease import Lease, LeaseHeld
-from sparring.pipeline.placement import check_placement, this_machine
-from sparring.pipeline.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.planning.placement import check_placement, this_machine
+from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
 from sparring.stages.errors import DataError, SparringError
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import File, Input, Job, resolve
@@ -392,7 +392,7 @@ def _add(records: Iterator[dict[str, float]] | Any) -> dict[str, Any]:
 
 
 def execute_alone(plan: Plan, store: Path, run: str, scratch: Path) -> None:
-    """Make what is missing of a plan whose steps no run's book names; events and logs go into `scratch`."""
+    """Make what is missing of a plan whose steps no run's record names; events and logs go into `scratch`."""
     events = Events(scratch / "events.jsonl")
     try:
         Executor(

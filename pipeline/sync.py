@@ -4,7 +4,7 @@
     sparring sync myrun --to wandb --project alignment
 
 Two axes: `train/step`, the optimizer steps of all iterations one after another, and `iteration`. A training's records
-are those of its artifact, else, while it runs, those of the event stream; what an iteration came to is its manifests'.
+are those of its artifact, else, while it runs, those of the event stream; an iteration's figures are the report's.
 An iteration's figures come once it is evaluated, so that the rows only grow at their end: W&B goes on with the same run
 and ignores rows that it has; TensorBoard's folder, MLflow's run and trackio's are replaced.
 """
@@ -14,47 +14,40 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from sparring.pipeline import run_history
 from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Run, Runs
-from sparring.pipeline.diagnostics.panel import Panel, panels
+from sparring.pipeline.diagnostics.panel import records_of
 from sparring.pipeline.report.crossplay import flat
-from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.report.data import ArmReport
+from sparring.pipeline.run_history import RunHistory
 from sparring.pipeline.staging import staged
 from sparring.stages.errors import ConfigError, DataError, SparringError
+from sparring.stages.fingerprint import digest
 from sparring.stages.train.config import tracked_name
 
 TRAIN, ITERATION = "train/step", "iteration"
-NAMED = {"train": "trained"}
+NAMES = {"train": "trained"}
 """Label -> how its summary is named: a training has figures of the same name for each of its steps, on another axis."""
 NOT_METRICS = ("time", "step", "of", "done", "pid", "eta_s", "kind", "label", "event")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Metrics:
     """Numbers of one optimizer step, or of one iteration."""
 
     axis: str
     x: int
     time: float
     values: dict[str, float]
-
-
-class Tracker(Protocol):
-    """What a tracker must do: take rows in order, then end."""
-
-    def write(self, index: int, row: Row) -> None: ...
-
-    def close(self) -> str:
-        """End, and say where it is."""
 
 
 def run(
@@ -67,22 +60,19 @@ def run(
 
     Example: sparring sync myrun --to tensorboard
     """
-    make = TRACKERS.get(to)
-    if make is None:
+    feed = TRACKERS.get(to)
+    if feed is None:
         raise ConfigError(f"--to {to}: choose one of {', '.join(TRACKERS)}.")
     if find_spec(to) is None:
         raise ConfigError(f"--to {to}: it is not installed; pip install {to}.")
     if project and to == "tensorboard":
         raise ConfigError("--project: tensorboard has no projects; leave it out.")
-    found = run_history.opened(runs, run)
-    if not found.every:
-        raise DataError(f"{found.folder}: nothing is made yet; `sparring run` goes on with it.")
-    rows = list(rows_of(found))
+    history = run_history.open_run(runs, run)
+    if not history.steps:
+        raise DataError(f"{history.folder}: nothing is made yet; `sparring run` goes on with it.")
+    rows = list(metrics_of(history))
     try:
-        tracker = make(found, project or "sparring")
-        for index, row in enumerate(rows):
-            tracker.write(index, row)
-        place = tracker.close()
+        place = feed(history, project or "sparring", rows)
     except Exception as error:  # another program's: a server, an account, a version
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SparringError(f"--to {to}: {first}") from None
@@ -90,83 +80,79 @@ def run(
     print(f"{to}: optimizer steps: {trained}, iterations: {played}; in {place}")
 
 
-def rows_of(found: RunHistory) -> Iterator[Row]:
-    """Yield the rows of a run in the order in which they came to be."""
-    seen, before = _events(found), 0
-    measured = {panel.iteration: panel for panel in panels(found.every, found.store)}
-    for t, steps in found.every.items():
-        records = _training(found, t, seen)
+def metrics_of(history: RunHistory) -> Iterator[Metrics]:
+    """Yield the metrics of a run in the order in which they were made."""
+    streamed, before, arm = _events(history), 0, ArmReport.of(history)
+    for t, steps in history.steps.items():
+        records = _training(history, t, streamed)
         for step, record in sorted(records.items()):
-            yield Row(axis=TRAIN, x=before + step, time=record["time"], values=numbers("train", record))
+            yield Metrics(axis=TRAIN, x=before + step, time=record["time"], values=numbers("train", record))
         before += max(records, default=0)
         if "evaluate" in steps or "sample_base" in steps:
-            yield Row(axis=ITERATION, x=t, time=_created(steps), values=dict(_figures(steps, measured.get(t))))
+            made = max(_when(manifest) for manifest in steps.values())
+            yield Metrics(axis=ITERATION, x=t, time=made, values=dict(_figures(arm, t)))
 
 
 def numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of a record by name; yes and no are 1 and 0."""
     plain = {key: value for key, value in record.items() if key not in NOT_METRICS}
-    found = {f"{prefix}/{tracked_name(key)}": float(v) for key, v in plain.items() if isinstance(v, int | float)}
-    return {key: value for key, value in found.items() if math.isfinite(value)}
+    named = {f"{prefix}/{tracked_name(key)}": float(v) for key, v in plain.items() if isinstance(v, int | float)}
+    return {key: value for key, value in named.items() if math.isfinite(value)}
 
 
-def _events(found: RunHistory) -> dict[str, dict[int, dict[str, Any]]]:
+def _events(history: RunHistory) -> dict[str, dict[int, dict[str, Any]]]:
     """Return step name -> optimizer step -> its last record in the event stream, which all arms of a run share."""
-    seen: dict[str, dict[int, dict[str, Any]]] = {}
-    for folder in (found.folder, *found.folder.parents):
-        path = folder / "events.jsonl"
-        if path.is_file():
-            for line in path.read_bytes().splitlines():
-                with suppress(ValueError, KeyError, TypeError, RecursionError):  # the last one, while it is written
-                    event = json.loads(line)
-                    if event["event"] == "train_step" and isinstance(event["time"], int | float):
-                        seen.setdefault(event["step"], {})[int(event["done"])] = event
-            break
-    return seen
+    streamed: dict[str, dict[int, dict[str, Any]]] = {}
+    paths = (folder / "events.jsonl" for folder in (history.folder, *history.folder.parents))
+    path = next((path for path in paths if path.is_file()), None)
+    for line in path.read_bytes().splitlines() if path else ():
+        with suppress(ValueError, KeyError, TypeError, RecursionError):  # the last one, while it is written
+            event = json.loads(line)
+            if event["event"] == "train_step" and isinstance(event["time"], int | float):
+                streamed.setdefault(event["step"], {})[int(event["done"])] = event
+    return streamed
 
 
-def _training(found: RunHistory, t: int, seen: Mapping[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
+def _training(
+    history: RunHistory, t: int, streamed: Mapping[str, dict[int, dict[str, Any]]]
+) -> dict[int, dict[str, Any]]:
     """Return optimizer step -> record; the artifact's where it is done, with the times of the stream.
 
     Labels in the stream do not say whose a training is, and arms may share one: its planned fingerprint does.
     """
-    manifest = found.manifest(t, "train")
+    manifest = history.manifest(t, "train")
     if manifest is None:  # it goes on, or was stopped
-        return seen.get(f"train-{found.planned.get(t, {}).get('train', '')[:8]}", {})
-    streamed = seen.get(f"train-{manifest.fingerprint[:8]}", {})
-    source = found.opened(t, "train")
-    assert source is not None
-    read = [json.loads(line) for line in source.file("metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    records = {int(record["step"]): record for record in read if "step" in record}
+        return streamed.get(f"train-{history.planned.get(t, {}).get('train', '')[:8]}", {})
+    times = streamed.get(f"train-{manifest.fingerprint[:8]}", {})
+    records = {int(record["step"]): record for record in records_of(history.steps[t], history.store)}
     last = _when(manifest)
-    return {step: {"time": streamed.get(step, {}).get("time", last), **one} for step, one in records.items()}
+    return {step: {"time": times.get(step, {}).get("time", last), **one} for step, one in records.items()}
 
 
-def _figures(steps: Steps, panel: Panel | None) -> Iterator[tuple[str, float]]:
-    """Yield name and value of what an iteration came to, with its collapse panel and the cross-play.
+def _figures(arm: ArmReport, t: int) -> Iterator[tuple[str, float]]:
+    """Yield name and value of an iteration's figures, with its collapse panel and the cross-play.
 
     None has the name of a figure of an optimizer step.
     """
+    steps = arm.history.steps[t]
     for label, manifest in steps.items():
         if label.startswith("score_"):
             continue
-        yield from numbers(NAMED.get(label, label), manifest.summary).items()
-        yield f"{NAMED.get(label, label)}/seconds", manifest.seconds
+        name = NAMES.get(label, label)
+        yield from numbers(name, manifest.summary).items()
+        yield f"{name}/seconds", manifest.seconds
         if manifest.stats.get("tokens") and manifest.seconds:
-            yield f"{NAMED.get(label, label)}/tokens_per_s", manifest.stats["tokens"] / manifest.seconds
-    for label in ("evaluate", "evaluate_best"):
-        for row in steps[label].summary["comparisons"] if label in steps else []:
+            yield f"{name}/tokens_per_s", manifest.stats["tokens"] / manifest.seconds
+    for figure in arm.figures.get(t, {}).values():
+        if figure.unit == "win rate":
+            row = figure.value
             for key in ("win_rate", "low", "high"):
                 if row[key] is not None:
-                    yield f"{label}/{row['judge']}_vs_{row['opponent']}/{key}", row[key]
+                    yield f"{figure.step}/{row['judge']}_vs_{row['opponent']}/{key}", row[key]
     for judge, game in steps["crossplay"].summary["judges"].items() if "crossplay" in steps else ():
         yield from ((f"crossplay/{judge}/{name}", value) for name, value in flat(game))
-    for name, figure in panel.figures.items() if panel else ():
+    for name, figure in arm.panel.get(t, {}).items():
         yield f"panel/{tracked_name(name)}", figure.value
-
-
-def _created(steps: Steps) -> float:
-    return max(_when(manifest) for manifest in steps.values())
 
 
 def _when(manifest: Manifest) -> float:
@@ -176,109 +162,81 @@ def _when(manifest: Manifest) -> float:
         return 0.0
 
 
-class TensorBoard:
-    """Event files in the run's folder: written beside, then put in place of those of the last call."""
+def to_tensorboard(history: RunHistory, project: str, rows: Sequence[Metrics]) -> str:
+    """Write event files beside the run's folder of them, then put them in place of those of the last call."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, found: RunHistory, project: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.place = found.folder / "tensorboard-sync"
-        self.staging = ExitStack()
-        self.staged = self.staging.enter_context(staged(self.place))
-        self.writer = SummaryWriter(str(self.staged))
-
-    def write(self, index: int, row: Row) -> None:
-        for name, value in row.values.items():
-            self.writer.add_scalar(name, value, row.x, walltime=row.time)
-
-    def close(self) -> str:
-        self.writer.close()
-        shutil.rmtree(self.place, ignore_errors=True)
-        self.staged.rename(self.place)
-        self.staging.close()
-        return str(self.place)
+    place = history.folder / "tensorboard-sync"
+    with staged(place) as folder:
+        writer = SummaryWriter(str(folder))
+        for row in rows:
+            for name, value in row.values.items():
+                writer.add_scalar(name, value, row.x, walltime=row.time)
+        writer.close()
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+    return str(place)
 
 
-class WeightsAndBiases:
-    """One run, named by ours; rows that it has are ignored there."""
+def to_wandb(history: RunHistory, project: str, rows: Sequence[Metrics]) -> str:
+    """Go on with one run, named by ours; rows that it has are ignored there."""
+    import wandb
 
-    def __init__(self, found: RunHistory, project: str) -> None:
-        import wandb
-
-        name = found.name.replace("/", "-")
-        self.run = wandb.init(project=project, name=name, id=_identifier(found), resume="allow", config=found.config)
-        for pattern, axis in (("train/*", TRAIN), ("*", ITERATION)):
-            self.run.define_metric(pattern, step_metric=axis)
-
-    def write(self, index: int, row: Row) -> None:
-        self.run.log({row.axis: row.x, **row.values}, step=index)
-
-    def close(self) -> str:
-        self.run.finish()
-        return str(self.run.url or self.run.dir)
+    named = {"name": history.name.replace("/", "-"), "id": _identifier(history)}
+    run = wandb.init(project=project, resume="allow", config=history.config, **named)
+    for pattern, axis in (("train/*", TRAIN), ("*", ITERATION)):
+        run.define_metric(pattern, step_metric=axis)
+    for index, row in enumerate(rows):
+        run.log({row.axis: row.x, **row.values}, step=index)
+    run.finish()
+    return str(run.url or run.dir)
 
 
-class MLflow:
-    """One run, named by ours, in place of that of the last call."""
+def to_mlflow(history: RunHistory, project: str, rows: Sequence[Metrics]) -> str:
+    """Write one run, named by ours, in place of that of the last call."""
+    import mlflow
 
-    def __init__(self, found: RunHistory, project: str) -> None:
-        import mlflow
+    from sparring.stages.train import sinks
 
-        from sparring.stages.train.sinks import to_mlflow
-
-        self.mlflow, tag = mlflow, _identifier(found)
-        experiment = mlflow.set_experiment(project)
-        for old in mlflow.search_runs([experiment.experiment_id], f"tags.sparring = '{tag}'", output_format="list"):
-            mlflow.delete_run(old.info.run_id)
-        mlflow.start_run(run_name=found.name, tags={"sparring": tag})
-        to_mlflow(mlflow, found.config)
-
-    def write(self, index: int, row: Row) -> None:
-        client, active = self.mlflow.MlflowClient(), self.mlflow.active_run()
-        metrics = [
-            self.mlflow.entities.Metric(name, value, int(row.time * 1000), row.x) for name, value in row.values.items()
-        ]
-        client.log_batch(active.info.run_id, metrics=metrics)
-
-    def close(self) -> str:
-        where = f"{self.mlflow.get_tracking_uri()}, run {self.mlflow.active_run().info.run_id}"
-        self.mlflow.end_run()
-        return where
+    tag, experiment = _identifier(history), mlflow.set_experiment(project)
+    for old in mlflow.search_runs([experiment.experiment_id], f"tags.sparring = '{tag}'", output_format="list"):
+        mlflow.delete_run(old.info.run_id)
+    mlflow.start_run(run_name=history.name, tags={"sparring": tag})
+    sinks.to_mlflow(mlflow, history.config)
+    client, active = mlflow.MlflowClient(), mlflow.active_run().info.run_id
+    for row in rows:
+        at = (int(row.time * 1000), row.x)
+        metrics = [mlflow.entities.Metric(name, value, *at) for name, value in row.values.items()]
+        client.log_batch(active, metrics=metrics)
+    mlflow.end_run()
+    return f"{mlflow.get_tracking_uri()}, run {active}"
 
 
-class Trackio:
-    """One run, named by ours, in place of that of the last call."""
+def to_trackio(history: RunHistory, project: str, rows: Sequence[Metrics]) -> str:
+    """Write one run, named by ours, in place of that of the last call."""
+    import trackio
 
-    def __init__(self, found: RunHistory, project: str) -> None:
-        import trackio
-
-        self.trackio, self.place = trackio, f"project {project}"
-        name = found.name.replace("/", "-")
-        with suppress(ValueError):  # there is no such project yet
-            for old in [one for one in trackio.Api().runs(project) if one.name == name]:
-                old.delete()
-        quiet = {"auto_log_cpu": False, "auto_log_gpu": False, "embed": False}
-        trackio.init(project=project, name=name, config=found.config, resume="never", **quiet)
-
-    def write(self, index: int, row: Row) -> None:
-        self.trackio.log({row.axis: row.x, **row.values}, step=index)
-
-    def close(self) -> str:
-        self.trackio.finish()
-        return self.place
+    name = history.name.replace("/", "-")
+    with suppress(ValueError):  # there is no such project yet
+        for old in [one for one in trackio.Api().runs(project) if one.name == name]:
+            old.delete()
+    quiet = {"auto_log_cpu": False, "auto_log_gpu": False, "embed": False}
+    trackio.init(project=project, name=name, config=history.config, resume="never", **quiet)
+    for index, row in enumerate(rows):
+        trackio.log({row.axis: row.x, **row.values}, step=index)
+    trackio.finish()
+    return f"project {project}"
 
 
-def _identifier(found: RunHistory) -> str:
+def _identifier(history: RunHistory) -> str:
     """Return the same short name for the same run folder."""
-    from sparring.stages.fingerprint import digest
-
-    return digest({"run": found.name, "folder": str(found.folder.absolute())})[:12]
+    return digest({"run": history.name, "folder": str(history.folder.absolute())})[:12]
 
 
-TRACKERS: dict[str, Any] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "mlflow": MLflow,
-    "trackio": Trackio,
+TRACKERS: dict[str, Callable[[RunHistory, str, Sequence[Metrics]], str]] = {
+    "tensorboard": to_tensorboard,
+    "wandb": to_wandb,
+    "mlflow": to_mlflow,
+    "trackio": to_trackio,
 }
-"""Each: (run, project) -> Tracker."""
+"""Each takes the metrics in order and returns where they are."""

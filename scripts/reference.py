@@ -15,7 +15,7 @@ from textwrap import dedent
 from typing import Any, get_args, get_origin
 
 from sparring.pipeline import config
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.stages import fields
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"

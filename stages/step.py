@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
-from sparring.stages import fields
 from sparring.stages.errors import DataError
 
 if TYPE_CHECKING:
@@ -187,7 +186,9 @@ class Job(Generic[Settings]):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What its fingerprint is made of."""
-        found: dict[str, Any] = fields.identity(self.settings)
+        from sparring.stages.fields import identity  # `sparring --help` takes `resolve` from here, without pydantic
+
+        found: dict[str, Any] = identity(self.settings)
         return found
 
 

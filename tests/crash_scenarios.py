@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline import book, cluster, execute, lease
+from sparring.pipeline import cluster, execute, lease, run_record
 from sparring.pipeline.artifact import Artifact, check_export
 from sparring.pipeline.events import Events
 from sparring.pipeline.execute import Executor
 from sparring.pipeline.export import folder as export
-from sparring.pipeline.plan import Plan, Step, Use
+from sparring.pipeline.planning.plan import Plan, Step, Use
 from sparring.pipeline.staging import STAGED
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import Input, Job, Part, Shard, StepSpec
@@ -110,11 +110,11 @@ def _run(place: Path, plan: Plan) -> None:
     """As `sparring run` does it: the record first, then every step with its note and its link."""
     store, folder = place / "store", place / "runs" / "mine"
     planned = {(use.iteration, use.label): step.fingerprint for use, step in plan.arm("")}
-    book.begin(folder, planned, "seed: 0\n", ["seed=0"], str(store), {})
+    run_record.begin(folder, planned, "seed: 0\n", ["seed=0"], str(store), {})
 
     def note(step: Step, manifest: Any) -> None:
         for use in step.uses:
-            book.note(folder, store, (use.iteration, use.label), step.name, manifest)
+            run_record.note(folder, store, (use.iteration, use.label), step.name, manifest)
 
     events = Events(folder / "events.jsonl", (place / "log").open("a"))
     made = Executor(plan=plan, store=store, run="mine", scratch=folder / "logs", events=events, on_done=note)
@@ -137,7 +137,7 @@ def _nothing_false(place: Path) -> str:
         if bad:
             return str(bad)
     record = place / "runs" / "mine" / "run.json"
-    return "" if not record.exists() or book.read(record.parent) else f"{record} cannot be read"
+    return "" if not record.exists() or run_record.read(record.parent) else f"{record} cannot be read"
 
 
 def _outcome(place: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from sparring.pipeline.config import load
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.stages.annotate.config import (
     CalibrateSettings,
     EmbedSettings,

@@ -25,12 +25,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OWN = ("sparring", "scripts")
 BASE = (
     "sparring.pipeline.cli",
-    "sparring.pipeline.doctor",
-    "sparring.pipeline.report.compare",
-    "sparring.pipeline.report.differences",
+    "sparring.pipeline.cli.doctor",
+    "sparring.pipeline.report.as_json",
     "sparring.pipeline.report.html.page",
     "sparring.pipeline.report.inspect",
-    "sparring.pipeline.report.numbers",
+    "sparring.pipeline.report.terminal",
     *sorted({f"sparring.pipeline.{one.function.partition(':')[0]}" for one in COMMANDS.values()}),
 )
 """Modules of what needs no model: all commands' help, and what reads a run."""

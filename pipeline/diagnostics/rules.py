@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import gt, lt
 
 from sparring.pipeline.diagnostics.config import DiagnosticsConfig
 from sparring.pipeline.diagnostics.panel import Panel
@@ -21,8 +22,8 @@ CHANGED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fired:
-    """A warning: a rule that holds of an iteration."""
+class RuleWarning:
+    """A rule that holds of an iteration."""
 
     iteration: int
     rule: str
@@ -33,60 +34,56 @@ class Fired:
         return f"{self.rule}: {self.text} (diagnostics.{self.rule}={self.threshold:g})"
 
 
-def warnings(panels: History, config: DiagnosticsConfig) -> list[Fired]:
+def warnings(panels: History, config: DiagnosticsConfig) -> list[RuleWarning]:
     """Return what fires in each iteration; panels: those of iterations 1 .. t in order."""
     return [one for end in range(1, len(panels) + 1) for one in fired(panels[:end], config)]
 
 
-def fired(history: History, config: DiagnosticsConfig) -> list[Fired]:
+def fired(history: History, config: DiagnosticsConfig) -> list[RuleWarning]:
     """Return what fires in the last iteration of `history`."""
-    found = []
+    warnings = []
     for name, rule in RULES.items():
         threshold = getattr(config, name)
         text = rule(history, threshold) if threshold is not None else ""
         if text:
-            found.append(Fired(iteration=history[-1].iteration, rule=name, threshold=threshold, text=text))
-    return found
+            warnings.append(RuleWarning(iteration=history[-1].iteration, rule=name, threshold=threshold, text=text))
+    return warnings
 
 
 def overoptimized(history: History, margin: float) -> str:
     """The oracle's interval lies above 1/2 while the second judge says less than 1/2 - margin: the oracle is gamed."""
-    now, found = history[-1], []
+    now, against = history[-1], []
     opponents = {"previous": "the policy before"} if now.iteration > 1 else {}
     for opponent, said in {**opponents, "base": "the base"}.items():
         low, second = now.get(f"oracle_{opponent}_low"), now.get(f"second_{opponent}")
         if low is not None and second is not None and alarm(low, second + margin):
             oracle, high = now.get(f"oracle_{opponent}"), now.get(f"oracle_{opponent}_high")
             by_both = f"{oracle:.3f} [{low:.3f}, {high:.3f}] by the oracle, {second:.3f} by the second judge"
-            found.append(f"against {said} it wins {by_both}")
-    return f"the policy may be gaming the oracle: {'; '.join(found)}" if found else ""
+            against.append(f"against {said} it wins {by_both}")
+    return f"the policy may be gaming the oracle: {'; '.join(against)}" if against else ""
 
 
 def above(name: str, what: str) -> Rule:
-    """Return the rule that a figure is above the threshold; what: how it is said, {} for the value."""
+    """Return the rule that a measurement is above the threshold; what: how it is said, {} for the value."""
 
     def rule(history: History, most: float) -> str:
-        figure = history[-1].figures.get(name)
-        return what.format(figure.text) if figure and figure.value > most else ""
+        one = history[-1].figures.get(name)
+        return what.format(one.text) if one and one.value > most else ""
 
     return rule
 
 
-def longer(history: History, factor: float) -> str:
-    """Held-out responses have more than `factor` times the base's tokens in the mean."""
-    ratio = _of_base(history[-1], "length_mean")
-    return _length(history[-1], ratio) if ratio is not None and ratio > factor else ""
+def length(beyond: Callable[[float, float], bool]) -> Rule:
+    """Return the rule that the mean tokens of held-out responses, times the base's, are beyond the threshold."""
 
+    def rule(history: History, factor: float) -> str:
+        ours, base = (history[-1].figures.get(f"{who}_length_mean") for who in ("heldout", "base"))
+        if not ours or not base or not base.value or not beyond(ours.value / base.value, factor):
+            return ""
+        times = ours.value / base.value
+        return f"held-out responses have {ours.text} tokens in the mean, {times:.2f} times the base's {base.text}"
 
-def shorter(history: History, factor: float) -> str:
-    """Held-out responses have less than `factor` times the base's tokens in the mean."""
-    ratio = _of_base(history[-1], "length_mean")
-    return _length(history[-1], ratio) if ratio is not None and ratio < factor else ""
-
-
-def _length(now: Panel, ratio: float) -> str:
-    tokens, base = now.figures["heldout_length_mean"].text, now.figures["base_length_mean"].text
-    return f"held-out responses have {tokens} tokens in the mean, {ratio:.2f} times the base's {base}"
+    return rule
 
 
 def repeats(history: History, share: float) -> str:
@@ -95,9 +92,9 @@ def repeats(history: History, share: float) -> str:
         text = _fell(history, name, share)
         if text:
             return f"{what}: {text}"
-    ratio = _of_base(history[-1], "distinct_2")
-    if ratio is not None and ratio < share:
-        return f"distinct-2 of held-out responses is {ratio:.2f} times the base's"
+    ours, base = history[-1].get("heldout_distinct_2"), history[-1].get("base_distinct_2")
+    if ours is not None and base and ours / base < share:
+        return f"distinct-2 of held-out responses is {ours / base:.2f} times the base's"
     return ""
 
 
@@ -109,9 +106,9 @@ def collapsed(history: History, share: float) -> str:
 
 def learned_nothing(history: History, times: float) -> str:
     """Chosen and rejected moved apart by no more than `times` the noise before training, or hardly a weight changed."""
-    found = {name: history[-1].get(name) for name in ("probe_h_w", "probe_h_l", "noise", "changed_fraction")}
-    known = {name: value for name, value in found.items() if value is not None}
-    if len(known) < len(found) or learned(known, times):
+    values = {name: history[-1].get(name) for name in ("probe_h_w", "probe_h_l", "noise", "changed_fraction")}
+    known = {name: value for name, value in values.items() if value is not None}
+    if len(known) < len(values) or learned(known, times):
         return ""
     return "training changed the policy no more than noise; raise trainer.lr or take more steps"
 
@@ -120,11 +117,6 @@ def learned(summary: Mapping[str, float], times: float = 10.0) -> bool:
     """Return whether chosen and rejected moved apart by more than `times` the noise before training."""
     apart = abs(summary["probe_h_w"] - summary["probe_h_l"])
     return apart > times * summary["noise"] and summary["changed_fraction"] > CHANGED
-
-
-def _of_base(now: Panel, name: str) -> float | None:
-    ours, base = now.get(f"heldout_{name}"), now.get(f"base_{name}")
-    return ours / base if ours is not None and base else None
 
 
 def _fell(history: History, name: str, share: float) -> str:
@@ -137,8 +129,8 @@ def _fell(history: History, name: str, share: float) -> str:
 
 RULES: Mapping[str, Rule] = {
     "overoptimized": overoptimized,
-    "longer": longer,
-    "shorter": shorter,
+    "longer": length(gt),
+    "shorter": length(lt),
     "capped": above("heldout_cap_rate", "{} of the held-out responses were cut at sampler.max_tokens, judged so"),
     "repeats": repeats,
     "similar": above("similarity", "the K responses of a prompt are alike: similarity {} in the mean"),
@@ -151,4 +143,4 @@ RULES: Mapping[str, Rule] = {
     "reversed": above("reversed", "the objective turns against the preference in {} of the pairs measured"),
     "learned_nothing": learned_nothing,
 }
-"""In the order in which they are told; the same names as in DiagnosticsConfig."""
+"""In the order in which they are listed; the same names as in DiagnosticsConfig."""

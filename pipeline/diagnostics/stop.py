@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sparring.pipeline import book
 from sparring.pipeline.diagnostics.panel import panels
-from sparring.pipeline.diagnostics.rules import Fired, fired
-from sparring.pipeline.plan import Plan, Step, Use
-from sparring.pipeline.run_history import iterations
+from sparring.pipeline.diagnostics.rules import RuleWarning, fired
+from sparring.pipeline.planning.plan import Plan, Step
+from sparring.pipeline.run_history import RunHistory
 from sparring.stages.errors import RuleFired
 
 
@@ -22,39 +21,35 @@ class Watch:
 
     def __init__(self, plan: Plan, run: Path, store: Path, say: Callable[[str], None]) -> None:
         self.plan, self.run, self.store, self.say = plan, run, store, say
-        self.stopped: dict[str, list[Fired]] = {}
+        self.stopped: dict[str, list[RuleWarning]] = {}
         """arm -> the rules that stopped it, all of one iteration."""
 
     def wanted(self, step: Step) -> bool:
         """Return whether an arm that goes on uses the step; what it reads is then wanted too."""
-        return any(use.arm not in self.stopped or use.iteration <= self._last(use.arm) for use in step.uses)
+        last = {arm: rules[0].iteration for arm, rules in self.stopped.items()}
+        return any(use.arm not in last or use.iteration <= last[use.arm] for use in step.uses)
 
     def look(self, step: Step) -> None:
-        """Say what fires in the iterations that `step` evaluates. It must be in the arms' books already."""
+        """Say what fires in the iterations that `step` evaluates. It must be in the arms' records already."""
         for use in step.uses if step.spec.kind == "evaluate" else ():
-            if use.arm not in self.stopped:
-                self._look(use)
-
-    def _look(self, use: Use) -> None:
-        config = self.plan.configs[use.arm].diagnostics
-        found = iterations(book.read(self.run / use.arm), self.store)
-        history = panels({t: steps for t, steps in found.items() if t <= use.iteration}, self.store)
-        now = fired(history, config)
-        for one in now:
-            self.say(f"{_place(use.arm, use.iteration)}: WARNING {one}")
-        halting = [one for one in now if one.rule in config.stop_on]
-        if halting and any(later.iteration > use.iteration for later, _ in self.plan.arm(use.arm)):
-            self.stopped[use.arm] = halting
-
-    def _last(self, arm: str) -> int:
-        return self.stopped[arm][0].iteration
+            if use.arm in self.stopped:
+                continue
+            config = self.plan.configs[use.arm].diagnostics
+            made = RunHistory.at(self.run / use.arm).steps
+            history = panels({t: steps for t, steps in made.items() if t <= use.iteration}, self.store)
+            now = fired(history, config)
+            for one in now:
+                self.say(f"{_place(use.arm, use.iteration)}: WARNING {one}")
+            halting = [one for one in now if one.rule in config.stop_on]
+            if halting and any(later.iteration > use.iteration for later, _ in self.plan.arm(use.arm)):
+                self.stopped[use.arm] = halting
 
     def end(self) -> None:
         """Raise RuleFired where an arm was stopped."""
         if not self.stopped:
             return
         why = ". ".join(
-            f"{_place(arm, self._last(arm))}: {'; '.join(map(str, rules))}" for arm, rules in self.stopped.items()
+            f"{_place(arm, rules[0].iteration)}: {'; '.join(map(str, rules))}" for arm, rules in self.stopped.items()
         )
         keys = " or ".join(dict.fromkeys(f"diagnostics.{one.rule}" for rules in self.stopped.values() for one in rules))
         others = len(self.plan.configs) - len(self.stopped)

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparring.pipeline.hub import Hub
 from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.sources.hub import Hub
 from sparring.stages import digests
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -123,7 +123,7 @@ def _head(text: str) -> dict[str, Any]:
 
 def _digest(run: RunHistory) -> str:
     """Return the digest of the policy that iteration 1 read."""
-    first = run.every.get(1, {})
+    first = run.steps.get(1, {})
     read = (first[label].inputs.get("policy", {}) for label in ("train", "sample") if label in first)
     return next((entry["digest"] for entry in read if entry), "unknown")
 

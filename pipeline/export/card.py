@@ -1,54 +1,111 @@
-"""The model card of an exported policy, from manifests alone: what it is, how good, by whose judgement, made how."""
+"""The model card of an exported policy, from a run's report and manifests: what it is, how good, how it was made.
+
+card.md.jinja has its words. Whatever is put into it is escaped, unless it is markup of ours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.artifact import Manifest
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from sparring.pipeline.export.base import UNKNOWN, Base
 from sparring.pipeline.export.choose import Choice
-from sparring.pipeline.export.markdown import Safe, escaped, front, table
+from sparring.pipeline.export.markdown import escaped, front, table
 from sparring.pipeline.report import recipe
-from sparring.pipeline.report.judging import apart, left_out, worth_of_judges
-from sparring.pipeline.report.published import published_of, rows_of
-from sparring.pipeline.report.table import Steps, alarms, compared, win_rate
-from sparring.pipeline.run_history import RunHistory
-from sparring.stages.fields import setting
+from sparring.pipeline.report.answer import alarms
+from sparring.pipeline.report.data import ArmReport
+from sparring.pipeline.report.figures import counts_text
+from sparring.pipeline.report.judging import JUDGES, are_independent, left_out, worth_of_judges
+from sparring.pipeline.report.suites import published_of, published_rows
+from sparring.pipeline.run_history import RunHistory, Steps
 
-COMPARED = [(judge, opponent) for judge in ("oracle", "second") for opponent in ("previous", "base")]
+COMPARED = [f"{judge}: vs {opponent}" for judge in JUDGES.values() for opponent in ("previous", "base")]
+"""Figures of the report that the card shows."""
+SETTINGS: dict[str, tuple[str, str, str]] = {
+    "sample": ("sampling", "sampler", "k temperature top_p min_p max_tokens dtype engine seed"),
+    "score": ("annotation", "", "oracle"),
+    "score_second_base": ("second judge", "", "oracle"),
+    "pairs": ("pairs", "selection", "win_rate selection.by require_head_to_head capped"),
+    "calibrate": ("gate", "gate", "name exponent floor floor_quantile ceil ceil_quantile scope"),
+    "train": (
+        "train",
+        "trainer",
+        "objective repulsion calibration adapter optimizer lr warmup_ratio epochs global_batch max_grad_norm "
+        "max_length truncate dtype publish_dtype seed",
+    ),
+}
+"""Label of a step -> its title, the group of its settings, and those that the card has; some are groups themselves."""
+TRAINING = {
+    "steps": "optimizer steps",
+    "tokens": "tokens",
+    "probe_h_w": "h chosen, after",
+    "probe_h_l": "h rejected, after",
+    "probe_pairs": "pairs that h is of",
+    "changed_fraction": "share of weights changed",
+    "mean_change": "mean change of a weight",
+}
+"""Key of a training's summary -> column."""
 
 
-def model_card(run: RunHistory, choice: Choice, base: Base, dtype: str, cast: bool) -> str:
+def model_card(arm: ArmReport, choice: Choice, base: Base, dtype: str, cast: bool) -> str:
     """Return README.md of the folder. dtype: of its weights; cast: they were published in another."""
-    t = choice.iteration
-    train = run.every[t]["train"]
-    objective, gate, repulsion = _method(run, t)
-    lines = [
-        *front(_front(run, base, objective)),
-        f"# {escaped(base.name)} after {t} {'iteration' if t == 1 else 'iterations'} of self-play",
-        "",
-        f"{escaped(base.name)}, aligned by self-play: in every iteration the policy answered prompts, a pairwise "
-        "preference model judged the answers against each other, and the policy was trained toward the winners "
-        f"(objective {objective}, semantic gate {gate}, latent repulsion {repulsion}). {_labels(run, t)} Made with "
-        f"sparring {_version(train)}, run {escaped(run.name)}.",
-        "",
-        "## Why this iteration",
-        "",
-        *(f"- {line}" for line in choice.why),
-        *_section("Results", _results(run, t)),
-        *_section("Use", _use(run, t)),
-        *_section("Base", _base(base)),
-        *_section("Data", _data(run, t)),
-        *_section("Recipe", _recipe(run, t)),
-        *_section("Training", _training(run, t)),
-        *_section("Limits", _limits(run, t, dtype, cast)),
-        *_section("Licence", _licence(base)),
-        *_section("Lineage", _lineage(run, t)),
-        *_section("Made with", _made_with(train)),
-    ]
-    return "\n".join(lines) + "\n"
+    run, t = arm.history, choice.iteration
+    before = {i: steps for i, steps in run.steps.items() if i <= t}
+    train, calibrate = before[t]["train"], before[t].get("calibrate")
+    made, objective = train.made_with, train.setting("objective.name")
+    fields = {
+        "base_model": base.repo,
+        "base_model_relation": "finetune" if base.repo else None,
+        **base.stated,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "datasets": datasets_of(run),
+        "tags": ["sparring", "self-play", "preference-optimization", escaped(objective)],
+    }
+    versions = (made.get(kind, {}) for kind in ("code", "packages", "hardware"))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # markup of ours is Markup; all else has passed `escaped`, which escapes HTML too
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(escaped(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.jinja").render(
+        table=lambda head, rows: Markup("\n".join(table(head, rows))),
+        front=Markup("\n".join(front(fields)).rstrip()),
+        base=base, unknown=UNKNOWN, run=run, t=t, dtype=dtype, cast=cast, objective=objective,
+        repulsion=train.setting("repulsion.name"), gate=calibrate.setting("gate.name") if calibrate else "off",
+        imported=sorted({m.step for steps in before.values() for m in steps.values() if m.imported}),
+        version=made.get("code", {}).get("sparring", "of an unknown version"),
+        why=map(Markup, choice.why),
+        **_results(arm, before),
+        sampling=_sampling(before[t]),
+        prompts=_prompts(run),
+        data=list(_data(before)),
+        settings=list(_settings(before[t])),
+        training_heads=list(TRAINING.values()),
+        training=[
+            [i, *(_number(steps["train"].summary.get(name)) for name in TRAINING)]
+            for i, steps in before.items()
+            if "train" in steps and i
+        ],
+        lineage=[
+            (i, label, f"{manifest.step}-{manifest.fingerprint[:8]}", manifest.fingerprint, manifest.content)
+            for i, steps in before.items()
+            for label, manifest in steps.items()
+        ],
+        made_with=[
+            *(item for version in versions for item in version.items()),
+            ("trained", made.get("created", "")),
+            ("seconds", f"{train.seconds:.0f}"),
+        ],
+    )  # fmt: skip
 
 
 def datasets_of(run: RunHistory) -> list[str]:
@@ -61,220 +118,88 @@ def datasets_of(run: RunHistory) -> list[str]:
     return [name.replace("{slice}", str(i)) for i in slices] if "{slice}" in name else [name]
 
 
-def _front(run: RunHistory, base: Base, objective: str) -> dict[str, Any]:
+def _results(arm: ArmReport, before: dict[int, Steps]) -> dict[str, Any]:
+    """Return a row of win rates for each iteration, what must be said of them, and what was published."""
+    evaluated = [i for i, steps in before.items() if "evaluate" in steps]
+    remarks = []
+    for i in evaluated:
+        figures = arm.figures[i]
+        best = {judge: figures.get(f"best of n, {judge}: vs base") for judge in JUDGES.values()}
+        rates = [f"{judge}: {one.text}" for judge, one in best.items() if one]
+        lines = [*alarms(before[i]), *left_out_lines(before[i])]
+        if rates and "best of n: responses" in figures:
+            n = figures["best of n: responses"].text
+            lines.append(f"the oracle's best of {n} responses vs base: {'; '.join(rates)}".replace("\n", ", "))
+        remarks += [Markup(f"iteration {i}: {line}") for line in lines]
+    remarks += [
+        Markup(f"iteration {one.iteration}: WARNING {escaped(one)}") for one in arm.warnings if one.iteration in before
+    ]
+    if not evaluated:
+        return {"evaluated": None, "remarks": remarks}
+    last, published = before[evaluated[-1]], published_of(arm.history.config)
+    of_judges = worth_of_judges(last) or ["What the judges are worth was not measured."]
+    summary = last["evaluate"].summary
+    rows = {i: [arm.figures[i].get(name) for name in COMPARED] for i in evaluated}
     return {
-        "base_model": base.repo,
-        "base_model_relation": "finetune" if base.repo else None,
-        **base.stated,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "datasets": datasets_of(run),
-        "tags": ["sparring", "self-play", "preference-optimization", objective],
+        "evaluated": {"last": evaluated[-1], "prompts": summary["prompts"], "confidence": summary["confidence"]},
+        "independent": are_independent(last),
+        "compared": COMPARED,
+        "rates": [
+            [i, *(Markup(one.text.replace("\n", ", ") if one else "") for one in row)] for i, row in rows.items()
+        ],
+        "remarks": [*remarks, *of_judges],
+        "published": published,
+        "published_rows": list(published_rows(published)) if published else [],
+        "changed": recipe.differences(arm.history) if published else [],
     }
 
 
-def _section(title: str, lines: Iterable[str]) -> list[str]:
-    return ["", f"## {title}", "", *lines]
-
-
-def _method(run: RunHistory, t: int) -> tuple[str, str, str]:
-    train, gate = run.every[t]["train"], run.manifest(t, "calibrate")
-    return (
-        escaped(train.setting("objective.name")),
-        escaped(gate.setting("gate.name") if gate else "off"),
-        escaped(train.setting("repulsion.name")),
-    )
-
-
-def _labels(run: RunHistory, t: int) -> str:
-    brought = sorted({m.step for i in run.every if i <= t for m in run.every[i].values() if m.imported})
-    if brought:
-        return f"The {' and '.join(brought)} of iteration 1 were imported: who wrote or labelled them is not known."
-    return "No human labelled anything."
-
-
-def _results(run: RunHistory, t: int) -> Iterator[str]:
-    """Yield a row for each iteration up to t, the interval in brackets, then what the judges are worth."""
-    evaluated = {i: steps["evaluate"].summary for i, steps in run.every.items() if "evaluate" in steps and i <= t}
-    if not evaluated:
-        yield "Not evaluated."
-        yield from _warned(run, t)
-        return
-    last = evaluated[max(evaluated)]
-    yield (
-        f"Win rates on {last['prompts']} held-out prompts, {last['confidence']:.0%} bootstrap intervals over prompts; "
-        f"½ is as good as the other. The oracle taught the policy{_never(run.every[max(evaluated)])}."
-    )
-    yield ""
-    head = ["iteration", *(f"{_judge(judge)}: vs {opponent}" for judge, opponent in COMPARED)]
-    yield from table(head, ([i, *map(Safe, _rates(run.every[i]))] for i in evaluated))
-    yield ""
-    for i in evaluated:
-        said = [*alarms(run.every[i]), *_left_out(run.every[i]), *_best_of(run.every[i])]
-        yield from (f"- iteration {i}: {line}" for line in said)
-    yield from _warned(run, t)
-    judges = worth_of_judges(run.every[max(evaluated)])
-    yield from (f"- {escaped(line)}" for line in judges or ["What the judges are worth was not measured."])
-    yield from _published(run, t)
-
-
-def _never(steps: Steps) -> str:
-    return "; the second judge never did" if apart(steps) else ", and the second judge is it too, or a part of it"
-
-
-def _warned(run: RunHistory, t: int) -> Iterator[str]:
-    """Yield the rules of `diagnostics` that fire up to iteration t, by the thresholds that the run was begun with."""
-    for one in run.fired:
-        if one.iteration <= t:
-            yield f"- iteration {one.iteration}: WARNING {escaped(str(one))}"
-
-
-def _judge(name: str) -> str:
-    return "second judge" if name == "second" else name
-
-
-def _rates(steps: Steps) -> Iterator[str]:
-    for judge, opponent in COMPARED:
-        row = compared(steps, judge, opponent)
-        yield _rate(row) if row else ""
-
-
-def _rate(row: dict[str, Any]) -> str:
-    return win_rate(row).replace("\n", ", ")
-
-
-def _left_out(steps: Steps) -> list[str]:
+def left_out_lines(steps: Steps) -> list[str]:
+    """Return a line for each win rate of which held-out prompts are left out, and why."""
     rows = steps["evaluate"].summary["comparisons"]
-    told = ((f"{_judge(row['judge'])}: vs {row['opponent']}", left_out(steps, row)) for row in rows)
-    return [f"{name}: left out of the held-out prompts are {why}" for name, why in told if why]
+    whys = ((f"{JUDGES[row['judge']]}: vs {row['opponent']}", left_out(steps, row)) for row in rows)
+    return [f"{name}: left out of the held-out prompts are {why}" for name, why in whys if why]
 
 
-def _best_of(steps: Steps) -> Iterator[str]:
-    """Yield what its best of n responses are worth, where the run has judged them."""
-    rows = {judge: compared(steps, judge, "base", "evaluate_best") for judge in ("oracle", "second")}
-    rates = [f"{_judge(judge)}: {_rate(row)}" for judge, row in rows.items() if row]
-    if rates and "best" in steps:
-        yield f"the oracle's best of {steps['best'].summary['n']} responses vs base: {'; '.join(rates)}"
+def _sampling(steps: Steps) -> dict[str, str]:
+    """Return how the policy was sampled: the card's code does it alike, with top_k=0, since transformers has 50."""
+    drawn, sample = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 256}, steps.get("sample")
+    if sample:
+        drawn = {name: float(sample.setting(f"sampler.{name}", value)) for name, value in drawn.items()}
+    return {name: f"{value:g}" for name, value in drawn.items()}
 
 
-def _published(run: RunHistory, t: int) -> Iterator[str]:
-    published = published_of(run.config)
-    if published:
-        yield ""
-        yield (
-            f"Published for this recipe ({escaped(published.source)}), on {escaped(published.benchmark)}: another "
-            "evaluation, with other prompts and another judge, so not comparable with the table above."
-        )
-        changed = ", ".join(map(escaped, recipe.differences(run.folder)))
-        if changed:
-            yield ""
-            yield f"This run differs from the recipe in: {changed}."
-        yield ""
-        yield from table(["", "LC win rate", "win rate", "mean length"], rows_of(published))
-
-
-def _use(run: RunHistory, t: int) -> Iterator[str]:
-    """Yield code that answers a question, sampled as the policy was trained: top_k=0, since transformers has 50."""
-    sample = run.manifest(t, "sample")
-    identity = sample.identity if sample else {}
-    drawn = {name: float(setting(identity, f"sampler.{name}", 1.0)) for name in ("temperature", "top_p")}
-    longest = int(setting(identity, "sampler.max_tokens", 256))
-    how = ", ".join(["do_sample=True", *(f"{name}={value:g}" for name, value in drawn.items()), "top_k=0"])
-    yield from (
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'policy = AutoModelForCausalLM.from_pretrained(".", dtype="auto")  # this folder',
-        'tokenizer = AutoTokenizer.from_pretrained(".")  # with its chat template',
-        'messages = [{"role": "user", "content": "Why is the sky blue?"}]',
-        "inputs = tokenizer.apply_chat_template(",
-        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-        ")",
-        f"output = policy.generate(**inputs, max_new_tokens={longest}, {how})",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
-        "```",
-    )
-
-
-def _base(base: Base) -> Iterator[str]:
-    if base.repo:
-        yield f"- model: {escaped(base.repo)}"
-    else:
-        yield f"- model: a local folder, {escaped(base.name)}"
-    if base.commit:
-        yield f"- commit: {escaped(base.commit)}"
-    if base.note:
-        yield f"- {escaped(base.note)}"
-    yield f"- digest: `{escaped(base.digest)}`"
-
-
-def _data(run: RunHistory, t: int) -> Iterator[str]:
+def _prompts(run: RunHistory) -> dict[str, Any]:
+    """Return where the prompts are from, without a folder of this machine, and how many there are."""
     prompts, made = run.config.get("prompts", {}), run.manifest(0, "prompts")
     place = prompts.get("dataset") or Path(str(prompts.get("path") or prompts.get("source"))).name
-    source = escaped(Path(place).name if str(place).startswith(("/", "~", ".")) else place)
-    split = f", split {escaped(prompts.get('split'))}" if prompts.get("source") == "hub" else ""
-    yield f"- prompts: {source}{split}"
-    if made and "heldout" in made.summary:
-        yield f"- {made.summary['train']:,} to play on, {made.summary['heldout']:,} held out, never trained on"
-    yield ""
-    yield from table(
-        ["iteration", "prompts", "responses", "pairs", "dropped"],
-        ([i, *_counts(run.every[i])] for i in run.every if 1 <= i <= t),
-    )
+    return {
+        "place": Path(place).name if str(place).startswith(("/", "~", ".")) else place,
+        "split": prompts.get("split") if prompts.get("source") == "hub" else None,
+        "counts": made.summary if made and "heldout" in made.summary else None,
+    }
 
 
-def _counts(steps: Steps) -> list[object]:
-    sample, pairs = (steps.get(label) for label in ("sample", "pairs"))
-    summary = sample.summary if sample else {}
-    dropped = pairs.rows["dropped"] if pairs else {}
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
-    return [
-        summary.get("prompts", ""),
-        summary.get("responses", ""),
-        pairs.rows["out"] if pairs else "",
-        reasons or "0",
-    ]
+def _data(before: dict[int, Steps]) -> Iterator[list[object]]:
+    """Yield prompts, responses, pairs and what was dropped of each iteration."""
+    for i, steps in before.items():
+        if i:
+            summary = steps["sample"].summary if "sample" in steps else {}
+            kept, dropped = (steps["pairs"].rows[key] for key in ("out", "dropped")) if "pairs" in steps else ("", {})
+            yield [i, summary.get("prompts", ""), summary.get("responses", ""), kept, counts_text(dropped)]
 
 
-def _recipe(run: RunHistory, t: int) -> Iterator[str]:
-    """Yield a row for each setting, of the identities of the steps of iteration t."""
-    rows = [
-        (f"{TITLES.get(label, label)}: {name}", value)
-        for label, names in RECIPE.items()
-        for name, value in _settings(run.manifest(t, label), names)
-    ]
-    yield from table(["setting", "value"], rows)
-
-
-RECIPE: dict[str, tuple[str, ...]] = {
-    "sample": (
-        "sampler.k", "sampler.temperature", "sampler.top_p", "sampler.min_p", "sampler.max_tokens", "sampler.dtype",
-        "sampler.engine", "seed",
-    ),
-    "score": ("oracle",),
-    "score_second_base": ("oracle",),
-    "pairs": ("win_rate", "selection.by", "selection.require_head_to_head", "selection.capped"),
-    "calibrate": (
-        "gate.name", "gate.exponent", "gate.floor", "gate.floor_quantile", "gate.ceil", "gate.ceil_quantile",
-        "gate.scope",
-    ),
-    "train": (
-        "objective", "repulsion", "calibration", "trainer.adapter", "trainer.optimizer", "trainer.lr",
-        "trainer.warmup_ratio", "trainer.epochs", "trainer.global_batch", "trainer.max_grad_norm",
-        "trainer.max_length", "trainer.truncate", "trainer.dtype", "trainer.publish_dtype", "seed",
-    ),
-}  # fmt: skip
-TITLES = {"sample": "sampling", "score": "annotation", "score_second_base": "second judge", "calibrate": "gate"}
-
-
-def _settings(manifest: Manifest | None, names: Iterable[str]) -> Iterator[tuple[str, object]]:
-    for name in names:
-        value = manifest.setting(name) if manifest else None
-        if value is not None:
-            yield name.removesuffix(".by").rpartition(".")[2], _flat(value)
+def _settings(steps: Steps) -> Iterator[tuple[str, str]]:
+    """Yield each setting of the steps of an iteration, and its value."""
+    for label, (title, group, names) in SETTINGS.items():
+        for name in names.split() if label in steps else ():
+            value = steps[label].setting(name, steps[label].setting(f"{group}.{name}"))
+            if value is not None:
+                yield f"{title}: {name.removesuffix('.by')}", _flat(value)
 
 
 def _flat(value: object) -> str:
+    """Return `hinge (weight 0.002)` of a group of settings."""
     if not isinstance(value, dict):
         return str(value)
     inner = ", ".join(f"{key} {_flat(one)}" for key, one in value.items() if key not in ("name", "kind") and one)
@@ -282,66 +207,5 @@ def _flat(value: object) -> str:
     return name if not inner or name == "off" else f"{name} ({inner})" if name else inner
 
 
-def _training(run: RunHistory, t: int) -> Iterator[str]:
-    names = {
-        "steps": "optimizer steps",
-        "tokens": "tokens",
-        "probe_h_w": "h chosen, after",
-        "probe_h_l": "h rejected, after",
-        "probe_pairs": "pairs that h is of",
-        "changed_fraction": "share of weights changed",
-        "mean_change": "mean change of a weight",
-    }
-    done = [(i, run.every[i]["train"].summary) for i in run.every if "train" in run.every[i] and 1 <= i <= t]
-    yield "h: change of a response's log-prob in nats, since the policy that sampled it; mean over pairs drawn by seed."
-    yield ""
-    yield from table(
-        ["iteration", *names.values()],
-        ([i, *(_figure(summary.get(name)) for name in names)] for i, summary in done),
-    )
-
-
-def _figure(value: object) -> str:
+def _number(value: object) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _limits(run: RunHistory, t: int, dtype: str, cast: bool) -> Iterator[str]:
-    yield "- Judged by models alone, on the held-out prompts of this run; no human has rated it."
-    yield "- A win rate is what a judge prefers. It says nothing of truth, harm or bias, which were not evaluated."
-    yield "- What the base gets wrong it may still get wrong; the prompts are those above and no others."
-    if cast:
-        yield (
-            f"- Its weights were cast to {escaped(dtype)} for this folder: changes smaller than that format resolves "
-            "are rounded away, and the results above are those of the weights before."
-        )
-    evaluated = run.manifest(t, "evaluate")
-    if not evaluated:
-        yield "- This iteration was not evaluated."
-
-
-def _licence(base: Base) -> Iterator[str]:
-    if base.licence == UNKNOWN:
-        yield f"Of the base: {UNKNOWN}. Its source does not state it; its terms bind this model too."
-    else:
-        yield f"Of the base, as its source states it: {escaped(base.licence)}. Its terms bind this model too."
-
-
-def _lineage(run: RunHistory, t: int) -> Iterator[str]:
-    """Yield the artifacts that this policy and its results come from; content: the digest of their bytes."""
-    rows = (
-        (i, label, f"{manifest.step}-{manifest.fingerprint[:8]}", manifest.fingerprint, manifest.content)
-        for i, steps in run.every.items()
-        for label, manifest in steps.items()
-        if i <= t
-    )
-    yield from table(["iteration", "step", "artifact", "fingerprint", "content"], rows)
-
-
-def _version(manifest: Manifest) -> str:
-    return escaped(manifest.made_with.get("code", {}).get("sparring", "of an unknown version"))
-
-
-def _made_with(manifest: Manifest) -> Iterator[str]:
-    made = manifest.made_with
-    rows = [*made.get("code", {}).items(), *made.get("packages", {}).items(), *made.get("hardware", {}).items()]
-    yield from table(["", ""], [*rows, ("trained", made.get("created", "")), ("seconds", f"{manifest.seconds:.0f}")])

@@ -23,7 +23,7 @@ from sparring.pipeline.export.base import base_of
 from sparring.pipeline.export.card import model_card
 from sparring.pipeline.export.choose import Choice, choose
 from sparring.pipeline.export.folder import Piece, dtype_of, model_pieces, refuse_existing, text_piece, write
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.report.data import ArmReport
 from sparring.stages.errors import DataError
 
 
@@ -62,14 +62,14 @@ def run(
 
     Example: sparring export myrun --iter 3 --dtype bfloat16 --to out
     """
-    found = run_history.opened(runs, run)
-    choice = choose(found.name, found.every, iteration)
-    target = to or _place(found, choice)
+    arm = ArmReport.of(run_history.open_run(runs, run))
+    choice = choose(arm, iteration)
+    target = to or Path("exports") / f"{arm.history.name.replace('/', '-')}-iter-{choice.iteration}"
     check_export(target, "--to")
     refuse_existing(target)
     if repo and not dry_run:
         push.check(repo)
-    made = planned(found, choice, target, dtype, datasets)
+    made = planned(arm, choice, target, dtype, datasets)
     print("\n".join(choice.why))
     kinds = list(made.data)
     if repo or dry_run:
@@ -86,21 +86,22 @@ def run(
         print("\n".join(f"sent to {page}" for page in push.push(target, repo, kinds)))
 
 
-def planned(found: RunHistory, choice: Choice, target: Path, dtype: str | None, datasets: bool) -> Export:
+def planned(arm: ArmReport, choice: Choice, target: Path, dtype: str | None, datasets: bool) -> Export:
     """Return what the export holds, every file of the policy verified."""
-    source = found.opened(choice.iteration, "train")
+    run = arm.history
+    source = run.artifact(choice.iteration, "train")
     if source is None:
-        raise DataError(f"run {found.name}: iteration {choice.iteration} is not trained.")
-    folder, base = source.folder(), base_of(found)
-    there = dtype_of(folder)
-    wanted = dtype or there
-    card = model_card(found, choice, base, wanted, cast=wanted != there)
+        raise DataError(f"run {run.name}: iteration {choice.iteration} is not trained.")
+    folder, base = source.folder(), base_of(run)
+    published = dtype_of(folder)
+    wanted = dtype or published
+    card = model_card(arm, choice, base, wanted, cast=wanted != published)
     return Export(
         target=target,
         source=folder,
         dtype=wanted,
         model=[*model_pieces(source, folder, wanted), text_piece("README.md", card)],
-        data={k: ps for k, ps in dataset.pieces(found, base, choice.iteration).items() if ps} if datasets else {},
+        data={k: ps for k, ps in dataset.pieces(run, base, choice.iteration).items() if ps} if datasets else {},
     )
 
 
@@ -121,7 +122,3 @@ def _lines(pieces: Iterable[Piece]) -> list[str]:
     total = sum(piece.bytes for piece in pieces)
     sizes = [(f"{'about ' if piece.cast else ''}{piece.bytes:,}", piece.name) for piece in pieces]
     return [f"{size:>24} bytes  {name}" for size, name in sizes] + [f"{total:>24,} bytes  {len(pieces)} files"]
-
-
-def _place(found: RunHistory, choice: Choice) -> Path:
-    return Path("exports") / f"{found.name.replace('/', '-')}-iter-{choice.iteration}"

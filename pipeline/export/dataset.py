@@ -13,6 +13,7 @@ from sparring.pipeline.export.base import Base
 from sparring.pipeline.export.card import datasets_of
 from sparring.pipeline.export.folder import Piece, text_piece
 from sparring.pipeline.export.markdown import escaped, front, table
+from sparring.pipeline.report.figures import counts_text
 from sparring.pipeline.run_history import RunHistory
 
 KINDS = {
@@ -49,7 +50,7 @@ def _pieces(run: RunHistory, base: Base, kind: str, until: int) -> list[Piece]:
 
 def _parts(run: RunHistory, label: str, until: int) -> Iterator[_Part]:
     for t in range(1, until + 1):
-        source, manifest = run.opened(t, label), run.manifest(t, label)
+        source, manifest = run.artifact(t, label), run.manifest(t, label)
         if source and manifest:
             source.folder()  # verifies every file
             yield _Part(iteration=t, manifest=manifest, paths=tuple(source.root / file.path for file in source.parts))
@@ -63,7 +64,10 @@ def _card(run: RunHistory, base: Base, kind: str, parts: list[_Part]) -> str:
         "tags": ["sparring", "self-play", "synthetic", "preference-optimization"],
         "source_datasets": datasets_of(run),
     }
-    rows = ([t, part.manifest.rows["out"], _dropped(part.manifest)] for t, part in zip(iterations, parts, strict=True))
+    rows = (
+        [t, part.manifest.rows["out"], counts_text(part.manifest.rows["dropped"])]
+        for t, part in zip(iterations, parts, strict=True)
+    )
     lines = [
         *front(fields),
         f"# {kind} of run {escaped(run.name)}",
@@ -100,7 +104,3 @@ def _origin(base: Base, parts: list[_Part]) -> str:
             f"{made}, but for iteration {', '.join(brought)}, which was imported: who wrote or rated it is not known."
         )
     return f"{made}; no human wrote or rated a response."
-
-
-def _dropped(manifest: Manifest) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(manifest.rows["dropped"].items())) or "0"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from sparring.stages.plain import printable
@@ -15,20 +16,16 @@ MARKUP = re.compile(r"([\\`*{}\[\]#|~$]|(?<!\w)_|_(?!\w)|(?<=\S)@(?=\S)|:(?=//)|
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
-class Safe(str):
-    """Text of our own making, which may hold markup."""
-
-
 def escaped(text: object) -> str:
     """Return one line that renders as its own characters: no markup, HTML, link or control character."""
-    if isinstance(text, Safe):
+    if isinstance(text, Markup):
         return text
     line = " ".join(printable(str(text)).split())
     return "".join(HTML.get(char, char) for char in MARKUP.sub(r"\\\1", line))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return a table's lines, every cell escaped that is not Safe."""
+    """Return a table's lines, every cell escaped that is not Markup of ours."""
     return [
         _row(head),
         "|" + "---|" * len(head),

@@ -2,81 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.pipeline.report.judging import apart, left_out
-from sparring.pipeline.report.table import Steps, compared, interval
+from sparring.pipeline.report.figures import Figure, Figures
+from sparring.pipeline.report.judging import OPPONENTS
+from sparring.pipeline.run_history import Steps
 
-NAMES = {"oracle": "the oracle", "second": "the second judge"}
-ORACLE = {
+VS_BASE = {"oracle": "oracle: vs base", "second": "second judge: vs base"}
+"""Judge -> the name of its win rate against the base."""
+BY_BOTH = {
+    "better": "Better than the base, by both judges",
+    "worse": "Worse than the base, by both judges",
+    "open": "Not informative: neither judge can tell it from the base",
+    "": "Not judged",
+}
+BY_ORACLE = {
     "better": "Better than the base by the oracle",
     "worse": "Worse than the base by the oracle",
     "open": "The oracle cannot tell it from the base",
     "": "Not judged by the oracle",
 }
-SECOND = {
+BY_SECOND = {
     "better": "the second judge calls it better",
     "worse": "the second judge calls it worse",
     "open": "the second judge cannot tell",
     "": "not judged by the second judge",
 }
-"""What a judge says, by `verdict`."""
-OPPONENTS = {"base": "the base", "previous": "the previous policy"}
+"""What a judge says, by the verdict of its win rate."""
 ALARM = "Alarm: the oracle rises while the second judge falls"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is said of a run."""
+    """What a report says of a run first."""
 
-    t: int
-    """The last iteration that was evaluated; 0 without any."""
+    iteration: int
+    """The last one that was evaluated; 0 without any."""
     headline: str
     sentences: tuple[str, ...]
     tone: str
     """`good`, `bad`, `open`, or `alarm`: a symbol stands for it, and a colour."""
 
 
-def verdict(row: Mapping[str, Any] | None) -> str:
-    """Return better, worse, open (no difference can be told), or '' where nothing was judged."""
-    if row is None or row["win_rate"] is None:
-        return ""
-    return str(row["finding"]) if row["finding"] in ("better", "worse") else "open"
-
-
-def answer(done: Mapping[int, Steps]) -> Answer:
+def answer(iterations: Mapping[int, Steps], figures: Mapping[int, Figures]) -> Answer:
     """Return the answer of a run: of its last evaluated iteration, against the base."""
-    judged = [t for t, steps in done.items() if "evaluate" in steps]
-    if not judged:
-        return Answer(t=0, headline="Not evaluated yet", sentences=(), tone="open")
-    t = max(judged)
-    steps = done[t]
-    rows = {judge: compared(steps, judge, "base") for judge in NAMES}
-    alarms = steps["evaluate"].summary["alarms"]
-    told = {judge: verdict(row) for judge, row in rows.items()}
-    plain = headline(told["oracle"], told["second"])
-    gamed = [f"The policy may be gaming the oracle. {plain}."] if alarms else []
-    sentences = [*gamed, *_sentences(t, steps, rows), *_best(done, t)]
+    evaluated = [t for t, steps in iterations.items() if "evaluate" in steps]
+    if not evaluated:
+        return Answer(iteration=0, headline="Not evaluated yet", sentences=(), tone="open")
+    t = max(evaluated)
+    summary = iterations[t]["evaluate"].summary
+    rates = {judge: figures[t].get(name) for judge, name in VS_BASE.items()}
+    oracle, second = (rate.verdict if rate else "" for rate in rates.values())
+    plain, alarms = headline(oracle, second), summary["alarms"]
+    sentences = [f"The policy may be gaming the oracle. {plain}."] if alarms else []
+    sentences += [rate.sentence for rate in rates.values() if rate]
+    sentences.append(f"{100 * summary.get('confidence', 0.95):.0f}% intervals over held-out prompts, not over seeds.")
+    best = highest({one: figures[one].get(VS_BASE["second"]) for one in figures})
+    if best and best[0] != t:
+        sentences.append(
+            f"By the second judge iteration {best[0]} stands highest, by point estimates: {best[1].interval}."
+        )
     return Answer(
-        t=t,
+        iteration=t,
         headline=f"{ALARM}, against {' and '.join(OPPONENTS[one] for one in alarms)}" if alarms else plain,
         sentences=tuple(sentences),
-        tone="alarm" if alarms else tone(told["oracle"], told["second"]),
+        tone="alarm" if alarms else tone(oracle, second),
     )
 
 
 def headline(oracle: str, second: str) -> str:
-    """Return what both verdicts come to."""
-    if oracle == second:
-        return {
-            "better": "Better than the base, by both judges",
-            "worse": "Worse than the base, by both judges",
-            "open": "Not informative: neither judge can tell it from the base",
-            "": "Not judged",
-        }[oracle]
-    return f"{ORACLE[oracle]}; {SECOND[second]}"
+    """Return what the verdicts of both judges come to."""
+    return BY_BOTH[oracle] if oracle == second else f"{BY_ORACLE[oracle]}; {BY_SECOND[second]}"
 
 
 def tone(oracle: str, second: str) -> str:
@@ -86,29 +84,36 @@ def tone(oracle: str, second: str) -> str:
     return "good" if oracle == second == "better" else "open"
 
 
-def _sentences(t: int, steps: Steps, rows: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
-    share = 100 * steps["evaluate"].summary.get("confidence", 0.95)
-    said = [_said(t, row, steps) for row in rows.values() if row]
-    return [*said, f"{share:.0f}% intervals over held-out prompts, not over seeds."]
+def highest(rates: Mapping[Any, Figure | None]) -> tuple[Any, Figure] | None:
+    """Return the key and the win rate of the highest one, None without any."""
+    known = {key: rate for key, rate in rates.items() if rate and rate.verdict}
+    best = max(known, key=lambda key: float(known[key].value["win_rate"]), default=None)
+    return None if best is None else (best, known[best])
 
 
-def _said(t: int, row: Mapping[str, Any], steps: Steps) -> str:
-    judge, why = NAMES[row["judge"]], left_out(steps, row)
-    who = f"By {judge}{', which training never saw,' if row['judge'] == 'second' and apart(steps) else ''}"
-    if row["win_rate"] is None:
-        return f"{judge[0].upper()}{judge[1:]} says nothing, as no held-out prompt is left: left out are {why}."
-    small = f"no difference detectable, as it takes more than {row['detectable']:.3f} on so many prompts"
-    none = small if row["informative"] else "not informative, as the interval contains ½"
-    told = verdict(row).replace("open", none)
-    on = f"the mean over {row['n']} prompts{f', with {why} left out' if why else ''}"
-    return f"{who} iteration {t} beats the base with probability {interval(row)}, {on}: {told}."
+def alarms(steps: Steps) -> list[str]:
+    """Return a line for each opponent against which only the oracle finds the policy better."""
+    opponents = steps["evaluate"].summary["alarms"] if "evaluate" in steps else []
+    return [f"ALARM: against {one} the oracle rises while the second judge falls; it may be gamed" for one in opponents]
 
 
-def _best(done: Mapping[int, Steps], last: int) -> list[str]:
-    """Say which iteration the second judge puts highest, where it is not the last one."""
-    rows = {t: compared(steps, "second", "base") for t, steps in done.items()}
-    known = {t: row for t, row in rows.items() if row and row["win_rate"] is not None}
-    best = max(known, key=lambda t: float(known[t]["win_rate"]), default=last)
-    if best == last:
-        return []
-    return [f"By the second judge iteration {best} stands highest, by point estimates: {interval(known[best])}."]
+def highest_arm(last: Sequence[tuple[str, int, Figure | None]]) -> str:
+    """Return which arm the second judge puts highest, and how many intervals overlap with its own; '' without any.
+
+    last: label, last evaluated iteration and win rate against the base by the second judge of each arm.
+    """
+    iterations, rates = {label: t for label, t, _ in last}, {label: rate for label, _, rate in last}
+    best = highest(rates)
+    if best is None:
+        return ""
+    label, rate = best
+    others = [one.value for name, one in rates.items() if name != label and one and one.verdict]
+    overlapping = sum(row["high"] >= rate.value["low"] for row in others)
+    stands = f"By the second judge {label} stands highest by point estimate,"
+    stands += f" at iteration {iterations[label]}: {rate.interval}."
+    if not others:
+        return stands
+    if len(others) == 1:
+        verb = "overlaps" if overlapping else "does not overlap"
+        return f"{stands} The interval of the other one {verb} with it."
+    return f"{stands} Intervals that overlap with it: {overlapping} of the {len(others)} others'."

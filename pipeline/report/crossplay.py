@@ -1,44 +1,31 @@
-"""The cross-play of all policies: for each judge who beats whom, and what kind of game that is."""
+"""Who beats whom: the policies of a run against each other, for each judge, and what kind of game that is.
+
+The step `crossplay` states win rates with intervals, cycles and an equilibrium. Without it, the scores of held-out
+responses say something: `score_<judge>_<opponent>` of iteration t has policy t against `previous`, `base`, or `vs01`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
-from sparring.pipeline.artifact import Manifest
 from sparring.pipeline.report.judging import JUDGES
+from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.stages.evaluate.stage import win_rates
 
 Game = Mapping[str, Any]
 """What the step `crossplay` says of one judge: win_rates, low, high, cycle, exploitability, mixture …"""
+Cells = dict[tuple[int, int], float]
+"""(policy, other policy) -> mean win rate over the held-out prompts; 0 is the base."""
 
 
-def print_crossplay(done: Mapping[int, Mapping[str, Manifest]], console: Console) -> None:
-    """Print the matrices of the latest iteration that has them; done: iteration -> label -> manifest."""
-    for judge, game in games(done).items():
-        title = f"cross-play, {JUDGES[judge]}: P(row beats column); ~ where the interval contains 1/2"
-        console.print(title, markup=False, highlight=False)
-        console.print(matrix(game))
-        for line in about(game):
-            console.print(line, markup=False, highlight=False)
-
-
-def games(done: Mapping[int, Mapping[str, Manifest]]) -> Mapping[str, Game]:
+def games(iterations: Mapping[int, Steps]) -> Mapping[str, Game]:
     """Return judge -> game of the latest iteration that has them, {} without any."""
-    there = [steps["crossplay"].summary for _, steps in sorted(done.items()) if "crossplay" in steps]
-    return there[-1]["judges"] if there else {}
-
-
-def matrix(game: Game) -> Table:
-    """Return the table of one judge."""
-    n, table = len(game["win_rates"]), Table("")
-    for j in range(n):
-        table.add_column(f"π_{j}", justify="right")
-    for i in range(n):
-        table.add_row(f"π_{i}", *(cell(game, i, j) for j in range(n)))
-    return table
+    made = [steps["crossplay"].summary for _, steps in sorted(iterations.items()) if "crossplay" in steps]
+    return made[-1]["judges"] if made else {}
 
 
 def cell(game: Game, i: int, j: int) -> str:
@@ -49,43 +36,42 @@ def cell(game: Game, i: int, j: int) -> str:
     return f"{'~' if low <= 0.5 <= high else ''}{value:.3f}"
 
 
-def numbered(i: int) -> str:
-    """Return the name of a policy: π_0 is the base."""
+def pi(i: int) -> str:
+    """Return the symbol of a policy: π_0 is the base."""
     return f"π_{i}"
 
 
-def about(game: Game, named: Callable[[int], str] = numbered) -> list[str]:
+def sentences(game: Game, name: Callable[[int], str] = pi) -> list[str]:
     """Return whether the game is cyclic, how exploitable its policies are, and an equilibrium of the set."""
+    lines = ["not cyclic by point estimates: no round of policies in which each beats the next"]
+    for key, how in (("cycle", "by point estimates alone"), ("cycle_beyond_doubt", "every interval above 1/2")):
+        if game[key]:
+            lines = [f"cyclic, {how}: {' beats '.join(name(i) for i in [*game[key], game[key][0]])}"]
     exploited = [
-        f"{named(i)}: {most:.3f} (by {named(by)})" if most >= 0.0005 else f"{named(i)}: 0"
+        f"{name(i)}: {most:.3f} (by {name(by)})" if most >= 0.0005 else f"{name(i)}: 0"
         for i, (most, by) in enumerate(zip(game["exploitability"], game["exploited_by"], strict=True))
     ]
-    shown = ", ".join(exploited)
-    lines = [
-        _cycle(game, named),
-        f"exploitability within the set, by point estimates (win rate of the best answer - 1/2): {shown}",
-    ]
+    measured = "exploitability within the set, by point estimates (win rate of the best answer - 1/2)"
+    lines.append(f"{measured}: {', '.join(exploited)}")
     if game["mixture"] is not None:
-        mixture = ", ".join(f"{named(i)}: {x:.2f}" for i, x in enumerate(game["mixture"]) if x > 0.005)
+        mixture = ", ".join(f"{name(i)}: {x:.2f}" for i, x in enumerate(game["mixture"]) if x > 0.005)
         own, even = abs(game["mixture_exploitability"]), game["average_exploitability"]
         lines.append(f"an equilibrium of the set, by point estimates: {mixture}")
         lines.append(f"exploitability of it {own:.3f}, of the even mixture {even:.3f}")
     return lines
 
 
-def _cycle(game: Game, named: Callable[[int], str]) -> str:
-    for name, said in (("cycle_beyond_doubt", "every interval above 1/2"), ("cycle", "by point estimates alone")):
-        found = game[name]
-        if found:
-            return f"cyclic, {said}: {' beats '.join(named(i) for i in [*found, found[0]])}"
-    return "not cyclic by point estimates: no round of policies in which each beats the next"
+def intervals(game: Game) -> dict[tuple[int, int], tuple[float, float]]:
+    """Return (policy, other policy) -> interval of its win rate, of those that played each other."""
+    n = len(game["win_rates"])
+    played = ((i, j) for i in range(n) for j in range(n) if i != j and game["win_rates"][i][j] is not None)
+    return {(i, j): (game["low"][i][j], game["high"][i][j]) for i, j in played}
 
 
 def flat(game: Game) -> Iterator[tuple[str, float]]:
     """Yield the numbers of a game under names of their own: `3_vs_1/win_rate`, `exploitability/3`, `cyclic`."""
-    cells: dict[str, list[list[float | None]]] = {key: game[key] for key in ("win_rates", "low", "high")}
-    for key, rows in cells.items():
-        for i, row in enumerate(rows):
+    for key in ("win_rates", "low", "high"):
+        for i, row in enumerate(game[key]):
             yield from ((f"{i}_vs_{j}/{key.removesuffix('s')}", x) for j, x in enumerate(row[:i]) if x is not None)
     yield "cyclic", float(bool(game["cycle"]))
     yield "cyclic_beyond_doubt", float(bool(game["cycle_beyond_doubt"]))
@@ -94,3 +80,27 @@ def flat(game: Game) -> Iterator[tuple[str, float]]:
     for key in ("average_exploitability", "mixture_exploitability", "duality_gap"):
         if game[key] is not None:
             yield key, game[key]
+
+
+def scored(arm: RunHistory) -> dict[str, Cells]:
+    """Return judge -> cells from the scores of held-out responses, of the judges that have scored anything."""
+    by_judge: dict[str, Cells] = {judge: {} for judge in JUDGES}
+    for judge, cells in by_judge.items():
+        for t, steps in arm.steps.items():
+            for label in steps:
+                other = opponent(label, judge, t)
+                scores = arm.artifact(t, label) if other is not None and (t, other) not in cells else None
+                known = [rate for rate in win_rates(scores).values() if not math.isnan(rate)] if scores else []
+                if known and other is not None:  # NaN: a prompt that trained the judge
+                    rate = float(np.mean(known))
+                    cells |= {(t, other): rate, (other, t): 1.0 - rate}  # the same duels seen from the other side
+    return {judge: cells for judge, cells in by_judge.items() if cells}
+
+
+def opponent(label: str, judge: str, t: int) -> int | None:
+    """Return the policy that policy t met in the step `label`; None where it is not such a step of this judge."""
+    kind, _, name = label.partition(f"_{judge}_")
+    if kind != "score" or not name:
+        return None
+    number = name.removeprefix("vs")
+    return {"base": 0, "previous": t - 1}.get(name, int(number) if number.isdecimal() else None)

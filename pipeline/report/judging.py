@@ -8,28 +8,37 @@ from typing import Any
 from sparring.pipeline.artifact import Manifest
 
 JUDGES = {"oracle": "oracle", "second": "second judge"}
-"""Judge -> how it is called; `score_<judge>_<opponent>` is how it judged the new policy."""
-ASKED = {"oracle": "oracle=", "second": "--judge judge="}
-"""Judge -> how `sparring oracle check` is told which kind it is."""
-TOGETHER = ("error_phi", "error_phi_low", "error_phi_high")
-"""Of a judge's card: how its errors go with those of the other judge that was measured beside it."""
+"""Judge -> its name in tables; `score_<judge>_<opponent>` is how it judged the new policy."""
+OPPONENTS = {"base": "the base", "previous": "the previous policy"}
+CHECKED_BY = {"oracle": "oracle=", "second": "--judge judge="}
+"""Judge -> the option of `sparring oracle check` that names its kind."""
+CORRELATION = ("error_phi", "error_phi_low", "error_phi_high")
+"""Of a judge's card: how its mistakes correlate with those of the other judge that was measured beside it."""
 
 
 def worth_of_judges(steps: Mapping[str, Manifest]) -> list[str]:
-    """Return what stands beside every win rate: the judges' accuracy, and how their errors go together."""
+    """Return what stands beside every win rate: the judges' accuracy, and how their mistakes correlate."""
     scores = {judge: steps[label].summary for judge in JUDGES if (label := f"score_{judge}_base") in steps}
-    lines = [
-        f"{JUDGES[judge]} ({score['oracle']}){line}"
-        for judge, score in scores.items()
-        if "oracle" in score
-        for line in _worth(judge, score)
-    ]
-    if not apart(steps):
+    lines = []
+    for judge, score in ((judge, score) for judge, score in scores.items() if "oracle" in score):
+        card, who = score.get("card"), f"{JUDGES[judge]} ({score['oracle']})"
+        if card:
+            lines += [f"{who}{', ' if line.startswith('by source') else ': '}{line}" for line in accuracy_of(card)]
+        else:
+            command = f"sparring oracle check FILE {CHECKED_BY[judge]}{score['oracle']}"
+            lines.append(f"{who}: accuracy not measured; `{command}` does, on labelled pairs")
+    if not are_independent(steps):
         lines.append("the second judge is the oracle, or a part of it: it says nothing that the oracle does not")
-    return [*lines, *_together([score.get("card") or {} for score in scores.values()])]
+    # A card does not name the other judge. But it is one measurement of two judges, written into the cards of both:
+    # cards that state the same one are of the two that were measured beside each other.
+    cards = [score.get("card") or {} for score in scores.values()]
+    stated = [[card.get(name) for name in CORRELATION] for card in cards]
+    if len(stated) == 2 and stated[0] == stated[1] and None not in stated[0]:
+        lines.append(f"the two judges err together: error correlation {_interval(cards[0], 'error_phi')}")
+    return lines
 
 
-def apart(steps: Mapping[str, Manifest]) -> bool:
+def are_independent(steps: Mapping[str, Manifest]) -> bool:
     """Whether the second judge was loaded from no folder of the oracle. A plan refuses it; older runs may have one."""
     scores = [steps[label] for judge in JUDGES if (label := f"score_{judge}_base") in steps]
     loaded = [{i["digest"] for role, i in m.inputs.items() if role.split(".")[-1] == "judge"} for m in scores]
@@ -45,58 +54,38 @@ def left_out(steps: Mapping[str, Manifest], row: Mapping[str, Any]) -> str:
     if not dropped or score is None or "trained_on" not in score.summary:
         return f"{dropped}" if dropped else ""
     trained = score.summary["trained_on"]
-    other = {"base": "the base", "previous": "the previous policy"}[row["opponent"]]
+    other = OPPONENTS[row["opponent"]]
     counts = {"on which it was trained": trained, f"that {other} did not answer": dropped - trained}
     return ", ".join(f"{count} {why}" for why, count in counts.items() if count)
 
 
-def _worth(judge: str, score: Mapping[str, Any]) -> Iterator[str]:
-    card = score.get("card")
-    if card:
-        yield from (f"{', ' if line.startswith('by source') else ': '}{line}" for line in accuracy_of(card))
-    else:
-        command = f"sparring oracle check FILE {ASKED[judge]}{score['oracle']}"
-        yield f": accuracy not measured; `{command}` does, on labelled pairs"
-
-
 def accuracy_of(card: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a judge's card states of its accuracy: over sources, beside the rules of length, then by source."""
+
+    def rules(prefix: str, suffix: str) -> str:
+        """Return the accuracy of the two rules of length on the same pairs."""
+        return ", ".join(f"'{rule} wins' {card[f'{prefix}{rule}_wins{suffix}']:.3f}" for rule in ("shorter", "longer"))
+
     if "macro" not in card:  # a card of another make
         names = {"accuracy": "accuracy of all its test pairs", "length_matched": "length-matched"}
-        yield ", ".join(f"{text} {_figure(card, name)}" for name, text in names.items() if name in card)
+        yield ", ".join(f"{text} {_interval(card, name)}" for name, text in names.items() if name in card)
         return
     parts = [
-        f"accuracy {_figure(card, 'macro')}, the mean over {len(card['sources'])} sources, on held-out prompts of "
-        f"sources like those it was trained on ({_rules(card, 'macro_', '')})"
+        f"accuracy {_interval(card, 'macro')}, the mean over {len(card['sources'])} sources, on held-out prompts of "
+        f"sources like those it was trained on ({rules('macro_', '')})"
     ]
     if card["few_prompts"]:
         few = ", ".join(f"{name} ({card['sources'][name]['prompts']} prompts)" for name in card["few_prompts"])
         parts.append(
-            f"without {few} {_figure(card, 'macro_many_prompts')} ({_rules(card, 'macro_', '_many_prompts')}), of all "
-            f"pairs {_figure(card, 'accuracy_many_prompts')} ({_rules(card, '', '_many_prompts')})"
+            f"without {few} {_interval(card, 'macro_many_prompts')} ({rules('macro_', '_many_prompts')}), of all "
+            f"pairs {_interval(card, 'accuracy_many_prompts')} ({rules('', '_many_prompts')})"
         )
     if "length_matched" in card:
-        parts.append(f"length-matched {_figure(card, 'length_matched')} ({_rules(card, '', '_length_matched')})")
+        parts.append(f"length-matched {_interval(card, 'length_matched')} ({rules('', '_length_matched')})")
     yield "; ".join(parts)
     by_source = (f"{name} {one['accuracy']:.3f} of {one['pairs']:,} pairs" for name, one in card["sources"].items())
     yield f"by source: {', '.join(by_source)}"
 
 
-def _rules(card: Mapping[str, Any], prefix: str, suffix: str) -> str:
-    """Return what the two rules of length are right in, of the same pairs."""
-    return ", ".join(f"'{rule} wins' {card[f'{prefix}{rule}_wins{suffix}']:.3f}" for rule in ("shorter", "longer"))
-
-
-def _together(cards: list[Mapping[str, float]]) -> Iterator[str]:
-    """Yield the error correlation where it is that of these two.
-
-    A card does not name the other judge. But it is one measurement of two judges, written into the cards of both:
-    cards that state the same one are of the two that were measured beside each other.
-    """
-    stated = [[card.get(name) for name in TOGETHER] for card in cards]
-    if len(stated) == 2 and stated[0] == stated[1] and None not in stated[0]:
-        yield f"the two judges err together: error correlation {_figure(cards[0], 'error_phi')}"
-
-
-def _figure(card: Mapping[str, float], name: str) -> str:
+def _interval(card: Mapping[str, float], name: str) -> str:
     return f"{card[name]:.3f} [{card[f'{name}_low']:.3f}, {card[f'{name}_high']:.3f}]"

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sparring.pipeline import book, config
+from sparring.pipeline import config
+from sparring.pipeline.run_history import RunHistory
 from sparring.stages.errors import ConfigError
 
 GROUPS = (
@@ -47,18 +48,20 @@ def settings(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_preset(name: str) -> dict[str, Any]:
     """Return what defines the recipe of an experiment of conf/."""
-    return settings(_plain(config.render(config.load([f"experiment={name}"]))))
+    plain = OmegaConf.to_container(OmegaConf.create(config.render(config.load([f"experiment={name}"]))))
+    assert isinstance(plain, dict)
+    return settings({str(key): value for key, value in plain.items()})
 
 
-def differences(folder: Path) -> list[str]:
-    """Return `policy.name=smollm2-135m` for all that the run in `folder` has otherwise than its preset; [] without one.
+def differences(run: RunHistory) -> list[str]:
+    """Return `policy.name=smollm2-135m` for all settings in which a run differs from its preset; [] without one.
 
     Not compared are keys that the run's configuration lacks, being of an earlier version, and the encoder of a gate
     that the recipe does not have.
     """
-    overrides = [str(word).lstrip("+") for word in book.read(folder).get("overrides", [])]
+    overrides = [str(word).lstrip("+") for word in run.overrides]
     names = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
-    ours = settings(config.config_of(folder))
+    ours = settings(run.settings)
     try:
         theirs = of_preset(names[-1]) if names and ours else ours
     except ConfigError:  # a preset of another version
@@ -67,16 +70,12 @@ def differences(folder: Path) -> list[str]:
     known = {key: value for key, value in ours.items() if key.partition(".")[0] in groups}
     listed = [key for key in known if key in theirs or OPEN.search(key)]
     changed = [key for key in listed if theirs.get(key, absent) != known[key]]
-    return [f"{key}={_shown(ours[key])}" for key in changed if not _said(key, changed)]
+    texts = {key: str(ours[key]) for key in changed if not _named(key, changed)}
+    outside = ("/", "~", ".")  # a folder of this machine
+    return [f"{key}={Path(text).name if text.startswith(outside) else text}" for key, text in texts.items()]
 
 
-def _shown(value: Any) -> str:
-    """Return a value without the folders of this machine."""
-    text = str(value)
-    return Path(text).name if text.startswith(("/", "~", ".")) else text
-
-
-def _said(key: str, changed: list[str]) -> bool:
+def _named(key: str, changed: list[str]) -> bool:
     """Whether another key that changed names the group, or a group around it, that `key` is of."""
     parts = key.split(".")
     for depth in range(1, len(parts)):
@@ -85,9 +84,3 @@ def _said(key: str, changed: list[str]) -> bool:
         if naming and naming[0] != key:
             return True
     return False
-
-
-def _plain(text: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}

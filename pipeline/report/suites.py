@@ -8,28 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from pydantic import TypeAdapter
 
-from sparring.pipeline.artifact import Manifest
-from sparring.pipeline.config import config_of
 from sparring.pipeline.report import recipe
-from sparring.pipeline.report.published import NAMES, best_of, published_of
-from sparring.pipeline.schema import PublishedConfig
-from sparring.pipeline.suites.results import Found, Overlap, Result, read
-from sparring.stages.plain import printable
+from sparring.pipeline.report.config import PublishedConfig
+from sparring.pipeline.report.figures import Figures
+from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.suites.results import Overlap, Result, read
 
 ANSWERS = "answers"
 """Folder of a run that holds its answers to suites."""
+NAMES = {0: "base", None: "iteration not stated"}
+HELD_OUT = tuple(f"{best}{judge}: vs base" for best in ("", "best of n, ") for judge in ("oracle", "second judge"))
+"""Figures that stand beside published ones."""
 Cells = dict[int | None, str]
 """Iteration (0: the base, None: not stated) -> figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class SuiteTable:
     """All that suites say of a run. Text of files, to be escaped where it is shown."""
 
     title: str
@@ -46,72 +45,52 @@ class Grid:
         return bool(self.rows or self.notes or self.overlaps)
 
 
-def grid(
-    folder: Path, done: Mapping[int, Mapping[str, Manifest]], heldout: Mapping[str, Mapping[int, str | None]]
-) -> Grid:
-    """Return what the run in `folder` has; heldout: name -> iteration -> its own win rate, shown beside published ones.
-
-    done: iteration -> label -> manifest.
-    """
-    published, found = published_of(config_of(folder)), read(folder / ANSWERS)
-    rows: dict[str, Cells] = dict(_published(published)) if published else {}
-    notes = list(found.problems)
-    for name, t, text in _results(found, done, notes):
-        rows.setdefault(name, {})[t] = text
+def suite_table(history: RunHistory, figures: Mapping[int, Figures]) -> SuiteTable:
+    """Return what suites say of a run, beside what was published for its recipe and its own held-out win rates."""
+    published, kept = published_of(history.settings), read(history.folder / ANSWERS)
+    rows: dict[str, Cells] = {}
+    notes = list(kept.problems)
+    for n in sorted({row.best_of for row in published.rows}) if published else ():
+        assert published is not None
+        named = "published" if n == 1 else f"published{best_of(n)}:"
+        of_n = [row for row in published.rows if row.best_of == n]
+        rows[f"{named} LC win rate, %"] = {row.iteration: f"{row.lc:.2f}" for row in of_n}
+        rows[f"{named} win rate, %"] = {row.iteration: f"{row.wr:.2f}" for row in of_n}
+        rows[f"{named} mean length"] = {row.iteration: str(row.length) for row in of_n if row.length is not None}
+    for result in kept.results:
+        named, best, t = f"{result.suite} by {result.judge}", best_of(result.about.best_of), result.about.iteration
+        if why := _left_out(result, history):
+            notes.append(f"{named}: the figures of {result.model} are left out, {why}")
+            continue
+        for name, score in result.scores.items():
+            rows.setdefault(f"{named}{best}: {name}", {})[t] = score.text
+        notes += [f"{named}, {NAMES.get(t, f'iteration {t}')}{best}: {line}" for line in result.notes]
     if published:
-        ours = {f"ours, held-out win rate, {name}": cells for name, cells in heldout.items()}
-        rows |= {name: {t: text for t, text in cells.items() if text} for name, cells in ours.items()}
-        changed = recipe.differences(folder)
+        for name in HELD_OUT:
+            cells: Cells = {t: one[name].text for t, one in figures.items() if name in one}
+            rows[f"ours, held-out win rate, {name}"] = cells
+        changed = recipe.differences(history)
         notes += [f"This run differs from the recipe in: {', '.join(changed)}"] if changed else []
         notes += [published.note] if published.note else []
         notes.append("Held-out win rates are another evaluation: its numbers and published ones are not to be compared")
     title = "suites" + (f"; published ({published.source}): {published.benchmark}" if published else "")
-    return Grid(
-        title=title, rows={name: cells for name, cells in rows.items() if cells}, notes=notes, overlaps=found.overlaps
-    )
+    shown = {name: cells for name, cells in rows.items() if cells}
+    return SuiteTable(title=title, rows=shown, notes=notes, overlaps=kept.overlaps)
 
 
-def _published(published: PublishedConfig) -> Iterator[tuple[str, Cells]]:
-    for n in sorted({row.best_of for row in published.rows}):
-        there = {row.iteration: row for row in published.rows if row.best_of == n}
-        named = "published" if n == 1 else f"published{best_of(n)}:"
-        yield f"{named} LC win rate, %", {t: f"{row.lc:.2f}" for t, row in there.items()}
-        yield f"{named} win rate, %", {t: f"{row.wr:.2f}" for t, row in there.items()}
-        yield f"{named} mean length", {t: str(row.length) for t, row in there.items() if row.length is not None}
-
-
-def _results(
-    found: Found, done: Mapping[int, Mapping[str, Manifest]], notes: list[str]
-) -> Iterator[tuple[str, int, str]]:
-    """Yield (row, iteration, figure) of the run's policies as they are now; what is left out goes into `notes`."""
-    for result in found.results:
-        whose, named = result.about, f"{result.suite} by {result.judge}"
-        reason = _left_out(result, done)
-        if reason:
-            notes.append(f"{named}: the figures of {result.model} are left out, {reason}")
-            continue
-        best = best_of(whose.best_of)
-        for name, score in result.scores.items():
-            yield f"{named}{best}: {name}", whose.iteration, score.text
-        notes += [f"{named}, {_policy(whose.iteration)}{best}: {line}" for line in result.notes]
-
-
-def _left_out(result: Result, done: Mapping[int, Mapping[str, Manifest]]) -> str:
-    whose = result.about
-    if whose.iteration == 0:
+def _left_out(result: Result, history: RunHistory) -> str:
+    """Return why a result is not of a policy that the run has now, '' where it is."""
+    t = result.about.iteration
+    if t == 0:
         return ""
-    train = done.get(whose.iteration, {}).get("train")
+    train = history.manifest(t, "train")
     if train is None:
-        return f"the run has no policy of iteration {whose.iteration}"
+        return f"the run has no policy of iteration {t}"
     again = "answer and judge again"
-    return "" if train.content == whose.policy else f"iteration {whose.iteration} has another policy now: {again}"
+    return "" if train.content == result.about.policy else f"iteration {t} has another policy now: {again}"
 
 
-def _policy(t: int) -> str:
-    return NAMES.get(t, f"iteration {t}")
-
-
-def said_of(overlap: Overlap) -> str:
+def overlap_text(overlap: Overlap) -> str:
     """Return `alpaca_eval: 3 of 805 rows (0.4%) have 13 words in a row in common with …`."""
     share = overlap.overlapping / overlap.rows if overlap.rows else 0.0
     return (
@@ -120,14 +99,19 @@ def said_of(overlap: Overlap) -> str:
     )
 
 
-def print_suites(found: Grid, console: Console) -> None:
-    """Print the table, its notes, and what the training prompts share with suites."""
-    if found.rows:
-        table = Table("", title=Text(printable(found.title), style="table.title"), title_justify="left")
-        for t in found.columns:
-            table.add_column(NAMES.get(t, str(t)), justify="right")
-        for name, cells in found.rows.items():
-            table.add_row(Text(printable(name)), *(cells.get(t, "") for t in found.columns))
-        console.print(table)
-    for line in [*found.notes, *(f"contamination: {said_of(one)}" for one in found.overlaps)]:
-        console.print(printable(line), markup=False, highlight=False)
+def published_of(config: Mapping[str, Any]) -> PublishedConfig | None:
+    """Return the published results that a run's configuration has, None without."""
+    block = config.get("published")
+    return TypeAdapter(PublishedConfig).validate_python(block) if block else None
+
+
+def published_rows(published: PublishedConfig) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, LC win rate, win rate and length of each published row."""
+    for row in published.rows:
+        name = NAMES.get(row.iteration, f"iteration {row.iteration}") + best_of(row.best_of)
+        yield name, f"{row.lc:.2f}", f"{row.wr:.2f}", "" if row.length is None else str(row.length)
+
+
+def best_of(n: int) -> str:
+    """Return `, best of 16`, nothing where a policy's own responses count."""
+    return f", best of {n}" if n > 1 else ""

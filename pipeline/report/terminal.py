@@ -1,41 +1,96 @@
-"""A run in the terminal: the answer in words, the table, what must be said of it, and what the judges are worth."""
+"""A report in the terminal: the answer, the table, what must be said of it, and what the judges are worth."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline.report.answer import answer
-from sparring.pipeline.report.crossplay import print_crossplay
-from sparring.pipeline.report.judging import worth_of_judges
-from sparring.pipeline.report.panel import print_panel
-from sparring.pipeline.report.suites import print_suites
-from sparring.pipeline.report.table import rows_of, said, suites_of
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.report.comparison import EXPLANATION, HEADS, TITLE, Comparison, remarks, rows
+from sparring.pipeline.report.crossplay import Game, cell, pi, sentences
+from sparring.pipeline.report.data import ArmReport
+from sparring.pipeline.report.judging import JUDGES
+from sparring.pipeline.report.suites import NAMES, SuiteTable, overlap_text
 from sparring.stages.plain import printable
 
 
-def print_report(history: RunHistory, console: Console, whole: bool = False) -> None:
-    """Print the answer, the table of a run, then what the judges are worth; whole: with the collapse panel."""
-    done, seen = history.done, history.panels
-    told = answer(done)
-    console.print(f"{told.headline}.", style="bold", markup=False, highlight=False)
-    for sentence in told.sentences:
-        console.print(sentence, markup=False, highlight=False)
-    table = Table(title=Text(f"run {printable(history.folder.name)}", style="table.title"), title_justify="left")
-    table.add_column("iteration")
-    for t in done:
+def print_report(arm: ArmReport, console: Console, panel: bool = False) -> None:
+    """Print the report of an arm; panel: with the collapse panel."""
+    console.print(f"{arm.answer.headline}.", style="bold", markup=False, highlight=False)
+    _print_lines(arm.answer.sentences, console)
+    named = Text(f"run {printable(arm.history.folder.name)}", style="table.title")
+    table = Table("iteration", title=named, title_justify="left")
+    for t in arm.figures:
         table.add_column(str(t), justify="right")
-    for name, cells in rows_of(done, seen):
-        table.add_row(name, *cells)
+    for row in arm.rows():
+        table.add_row(row.title, *row.cells)
     console.print(table)
-    if whole:
-        print_panel(seen, console)
-    for t, lines in said(history).items():
-        for line in lines:
-            console.print(f"iteration {t}: {printable(line)}", markup=False, highlight=False)
-    print_crossplay(done, console)
-    for line in worth_of_judges(next(reversed(done.values()), {})):
-        console.print(line, markup=False, highlight=False)
-    print_suites(suites_of(history), console)
+    if panel:
+        print_panel(arm, console)
+    _print_lines([f"iteration {t}: {line}" for t, lines in arm.remarks().items() for line in lines], console)
+    print_games(arm.games, console)
+    _print_lines(arm.judges, console)
+    print_suites(arm.suites, console)
+
+
+def print_panel(arm: ArmReport, console: Console) -> None:
+    """Print the collapse panel as a table with a section for each group; nothing without a figure."""
+    groups = arm.panel_groups()
+    table = Table("collapse panel", "")
+    for t in arm.panel:
+        table.add_column(str(t), justify="right")
+    for group, group_rows in groups:
+        table.add_row("", group, style="bold")
+        for row in group_rows:
+            table.add_row(row.name, row.title, *row.cells)
+        table.add_section()
+    if groups:
+        console.print(table)
+
+
+def print_games(games: Mapping[str, Game], console: Console) -> None:
+    """Print who beats whom by each judge, and what kind of game that is."""
+    for judge, game in games.items():
+        _print_lines([f"cross-play, {JUDGES[judge]}: P(row beats column); ~ where the interval contains 1/2"], console)
+        n, table = len(game["win_rates"]), Table("")
+        for j in range(n):
+            table.add_column(pi(j), justify="right")
+        for i in range(n):
+            table.add_row(pi(i), *(cell(game, i, j) for j in range(n)))
+        console.print(table)
+        _print_lines(sentences(game), console)
+
+
+def print_suites(suites: SuiteTable, console: Console) -> None:
+    """Print the table, its notes, and what the training prompts share with suites."""
+    if suites.rows:
+        table = Table("", title=Text(printable(suites.title), style="table.title"), title_justify="left")
+        for t in suites.columns:
+            table.add_column(NAMES.get(t, str(t)), justify="right")
+        for name, cells in suites.rows.items():
+            table.add_row(Text(printable(name)), *(cells.get(t, "") for t in suites.columns))
+        console.print(table)
+    shared = [f"contamination: {overlap_text(one)}" for one in suites.overlaps]
+    _print_lines([*suites.notes, *shared], console)
+
+
+def print_comparisons(comparisons: Sequence[Comparison], console: Console) -> None:
+    """Print the comparison of the arms with the first one; nothing for a single arm."""
+    compared = rows(comparisons)
+    if compared:
+        heading = Text(printable(TITLE.format(comparisons[0].baseline)), style="table.title")
+        table = Table(title=heading, title_justify="left", show_lines=True)
+        for head in HEADS:
+            table.add_column(head, overflow="fold", no_wrap=head != HEADS[0])
+        for row in compared:
+            table.add_row(*(Text(printable(text)) for text in row))
+        console.print(table)
+        _print_lines([EXPLANATION.format(comparisons[0].baseline)], console)
+    _print_lines(remarks(comparisons), console)
+
+
+def _print_lines(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(printable(line), markup=False, highlight=False)

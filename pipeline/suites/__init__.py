@@ -28,7 +28,7 @@ class Asked:
 
     def fetch(self, name: str, instead: str) -> Path:
         """Return a file of the hub; DataError says how to give it instead: `--reference FILE`."""
-        from sparring.pipeline import hub
+        from sparring.pipeline.sources import hub
 
         try:
             return hub.data_file(self.kind, self.repo, name)

@@ -26,14 +26,14 @@ import typer
 
 from sparring.pipeline import cluster, config, run_history
 from sparring.pipeline.artifact import Artifact, Manifest, check_target, find, make_folder, write_target
-from sparring.pipeline.build import Asked, build_answers
 from sparring.pipeline.cli import options
+from sparring.pipeline.cli.commands import fetch
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
-from sparring.pipeline.commands import fetch
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.execute import execute_alone
-from sparring.pipeline.plan import Plan, inspect
+from sparring.pipeline.planning.iteration import Question, build_answers
+from sparring.pipeline.planning.plan import Plan, inspect
 from sparring.pipeline.run_history import RunHistory
-from sparring.pipeline.schema import Config
 from sparring.pipeline.sources import Sources, check_policy
 from sparring.pipeline.suites import SUITES, results
 from sparring.stages.annotate.best import chosen as best_of
@@ -145,8 +145,8 @@ def best_of_n(
 
 def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[str] = ()) -> Player:
     """Return the policy of an iteration of the run, the last trained one by default."""
-    history = run_history.opened(runs, run)
-    words = [*history.record["overrides"], *overrides]
+    history = run_history.open_run(runs, run)
+    words = [*history.overrides, *overrides]
     chosen = config.load(config.detect_hardware(words, cluster.gpu_count()))
     t, policy = _trained(history, iteration)
     return Player(
@@ -169,13 +169,13 @@ def _trained(history: RunHistory, number: int | None) -> tuple[int, Input | None
     """Return the iteration and its trained policy; None for the base, which is iteration 0."""
     if number == 0:
         return 0, None
-    found = [t for t, steps in history.every.items() if "train" in steps]
+    found = [t for t, steps in history.steps.items() if "train" in steps]
     if not found:
         raise DataError(f"{history.folder}: no policy is trained yet; run on, or have the base answer with --iter 0.")
     t = max(found) if number is None else number
     if t not in found:
         raise DataError(f"--iter {t}: {history.folder} has policies of 0 (the base), {', '.join(map(str, found))}.")
-    policy = history.opened(t, "train")
+    policy = history.artifact(t, "train")
     assert policy is not None
     return t, replace(policy, role="policy", root=policy.root.absolute())
 
@@ -233,7 +233,7 @@ def _planned(player: Player, files: Sequence[File]) -> Plan:
     chosen, sources = player.config, Sources(player.pins)
     check_policy(chosen, sources.policy(chosen.policy))
     asked = [
-        Asked(
+        Question(
             source=sources.imported(one.path, None),
             column=one.column,
             policy=player.policy,

@@ -21,11 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline import hub, run_history
+from sparring.pipeline import run_history
 from sparring.pipeline.artifact import check_target, write_target
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
 from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.sources import hub
 from sparring.pipeline.suites import COMPARED, results
 from sparring.stages.errors import ConfigError, DataError, HubSilent
 from sparring.stages.evaluate.suites.overlap import Index, Overlap
@@ -64,7 +65,7 @@ def run(
         raise ConfigError(f"--n {n}: an n-gram has 2 words or more; 13 is usual, 8 finds more.")
     if to:
         check_target(to, "--json")
-    history = run_history.opened(runs, run)
+    history = run_history.open_run(runs, run)
     what, played = training(history)
     suites, absent = _suites(files, column)
     indexes = {path: Index([row.turns for row in found], n) for path, found in suites.items()}
@@ -93,11 +94,11 @@ def run(
 
 def training(history: RunHistory) -> tuple[str, list[Input]]:
     """Return what the training prompts are of, in words, and the artifacts that hold them."""
-    sampled = [t for t, found in history.every.items() if "sample" in found]
+    sampled = [t for t, found in history.steps.items() if "sample" in found]
     if sampled:
         which = f"iteration{'s' * (len(sampled) > 1)} {', '.join(map(str, sampled))}"
-        return f"sampled in {which}", list(filter(None, (history.opened(t, "sample") for t in sampled)))
-    prompts = history.opened(0, "prompts")
+        return f"sampled in {which}", list(filter(None, (history.artifact(t, "sample") for t in sampled)))
+    prompts = history.artifact(0, "prompts")
     if prompts is None:
         raise DataError(f"{history.folder}: its prompts are not made yet; run `sparring run` with its overrides.")
     return "that it may sample", [prompts]

@@ -20,7 +20,8 @@ from rich.console import Console
 
 from scripts.study import elsewhere, figure, read, report
 from scripts.study.presets import STUDIES, Study, label, overrides_of
-from sparring.pipeline import cli, commands, config
+from sparring.pipeline import cli, config
+from sparring.pipeline.cli import commands
 from sparring.stages.errors import ConfigError, DataError, SparringError
 
 
@@ -69,17 +70,17 @@ def _report(study: Study, overrides: Sequence[str], others: Sequence[Path]) -> N
     arms = {arm: config.load(words) for arm, words in commands.arms_of(overrides, multirun=True).items()}
     first = next(iter(arms.values()))
     folder = Path(first.paths.runs) / first.run.name
-    found = read.read(folder, {arm: one.seed for arm, one in arms.items()})
-    if not found.policies:
+    data = read.read(folder, {arm: one.seed for arm, one in arms.items()})
+    if not data.policies:
         raise DataError(f"{folder}: no policy of this study is evaluated yet; run it without --report.")
     settings, planned = elsewhere.shared(list(arms.values())), len(arms) * first.iterations
-    elsewhere.write(folder / "policies.json", found, settings)
-    own = len(found.policies)
-    found = elsewhere.joined(found, others, settings)
-    planned += len(found.policies) - own
-    made, compared = report.make(first.run.name, study, found, first, planned)
+    elsewhere.write(folder / "policies.json", data, settings)
+    own = len(data.policies)
+    data = elsewhere.joined(data, others, settings)
+    planned += len(data.policies) - own
+    made, compared = report.make(first.run.name, study, data, first, planned)
     path = folder / "figure.png"
-    figures, base = report.averaged(found.policies), report.mean_of(list(found.base.values()))
+    figures, base = report.averaged(data.policies), report.mean_of(list(data.base.values()))
     figure.draw(path, compared, figures, base, made.title)
     report.write(made, folder, path.name)
     report.show(made, Console(width=None if sys.stdout.isatty() else 200))

@@ -30,13 +30,13 @@ class Comparison:
 
     @property
     def finding(self) -> str:
-        """`better`, `worse`, `luck` (found on these prompts, but seeds alone could do that), `none` or `unknown`."""
-        told = outcome(self.difference, self.detectable)
-        if told in ("better", "worse"):
+        """`better`, `worse`, `luck` (different, but seeds alone could do that), `none` or `unknown`."""
+        finding = outcome(self.difference, self.detectable)
+        if finding in ("better", "worse"):
             one_sign = min(self.by_seed) > 0 or max(self.by_seed) < 0
             if not one_sign or abs(self.difference.mean) <= self.luck:
                 return "luck"
-        return told
+        return finding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""Policies of a study that were measured on other machines: one seed here, another there, one report.
+"""Policies of a study that were measured on other machines: a seed each, one report.
 
     python -m scripts.study small seed=1 ...                              writes runs/<run.name>/policies.json
     python -m scripts.study small seed=0 --with there/policies.json ...   reports both
 
-A file says what was the same for all its arms; where that differs here, nothing is compared.
+A file says what was the same for all its arms; where that differs, nothing is compared.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.study.read import Found, Policy
+from scripts.study.read import Policy, StudyData
 from sparring.pipeline.config import dotted
-from sparring.pipeline.schema import Config
+from sparring.pipeline.config.model import Config
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.stage import JUDGES
 
@@ -42,11 +42,11 @@ def shared(configs: Sequence[Config]) -> dict[str, Any]:
     return {key: value for key, value in alike.items() if not key.startswith(FREE) and key not in RUNTIME}
 
 
-def write(path: Path, found: Found, settings: Mapping[str, Any]) -> None:
-    """Write the policies found, each with its win rates on each prompt."""
-    prompts = sorted({prompt for one in found.policies for rates in one.rates.values() for prompt in rates})
-    rows = [{**asdict(one), "rates": _columns(one, prompts)} for one in found.policies]
-    base = {str(seed): dict(figures) for seed, figures in found.base.items()}
+def write(path: Path, data: StudyData, settings: Mapping[str, Any]) -> None:
+    """Write the policies, each with its win rates on each prompt."""
+    prompts = sorted({prompt for one in data.policies for rates in one.rates.values() for prompt in rates})
+    rows = [{**asdict(one), "rates": _columns(one, prompts)} for one in data.policies]
+    base = {str(seed): dict(figures) for seed, figures in data.base.items()}
     content = {"settings": settings, "prompts": prompts, "base": base, "policies": rows}
     path.write_text(json.dumps(content, default=list) + "\n", encoding="utf-8")
 
@@ -59,22 +59,22 @@ def _rounded(rate: float | None) -> float | None:
     return None if rate is None else round(rate, DIGITS)
 
 
-def joined(found: Found, paths: Iterable[Path], settings: Mapping[str, Any]) -> Found:
-    """Return what was found with the policies of the files; DataError where one does not fit, or brings one again."""
+def joined(data: StudyData, paths: Iterable[Path], settings: Mapping[str, Any]) -> StudyData:
+    """Return the policies with those of the files; DataError where one does not fit, or brings one again."""
     for path in paths:
         content = _read(path)
         _check(path, content["settings"], settings)
         added = tuple(_policies(content))
-        there = {(one.arm, one.seed, one.iteration) for one in found.policies}
+        there = {(one.arm, one.seed, one.iteration) for one in data.policies}
         again = [one for one in added if (one.arm, one.seed, one.iteration) in there]
         if again:
             raise DataError(
-                f"{path}: {again[0].arm}, seed {again[0].seed}, iteration {again[0].iteration} is here as well; "
+                f"{path}: {again[0].arm}, seed {again[0].seed}, iteration {again[0].iteration} is there already; "
                 "leave one of them out (seed=...)."
             )
         base = {int(seed): figures for seed, figures in content["base"].items()}
-        found = replace(found, policies=(*found.policies, *added), base={**base, **found.base})
-    return found
+        data = replace(data, policies=(*data.policies, *added), base={**base, **data.base})
+    return data
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _check(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> No
     differing = sorted(key for key in theirs.keys() & plain.keys() if theirs[key] != plain[key])
     if differing:
         key = differing[0]
-        raise DataError(f"{path}: {key} is {theirs[key]} there and {plain[key]} here; such arms cannot be compared.")
+        raise DataError(f"{path}: {key} is {theirs[key]} there, {plain[key]} in this study: not comparable.")
 
 
 def _policies(content: Mapping[str, Any]) -> Iterable[Policy]:

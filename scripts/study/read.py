@@ -10,40 +10,33 @@ from pathlib import Path
 from scripts.study.presets import label
 from sparring.pipeline import run_history
 from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.run_history import RunHistory, Steps
 from sparring.stages.evaluate.stage import JUDGES, win_rates
 
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "response tokens, mean": ("heldout_length_mean", ".1f"),
+    "cut at max_tokens": ("heldout_cap_rate", ".1%"),
+    "distinct-2 in a response": ("heldout_distinct_2", ".3f"),
+    "different texts of K, in play": ("played_unique_rate", ".3f"),
+    "distinct-2 over K, in play": ("played_distinct_2", ".3f"),
+    "similarity over K, in play": ("similarity", ".3f"),
+    "|P̃-P|, mean": ("shift", ".4f"),
+    "h chosen, after": ("probe_h_w", "+.2f"),
+    "h rejected, after": ("probe_h_l", "+.2f"),
+    "in band, output head": ("in_band", ".1%"),
+    "ρ ≤ 0, output head": ("rho_negative", ".1%"),
+    "reversed": ("reversed", ".1%"),
+    "ρ, output head": ("rho", "+.3f"),
+    "repulsion / objective": ("repulsion's gradient / objective's", ".3f"),
+    "‖u_w-u_l‖, first batch": ("‖u_w-u_l‖ of the first batch, before training", ".3f"),
+    "clipped steps": ("clipped_share", ".0%"),
+    "saturation": ("saturation", ".3f"),
+}
+"""Name -> the figure of a run's report, of its panel or its table, and how a mean of it is written.
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A number of a step's summary."""
-
-    name: str
-    step: str
-    key: str
-    form: str
-
-
-FIGURES = (
-    Figure(name="response tokens, mean", step="sample_heldout", key="length_mean", form=".1f"),
-    Figure(name="cut at max_tokens", step="sample_heldout", key="cap_rate", form=".1%"),
-    Figure(name="distinct-2 in a response", step="sample_heldout", key="distinct_2", form=".3f"),
-    Figure(name="different texts of K, in play", step="sample", key="unique_rate", form=".3f"),
-    Figure(name="distinct-2 over K, in play", step="sample", key="distinct_2", form=".3f"),
-    Figure(name="similarity over K, in play", step="embed", key="similarity_mean", form=".3f"),
-    Figure(name="|P̃-P|, mean", step="calibrate", key="mean_shift", form=".4f"),
-    Figure(name="h chosen, after", step="train", key="probe_h_w", form="+.2f"),
-    Figure(name="h rejected, after", step="train", key="probe_h_l", form="+.2f"),
-    Figure(name="in band, output head", step="train", key="in_band", form=".1%"),
-    Figure(name="ρ ≤ 0, output head", step="train", key="rho_negative", form=".1%"),
-    Figure(name="reversed", step="train", key="reversed", form=".1%"),
-    Figure(name="ρ, output head", step="train", key="rho", form="+.3f"),
-    Figure(name="repulsion / objective", step="train", key="repulsion_ratio", form=".3f"),
-    Figure(name="‖u_w-u_l‖, first batch", step="train", key="distance_new", form=".3f"),
-    Figure(name="clipped steps", step="train", key="clipped_share", form=".0%"),
-    Figure(name="saturation", step="train", key="saturation", form=".3f"),
-)
-"""Of the policy after the iteration; `in play` of the responses it was trained on, which the policy before it gave."""
+Of the policy after the iteration; `in play` of the responses it was trained on, which the policy before it gave.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +52,7 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class StudyData:
     """All that a report is made of."""
 
     policies: tuple[Policy, ...]
@@ -71,36 +64,41 @@ class Found:
     """The steps of the last policy."""
 
 
-def read(folder: Path, seeds: Mapping[str, int]) -> Found:
+def read(folder: Path, seeds: Mapping[str, int]) -> StudyData:
     """Read the run in `folder`; policies not evaluated yet are left out. seeds: arm of the multirun -> its seed."""
-    made = {one.arm: one for one in run_history.find(folder.parent, [folder.name])}
+    made = {one.arm: one for one in run_history.open_arms(folder.parent, [folder.name])}
     policies, manifests = [], {}
     base: dict[int, Mapping[str, float]] = {}
     last: Steps = {}
-    for arm, history in ((arm, made[arm]) for arm in seeds if arm in made):
-        seed = seeds[arm]
-        for t, steps in history.every.items():
+    for name, seed in seeds.items():
+        if name not in made:
+            continue
+        report = ArmReport.of(made[name])
+        for t, steps in report.history.steps.items():
             manifests.update({manifest.fingerprint: manifest for manifest in steps.values()})
-            if t == 0 and "sample_base" in steps:
-                base[seed] = figures({"sample_heldout": steps["sample_base"]})
             if "evaluate" in steps:
                 last = steps
-                policies.append(_policy(history, label(arm), seed, t))
-    return Found(policies=tuple(policies), base=base, manifests=manifests, last=last)
-
-
-def _policy(history: RunHistory, arm: str, seed: int, t: int) -> Policy:
-    rates = {judge: _rates(history, t, f"score_{judge}_base") for judge in JUDGES}
-    return Policy(arm=arm, seed=seed, iteration=t, rates=rates, figures=figures(history.every[t]))
+                rates = {judge: _rates(report.history, t, f"score_{judge}_base") for judge in JUDGES}
+                numbers = figures(report, t)
+                policies.append(Policy(arm=label(name), seed=seed, iteration=t, rates=rates, figures=numbers))
+        if report.panel and "sample_base" in report.history.steps.get(0, {}):
+            base[seed] = figures(report, min(report.panel), of_base=True)
+    return StudyData(policies=tuple(policies), base=base, manifests=manifests, last=last)
 
 
 def _rates(history: RunHistory, t: int, label: str) -> dict[str, float]:
-    scores = history.opened(t, label)
+    scores = history.artifact(t, label)
     assert scores is not None
     return {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
 
 
-def figures(steps: Steps) -> dict[str, float]:
-    """Return name -> value of the figures that the steps report."""
-    found = {f.name: steps[f.step].summary.get(f.key) for f in FIGURES if f.step in steps}
-    return {name: float(value) for name, value in found.items() if value is not None}
+def figures(report: ArmReport, t: int, of_base: bool = False) -> dict[str, float]:
+    """Return name -> value of the figures that an iteration has; of_base: those of the base's held-out responses."""
+    known = {**report.figures.get(t, {}), **report.panel.get(t, {})}
+    found = {}
+    for name, (figure, _) in FIGURES.items():
+        if of_base:
+            figure = figure.replace("heldout_", "base_") if figure.startswith("heldout_") else ""
+        if figure in known:
+            found[name] = float(known[figure].value)
+    return found

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from scripts.study.compare import Judged, judged
 from scripts.study.presets import Study
-from scripts.study.read import FIGURES, Found, Policy
+from scripts.study.read import FIGURES, Policy, StudyData
 from scripts.study.words import limits, verdicts
-from sparring.pipeline.report.differences import interval
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.report.comparison import interval
 from sparring.pipeline.report.judging import JUDGES as JUDGE_NAMES
 from sparring.pipeline.report.judging import worth_of_judges
-from sparring.pipeline.schema import Config
 from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate
 from sparring.stages.evaluate.stage import JUDGES
 
@@ -84,15 +84,15 @@ def mean_of(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(one[name] for one in figures if name in one) for name in names}
 
 
-def make(name: str, study: Study, found: Found, config: Config, planned: int) -> tuple[Report, list[Judged]]:
+def make(name: str, study: Study, data: StudyData, config: Config, planned: int) -> tuple[Report, list[Judged]]:
     """Return the report, and what the figure draws. planned: policies that the study will have when it is done."""
     settings = Bootstrap(resamples=config.evaluate.resamples, confidence=config.evaluate.confidence)
-    compared = rounds(found.policies, study, settings)
-    last, figures = last_of(compared), averaged(found.policies)
-    grids = (_wins(compared), _apart(compared), _behaviour(figures, found.base))
+    compared = rounds(data.policies, study, settings)
+    last, figures = last_of(compared), averaged(data.policies)
+    grids = (_wins(compared), _apart(compared), _behaviour(figures, data.base))
     report = Report(
         title=f"Study {name}",
-        about=tuple(_about(study, found, config, planned)),
+        about=tuple(_about(study, data, config, planned)),
         verdicts=tuple(verdicts(last, settings.confidence)),
         limits=tuple(limits(last, settings.confidence)),
         grids=tuple(grid for grid in grids if grid.rows),
@@ -101,18 +101,18 @@ def make(name: str, study: Study, found: Found, config: Config, planned: int) ->
     return report, compared
 
 
-def _about(study: Study, found: Found, config: Config, planned: int) -> list[str]:
-    made = next(iter(found.last.values())).made_with if found.last else {}
-    hardware, seconds = made.get("hardware", {}), sum(m.seconds for m in found.manifests.values())
-    seeds = sorted({policy.seed for policy in found.policies})
+def _about(study: Study, data: StudyData, config: Config, planned: int) -> list[str]:
+    made = next(iter(data.last.values())).made_with if data.last else {}
+    hardware, seconds = made.get("hardware", {}), sum(m.seconds for m in data.manifests.values())
+    seeds = sorted({policy.seed for policy in data.policies})
     lines = [
-        f"{len(found.policies)} of {planned} policies are trained and evaluated; seeds {', '.join(map(str, seeds))}.",
+        f"{len(data.policies)} of {planned} policies are trained and evaluated; seeds {', '.join(map(str, seeds))}.",
         f"{config.policy.name}; {config.prompts.per_iteration} prompts an iteration, K={config.sampler.k}, "
         f"{config.sampler.max_tokens} tokens at most; lr {config.trainer.lr:g}, global batch "
         f"{config.trainer.global_batch}, unless an arm says otherwise; {config.prompts.heldout} held-out prompts, "
         f"evaluate.k={config.evaluate.k}. Every win rate is against the base, whose responses are those of the same "
         "seed.",
-        *worth_of_judges(found.last),
+        *worth_of_judges(data.last),
     ]
     if hardware:
         gpus = f"{hardware['gpus']} GPUs" if hardware["gpus"] else "no GPU"
@@ -156,13 +156,13 @@ def _apart(compared: Sequence[Judged]) -> Grid:
 
 
 def _behaviour(figures: Mapping[tuple[str, int], Mapping[str, float]], base: Mapping[int, Mapping[str, float]]) -> Grid:
-    there = [f for f in FIGURES if any(f.name in one for one in figures.values())]
+    shown = {name: form for name, (_, form) in FIGURES.items() if any(name in one for one in figures.values())}
     start = {("base", 0): mean_of(list(base.values()))} if base else {}
     rows = [
-        (arm, str(t), *(format(one[f.name], f.form) if f.name in one else "" for f in there))
+        (arm, str(t), *(format(one[name], form) if name in one else "" for name, form in shown.items()))
         for (arm, t), one in {**start, **figures}.items()
     ]
-    columns = ("arm", "iteration", *(f.name for f in there))
+    columns = ("arm", "iteration", *shown)
     return Grid(title=BEHAVIOUR, columns=columns, rows=tuple(rows))
 
 

@@ -1,4 +1,4 @@
-"""What a study shows, in sentences. Where no difference is found they say so, and what would have been found."""
+"""What a study shows, in sentences. Where no difference is detectable they say so, and what would be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from scripts.study.compare import Comparison, Judged
-from sparring.pipeline.report.differences import interval, many
+from sparring.pipeline.report.comparison import by_chance, interval
 from sparring.pipeline.report.judging import JUDGES
 from sparring.stages.evaluate.bootstrap import Estimate, alarm, detectable_of, informative, outcome
 
@@ -32,14 +32,14 @@ def against_base(rate: Estimate, confidence: float) -> str:
     if not informative(rate.low, rate.high):
         return f"not to be told from the base, {interval(rate)}"
     least = detectable_of(rate.low, rate.high, confidence)
-    told = outcome(replace(rate, mean=rate.mean - 0.5, low=rate.low - 0.5, high=rate.high - 0.5), least)
-    if told in ("better", "worse"):
-        return f"{told} than the base, {interval(rate)}"
+    finding = outcome(replace(rate, mean=rate.mean - 0.5, low=rate.low - 0.5, high=rate.high - 0.5), least)
+    if finding in ("better", "worse"):
+        return f"{finding} than the base, {interval(rate)}"
     return f"no difference from the base is detectable, {interval(rate)}: it takes more than {least:.3f}"
 
 
 def against(one: Comparison) -> str:
-    """Say what a comparison found."""
+    """Say what a comparison shows."""
     shown = f"{interval(one.difference, signed=True)} on {one.difference.n} prompts{_seeds(one.by_seed)}"
     match one.finding:
         case "better" | "worse":
@@ -63,7 +63,7 @@ def limits(last: Sequence[Judged], confidence: float) -> list[str]:
     lines = []
     count = sum(len(one.comparisons) for one in last)
     if count:
-        lines.append(many(count, confidence))
+        lines.append(by_chance(count, confidence))
     if all(one.seed_sd is None for one in last):
         return [*lines, "One seed an arm: nothing is known of how another training would have come out."]
     return lines + [_of_seeds(one, one.seed_sd) for one in last if one.seed_sd is not None]

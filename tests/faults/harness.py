@@ -130,15 +130,15 @@ def _events(path: Path, since: int) -> Iterator[dict[str, Any]]:
 
 def contents(folder: Path) -> dict[str, str]:
     """Return iteration/label -> content digest of every artifact of the run."""
-    book = json.loads((folder / "runs" / "default" / "run.json").read_text())
-    return {f"{t}/{label}": entry["content"] for t, row in book["steps"].items() for label, entry in row.items()}
+    record = json.loads((folder / "runs" / "default" / "run.json").read_text())
+    return {f"{t}/{label}": entry["content"] for t, row in record["steps"].items() for label, entry in row.items()}
 
 
 def without(base: Path, folder: Path, label: str) -> None:
     """Copy a finished run's folder, without the artifact of iteration `label` ("01/sample")."""
     t, _, name = label.partition("/")
-    book = json.loads((base / "runs" / "default" / "run.json").read_text())
-    fingerprint = book["steps"][t][name]["fingerprint"]
+    record = json.loads((base / "runs" / "default" / "run.json").read_text())
+    fingerprint = record["steps"][t][name]["fingerprint"]
     shutil.copytree(base / "store", folder / "store")
     shutil.copy(base / "prompts.jsonl", folder / "prompts.jsonl")
     kind = name.partition("_")[0]

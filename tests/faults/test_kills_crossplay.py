@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import commands
+from sparring.pipeline.cli import commands
 from tests.faults.harness import Run, contents, disturb, overrides, without, write_prompts
 from tests.pipeline.test_crossplay_run import all_but_crossplay
 

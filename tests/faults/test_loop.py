@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline import book
 from sparring.pipeline.artifact import Artifact, Manifest
 from sparring.pipeline.diagnostics.rules import learned
-from sparring.pipeline.run_history import iterations
+from sparring.pipeline.run_history import RunHistory
 from sparring.stages.annotate import winrate
 from sparring.stages.step import Input
 from sparring.stages.train.config import TRAIN
@@ -41,10 +40,10 @@ print(json.dumps(reload_probe(folder, rows)))
 
 def steps_of(folder: Path) -> dict[str, Manifest]:
     """Return label -> manifest of iteration 1."""
-    return iterations(book.read(folder / "runs" / "default"), folder / "store")[1]
+    return RunHistory.at(folder / "runs" / "default").steps[1]
 
 
-def opened(folder: Path, manifest: Manifest) -> Input:
+def open_run(folder: Path, manifest: Manifest) -> Input:
     """Return an artifact of a run, open."""
     return Artifact(folder / "store", manifest.step, manifest.fingerprint).as_input(manifest.step, manifest)
 
@@ -91,7 +90,7 @@ def test_a_second_run_does_nothing_in_seconds(undisturbed: Path, policy: Path) -
 def test_the_published_policy_learned_what_the_trained_one_had(undisturbed: Path, tmp_path: Path) -> None:
     """A fresh process reads the published folder: h as in memory to 1e-2, chosen and rejected apart beyond noise."""
     steps = steps_of(undisturbed)
-    train = opened(undisturbed, steps["train"])
+    train = open_run(undisturbed, steps["train"])
     rows = joined_rows(undisturbed, steps)
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     done = subprocess.run(
@@ -115,7 +114,7 @@ def test_the_published_policy_learned_what_the_trained_one_had(undisturbed: Path
 
 def joined_rows(folder: Path, steps: dict[str, Manifest]) -> list[dict[str, Any]]:
     """Return the training pairs as keyword arguments of Row, read from the artifacts."""
-    samples, pairs, reference = (opened(folder, steps[name]) for name in ("sample", "pairs", "reference"))
+    samples, pairs, reference = (open_run(folder, steps[name]) for name in ("sample", "pairs", "reference"))
     rows = []
     for part in range(samples.n_parts):
         by_id = {row["id"]: row for row in samples.table(part).to_pylist()}
@@ -139,7 +138,7 @@ def test_held_out_prompts_are_not_trained_on(undisturbed: Path) -> None:
     steps = steps_of(undisturbed)
     ids = {
         label: {
-            i for part in opened(undisturbed, steps[label]).parts for i in _ids(undisturbed, steps[label], part.path)
+            i for part in open_run(undisturbed, steps[label]).parts for i in _ids(undisturbed, steps[label], part.path)
         }
         for label in ("sample", "sample_heldout")
     }
@@ -156,7 +155,7 @@ def _ids(folder: Path, manifest: Manifest, path: str) -> list[str]:
 def test_a_damaged_shard_is_refused_then_undone_then_redone(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
     folder = copied(undisturbed, tmp_path)
     steps = steps_of(folder)
-    damaged = opened(folder, steps["calibrate"]).root / steps["calibrate"].files[0].path
+    damaged = open_run(folder, steps["calibrate"]).root / steps["calibrate"].files[0].path
     raw = bytearray(damaged.read_bytes())
     raw[len(raw) // 2] ^= 0xFF
     damaged.write_bytes(raw)
@@ -198,8 +197,8 @@ def test_best_of_n_comes_to_a_run_that_is_finished(undisturbed: Path, policy: Pa
     before, after = contents(undisturbed), contents(folder)
     assert before.items() <= after.items() and len(after) == len(before) + 8
     steps = steps_of(folder)
-    chosen, samples = (opened(folder, steps[label]) for label in ("best", "sample_best"))
-    scores = opened(folder, steps["score_best"]).table(0).to_pylist()
+    chosen, samples = (open_run(folder, steps[label]) for label in ("best", "sample_best"))
+    scores = open_run(folder, steps["score_best"]).table(0).to_pylist()
     for best, sample, score in zip(chosen.table(0).to_pylist(), samples.table(0).to_pylist(), scores, strict=True):
         logits, swapped = (np.reshape(score[name], (3, 3)) for name in ("logits", "swapped"))
         rates = winrate.win_rates(winrate.preference_matrix((logits - swapped) / 2))
@@ -318,7 +317,7 @@ def test_sampling_with_vllm_gives_the_same_layout(undisturbed: Path, policy: Pat
         folder,
         overrides(folder, policy, "sampler=vllm", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"),
     ).finish()
-    ours, theirs = (opened(f, steps_of(f)["sample"]) for f in (folder, undisturbed))
+    ours, theirs = (open_run(f, steps_of(f)["sample"]) for f in (folder, undisturbed))
     assert ours.digest != theirs.digest
     assert ours.table(0).schema.equals(theirs.table(0).schema)
 
@@ -351,10 +350,10 @@ def test_a_dataset_of_the_hubs_layout_in_thirds(tmp_path: Path, policy: Path) ->
     pq.write_table(pa.table({"prompt": texts}), folder / "data" / "train-00000-of-00001.parquet")
     chosen = ["prompts=hub", f"prompts.dataset={folder}", "prompts.per_iteration=null", "prompts.slices=3"]
     Run(tmp_path, [one for one in overrides(tmp_path, policy, *chosen) if "prompts.path" not in one]).finish()
-    prompts = iterations(book.read(tmp_path / "runs" / "default"), tmp_path / "store")[0]["prompts"]
+    prompts = RunHistory.at(tmp_path / "runs" / "default").steps[0]["prompts"]
     sample = steps_of(tmp_path)["sample"]
     assert prompts.summary["train"] == 27 and sample.rows["out"] == 9
-    held = set(opened(tmp_path, prompts).table(0)["id"].to_pylist())
-    samples = opened(tmp_path, sample)
+    held = set(open_run(tmp_path, prompts).table(0)["id"].to_pylist())
+    samples = open_run(tmp_path, sample)
     played = {name for i in range(samples.n_parts) for name in samples.table(i)["id"].to_pylist()}
     assert len(held) == 4 and len(played) == 9 and not held & played

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sparring.pipeline import config
 from sparring.pipeline.artifact import Artifact, Manifest, publish
-from sparring.pipeline.build import build
-from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources import Sources
 from sparring.stages.annotate.config import EncoderConfig, JudgeConfig
 from sparring.stages.sample.config import PolicyConfig, PromptsConfig

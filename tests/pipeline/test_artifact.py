@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def test_a_missing_external_is_named(tmp_path: Path) -> None:
 
 FULL = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pyarrow as pa
 sys.path.insert(0, {root!r})
@@ -216,3 +218,17 @@ def test_a_full_disk_is_known_in_whatever_words(
 ) -> None:
     monkeypatch.setattr(errors, "LITTLE_BYTES", 1 << 62)
     assert errors.disk_is_full(error, tmp_path) is full
+
+
+NESTED = {"gate": {"name": "linear", "scope": "pairwise"}, "oracle": {"kind": "mini"}, "seed": 3}
+FLAT = {"name": "linear", "scope": "pairwise", "oracle": {"kind": "mini"}, "seed": 3, "selection": "extremes"}
+
+
+@pytest.mark.parametrize("identity", [NESTED, FLAT])
+def test_a_setting_is_read_by_its_dotted_key_from_nested_and_flat_manifests(identity: dict[str, Any]) -> None:
+    made = replace(manifest_of([]), identity=identity)
+    assert (made.setting("gate.name"), made.setting("gate.scope")) == ("linear", "pairwise")
+    assert made.setting("oracle.kind") == "mini" and made.setting("oracle") == {"kind": "mini"}
+    assert made.setting("evaluate.seed") == made.setting("seed") == 3
+    assert made.setting("gate.floor") is None and made.setting("evaluate.resamples", 2000) == 2000
+    assert made.setting("selection.by", "none") == identity.get("selection", "none")

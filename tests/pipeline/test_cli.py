@@ -58,13 +58,13 @@ def run_error(folder: Path, policy: Path, *more: str) -> str:
 
 
 def test_a_run_that_is_refused_leaves_another_of_its_name_as_it_was(tmp_path: Path, policy: Path) -> None:
-    book = tmp_path / "runs" / "default" / "run.json"
-    book.parent.mkdir(parents=True)
-    book.write_text(json.dumps({"steps": {"01": {"train": {"fingerprint": "f" * 64, "content": "c"}}}}))
-    before = book.read_text()
+    record = tmp_path / "runs" / "default" / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"steps": {"01": {"train": {"fingerprint": "f" * 64, "content": "c"}}}}))
+    before = record.read_text()
     (tmp_path / "empty.jsonl").touch()
     named(run_error(tmp_path, policy, f"prompts.path={tmp_path / 'empty.jsonl'}"), "empty.jsonl", "no prompts")
-    assert book.read_text() == before
+    assert record.read_text() == before
 
 
 @pytest.mark.parametrize("command", ["plan", "plan --why"])
@@ -194,7 +194,7 @@ def test_status_of_a_run_that_never_was(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_error_is_one_line_with_its_log(tmp_path: Path) -> None:
-    before = "import sparring.pipeline.commands; sparring.pipeline.commands.verify = lambda: 1 / 0"
+    before = "import sparring.pipeline.cli.commands; sparring.pipeline.cli.commands.verify = lambda: 1 / 0"
     done = sparring("verify", cwd=tmp_path, before=before)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "ZeroDivisionError" in done.stderr
     assert "Traceback" in next(tmp_path.glob("sparring-crash-*.log")).read_text()

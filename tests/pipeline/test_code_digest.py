@@ -13,7 +13,7 @@ import pytest
 from sparring.pipeline import code_digest
 from sparring.pipeline.artifact import Artifact, publish
 from sparring.pipeline.code_digest import code_of, differing, other_code, redone
-from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.stages import digests
 from sparring.stages.annotate.config import PAIRS, SCORE
 from sparring.stages.errors import ConfigError

@@ -4,7 +4,8 @@ import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
-from sparring.pipeline import config, overrides
+from sparring.pipeline import config
+from sparring.pipeline.config import overrides
 from sparring.stages.errors import ConfigError
 from tests.refusals import refused
 

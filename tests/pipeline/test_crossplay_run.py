@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline.artifact import Artifact, Manifest, publish
-from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.stages.step import File, sha256_file
 from tests.pipeline.test_diagnostics import executed, finish, plan_of
 from tests.pipeline.test_report import manifest

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline import book, cli, code_digest, run_history
+from sparring.pipeline import cli, code_digest, run_history, run_record
 from sparring.pipeline.artifact import Artifact, CorruptManifest, finished_parts, write_part
 from sparring.stages.annotate.config import PAIRS
 from sparring.stages.errors import DataError
@@ -120,7 +120,7 @@ def test_a_record_of_wrong_types_is_named(place: Path, capsys: pytest.CaptureFix
     for key in content:
         for value in VALUES:
             record.write_text(json.dumps({**content, key: value}))
-            if book.read(record.parent):  # taken: then commands do without what it lacks
+            if run_record.read(record.parent):  # taken: then commands do without what it lacks
                 check(capsys, COMMANDS["report"])
                 check(capsys, COMMANDS["export"])
     record.write_text("[]")
@@ -134,8 +134,8 @@ def test_a_damaged_record_is_written_anew(place: Path) -> None:
     texts = [*TEXTS.values(), *(json.dumps(dict.fromkeys(("steps", "planned", "pins"), v)).encode() for v in VALUES)]
     for text in texts:
         (folder / "run.json").write_bytes(text)
-        book.begin(folder, {(1, "train"): "ab" * 32}, "", ["a=b"], "store", {})
-        assert book.checked(folder)["overrides"] == ["a=b"], text[:80]
+        run_record.begin(folder, {(1, "train"): "ab" * 32}, "", ["a=b"], "store", {})
+        assert run_record.checked(folder)["overrides"] == ["a=b"], text[:80]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -
 
 def last_training(place: Path) -> tuple[Path, str]:
     """The folder of iteration 2's training, and how it is named where it is lost."""
-    fingerprint = book.read(place / "runs" / "mine")["steps"]["02"]["train"]["fingerprint"]
+    fingerprint = run_record.read(place / "runs" / "mine")["steps"]["02"]["train"]["fingerprint"]
     folder = Path("store") / f"train-{fingerprint[:8]}"
     return folder, f"runs/mine: iteration 2, train: {folder}"
 
@@ -184,7 +184,7 @@ def test_whatever_is_lost_is_named(place: Path) -> None:
 
     def said() -> str:
         with pytest.raises(DataError) as caught:
-            run_history.opened(Path("runs"), "mine")
+            run_history.open_run(Path("runs"), "mine")
         return str(caught.value)
 
     for name in damaged(folder / "manifest.json"):

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import book, cli, commands, config
+from sparring.pipeline import cli, config
 from sparring.pipeline.artifact import Artifact, Manifest, publish
-from sparring.pipeline.build import build
-from sparring.pipeline.diagnostics.config import LIMITS, DiagnosticsConfig
-from sparring.pipeline.diagnostics.panel import Figure, Panel, panel, panels
+from sparring.pipeline.cli import commands
+from sparring.pipeline.diagnostics.config import DiagnosticsConfig
+from sparring.pipeline.diagnostics.panel import Measurement, Panel, panel, panels
 from sparring.pipeline.diagnostics.rules import RULES, fired, learned, warnings
-from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.plan import Plan, Step, inspect
+from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.run_history import iterations, opened
+from sparring.pipeline.run_history import RunHistory, open_run
 from sparring.stages.errors import ConfigError, DataError, RuleFired
 from sparring.stages.step import File, sha256_file
 from tests.pipeline.plans import Fixed
@@ -33,7 +35,7 @@ def defaults() -> DiagnosticsConfig:
 
 
 def seen(iteration: int, values: Mapping[str, float]) -> Panel:
-    figures = {n: Figure(name=n, value=v, unit="share", step="train", key=n) for n, v in values.items()}
+    figures = {n: Measurement(name=n, value=v, unit="share", step="train", key=n) for n, v in values.items()}
     return Panel(iteration=iteration, figures=figures)
 
 
@@ -82,9 +84,9 @@ def test_a_rule_fires_beyond_its_threshold_alone(
     assert fired([seen(1, FIRST), seen(2, above)], off) == []
 
 
-def test_every_rule_has_an_edge_a_threshold_and_a_limit() -> None:
+def test_every_rule_has_an_edge_and_a_threshold() -> None:
     names = [field.name for field in fields(DiagnosticsConfig) if field.name != "stop_on"]
-    assert names == list(RULES) == list(LIMITS) == list(dict.fromkeys(rule for rule, _, _ in EDGES))
+    assert names == list(RULES) == list(dict.fromkeys(rule for rule, _, _ in EDGES))
 
 
 def test_a_warning_names_its_key_and_the_numbers(defaults: DiagnosticsConfig) -> None:
@@ -257,8 +259,8 @@ def executed(plan: Plan, folder: Path) -> None:
 
 
 def done(folder: Path, arm: str = "") -> set[int]:
-    """Iterations of an arm that its book holds."""
-    return set(iterations(book.read(folder / "runs" / "mine" / arm), folder / "store"))
+    """Iterations of an arm that its record holds."""
+    return set(RunHistory.at(folder / "runs" / "mine" / arm).steps)
 
 
 def test_stop_on_ends_a_run_before_its_next_iteration(tmp_path: Path) -> None:
@@ -318,7 +320,7 @@ def test_the_report_prints_the_warnings(tmp_path: Path) -> None:
     made(plan, tmp_path, "", 1, GAMED)
     executed(plan, tmp_path)
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
-    print_report(opened(tmp_path / "runs", "mine"), console)
+    print_report(ArmReport.of(open_run(tmp_path / "runs", "mine")), console)
     lines = [line for line in console.export_text().splitlines() if "WARNING" in line]
     assert len(lines) == 1 and lines[0].startswith("iteration 1: WARNING overoptimized: the policy may be gaming")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import commands, doctor
-from sparring.pipeline.doctor import _packages, _suites
+from sparring.pipeline.cli import commands, doctor
+from sparring.pipeline.cli.doctor import _packages, _suites
 from sparring.pipeline.suites import COMPARED, SUITES
 from sparring.stages.train.config import SINKS
 

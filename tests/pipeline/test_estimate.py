@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from sparring.pipeline import config, estimate
+from sparring.pipeline import config
 from sparring.pipeline.artifact import Manifest, external
-from sparring.pipeline.build import build
-from sparring.pipeline.parameters import counted
-from sparring.pipeline.plan import Plan, Step, inspect
+from sparring.pipeline.planning import estimate
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.plan import Plan, Step, inspect
+from sparring.pipeline.sources.parameters import counted
 from sparring.stages.sample import embedded
 from sparring.stages.step import Input, sha256_file
 from tests.pipeline.plans import Fixed, finish
@@ -129,7 +130,7 @@ def test_rates_are_of_a_gpu() -> None:
 
 def test_embedding_takes_its_time() -> None:
     found = costs(*PROFILE)["embed"]
-    assert found.seconds == pytest.approx(90 + 800 * 5 / (8 * 500)) and found.reckoned
+    assert found.seconds == pytest.approx(90 + 800 * 5 / (8 * 500)) and found.assumed
 
 
 def of(plan: Plan, label: str, t: int) -> Step:
@@ -169,4 +170,4 @@ def test_what_embedding_took_is_measured_in_responses_of_the_same_encoder(tmp_pa
     assert estimate.measured_rate(of(again, "embed", 1), again, [done]) == 50
     assert estimate.measured_rate(of(other, "embed", 1), other, [done]) is None
     found = estimate.cost(of(again, "embed", 1), again, [done])
-    assert found.seconds == pytest.approx(12 + 40 * 8 / 50) and not found.reckoned
+    assert found.seconds == pytest.approx(12 + 40 * 8 / 50) and not found.assumed

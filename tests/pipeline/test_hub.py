@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline import book, config, hub
-from sparring.pipeline.build import build
-from sparring.pipeline.commands import pins_of
-from sparring.pipeline.hub import Hub, local_dataset
-from sparring.pipeline.sources import Sources
+from sparring.pipeline import config, run_record
+from sparring.pipeline.cli.commands import pins_of
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.sources import Sources, hub
+from sparring.pipeline.sources.hub import Hub, local_dataset
 from sparring.stages.annotate.embed import TextEncoder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import embedded
@@ -225,11 +225,11 @@ def test_what_is_not_there_is_one_message(cache: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_commit_it_began_with(tmp_path: Path) -> None:
-    """Also an arm of a multirun, whose book lies a folder deeper."""
+    """Also an arm of a multirun, whose record lies a folder deeper."""
     chosen = config.load(["hardware=cpu", f"paths.runs={tmp_path}", "run.name=mine"])
     assert pins_of(chosen) == {}
     for folder, repo in (("mine", "a/b"), ("mine/arm", "c/d")):
-        book.begin(tmp_path / folder, {}, "", [], "store", {f"dataset:{repo}@main": ONE})
+        run_record.begin(tmp_path / folder, {}, "", [], "store", {f"dataset:{repo}@main": ONE})
     found = Hub(pins_of(chosen))
     assert found.commit("dataset", "a/b", "main") == found.commit("dataset", "c/d", "main") == ONE
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import book, here
+from sparring.pipeline import here
 from sparring.pipeline.artifact import Artifact, Manifest, find, write_part
 from sparring.pipeline.cli import main
-from sparring.pipeline.commands import plan_of
+from sparring.pipeline.cli.commands import plan_of
 from sparring.pipeline.diagnostics.rules import learned
-from sparring.pipeline.estimate import cost
-from sparring.pipeline.plan import Plan
-from sparring.pipeline.run_history import iterations
+from sparring.pipeline.planning.estimate import cost
+from sparring.pipeline.planning.plan import Plan
+from sparring.pipeline.run_history import RunHistory
 from sparring.stages.sample.prompts import prompt_hash
 from tests.data import published
 from tests.faults.harness import Run, overrides, write_prompts
@@ -436,7 +436,7 @@ def test_the_loop_from_imported_pairs(tmp_path: Path, policy: Path, capsys: pyte
     out = place("import", "pairs", place.file(plain(place.questions())))
     arguments = place.overrides(entry(out))
     Run(tmp_path, arguments).finish()
-    steps = iterations(book.read(tmp_path / "runs" / "default"), place.store)[1]
+    steps = RunHistory.at(tmp_path / "runs" / "default").steps[1]
     made = place.made(out)
     assert {label: steps[label].fingerprint for label in made} == {label: m.fingerprint for label, m in made.items()}
     assert "score" not in steps and all(counted(manifest) for manifest in steps.values())

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import commands
-from sparring.pipeline.cli import main
+from sparring.pipeline.cli import commands, main
 from sparring.pipeline.events import Events
 from sparring.pipeline.execute import Executor
 from tests.refusals import named

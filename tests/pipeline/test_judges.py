@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import config, judges
-from sparring.pipeline.sources import EMBEDDED_JUDGES, Sources
+from sparring.pipeline import config
+from sparring.pipeline.sources import EMBEDDED_JUDGES, Sources, judges
 from sparring.stages import model_check, model_folder
 from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.errors import ConfigError, DataError

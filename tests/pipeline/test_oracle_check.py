@@ -19,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_tensors
 from transformers import DebertaV2Config, DebertaV2Model
 
-from sparring.pipeline import config, oracle_check
-from sparring.pipeline.cli import main
-from sparring.pipeline.oracle_check import Pair, ask, read_of, run_reads
+from sparring.pipeline import config
+from sparring.pipeline.cli import main, oracle_check
+from sparring.pipeline.cli.oracle_check import Pair, ask, read_of, run_reads
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.oracle import Duel, Verdicts, prompt_key
 from sparring.stages.annotate.oracles import OracleContext, load
@@ -389,7 +389,7 @@ def test_a_logit_that_is_no_number_is_named() -> None:
 
 def test_it_needs_neither_ray_nor_torch_and_a_log_gets_lines(check: Check) -> None:
     code = (
-        "import sys; from sparring.pipeline import oracle_check; oracle_check.LOG_S = -1.0;"
+        "import sys; from sparring.pipeline.cli import oracle_check; oracle_check.LOG_S = -1.0;"
         "from sparring.pipeline.cli import main; code = main(sys.argv[1:]);"
         "print(sorted({'ray', 'torch'} & set(sys.modules))); sys.exit(code)"
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import cluster, commands, config
-from sparring.pipeline.build import build
-from sparring.pipeline.cli import main
-from sparring.pipeline.commands import check_here
-from sparring.pipeline.placement import check_placement
-from sparring.pipeline.plan import Plan, State
+from sparring.pipeline import cluster, config
+from sparring.pipeline.cli import commands, main
+from sparring.pipeline.cli.commands import check_here
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.placement import check_placement
+from sparring.pipeline.planning.plan import Plan, State
 from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import Fixed
 from tests.refusals import refused
@@ -63,7 +63,7 @@ def test_placement(overrides: list[str], nodes: list[dict[str, float]], key: str
 
 def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("sparring.pipeline.placement.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("sparring.pipeline.planning.placement.os.cpu_count", lambda: 2)
     plan = plan_of("hardware.workers=4", "hardware.worker_cpus=1")
     states = {name: State(kind="miss") for name in plan.steps}
     with refused(ConfigError, "workers=4"):

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pytest
 from omegaconf.errors import ConfigKeyError
 
-from sparring.pipeline import cli, commands
+from sparring.pipeline import cli
 from sparring.pipeline.artifact import check_folder, check_target, make_folder, write_target
+from sparring.pipeline.cli import commands
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import sha256_file
 from tests.refusals import refused

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline import commands, config
-from sparring.pipeline.build import build
-from sparring.pipeline.plan import Plan, Step
-from sparring.pipeline.schema import Config
+from sparring.pipeline import config
+from sparring.pipeline.cli import commands
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.plan import Plan, Step
 from sparring.stages.digests import cache_folder
 from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import Fixed, labels, plan_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparring.pipeline.artifact import Artifact
-from sparring.pipeline.plan import Plan, State, explain, inspect
+from sparring.pipeline.planning.plan import Plan, State, explain, inspect
 from tests.pipeline.plans import finish, plan_of
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import book, config, estimate
-from sparring.pipeline.build import build
+from sparring.pipeline import config, run_record
 from sparring.pipeline.cli import main
+from sparring.pipeline.planning import estimate
+from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.report import recipe
+from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.run_history import opened
+from sparring.pipeline.run_history import RunHistory, open_run
 from sparring.pipeline.sources import Sources
 from sparring.stages.errors import ConfigError
 from tests.pipeline.export.fabricated import Fabricated
@@ -65,6 +67,7 @@ RECIPE: dict[str, Any] = {
     "trainer.epochs": 1,
     "trainer.global_batch": 64,
     "trainer.max_grad_norm": 1.0,
+    "trainer.weight_decay": 0.0,
     "trainer.max_length": 1024,
     "trainer.truncate": "keep_end",
     "trainer.dtype": "bfloat16",
@@ -157,7 +160,7 @@ def test_a_plan_without_the_hub_says_so_and_has_a_bill(tmp_path: Path, capsys: p
     assert "51 steps, 51 to do" in out and "GPU-hours on 8 GPUs, $" in out and "at $24 an hour" in out
     assert "rates of hardware=h100x8: estimated, not measured" in out
     assert "to be downloaded, and not in these figures:" in out and "mistralai/Mistral-7B-Instruct-v0.2" in out
-    assert "since the hub was not heard: model llm-blender/PairRM" in out
+    assert "since the hub does not answer: model llm-blender/PairRM" in out
 
 
 COSTS = {"mistral": (250, 150), "llama3": (260, 166), "gemma2": (275, 191)}
@@ -182,11 +185,11 @@ def test_every_preset_has_a_plan_with_its_cost(name: str, tmp_path: Path, capsys
 
 
 def test_without_a_price_there_are_hours_alone() -> None:
-    whole = estimate.Cost(tokens=0, seconds=3600, kept_bytes=0, peak_bytes=0, reckoned=True)
-    assert estimate.bill(config.load(["hardware=cpu"]), whole) is None
+    whole = estimate.Cost(tokens=0, seconds=3600, kept_bytes=0, peak_bytes=0, assumed=True)
+    assert estimate.price(config.load(["hardware=cpu"]), whole) is None
     eight = config.load(["hardware=h100x8", "experiment=sppo_mistral_7b"])
     text = "8.0 GPU-hours on 8 GPUs (rates of hardware=h100x8: estimated, not measured)"
-    assert eight.hardware.gpus == 8 and estimate.bill(eight, whole) == text
+    assert eight.hardware.gpus == 8 and estimate.price(eight, whole) == text
 
 
 def test_what_works_side_by_side_counts_and_so_do_the_oracles_duels() -> None:
@@ -222,7 +225,7 @@ def test_the_report_prints_what_was_published_beside_ours(tmp_path: Path) -> Non
     run.begin(["experiment=s_sppo_llama3_8b"])
     run.evaluate(1, (0.51, 0.48, 0.54))
     console = Console(record=True, width=160)
-    print_report(opened(run.runs, run.name), console)
+    print_report(ArmReport.of(open_run(run.runs, run.name)), console)
     lines = console.export_text().splitlines()
     row = {
         line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in lines if "│" in line
@@ -241,7 +244,7 @@ def test_best_of_n_stands_beside_what_was_published_of_it(tmp_path: Path) -> Non
     run.evaluate(1, (0.51, 0.48, 0.54))
     run.best_of(1, 16, (0.63, 0.6, 0.66))
     console = Console(record=True, width=160)
-    print_report(opened(run.runs, run.name), console)
+    print_report(ArmReport.of(open_run(run.runs, run.name)), console)
     lines = [line for line in console.export_text().splitlines() if "│" in line]
     row = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in lines}
     assert row["published LC win rate, %"] == ["17.11", "24.79", "26.89", "28.53"]
@@ -269,7 +272,7 @@ def test_where_a_run_is_another_recipe_is_said(overrides: str, tmp_path: Path) -
     run.begin(["experiment=sppo_mistral_7b", *overrides.split()])
     run.evaluate(1, (0.51, 0.48, 0.54))
     console = Console(record=True, width=400)
-    print_report(opened(run.runs, run.name), console)
+    print_report(ArmReport.of(open_run(run.runs, run.name)), console)
     said = [line for line in console.export_text().splitlines() if "differs from the recipe" in line]
     wanted = CHANGED[overrides]
     assert said == ([f"This run differs from the recipe in: {wanted}"] if wanted else [])
@@ -279,20 +282,20 @@ def test_without_a_preset_there_is_no_recipe_to_differ_from(tmp_path: Path) -> N
     run = Fabricated(tmp_path)
     folder = run.runs / run.name
     run.begin(["policy=smollm2-135m"])
-    assert recipe.differences(folder) == []
+    assert recipe.differences(RunHistory.at(folder)) == []
     run.begin(["experiment=sppo", "sampler.k=3"])
-    assert recipe.differences(folder) == ["sampler.k=3"]
-    book.begin(folder, {}, (folder / "config.yaml").read_text(), ["experiment=of_long_ago"], str(run.store), {})
-    assert recipe.differences(folder) == []
-    assert recipe.differences(tmp_path / "nowhere") == []
+    assert recipe.differences(RunHistory.at(folder)) == ["sampler.k=3"]
+    run_record.begin(folder, {}, (folder / "config.yaml").read_text(), ["experiment=of_long_ago"], str(run.store), {})
+    assert recipe.differences(RunHistory.at(folder)) == []
+    assert recipe.differences(RunHistory.at(tmp_path / "nowhere")) == []
 
 
 def test_no_folder_of_this_machine_is_shown(tmp_path: Path) -> None:
     run = Fabricated(tmp_path)
     run.begin(["experiment=sppo_mistral_7b", f"prompts.dataset={tmp_path / 'mine'}", f"oracle.path={tmp_path}"])
-    assert recipe.differences(run.runs / run.name) == ["prompts.dataset=mine"]
+    assert recipe.differences(RunHistory.at(run.runs / run.name)) == ["prompts.dataset=mine"]
     run.begin(["experiment=sppo_mistral_7b", "oracle=ensemble", f"oracle.members.second.path={tmp_path}"])
-    assert recipe.differences(run.runs / run.name) == ["oracle.kind=ensemble"]
+    assert recipe.differences(RunHistory.at(run.runs / run.name)) == ["oracle.kind=ensemble"]
 
 
 def test_a_run_without_published_results_has_no_such_table(tmp_path: Path) -> None:
@@ -300,5 +303,5 @@ def test_a_run_without_published_results_has_no_such_table(tmp_path: Path) -> No
     run.begin()
     run.evaluate(1, (0.51, 0.48, 0.54))
     console = Console(record=True, width=160)
-    print_report(opened(run.runs, run.name), console)
+    print_report(ArmReport.of(open_run(run.runs, run.name)), console)
     assert "published" not in console.export_text()

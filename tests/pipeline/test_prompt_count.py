@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline import config
-from sparring.pipeline.build import build
 from sparring.pipeline.cli import main
-from sparring.pipeline.plan import Plan
-from sparring.pipeline.prompt_count import dealt_again, fitted
+from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.sources import Sources
+from sparring.pipeline.sources.prompt_count import dealt_again, fitted
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import prompts
 from sparring.stages.sample.config import PolicyConfig

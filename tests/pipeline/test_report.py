@@ -6,8 +6,9 @@ from typing import Any
 from rich.console import Console
 
 from sparring.pipeline.artifact import Manifest
-from sparring.pipeline.report.crossplay import print_crossplay
-from sparring.pipeline.report.table import FIGURES, notes, win_rate, with_finding
+from sparring.pipeline.report.crossplay import games
+from sparring.pipeline.report.figures import iteration_figures, notes, win_rate_text, with_finding
+from sparring.pipeline.report.terminal import print_games
 
 
 def manifest(step: str, summary: dict[str, Any], **fields: Any) -> Manifest:
@@ -42,7 +43,7 @@ COMPARISON = {
 
 def test_a_win_rate_carries_its_interval_and_says_when_it_means_nothing() -> None:
     def shown(**changes: object) -> str:
-        return win_rate(with_finding({**COMPARISON, "n": 64, **changes}, 0.95))
+        return win_rate_text(with_finding({**COMPARISON, "n": 64, **changes}, 0.95))
 
     assert shown(low=0.53, high=0.57) == "0.550 [0.530, 0.570]"
     assert shown(low=0.49, informative=False).endswith("not informative")
@@ -57,10 +58,10 @@ def test_figures_come_from_manifests() -> None:
         "pairs": manifest("pairs", {}),
         "evaluate": manifest("evaluate", {"comparisons": [COMPARISON], "alarms": []}),
     }
-    shown = {name: figure(steps) for name, figure in FIGURES}
+    shown = {name: figure.text for name, figure in iteration_figures(1, steps, None).items()}
     assert shown["pairs kept"] == "61" and shown["pairs dropped"] == "tie 3"
     assert shown["sampled tokens/s"] == "250" and shown["oracle: vs base"].startswith("0.550 [0.510, 0.590]")
-    assert shown["oracle: vs previous"] is None and shown["seconds: train"] is None
+    assert "oracle: vs previous" not in shown and "seconds: train" not in shown
 
 
 def test_prompts_that_were_dropped_or_dealt_again_are_said() -> None:
@@ -78,7 +79,7 @@ def test_what_was_imported_is_said_once() -> None:
     assert notes(imported) == ["pairs imported: 61 of the 1,200 rows of /data/train.parquet"]
     assert notes({**imported, "pairs": manifest("pairs", {})})[0].startswith("sample imported: 61 of the 1,200")
     assert notes({"pairs": manifest("pairs", {})}) == []
-    assert dict(FIGURES)["sampled tokens/s"](imported) is None
+    assert "sampled tokens/s" not in iteration_figures(1, imported, None)
 
 
 ROUND: dict[str, Any] = {
@@ -101,7 +102,7 @@ def test_the_cross_play_of_the_last_iteration_is_shown(tmp_path: Path) -> None:
     judged = {"judges": {"oracle": ROUND, "second": unplayed}}
     done = {1: {}, 2: {"crossplay": manifest("crossplay", {"judges": {}})}, 3: {"crossplay": manifest("x", judged)}}
     console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
-    print_crossplay(done, console)
+    print_games(games(done), console)
     lines = [line.strip() for line in console.export_text().splitlines()]
     assert "cross-play, oracle: P(row beats column); ~ where the interval contains 1/2" in lines
     assert "│ π_1 │ 0.700 │      · │ ~0.490 │" in lines and "│ π_0 │     · │        │  0.600 │" in lines
@@ -110,5 +111,5 @@ def test_the_cross_play_of_the_last_iteration_is_shown(tmp_path: Path) -> None:
     assert "exploitability of it 0.000, of the even mixture 0.063" in lines
     assert sum(line.startswith("not cyclic") for line in lines) == 1
     assert sum(line.startswith("an equilibrium") for line in lines) == 1
-    print_crossplay({1: {}}, console)
+    print_games(games({1: {}}), console)
     assert console.export_text(clear=False) == ""

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import config, overrides
-from sparring.pipeline.schema import Config
+from sparring.pipeline import config
+from sparring.pipeline.config import overrides
+from sparring.pipeline.config.model import Config
 from sparring.stages import fields
 from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import labels, plan_of

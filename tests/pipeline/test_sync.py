@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import commands, sync
+from sparring.pipeline import sync
 from sparring.pipeline.artifact import Artifact
-from sparring.pipeline.cli import main
-from sparring.pipeline.run_history import RunHistory, opened
+from sparring.pipeline.cli import commands, main
+from sparring.pipeline.run_history import RunHistory, open_run
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.test_diagnostics import finish, plan_of
 from tests.pipeline.test_report import ROUND
@@ -49,7 +49,7 @@ def stepped(step: str, *losses: float) -> list[dict[str, Any]]:
 
 
 def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -> None:
-    rows = list(sync.rows_of(opened(run.runs, "mine")))
+    rows = list(sync.metrics_of(open_run(run.runs, "mine")))
     trained = [row for row in rows if row.axis == sync.TRAIN]
     assert [row.x for row in trained] == list(range(1, 19))
     assert [row.values["train/loss"] for row in trained[7:10]] == [9 / 8, 9.0, 4.5]
@@ -65,7 +65,7 @@ def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -
 def test_no_name_is_on_two_axes(run: Fabricated) -> None:
     """A training's summary has figures that its steps have too: a tracker would draw them as one."""
     names: dict[str, set[str]] = {sync.TRAIN: set(), sync.ITERATION: set()}
-    for row in sync.rows_of(opened(run.runs, "mine")):
+    for row in sync.metrics_of(open_run(run.runs, "mine")):
         names[row.axis] |= row.values.keys()
     assert not names[sync.TRAIN] & names[sync.ITERATION]
     assert "train/head_in_band" in names[sync.TRAIN] and "trained/head_in_band" in names[sync.ITERATION]
@@ -88,14 +88,14 @@ def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
     events = [event for arm in arms for event in stepped(train[arm], *losses[arm])]
     (tmp_path / "runs" / "mine" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     for arm in arms:
-        rows = list(sync.rows_of(opened(tmp_path / "runs", f"mine/{arm}")))
+        rows = list(sync.metrics_of(open_run(tmp_path / "runs", f"mine/{arm}")))
         assert [(row.axis, row.x, row.values) for row in rows] == [
             (sync.TRAIN, i, {"train/loss": loss}) for i, loss in enumerate(losses[arm], start=1)
         ]
 
 
 def test_panel_and_cross_play_are_among_the_figures(run: Fabricated) -> None:
-    rows = list(sync.rows_of(opened(run.runs, "mine")))
+    rows = list(sync.metrics_of(open_run(run.runs, "mine")))
     first, second = (row.values for row in rows if row.axis == sync.ITERATION)
     panel = {"panel/played_length_mean": 70.5, "panel/probe_h_l": -87.2, "panel/second_base_low": 0.5}
     assert panel.items() <= second.items() and not [name for name in first if name.startswith("crossplay")]
@@ -147,7 +147,7 @@ def test_refusals_are_one_line(
 def test_a_tracker_that_fails_is_one_line(
     run: Fabricated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(found: RunHistory, project: str) -> sync.Tracker:
+    def broken(found: RunHistory, project: str, rows: object) -> str:
         raise RuntimeError("no account\nTraceback")
 
     monkeypatch.setitem(sync.TRACKERS, "tensorboard", broken)

@@ -13,7 +13,7 @@ import pytest
 
 from sparring.pipeline import sync
 from sparring.pipeline.cli import main
-from sparring.pipeline.run_history import opened
+from sparring.pipeline.run_history import open_run
 from sparring.stages.train.sinks import parameters
 from tests.pipeline.export.fabricated import Fabricated
 
@@ -51,7 +51,7 @@ def of_mlflow(folder: Path) -> Series:
     assert only.info.run_name == "mine" and only.info.status == "FINISHED"
     params = only.data.params
     assert params["objective.name"] == "sppo" and params["sampler.k"] == "4" and params["win_rate"] == "matrix"
-    assert set(params) == set(parameters(opened(folder / "runs", "mine").config)) and len(params) > 100
+    assert set(params) == set(parameters(open_run(folder / "runs", "mine").config)) and len(params) > 100
     histories = {name: client.get_metric_history(only.info.run_id, name) for name in only.data.metrics}
     assert histories["train/loss"][-1].timestamp == 52_000  # when the step was done, not when it was fed
     return {name: [(point.step, point.value) for point in points] for name, points in histories.items()}
@@ -142,7 +142,7 @@ def test_a_tracker_has_every_number_once_after_two_calls(
     assert found["trained/head_in_band"] == [(1, 0.5), (2, 0.5)]
     assert found["evaluate/second_vs_base/win_rate"] == [(1, 0.61), (2, 0.62)]
     wanted: Series = {}
-    for row in sync.rows_of(opened(run.runs, "mine")):
+    for row in sync.metrics_of(open_run(run.runs, "mine")):
         for name, number in row.values.items():
             wanted.setdefault(name, []).append((row.x, number))
     assert found == {name: [(x, pytest.approx(number)) for x, number in points] for name, points in wanted.items()}

@@ -16,11 +16,12 @@ from scripts.study import compare, elsewhere, figure, report, words
 from scripts.study.__main__ import main
 from scripts.study.compare import Comparison, Judged
 from scripts.study.presets import STUDIES, Study, label, overrides_of
-from scripts.study.read import FIGURES, Found, Policy
+from scripts.study.read import FIGURES, Policy, StudyData, read
 from sparring.pipeline import config
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate, detectable
 from tests.faults.harness import overrides, write_prompts
+from tests.pipeline.report.fabricated import Run
 from tests.refusals import named, refused
 from tests.tiny import tiny_policy
 
@@ -213,7 +214,7 @@ def policies() -> list[Policy]:
 def written(folder: Path) -> tuple[str, list[dict[str, object]]]:
     study = Study(overrides=(), baseline="b", note="A note.")
     base: Mapping[int, Mapping[str, float]] = {0: {"response tokens, mean": 60.0}, 1: {"response tokens, mean": 62.0}}
-    found = Found(policies=tuple(policies()), base=base, manifests={}, last={})
+    found = StudyData(policies=tuple(policies()), base=base, manifests={}, last={})
     made, compared = report.make("mine", study, found, config.load(["hardware=cpu"]), planned=8)
     report.write(made, folder, "figure.png")
     figure.draw(folder / "figure.png", compared, report.averaged(found.policies), report.mean_of([*base.values()]), "x")
@@ -238,11 +239,13 @@ def test_the_report(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def here_and_there(tmp_path: Path) -> tuple[Found, Path, list[config.Config]]:
+def here_and_there(tmp_path: Path) -> tuple[StudyData, Path, list[config.Config]]:
     """Seed 0 here, seed 1 in the file of another machine."""
     parts = [[policy for policy in policies() if policy.seed == seed] for seed in (0, 1)]
     base: list[Mapping[int, Mapping[str, float]]] = [{seed: {"response tokens, mean": 60.0 + seed}} for seed in (0, 1)]
-    mine, theirs = (Found(policies=tuple(p), base=b, manifests={}, last={}) for p, b in zip(parts, base, strict=True))
+    mine, theirs = (
+        StudyData(policies=tuple(p), base=b, manifests={}, last={}) for p, b in zip(parts, base, strict=True)
+    )
     arms = [config.load(["hardware=cpu", f"experiment={name}", "run.name=a"]) for name in ("sppo", "s_sppo")]
     path = tmp_path / "policies.json"
     elsewhere.write(path, theirs, elsewhere.shared(arms))
@@ -273,6 +276,23 @@ def test_policies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         elsewhere.joined(mine, [path], elsewhere.shared(arms))
 
 
+def test_policies_are_read_from_the_reports_of_the_arms(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        arm = Run(tmp_path, f"study/seed={seed},experiment=sppo").begin()
+        arm.add(0, "sample_base", summary={"length_mean": 80.0 + seed, "distinct_2": 0.75})
+        arm.trained(1)
+        arm.evaluated(1, {"x": 0.6, "y": 0.7}, {"x": 0.5, "y": 0.6})
+        arm.add(2, "sample", summary={"unique_rate": 0.9})  # not evaluated yet
+    found = read(tmp_path / "runs" / "study", {f"seed={seed},experiment=sppo": seed for seed in (0, 1, 2)})
+    assert [(one.arm, one.seed, one.iteration) for one in found.policies] == [("sppo", 0, 1), ("sppo", 1, 1)]
+    assert found.policies[0].rates["oracle"] == pytest.approx({"x": 0.6, "y": 0.7})
+    assert found.policies[0].figures == {
+        "response tokens, mean": 85.0, "cut at max_tokens": 0.1, "h chosen, after": 1.0, "h rejected, after": -2.0
+    }  # fmt: skip
+    assert found.base[1] == {"response tokens, mean": 81.0, "distinct-2 in a response": 0.75}
+    assert set(found.last) >= {"train", "evaluate"} and len(found.manifests) == 18
+
+
 def test_the_last_iteration_is_one_that_most_arms_reached() -> None:
     few = [policy for policy in policies() if (policy.arm, policy.iteration) != ("b", 2)]
     found = report.rounds(few, Study(overrides=(), baseline="b"), SETTINGS)
@@ -282,7 +302,7 @@ def test_the_last_iteration_is_one_that_most_arms_reached() -> None:
 def test_arms_are_told_apart_without_colour() -> None:
     drawn = {(str(figure.style(i)["marker"]), str(figure.style(i)["linestyle"])) for i in range(9)}
     assert len(drawn) == 9
-    assert set(figure.PANELS) <= {one.name for one in FIGURES}
+    assert set(figure.PANELS) <= set(FIGURES)
 
 
 @pytest.mark.slow

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import cli, commands
+from sparring.pipeline import cli
+from sparring.pipeline.cli import commands
 from sparring.pipeline.events import Events
-from sparring.pipeline.report.inspect import Iteration, print_prompt
-from sparring.pipeline.run_history import opened
+from sparring.pipeline.report.inspect import print_prompt
+from sparring.pipeline.report.prompts import AnnotatedIteration
+from sparring.pipeline.run_history import open_run
 from sparring.stages.plain import printable
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table
@@ -110,5 +112,7 @@ def test_so_are_the_roles_of_a_conversation(tmp_path: Path) -> None:
     run = Run(tmp_path).begin()
     run.add(1, "sample", [pa.Table.from_pylist([row], schema=SAMPLES_SCHEMA)])
     stream = io.StringIO()
-    print_prompt(Iteration.of(opened(run.root / "runs", run.name), None), "a", False, Console(file=stream, width=160))
+    print_prompt(
+        AnnotatedIteration.of(open_run(run.root / "runs", run.name), None), "a", False, Console(file=stream, width=160)
+    )
     assert f"{SPELLED}: and more" in stream.getvalue() and "\x1b" not in stream.getvalue()

@@ -1,1 +1,1 @@
-"""The report as one HTML file that needs nothing else: no network, no library; charts are SVG written here."""
+"""The report as one HTML file that needs nothing else, no network and no library: Jinja2 templates, and SVG charts."""

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparring.pipeline import book, config
+from sparring.pipeline import config, run_record
 from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.score import _card
@@ -79,15 +79,15 @@ class Fabricated:
     def store(self) -> Path:
         return self.folder / "store"
 
-    def begin(self, overrides: Sequence[str] = (), planned: Mapping[book.Key, str] | None = None) -> None:
+    def begin(self, overrides: Sequence[str] = (), planned: Mapping[run_record.Key, str] | None = None) -> None:
         """Write the run's configuration."""
         text = config.render(config.load(["hardware=cpu", *overrides]))
-        book.begin(self.runs / self.name, planned or {}, text, list(overrides), str(self.store), {})
+        run_record.begin(self.runs / self.name, planned or {}, text, list(overrides), str(self.store), {})
 
     def step(
         self, t: int, label: str, summary: Mapping[str, Any], files: Mapping[str, Path] | None = None, **fields: Any
     ) -> Manifest:
-        """Publish an artifact of made-up content and note it in the book; files: logical name -> what is copied."""
+        """Publish an artifact of made-up content and record it; files: logical name -> what is copied."""
         kind = label.partition("_")[0]
         artifact = Artifact(self.store, kind, digest({"run": self.name, "t": t, "label": label}))
         artifact.path.mkdir(parents=True)
@@ -114,7 +114,7 @@ class Fabricated:
             **{**plain, **fields},
         )
         publish(artifact, manifest)
-        book.note(self.runs / self.name, self.store, (t, label), artifact.path.name, manifest)
+        run_record.note(self.runs / self.name, self.store, (t, label), artifact.path.name, manifest)
         return manifest
 
     def train(self, t: int, policy: Path) -> None:

@@ -15,9 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sparring.pipeline import book
+from sparring.pipeline import run_record
 from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
-from sparring.pipeline.diagnostics.panel import LATE, SUMMARIES
+from sparring.pipeline.diagnostics.panel import METRICS, SOURCES
+from sparring.pipeline.report.data import ReportData
+from sparring.pipeline.report.details import details_of
+from sparring.pipeline.report.html.page import page
+from sparring.pipeline.run_history import RunHistory
 from sparring.stages.annotate.calibrate import TARGETS_SCHEMA
 from sparring.stages.annotate.config import PAIRS
 from sparring.stages.annotate.gate import gated
@@ -93,7 +97,7 @@ class Run:
         return self.root / "store"
 
     def begin(self) -> Run:
-        book.begin(self.folder, {}, "", [], str(self.store), {})
+        run_record.begin(self.folder, {}, "", [], str(self.store), {})
         return self
 
     def add(
@@ -106,7 +110,7 @@ class Run:
         dropped: Mapping[str, int] | None = None,
         **fields: Any,
     ) -> Manifest:
-        """Publish the artifact of a step and note it in the run's book."""
+        """Publish the artifact of a step and note it in the run's record."""
         kind = label.partition("_")[0]
         fingerprint = hashlib.sha256(f"{self.name} {t} {label}".encode()).hexdigest()
         artifact = Artifact(self.store, kind, fingerprint)
@@ -132,7 +136,7 @@ class Run:
             **{**plain, **fields},
         )
         publish(artifact, manifest)
-        book.note(self.folder, self.store, (t, label), artifact.path.name, manifest)
+        run_record.note(self.folder, self.store, (t, label), artifact.path.name, manifest)
         return manifest
 
     def annotated(self, t: int, parts: Sequence[Mapping[str, Played]], g: float = 0.5) -> None:
@@ -189,7 +193,9 @@ class Run:
         """
         said = samples_table({"h": duel("Held out.", f"{self.name} {t}", "b", 0.5)})
         samples = self.add(t, "sample_heldout", [said], summary=lengths(t))
-        base = book.read(self.folder)["steps"].get("00", {}).get("sample_base", {"fingerprint": "", "content": ""})
+        base = (
+            run_record.read(self.folder)["steps"].get("00", {}).get("sample_base", {"fingerprint": "", "content": ""})
+        )
         met = {
             "samples": {"name": samples.fingerprint, "digest": samples.content},
             "opponents": {"name": base["fingerprint"], "digest": base["content"]},
@@ -215,11 +221,14 @@ class Run:
         """Add all that the collapse panel reads, every figure another number; counts are whole."""
         numbers, whole = (value / 1000 for value in range(1, 1000)), {"flips": 7, "probe_pairs": 60}
         summaries: dict[str, list[str]] = {}
-        for _, _, label, key in SUMMARIES:
-            summaries.setdefault(label, []).append(key)
+        for source in SOURCES.values():
+            summaries.setdefault(source.step, []).append(source.key)
+        summaries.pop("")
+        late = [source.name for source in SOURCES.values() if source.step == METRICS]
+        summaries.pop(METRICS)
         self.add(0, "sample_base", summary={key: next(numbers) for key in summaries.pop("sample_base")})
         for t in iterations:
-            record = {"step": 1, **{name: next(numbers) for name in (*LATE, "distance", "r_star")}}
+            record = {"step": 1, **{name: next(numbers) for name in (*late, "distance", "r_star")}}
             for label, keys in summaries.items():
                 summary = {key: whole[key] + t if key in whole else next(numbers) for key in keys}
                 lines = {"metrics.jsonl": json.dumps(record) + "\n"} if label == "train" else None
@@ -254,6 +263,24 @@ def _duels(rates: Mapping[tuple[int, int], float]) -> list[dict[str, Any]]:
     ends = {"win_rate": 0.0, "low": -0.02, "high": 0.02}
     cells = rates.items()
     return [{"policy": i, "opponent": j, **{name: p + end for name, end in ends.items()}} for (i, j), p in cells]
+
+
+def history_of(steps: Mapping[int, Mapping[str, Manifest]], name: str = "mine") -> RunHistory:
+    """A run of which nothing is on disk but, so it says, these manifests."""
+    history = RunHistory(run=name, folder=Path(name), record={"store": "store", "steps": {}, "overrides": []})
+    vars(history)["steps"] = {t: dict(of) for t, of in steps.items()}
+    return history
+
+
+def page_of(arms: Sequence[RunHistory]) -> str:
+    """The page of these arms."""
+    return page(ReportData.of(arms), details_of(arms))
+
+
+def section(html: str, name: str) -> str:
+    """The section of a page under this head."""
+    whole = html[html.index(f"<section><h2>{name}</h2>") :]
+    return whole[: whole.index("</section>")]
 
 
 def lengths(t: int) -> dict[str, float]:

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.report.compare import compare
-from sparring.pipeline.report.html import page
-from sparring.pipeline.report.html.gather import gather
-from sparring.pipeline.run_history import find
+from sparring.pipeline.run_history import open_arms
+from tests.pipeline.report.fabricated import page_of
 from tests.pipeline.report.planted import NAME, OTHER, planted
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -50,11 +48,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = planted(tmp_path_factory.mktemp("chromium"))
     planted(run.root, OTHER, 0.1)
     for name, runs in (("page.html", [NAME]), ("arms.html", [NAME, OTHER])):
-        arms = find(run.root / "runs", runs)
-        html = page.page(gather(arms), compare(arms))
+        arms = open_arms(run.root / "runs", runs)
+        html = page_of(arms)
         (run.root / name).write_text(html)
         allowed = base64.b64encode(hashlib.sha256(MEASURE.encode()).digest()).decode()
-        copy = html.replace("script-src ", f"script-src &#x27;sha256-{allowed}&#x27; ")
+        copy = html.replace("script-src ", f"script-src &#39;sha256-{allowed}&#39; ")
         (run.root / f"measured-{name}").write_text(copy.replace("</body>", f"<script>{MEASURE}</script></body>"))
         (run.root / f"frame-{name}").write_text(FRAME % name)
     return run.root

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.report.html.cost import cost, figures, seconds, total
-from sparring.pipeline.report.html.gather import gather
-from sparring.pipeline.run_history import find
-from tests.pipeline.report.fabricated import MADE_WITH, Run
+from sparring.pipeline.report.cost import numbers, seconds, total
+from sparring.pipeline.run_history import open_arms
+from tests.pipeline.report.fabricated import MADE_WITH, Run, page_of, section
 from tests.pipeline.test_report import manifest
 
 EIGHT = {**MADE_WITH, "hardware": {"gpus": 8}}
@@ -17,7 +16,7 @@ EIGHT = {**MADE_WITH, "hardware": {"gpus": 8}}
 
 def test_half_an_hour_on_eight_gpus_is_four_gpu_hours() -> None:
     made = manifest("score", {}, seconds=1800.0, stats={"tokens": 3600.0, "duels": 900.0}, made_with=EIGHT)
-    assert figures(made, 24.0) == {
+    assert numbers(made, 24.0) == {
         "seconds": 1800.0,
         "rows": 61,
         "tokens": 3600.0,
@@ -29,7 +28,7 @@ def test_half_an_hour_on_eight_gpus_is_four_gpu_hours() -> None:
         "$": 12.0,
     }
     plain = manifest("score", {}, seconds=0.0, stats={"duels": 900.0})
-    assert figures(plain, None) == {"seconds": 0.0, "rows": 61, "duels": 900.0, "attempts": 1}
+    assert numbers(plain, None) == {"seconds": 0.0, "rows": 61, "duels": 900.0, "attempts": 1}
 
 
 def test_what_can_be_added_up_is() -> None:
@@ -63,8 +62,7 @@ def test_the_page_has_gpu_hours_dollars_and_a_total(tmp_path: Path) -> None:
     run.add(0, "prompts", seconds=900.0, made_with=EIGHT)
     run.add(1, "score", seconds=2700.0, made_with=EIGHT, stats={"duels": 5400.0})
     (run.folder / "config.yaml").write_text("hardware: {usd_per_hour: 24}\n")
-    (story,) = gather(find(tmp_path / "runs", ["mine"]))
-    drawn = cost(story)
+    drawn = section(page_of(open_arms(tmp_path / "runs", ["mine"])), "Time and cost")
     assert "In all 1.00 hours, 8.0 GPU-hours, $24.00 at $24 an hour." in drawn
     heads = ("seconds", "rows", "duels", "duels/s", "attempts", "GPU-hours", "$")
     assert all(f'<th scope="col">{head}</th>' in drawn for head in heads[2:]) and "tokens" not in drawn
@@ -79,6 +77,5 @@ def test_without_gpus_and_a_price_there_are_no_columns_for_them(tmp_path: Path, 
     run = Run(tmp_path).begin()
     run.add(1, "train", seconds=90.0)
     (run.folder / "config.yaml").write_text(config)
-    (story,) = gather(find(tmp_path / "runs", ["mine"]))
-    drawn = cost(story)
+    drawn = section(page_of(open_arms(tmp_path / "runs", ["mine"])), "Time and cost")
     assert "In all 1.5 minutes. Seconds are those" in drawn and "GPU-hours" not in drawn and "$" not in drawn

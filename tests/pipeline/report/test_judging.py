@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.report.judging import accuracy_of, apart, worth_of_judges
-from sparring.pipeline.report.table import Steps
+from sparring.pipeline.report.judging import accuracy_of, are_independent, worth_of_judges
+from sparring.pipeline.run_history import Steps
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.score import _card
 from tests.pipeline.test_report import manifest
@@ -76,4 +76,4 @@ def test_a_second_judge_that_is_the_oracle_is_said() -> None:
         for manifest_, read in zip(steps.values(), (inputs, other), strict=True):
             manifest_.inputs.update(read)
         said = any("is the oracle, or a part of it" in line for line in worth_of_judges(steps))
-        assert (apart(steps), said) == ((True, False) if other is alone else (False, True))
+        assert (are_independent(steps), said) == ((True, False) if other is alone else (False, True))

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparring.pipeline import book
 from sparring.pipeline.cli import main
-from sparring.pipeline.report import numbers
-from sparring.pipeline.report.answer import answer
-from sparring.pipeline.report.html import browser, page
-from sparring.pipeline.report.html.games import games
-from sparring.pipeline.report.html.gather import Story, gather
-from sparring.pipeline.report.html.prompts import DRAWN, WIDEST, Chosen, Prompt
-from sparring.pipeline.report.table import FIGURES
-from sparring.pipeline.run_history import find, iterations
-from tests.pipeline.report.fabricated import Run, duel
+from sparring.pipeline.report.as_json import as_json
+from sparring.pipeline.report.data import ArmReport, ReportData
+from sparring.pipeline.report.details import ArmDetails, details_of
+from sparring.pipeline.report.html import page
+from sparring.pipeline.report.prompts import DRAWN, WIDEST, Prompt, ShownPrompts
+from sparring.pipeline.run_history import open_arms
+from tests.pipeline.report.fabricated import Run, duel, history_of, page_of, section
 from tests.pipeline.report.planted import NAME, RUNS, TEXTS, planted
 
 
@@ -46,14 +43,35 @@ class Elements(HTMLParser):
         self.text += data
 
 
+@dataclass(frozen=True)
+class Arm:
+    """What the page shows of an arm."""
+
+    report: ArmReport
+    details: ArmDetails
+
+    def prompts(self, prompts: Mapping[int, ShownPrompts]) -> Arm:
+        """The same with other prompts."""
+        return replace(self, details=replace(self.details, prompts=prompts))
+
+
+def shown(*arms: Arm) -> str:
+    """The page of these arms."""
+    return page.page(ReportData(arms=[arm.report for arm in arms]), [arm.details for arm in arms])
+
+
+def read(runs: Path, name: str = "mine") -> Arm:
+    (arm,) = histories = open_arms(runs, [name])
+    return Arm(ArmReport.of(arm), details_of(histories)[0])
+
+
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[Story]:
-    run = planted(tmp_path_factory.mktemp("planted"))
-    return gather(find(run.root / "runs", [NAME]))
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+    return read(planted(tmp_path_factory.mktemp("planted")).root / "runs", NAME)
 
 
-def test_what_was_planted_is_text(hostile: list[Story]) -> None:
-    html = page.page(hostile)
+def test_what_was_planted_is_text(hostile: Arm) -> None:
+    html = shown(hostile)
     elements = Elements(html)
     names = [name for name, _ in elements.found]
     assert names.count("script") == 1 and names.count("style") == 1
@@ -67,8 +85,8 @@ def test_what_was_planted_is_text(hostile: list[Story]) -> None:
     assert not set("\x1b\x00\u202e\u2066\u2028\u2029") & set(html)
 
 
-def test_the_page_loads_nothing_and_runs_nothing_but_its_own_script(hostile: list[Story]) -> None:
-    html = page.page(hostile)
+def test_the_page_loads_nothing_and_runs_nothing_but_its_own_script(hostile: Arm) -> None:
+    html = shown(hostile)
     assert not re.search(r"https?://|url\(|@import|//evil", re.sub("&lt;base.*?&gt;", "", html))
     found = dict.fromkeys(("style", "script"), "")
     for name in found:
@@ -79,12 +97,12 @@ def test_the_page_loads_nothing_and_runs_nothing_but_its_own_script(hostile: lis
         f"default-src 'none'; style-src 'sha256-{found['style']}'; script-src 'sha256-{found['script']}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    script = (page.HERE / "page.js").read_text()
+    script = (page.FOLDER / "page.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp", script)
 
 
-def test_the_order_begins_with_the_answer(hostile: list[Story]) -> None:
-    text = Elements(page.page(hostile)).text
+def test_the_order_begins_with_the_answer(hostile: Arm) -> None:
+    text = Elements(shown(hostile)).text
     heads = ["Did it get better?", "Better than the base by the oracle", "Win rate by iteration", "Length by policy"]
     heads += ["Who beats whom", "Win rates, similarity, gate", "Training", "Band and distance"]
     heads += ["Collapse panel", "Time and cost", "Dropped", "Prompts", "All figures", "Lineage", "Made with"]
@@ -94,13 +112,13 @@ def test_the_order_begins_with_the_answer(hostile: list[Story]) -> None:
 
 def test_what_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
     Run(tmp_path).begin().add(0, "prompts")
-    text = Elements(page.page(gather(find(tmp_path / "runs", ["mine"])))).text
+    text = Elements(page_of(open_arms(tmp_path / "runs", ["mine"]))).text
     for line in ("Win rate by iteration: left out, no evaluation yet.", "Training: left out, no training yet."):
         assert line in text
     assert "Not evaluated yet" in text and "Nothing was dropped" in text and "<h2>Training" not in text
 
 
-def test_the_worst_texts_of_many_prompts_stay_below_3_mb(hostile: list[Story]) -> None:
+def test_the_worst_texts_of_many_prompts_stay_below_3_mb(hostile: Arm) -> None:
     k = 16
     worst = "\u202e'\"" * 4000  # spelled out and escaped, a character becomes six
     response = {"text": worst, "ids": [0] * 2048, "finish": "length", "seed": 0}
@@ -110,40 +128,46 @@ def test_the_worst_texts_of_many_prompts_stay_below_3_mb(hostile: list[Story]) -
         responses=[response] * k,
         p=np.full((k, k), 0.5),
         rates=np.full(k, 0.5),
+        g=None,
         gated=None,
         pairs=(),
-        reason="tie",
+        dropped={"tie": 1},
     )
-    shown = [replace(prompt, id=f"{i:016x}") for i in range(WIDEST + DRAWN)]
-    many = replace(hostile[0], prompts={t: Chosen(prompts=list(shown), of=20_000) for t in (1, 2, 3)})
-    html = page.page([many])
+    every = [replace(prompt, id=f"{i:016x}") for i in range(WIDEST + DRAWN)]
+    html = shown(hostile.prompts({t: ShownPrompts(prompts=list(every), of=20_000) for t in (1, 2, 3)}))
     assert len(html.encode()) < 3_000_000
     n = html.count('<details class="prompt"')
     assert 3 <= n < 120 and f"{n} of 60,000 prompts are shown" in html
 
 
 @pytest.mark.parametrize("n", [24, 60])
-def test_many_arms_stay_below_3_mb(hostile: list[Story], tmp_path: Path, n: int) -> None:
+def test_many_arms_stay_below_3_mb(hostile: Arm, tmp_path: Path, n: int) -> None:
     """Three iterations of 17 steps each, the whole panel, 300 optimizer steps; prompts that would fill any room."""
     full = Run(tmp_path).begin()
     full.measured([1, 2, 3])
-    (measured,) = gather(find(tmp_path / "runs", ["mine"]))
-    one = hostile[0]
+    measured, one = read(tmp_path / "runs").report, hostile.report
     every = {
         t: steps | {f"other_{i}": replace(steps["train"], fingerprint=f"{t}{i:063d}") for i in range(17 - len(steps))}
-        for t, steps in one.done.items()
+        for t, steps in one.history.iterations.items()
     }
     records: dict[int, list[Mapping[str, Any]]] = {}
-    records |= {t: [{**one.records[t][0], "step": s, "loss": 9 / s} for s in range(1, 101)] for t in (1, 2, 3)}
+    first = hostile.details.records
+    records |= {t: [{**first[t][0], "step": s, "loss": 9 / s} for s in range(1, 101)] for t in (1, 2, 3)}
     long = {
-        t: replace(c, prompts=[replace(c.prompts[0], id=f"{i}") for i in range(40)]) for t, c in one.prompts.items()
+        t: replace(c, prompts=[replace(c.prompts[0], id=f"{i}") for i in range(40)])
+        for t, c in hostile.details.prompts.items()
     }
-    shown = replace(one, every={0: one.every[0], **every}, records=records, panels=measured.panels)
+    history = history_of({0: one.history.steps[0], **every})
+    vars(history)["panels"] = measured.history.panels
+    full_report = replace(one, history=history, panel=measured.panel)
     arms = [
-        replace(shown, name=f"experiment=s_sppo,gate=linear,seed={i}", prompts={t: replace(c) for t, c in long.items()})
+        Arm(
+            replace(full_report, label=f"experiment=s_sppo,gate=linear,seed={i}"),
+            replace(hostile.details, records=records, prompts={t: replace(c) for t, c in long.items()}),
+        )
         for i in range(n)
     ]
-    html = page.page(arms)
+    html = shown(*arms)
     assert 1_500_000 < len(html.encode()) < 3_000_000
     assert html.count("<summary>experiment=s_sppo,gate=linear,seed=23</summary>") >= 8
     assert html.count("<summary>experiment=s_sppo,gate=linear,seed=24</summary>") == 0
@@ -151,25 +175,22 @@ def test_many_arms_stay_below_3_mb(hostile: list[Story], tmp_path: Path, n: int)
     assert html.count(f"seed={n - 1}") >= 3  # in the table of all arms and in the charts of all
 
 
-def test_ordinary_texts_of_120_prompts_are_all_shown(hostile: list[Story]) -> None:
-    story = hostile[0]
-    prompt = next(p for p in story.prompts[1].prompts if p.id == "plain3")
+def test_ordinary_texts_of_120_prompts_are_all_shown(hostile: Arm) -> None:
+    prompt = next(p for p in hostile.details.prompts[1].prompts if p.id == "plain3")
     long = [{**row, "text": "word " * 400} for row in prompt.responses]
-    shown = [replace(prompt, id=f"{i}", responses=long) for i in range(WIDEST + DRAWN)]
-    many = replace(story, prompts={t: Chosen(prompts=list(shown), of=20_000) for t in (1, 2, 3)})
-    html = page.page([many])
+    every = [replace(prompt, id=f"{i}", responses=long) for i in range(WIDEST + DRAWN)]
+    html = shown(hostile.prompts({t: ShownPrompts(prompts=list(every), of=20_000) for t in (1, 2, 3)}))
     assert html.count('<details class="prompt"') == 120 and len(html.encode()) < 1_000_000
     assert f"{'word ' * 140} … (1,300 more characters)" in html
 
 
-def test_where_there_is_little_room_both_kinds_of_prompts_remain(hostile: list[Story]) -> None:
-    prompt = hostile[0].prompts[1].prompts[0]
-    shown = [replace(prompt, id=f"{i}") for i in range(5)]
-    assert [one.id for one in browser._mixed(shown)] == ["0", "3", "1", "4", "2"]
+def test_where_there_is_little_room_both_kinds_of_prompts_remain(hostile: Arm) -> None:
+    prompt = hostile.details.prompts[1].prompts[0]
+    assert [one.id for one in page.mixed([replace(prompt, id=f"{i}") for i in range(5)])] == ["0", "3", "1", "4", "2"]
 
 
-def test_the_cross_play_says_what_kind_of_game_it_is(hostile: list[Story]) -> None:
-    drawn = games(hostile[0])
+def test_the_cross_play_says_what_kind_of_game_it_is(hostile: Arm) -> None:
+    drawn = section(shown(hostile), "Who beats whom")
     text = Elements(drawn).text.replace("\u00a0", " ")
     assert "~ stands where the interval contains ½" in text and "of the policies up to" not in text
     assert "Not cyclic by point estimates: no round of policies in which each beats the next" in text
@@ -183,17 +204,19 @@ def test_the_cross_play_says_what_kind_of_game_it_is(hostile: list[Story]) -> No
     assert f'<th scope="row">iter 3 against iter 2</th>{rates}' in drawn
 
 
-def test_without_the_step_the_scores_alone_are_shown(hostile: list[Story]) -> None:
-    drawn = games(replace(hostile[0], games={}))
+def test_without_the_step_the_scores_alone_are_shown(hostile: Arm) -> None:
+    unplayed = replace(hostile, report=replace(hostile.report, games={}))
+    drawn = section(shown(unplayed), "Who beats whom")
     assert drawn.count("<svg") == 2 and "~" not in drawn and "yclic" not in drawn
-    assert games(replace(hostile[0], games={}, crossplay={})) == ""
+    nothing = replace(unplayed, details=replace(hostile.details, scored={}))
+    assert "Who beats whom: left out, no held-out scores yet." in shown(nothing)
 
 
-def test_a_cross_play_that_lags_behind_says_of_whom_it_is(hostile: list[Story], tmp_path: Path) -> None:
+def test_a_cross_play_that_lags_behind_says_of_whom_it_is(hostile: Arm, tmp_path: Path) -> None:
     made = Run(tmp_path).begin()
     made.crossplayed(2)
-    (story,) = gather(find(tmp_path / "runs", ["mine"]))
-    drawn = games(replace(story, crossplay=hostile[0].crossplay))
+    one = read(tmp_path / "runs")
+    drawn = section(shown(replace(one, details=replace(one.details, scored=hostile.details.scored))), "Who beats whom")
     assert "What stands below the maps is of the policies up to iteration 2." in drawn
     assert "iter 3 against base: 0.580</title>" in drawn and "iter 2 against base: 0.560 [0.540, 0.580]" in drawn
 
@@ -208,15 +231,15 @@ def warned(tmp_path: Path, name: str, iterations: int) -> None:
 
 def test_rules_that_fire_are_seen(tmp_path: Path) -> None:
     warned(tmp_path, "mine", 2)
-    arms = find(tmp_path / "runs", ["mine"])
-    html = page.page(gather(arms))
+    arms = open_arms(tmp_path / "runs", ["mine"])
+    html = page_of(arms)
     elements = Elements(html)
     assert ("details", {"class": "warned", "open": None}) in elements.found
     assert "⚠ Diagnostics warn: similar" in elements.text
     line = "the K responses of a prompt are alike: similarity 0.902 in the mean (diagnostics.similar=0.9)"
     assert elements.text.count(line) == 1 and elements.text.index(line) < elements.text.index("left out")
     assert f"<li>iteration 2: similar: {line}</li>" in html and "WARNING" not in html
-    (arm,) = json.loads(numbers.as_json(arms, ()))["arms"]
+    (arm,) = json.loads(as_json(ReportData.of(arms)))["arms"]
     text = "the K responses of a prompt are alike: similarity 0.901 in the mean"
     assert arm["warnings"]["1"] == [{"rule": "similar", "threshold": 0.9, "text": text}] and set(arm["warnings"]) == {
         "1",
@@ -226,13 +249,13 @@ def test_rules_that_fire_are_seen(tmp_path: Path) -> None:
 
 
 def test_many_warnings_are_folded_under_the_names_of_their_rules(tmp_path: Path) -> None:
-    warned(tmp_path, "m/a", page.OPEN + 1)
+    warned(tmp_path, "m/a", page.UNFOLDED + 1)
     warned(tmp_path, "m/b", 1)
     warned(tmp_path, "m/c", 0)
-    html = page.page(gather(find(tmp_path / "runs", ["m"])))
+    html = page_of(open_arms(tmp_path / "runs", ["m"]))
     assert ("details", {"class": "warned"}) in Elements(html).found
     assert "<li>a, b: iteration 1: similar:" in html and "<li>a: iteration 9: similar:" in html
-    only = page.page(gather(find(tmp_path / "runs", ["m/c"])))
+    only = page_of(open_arms(tmp_path / "runs", ["m/c"]))
     assert "Diagnostics warn" not in only and 'class="warned"' not in only
 
 
@@ -242,7 +265,7 @@ def test_several_arms_stand_beside_each_other(tmp_path: Path) -> None:
         run.annotated(1, [{"p": duel("?", "x", "y", 0.7)}], g=0.0 if "off" in name else 0.5)
         run.trained(1)
         run.evaluated(1, rate, rate)
-    html = page.page(gather(find(tmp_path / "runs", ["m"])))
+    html = page_of(open_arms(tmp_path / "runs", ["m"]))
     text = Elements(html).text
     assert (
         "By the second judge gate=linear stands highest by point estimate, at iteration 1: 0.600 [0.570, 0.630]."
@@ -266,13 +289,11 @@ def test_report_prints_the_table_and_writes_page_and_json(
     assert not list(run.folder.glob(".report*"))
     (arm,) = json.loads(out.read_text())["arms"]
     assert arm["run"] == NAME and set(arm["iterations"]) == {"1", "2", "3"}
-    forms = dict(FIGURES)
-    for t, values in arm["iterations"].items():
-        (steps,) = (found.done[int(t)] for found in find(tmp_path / "runs", [NAME]))
-        assert {name: forms[name].show(value) for name, value in values.items()} == {
-            name: text for name, figure in FIGURES if (text := figure(steps)) is not None
-        }
-        assert forms["oracle: vs base"].show(values["oracle: vs base"]).splitlines()[0] in printed
+    (history,) = open_arms(tmp_path / "runs", [NAME])
+    for t, figures in ArmReport.of(history).figures.items():
+        values = arm["iterations"][str(t)]
+        assert values == {name: figure.value for name, figure in figures.items()}
+        assert figures["oracle: vs base"].text.splitlines()[0] in printed
     assert "prompts dropped: 2 <b>over</b>" in arm["notes"]["1"][0]
 
 
@@ -297,10 +318,10 @@ def test_where_it_is_piped_the_table_is_160_wide_or_as_columns_says(
 
 
 def test_the_json_has_the_answer_and_the_cross_play(tmp_path: Path) -> None:
-    run = planted(tmp_path)
-    arms = find(tmp_path / "runs", [NAME])
-    (arm,) = json.loads(numbers.as_json(arms, ()))["arms"]
-    told = answer(arms[0].done)
+    planted(tmp_path)
+    arms = open_arms(tmp_path / "runs", [NAME])
+    (arm,) = json.loads(as_json(ReportData.of(arms)))["arms"]
+    told = ArmReport.of(arms[0]).answer
     assert arm["answer"] == {
         "iteration": 3,
         "headline": "Better than the base by the oracle; the second judge cannot tell",
@@ -308,7 +329,7 @@ def test_the_json_has_the_answer_and_the_cross_play(tmp_path: Path) -> None:
         "sentences": list(told.sentences),
     }
     assert len(told.sentences) == 3
-    summary = iterations(book.read(run.folder), run.store)[3]["crossplay"].summary
+    summary = arms[0].steps[3]["crossplay"].summary
     assert arm["crossplay"] == {"3": summary}
     second = arm["crossplay"]["3"]["judges"]["second"]
     assert second["cycle"] == [0, 2, 1] and second["low"][1][0] == pytest.approx(0.53)

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparring.pipeline.report import numbers
-from sparring.pipeline.report.html import page
-from sparring.pipeline.report.html.gather import gather
-from sparring.pipeline.report.suites import print_suites
-from sparring.pipeline.report.table import suites_of
-from sparring.pipeline.run_history import find, opened
+from sparring.pipeline.report.as_json import as_json
+from sparring.pipeline.report.data import ArmReport, ReportData
+from sparring.pipeline.report.terminal import print_suites
+from sparring.pipeline.run_history import open_arms, open_run
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.results import About, Overlap, Result, Score
-from tests.pipeline.report.fabricated import Run
+from tests.pipeline.report.fabricated import Run, page_of
 from tests.pipeline.report.planted import TEXTS, planted
 
 
@@ -35,7 +33,7 @@ def run(tmp_path: Path) -> Run:
     for t in (1, 2):
         made.trained(t)
         made.evaluated(t, 0.56, 0.52)
-    content = {t: found["train"].content for t, found in find(tmp_path / "runs", ["mine"])[0].every.items()}
+    content = {t: found["train"].content for t, found in open_arms(tmp_path / "runs", ["mine"])[0].steps.items()}
     judged = [
         result(0, None, 17.0),
         result(1, content[1], 24.5),
@@ -55,7 +53,7 @@ def run(tmp_path: Path) -> Run:
 
 def printed(run: Run) -> list[str]:
     console = Console(record=True, width=200)
-    print_suites(suites_of(opened(run.root / "runs", run.name)), console)
+    print_suites(ArmReport.of(open_run(run.root / "runs", run.name)).suites, console)
     return console.export_text().splitlines()
 
 
@@ -96,19 +94,19 @@ def test_a_file_that_is_no_result_is_said(run: Run) -> None:
 
 
 def test_the_same_as_json_and_on_the_page(run: Run) -> None:
-    found = find(run.root / "runs", ["mine"])
-    (arm,) = json.loads(numbers.as_json(found))["arms"]
+    found = open_arms(run.root / "runs", ["mine"])
+    (arm,) = json.loads(as_json(ReportData.of(found)))["arms"]
     row = arm["suites"]["rows"]["AlpacaEval 2.0 by an annotator: LC win rate, %"]
     assert row == {"base": "17.00 ± 0.50", "1": "24.50 ± 0.50", "2": "26.25 ± 0.50"}
     assert arm["contamination"][0]["overlapping"] == 8
-    html = page.page(gather(found))
+    html = page_of(found)
     assert "<h2>Suites</h2>" in html and "24.50 ± 0.50" in html and "128 sampled in iterations 1, 2" in html
 
 
 def test_names_in_files_are_text(tmp_path: Path) -> None:
     made = planted(tmp_path)
-    found = find(tmp_path / "runs", [made.name])
-    html, terminal = page.page(gather(found)), "\n".join(printed(made))
+    found = open_arms(tmp_path / "runs", [made.name])
+    html, terminal = page_of(found), "\n".join(printed(made))
     assert "\x1b" not in terminal and "\\x1b[31mred" in terminal and "\u202e" not in terminal
     section = html[html.index("<h2>Suites</h2>") :]
     assert "&lt;script&gt;" in section[: section.index("</section>")]
@@ -119,4 +117,4 @@ def test_a_run_without_suites_has_no_such_table(tmp_path: Path) -> None:
     made = Run(tmp_path).begin()
     made.trained(1)
     assert printed(made) == []
-    assert "Suites: left out, no suite has judged it yet." in page.page(gather(find(tmp_path / "runs", ["mine"])))
+    assert "Suites: left out, no suite has judged it yet." in page_of(open_arms(tmp_path / "runs", ["mine"]))

@@ -1,4 +1,4 @@
-"""A run with a trained policy, made without training: its book, and what its iteration would have left in the store."""
+"""A run with a trained policy, made without training: its record, and what its iteration leaves in the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparring.pipeline import book
+from sparring.pipeline import run_record
 from sparring.pipeline.artifact import Artifact, Manifest, files_below, publish
 from tests.faults.harness import overrides, write_prompts
 
@@ -28,10 +28,10 @@ MADE: dict[str, Any] = {
 
 
 def begin(folder: Path, policy: Path, *more: str) -> list[str]:
-    """Write the book of the run `default`; return its overrides."""
+    """Write the record of the run `default`; return its overrides."""
     write_prompts(folder / "prompts.jsonl")
     words = overrides(folder, policy, *more)
-    book.begin(folder / "runs" / "default", {}, "", words, str(folder / "store"), {})
+    run_record.begin(folder / "runs" / "default", {}, "", words, str(folder / "store"), {})
     return words
 
 
@@ -59,5 +59,5 @@ def _publish(folder: Path, artifact: Artifact, names: Mapping[str, Path], key: t
     files = files_below(artifact.path, dict(names))
     manifest = Manifest(fingerprint=artifact.fingerprint, step=artifact.kind, files=files, **MADE)
     standing = publish(artifact, manifest)
-    book.note(folder / "runs" / "default", folder / "store", key, artifact.path.name, standing)
+    run_record.note(folder / "runs" / "default", folder / "store", key, artifact.path.name, standing)
     return standing

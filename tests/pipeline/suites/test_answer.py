@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparring.pipeline import build
 from sparring.pipeline.artifact import Artifact, find
 from sparring.pipeline.cli import main
-from sparring.pipeline.plan import Plan
+from sparring.pipeline.planning import iteration
+from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.suites import answer, results
 from sparring.stages.annotate import winrate
 from sparring.stages.step import Input
@@ -53,7 +53,7 @@ def asked(tmp_path: Path, policies: list[Path]) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every step here, without Ray."""
-    made: Callable[..., Plan] = build.build_answers
+    made: Callable[..., Plan] = iteration.build_answers
 
     def here(*given: Any) -> Plan:
         plan = made(*given)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import build
 from sparring.pipeline.artifact import find
 from sparring.pipeline.cli import main
-from sparring.pipeline.plan import Plan
+from sparring.pipeline.planning import iteration
+from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.suites import answer
 from sparring.pipeline.suites.answer_mt_bench import row
 from sparring.pipeline.suites.judge_mt_bench import Question, read_answers, read_questions
@@ -33,7 +33,7 @@ SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "samp
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose iteration 1 has trained, and questions; every step is made in this process, without Ray."""
-    made: Callable[..., Plan] = build.build_answers
+    made: Callable[..., Plan] = iteration.build_answers
 
     def here(*given: Any) -> Plan:
         plan = made(*given)

@@ -131,7 +131,7 @@ def test_one_message_for_what_is_wrong(
 
 def test_a_suite_by_its_name(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "fetched.json").write_text('[{"instruction": "say one two three"}]')
-    monkeypatch.setattr("sparring.pipeline.hub.data_file", lambda kind, repo, name: run / "fetched.json")
+    monkeypatch.setattr("sparring.pipeline.sources.hub.data_file", lambda kind, repo, name: run / "fetched.json")
     monkeypatch.chdir(run)
     assert main(words(run, "alpaca_eval")) == 0
     assert "alpaca_eval: row 1: 1 of 2 as prompt a: say one two three" in capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_all_suites_that_can_be_had(
         pq.write_table(pa.table({"type": ["x", "y"], column: ["is one two three true?", "Something else."]}), path)
         return path
 
-    monkeypatch.setattr("sparring.pipeline.hub.data_file", data_file)
+    monkeypatch.setattr("sparring.pipeline.sources.hub.data_file", data_file)
     assert main(words(run)) == 0
     said = capsys.readouterr().out
     assert "truthfulqa: row 1: 1 of 3 as prompt a" in said and "hellaswag: row 1: 1 of 3 as prompt a" in said
@@ -169,7 +169,7 @@ def test_all_suites_that_can_be_had(
         ("truthfulqa", 2, 1, 3, 3),
         ("hellaswag", 2, 1, 3, 3),
     ]
-    monkeypatch.setattr("sparring.pipeline.hub.data_file", lambda *_: data_file("dataset", "", ""))
+    monkeypatch.setattr("sparring.pipeline.sources.hub.data_file", lambda *_: data_file("dataset", "", ""))
     assert main(words(run)) == 2
     named(capsys.readouterr().err, "error: ", "AlpacaEval 2.0: ")
 
@@ -185,9 +185,9 @@ def test_a_silent_hub_is_asked_once(
         raise HubSilent("no network.")
 
     (run / "cached.jsonl").write_text('{"question": "is one two three true?"}\n')
-    monkeypatch.setattr("sparring.pipeline.hub.data_file", silent)
+    monkeypatch.setattr("sparring.pipeline.sources.hub.data_file", silent)
     monkeypatch.setattr(
-        "sparring.pipeline.hub.cached_file", lambda _, repo, __: run / "cached.jsonl" if "gsm" in repo else None
+        "sparring.pipeline.sources.hub.cached_file", lambda _, repo, __: run / "cached.jsonl" if "gsm" in repo else None
     )
     assert main(words(run)) == 0
     said = capsys.readouterr().out

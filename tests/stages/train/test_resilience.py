@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from sparring.pipeline import estimate
-from sparring.pipeline.parameters import counted
+from sparring.pipeline.planning import estimate
+from sparring.pipeline.sources.parameters import counted
 from sparring.stages import patience
 from sparring.stages.errors import Stopped, TrainingFault
 from sparring.stages.step import Input

@@ -1,0 +1,1 @@
+"""From a configuration to the steps of a run, and what they cost."""

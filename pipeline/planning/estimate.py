@@ -1,0 +1,271 @@
+"""What a plan will cost: tokens, minutes, disk, money. Rates are those measured in the store with the same base policy
+where there are any, else the profile's, scaled to the policy's size, times what works side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.pipeline.artifact import Artifact, CorruptManifest, Manifest, fingerprint_of
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.plan import Plan, State, Step
+from sparring.pipeline.sources.parameters import counted
+from sparring.stages.fields import setting
+from sparring.stages.fingerprint import digest
+from sparring.stages.hardware import ExpectConfig
+from sparring.stages.sample.config import FolderPolicy
+
+MEAN_SHARE = 0.8
+"""Share of max_tokens a response is expected to take before any was measured."""
+MEAN_LENGTH = 512.0
+"""Tokens that it is expected to take at most: chat answers of 2,000 characters, the published means, have fewer."""
+HUB_PROMPTS = 60_000
+"""Prompts a source is expected to hold before it was read."""
+EMBEDDED = ("mini", "lexical")
+UNITS = {"score": "duels", "embed": "responses"}
+"""What a step's rate counts, where it is not tokens; by their names in a manifest's stats."""
+BY_POLICY = ("sample", "reference", "logprobs", "train")
+"""Steps whose rate depends on the policy's size."""
+LIGHT_S = 2.0
+"""Seconds of a step without a model."""
+FASTER = 4.0
+"""A smaller policy is expected to do at most so many times the profile's tokens/s: then other things hold it up."""
+UNKNOWN = 300_000_000
+"""Weights of a policy of which nothing is known."""
+MOMENTS = {"rmsprop": 4, "adamw": 8, "adamw_8bit": 2}
+"""Optimizer -> bytes that it keeps for a weight."""
+CHECKPOINTS = 2
+"""Of a training: the one before is removed when the next one is complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one step still to be made."""
+
+    tokens: float
+    seconds: float
+    kept_bytes: float
+    """Disk the artifact keeps."""
+    peak_bytes: float
+    """Disk it needs while it runs, beside what it keeps."""
+    assumed: bool = False
+    """Whether the seconds rest on the profile's rates: nothing like it is measured yet."""
+
+
+def manifests(store: Path) -> list[Manifest]:
+    """Return all readable manifests of the store, oldest first."""
+    found = []
+    for path in sorted(store.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
+        kind, _, _ = path.parent.name.rpartition("-")
+        try:
+            manifest = Artifact(store, kind, fingerprint_of(path)).manifest()
+        except CorruptManifest:
+            continue
+        if manifest:
+            found.append(manifest)
+    return found
+
+
+class Estimate:
+    """What the steps of a plan are expected to cost; what they share is looked up once."""
+
+    def __init__(self, plan: Plan, known: Iterable[Manifest]) -> None:
+        self.plan, self.known = plan, list(known)
+        self.costs: dict[str, Cost] = {}
+        trained = {m.fingerprint: _named(m).get("policy", "") for m in self.known if m.step == "train"}
+        trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
+        self.bases: dict[str, str] = {}
+        """A trained policy -> the one that it was trained from in the end."""
+        for name in trained:
+            chain = [name]
+            while chain[-1] in trained and chain[-1] not in self.bases:
+                chain.append(trained[chain[-1]])
+            self.bases |= dict.fromkeys(chain[:-1], self.bases.get(chain[-1], chain[-1]))
+        self.rates = dict(filter(None, map(self._measured, self.known)))
+        """Of the latest artifact of its kind, engine, dtype, oracle, encoder, base policy, with or without GPUs."""
+        self.weights = {arm: self._weights(arm) for arm in plan.configs}
+        self.slices = {arm: _slice(plan, config, self.known) for arm, config in plan.configs.items()}
+
+    def cost(self, step: Step) -> Cost:
+        """Return what `step` is expected to cost; tokens are what it reads or samples."""
+        if step.fingerprint not in self.costs:
+            self.costs[step.fingerprint] = self._cost(step)
+        return self.costs[step.fingerprint]
+
+    def _cost(self, step: Step) -> Cost:
+        arm = step.uses[0].arm
+        config, prompts, weights = self.plan.configs[arm], self.slices[arm], self.weights[arm]
+        tokens = _tokens(step, self.plan, config, prompts)
+        count = {"score": _duels, "embed": _responses}.get(step.spec.kind)
+        units = count(step, self.plan, config, prompts) if count else tokens
+        measured = self.rate(step)
+        rate = measured or _profile_rate(step, config.hardware.expect, weights)
+        heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
+        seconds = (config.hardware.expect.start_s if heavy else LIGHT_S) + (units / rate if rate else 0.0)
+        kept, peak = _disk(step, config, weights, tokens)
+        return Cost(
+            tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, assumed=bool(rate) and measured is None
+        )
+
+    def total(self, states: Mapping[str, State]) -> Cost:
+        """Return the sum over the steps that are not hits; the peak is kept plus the largest step's need."""
+        costs = [self.cost(step) for name, step in self.plan.steps.items() if states[name].kind != "hit"]
+        kept = sum(c.kept_bytes for c in costs)
+        return Cost(
+            tokens=sum(c.tokens for c in costs),
+            seconds=sum(c.seconds for c in costs),
+            kept_bytes=kept,
+            peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
+            assumed=any(c.assumed for c in costs),
+        )
+
+    def rate(self, step: Step) -> float | None:
+        """Return the units (UNITS) per second of the latest artifact like it, None without one."""
+        if not self.rates:
+            return None
+        return self.rates.get(self._like(step.spec.kind, step.identity, step.inputs, bool(step.workers.gpus)))
+
+    def _measured(self, manifest: Manifest) -> tuple[str, float] | None:
+        done = manifest.stats.get(UNITS.get(manifest.step, "tokens"))
+        on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
+        if not done or not manifest.seconds:
+            return None
+        return self._like(manifest.step, manifest.identity, _named(manifest), on_gpus), done / manifest.seconds
+
+    def _like(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
+        """Return what artifacts have in common whose rates are alike."""
+        keys = ("sampler.engine", "sampler.dtype", "trainer.dtype", "oracle")
+        named = [setting(identity, key) for key in keys]
+        policy = inputs.get("policy")
+        return digest(
+            [kind, *named, inputs.get("encoder"), self.bases.get(policy, policy) if policy else None, on_gpus]
+        )
+
+    def _weights(self, arm: str) -> int:
+        """Return the weights of an arm's policy: those of its files, else those that the configuration states."""
+        policy = self.plan.configs[arm].policy
+        stated = None if isinstance(policy, FolderPolicy) else policy.parameters
+        uses = ((use, step) for step in self.plan.steps.values() for use in step.uses)
+        role = next((step.inputs.get("policy") for use, step in uses if (use.arm, use.label) == (arm, "prompts")), None)
+        base = self.plan.externals.get(role or "")
+        return (counted(base) if base else None) or stated or UNKNOWN
+
+
+def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
+    """Return what one step is expected to cost."""
+    return Estimate(plan, known).cost(step)
+
+
+def parameters(plan: Plan, arm: str) -> int:
+    """Return the weights of an arm's policy."""
+    return Estimate(plan, []).weights[arm]
+
+
+def total(plan: Plan, states: Mapping[str, State], known: Iterable[Manifest]) -> Cost:
+    """Return what all steps that are not hits are expected to cost."""
+    return Estimate(plan, known).total(states)
+
+
+def price(config: Config, total: Cost) -> str | None:
+    """Return GPU-hours and dollars of a plan, and what they rest on; None without a GPU and a price."""
+    hardware, hours = config.hardware, total.seconds / 3600
+    many = f"{hardware.gpus} GPU{'s' * (hardware.gpus > 1)}"
+    parts = [f"{hours * hardware.gpus:.1f} GPU-hours on {many}"] if hardware.gpus else []
+    if hardware.usd_per_hour is not None:
+        parts.append(f"${hours * hardware.usd_per_hour:,.2f} at ${hardware.usd_per_hour:g} an hour")
+    basis = f" (rates of hardware={hardware.name}: {hardware.expect.basis})" if total.assumed else ""
+    return f"{', '.join(parts)}{basis}" if parts else None
+
+
+def measured_rate(step: Step, plan: Plan, known: Iterable[Manifest]) -> float | None:
+    """Return the rate that was measured of what is like one step."""
+    return Estimate(plan, known).rate(step)
+
+
+def _named(manifest: Manifest) -> dict[str, str]:
+    return {role: entry.get("name", "") for role, entry in manifest.inputs.items()}
+
+
+def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:
+    """Return the prompts of an iteration; of slices whose prompts were not read yet, a guess."""
+    if config.prompts.per_iteration is not None:
+        return config.prompts.per_iteration
+    read = [m.summary.get("train", 0) for m in known if m.step == "prompts" and m.fingerprint in plan.steps]
+    return int(read[-1] if read else config.prompts.limit or HUB_PROMPTS) // (config.prompts.slices or 1)
+
+
+def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
+    length = min(config.sampler.max_tokens * MEAN_SHARE, MEAN_LENGTH)
+    prompt = config.prompts.max_tokens / 4
+    use = step.uses[0]
+    for entry in plan.entries if use.iteration == 1 and step.spec.kind != "sample" else ():
+        if entry.arm == use.arm:  # what is there is known
+            pairs = entry.manifest.rows["out"]
+            length = entry.manifest.summary.get("length_mean", length)
+    match step.spec.kind:
+        case "sample":
+            return float((step.settings.rows or pairs) * step.settings.sampler.k * length)
+        case "reference":
+            return 2 * pairs * (prompt + length)
+        case "logprobs":
+            return 2.0 * (config.prompts.heldout or 0) * config.evaluate.k * (prompt + length)
+        case "train":
+            return 2 * pairs * (prompt + length) * config.trainer.epochs
+    return 0.0
+
+
+def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
+    """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not counted."""
+    if step.settings.oracle.kind in EMBEDDED:
+        return 0.0
+    if "opponents" in step.inputs:
+        return 2.0 * (config.prompts.heldout or 0) * config.evaluate.k**2
+    given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
+    k, met = config.sampler.k, step.settings.anchors
+    if given:
+        k, prompts = given.settings.sampler.k, given.settings.rows or prompts
+    return float(prompts * (met * (2 * k - met - 1) if met else k * (k - 1)))
+
+
+def _responses(step: Step, plan: Plan, config: Config, prompts: int) -> float:
+    """Return the responses that are embedded."""
+    given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
+    return float(prompts * (given.settings.sampler.k if given else config.sampler.k))
+
+
+def _profile_rate(step: Step, expect: ExpectConfig, weights: int) -> float | None:
+    """Return the profile's rate, over all that work side by side as far as the profile says how many."""
+    rate = {
+        "sample": expect.sample_tokens_per_s,
+        "score": expect.score_duels_per_s,
+        "embed": expect.embed_responses_per_s,
+        "reference": expect.reference_tokens_per_s,
+        "logprobs": expect.reference_tokens_per_s,
+        "train": expect.train_tokens_per_s,
+    }.get(step.spec.kind)
+    if rate is None:
+        return None
+    if step.spec.kind in BY_POLICY and expect.parameters:
+        rate *= min(FASTER, expect.parameters / weights)
+    return rate * (step.workers.count or 1) * max(1, step.workers.gpus)
+
+
+def _disk(step: Step, config: Config, weights: int, tokens: float) -> tuple[float, float]:
+    """Return the bytes that an artifact keeps, and those that its step needs beside them while it runs.
+
+    A policy is published in publish_dtype; a checkpoint has fp32 weights and what the optimizer keeps for them, and is
+    not counted where adapters alone are trained.
+    """
+    trainer = config.trainer
+    match step.spec.kind:
+        case "train":
+            checkpoint = weights * (4 + MOMENTS[trainer.optimizer]) if trainer.adapter.name == "off" else 0
+            return float(weights * (4 if trainer.publish_dtype == "float32" else 2)), float(CHECKPOINTS * checkpoint)
+        case "sample":
+            return tokens * 12, 0.0
+        case "score":
+            return tokens * 0.1, 0.0
+    return 1e5, 0.0

@@ -1,0 +1,320 @@
+"""The loop: the steps of N iterations, what defines each of them, what it is made of, and where it runs.
+
+    build({"": config}, sources)        one plan for all arms; `Builder.build` has the loop, then one method a step
+
+Neither Ray nor torch is loaded here: planning, `status` and a run with nothing to do stay instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.imported import entries
+from sparring.pipeline.planning.plan import Plan, Step, Use
+from sparring.pipeline.sources import Sources, judges
+from sparring.pipeline.sources.prompt_count import MOST_HELDOUT, check_lengths, fitted, on_empty
+from sparring.stages.annotate.config import (
+    BEST,
+    CALIBRATE,
+    EMBED,
+    IMPORT_PAIRS,
+    PAIRS,
+    BestSettings,
+    CalibrateSettings,
+    EmbedSettings,
+    ImportPairsSettings,
+    JudgeConfig,
+    PairsSettings,
+    ScoreSettings,
+)
+from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, EvaluateSettings
+from sparring.stages.fields import part
+from sparring.stages.fingerprint import fingerprint
+from sparring.stages.sample.config import (
+    ASKED,
+    IMPORT,
+    PAIRED,
+    PROMPTS,
+    SAMPLE,
+    AskedSettings,
+    ImportSettings,
+    PromptsSettings,
+    SampleSettings,
+)
+from sparring.stages.step import Input, StepSpec, Workers
+from sparring.stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceSettings, Scoring, TrainSettings
+from sparring.stages.train.objective_config import has_base, has_reference
+
+
+def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
+    """Return one plan for all arms: steps that arms share are computed once."""
+    found = {arm: fitted(config, sources) for arm, config in configs.items()}
+    counts = {arm: train for arm, (_, train) in found.items()}
+    plan = Plan(steps={}, externals={}, configs={arm: c for arm, (c, _) in found.items()}, train_prompts=counts)
+    for arm, config in plan.configs.items():
+        Builder(arm, config, sources, plan).build()
+        judges.check_second(config.oracle, config.judge, sources)
+    return plan
+
+
+class Builder:
+    """Adds the steps of one arm to a plan."""
+
+    def __init__(self, arm: str, config: Config, sources: Sources, plan: Plan) -> None:
+        self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
+        self.met: dict[str, str] = {}
+        """`oracle_03_01` -> the step that scores π_3 against π_1 by the oracle."""
+        self.judged: dict[int, tuple[StepSpec, dict[str, str]]] = {}
+        """How each of the configuration's judges is run, and what it is loaded from, by role."""
+
+    def build(self) -> None:
+        """Add N iterations: sample, annotate, train, evaluate, each from what the one before left."""
+        config = self.config
+        prompts = self.prompts()
+        policy = base = self.external(self.sources.policy(config.policy))
+        entered = self.enter(prompts, policy)
+        heldout: list[str] = []
+        for t in range(1, config.iterations + 1):
+            given = entered if t == 1 else {}
+            samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
+            if not heldout:  # by the engine that is already loaded
+                heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
+            pairs, targets = self.annotate(t, samples, given.get("pairs"))
+            before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
+            heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
+            self.evaluate(t, heldout)
+            if config.evaluate.kl:
+                for label, scoring in (("own", policy), ("previous", before), ("base", base)):
+                    inputs = {"samples": heldout[t], "policy": scoring}
+                    self.log_probs(t, f"logprobs_{label}", LOGPROBS, inputs)
+            if config.evaluate.best_of > 1:
+                self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
+
+    def prompts(self) -> str:
+        prompts = self.config.prompts
+        heldout = MOST_HELDOUT if prompts.heldout is None else prompts.heldout
+        settings = PromptsSettings(prompts=replace(prompts, heldout=heldout), on_empty=on_empty(self.config))
+        sources, policy = self.sources.prompts(prompts), self.sources.policy(self.config.policy)
+        check_lengths(sources, policy, settings)
+        inputs = {role: self.external(source) for role, source in sources.items()}
+        return self.step(0, "prompts", PROMPTS, settings, {**inputs, "policy": self.external(policy)})
+
+    def sample(self, t: int, label: str, prompts: str, policy: str, split: str, n: int | None = None) -> str:
+        """Add the step that samples slice t of the training prompts, the held-out ones, or all of a suite.
+
+        n: responses to a prompt, where it is not what the configuration says.
+        """
+        config, train = self.config, split == "train"
+        sizes = config.sampler if train else config.evaluate
+        sampler = replace(config.sampler, k=n or sizes.k, shard_rows=sizes.shard_rows)
+        settings = SampleSettings(
+            sampler=sampler,
+            stop_tokens=config.policy.stop,
+            seed=config.seed,
+            split="train" if train else "heldout",
+            slice=t - 1 if train else 0,
+            rows={"train": config.prompts.per_iteration, "heldout": config.prompts.heldout}.get(split),
+            slices=config.prompts.slices if train else None,
+            max_model_len=config.prompts.max_tokens + sampler.max_tokens,
+            hardware=config.hardware,
+        )
+        workers = config.hardware.engine_workers(sampler.shard_rows * sampler.k * sampler.max_tokens)
+        if sampler.engine == "server":  # a client of servers needs no hardware
+            workers = replace(workers, count=1, cpus=1, gpus=0)
+        return self.step(t, label, SAMPLE, settings, {"prompts": prompts, "policy": policy}, workers)
+
+    def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
+        """Return (pairs, targets); pairs that are there need no scores."""
+        config = self.config
+        anchors = config.oracle.opponents
+        scores = "" if pairs else self.score(t, "score", config.oracle, samples, anchors=anchors)
+        inputs = {"samples": samples, "encoder": self.external(self.sources.encoder(config.encoder))}
+        workers = config.hardware.annotator_workers()
+        similar = self.step(t, "embed", EMBED, EmbedSettings(encoder=config.encoder), inputs, workers)
+        gated = self.gate()
+        pairs = pairs or self.pairs(t, gated, samples, scores, similar)
+        inputs = {"pairs": pairs} if gated.gate.name == "off" else {"pairs": pairs, "embeddings": similar}
+        return pairs, self.step(t, "calibrate", CALIBRATE, gated, inputs)
+
+    def pairs(self, t: int, gated: CalibrateSettings, samples: str, scores: str, similar: str) -> str:
+        selection, inputs = self.config.selection, {"samples": samples, "scores": scores}
+        by_gate = selection.values == "gated" and gated.gate.name != "off"
+        if by_gate:
+            inputs["embeddings"] = similar
+        settings = PairsSettings(
+            win_rate=self.config.win_rate,
+            selection=selection,
+            seed=self.config.seed if selection.by == "top_vs_random" else 0,
+            gated=gated if by_gate else None,
+        )
+        return self.step(t, "pairs", PAIRS, settings, inputs)
+
+    def gate(self) -> CalibrateSettings:
+        """Return how targets are gated; only `permuted` has a seed."""
+        permuted = self.config.gate.name == "permuted"
+        by_gate = permuted and self.config.selection.values == "gated"
+        seed = self.config.seed if permuted else 0
+        return CalibrateSettings(gate=self.config.gate, seed=seed, dealt_over="prompts" if by_gate else "pairs")
+
+    def train(self, t: int, prompts: str, samples: str, pairs: str, targets: str, policy: str) -> str:
+        config = self.config
+        settings = TrainSettings(
+            objective=config.objective,
+            repulsion=config.repulsion,
+            calibration=config.calibration,
+            trainer=config.trainer,
+            seed=config.seed,
+            hardware=config.hardware,
+            tracking=config.tracking,
+            tracked_as="/".join(filter(None, (config.run.name, self.arm, f"iter-{t:02d}"))),
+        )
+        inputs = {
+            "prompts": prompts,
+            "samples": samples,
+            "targets": targets,
+            "policy": policy,
+            **self.references(t, samples, pairs, policy),
+        }
+        return self.step(t, "train", TRAIN, settings, inputs, config.hardware.training_workers())
+
+    def references(self, t: int, samples: str, pairs: str, policy: str) -> dict[str, str]:
+        """Return what the objective reads of other policies, by role; at t = 1 the two are one step."""
+        objective = self.config.objective
+        policies = {"reference": policy} if has_reference(objective) else {}
+        if has_base(objective):
+            policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
+        inputs = {"samples": samples, "pairs": pairs}
+        four_bit = self.config.trainer.adapter.four_bit
+        return {
+            role: self.log_probs(t, role, REFERENCE, {**inputs, "policy": scoring}, four_bit)
+            for role, scoring in policies.items()
+        }
+
+    def log_probs(self, t: int, label: str, spec: StepSpec, inputs: Mapping[str, str], four_bit: bool = False) -> str:
+        """Add a step that scores responses as the trainer does."""
+        settings = ReferenceSettings(trainer=part(self.config.trainer, Scoring), four_bit=four_bit)
+        return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
+
+    def evaluate(self, t: int, heldout: Sequence[str]) -> None:
+        """Judge π_t; heldout: what π_0 .. π_t said to the held-out prompts. Who met before is not judged again."""
+        crossed = self.config.evaluate.crossplay
+        opponents = {"previous": t - 1, "base": 0} | {f"vs{s:02d}": s for s in range(1, t - 1) if crossed}
+        inputs = {"samples": heldout[t]}
+        for judge, name in ((self.config.oracle, "oracle"), (self.config.judge, "second")):
+            for opponent, s in opponents.items():
+                scores = self.score(t, f"score_{name}_{opponent}", judge, heldout[t], heldout[s])
+                self.met[f"{name}_{t:02d}_{s:02d}"] = scores
+                if opponent in ("previous", "base"):
+                    inputs[f"{name}_{opponent}"] = scores
+        settings = EvaluateSettings(evaluate=self.config.evaluate, seed=self.config.seed)
+        self.step(t, "evaluate", EVALUATE, settings, inputs)
+        if crossed and t > 1:  # of two policies all is said
+            self.step(t, "crossplay", CROSSPLAY, settings, self.met)
+
+    def best_of(self, t: int, n: int, prompts: str, policy: str, heldout: Sequence[str]) -> None:
+        """Judge the best of n responses of π_t by the oracle, against one response of the base, and one of its own."""
+        config = self.config
+        samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
+        scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
+        chosen = {"samples": samples, "scores": scores}
+        settings = BestSettings(win_rate="matrix" if config.win_rate == "cross_fit" else config.win_rate)  # no training
+        best = self.step(t, "best", BEST, settings, chosen)
+        inputs = {"samples": best}
+        for judge, name in ((config.oracle, "oracle"), (config.judge, "second")):
+            for opponent, s in (("single", t), ("base", 0)):
+                scores = self.score(t, f"score_best_{name}_{opponent}", judge, best, heldout[s])
+                inputs[f"{name}_{opponent}"] = scores
+        self.step(t, "evaluate_best", EVALUATE, EvaluateSettings(evaluate=config.evaluate, seed=config.seed), inputs)
+
+    def score(
+        self,
+        t: int,
+        label: str,
+        judge: JudgeConfig,
+        samples: str,
+        opponents: str | None = None,
+        anchors: int | None = None,
+    ) -> str:
+        if id(judge) not in self.judged:
+            folders = judges.folders(judge, self.sources).items()
+            self.judged[id(judge)] = judges.spec(judge), {role: self.external(source) for role, source in folders}
+        spec, inputs = self.judged[id(judge)]
+        seed = self.config.seed if anchors else 0
+        settings = ScoreSettings(oracle=part(judge, JudgeConfig), anchors=anchors, seed=seed)
+        inputs = {"samples": samples, **inputs, **({"opponents": opponents} if opponents else {})}
+        return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
+
+    def enter(self, prompts: str, policy: str) -> dict[str, str]:
+        """Return label -> name of what iteration 1 does not make itself."""
+        found = entries(self.arm, self.config, prompts, policy)
+        self.plan.entries.extend(found)
+        return {entry.label: self.external(entry.source) for entry in found}
+
+    def step(
+        self,
+        t: int,
+        label: str,
+        spec: StepSpec,
+        settings: object,
+        inputs: Mapping[str, str],
+        workers: Workers | None = None,
+    ) -> str:
+        workers = workers or Workers(max_failures=self.config.hardware.max_failures)
+        step = Step(spec=spec, settings=settings, workers=workers, inputs=dict(inputs), fingerprint="")
+        name = fingerprint(spec.kind, spec.version, step.identity, inputs)
+        added = self.plan.steps.setdefault(name, replace(step, fingerprint=name))
+        added.uses.append(Use(arm=self.arm, iteration=t, label=label))
+        return name
+
+    def external(self, source: Input) -> str:
+        """Note what comes from outside the store, and return its name."""
+        return self.plan.externals.setdefault(source.digest, source).digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of which policy."""
+
+    source: Input
+    column: str
+    policy: Input | None
+    """A trained policy; None: the base."""
+    iteration: int
+    n: int
+    """Samples of each prompt, of which the oracle's best is the answer."""
+    temperature: float | None = None
+    """What the suite samples it at; None: as the configuration says."""
+
+
+def build_answers(config: Config, sources: Sources, *questions: Question) -> Plan:
+    """Return the plan of a policy's answers to files: the prompts, `n` samples each, and for n > 1 their scores."""
+    plan = Plan(steps={}, externals={}, configs={"": config})
+    for one in questions:
+        t, warmth = one.iteration, config.sampler.temperature if one.temperature is None else one.temperature
+        builder = Builder("", replace(config, sampler=replace(config.sampler, temperature=warmth)), sources, plan)
+        base = builder.external(sources.policy(config.policy))
+        policy = builder.external(one.policy) if one.policy else base
+        settings = AskedSettings(column=one.column, max_tokens=config.prompts.max_tokens)
+        inputs = {"source": builder.external(one.source), "policy": base}
+        prompts = builder.step(t, "prompts", ASKED, settings, inputs)
+        samples = builder.sample(t, "sample", prompts, policy, "suite", one.n)
+        if one.n > 1:
+            builder.score(t, "score", config.oracle, samples, anchors=config.oracle.opponents)
+    return plan
+
+
+def build_import(config: Config, sources: Sources, source: Input, settings: ImportSettings) -> Plan:
+    """Return the plan of an import, all of it made in this process: prompts (which are held out), samples, pairs."""
+    plan = Plan(steps={}, externals={}, configs={"": config})
+    builder = Builder("", config, sources, plan)
+    prompts = builder.prompts()
+    step = plan.steps[prompts]
+    plan.steps[prompts] = replace(step, spec=replace(step.spec, pool="here"))
+    policy = builder.external(sources.policy(config.policy))
+    inputs = {"source": builder.external(source), "policy": policy, "prompts": prompts}
+    samples = builder.step(1, "sample", IMPORT, settings, inputs)
+    if settings.layout in PAIRED:
+        builder.step(1, "pairs", IMPORT_PAIRS, ImportPairsSettings(), {"samples": samples})
+    return plan

@@ -1,0 +1,109 @@
+"""Time, throughput and cost of every step of a run, from its manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sparring.pipeline.artifact import Manifest
+from sparring.pipeline.run_history import RunHistory
+
+KINDS = {
+    "sample": ("prompts", "sample"),
+    "annotate": ("score", "embed", "pairs", "calibrate"),
+    "train": ("reference", "reference_base", "train"),
+    "evaluate": ("sample_base", "sample_heldout", "evaluate", "crossplay"),
+    "other": (),
+}
+"""Part of an iteration -> labels of the steps whose time it takes."""
+COLUMNS = {
+    "seconds": 1, "rows": 0, "tokens": 0, "tokens/s": 0, "duels": 0, "duels/s": 0, "attempts": 0, "GPU-hours": 2, "$": 2
+}  # fmt: skip
+"""Column -> digits; one that no step has anything in is left out."""
+SUMMED = ("seconds", "tokens", "duels", "GPU-hours", "$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the steps of a run took."""
+
+    by_part: Sequence[tuple[str, Mapping[str, float]]]
+    """`iter 1` -> part of it -> seconds."""
+    steps: Sequence[tuple[str, int, Mapping[str, float]]]
+    """Label, iteration and column -> number of each step."""
+    total: Mapping[str, float]
+    sentence: str
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that some iteration has, in their order."""
+        return [kind for kind in KINDS if any(kind in seconds for _, seconds in self.by_part)]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return heads and rows, the total last."""
+        heads = [name for name in COLUMNS if any(name in numbers for _, _, numbers in self.steps)]
+        rows = [(label, str(t), numbers) for label, t, numbers in self.steps]
+        return ["step", "iteration", *heads], [
+            [label, t, *(f"{numbers[name]:,.{COLUMNS[name]}f}" if name in numbers else "" for name in heads)]
+            for label, t, numbers in [*rows, ("total", "", self.total)]
+        ]
+
+
+def cost_of(arm: RunHistory) -> Cost | None:
+    """Return what the steps of a run took, None where none is made."""
+    hardware = arm.settings.get("hardware")
+    price = hardware.get("usd_per_hour") if isinstance(hardware, dict) else None
+    price = float(price) if isinstance(price, int | float) else None
+    steps = [(label, t, numbers(manifest, price)) for t, label, manifest in arm.artifacts()]
+    if not steps:
+        return None
+    by_part = [(f"iter {t}" if t else "before", seconds(one)) for t, one in arm.steps.items()]
+    sums = total([one for _, _, one in steps])
+    hours = sums["seconds"] / 3600
+    parts = [f"{hours:,.2f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"]
+    parts += [f"{sums['GPU-hours']:,.1f} GPU-hours"] if "GPU-hours" in sums else []
+    parts += [f"${sums['$']:,.2f} at ${price:g} an hour"] if "$" in sums else []
+    return Cost(
+        by_part=[(name, one) for name, one in by_part if one],
+        steps=steps,
+        total=sums,
+        sentence=f"In all {', '.join(parts)}. Seconds are those of a step's work: starts of engines and waiting are "
+        "not among them; of steps that ran side by side each one counts.",
+    )
+
+
+def seconds(steps: Mapping[str, Manifest]) -> dict[str, float]:
+    """Return part of an iteration -> seconds; an artifact with two labels is counted once."""
+    parts: dict[str, float] = {}
+    seen = set()
+    for label, manifest in steps.items():
+        if manifest.fingerprint not in seen:
+            judged = label.startswith(("score_", "logprobs_")) or "best" in label
+            kind = next((kind for kind, labels in KINDS.items() if label in labels), "other")
+            kind = "evaluate" if judged else kind
+            parts[kind] = parts.get(kind, 0.0) + manifest.seconds
+        seen.add(manifest.fingerprint)
+    return parts
+
+
+def numbers(manifest: Manifest, usd_per_hour: float | None) -> dict[str, float]:
+    """Return column -> number of a step, of those that it has. All GPUs of its machines are held while it works."""
+    tokens, duels = (manifest.stats.get(name) or None for name in ("tokens", "duels"))
+    hours, gpus = manifest.seconds / 3600, manifest.made_with.get("hardware", {}).get("gpus")
+    columns = {
+        "seconds": manifest.seconds,
+        "rows": manifest.rows["out"],
+        "tokens": tokens,
+        "tokens/s": tokens / manifest.seconds if tokens and manifest.seconds else None,
+        "duels": duels,
+        "duels/s": duels / manifest.seconds if duels and manifest.seconds else None,
+        "attempts": len(manifest.attempts),
+        "GPU-hours": hours * gpus if gpus else None,
+        "$": None if usd_per_hour is None else hours * usd_per_hour,
+    }
+    return {name: value for name, value in columns.items() if value is not None}
+
+
+def total(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums of what can be added up."""
+    return {name: sum(one.get(name, 0.0) for one in steps) for name in SUMMED if any(name in one for one in steps)}
