@@ -7,8 +7,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparring.stages.annotate.limits import CANDIDATE_MOST, SOURCE_MOST
-from sparring.stages.annotate.pairrm import BACKBONES, BODY, EITHER, FIRST, HEAD, SECOND, SOURCE
+from sparring.stages.annotate.pairrm import (
+    BACKBONES,
+    BODY,
+    CANDIDATE_MOST,
+    EITHER,
+    FIRST,
+    HEAD,
+    SECOND,
+    SOURCE,
+    SOURCE_MOST,
+)
 
 SIZE: dict[str, Any] = {**BACKBONES["microsoft/deberta-v3-base"], "intermediate_size": 3072, "model_type": "deberta-v2"}
 SMALLEST = {**SIZE, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}

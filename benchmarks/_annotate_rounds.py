@@ -22,7 +22,7 @@ from benchmarks._rounds import Contender, loaded, ratio
 from benchmarks._table import Row
 from sparring.pipeline.store.files import external
 from sparring.stages.annotate import winrate
-from sparring.stages.annotate.limits import CANDIDATE_MOST, SOURCE_MOST
+from sparring.stages.annotate.pairrm import CANDIDATE_MOST, SOURCE_MOST
 from sparring.stages.sample import embedded
 
 ONE, BEST, OURS, BF16, GATE = (

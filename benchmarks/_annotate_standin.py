@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import embed, score
-from sparring.stages.annotate.oracle import Duel, Verdicts, whole
+from sparring.stages.annotate.oracle import Duel, Verdicts, untruncated
 from sparring.stages.step import Job, Part, Shard
 
 DIMENSIONS = 384
@@ -32,7 +32,7 @@ class MadeUp:
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return random logits, the same for as many duels."""
         begun = time.perf_counter()
-        verdicts = whole(np.random.default_rng(0).normal(size=len(duels)))
+        verdicts = untruncated(np.random.default_rng(0).normal(size=len(duels)))
         self.seconds += time.perf_counter() - begun
         return verdicts
 

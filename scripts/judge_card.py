@@ -26,9 +26,9 @@ from sparring.stages.annotate.fitness import (
     interval,
     length_matched,
     longer,
+    of_all,
     rank_correlation,
     ratio,
-    whole,
 )
 from sparring.stages.annotate.oracle import Duel, Oracle
 
@@ -138,7 +138,7 @@ def phi_figure(a: np.ndarray, b: np.ndarray, groups: np.ndarray, seed: int) -> C
 
     It is written into the cards of both: that both state the same tells a report that it is of these two.
     """
-    value = whole(lambda times: phi(a, b, times), len(a))
+    value = of_all(lambda times: phi(a, b, times), len(a))
     return figure("error_phi", value, phi(a, b, draws(groups, seed)), groups)
 
 
@@ -181,7 +181,7 @@ def test_figures(
         if few:
             card |= accuracy_figure(f"{name}_many_prompts", right[many], groups[many], seed)
             card |= macro_figure(f"{macro}_many_prompts", right[many], groups[many], sources[many], seed)
-    spearman = whole(rank_correlation(logits, longer(pairs)), len(pairs))
+    spearman = of_all(rank_correlation(logits, longer(pairs)), len(pairs))
     return card | {"length_logit_spearman": round(spearman, 6)}
 
 

@@ -39,15 +39,8 @@ from scripts.judge_data import (
     test_only_keys,
     unit_hash,
 )
-from sparring.stages.annotate.oracle import Oracle, prompt_key
-from sparring.stages.annotate.oracles.lexical import (
-    CHARACTERS,
-    HABITS,
-    WORDS,
-    LexicalOracle,
-    last_user_text,
-    ngram_features,
-)
+from sparring.stages.annotate.oracle import Oracle, last_user_text, prompt_key
+from sparring.stages.annotate.oracles.lexical import CHARACTERS, HABITS, WORDS, LexicalOracle, ngram_features
 from sparring.stages.annotate.oracles.mini import (
     PROBE,
     Encode,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from sparring.pipeline.store.files import external
-from sparring.stages.annotate import calibrate, embed, pairs, score
+from sparring.stages.annotate import calibrate, embed, pairs, rows, score
 from sparring.stages.annotate.config import CALIBRATE, EMBED, PAIRS, SCORE
 from sparring.stages.evaluate import stage as evaluate
 from sparring.stages.evaluate.config import EVALUATE
@@ -102,13 +102,13 @@ def test_score(samples: Input, tmp_path: Path, kind: str) -> None:
     if kind == "mini":
         inputs.append(external("encoder", embedded.encoder_folder()))
     job = as_job(SCORE, settings.score(kind), inputs, tmp_path)
-    tables, _, _ = run_step(job, score.Scorer(job), score.shards, score.finish)
+    tables, _, _ = run_step(job, score.Scorer(job), rows.shards, score.finish)
     check(SCORE, rounded(tables[0]["logits"].to_pylist(), 4), GOLDEN[f"score {kind}"])
 
 
 def test_embed(samples: Input, tmp_path: Path) -> None:
     job = as_job(EMBED, settings.embed(256), [samples, external("encoder", embedded.encoder_folder())], tmp_path)
-    tables, _, _ = run_step(job, embed.Embedder(job), embed.shards, embed.finish)
+    tables, _, _ = run_step(job, embed.Embedder(job), rows.shards, embed.finish)
     check(EMBED, rounded(tables[0]["similarity"].to_pylist(), 4), GOLDEN["embed"])
 
 

@@ -235,7 +235,7 @@ def asked(
 
 def load(judge: JudgeConfig, folders: dict[str, Input], chosen: Config) -> Oracle:
     """Load an oracle as the step `score` does, with all cores of this machine."""
-    given = oracles.Given(
+    given = oracles.OracleContext(
         folders={role: source.folder() for role, source in folders.items()},
         judge=judge,
         cpus=os.cpu_count() or 1,

@@ -34,9 +34,12 @@ from sparring.pipeline.config.checks import cross_field_errors
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.diagnostics.config import DiagnosticsConfig
 from sparring.stages import fields
+from sparring.stages.annotate import oracles
 from sparring.stages.errors import ConfigError, DataError
 
 CONF = Path(conf.__file__).parent
+SHARED = {"judge": "oracle"}
+"""Group -> the group whose files are its options: the second judge is one of the oracles."""
 MOST_ARMS = 256
 MOST_NAMED = 4
 """Options that a message names."""
@@ -253,7 +256,7 @@ def _compose(parsed: Sequence[Override]) -> DictConfig:
         if (composed := _from_groups(parsed)) is not None:
             return composed
         with _hydra():
-            return compose("config", overrides=[one.input_line or "" for one in parsed])
+            return compose("config", overrides=[_hydra_word(one) for one in parsed])
     except Exception as error:  # Hydra raises many kinds for what a user may write
         text = str(error)
     raise ConfigError(_hydra_message(text, parsed))
@@ -265,7 +268,7 @@ def _from_groups(parsed: Sequence[Override]) -> DictConfig | None:
     values = [one for one in parsed if one.key_or_group not in groups()]
     if any(one.type != OverrideType.CHANGE or one.package or one.is_sweep_override() for one in values):
         return None
-    composed = copy.deepcopy(_of_groups(tuple(one.input_line or "" for one in chosen)))
+    composed = copy.deepcopy(_of_groups(tuple(_hydra_word(one) for one in chosen)))
     try:
         for one in values:
             OmegaConf.update(composed, one.key_or_group, one.value(), merge=True)
@@ -278,6 +281,14 @@ def _from_groups(parsed: Sequence[Override]) -> DictConfig | None:
 def _of_groups(words: tuple[str, ...]) -> DictConfig:
     with _hydra():
         return compose("config", overrides=list(words))
+
+
+def _hydra_word(one: Override) -> str:
+    """Return an override as Hydra reads it: `judge=mini` is its `oracle@judge=mini`."""
+    word, group = one.input_line or "", one.key_or_group
+    if one.package or group not in SHARED:
+        return word
+    return word.replace(group, f"{SHARED[group]}@{group}", 1)
 
 
 def _check_option(one: Override) -> None:
@@ -364,7 +375,7 @@ def option_keys(group: str, option: str, place: str | None = None) -> dict[str, 
 
     place: where it is put, if not where its file says.
     """
-    path = CONF / group / f"{option}.yaml"
+    path = CONF / SHARED.get(group, group) / f"{option}.yaml"
     package = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     if place is None:
         place = group.replace("/", ".") if package is None else package[1].replace("_global_", "")
@@ -383,13 +394,14 @@ def _choices_of(parsed: Sequence[Override]) -> dict[str, Any]:
     """Return group -> the option that is chosen."""
     with _hydra():
         composed = compose("config", overrides=_groups_of(parsed), return_hydra_config=True)
-    return dict(composed.hydra.runtime.choices)
+    choices = dict(composed.hydra.runtime.choices)
+    return choices | {group: choices.get(f"{shared}@{group}") for group, shared in SHARED.items()}
 
 
 def _groups_of(parsed: Sequence[Override]) -> list[str]:
     """Return the overrides that choose an option there is of a group."""
     return [
-        one.input_line or ""
+        _hydra_word(one)
         for one in parsed
         if not one.package and one.key_or_group in groups() and one.value() in options_of(one.key_or_group)
     ]
@@ -424,13 +436,17 @@ def _shown(value: Any) -> str:
 @cache
 def groups() -> tuple[str, ...]:
     """Return the groups of the configuration."""
-    return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")))
+    folders = {path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    return tuple(sorted(folders | SHARED.keys()))
 
 
 @cache
 def options_of(group: str) -> list[str]:
-    """Return the options of a group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """Return the options of a group; those of `judge` are the oracles that are not made of others."""
+    found = sorted(path.stem for path in (CONF / SHARED.get(group, group)).glob("*.yaml"))
+    if group != "judge":
+        return found
+    return [one for one in found if not oracles.options_of(option_keys("oracle", one)["oracle.kind"]).mixes]
 
 
 def known_keys(parsed: Sequence[Override] = ()) -> list[str]:

@@ -5,7 +5,7 @@ prompt; `heldout_*` are those of π_t to held-out prompts; `base_*` those of π_
 has is left out, and so is what an import assumes of its responses, which was not observed.
 
 `kl_previous` and `kl_base` estimate KL(π_t || π_{t-1}) and KL(π_t || π_0) in nats a response on the held-out responses
-of π_t, with an interval over prompts (stages/evaluate/divergence.py). Where those were not sampled at T = 1, top_p = 1
+of π_t, with an interval over prompts (stages/evaluate/bootstrap.py). Where those were not sampled at T = 1, top_p = 1
 and min_p = 0 they give no KL: `log_ratio_previous` and `log_ratio_base` are the means of the same log-ratios under that
 sampling.
 """
@@ -21,8 +21,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from sparring.pipeline.store.manifest import Artifact, Manifest
-from sparring.stages.evaluate.divergence import LogProbs, log_ratios, tempered
-from sparring.stages.evaluate.paired import Bootstrap
+from sparring.stages.evaluate.bootstrap import Bootstrap, LogProbs, log_ratios, tempered
 
 METRICS = "metrics.jsonl"
 """Of a train artifact: a record of each optimizer step."""

@@ -16,7 +16,16 @@ from sparring.pipeline.config import dotted
 from sparring.pipeline.report.judging import JUDGES
 from sparring.pipeline.run_history import RunHistory, labels
 from sparring.pipeline.store.manifest import Manifest
-from sparring.stages.evaluate.paired import POWER, Bootstrap, Estimate, Rates, detectable, difference, estimates, found
+from sparring.stages.evaluate.bootstrap import (
+    POWER,
+    Bootstrap,
+    Estimate,
+    Rates,
+    detectable,
+    difference,
+    estimates,
+    outcome,
+)
 from sparring.stages.evaluate.stage import win_rates
 
 NOTHING = Estimate(mean=math.nan, low=math.nan, high=math.nan, n=0)
@@ -52,7 +61,7 @@ class Comparison:
     @property
     def finding(self) -> str:
         """`better`, `worse`, `none`, or `unknown` where they are not compared."""
-        return found(self.estimate, self.detectable)
+        return outcome(self.estimate, self.detectable)
 
     @property
     def text(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from sparring.pipeline.diagnostics.panel import GROUPS, SOURCES, Panel, Source
 from sparring.pipeline.report.judging import JUDGES, OPPONENTS, are_independent, left_out
 from sparring.pipeline.run_history import Steps
-from sparring.stages.evaluate.paired import Estimate, detectable_of, found
+from sparring.stages.evaluate.bootstrap import Estimate, detectable_of, outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def with_finding(row: Mapping[str, Any], confidence: float) -> dict[str, Any]:
         return {**row, "detectable": None, "finding": "unknown"}
     least = detectable_of(row["low"], row["high"], confidence)
     ends = {name: row[key] - 0.5 for name, key in (("mean", "win_rate"), ("low", "low"), ("high", "high"))}
-    return {**row, "detectable": least, "finding": found(Estimate(**ends, n=row.get("n", 2)), least)}
+    return {**row, "detectable": least, "finding": outcome(Estimate(**ends, n=row.get("n", 2)), least)}
 
 
 def win_rate_text(row: Mapping[str, Any]) -> str:

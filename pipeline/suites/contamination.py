@@ -29,7 +29,7 @@ from sparring.pipeline.sources import hub
 from sparring.pipeline.store.files import check_target, write_target
 from sparring.pipeline.suites import COMPARED, results
 from sparring.stages.errors import ConfigError, DataError, HubSilent
-from sparring.stages.evaluate.suites.overlap import Index, Row
+from sparring.stages.evaluate.suites.overlap import Index, Overlap
 from sparring.stages.plain import printable
 from sparring.stages.sample.messages import kind, notation
 from sparring.stages.sample.source import rows
@@ -181,7 +181,7 @@ def show(
     n: int,
     suites: dict[str, list[Asked]],
     indexes: dict[str, Index],
-    found: dict[str, list[Row]],
+    found: dict[str, list[Overlap]],
 ) -> None:
     """Print a line for each suite, then its worst rows."""
     out = Console(width=None if sys.stdout.isatty() else 120)
@@ -205,7 +205,7 @@ def show(
             out.print(f"{printable(path)}: {len(found[path]) - WORST:,} more; --json FILE has all", markup=False)
 
 
-def _figures(path: str, suite: list[Asked], index: Index, found: list[Row]) -> dict[str, Any]:
+def _figures(path: str, suite: list[Asked], index: Index, found: list[Overlap]) -> dict[str, Any]:
     return {
         "file": path,
         "rows": len(suite),

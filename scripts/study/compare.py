@@ -1,7 +1,7 @@
 """Arms of a study against each other, prompt by prompt and seed by seed. Pure, float64.
 
 An arm's win rate on a held-out prompt is the mean over its seeds of P(its policy beats the base); its win rate is the
-mean over prompts. A difference of two arms is taken on each prompt (stages/evaluate/paired.py), over the seeds and
+mean over prompts. A difference of two arms is taken on each prompt (stages/evaluate/bootstrap.py), over the seeds and
 prompts that both have. Its interval is over prompts. Two trainings that differ in nothing but the seed differ too, so a
 difference counts only if it is larger than that as well (`seed_sd`) and has one sign under every seed.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
-from sparring.stages.evaluate.paired import Bootstrap, Estimate, Rates, detectable, difference, estimates, found
+from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate, Rates, detectable, difference, estimates, outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Comparison:
     @property
     def finding(self) -> str:
         """`better`, `worse`, `luck` (different, but seeds alone could do that), `none` or `unknown`."""
-        finding = found(self.difference, self.detectable)
+        finding = outcome(self.difference, self.detectable)
         if finding in ("better", "worse"):
             one_sign = min(self.by_seed) > 0 or max(self.by_seed) < 0
             if not one_sign or abs(self.difference.mean) <= self.luck:

@@ -21,7 +21,7 @@ from sparring.pipeline.config.model import Config
 from sparring.pipeline.report.comparison import interval
 from sparring.pipeline.report.judging import JUDGES as JUDGE_NAMES
 from sparring.pipeline.report.judging import worth_of_judges
-from sparring.stages.evaluate.paired import Bootstrap, Estimate
+from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate
 from sparring.stages.evaluate.stage import JUDGES
 
 BEHAVIOUR = (

@@ -8,8 +8,7 @@ from dataclasses import replace
 from scripts.study.compare import Comparison, Judged
 from sparring.pipeline.report.comparison import by_chance, interval
 from sparring.pipeline.report.judging import JUDGES
-from sparring.stages.evaluate.bootstrap import alarm, informative
-from sparring.stages.evaluate.paired import Estimate, detectable_of, found
+from sparring.stages.evaluate.bootstrap import Estimate, alarm, detectable_of, informative, outcome
 
 
 def verdicts(last: Sequence[Judged], confidence: float) -> list[str]:
@@ -33,7 +32,7 @@ def against_base(rate: Estimate, confidence: float) -> str:
     if not informative(rate.low, rate.high):
         return f"not to be told from the base, {interval(rate)}"
     least = detectable_of(rate.low, rate.high, confidence)
-    finding = found(replace(rate, mean=rate.mean - 0.5, low=rate.low - 0.5, high=rate.high - 0.5), least)
+    finding = outcome(replace(rate, mean=rate.mean - 0.5, low=rate.low - 0.5, high=rate.high - 0.5), least)
     if finding in ("better", "worse"):
         return f"{finding} than the base, {interval(rate)}"
     return f"no difference from the base is detectable, {interval(rate)}: it takes more than {least:.3f}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sparring.stages.annotate import pairs, winrate
 from sparring.stages.annotate.config import BestSettings
-from sparring.stages.annotate.rows import joined, one_shard_per_part, place, rows_by_id, total
+from sparring.stages.annotate.rows import joined, place, rows_by_id, total
 from sparring.stages.step import Input, Job, Part, Shard
 
 COLUMNS = ["n_left", "n_right", "logits", "swapped", "anchors"]
@@ -24,7 +24,7 @@ def chosen(samples: Input, scores: Input, part: int, mode: str) -> Iterator[tupl
     for row_id, row in rows_by_id(samples, part, ["responses"]).items():
         score = joined(judged, row_id, scores, part)
         logits = pairs.debiased(score, len(row["responses"]), place(scores, part, row_id))
-        yield row_id, winrate.best(winrate.win_rates(pairs.preferences(logits, mode)))
+        yield row_id, winrate.best(winrate.win_rates(winrate.preferences(logits, mode)))
 
 
 class Chooser:
@@ -51,13 +51,8 @@ class Chooser:
         )
 
 
-def shards(job: Job) -> list[Shard]:
-    """One shard for each part of `samples`."""
-    return one_shard_per_part(job, "samples", "scores")
-
-
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarise: n, and of the responses kept their mean length, the share cut, and the share that came first."""
+    """Summarise: n, and of the responses kept their mean length, the share cut, and the share that were first."""
     prompts = sum(part["rows_out"] for part in parts)
     return {
         "n": int(max((part["stats"]["n"] for part in parts), default=0)),

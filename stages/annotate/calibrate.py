@@ -9,19 +9,16 @@ gate's summary): as much is taken, from all alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from sparring.stages.annotate import gate, gating
-from sparring.stages.annotate.config import CalibrateSettings, OffGate
-from sparring.stages.annotate.rows import histogram, known, matrix, one_shard_per_part, pair_rows, place, ratio, total
-from sparring.stages.annotate.selection import first_half
-from sparring.stages.annotate.winrate import cross_fitted, win_rates
+from sparring.stages.annotate import gate, rows
+from sparring.stages.annotate.config import CalibrateSettings
+from sparring.stages.annotate.rows import histogram, known, matrix, pair_rows, place, ratio, total
+from sparring.stages.annotate.winrate import cross_fitted, first_half, win_rates
 from sparring.stages.step import Job, Part, Shard
 
 OWN = 1e-9
@@ -44,32 +41,32 @@ class Calibrator:
     """Gates the targets of a part of `pairs`."""
 
     def __init__(self, job: Job[CalibrateSettings]) -> None:
-        self.scope = scope_of(job.settings)
+        self.scope = job.settings.gate.scope
         self.pairs = job.inputs["pairs"]
         off = job.settings.gate.name == "off"
-        self.gates = None if off else gating.Gates(job.settings, job.inputs["embeddings"])
+        self.gates = None if off else gate.Gates(job.settings, job.inputs["embeddings"])
 
     def __call__(self, shard: Shard) -> Part:
         pairs = pair_rows(self.pairs, shard.index, ["n", "P", "win_rates"])
         if self.gates is None:
-            rows = [self._row(pair, np.zeros((pair["n"], pair["n"])), None, shard.index) for pair in pairs]
+            targets = [self._row(pair, np.zeros((pair["n"], pair["n"])), None, shard.index) for pair in pairs]
         else:
-            rows = []
+            targets = []
             for pair in pairs:
                 place_of = shard.index, pair["id"], pair["n"]
                 mean = float(gate.off_diagonal(self.gates.similarity(*place_of)).mean())
                 left = shard.payload.get("left")
                 g = self.gates(shard.payload, *place_of) if left is None else np.full((pair["n"],) * 2, 1 - left)
-                rows.append(self._row(pair, g, mean, shard.index))
-        table = pa.Table.from_pylist(rows, schema=TARGETS_SCHEMA)
-        return Part(table=table, rows_in=len(pairs), stats=_stats(rows))
-
-    def _estimate(self, p: gate.Array, row_id: str) -> Callable[[gate.Array], gate.Array]:
-        """Return how a prompt's win rates are estimated of its P: as the step `pairs` did."""
-        anchors = np.flatnonzero(~np.isnan(p).any(axis=1)).tolist()
-        if not self.pairs.summary.get("cross_fit") or len(anchors) == len(p):
-            return win_rates
-        return partial(cross_fitted, first=first_half(anchors, row_id))
+                targets.append(self._row(pair, g, mean, shard.index))
+        table = pa.Table.from_pylist(targets, schema=TARGETS_SCHEMA)
+        means = ("p_w", "p_l", "target_w", "target_l", "shift")
+        stats = {name: float(sum(row[name] for row in targets)) for name in means} | {
+            "p_pull": float(sum(abs(row["p_w"] - 0.5) + abs(row["p_l"] - 0.5) for row in targets)),
+            "target_pull": float(sum(abs(row["target_w"] - 0.5) + abs(row["target_l"] - 0.5) for row in targets)),
+            "similarity": float(sum(row["similarity_mean"] or 0.0 for row in targets)),
+            "flips": float(sum(row["flipped"] for row in targets)),
+        }
+        return Part(table=table, rows_in=len(pairs), stats=stats)
 
     def _row(self, pair: dict[str, Any], g: gate.Array, similarity: float | None, part: int) -> dict[str, Any]:
         n, w, loser = pair["n"], pair["chosen"], pair["rejected"]
@@ -78,9 +75,14 @@ class Calibrator:
         full = gate.spread(g, self.scope, w, loser)
         calibrated = gate.gated(p, full)
         rates = matrix(pair["win_rates"], (1, n), "win_rates", where)[0]
-        estimate = self._estimate(p, pair["id"])
-        own = np.allclose(rates, estimate(p), rtol=0.0, atol=OWN)
-        targets = np.where(full.any(axis=1), estimate(calibrated) if own else gate.gated_rates(rates, full), rates)
+        anchors = np.flatnonzero(~np.isnan(p).any(axis=1)).tolist()
+        if self.pairs.summary.get("cross_fit") and len(anchors) < n:  # as the step `pairs` estimated them
+            first = first_half(anchors, pair["id"])
+            estimated, recalibrated = cross_fitted(p, first), cross_fitted(calibrated, first)
+        else:
+            estimated, recalibrated = win_rates(p), win_rates(calibrated)
+        own = np.allclose(rates, estimated, rtol=0.0, atol=OWN)
+        targets = np.where(full.any(axis=1), recalibrated if own else gate.gated_rates(rates, full), rates)
         return {
             "id": pair["id"],
             "chosen": w,
@@ -99,35 +101,26 @@ class Calibrator:
         }
 
 
-def scope_of(settings: CalibrateSettings) -> str:
-    """Return the scope of the gate; one that is off changes nothing, whatever it is."""
-    return "pairwise" if isinstance(settings.gate, OffGate) else settings.gate.scope
-
-
 def shards(job: Job[CalibrateSettings]) -> list[Shard]:
-    """One shard for each part of `pairs`, told the gate's thresholds and what spans the iteration.
+    """One shard for each part of `pairs`, with the gate's thresholds and what spans the iteration.
 
-    That is, for `permuted`, whose g each prompt gets, and for `rescaled` what share of the targets is left.
+    That is, for `permuted`, whose g each prompt gets, and for `rescaled` sum |p~ - 1/2| / sum |p - 1/2| over the pairs
+    of the iteration, 1 without pairs.
     """
+    plain = rows.shards(job)
     if job.settings.gate.name == "off":
-        return one_shard_per_part(job, "pairs")
-    plain = one_shard_per_part(job, "pairs", "embeddings")
+        return plain
     selected = job.settings.dealt_over == "pairs"
-    prompts = gating.prompts_of(job.inputs["pairs"], "n") if selected else gating.prompts_of(job.inputs["embeddings"])
-    told = gating.payloads(job.settings, job.inputs["embeddings"], prompts)
-    gated = [Shard(index=s.index, payload=payload) for s, payload in zip(plain, told, strict=True)]
+    prompts = gate.prompts_of(job.inputs["pairs"], "n") if selected else gate.prompts_of(job.inputs["embeddings"])
+    payloads = gate.payloads(job.settings, job.inputs["embeddings"], prompts)
+    gated = [Shard(index=s.index, payload=payload) for s, payload in zip(plain, payloads, strict=True)]
     if job.settings.gate.name != "rescaled":
         return gated
-    left = _left(job, gated)
-    return [Shard(index=s.index, payload={**s.payload, "left": left}) for s in gated]
-
-
-def _left(job: Job[CalibrateSettings], gated: list[Shard]) -> float:
-    """Return sum |p~ - 1/2| / sum |p - 1/2| over the iteration's pairs; 1 without pairs."""
     gate_alone = Calibrator(job)
     stats = [gate_alone(shard).stats for shard in gated]
     before = sum(one["p_pull"] for one in stats)
-    return sum(one["target_pull"] for one in stats) / before if before else 1.0
+    left = sum(one["target_pull"] for one in stats) / before if before else 1.0
+    return [Shard(index=s.index, payload={**s.payload, "left": left}) for s in gated]
 
 
 def finish(job: Job[CalibrateSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -135,12 +128,12 @@ def finish(job: Job[CalibrateSettings], tables: Iterator[pa.Table], parts: list[
     pairs = sum(part["rows_out"] for part in parts)
     means = {name: ratio(total(parts, name), pairs) for name in ("p_w", "p_l", "target_w", "target_l", "shift")}
     off = job.settings.gate.name == "off"
-    chosen = None if off else gating.open_gate(job.settings)
-    floor, ceil = gating.thresholds(chosen, job.inputs["embeddings"]) if chosen else (None, None)
+    chosen = None if off else gate.open_gate(job.settings)
+    floor, ceil = gate.thresholds(chosen, job.inputs["embeddings"]) if chosen else (None, None)
     return {
         "pairs": pairs,
         "gate": job.settings.gate.name,
-        "scope": scope_of(job.settings),
+        "scope": job.settings.gate.scope,
         "floor": floor,
         "ceil": ceil,
         "exponent": chosen.exponent if chosen else None,
@@ -148,22 +141,5 @@ def finish(job: Job[CalibrateSettings], tables: Iterator[pa.Table], parts: list[
         "strength": ratio(total(parts, "target_pull"), total(parts, "p_pull")),
         "similarity_mean": None if off else ratio(total(parts, "similarity"), pairs),
         "flips": int(total(parts, "flips")),
-        "g": histogram((g for table in tables for g in _gates(table)), 0.0, 1.0),
+        "g": histogram((g for table in tables for g in gate.off_diagonals(table, "gate")), 0.0, 1.0),
     }
-
-
-def _stats(rows: list[dict[str, Any]]) -> dict[str, float]:
-    stats = {name: float(sum(row[name] for row in rows)) for name in ("p_w", "p_l", "target_w", "target_l", "shift")}
-    return {
-        **stats,
-        "p_pull": float(sum(abs(row["p_w"] - 0.5) + abs(row["p_l"] - 0.5) for row in rows)),
-        "target_pull": float(sum(abs(row["target_w"] - 0.5) + abs(row["target_l"] - 0.5) for row in rows)),
-        "similarity": float(sum(row["similarity_mean"] or 0.0 for row in rows)),
-        "flips": float(sum(row["flipped"] for row in rows)),
-    }
-
-
-def _gates(table: pa.Table) -> Iterator[NDArray[np.float64]]:
-    for row in table.column("gate").to_pylist():
-        n = round(len(row) ** 0.5)
-        yield gate.off_diagonal(np.asarray(row, dtype=np.float64).reshape(n, n))

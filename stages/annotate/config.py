@@ -33,13 +33,16 @@ WinRate = Literal["matrix", "aggregate_score", "cross_fit"]
 oracle.opponents leaves gaps: pairs selected by one half of the opponents, targets without the bias of that)."""
 
 
-def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "") -> StepSpec:
+ROWS = "sparring.stages.annotate.rows"
+
+
+def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "", shards: str = ROWS) -> StepSpec:
     module = f"sparring.stages.annotate.{kind}"
     return StepSpec(
         kind=kind,
         version=version,
         worker=f"{module}:{worker}",
-        shards=f"{module}:shards",
+        shards=f"{shards}:shards",
         finish=f"{module}:finish",
         prepare=prepare,
         pool=pool,
@@ -51,17 +54,20 @@ SCORE = replace(
     modules="sparring.stages.annotate.oracles:modules",
 )
 EMBED = _spec("embed", 1, "Embedder", "annotators", "sparring.stages.annotate.embed:prepare")
-PAIRS = _spec("pairs", 3, "Pairer", "tasks")
-CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks")
+PAIRS = _spec("pairs", 3, "Pairer", "tasks", shards="sparring.stages.annotate.pairs")
+CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks", shards="sparring.stages.annotate.calibrate")
 BEST = _spec("best", 1, "Chooser", "tasks")
 IMPORT_PAIRS = StepSpec(
     kind="pairs",
     version=1,
     worker="sparring.stages.annotate.imported:Importer",
-    shards="sparring.stages.annotate.imported:shards",
+    shards=f"{ROWS}:shards",
     finish="sparring.stages.annotate.imported:finish",
     pool="in_process",
 )
+
+
+# Conditions of settings. Functions, since the annotations below are evaluated where a lambda sees no import.
 
 
 def _loads(judge: Any, _: Any) -> bool:
@@ -90,7 +96,7 @@ def _mixes(judge: Any, _: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Of the oracle and of the second judge; its files are inputs. What a kind reads is what its Options say."""
+    """Of the oracle and of the second judge; its files are inputs. The Options of a kind declare what it reads."""
 
     kind: str
     """A file of stages/annotate/oracles."""
@@ -118,10 +124,6 @@ class OracleConfig(JudgeConfig):
     """Responses that each response is compared with, fewer than sampler.k; null: all."""
 
 
-def _no_path(encoder: Any, _: Any) -> bool:
-    return encoder.path is None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """Of every encoder."""
@@ -140,8 +142,12 @@ class HubEncoder(Encoder):
     source: Annotated[Literal["hub"], LOCATION]
     path: Annotated[Place | None, LOCATION]
     """A local copy of the model; null: downloaded."""
-    repo: Annotated[Text, OnlyIf(_no_path, "without encoder.path, which is a local copy"), LOCATION]
-    revision: Annotated[Text, OnlyIf(_no_path, "without encoder.path, which is a local copy"), LOCATION]
+    repo: Annotated[
+        Text, OnlyIf(lambda encoder, _: encoder.path is None, "without encoder.path, which is a local copy"), LOCATION
+    ]
+    revision: Annotated[
+        Text, OnlyIf(lambda encoder, _: encoder.path is None, "without encoder.path, which is a local copy"), LOCATION
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +163,10 @@ EncoderConfig = Annotated[EmbeddedEncoder | HubEncoder | FolderEncoder, Field(di
 
 @dataclass(frozen=True, kw_only=True)
 class OffGate:
-    """Win rates are handed on bit for bit."""
+    """The targets are the win rates, bit for bit."""
 
     name: Literal["off"]
+    scope: ClassVar[Scope] = "pairwise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +214,7 @@ GateConfig = Annotated[OffGate | LinearGate | PowerGate, Field(discriminator="na
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     by: Literal["extremes", "all_pairs", "top_vs_random"]
-    """See selection.py."""
+    """See `select` in winrate.py."""
     values: Annotated[
         Literal["win_rates", "gated"],
         OnlyIf(lambda _, config: config.gate.name != "off", "with a gate that is not off"),
@@ -258,7 +265,7 @@ class CalibrateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsSettings:
-    """Inputs: `samples`, `scores`, and `embeddings` where the gate has a say."""
+    """Inputs: `samples`, `scores`, and `embeddings` where pairs are selected by gated win rates."""
 
     win_rate: WinRate
     selection: SelectionConfig
@@ -284,4 +291,4 @@ class PairsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportPairsSettings:
-    """Input: `samples`, imported with preferences. The file says P, chosen and rejected: there is nothing to choose."""
+    """Input: `samples`, imported with preferences. P, chosen and rejected are the file's."""

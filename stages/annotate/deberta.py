@@ -28,7 +28,7 @@ SUPPORTED = {
 }
 """Of a config.json: as in all DeBERTa v3 and in what is made of them."""
 ABSENT = {"hidden_act": "gelu", "type_vocab_size": 0, "conv_kernel_size": 0}
-"""What a config.json means that does not say."""
+"""What applies where config.json lacks the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Shape:
     def of(config: Mapping[str, Any], where: str) -> Shape:
         """Read a config.json; DataError where it is of a variant that is not supported, or lacks a size."""
         for key, wanted in SUPPORTED.items():
-            found = config.get(key, ABSENT.get(key))
-            if found != wanted:
-                raise DataError(f"{where}: {key} is {found!r}; of DeBERTa only {wanted!r} is supported, as in v3.")
+            value = config.get(key, ABSENT.get(key))
+            if value != wanted:
+                raise DataError(f"{where}: {key} is {value!r}; of DeBERTa only {wanted!r} is supported, as in v3.")
         kinds = config.get("pos_att_type")
         if sorted(kinds.split("|") if isinstance(kinds, str) else kinds or ()) != ["c2p", "p2c"]:
             raise DataError(f"{where}: pos_att_type is {kinds!r}; of DeBERTa only 'p2c|c2p' is supported, as in v3.")
@@ -72,7 +72,7 @@ class Shape:
     def tensors(self, vocabulary: int, inner: int) -> dict[str, tuple[int, ...]]:
         """Return the name and shape of every weight."""
         h = self.hidden
-        found: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             "embeddings.word_embeddings.weight": (vocabulary, h),
             "embeddings.LayerNorm.weight": (h,),
             "embeddings.LayerNorm.bias": (h,),
@@ -89,12 +89,12 @@ class Shape:
             "output.dense": (h, inner),
         }
         for i in range(self.layers):
-            for name, shape in parts.items():
-                found[f"encoder.layer.{i}.{name}.weight"] = shape
-                found[f"encoder.layer.{i}.{name}.bias"] = shape[:1]
+            for name, size in parts.items():
+                shapes[f"encoder.layer.{i}.{name}.weight"] = size
+                shapes[f"encoder.layer.{i}.{name}.bias"] = size[:1]
             for name in ("attention.output.LayerNorm", "output.LayerNorm"):
-                found[f"encoder.layer.{i}.{name}.weight"] = found[f"encoder.layer.{i}.{name}.bias"] = (h,)
-        return found
+                shapes[f"encoder.layer.{i}.{name}.weight"] = shapes[f"encoder.layer.{i}.{name}.bias"] = (h,)
+        return shapes
 
 
 class Encoder:
@@ -107,13 +107,11 @@ class Encoder:
         rel = self._norm(rel[: 2 * shape.buckets], "encoder.LayerNorm")
         self.scale = 1 / math.sqrt(3 * shape.hidden // shape.heads)
         # (heads, d, 2 * buckets) and (heads, 2 * buckets, d), scaled
-        self.keys = [
-            self._heads(self._linear(rel, f"{_self(i)}.key_proj") * self.scale).transpose(-1, -2).contiguous()
-            for i in range(shape.layers)
-        ]
-        self.queries = [
-            self._heads(self._linear(rel, f"{_self(i)}.query_proj") * self.scale) for i in range(shape.layers)
-        ]
+        self.keys, self.queries = [], []
+        for prefix in (f"encoder.layer.{i}.attention.self" for i in range(shape.layers)):
+            keys = self._heads(self._linear(rel, f"{prefix}.key_proj") * self.scale)
+            self.keys.append(keys.transpose(-1, -2).contiguous())
+            self.queries.append(self._heads(self._linear(rel, f"{prefix}.query_proj") * self.scale))
 
     @torch.inference_mode()
     def states(self, rows: Sequence[Sequence[int]], wanted: Tensor) -> Tensor:
@@ -126,13 +124,13 @@ class Encoder:
         ids = torch.zeros((len(rows), longest), dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-        there = (torch.arange(longest)[None] < lengths[:, None]).to(self.device)
+        present = (torch.arange(longest)[None] < lengths[:, None]).to(self.device)
         x = F.embedding(ids.to(self.device), self.weights["embeddings.word_embeddings.weight"])
-        x = self._norm(x, "embeddings.LayerNorm") * there[..., None]
+        x = self._norm(x, "embeddings.LayerNorm") * present[..., None]
         mask = None
         if int(lengths.min()) < longest:
-            mask = torch.zeros(there.shape, dtype=self.dtype, device=self.device)
-            mask = mask.masked_fill(~there, torch.finfo(self.dtype).min)[:, None, None]
+            mask = torch.zeros(present.shape, dtype=self.dtype, device=self.device)
+            mask = mask.masked_fill(~present, torch.finfo(self.dtype).min)[:, None, None]
         positions = _buckets(longest, self.shape).to(self.device)
         for i in range(self.shape.layers - 1):
             x = self._layer(i, x, x, positions, mask)
@@ -147,7 +145,7 @@ class Encoder:
 
         `places`: where they are; all, in order, without.
         """
-        prefix = _self(i)
+        prefix = f"encoder.layer.{i}.attention.self"
         query = self._heads(self._linear(asked, f"{prefix}.query_proj"))
         key = self._heads(self._linear(x, f"{prefix}.key_proj"))
         value = self._heads(self._linear(x, f"{prefix}.value_proj"))
@@ -186,10 +184,6 @@ class Encoder:
     def _heads(self, x: Tensor) -> Tensor:
         """(…, n, hidden) -> (…, heads, n, d)."""
         return x.unflatten(-1, (self.shape.heads, -1)).transpose(-2, -3)
-
-
-def _self(i: int) -> str:
-    return f"encoder.layer.{i}.attention.self"
 
 
 def _buckets(length: int, shape: Shape) -> Tensor:

@@ -3,7 +3,7 @@
 A response longer than the encoder's window is cut into windows on token boundaries, none dropped; the
 windows' unit vectors are averaged, weighted by their tokens, and scaled to length one. Texts are compared
 without the white space around them: equal texts have similarity exactly 1, and each is embedded once per
-part. An empty response says nothing: its similarity is 0 with every text but another empty one.
+part. An empty response has no meaning: its similarity is 0 with every text but another empty one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sparring.stages.annotate.config import EmbedSettings
-from sparring.stages.annotate.gate import off_diagonal
-from sparring.stages.annotate.rows import histogram, matrix, one_shard_per_part, place, rows_by_id, total
+from sparring.stages.annotate.gate import off_diagonals
+from sparring.stages.annotate.rows import histogram, matrix, place, rows_by_id, total
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import Job, Part, Shard
 
@@ -94,14 +94,13 @@ class Embedder:
         vectors, windows = self.encoder(texts) if texts else (np.zeros((0, 1)), [])
         index = {text: i for i, text in enumerate(texts)}
         extra = {text: n - 1 for text, n in zip(texts, windows, strict=True)} | {"": 0}
-        rows = [
-            {
-                "id": row_id,
-                "similarity": self._similarity(row, vectors, index, place(self.samples, shard.index, row_id)),
-                "chunks": sum(extra[text] for text in row),
-            }
-            for row_id, row in responses.items()
-        ]
+        rows = []
+        for row_id, row in responses.items():
+            units = np.stack([vectors[index[text]] if text else np.zeros(vectors.shape[1]) for text in row])
+            cosines = similarity(units, row)
+            cosines = matrix(cosines.ravel(), cosines.shape, "similarity", place(self.samples, shard.index, row_id))
+            chunks = sum(extra[text] for text in row)
+            rows.append({"id": row_id, "similarity": cosines.astype(np.float32).ravel(), "chunks": chunks})
         every = [text for row in responses.values() for text in row]
         stats = {
             "responses": float(len(every)),
@@ -112,13 +111,6 @@ class Embedder:
         }
         return Part(table=pa.Table.from_pylist(rows, schema=EMBEDDINGS_SCHEMA), rows_in=len(rows), stats=stats)
 
-    def _similarity(
-        self, texts: list[str], vectors: NDArray[np.float64], index: dict[str, int], where: str
-    ) -> NDArray[np.float32]:
-        units = np.stack([vectors[index[text]] if text else np.zeros(vectors.shape[1]) for text in texts])
-        values = similarity(units, texts)
-        return matrix(values.ravel(), values.shape, "similarity", where).astype(np.float32).ravel()
-
 
 def similarity(units: NDArray[np.float64], texts: Sequence[str]) -> NDArray[np.float64]:
     """Cosines of unit vectors (K, d), (K, K): symmetric, in [-1, 1], exactly 1 where the texts are equal."""
@@ -127,27 +119,15 @@ def similarity(units: NDArray[np.float64], texts: Sequence[str]) -> NDArray[np.f
     return np.where(equal, 1.0, above + above.T)
 
 
-def shards(job: Job) -> list[Shard]:
-    """One shard for each part of `samples`."""
-    return one_shard_per_part(job, "samples")
-
-
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarise; `similarity` is the histogram of all off-diagonal similarities, each pair once."""
-    shape = histogram((row for table in tables for row in off_diagonals(table)), -1.0, 1.0)
+    shape = histogram((row for table in tables for row in off_diagonals(table, "similarity")), -1.0, 1.0)
     return {
         "n": sum(part["rows_out"] for part in parts),
         "similarity_mean": shape["mean"],
         "similarity": shape,
         **{name: int(total(parts, name)) for name in ("responses", "embedded", "chunked", "chunks", "empty")},
     }
-
-
-def off_diagonals(table: pa.Table) -> Iterator[NDArray[np.float64]]:
-    """The off-diagonal similarities of each row of an embeddings table, float64."""
-    for row in table.column("similarity").to_pylist():
-        k = round(len(row) ** 0.5)
-        yield off_diagonal(np.asarray(row, dtype=np.float64).reshape(k, k))
 
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

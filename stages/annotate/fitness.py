@@ -1,4 +1,4 @@
-"""Is an oracle fit to judge? Figures on labelled pairs, each with its interval, and what they say in words. Pure numpy.
+"""Is an oracle fit to judge? Figures on labelled pairs, each with its interval, and the verdict in words. Pure numpy.
 
 Of n pairs (chosen, rejected), forth and back: (n,) float64, the raw logits of the duels in which the chosen, and the
 rejected, response is shown first; > 0 where the first shown is better. L = (forth - back) / 2 is > 0 where the oracle
@@ -96,21 +96,21 @@ def figure(name: str, value: float, resampled: Array, groups: NDArray[Any]) -> C
     }
 
 
-def whole(statistic: Statistic, n: int) -> float:
+def of_all(statistic: Statistic, n: int) -> float:
     """Return a statistic of all n pairs, each once."""
     return float(statistic(np.ones((1, n)))[0])
 
 
 def estimates(statistics: Mapping[str, tuple[Statistic, Mask]], groups: NDArray[Any], seed: int) -> Card:
     """Return the figures of statistics, each with the pairs that it is of; one that is undefined is left out."""
-    values = {name: whole(statistic, len(groups)) for name, (statistic, _) in statistics.items()}
+    values = {name: of_all(statistic, len(groups)) for name, (statistic, _) in statistics.items()}
     resampled: dict[str, list[Array]] = {name: [] for name, value in values.items() if np.isfinite(value)}
     for times in blocks(groups, seed) if len(groups) else ():
-        for name, found in resampled.items():
-            found.append(statistics[name][0](times))
+        for name, values_of in resampled.items():
+            values_of.append(statistics[name][0](times))
     card: Card = {}
-    for name, found in resampled.items():
-        card |= figure(name, values[name], np.concatenate(found), groups[statistics[name][1]])
+    for name, values_of in resampled.items():
+        card |= figure(name, values[name], np.concatenate(values_of), groups[statistics[name][1]])
     return card
 
 
@@ -150,7 +150,7 @@ def calibration_error(confidence: Array, right: Array) -> Statistic:
     """Expected calibration error: sum_b (n_b / n) |mean right_b - mean confidence_b| over BINS equal bins of [1/2, 1].
 
     confidence: (n,) sigmoid(|L|), P of the winner; right: (n,) whether it is the chosen one. Both orientations of a
-    pair say the same of it, so the bins of [0, 1/2] are the mirror of these. Guo et al., arXiv 1706.04599. Of few pairs
+    pair give the same, so the bins of [0, 1/2] are the mirror of these. Guo et al., arXiv 1706.04599. Of few pairs
     it is too large by about .4 sqrt(BINS / n): `overconfidence` is the unbiased, signed figure.
     """
     which = np.clip(((confidence - 0.5) * 2 * BINS).astype(int), 0, BINS - 1)
@@ -197,47 +197,31 @@ def figures(
     logits = np.where(ties(forth, back), 0.0, debiased_logits(forth, back))
     right, more = correct(logits), longer(pairs)
     every, matched, unequal = np.ones(len(pairs), dtype=bool), length_matched(pairs), more != 0
-    means = _lengths(logits, right, more, every, matched, unequal)
-    means |= {name: (values, every) for name, values in _position(forth, back, truncated).items()}
-    means |= {name: (values, every) for name, values in _confidence(logits, right).items()}
-    statistics = {name: (mean(values, counted), counted) for name, (values, counted) in means.items()}
-    statistics["length_logit_spearman"] = (rank_correlation(logits, more), every)
-    statistics["ece"] = (calibration_error(sigmoid(np.abs(logits)), right), every)
-    return estimates(statistics, groups, seed)
-
-
-def _lengths(
-    logits: Array, right: Array, more: Array, every: Mask, matched: Mask, unequal: Mask
-) -> dict[str, tuple[Array, Mask]]:
-    long = correct(more)
-    found: dict[str, tuple[Array, Mask]] = {}
+    long, prefers = correct(more), correct(logits * np.sign(more))
+    means: dict[str, tuple[Array, Mask]] = {}
     for name, suffix, counted in (("accuracy", "", every), ("length_matched", "_length_matched", matched)):
-        found[name] = (right, counted)
-        found[f"longer_wins{suffix}"] = (long, counted)
-        found[f"{name}_over_longer_wins"] = (right - long, counted)
-        found[f"{name}_over_shorter_wins"] = (right - (1 - long), counted)
-    prefers = correct(logits * np.sign(more))
+        means[name] = (right, counted)
+        means[f"longer_wins{suffix}"] = (long, counted)
+        means[f"{name}_over_longer_wins"] = (right - long, counted)
+        means[f"{name}_over_shorter_wins"] = (right - (1 - long), counted)
     shares = {"prefers_longer": prefers, "label_longer": long, "leans_longer": prefers - long}
-    return found | {name: (values, unequal) for name, values in shares.items()}
-
-
-def _position(forth: Array, back: Array, truncated: Mask) -> dict[str, Array]:
-    return {
+    means |= {name: (values, unequal) for name, values in shares.items()}
+    others = {
         "position_disagreement": position_disagreement(forth, back).astype(np.float64),
         "first_wins": (correct(forth) + correct(back)) / 2,
         "first_logit": (forth + back) / 2,
         "truncated": truncated.astype(np.float64),
-    }
-
-
-def _confidence(logits: Array, right: Array) -> dict[str, Array]:
-    return {
         "abs_logit": np.abs(logits),
         "ties": (logits == 0).astype(np.float64),
         "log_loss": np.logaddexp(0.0, -logits),
         "brier": sigmoid(-logits) ** 2,
         "overconfidence": sigmoid(np.abs(logits)) - right,
     }
+    means |= {name: (values, every) for name, values in others.items()}
+    statistics = {name: (mean(values, counted), counted) for name, (values, counted) in means.items()}
+    statistics["length_logit_spearman"] = (rank_correlation(logits, more), every)
+    statistics["ece"] = (calibration_error(sigmoid(np.abs(logits)), right), every)
+    return estimates(statistics, groups, seed)
 
 
 # In words
@@ -246,24 +230,23 @@ def _confidence(logits: Array, right: Array) -> dict[str, Array]:
 def verdict(card: Card) -> tuple[bool, str]:
     """Return whether an oracle is fit for the pairs that `figures` looked at, and why, in one line.
 
-    It is not, the first of these being said, where
-        fewer than 30 prompts are there to tell from
+    It is not, for the first of these reasons, where
+        the pairs are of fewer than 30 prompts
         the interval of its accuracy contains 1/2, or lies below it
         the interval of its difference to the better rule of length, "longer wins" or "shorter wins", is not above 0: on
         length-matched pairs, or on all where fewer than 30 prompts have one
-    It is with care, all being said, where beyond doubt (by the whole interval)
+    It is with care, for all of these reasons, where beyond doubt (by all of the interval)
         the winner changes with the order in more than 25% of the pairs
         it prefers the longer response in 10 points more, or fewer, of the pairs than the label does
         its mean confidence is 10 points above, or below, its accuracy: P, of which targets are made, is not calibrated
         more than 10% of the pairs are read cut
     """
-    objection = _objection(card)
-    said = "; ".join(_cautions(card))
+    objection, cautions = _objection(card), "; ".join(_cautions(card))
     if objection:
-        return False, f"{objection}; {said}" if said else objection
+        return False, f"{objection}; {cautions}" if cautions else objection
     place, rule = _beyond_length(card)
     fit = f"accuracy {interval(card, 'accuracy')}, {interval(card, place, '+')} over {rule}"
-    return True, f"fit, with care: {fit}; {said}" if said else f"fit: {fit}"
+    return True, f"fit, with care: {fit}; {cautions}" if cautions else f"fit: {fit}"
 
 
 def interval(card: Card, name: str, sign: str = "") -> str:
@@ -275,7 +258,7 @@ def interval(card: Card, name: str, sign: str = "") -> str:
 def _objection(card: Card) -> str | None:
     prompts, accuracy = card["accuracy_prompts"], interval(card, "accuracy")
     if prompts < LEAST_PROMPTS:
-        return f"too few prompts to tell: {prompts}, give pairs of {LEAST_PROMPTS} or more"
+        return f"too few prompts to judge by: {prompts}, give pairs of {LEAST_PROMPTS} or more"
     if card["accuracy_high"] < 0.5:
         return f"worse than chance: accuracy {accuracy}; is chosen the better response in this file?"
     if card["accuracy_low"] <= 0.5:
@@ -288,7 +271,7 @@ def _objection(card: Card) -> str | None:
 
 
 def _beyond_length(card: Card) -> tuple[str, str]:
-    """Return the figure that says whether an oracle knows more than length, and the rule it is over, in words."""
+    """Return the figure of whether an oracle knows more than length, and the rule it is over, in words."""
     matched = card.get("length_matched_prompts", 0) >= LEAST_PROMPTS
     name, long = ("length_matched", "longer_wins_length_matched") if matched else ("accuracy", "longer_wins")
     rule = "longer" if card[long] >= 0.5 else "shorter"
@@ -296,25 +279,25 @@ def _beyond_length(card: Card) -> tuple[str, str]:
 
 
 def _cautions(card: Card) -> list[str]:
-    said = []
+    cautions = []
     if card["position_disagreement_low"] > STRONG_POSITION:
-        said.append(
+        cautions.append(
             f"strong position bias: the winner changes with the order in {interval(card, 'position_disagreement')} of "
             f"the pairs, the first shown wins {interval(card, 'first_wins')} of the duels"
         )
+
+    def beyond(name: str, side: int, least: float) -> bool:
+        """Whether the interval of a figure lies beyond `least` on one side of 0."""
+        near = "low" if side > 0 else "high"
+        return bool(name in card and side * card[f"{name}_{near}"] > least)
+
     for side, word in ((1, "more"), (-1, "less")):
-        if _beyond(card, "leans_longer", side, STRONG_LEAN):
-            prefers, label = card["prefers_longer"], card["label_longer"]
-            said.append(f"it prefers the longer response {word} often than the label: {prefers:.3f}, not {label:.3f}")
-        if _beyond(card, "overconfidence", side, STRONG_CALIBRATION):
+        if beyond("leans_longer", side, STRONG_LEAN):
+            rates = f"{card['prefers_longer']:.3f}, not {card['label_longer']:.3f}"
+            cautions.append(f"it prefers the longer response {word} often than the label: {rates}")
+        if beyond("overconfidence", side, STRONG_CALIBRATION):
             gap = interval(card, "overconfidence", "+")
-            said.append(f"P is {'over' if side > 0 else 'under'}confident: confidence - accuracy = {gap}")
+            cautions.append(f"P is {'over' if side > 0 else 'under'}confident: confidence - accuracy = {gap}")
     if card["truncated_low"] > STRONG_CUT:
-        said.append(f"it reads {interval(card, 'truncated')} of the pairs cut")
-    return said
-
-
-def _beyond(card: Card, name: str, side: int, least: float) -> bool:
-    """Return whether the whole interval of a figure lies beyond `least` on one side of 0."""
-    near = "low" if side > 0 else "high"
-    return bool(name in card and side * card[f"{name}_{near}"] > least)
+        cautions.append(f"it reads {interval(card, 'truncated')} of the pairs cut")
+    return cautions

@@ -1,4 +1,4 @@
-"""The semantic gate: win-rate targets anneal toward 1/2 as responses say the same thing. Pure numpy, float64.
+"""The semantic gate: win-rate targets anneal toward 1/2 as responses mean the same.
 
 S-SPPO's supervision calibration (arXiv 2606.01561). The linear curve is secondary text, thresholds and scope
 are ours.
@@ -14,16 +14,31 @@ P~[i, j] = 1/2 + (1 - G[i, j]) (P[i, j] - 1/2), and P itself, bit for bit, where
 and p~_i = mean_j P~[i, j]. Entries shrink by different factors, so p~ may order the responses differently
 from p. A published win rate may be of more responses than are there; those not there are gated as those that are:
 p~_i = 1/2 + (1 - mean_{j != i} G[i, j])(p_i - 1/2), which for two responses and their own win rates is the same.
+
+The formulas are pure functions of numpy arrays, float64. `Gates` reads the similarities of prompts for the steps that
+gate: `calibrate`, and `pairs` where it selects by gated win rates. What spans the iteration (floor and ceil by
+quantile, the permutation of the control) is computed once, in a step's `shards`, and goes to the workers with their
+shard: they read only the parts that they need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sparring.stages.annotate.config import CalibrateSettings, LinearGate, OffGate, PowerGate
+from sparring.stages.annotate.rows import joined, matrix, place, rows_by_id
+from sparring.stages.errors import ConfigError
+from sparring.stages.step import Input
+
 Array = NDArray[np.float64]
+Prompts = Sequence[Sequence[tuple[str, int]]]
+"""(id, K) of the prompts of each part."""
 
 
 def linear(similarity: Array, floor: float, ceil: float) -> Array:
@@ -65,15 +80,17 @@ def off_diagonal(matrix: Array) -> Array:
     return matrix[np.triu_indices(len(matrix), 1)]
 
 
+def off_diagonals(table: pa.Table, column: str) -> Iterator[Array]:
+    """The off-diagonal entries of each row's flattened (K, K) matrix, float64."""
+    for row in table.column(column).to_pylist():
+        k = round(len(row) ** 0.5)
+        yield off_diagonal(np.asarray(row, dtype=np.float64).reshape(k, k))
+
+
 def mean_shift(preference: Array, calibrated: Array) -> float:
     """Mean |P~ - P| over the entries off the diagonal, whose own shift is 0: K(K-1), or those that met."""
     met = ~np.isnan(preference)
     return float(np.abs(calibrated - preference)[met].sum() / (met.sum() - len(preference)))
-
-
-def quantile_of(similarities: Array, quantile: float) -> float:
-    """The exact `quantile` of all off-diagonal similarities of the iteration (linear between neighbours)."""
-    return float(np.quantile(similarities, quantile))
 
 
 def permuted_sources(prompts: Sequence[tuple[int, int]], seed: int) -> list[int]:
@@ -93,3 +110,75 @@ def permuted_sources(prompts: Sequence[tuple[int, int]], seed: int) -> list[int]
         group = order[sizes[order] == k]
         sources[group] = np.roll(group, -(len(group) // 2))
     return sources.tolist()
+
+
+def payloads(settings: CalibrateSettings, embeddings: Input, prompts: Prompts) -> list[dict[str, Any]]:
+    """Return what the worker of each part needs: floor and ceil, and for `permuted` the `sources` of its prompts.
+
+    sources: prompt -> (part, id) of the prompt whose g it gets.
+    """
+    floor, ceil = thresholds(open_gate(settings), embeddings)
+    if settings.gate.name != "permuted":
+        return [{"floor": floor, "ceil": ceil, "sources": None} for _ in prompts]
+    rows = [(part, row_id, n) for part, ids in enumerate(prompts) for row_id, n in ids]
+    dealt = permuted_sources([(part, n) for part, _, n in rows], settings.seed)
+    sources: list[dict[str, tuple[int, str]]] = [{} for _ in prompts]
+    for (part, row_id, _), source in zip(rows, dealt, strict=True):
+        sources[part][row_id] = rows[source][:2]
+    return [{"floor": floor, "ceil": ceil, "sources": of_part} for of_part in sources]
+
+
+def open_gate(settings: CalibrateSettings) -> LinearGate | PowerGate:
+    """Return the gate of settings under which it is not off."""
+    assert not isinstance(settings.gate, OffGate)
+    return settings.gate
+
+
+def thresholds(chosen: LinearGate | PowerGate, embeddings: Input) -> tuple[float, float]:
+    """Return floor and ceil: absolute, or exact quantiles of every off-diagonal similarity of the iteration."""
+    values = {"floor": chosen.floor, "ceil": chosen.ceil}
+    quantiles = {"floor": chosen.floor_quantile, "ceil": chosen.ceil_quantile}
+    asked = {name: q for name, q in quantiles.items() if q is not None}
+    if asked:
+        tables = (embeddings.table(i, columns=["similarity"]) for i in range(embeddings.n_parts))
+        similarities = np.concatenate([row for table in tables for row in off_diagonals(table, "similarity")])
+        values |= {name: float(np.quantile(similarities, q)) for name, q in asked.items()}
+    floor, ceil = values["floor"], values["ceil"]
+    if not floor < ceil:
+        causes = [f"gate.{name}_quantile={q} is the similarity {values[name]:.4f}" for name, q in asked.items()]
+        raise ConfigError(
+            f"{', '.join(causes)}: the floor {floor:.4f} is not below the ceil {ceil:.4f}; set them further apart."
+        )
+    return floor, ceil
+
+
+def prompts_of(source: Input, count: str | None = None) -> Prompts:
+    """Return (id, K) of each part's prompts, once each; K is in the column `count`, else `similarity` has K x K."""
+    prompts = []
+    for part in range(source.n_parts):
+        table = source.table(part, columns=["id", count or "similarity"])
+        lengths = pc.list_value_length(table["similarity"]).to_pylist() if count is None else []
+        sizes = [int(n) for n in table[count].to_pylist()] if count else [round(n**0.5) for n in lengths]
+        prompts.append(list(dict.fromkeys(zip(table["id"].to_pylist(), sizes, strict=True))))
+    return prompts
+
+
+class Gates:
+    """Reads similarity matrices by (part, id), each part of `embeddings` once, and opens the gate on them."""
+
+    def __init__(self, settings: CalibrateSettings, embeddings: Input) -> None:
+        self.exponent = open_gate(settings).exponent
+        self.embeddings = embeddings
+        self.parts: dict[int, dict[str, dict[str, Any]]] = {}
+
+    def similarity(self, part: int, row_id: str, n: int) -> Array:
+        """Return s (n, n) of a prompt."""
+        if part not in self.parts:
+            self.parts[part] = rows_by_id(self.embeddings, part, ["similarity"])
+        row = joined(self.parts[part], row_id, self.embeddings, part)
+        return matrix(row["similarity"], (n, n), "similarity", place(self.embeddings, part, row_id))
+
+    def __call__(self, payload: Mapping[str, Any], part: int, row_id: str, n: int) -> Array:
+        """Return g (n, n) of a prompt, or under `permuted` of the prompt whose g it gets."""
+        source_part, source_id = payload["sources"][row_id] if payload["sources"] else (part, row_id)
+        return power(self.similarity(source_part, source_id, n), payload["floor"], payload["ceil"], self.exponent)

@@ -1,7 +1,7 @@
-"""The step `pairs`, imported: the pairs that a file brought along with its responses (stages/sample/imported.py).
+"""The step `pairs`, imported: the pairs that a file holds beside its responses (stages/sample/imported.py).
 
 P, chosen and rejected are the file's. The win rates are those it published, else those of P: 3/4 and 1/4 for a hard
-preference, which says that chosen beats rejected for sure. No selection is made, so `selection` has no say here; rows
+preference, which is that chosen always beats rejected. No selection is made, so `selection` is not read; rows
 without a pair are dropped and counted: `identical` (chosen and rejected are the same text), `tie` (equal win rates).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparring.stages.annotate import pairs, winrate
-from sparring.stages.annotate.rows import matrix, one_shard_per_part, place, rows_by_id
+from sparring.stages.annotate.rows import matrix, place, rows_by_id
 from sparring.stages.step import Job, Part, Shard
 
 
@@ -31,11 +31,11 @@ class Importer:
         dropped: Counter[str] = Counter()
         stats: Counter[str] = Counter({"prompts": len(samples)})
         for row_id, row in samples.items():
-            given, responses = row["preference"], row["responses"]
+            published, responses = row["preference"], row["responses"]
             shape = (len(responses), len(responses))
-            preference = matrix(given["P"], shape, "P", place(self.samples, shard.index, row_id))
-            rates = win_rates(preference, given["win_rates"])
-            pair = given["chosen"], given["rejected"]
+            preference = matrix(published["P"], shape, "P", place(self.samples, shard.index, row_id))
+            rates = win_rates(preference, published["win_rates"])
+            pair = published["chosen"], published["rejected"]
             stats.update(pairs.matrix_stats(preference, responses))
             if reason := no_pair(rates, pair, [response["text"] for response in responses]):
                 dropped[reason] += 1
@@ -59,11 +59,6 @@ def no_pair(rates: winrate.Array, pair: tuple[int, int], texts: Sequence[str]) -
     return "tie" if abs(rates[pair[0]] - rates[pair[1]]) <= winrate.TIE else ""
 
 
-def shards(job: Job) -> list[Shard]:
-    """One shard for each part of `samples`."""
-    return one_shard_per_part(job, "samples")
-
-
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the summary of selected pairs says, and where these are from."""
+    """Return the summary of selected pairs, and where these are from."""
     return {**pairs.summary(parts, cross_fit=False), "provenance": job.inputs["samples"].summary["provenance"]}

@@ -34,11 +34,12 @@ class JudgeEngine:
 
     def __init__(self, folder: Path, template: str, max_tokens: int, *, dtype: str, cpus: int, gpus: int) -> None:
         _check(folder, max_tokens)
-        make_llm = import_vllm(cpus)  # before transformers comes with the tokenizer: that is quicker
+        make_llm = import_vllm(cpus)  # before the tokenizer imports transformers: that is quicker
         self.template, self.max_tokens = template, max_tokens
         self.chat = load_chat(folder)
         self.letters = tuple(letter_ids(self.chat, letter, folder) for letter in "AB")
-        self.ids = lru_cache(maxsize=1)(self._render)  # the last question whose size was asked for is the one asked
+        # The last question whose size is computed is the one that is put to the model.
+        self.ids = lru_cache(maxsize=1)(lambda question: self.chat.render([{"role": "user", "content": question}]))
 
         def make() -> Any:
             hardware = on_gpus(gpus, GPU_MEMORY) if gpus else on_cpu(max_tokens + 1, KV_CACHE_GB)
@@ -54,7 +55,7 @@ class JudgeEngine:
         """
         asked, truncated = [], []
         for duel in duels:
-            question, cut = fitted(self.template, duel, self.max_tokens, self._size, self._head)
+            question, cut = fitted(self.template, duel, self.max_tokens, lambda text: len(self.ids(text)), self._head)
             asked.append(self.ids(question))
             truncated.append(cut)
         return Verdicts(self._logits(asked), np.array(truncated, dtype=bool))
@@ -67,18 +68,12 @@ class JudgeEngine:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
         outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
-        found = [output.outputs[0].logprobs[0] for output in outputs]
+        logprobs = [output.outputs[0].logprobs[0] for output in outputs]
         a, b = (
-            np.array([np.logaddexp.reduce([one[i].logprob for i in ids]) for one in found], dtype=np.float64)
+            np.array([np.logaddexp.reduce([one[i].logprob for i in ids]) for one in logprobs], dtype=np.float64)
             for ids in self.letters
         )
         return a - b
-
-    def _render(self, question: str) -> list[int]:
-        return self.chat.render([{"role": "user", "content": question}])
-
-    def _size(self, question: str) -> int:
-        return len(self.ids(question))
 
     def _head(self, text: str, tokens: int) -> str:
         """Return the text of the first tokens of `text`, read as plain text."""
@@ -100,10 +95,10 @@ def letter_ids(chat: Chat, letter: str, folder: Path) -> list[int]:
     """Return every token that reads `letter` without the white space around it; DataError when there is none."""
     ids = [i for i in range(len(chat.tokenizer)) if i not in chat.control_ids]
     texts = chat.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-    found = [i for i, text in zip(ids, texts, strict=True) if text.strip() == letter]
-    if not found:
+    matching = [i for i, text in zip(ids, texts, strict=True) if text.strip() == letter]
+    if not matching:
         raise DataError(f"{folder}: its tokenizer has no token that reads {letter}; oracle=llm needs another model.")
-    return found
+    return matching
 
 
 def _check(folder: Path, max_tokens: int) -> None:

@@ -2,14 +2,14 @@
 
     vllm serve FOLDER --served-model-name NAME
 
-The log-probs of the TOP likeliest first tokens come back, and P(A) and P(B) are summed over those.
-- A letter that is not among them is given the least log-prob that came back: it has no more, so the logit is closer to
+A server returns the log-probs of the TOP likeliest first tokens, and P(A) and P(B) are summed over those.
+- A letter that is not among them is given the least log-prob of those: it has no more, so the logit is closer to
   zero than it should be.
 - Where neither is, the logit is 0: undecided. Undecided in both orders, a pair counts in the step's `tie_rate`.
 - A server whose model answers a plain question with neither is refused before anything is judged.
 
-No tokenizer is at hand: `max_tokens` is kept by counting BYTES bytes of UTF-8 as a token, which is too many tokens for
-most text and too few for digits and some scripts. A control token spelled in a text is broken by a space, as far as its
+Without a tokenizer, BYTES bytes of UTF-8 count as one of `max_tokens`: that is too many tokens for most text, and too
+few for digits and some scripts. A control token spelled in a text is broken by a space, as far as its
 spelling is known (question.py). Which weights and which precision stand behind a name, only the server knows.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.stages.annotate.oracle import Duel, Messages, Verdicts
+from sparring.stages.annotate.oracle import Duel, Verdicts
 from sparring.stages.annotate.question import filled, fitted, harmless
 from sparring.stages.errors import DataError
 from sparring.stages.servers import Client, Server, Servers, Unavailable
@@ -31,7 +31,7 @@ KEY = "SPARRING_ORACLE_KEY"
 TOP = 20
 """The most that the protocol gives."""
 FEWEST = 5
-"""Log-probs in an answer from which something can be said of a letter that is not among them."""
+"""Log-probs in an answer from which the log-prob of a letter that is not among them can be bounded."""
 BYTES = 3
 REQUESTS = 64
 """Under way at one URL."""
@@ -54,14 +54,23 @@ class JudgeServer:
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return log P(A) - log P(B) for each duel, and whether a text of it was cut."""
-        asked = [fitted(self.template, _harmless(duel), self.max_tokens, size, head) for duel in duels]
+        asked = []
+        for prompt, first, second in duels:
+            duel = Duel(tuple((role, harmless(text)) for role, text in prompt), harmless(first), harmless(second))
+            asked.append(fitted(self.template, duel, self.max_tokens, size, head))
         logits = self.pool.map(self._ask, [question for question, _ in asked], REQUESTS)
         decided = [0.0 if logit is None else logit for logit in logits]
         return Verdicts(np.array(decided, dtype=np.float64), np.array([cut for _, cut in asked], dtype=bool))
 
     async def _check(self, client: Client, server: Server) -> str:
         listed = await client.fetch("GET", f"{server.url}/v1/models", CHECK_S)
-        check_model(server.url, listed, self.model)
+        names = [str(one.get("id")) for one in listed.get("data") or []]
+        if self.model not in names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise DataError(
+                f"{server.url} has no model {self.model}; it serves {', '.join(names[:SHOWN]) or 'nothing'}{more}: set "
+                "oracle.options.model to its name there, or start the server with it."
+            )
         if await self._ask(client, server, filled(self.template, *PLAIN)) is None:
             raise DataError(
                 f"{server.url}: {self.model} answers a plain question with neither A nor B; use a chat model that does "
@@ -74,26 +83,21 @@ class JudgeServer:
             "POST",
             f"{server.url}/v1/chat/completions",
             REQUEST_S,
-            request_body(self.model, question),
+            {
+                "model": self.model,
+                "messages": [{"role": "user", "content": question}],
+                "max_tokens": 1,
+                "temperature": 0,
+                "logprobs": True,
+                "top_logprobs": TOP,
+            },
             on_400="If a question is too long for it, lower oracle.options.max_tokens.",
         )
         return read_answer(server.url, answer)
 
 
-def request_body(model: str, question: str) -> dict[str, Any]:
-    """Return what is asked: the first token of the answer, with its alternatives."""
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": 1,
-        "temperature": 0,
-        "logprobs": True,
-        "top_logprobs": TOP,
-    }
-
-
 def read_answer(url: str, answer: Mapping[str, Any]) -> float | None:
-    """Return log P(A) - log P(B), None where neither is among the tokens that came; DataError without log-probs."""
+    """Return log P(A) - log P(B), None where neither is among its tokens; DataError without log-probs."""
     try:
         choice = answer["choices"][0]
         if choice.get("finish_reason") == "abort":  # it is shutting down
@@ -118,17 +122,6 @@ def logit_of(top: Sequence[tuple[str, float]]) -> float | None:
     return float(np.logaddexp.reduce(a or least) - np.logaddexp.reduce(b or least))
 
 
-def check_model(url: str, listed: Mapping[str, Any], model: str) -> None:
-    """DataError when a server does not list a model."""
-    names = [str(one.get("id")) for one in listed.get("data") or []]
-    if model not in names:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        raise DataError(
-            f"{url} has no model {model}; it serves {', '.join(names[:SHOWN]) or 'nothing'}{more}: set "
-            "oracle.options.model to its name there, or start the server with it."
-        )
-
-
 def size(text: str) -> int:
     """Return about how many tokens a text has."""
     return math.ceil(len(text.encode()) / BYTES)
@@ -137,8 +130,3 @@ def size(text: str) -> int:
 def head(text: str, tokens: int) -> str:
     """Return the first tokens of a text, no character of it in part."""
     return text.encode()[: tokens * BYTES].decode(errors="ignore")
-
-
-def _harmless(duel: Duel) -> Duel:
-    prompt: Messages = tuple((role, harmless(content)) for role, content in duel.prompt)
-    return Duel(prompt, harmless(duel.first), harmless(duel.second))

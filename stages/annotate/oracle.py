@@ -1,4 +1,4 @@
-"""The oracle: whoever says which of two responses to one prompt is better.
+"""The oracle: what compares two responses to one prompt.
 
 An oracle gives a raw logit for an **ordered** pair: > 0 means the response shown first is better. Callers
 score both orders and debias; an oracle that is antisymmetric by construction simply returns the negative for
@@ -8,10 +8,14 @@ the swapped duel. The oracles themselves are in oracles/.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from sparring.stages.errors import DataError
 
 Messages = tuple[tuple[str, str], ...]
 """(role, content) messages of a conversation, plain text, not rendered through a chat template."""
@@ -44,17 +48,48 @@ class Oracle(Protocol):
         ...
 
 
+def last_user_text(messages: Sequence[tuple[str, str]]) -> str:
+    """Return the text of the last user message, empty without one."""
+    return next((content for role, content in reversed(messages) if role == "user"), "")
+
+
 def prompt_key(messages: Sequence[tuple[str, str]]) -> int:
     """Return the signed 64-bit key of a prompt: the first 8 bytes, big endian, of a sha256.
 
     Hashed is the text of the last user message, lower-cased, each run of white space made one space, trimmed.
     A conversation without a user message counts as an empty one.
     """
-    text = next((content for role, content in reversed(messages) if role == "user"), "")
+    text = last_user_text(messages)
     digest = hashlib.sha256(" ".join(text.lower().split()).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def whole(logits: np.ndarray) -> Verdicts:
-    """Return verdicts on texts that were read whole."""
+def untruncated(logits: np.ndarray) -> Verdicts:
+    """Return verdicts on texts that were read to their end."""
     return Verdicts(logits, np.zeros(len(logits), dtype=bool))
+
+
+def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], frozenset[int]]:
+    """Return the named tensors of a small judge's folder, floats as float64, and its `trained_on` keys.
+
+    The folder holds model.safetensors and card.json. DataError if a file or a tensor is missing, or if the card was
+    written for other weights.
+    """
+    from safetensors.numpy import load
+
+    model, card = folder / "model.safetensors", folder / "card.json"
+    for path in (model, card):
+        if not path.is_file():
+            raise DataError(f"{path}: missing; point the oracle at a judge folder, or run scripts.train_judges.")
+    content = model.read_bytes()
+    if json.loads(card.read_text(encoding="utf-8")).get("sha256") != hashlib.sha256(content).hexdigest():
+        raise DataError(f"{card}: its sha256 is not that of {model.name}; restore the folder or train the judge again.")
+    tensors = load(content)
+    missing = sorted({*names, "trained_on"} - set(tensors))
+    if missing:
+        raise DataError(
+            f"{model}: has no tensor {', '.join(missing)}; train the judge again with scripts.train_judges."
+        )
+    trained_on = frozenset(int(key) for key in tensors["trained_on"])
+    chosen = {name: tensors[name] for name in names}
+    return {name: one.astype(np.float64) if one.dtype.kind == "f" else one for name, one in chosen.items()}, trained_on

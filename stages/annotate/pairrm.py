@@ -26,14 +26,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparring.stages.annotate.deberta import Encoder, Shape
-from sparring.stages.annotate.limits import CANDIDATE_MOST, SOURCE_MOST, Limits
-from sparring.stages.annotate.oracle import Duel, Messages, Verdicts
-from sparring.stages.annotate.reader import load_tokenizer, passes
+from sparring.stages.annotate.oracle import Duel, Verdicts
+from sparring.stages.annotate.reader import Limits, load_tokenizer, passes
 from sparring.stages.errors import DataError
 from sparring.stages.model_folder import header
 
+SOURCE_MOST, CANDIDATE_MOST = 1224, 412
+"""Tokens of a prompt and of a response, where config.json does not set them."""
 SOURCE, FIRST, SECOND, EITHER = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
 BODY, HEAD = "pretrained_model.", "head_layer."
+BUFFER = "position_ids"
+"""In the name of what old files hold beside the weights."""
 V3 = {
     "relative_attention": True,
     "share_att_key": True,
@@ -59,8 +62,8 @@ TURNS = "Finish the following coversation in each i-th turn by filling in <Respo
 """llm-blender's instruction for conversations, its spelling included: PairRM was trained with it."""
 
 
-class Row(NamedTuple):
-    """A pair as the model reads it."""
+class PairTokens(NamedTuple):
+    """A prompt and two responses as the model reads them."""
 
     ids: list[int]
     places: tuple[int, int, int]
@@ -77,7 +80,10 @@ class PairRM:
         self.folder = folder
         shape, self.limits, self.tokenizer, self.markers = look(folder)
         self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
-        weights = _weights(folder)
+        weights: dict[str, Tensor] = {}
+        for file in _files(folder):
+            with safe_open(file, framework="pt") as opened:
+                weights |= {name: opened.get_tensor(name) for name in opened.keys() if BUFFER not in name}  # noqa: SIM118
         body = {name.removeprefix(BODY): w for name, w in weights.items() if name.startswith(BODY)}
         self.encoder = Encoder(shape, {k: w.to(device, getattr(torch, dtype)) for k, w in body.items()})
         self.head = {k.removeprefix(HEAD): w.to(device, torch.float32) for k, w in weights.items() if HEAD in k}
@@ -90,14 +96,24 @@ class PairRM:
             logits[batch] = self.scores([rows[i] for i in batch]).double().cpu().numpy()
         return Verdicts(logits, np.array([row.truncated for row in rows], dtype=bool))
 
-    def rows(self, duels: Sequence[Duel]) -> list[Row]:
+    def rows(self, duels: Sequence[Duel]) -> list[PairTokens]:
         """Return each duel as the model reads it."""
         texts = [render(duel) for duel in duels]
         sources = self._ids(SOURCE, (source for source, _, _ in texts))
         responses = self._ids(FIRST, (text for _, *both in texts for text in both))
-        return [self._row(sources[source], responses[first], responses[second]) for source, first, second in texts]
+        rows = []
+        for source, first, second in texts:
+            parts = (sources[source], responses[first], responses[second])
+            sizes = self.limits.fit(*map(len, parts))
+            ids: list[int] = []
+            places = []
+            for part, size, marker in zip(parts, sizes, self.markers.values(), strict=True):
+                places.append(len(ids) + 1)
+                ids += [part[0], marker, *part[2 : size - 1], part[-1]]
+            rows.append(PairTokens(ids, (places[0], places[1], places[2]), sizes != tuple(map(len, parts))))
+        return rows
 
-    def scores(self, rows: Sequence[Row]) -> Tensor:
+    def scores(self, rows: Sequence[PairTokens]) -> Tensor:
         """Return the logits (n,) of rows that share a pass."""
         x = self.encoder.states([row.ids for row in rows], torch.tensor([row.places for row in rows])).float()
         first, second = (self._head(torch.cat((x[:, 0], x[:, i]), -1)) for i in (1, 2))
@@ -112,25 +128,15 @@ class PairRM:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}
-        found = self.tokenizer([marker + self._plain(text) for text in unique])["input_ids"]
-        if any(ids[1] != self.markers[marker] for ids in found):
+        plain = []
+        for text in unique:
+            for special in self.special:
+                text = text.replace(special, " ")
+            plain.append(marker + text)
+        tokens = self.tokenizer(plain)["input_ids"]
+        if any(ids[1] != self.markers[marker] for ids in tokens):
             raise DataError(f"{self.folder}: its tokenizer does not read {marker} as one token after a first one.")
-        return dict(zip(unique, found, strict=True))
-
-    def _plain(self, text: str) -> str:
-        for special in self.special:
-            text = text.replace(special, " ")
-        return text
-
-    def _row(self, source: list[int], first: list[int], second: list[int]) -> Row:
-        parts = (source, first, second)
-        sizes = self.limits.fit(*map(len, parts))
-        ids: list[int] = []
-        places = []
-        for part, size, marker in zip(parts, sizes, self.markers.values(), strict=True):
-            places.append(len(ids) + 1)
-            ids += [part[0], marker, *part[2 : size - 1], part[-1]]
-        return Row(ids, (places[0], places[1], places[2]), sizes != tuple(map(len, parts)))
+        return dict(zip(unique, tokens, strict=True))
 
 
 def render(duel: Duel) -> tuple[str, str, str]:
@@ -140,12 +146,12 @@ def render(duel: Duel) -> tuple[str, str, str]:
     if len(users) <= 1:
         return system + "".join(users), duel.first, duel.second
     turns = "\n".join(f"USER: {text}\nAssistant: <Response {i}>" for i, text in enumerate(users, 1))
-    return system + TURNS + turns, _filled(duel.prompt, duel.first), _filled(duel.prompt, duel.second)
-
-
-def _filled(prompt: Messages, response: str) -> str:
-    said = [text for role, text in prompt if role == "assistant"]
-    return "\n".join(f"<Response {i}>: {text}" for i, text in enumerate([*said, response], 1))
+    replies = [text for role, text in duel.prompt if role == "assistant"]
+    first, second = (
+        "\n".join(f"<Response {i}>: {text}" for i, text in enumerate([*replies, last], 1))
+        for last in (duel.first, duel.second)
+    )
+    return system + TURNS + turns, first, second
 
 
 def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
@@ -176,15 +182,16 @@ def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
     markers = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
-    found = {name: tensor.shape for file in _files(folder) for name, tensor in header(file).items() if _read(name)}
+    headers = [header(file) for file in _files(folder)]
+    shapes = {name: tensor.shape for one in headers for name, tensor in one.items() if BUFFER not in name}
     words, inner = f"{BODY}embeddings.word_embeddings.weight", f"{BODY}encoder.layer.0.intermediate.dense.bias"
-    sizes = [found[name][0] if found.get(name) else 0 for name in (words, inner)]
+    sizes = [shapes[name][0] if shapes.get(name) else 0 for name in (words, inner)]
     h, tasks = shape.hidden, int(config.get("n_tasks", 1))
     wanted: dict[str, tuple[int, ...]] = {BODY + name: size for name, size in shape.tensors(*sizes).items()}
     wanted |= {"head_layer.1.weight": (h, 2 * h), "head_layer.1.bias": (h,)}
     wanted |= {"head_layer.4.weight": (tasks, h), "head_layer.4.bias": (tasks,)}
-    for name in sorted(wanted.keys() | found.keys()):
-        has = found.get(name, "missing")
+    for name in sorted(wanted.keys() | shapes.keys()):
+        has = shapes.get(name, "missing")
         if has != wanted.get(name, "unknown"):
             raise DataError(f"{folder}: weight {name} is {has}, expected is {wanted.get(name, 'none of this name')}.")
     if sizes[0] <= max(markers.values()):
@@ -194,14 +201,6 @@ def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
     return shape, limits, tokenizer, markers
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for file in _files(folder):
-        with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys() if _read(name)}  # noqa: SIM118
-    return found
-
-
 def _files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -209,17 +208,13 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _read(name: str) -> bool:
-    return "position_ids" not in name
-
-
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file; oracle=pairrm needs the folder of a checkpoint.")
+        raise DataError(f"{path}: no such file; oracle=pairrm needs the folder of a checkpoint.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: no JSON ({error}).") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise DataError(f"{path}: not an object.")
-    return found
+    return content

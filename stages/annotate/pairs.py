@@ -4,7 +4,7 @@ Counted are pairs: one a prompt, or K(K-1)/2 under `all_pairs`. Those that are n
 that holds: `oracle_trained_on_prompt`, `tie` (their win rates are equal), `capped` (one of the two responses hit
 max_tokens), `head_to_head` (the chosen one loses its direct duel with the rejected one).
 
-Where the gate has a say (`selection.values=gated`) chosen and rejected are those of the gated win rates; P and the win
+With `selection.values=gated` chosen and rejected are those of the gated win rates; P and the win
 rates that are written stay ungated, as `calibrate` gates them.
 
 Under `win_rate=cross_fit` pairs are selected by one half of the anchors (oracle.opponents), and the win rates that are
@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.stages.annotate import gate, gating, winrate
+from sparring.stages.annotate import gate, rows, winrate
 from sparring.stages.annotate.config import PairsSettings
-from sparring.stages.annotate.rows import joined, known, matrix, one_shard_per_part, place, ratio, rows_by_id, total
-from sparring.stages.annotate.selection import Pair, candidates, first_half, select
+from sparring.stages.annotate.rows import joined, known, matrix, place, ratio, rows_by_id, total
+from sparring.stages.annotate.winrate import Pair, candidates, first_half, preferences, select
 from sparring.stages.errors import DataError
 from sparring.stages.step import Job, Part, Shard
 
@@ -41,11 +41,11 @@ PAIRS_SCHEMA = pa.schema(
 
 
 class Judged(NamedTuple):
-    """What became of a prompt."""
+    """The pairs of one prompt."""
 
     preference: winrate.Array
     rates: winrate.Array | None
-    """None where the oracle was trained on the prompt: then its P says nothing."""
+    """None where the oracle was trained on the prompt: then its P has no meaning."""
     pairs: list[Pair]
     dropped: dict[str, int]
 
@@ -57,7 +57,7 @@ class Pairer:
         self.settings = job.settings
         self.samples, self.scores = job.inputs["samples"], job.inputs["scores"]
         gated = job.settings.gated
-        self.gates = gating.Gates(gated, job.inputs["embeddings"]) if gated else None
+        self.gates = gate.Gates(gated, job.inputs["embeddings"]) if gated else None
 
     def __call__(self, shard: Shard) -> Part:
         samples = rows_by_id(self.samples, shard.index, ["responses"])
@@ -94,35 +94,28 @@ class Pairer:
         values = winrate.win_rates(seen)
         if self.gates and settings.gated:
             g = self.gates(shard.payload, shard.index, score["id"], k)
-            values = winrate.win_rates(gate.gated(seen, gate.spread(g, gating.open_gate(settings.gated).scope, 0, 0)))
-        found = select(values, settings.selection.by, score["id"], settings.seed)
-        reasons = [self._reason(preference, pair, responses) for pair in found]
-        dropped = Counter(reason for reason in reasons if reason)
-        dropped += Counter(tie=every - len(found))
-        pairs = [pair for pair, reason in zip(found, reasons, strict=True) if not reason]
-        return Judged(preference, rates, pairs, dict(dropped))
-
-    def _reason(self, preference: winrate.Array, pair: Pair, responses: list[dict[str, Any]]) -> str:
-        if self.settings.selection.capped == "drop" and _capped(pair, responses):
-            return "capped"
-        lost = self.settings.selection.require_head_to_head and winrate.loses_head_to_head(preference, *pair)
-        return "head_to_head" if lost else ""
-
-
-def preferences(logits: winrate.Array, mode: str) -> winrate.Array:
-    """P of debiased logits under `mode`: matrix and cross_fit, or aggregate_score: ordered as the scores s."""
-    return winrate.aggregate_matrix(logits) if mode == "aggregate_score" else winrate.preference_matrix(logits)
+            values = winrate.win_rates(gate.gated(seen, gate.spread(g, settings.gated.gate.scope, 0, 0)))
+        selected = select(values, settings.selection.by, score["id"], settings.seed)
+        kept, dropped = [], Counter[str]()
+        for pair in selected:
+            if settings.selection.capped == "drop" and _capped(pair, responses):
+                dropped["capped"] += 1
+            elif settings.selection.require_head_to_head and winrate.loses_head_to_head(preference, *pair):
+                dropped["head_to_head"] += 1
+            else:
+                kept.append(pair)
+        dropped += Counter(tie=every - len(selected))
+        return Judged(preference, rates, kept, dict(dropped))
 
 
 def shards(job: Job[PairsSettings]) -> list[Shard]:
-    """One shard for each part of `samples`; where the gate has a say, told its thresholds."""
-    gated = job.settings.gated
-    plain = one_shard_per_part(job, "samples", "scores", *(["embeddings"] if gated else []))
+    """One shard for each part of `samples`; with the gate's thresholds where pairs are selected by gated win rates."""
+    plain, gated = rows.shards(job), job.settings.gated
     if not gated:
         return plain
     embeddings = job.inputs["embeddings"]
-    told = gating.payloads(gated, embeddings, gating.prompts_of(embeddings))
-    return [Shard(index=s.index, payload=payload) for s, payload in zip(plain, told, strict=True)]
+    payloads = gate.payloads(gated, embeddings, gate.prompts_of(embeddings))
+    return [Shard(index=s.index, payload=payload) for s, payload in zip(plain, payloads, strict=True)]
 
 
 def finish(job: Job[PairsSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:

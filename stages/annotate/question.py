@@ -1,7 +1,7 @@
 """The question to a language model: which of two responses is better, A or B. Pure functions on texts.
 
-A response that says it is the better one, or plays the end of the question, is still shown: no wording is proof against
-that. What cannot happen is that it ends the user's turn, see `chat.py` and `harmless`.
+A response that claims to be the better one, or imitates the end of the question, is still shown: no wording is proof
+against that. What cannot happen is that it ends the user's turn, see `chat.py` and `harmless`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from sparring.stages.annotate.limits import Limits
 from sparring.stages.annotate.oracle import Duel, Messages
+from sparring.stages.annotate.reader import Limits
 from sparring.stages.errors import ConfigError
 
 PLACES = ("prompt", "first", "second")
 PROMPT_SHARE = (3, 5)
-"""Of the room for the three texts: what a prompt keeps where responses are long, PairRM's share."""
+"""Of the tokens left for the three texts: what a prompt keeps where responses are long, PairRM's share."""
 
 _PLACE = re.compile(r"\{(prompt|first|second)\}")
 _CONTROL = re.compile(
@@ -30,7 +30,7 @@ def check_template(template: str) -> None:
     for place in PLACES:
         if (count := template.count(f"{{{place}}}")) != 1:
             raise ConfigError(
-                f"oracle.options.template: {{{place}}} must be there once, it is there {count} times; "
+                f"oracle.options.template: {{{place}}} must occur once, it occurs {count} times; "
                 "see conf/oracle/llm.yaml."
             )
 
@@ -42,16 +42,16 @@ def filled(template: str, prompt: str, first: str, second: str) -> str:
 
 
 def conversation(messages: Messages) -> str:
-    """Return a prompt as text: every turn under the name of who said it."""
+    """Return a prompt as text: every turn under the name of its role."""
     return "\n\n".join(f"{role.capitalize()}: {content}" for role, content in messages)
 
 
 def harmless(text: str) -> str:
     """Return `text` with a space inside whatever may be a control token of a server's model: `< |im_end|>`.
 
-    Only the usual spellings are known here: <|…|>, <s>, <bos>, <end_of_turn>, [INST], <<SYS>> and their kin.
+    Only the usual spellings are known: <|…|>, <s>, <bos>, <end_of_turn>, [INST], <<SYS>> and their kin.
     """
-    return _CONTROL.sub(lambda found: f"{found[0]} ", text)
+    return _CONTROL.sub(lambda match: f"{match[0]} ", text)
 
 
 def fitted(
@@ -65,26 +65,24 @@ def fitted(
     size: tokens of a question as the model reads it. head: the first tokens of a text, as text.
     """
     texts = (conversation(duel.prompt), duel.first, duel.second)
-    whole = filled(template, *texts)
-    if (length := size(whole)) <= most:
-        return whole, False
+    question = filled(template, *texts)
+    if (length := size(question)) <= most:
+        return question, False
     own = size(filled(template, "", "", ""))
     sizes = [size(filled(template, text, "", "")) - own for text in texts]
-    room = min(most - own, sum(sizes) - (length - most))
-    while room > 0:
+    free = min(most - own, sum(sizes) - (length - most))
+    while free > 0:
         prompt, first, second = sizes
-        share = room * PROMPT_SHARE[0] // PROMPT_SHARE[1]
-        limits = Limits(source=max(share, room - first - second), total=room)
-        kept = limits.fit(prompt, first, second)
+        share = free * PROMPT_SHARE[0] // PROMPT_SHARE[1]
+        kept = Limits(source=max(share, free - first - second), total=free).fit(prompt, first, second)
         heads = [
-            text if left == all_of_it else head(text, left)
-            for text, left, all_of_it in zip(texts, kept, sizes, strict=True)
+            text if left == length else head(text, left) for text, left, length in zip(texts, kept, sizes, strict=True)
         ]
         cut = filled(template, *heads)
         if (length := size(cut)) <= most:
             return cut, True
-        room -= length - most
+        free -= length - most
     raise ConfigError(
         f"oracle.options.max_tokens={most}: the template alone has {own} tokens of the model; raise it, the texts of a "
-        "duel need room too."
+        "duel need tokens too."
     )

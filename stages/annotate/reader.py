@@ -9,6 +9,7 @@ The import is light: model libraries are imported by what needs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -35,7 +36,7 @@ MaxTokens = Annotated[int, Field(ge=64), NO_BOOL]
 """A template's own tokens fit into half of it."""
 
 
-class Row(NamedTuple):
+class Tokens(NamedTuple):
     """A prompt with a response, as a model reads it."""
 
     ids: list[int]
@@ -44,7 +45,7 @@ class Row(NamedTuple):
     """Of two texts: 0 for a token of the first, 1 for one of the second; None for a conversation."""
 
 
-Read = Callable[[Messages, str], Row]
+Read = Callable[[Messages, str], Tokens]
 """Of a prompt and a response."""
 
 
@@ -68,14 +69,30 @@ def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 def texts(duels: Sequence[Duel]) -> tuple[list[tuple[Messages, str]], NDArray[np.intp]]:
     """Return the unique (prompt, response) of the duels, and int (n, 2): which are `first` and `second` of each."""
     places: dict[tuple[Messages, str], int] = {}
-    found = [[places.setdefault((d.prompt, text), len(places)) for text in (d.first, d.second)] for d in duels]
-    return list(places), np.array(found, dtype=np.intp).reshape(-1, 2)
+    of_duels = [[places.setdefault((d.prompt, text), len(places)) for text in (d.first, d.second)] for d in duels]
+    return list(places), np.array(of_duels, dtype=np.intp).reshape(-1, 2)
 
 
-def truncated(rows: Sequence[Row], places: NDArray[np.intp]) -> NDArray[np.bool_]:
+def truncated(rows: Sequence[Tokens], places: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Return bool (n,): whether a text of the duel was read cut."""
     cut = np.array([row.truncated for row in rows], dtype=bool)
     return cut[places[:, 0]] | cut[places[:, 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Tokens of a prompt and of two responses that are read together, special ones included."""
+
+    source: int
+    total: int
+
+    def fit(self, source: int, first: int, second: int) -> tuple[int, int, int]:
+        """Return how many tokens of each text are read: what a short response leaves goes to the other one."""
+        source = min(source, self.source)
+        left = self.total - source
+        fair = left // 2
+        first, second = min(first, max(fair, left - second)), min(second, max(left - fair, left - first))
+        return source, first, second
 
 
 def fit(prompt: int, response: int, closing: int, most: int) -> tuple[int, int]:
@@ -90,20 +107,20 @@ class Conversations:
     def __init__(self, chat: Chat, most: int, folder: Path) -> None:
         self.chat, self.most, self.folder = chat, most, folder
 
-    def __call__(self, prompt: Messages, response: str) -> Row:
+    def __call__(self, prompt: Messages, response: str) -> Tokens:
         ids = self._ids((*prompt, ("assistant", response)))
         if len(ids) <= self.most:
-            return Row(ids, False)
+            return Tokens(ids, False)
         frame = self._ids((*prompt, ("assistant", "")))
         opening = _shared(ids, frame)
         closing = min(_shared(ids[::-1], frame[::-1]), len(frame) - opening)
         kept, read = fit(opening, len(ids) - opening - closing, closing, self.most)
-        return Row([*_ends(ids[:opening], kept), *ids[opening : opening + read], *ids[len(ids) - closing :]], True)
+        return Tokens([*_ends(ids[:opening], kept), *ids[opening : opening + read], *ids[len(ids) - closing :]], True)
 
-    def prompt(self, prompt: Messages) -> Row:
+    def prompt(self, prompt: Messages) -> Tokens:
         """Return a prompt alone: its turns, without the response's header."""
         ids = self._ids(prompt)
-        return Row(_ends(ids, min(len(ids), self.most)), len(ids) > self.most)
+        return Tokens(_ends(ids, min(len(ids), self.most)), len(ids) > self.most)
 
     def _ids(self, messages: Messages) -> list[int]:
         try:
@@ -125,13 +142,13 @@ def pairs(tokenizer: Any, most: int) -> Read:
             text = text.replace(token, " ")
         return text
 
-    def read(prompt: Messages, response: str) -> Row:
+    def read(prompt: Messages, response: str) -> Tokens:
         both = plain("\n".join(content for _, content in prompt)), plain(response)
-        found = tokenizer(*both, verbose=False)
-        truncated = len(found["input_ids"]) > most
+        encoded = tokenizer(*both, verbose=False)
+        truncated = len(encoded["input_ids"]) > most
         if truncated:
-            found = tokenizer(*both, truncation="longest_first", max_length=most, verbose=False)
-        return Row(list(found["input_ids"]), truncated, found.get("token_type_ids"))
+            encoded = tokenizer(*both, truncation="longest_first", max_length=most, verbose=False)
+        return Tokens(list(encoded["input_ids"]), truncated, encoded.get("token_type_ids"))
 
     return read
 
@@ -199,7 +216,7 @@ def longest(config: Any, tokenizer: Any, most: int) -> int:
     return min(most, positions, tokenizer.model_max_length)
 
 
-def padded(rows: Sequence[Row], pad: int, device: Any) -> dict[str, Tensor]:
+def padded(rows: Sequence[Tokens], pad: int, device: Any) -> dict[str, Tensor]:
     """Return the inputs of a pass, int64 (rows, longest row), filled with `pad` on the right."""
     import torch
 

@@ -15,8 +15,13 @@ from sparring.stages.step import Input, Job, Shard
 BINS = 20
 
 
-def one_shard_per_part(job: Job, *roles: str) -> list[Shard]:
-    """One shard for each part of the first role; DataError when another role is cut differently."""
+TABLES = ("pairs", "samples", "opponents", "scores", "embeddings")
+"""Inputs that are made of the same slice of prompts, part for part."""
+
+
+def shards(job: Job) -> list[Shard]:
+    """One shard for each part of the tables that a step reads; DataError when they are cut differently."""
+    roles = [role for role in TABLES if role in job.inputs]
     first = job.inputs[roles[0]]
     for role in roles[1:]:
         if job.inputs[role].n_parts != first.n_parts:
@@ -105,9 +110,9 @@ def histogram(values: Iterable[NDArray[np.float64]], low: float, high: float) ->
     return {"low": low, "high": high, "counts": counts.tolist(), "n": n, "mean": ratio(total, n)}
 
 
-def ratio(part: float, whole: float) -> float | None:
-    """part / whole; None when there is nothing to take a share of."""
-    return part / whole if whole else None
+def ratio(part: float, total: float) -> float | None:
+    """part / total; None when there is nothing to take a share of."""
+    return part / total if total else None
 
 
 def total(parts: list[dict[str, Any]], name: str) -> float:

@@ -27,9 +27,9 @@ from sparring.stages.annotate import embed, oracles, winrate
 from sparring.stages.annotate.config import ScoreSettings
 from sparring.stages.annotate.fitness import correct
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
-from sparring.stages.annotate.oracles import Given
-from sparring.stages.annotate.rows import joined, matrix, one_shard_per_part, place, ratio, rows_by_id, total
-from sparring.stages.annotate.selection import generator
+from sparring.stages.annotate.oracles import OracleContext
+from sparring.stages.annotate.rows import joined, matrix, place, ratio, rows_by_id, total
+from sparring.stages.annotate.winrate import generator
 from sparring.stages.step import Input, Job, Part, Shard
 
 SCORES_SCHEMA = pa.schema(
@@ -45,11 +45,13 @@ SCORES_SCHEMA = pa.schema(
     ]
 )
 
-LoadOracle = Callable[[str, Mapping[str, Any], Given], Oracle]
+UNASKED = (0.0, False)
+"""Logit and truncation of two equal texts."""
+LoadOracle = Callable[[str, Mapping[str, Any], OracleContext], Oracle]
 
 
-class Bout(NamedTuple):
-    """The responses of one prompt that meet: every left one with every right one."""
+class Comparison(NamedTuple):
+    """The responses to one prompt that are compared: every left one with every right one."""
 
     id: str
     prompt: Messages
@@ -57,10 +59,6 @@ class Bout(NamedTuple):
     right: list[str]
     anchors: list[int] | None = None
     """Which left ones the right ones are; None: all in self mode, none in versus mode."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.left), len(self.right)
 
     def duels(self) -> Iterator[Duel]:
         """Both orders of every pair of different texts."""
@@ -82,58 +80,55 @@ class Scorer:
 
     def __init__(self, job: Job[ScoreSettings], load: LoadOracle = oracles.load) -> None:
         chosen, roles = job.settings.oracle, [role for role in job.inputs if role not in ("samples", "opponents")]
-        given = Given(
+        context = OracleContext(
             folders={role: job.inputs[role].folder() for role in roles},
             judge=chosen,
             cpus=job.workers.cpus,
             gpus=job.workers.gpus,
         )
-        self.oracle = load(chosen.kind, chosen.options, given)
+        self.oracle = load(chosen.kind, chosen.options, context)
         self.anchors, self.seed = job.settings.anchors, job.settings.seed
         self.samples = job.inputs["samples"]
         self.opponents = job.inputs.get("opponents")
 
     def __call__(self, shard: Shard) -> Part:
-        bouts, alone = _bouts(self.samples, self.opponents, shard.index)
+        comparisons, alone = _comparisons(self.samples, self.opponents, shard.index)
         if self.anchors:
-            bouts = [among(bout, self.anchors, self.seed) for bout in bouts]
-        duels = list(dict.fromkeys(duel for bout in bouts for duel in bout.duels()))
+            comparisons = [among(one, self.anchors, self.seed) for one in comparisons]
+        duels = list(dict.fromkeys(duel for comparison in comparisons for duel in comparison.duels()))
         verdicts = self.oracle(duels)
         answers = dict(zip(duels, zip(*(part.tolist() for part in verdicts), strict=True), strict=True))
-        rows = [self._row(bout, answers, place(self.samples, shard.index, bout.id)) for bout in bouts]
+        rows = [self._row(one, answers, place(self.samples, shard.index, one.id)) for one in comparisons]
         stats = {"duels": float(len(duels)), "trained_on": float(sum(row["trained_on"] for row in rows))}
-        for bout, row in zip(bouts, rows, strict=True):
-            for name, count in _counts(bout, row, self_mode=self.opponents is None).items():
+        for comparison, row in zip(comparisons, rows, strict=True):
+            for name, count in _counts(comparison, row, self_mode=self.opponents is None).items():
                 stats[name] = stats.get(name, 0.0) + count
         return Part(
             table=pa.Table.from_pylist(rows, schema=SCORES_SCHEMA),
-            rows_in=len(bouts) + alone,
+            rows_in=len(comparisons) + alone,
             dropped={"no_opponent": alone} if alone else {},
             stats=stats,
         )
 
-    def _row(self, bout: Bout, answers: dict[Duel, tuple[float, bool]], where: str) -> dict[str, Any]:
-        forth = [_answer(answers, bout.prompt, a, b) for a in bout.left for b in bout.right]
-        back = [_answer(answers, bout.prompt, b, a) for a in bout.left for b in bout.right]
+    def _row(self, comparison: Comparison, answers: dict[Duel, tuple[float, bool]], where: str) -> dict[str, Any]:
+        met = [(a, b) for a in comparison.left for b in comparison.right]
+        forth = [UNASKED if a == b else answers[Duel(comparison.prompt, a, b)] for a, b in met]
+        back = [UNASKED if a == b else answers[Duel(comparison.prompt, b, a)] for a, b in met]
+        shape = len(comparison.left), len(comparison.right)
         return {
-            "id": bout.id,
-            "n_left": len(bout.left),
-            "n_right": len(bout.right),
-            "logits": matrix([x for x, _ in forth], bout.shape, "oracle logit", where).ravel(),
-            "swapped": matrix([x for x, _ in back], bout.shape, "swapped oracle logit", where).ravel(),
+            "id": comparison.id,
+            "n_left": len(comparison.left),
+            "n_right": len(comparison.right),
+            "logits": matrix([x for x, _ in forth], shape, "oracle logit", where).ravel(),
+            "swapped": matrix([x for x, _ in back], shape, "swapped oracle logit", where).ravel(),
             "truncated": [a or b for (_, a), (_, b) in zip(forth, back, strict=True)],
-            "anchors": bout.anchors,
-            "trained_on": prompt_key(bout.prompt) in self.oracle.trained_on,
+            "anchors": comparison.anchors,
+            "trained_on": prompt_key(comparison.prompt) in self.oracle.trained_on,
         }
 
 
-def shards(job: Job) -> list[Shard]:
-    """One shard for each part of `samples`."""
-    return one_shard_per_part(job, "samples", *(["opponents"] if "opponents" in job.inputs else []))
-
-
 def finish(job: Job[ScoreSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarise. Shares are of pairs of responses; what is said of positions is of those that were judged."""
+    """Summarise. Shares are of pairs of responses; figures of positions are of those that were judged."""
     return {
         "oracle": job.settings.oracle.kind,
         "anchors": job.settings.anchors,
@@ -163,7 +158,7 @@ def _shares(parts: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 CARD = ("sources", "few_prompts", "macro", "accuracy", "length_matched", "longer_wins", "shorter_wins", "error_phi")
-"""What a judge's card.json says of its accuracy, by how its keys begin: it belongs beside every win rate.
+"""Prefixes of the keys of a judge's card.json that are about its accuracy: they belong beside every win rate.
 
 `error_phi` is with the judge whose card states the same: pipeline/report/judging.py.
 """
@@ -176,52 +171,45 @@ def _card(folder: Path) -> dict[str, Any] | None:
     return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key.startswith(CARD)}
 
 
-def _bouts(samples: Input, opponents: Input | None, index: int) -> tuple[list[Bout], int]:
-    """Return the bouts of a part, and how many of its prompts have no opponent; DataError when none has one."""
+def _comparisons(samples: Input, opponents: Input | None, index: int) -> tuple[list[Comparison], int]:
+    """Return what is compared in a part, and how many of its prompts have no opponent; DataError when none has one."""
     columns = ["messages", "responses"]
     rows = rows_by_id(samples, index, columns)
     others = rows if opponents is None else rows_by_id(opponents, index, columns)
     met = [row_id for row_id in rows if row_id in others]
     if opponents and rows and others and not met:
         joined(others, next(iter(rows)), opponents, index)
-    bouts = [Bout(name, _plain(rows[name]["messages"]), _texts(rows[name]), _texts(others[name])) for name in met]
-    return bouts, len(rows) - len(met)
+    comparisons = []
+    for row_id in met:
+        prompt = tuple((message["role"], message["content"]) for message in rows[row_id]["messages"])
+        left, right = ([one["text"].strip() for one in row[row_id]["responses"]] for row in (rows, others))
+        comparisons.append(Comparison(row_id, prompt, left, right))
+    return comparisons, len(rows) - len(met)
 
 
-def _plain(messages: list[dict[str, str]]) -> Messages:
-    return tuple((message["role"], message["content"]) for message in messages)
-
-
-def _texts(row: dict[str, Any]) -> list[str]:
-    return [response["text"].strip() for response in row["responses"]]
-
-
-def _answer(answers: dict[Duel, tuple[float, bool]], prompt: Messages, first: str, second: str) -> tuple[float, bool]:
-    return (0.0, False) if first == second else answers[Duel(prompt, first, second)]
-
-
-def among(bout: Bout, anchors: int, seed: int) -> Bout:
+def among(comparison: Comparison, anchors: int, seed: int) -> Comparison:
     """Let the left responses meet `anchors` of them only, drawn by seed and prompt; all, where there are no more."""
-    k = len(bout.left)
+    k = len(comparison.left)
     if anchors >= k:
-        return bout
-    drawn = sorted(generator("anchors", seed, bout.id).choice(k, anchors, replace=False).tolist())
-    return bout._replace(right=[bout.left[a] for a in drawn], anchors=drawn)
+        return comparison
+    drawn = sorted(generator("anchors", seed, comparison.id).choice(k, anchors, replace=False).tolist())
+    return comparison._replace(right=[comparison.left[a] for a in drawn], anchors=drawn)
 
 
-def _counts(bout: Bout, row: dict[str, Any], *, self_mode: bool) -> dict[str, float]:
+def _counts(comparison: Comparison, row: dict[str, Any], *, self_mode: bool) -> dict[str, float]:
     """Counts over the pairs of a row: each once in self mode, where i against j is j against i; all in versus mode."""
-    counted: NDArray[np.bool_] = np.ones(bout.shape, dtype=bool)
+    shape = len(comparison.left), len(comparison.right)
+    counted: NDArray[np.bool_] = np.ones(shape, dtype=bool)
     if self_mode:
-        ours = range(len(bout.left)) if bout.anchors is None else bout.anchors
-        counted = np.array([[i < j or i not in ours for j in ours] for i in range(len(bout.left))])
-    identical = np.array([[a == b for b in bout.right] for a in bout.left])
-    logits, swapped, cut = (np.reshape(row[name], bout.shape)[counted] for name in ("logits", "swapped", "truncated"))
+        ours = range(len(comparison.left)) if comparison.anchors is None else comparison.anchors
+        counted = np.array([[i < j or i not in ours for j in ours] for i in range(len(comparison.left))])
+    identical = np.array([[a == b for b in comparison.right] for a in comparison.left])
+    logits, swapped, cut = (np.reshape(row[name], shape)[counted] for name in ("logits", "swapped", "truncated"))
     different = ~identical[counted]
     return {
         "pairs": float(counted.sum()),
         "identical": float(identical[counted].sum()),
-        "empty": float(bout.left.count("") + (0 if self_mode else bout.right.count(""))),
+        "empty": float(comparison.left.count("") + (0 if self_mode else comparison.right.count(""))),
         "ties": float(winrate.ties(logits, swapped).sum()),
         "disagreements": float(winrate.position_disagreement(logits, swapped).sum()),
         "bias": float((logits + swapped)[different].sum() / 2),

@@ -35,9 +35,9 @@ NAMES = (
 )  # fmt: skip
 
 
-def rate(part: float, whole: float) -> float:
-    """Return part / whole, 0 for an empty whole."""
-    return part / whole if whole else 0.0
+def rate(part: float, total: float) -> float:
+    """Return part / total, 0 for a total of 0."""
+    return part / total if total else 0.0
 
 
 def repeated(items: list[str] | list[tuple[str, ...]]) -> float:

@@ -1,30 +1,37 @@
-"""From raw oracle logits to preferences, win rates and a pair of responses. Pure numpy, float64.
+"""From raw oracle logits to preferences, win rates and the pairs (chosen, rejected) to train on. Pure numpy, float64.
 
 M: (K, K) float64, M[i, j] = raw logit of the ordered pair, i shown first, j second; > 0 means i is better.
 P: (K, K) float64, P[i, j] = probability that i beats j; P + P^T = 1 exactly, P[i, i] = 1/2.
 p: (K,) float64, win rate against the policy itself, p_i = (1/K) sum_j P[i, j], self included.
 
 Where each response met m anchors only, the matrices have NaN for pairs that did not meet; `from_anchors` makes them.
-Everything here takes them: a win rate is then the unbiased estimate p_i = (1/K)(1/2 + (K-1) mean_a P[i, a]) over the
-anchors a != i, exact for an anchor, which met all others. Unbiased for each response, not for those that are selected:
-the best and the worst of K estimates are the best and the worst partly by error. At K = 16, m = 3 the chosen response's
-win rate comes out too high, and the rejected one's too low, by about .035 (Bradley-Terry scores and intransitive noise,
-both of deviation 1). `restricted` selects on one part of the anchors, `cross_fitted` then has no such bias.
+Every function of this module takes them: a win rate is then p_i = (1/K)(1/2 + (K-1) mean_a P[i, a]) over the anchors
+a != i, exact for an anchor, which met all others. The estimate is unbiased for each response, but not for those that
+are selected: the best and the worst of K estimates are so partly by error. At K = 16, m = 3 the chosen response's win
+rate is too high, and the rejected one's too low, by about .035 (Bradley-Terry scores and intransitive noise, both of
+deviation 1). `restricted` selects on one part of the anchors, `cross_fitted` then has no such bias.
 
-`aggregate_*` is the published recipe (official compute_prob.py): it doubles the logit (K = 2: .668 becomes
+`aggregate_score` is the published recipe (official compute_prob.py): it doubles the logit (K = 2: .668 becomes
 .802) and erases cycles (a three-cycle of .88 becomes .50). The matrix is the default, since a preference may
 be intransitive.
+
+`select` takes pairs by win rates. Values closer than TIE are equal; what has no pair is a tie: two responses whose
+values are equal, or a prompt all of whose are.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Pair = tuple[int, int]
+"""(chosen, rejected)"""
 
 TIE = 1e-12
 """Win rates closer than this are equal: they differ by the rounding of a sum, not by a preference."""
@@ -57,8 +64,12 @@ def from_anchors(met: Array, anchors: Sequence[int]) -> Array:
 
 
 def preference_matrix(debiased: Array) -> Array:
-    """P[i, j] = sigmoid(L[i, j]) for i < j, mirrored as P[j, i] = 1 - P[i, j]; L (K, K) debiased logits."""
-    return _mirrored(sigmoid(debiased))
+    """P[i, j] = sigmoid(L[i, j]) for i < j, mirrored as P[j, i] = 1 - P[i, j]; L (K, K) debiased logits.
+
+    P[i, i] = 1/2, so P + P^T = 1 exactly.
+    """
+    above = np.triu(sigmoid(debiased), 1)
+    return above + np.tril(1.0 - above.T, -1) + 0.5 * np.eye(len(debiased))
 
 
 def aggregate_scores(debiased: Array) -> Array:
@@ -66,10 +77,16 @@ def aggregate_scores(debiased: Array) -> Array:
     return 2.0 * _row_means(debiased, 0.0)
 
 
-def aggregate_matrix(debiased: Array) -> Array:
-    """P[i, j] = sigmoid(s_i - s_j) for i < j, mirrored: transitive whatever the oracle said, known for all pairs."""
+def preferences(debiased: Array, mode: str) -> Array:
+    """P of debiased logits by the setting `win_rate`: matrix and cross_fit, or aggregate_score.
+
+    aggregate_score: P[i, j] = sigmoid(s_i - s_j) of the published scores, transitive whatever the oracle prefers, and
+    known for all pairs.
+    """
+    if mode != "aggregate_score":
+        return preference_matrix(debiased)
     scores = aggregate_scores(debiased)
-    return _mirrored(sigmoid(scores[:, None] - scores[None, :]))
+    return preference_matrix(scores[:, None] - scores[None, :])
 
 
 def win_rates(preference: Array) -> Array:
@@ -78,7 +95,7 @@ def win_rates(preference: Array) -> Array:
 
 
 def restricted(preference: Array, first: Sequence[int]) -> Array:
-    """P (K, K) as far as the anchors `first` say it: NaN between two others, also where they met."""
+    """P (K, K) as far as the anchors `first` know it: NaN between two others, also where they met."""
     seen = np.full(preference.shape, np.nan)
     seen[list(first)] = preference[list(first)]
     seen[:, list(first)] = preference[:, list(first)]
@@ -144,16 +161,50 @@ def correlation(xy: float, xx: float, yy: float) -> float | None:
 
 def _row_means(values: Array, own: float) -> Array:
     """Mean of each row of (K, K), whose diagonal is `own`; of a row with NaN, (own + (K-1) mean of the others) / K."""
-    found = np.ascontiguousarray(values)
-    means: Array = found.mean(axis=1)
-    k = len(found)
+    rows = np.ascontiguousarray(values)
+    means: Array = rows.mean(axis=1)
+    k = len(rows)
     for i in np.flatnonzero(np.isnan(means)):
-        others = np.delete(found[i], i)
+        others = np.delete(rows[i], i)
         means[i] = (own + (k - 1) * others[~np.isnan(others)].mean()) / k
     return means
 
 
-def _mirrored(upper: Array) -> Array:
-    """Keep the entries i < j; P[j, i] = 1 - P[i, j] and P[i, i] = 1/2, so P + P^T = 1 exactly."""
-    above = np.triu(upper, 1)
-    return above + np.tril(1.0 - above.T, -1) + 0.5 * np.eye(len(upper))
+def generator(purpose: str, seed: int, row_id: str) -> np.random.Generator:
+    """What draws for one prompt: the same in every shard and run."""
+    digest = hashlib.sha256(f"{purpose}:{seed}:{row_id}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+def first_half(anchors: Sequence[int], row_id: str) -> list[int]:
+    """Return the half of a prompt's anchors, the smaller one, by which its pairs are selected under `cross_fit`.
+
+    Drawn by the prompt alone, so that the steps `pairs` and `calibrate` draw the same; the anchors are drawn by seed.
+    """
+    drawn = generator("halves", 0, row_id).choice(sorted(anchors), len(anchors) // 2, replace=False)
+    return sorted(int(one) for one in drawn)
+
+
+def candidates(by: str, k: int) -> int:
+    """How many pairs there are without ties."""
+    return k * (k - 1) // 2 if by == "all_pairs" else 1
+
+
+def select(values: Array, by: str, row_id: str, seed: int) -> list[Pair]:
+    """Return the pairs of a prompt, by the values (K,) of its responses; none where all are tied.
+
+    extremes        the best and the worst, the first index among equals: SPPO's
+    all_pairs       every two responses whose values differ, the better one chosen: K(K-1)/2 at most
+    top_vs_random   the best, and one drawn from all that are worse, all equally likely, by `row_id` and `seed`
+    """
+    slack = TIE * max(1.0, float(np.abs(values).max()))
+    first, last = (int(np.argmax(mask)) for mask in (values >= values.max() - slack, values <= values.min() + slack))
+    if by == "extremes":
+        return [(first, last)] if values.max() - values.min() > slack else []
+    if by == "all_pairs":
+        both = [(i, j) for i, j in combinations(range(len(values)), 2) if abs(values[i] - values[j]) > slack]
+        return [(i, j) if values[i] > values[j] else (j, i) for i, j in both]
+    if by == "top_vs_random":
+        worse = np.flatnonzero(values < values.max() - slack)
+        return [(first, int(generator(by, seed, row_id).choice(worse)))] if len(worse) else []
+    raise ValueError(f"selection {by!r} is not extremes, all_pairs or top_vs_random")

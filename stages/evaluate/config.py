@@ -23,9 +23,9 @@ EVALUATE = StepSpec(
 CROSSPLAY = StepSpec(
     kind="crossplay",
     version=1,
-    worker="sparring.stages.evaluate.crossplay_step:Crossplay",
+    worker="sparring.stages.evaluate.crossplay:Crossplay",
     shards="sparring.stages.evaluate.stage:shards",
-    finish="sparring.stages.evaluate.crossplay_step:finish",
+    finish="sparring.stages.evaluate.crossplay:finish",
 )
 
 

@@ -1,23 +1,123 @@
-"""What a set of policies is as a game, from who beats whom. Pure numpy, float64; the equilibrium by scipy's linprog.
+"""The step `crossplay`: every policy so far against every other one, by both judges; is the game cyclic?
 
-W: (n, n) float64, W[i, j] = P(policy i beats policy j); W + W^T = 1, W[i, i] = 1/2; NaN where the two did not play.
-The game is symmetric and zero-sum in W - 1/2, so its value is 1/2: no policy of the set beats an equilibrium.
-All of this is about the set alone: a policy outside it may exploit what nobody here can.
+One row per judge and two policies, the later one first. The intervals are those of `evaluate`, a bootstrap over
+prompts, the same draws for all. A prompt counts where both policies answered it, and not for a judge that was trained
+on it. Where no prompt is left, the two did not play.
+
+The formulas are pure numpy, float64; the equilibrium is by scipy's linprog. W: (n, n) float64, W[i, j] = P(policy i
+beats policy j); W + W^T = 1, W[i, i] = 1/2; NaN where the two did not play. The game is symmetric and zero-sum in
+W - 1/2, so its value is 1/2: no policy of the set beats an equilibrium. All of this is about the set alone: a policy
+outside it may exploit what none of the set can.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.stages.evaluate.bootstrap import ROUNDING
+from sparring.stages.evaluate.bootstrap import ROUNDING, informative, paired_bootstrap
+from sparring.stages.evaluate.config import EvaluateSettings
+from sparring.stages.evaluate.stage import JUDGES, null, win_rates
+from sparring.stages.step import Job, Part, Shard
 
 Array = NDArray[np.float64]
 Floats = Sequence[float] | Array
 Mask = NDArray[np.bool_]
+
+
+CROSSPLAY_SCHEMA = pa.schema(
+    [
+        ("judge", pa.string()),
+        ("policy", pa.int32()),
+        ("opponent", pa.int32()),
+        ("win_rate", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("n", pa.int32()),
+        ("informative", pa.bool_()),
+    ]
+)
+
+
+def role(judge: str, policy: int, opponent: int) -> str:
+    """Return the input that holds how π_policy fares against π_opponent: `oracle_03_01`."""
+    return f"{judge}_{policy:02d}_{opponent:02d}"
+
+
+class Crossplay:
+    """Compares all pairs of policies."""
+
+    def __init__(self, job: Job[EvaluateSettings]) -> None:
+        self.job = job
+
+    def __call__(self, shard: Shard) -> Part:
+        names = sorted(self.job.inputs)
+        by_prompt = [win_rates(self.job.inputs[name]) for name in names]
+        ids = list(dict.fromkeys(i for rates in by_prompt for i in rates))
+        values = np.array([[rates.get(i, np.nan) for rates in by_prompt] for i in ids]).reshape(len(ids), len(names))
+        evaluate, seed = self.job.settings.evaluate, self.job.settings.seed
+        means, lows, highs = paired_bootstrap(values, evaluate.resamples, evaluate.confidence, seed)
+        counts = (~np.isnan(values)).sum(axis=0)
+        rows = [
+            {
+                "judge": judge,
+                "policy": int(policy),
+                "opponent": int(opponent),
+                "win_rate": null(means[c]),
+                "low": null(lows[c]),
+                "high": null(highs[c]),
+                "n": int(counts[c]),
+                "informative": informative(lows[c], highs[c]),
+            }
+            for c, (judge, policy, opponent) in enumerate(name.split("_") for name in names)
+        ]
+        return Part(table=pa.Table.from_pylist(rows, schema=CROSSPLAY_SCHEMA), rows_in=len(rows))
+
+
+def finish(job: Job[EvaluateSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarise: for each judge the matrix and what it makes of the game; null where two policies did not play."""
+    rows = [row for table in tables for row in table.to_pylist()]
+    return {
+        "policies": 1 + max(row["policy"] for row in rows),
+        "resamples": job.settings.evaluate.resamples,
+        "confidence": job.settings.evaluate.confidence,
+        "judges": {judge: game([row for row in rows if row["judge"] == judge]) for judge in JUDGES},
+    }
+
+
+def game(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what one judge's rows imply: W with its intervals, cycles, exploitability, an equilibrium of the set.
+
+    `cycle` is by point estimate; in `cycle_beyond_doubt` every interval lies above 1/2. `average` is the uniform mix.
+    """
+
+    def plain(values: Array) -> list[list[float | None]]:
+        return [[null(value) for value in row] for row in values]
+
+    n, played = 1 + max(row["policy"] for row in rows), [(row["policy"], row["opponent"]) for row in rows]
+    mean, low, high = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("win_rate", "low", "high"))
+    wins = matrix(n, played, mean, mean)
+    lows = matrix(n, played, low, high)
+    exploited, by = exploitability(wins)
+    mixture = equilibrium(wins)
+    return {
+        "win_rates": plain(wins),
+        "low": plain(lows),
+        "high": plain(matrix(n, played, high, low)),
+        "cycle": cycle(beats(wins)),
+        "cycle_beyond_doubt": cycle(beats(lows)),
+        "exploitability": exploited.tolist(),
+        "exploited_by": by.tolist(),
+        "average_exploitability": null(mixed_exploitability(wins, np.full(n, 1 / n))),
+        "mixture": None if mixture is None else mixture.tolist(),
+        "mixture_exploitability": None if mixture is None else null(mixed_exploitability(wins, mixture)),
+        "duality_gap": None if mixture is None else duality_gap(wins, mixture),
+    }
 
 
 def matrix(n: int, played: Sequence[tuple[int, int]], there: Floats, back: Floats) -> Array:
@@ -43,30 +143,23 @@ def cycle(beaten: Mask) -> list[int]:
 
     beaten: (n, n), [i, j] = i beats j. Each interval holds with its own confidence, not all of them at once.
     """
-    rounds = [found for start in range(len(beaten)) if (found := _round(beaten, start))]
+    rounds = []
+    for start in range(len(beaten)):  # the shortest through each policy, by breadth-first search
+        before: dict[int, int] = {}
+        queue = deque([start])
+        while queue:
+            i = queue.popleft()
+            if beaten[i, start]:
+                path = [i]
+                while path[-1] != start:
+                    path.append(before[path[-1]])
+                rounds.append(path[::-1])
+                break
+            for j in np.flatnonzero(beaten[i]).tolist():
+                if j not in before:
+                    before[j] = i
+                    queue.append(j)
     return min(rounds, key=len, default=[])
-
-
-def _round(beaten: Mask, start: int) -> list[int]:
-    """Return the shortest cycle through `start`, by breadth-first search."""
-    before: dict[int, int] = {}
-    queue = deque([start])
-    while queue:
-        i = queue.popleft()
-        for j in np.flatnonzero(beaten[i]).tolist():
-            if j == start:
-                return _path(before, start, i)
-            if j not in before:
-                before[j] = i
-                queue.append(j)
-    return []
-
-
-def _path(before: dict[int, int], start: int, end: int) -> list[int]:
-    path = [end]
-    while path[-1] != start:
-        path.append(before[path[-1]])
-    return path[::-1]
 
 
 def exploitability(wins: Array) -> tuple[Array, NDArray[np.int64]]:
@@ -99,7 +192,7 @@ def equilibrium(wins: Array) -> Array | None:
     n = len(wins)
     if np.isnan(wins).any():
         return None
-    found = linprog(
+    solution = linprog(
         c=[*[0.0] * n, -1.0],
         A_ub=np.hstack([-wins.T, np.ones((n, 1))]),
         b_ub=np.zeros(n),
@@ -108,5 +201,5 @@ def equilibrium(wins: Array) -> Array | None:
         bounds=[*[(0.0, None)] * n, (None, None)],
         method="highs",
     )
-    mixture = np.clip(found.x[:n], 0.0, None)
+    mixture = np.clip(solution.x[:n], 0.0, None)
     return mixture / mixture.sum()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
@@ -47,9 +46,16 @@ class Evaluator:
     def __call__(self, shard: Shard) -> Part:
         versus = [(opponent, judge) for opponent in opponents(self.job) for judge in JUDGES]
         ids = _ids(self.job.inputs["samples"])
-        values = np.stack(
-            [_win_rates(self.job.inputs[f"{judge}_{opponent}"], ids) for opponent, judge in versus], axis=1
-        )
+        columns = []
+        for opponent, judge in versus:
+            scores = self.job.inputs[f"{judge}_{opponent}"]
+            rates = win_rates(scores)
+            if ids and not rates.keys() & set(ids):
+                raise DataError(
+                    f"{scores.root}: {scores.role} has none of the held-out prompts of the samples; score again."
+                )
+            columns.append(np.array([rates.get(i, math.nan) for i in ids], dtype=np.float64))
+        values = np.stack(columns, axis=1)
         evaluate, seed = self.job.settings.evaluate, self.job.settings.seed
         means, lows, highs = paired_bootstrap(values, evaluate.resamples, evaluate.confidence, seed)
         dropped = np.isnan(values).sum(axis=0)
@@ -83,7 +89,11 @@ def finish(job: Job[EvaluateSettings], tables: Iterator[pa.Table], parts: list[d
     """Summarise: the comparisons, and the opponents against which the alarm rings."""
     rows = [row for table in tables for row in table.to_pylist()]
     by_key = {(row["opponent"], row["judge"]): row for row in rows}
-    alarms = [opponent for opponent in opponents(job) if _rings(*(by_key[opponent, judge] for judge in JUDGES))]
+    alarms = []
+    for opponent in opponents(job):
+        low, rate = by_key[opponent, "oracle"]["low"], by_key[opponent, "second"]["win_rate"]
+        if low is not None and rate is not None and alarm(low, rate):
+            alarms.append(opponent)
     return {
         "prompts": len(_ids(job.inputs["samples"])),
         "resamples": job.settings.evaluate.resamples,
@@ -94,43 +104,29 @@ def finish(job: Job[EvaluateSettings], tables: Iterator[pa.Table], parts: list[d
     }
 
 
-def _rings(oracle: dict[str, Any], second: dict[str, Any]) -> bool:
-    known = oracle["low"] is not None and second["win_rate"] is not None
-    return known and alarm(oracle["low"], second["win_rate"])
-
-
 def _ids(samples: Input) -> list[str]:
     return [i for part in range(samples.n_parts) for i in samples.table(part, columns=["id"]).column("id").to_pylist()]
 
 
 def win_rates(scores: Input) -> dict[str, float]:
     """Return id -> the win rate of the left policy on that held-out prompt, NaN where the judge was trained on it."""
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for part in range(scores.n_parts):
         for row in scores.table(part).to_pylist():
+            if row["trained_on"]:
+                rates[row["id"]] = math.nan
+                continue
             where = f"{scores.root / scores.parts[part].path}, row {row['id']!r}"
-            found[row["id"]] = math.nan if row["trained_on"] else _win_rate(row, where)
-    return found
-
-
-def _win_rates(scores: Input, ids: list[str]) -> NDArray[np.float64]:
-    """The win rates of the new policy, in the order of `ids`; NaN for a prompt that the other policy did not answer."""
-    found = win_rates(scores)
-    if ids and not found.keys() & set(ids):
-        raise DataError(f"{scores.root}: {scores.role} has none of the held-out prompts of the samples; score again.")
-    return np.array([found.get(i, math.nan) for i in ids], dtype=np.float64)
-
-
-def _win_rate(row: dict[str, Any], where: str) -> float:
-    logits, swapped = (np.asarray(row[name], dtype=np.float64) for name in ("logits", "swapped"))
-    if not np.isfinite(logits).all() or not np.isfinite(swapped).all():
-        raise DataError(f"{where}: an oracle logit is not a finite number; check the judge, then score again.")
-    if not logits.size == swapped.size == row["n_left"] * row["n_right"] > 0:
-        raise DataError(
-            f"{where}: {logits.size} and {swapped.size} logits for {row['n_left']} x {row['n_right']} "
-            "responses; score again."
-        )
-    return prompt_win_rate(logits, swapped)
+            logits, swapped = (np.asarray(row[name], dtype=np.float64) for name in ("logits", "swapped"))
+            if not np.isfinite(logits).all() or not np.isfinite(swapped).all():
+                raise DataError(f"{where}: an oracle logit is not a finite number; check the judge, then score again.")
+            if not logits.size == swapped.size == row["n_left"] * row["n_right"] > 0:
+                raise DataError(
+                    f"{where}: {logits.size} and {swapped.size} logits for {row['n_left']} x {row['n_right']} "
+                    "responses; score again."
+                )
+            rates[row["id"]] = prompt_win_rate(logits, swapped)
+    return rates
 
 
 def null(value: float) -> float | None:

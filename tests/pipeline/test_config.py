@@ -173,7 +173,7 @@ def test_rendered_configuration_is_complete() -> None:
 def test_what_arms_share_is_composed_once_as_hydra_would(words: str) -> None:
     parsed = overrides.parse(words.split())
     with config._hydra():
-        whole = compose("config", overrides=words.split())
+        whole = compose("config", overrides=[config._hydra_word(one) for one in parsed])
     for _ in range(2):  # the first does not change what the second is made of
         found = config._from_groups(parsed)
         assert found is not None and OmegaConf.to_yaml(found) == OmegaConf.to_yaml(whole)

@@ -24,7 +24,7 @@ from sparring.pipeline.cli import main, oracle_check
 from sparring.pipeline.cli.oracle_check import Pair, ask, read_of, run_reads
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.oracle import Duel, Verdicts, prompt_key
-from sparring.stages.annotate.oracles import Given, load
+from sparring.stages.annotate.oracles import OracleContext, load
 from sparring.stages.annotate.pairrm import BODY, EITHER, FIRST, HEAD, SECOND, SOURCE, PairRM
 from sparring.stages.errors import DataError
 from tests.data import published
@@ -108,7 +108,7 @@ def test_the_figures_are_those_of_the_oracles_logits(check: Check) -> None:
     rows = labelled()
     found, out = check(check.file(rows), "oracle=lexical", "prompts.per_iteration=64", "sampler.k=5")
     duels = [Duel((("user", r["prompt"]),), r["chosen"].strip(), r["rejected"].strip()) for r in rows]
-    logits = load("lexical", {}, Given(folders={"judge": LEXICAL}))(duels).logits.tolist()
+    logits = load("lexical", {}, OracleContext(folders={"judge": LEXICAL}))(duels).logits.tolist()
     n = len(logits)
     more = [len(duel.first) - len(duel.second) for duel in duels]
     assert found["accuracy"] == pytest.approx(sum(x > 0 for x in logits) / n, abs=1e-6)
@@ -124,7 +124,7 @@ def test_the_figures_are_those_of_the_oracles_logits(check: Check) -> None:
     assert found["run_minutes"] == pytest.approx(64 * 5 / found["reads_per_s"] / 60, abs=1e-3)
     assert out.splitlines()[-1] == found["verdict"].splitlines()[-1]
     assert f"{found['accuracy']:.3f} [{found['accuracy_low']:.3f}, {found['accuracy_high']:.3f}]" in out
-    assert found["fit"] is False and found["verdict"].startswith("too few prompts to tell: 20")
+    assert found["fit"] is False and found["verdict"].startswith("too few prompts to judge by: 20")
 
 
 def test_every_row_of_the_table_has_its_figure(check: Check) -> None:

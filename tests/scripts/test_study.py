@@ -19,7 +19,7 @@ from scripts.study.presets import STUDIES, Study, label, overrides_of
 from scripts.study.read import FIGURES, Policy, StudyData, read
 from sparring.pipeline import config
 from sparring.stages.errors import ConfigError, DataError
-from sparring.stages.evaluate.paired import Bootstrap, Estimate, detectable
+from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate, detectable
 from tests.faults.harness import overrides, write_prompts
 from tests.pipeline.report.fabricated import Run
 from tests.refusals import named, refused

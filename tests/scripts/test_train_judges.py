@@ -13,10 +13,9 @@ from scipy.sparse import csr_matrix
 
 from scripts import judge_card, judge_data, train_judges
 from scripts.judge_data import Pair
-from sparring.stages.annotate.oracle import Duel, prompt_key
-from sparring.stages.annotate.oracles import Given, load
+from sparring.stages.annotate.oracle import Duel, prompt_key, read_weights
+from sparring.stages.annotate.oracles import OracleContext, load
 from sparring.stages.annotate.oracles.mini import MiniOracle
-from sparring.stages.annotate.weights import read_weights
 from sparring.stages.errors import DataError
 from tests.data import published
 from tests.refusals import refused
@@ -339,7 +338,7 @@ def held_out() -> tuple[list[Pair], np.ndarray]:
 
 
 def accuracy(kind: str, pairs: list[Pair], encoder: Path | None) -> float:
-    given = Given(folders={"judge": JUDGES / kind, **({"encoder": encoder} if encoder else {})})
+    given = OracleContext(folders={"judge": JUDGES / kind, **({"encoder": encoder} if encoder else {})})
     return float(judge_card.correct(judge_card.judge_logits(load(kind, {}, given), pairs)).mean())
 
 

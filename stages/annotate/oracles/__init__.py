@@ -1,9 +1,9 @@
-"""The oracles: one file for each `oracle.kind`. To add one, write a file here and its yaml in conf/oracle.
+"""The oracles: one file for each `oracle.kind`. To add one, write a file in this folder and its yaml in conf/oracle.
 
 Of each file is used
-    Options(Base)                    a frozen dataclass: the keys of `oracle.options`, part of an artifact's identity;
+    Options(Base)                      a frozen dataclass: the keys of `oracle.options`, part of an artifact's identity;
                                      it refuses what it cannot use
-    load(options, given) -> Oracle   what compares responses: one method
+    load(options, context) -> Oracle   what compares responses: one method
 
 The import of a file is light, since a plan looks at Options: model libraries are imported by `load`.
 """
@@ -34,9 +34,9 @@ class Base:
     inputs: ClassVar[tuple[str, ...]] = ("judge",)
     """Roles of the folders that it is loaded from."""
     engine: ClassVar[bool] = False
-    """Whether it runs vLLM where it has no servers: then its process serves no other step."""
+    """Whether it runs vLLM where it has no servers: then its process runs no other step."""
     servers: ClassVar[bool] = False
-    """Whether `oracle.urls` may say where it runs; its folder is not loaded then."""
+    """Whether `oracle.urls` may be where it runs; its folder is not loaded then."""
     mixes: ClassVar[bool] = False
     """Whether it is made of `oracle.members`."""
 
@@ -50,12 +50,12 @@ class Base:
 
     def complaint(self, urls: tuple[str, ...]) -> str | None:
         """Return what is wrong with the servers that it is given, if anything is."""
-        return "urls: it runs here and asks no server; leave urls empty" if urls and not self.servers else None
+        return "urls: it asks no server; leave urls empty" if urls and not self.servers else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What an oracle is loaded from, and where."""
+class OracleContext:
+    """What an oracle is loaded from, and where it runs."""
 
     folders: Mapping[str, Path]
     """By role: `judge`, `encoder`; those of a member have its name before them: `first.judge`."""
@@ -69,11 +69,13 @@ class Given:
         """Where a model lives."""
         return "cuda" if self.gpus else "cpu"
 
-    def member(self, name: str) -> Given:
+    def member(self, name: str) -> OracleContext:
         """Return what the member `name` is loaded from."""
         assert self.judge is not None
         member = self.judge.members[name]
-        return replace(self, folders=_below(name, self.folders), judge=member)
+        own = {role: folder for role, folder in self.folders.items() if f"{role}.".startswith(f"{name}.")}
+        folders = {role.removeprefix(name).removeprefix("."): folder for role, folder in own.items()}
+        return replace(self, folders=folders, judge=member)
 
 
 @cache
@@ -98,11 +100,11 @@ def options(kind: str, chosen: Mapping[str, Any], key: str = "oracle") -> Any:
     known = [one.name for one in fields(wanted)]
     for name in chosen:
         if name not in known:
-            there = f"its options: {', '.join(known)}" if known else "it has no options"
-            raise ConfigError(f"{key}.options.{name}: {kind} does not know that key; {there}.")
+            ours = f"its options: {', '.join(known)}" if known else "it has no options"
+            raise ConfigError(f"{key}.options.{name}: {kind} does not know that key; {ours}.")
     try:
         return validator(wanted).validate_python(dict(chosen))
-    except ConfigError as error:  # of the options, which do not know where they were given
+    except ConfigError as error:  # of the options, which do not know their key
         raise ConfigError(f"{key}{str(error).removeprefix('oracle')}") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -113,31 +115,21 @@ def options(kind: str, chosen: Mapping[str, Any], key: str = "oracle") -> Any:
         raise ConfigError(f"{where}={first['input']}: {right}.") from None
 
 
-def load(kind: str, chosen: Mapping[str, Any], given: Given) -> Oracle:
+def load(kind: str, chosen: Mapping[str, Any], context: OracleContext) -> Oracle:
     """Load an oracle."""
-    oracle: Oracle = _file(kind).load(options(kind, chosen), given)
+    oracle: Oracle = _file(kind).load(options(kind, chosen), context)
     return oracle
 
 
 def modules(settings: ScoreSettings) -> list[str]:
     """Return the modules of the oracles that a step `score` takes: of its own and of its members."""
-
-    def named(oracle: JudgeConfig) -> list[str]:
-        return [f"{__name__}.{oracle.kind}", *(name for one in oracle.members.values() for name in named(one))]
-
-    return named(settings.oracle)
+    judges = [settings.oracle]
+    for judge in judges:  # which grows: members of members too
+        judges += judge.members.values()
+    return [f"{__name__}.{judge.kind}" for judge in judges]
 
 
 def _file(kind: str, key: str = "oracle") -> Any:
     if kind not in kinds():
         raise ConfigError(f"{key}.kind={kind}: choose one of {', '.join(kinds())}.")
     return importlib.import_module(f"{__name__}.{kind}")
-
-
-def _below(member: str, found: Mapping[str, Path]) -> dict[str, Path]:
-    """Return what stands at `member` and below it: `first` becomes ``, `first.judge` `judge`."""
-    return {
-        place.removeprefix(member).removeprefix("."): one
-        for place, one in found.items()
-        if f"{place}.".startswith(f"{member}.")
-    }

@@ -16,14 +16,14 @@ from typing import ClassVar
 import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.oracles import Base, OracleContext
 from sparring.stages.annotate.oracles import load as load_oracle
 from sparring.stages.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Base):
-    """Of the mixture; `oracle.members` says who is in it."""
+    """Of the mixture; `oracle.members` are mixed."""
 
     weights: dict[str, float]
     """By member, above 0; only their ratios count."""
@@ -37,12 +37,12 @@ class Options(Base):
                 raise ConfigError(f"oracle.options.weights.{name}={weight}: use a number above 0.")
 
 
-def load(options: Options, given: Given) -> Oracle:
+def load(options: Options, context: OracleContext) -> Oracle:
     """Load every member."""
-    assert given.judge is not None
+    assert context.judge is not None
     members = {
-        name: load_oracle(member.kind, member.options, given.member(name))
-        for name, member in given.judge.members.items()
+        name: load_oracle(member.kind, member.options, context.member(name))
+        for name, member in context.judge.members.items()
     }
     return Ensemble(members, options.weights)
 
@@ -58,9 +58,9 @@ class Ensemble:
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return the mixture's logits; a duel is truncated where any member read it cut."""
-        found = [member(duels) for member in self.members]
-        logits = mixed(np.stack([one.logits for one in found]), self.log_weights)
-        return Verdicts(logits, np.any([one.truncated for one in found], axis=0))
+        verdicts = [member(duels) for member in self.members]
+        logits = mixed(np.stack([one.logits for one in verdicts]), self.log_weights)
+        return Verdicts(logits, np.any([one.truncated for one in verdicts], axis=0))
 
 
 def mixed(logits: np.ndarray, log_weights: np.ndarray) -> np.ndarray:

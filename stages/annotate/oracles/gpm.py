@@ -13,13 +13,13 @@ that the last token of the rendered conversation is replaced by EOS (gpm_example
 length (the trainer's model has it commented out) and BOS twice (tokenizer and template both write one, in training
 and in the example; a comment there proposes to drop one).
 
-Otherwise here: λ is of the whole prompt, there of its first message, which is the same for a single turn; a
-conversation that is too long keeps its response's end-of-turn. Not read: heads of several layers.
+Different from that code: λ is of all messages of the prompt, not of the first one alone; a conversation that is too
+long keeps its response's end-of-turn. Not read: heads of several layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import reader
-from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, Given
-from sparring.stages.annotate.reader import Conversations, Row, passes
+from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts
+from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.reader import Conversations, Tokens, passes
 from sparring.stages.errors import DataError
 from sparring.stages.fields import Positive
 from sparring.stages.outline import outline
@@ -67,12 +67,12 @@ class Options(Base):
 
         config, _ = _config(folder)
         _heads(folder, config.get_text_config().hidden_size, "cpu")
-        _check_whole(folder, *outline(AutoModel, folder, config))
+        _check_weights(folder, *outline(AutoModel, folder, config))
 
 
-def load(options: Options, given: Given) -> Oracle:
+def load(options: Options, context: OracleContext) -> Oracle:
     """Load the folder of a model."""
-    return GPM(given.folders["judge"], options, given.device)
+    return GPM(context.folders["judge"], options, context.device)
 
 
 def preference(
@@ -102,49 +102,53 @@ class GPM:
     trained_on: frozenset[int] = frozenset()
 
     def __init__(self, folder: Path, options: Options, device: str = "cpu") -> None:
+        from transformers import AutoModel
+
         from sparring.stages.chat import Chat
 
         config, tokenizer = _config(folder)
-        self.options, self.eos, self.bos = options, int(tokenizer.eos_token_id), _bos(tokenizer, options.bos_twice)
+        self.options, self.eos, bos = options, int(tokenizer.eos_token_id), tokenizer.bos_token_id
+        written = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        self.bos = [bos] if options.bos_twice and written else []
+        """Before a conversation that has its one BOS."""
         most = reader.longest(config, tokenizer, options.max_tokens) - len(self.bos)
         self.read = Conversations(Chat(tokenizer), most, folder)
         self.heads = _heads(folder, config.get_text_config().hidden_size, device)
-        self.model = _backbone(folder, config, options.dtype, device)
+        loaded = reader.load_model(AutoModel, folder, config, options.dtype, device)
+        _check_weights(folder, *loaded)
+        self.model = loaded[0]
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return s / τ; every (prompt, response) is embedded once, every prompt is read once for its λ."""
         texts, places = reader.texts(duels)
-        rows = [self._closed(self.read(*text)) for text in texts]
+        rows = [self.conversation(*text) for text in texts]
         vectors = self.projected(VALUE, rows)
-        scores = preference(vectors[places[:, 0]], vectors[places[:, 1]], self._scales(d.prompt for d in duels))
+        if PROMPT in self.heads:
+            index = {prompt: i for i, prompt in enumerate(dict.fromkeys(duel.prompt for duel in duels))}
+            alone = [self.read.prompt(prompt) for prompt in index]
+            scales = self.projected(PROMPT, [row._replace(ids=[*self.bos, *row.ids]) for row in alone])
+            scales = scales[[index[duel.prompt] for duel in duels]]
+        else:
+            scales = np.ones((len(duels), len(self.heads[VALUE]) // 2))
+        scores = preference(vectors[places[:, 0]], vectors[places[:, 1]], scales)
         return Verdicts(scores / self.options.tau, reader.truncated(rows, places))
 
-    def projected(self, head: str, rows: Sequence[Row]) -> NDArray[np.float64]:
+    def conversation(self, prompt: Messages, response: str) -> Tokens:
+        """Return a prompt and a response as the model reads them: EOS in place of the last token."""
+        row = self.read(prompt, response)
+        return row._replace(ids=[*self.bos, *row.ids[:-1], self.eos])
+
+    def projected(self, head: str, rows: Sequence[Tokens]) -> NDArray[np.float64]:
         """Return what a head makes of the last token of each row: embeddings (n, 2k), or scales (n, k)."""
-        found = np.zeros((len(rows), len(self.heads[head])))
+        projections = np.zeros((len(rows), len(self.heads[head])))
         for batch in passes([len(row.ids) for row in rows], self.model.device):
             states = self._states([rows[i] for i in batch])
-            found[batch] = (states @ self.heads[head].T).double().cpu().numpy()
+            projections[batch] = (states @ self.heads[head].T).double().cpu().numpy()
         if head == PROMPT:
-            return softmax(found)
-        return unit_length(found) if self.options.unit else found
+            return softmax(projections)
+        return unit_length(projections) if self.options.unit else projections
 
-    def _scales(self, prompts: Iterable[Any]) -> NDArray[np.float64]:
-        """Return λ (n, k) of the prompt of each duel."""
-        asked = list(prompts)
-        if PROMPT not in self.heads:
-            return np.ones((len(asked), len(self.heads[VALUE]) // 2))
-        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(asked))}
-        rows = [self._begun(self.read.prompt(prompt)) for prompt in index]
-        return self.projected(PROMPT, rows)[[index[prompt] for prompt in asked]]
-
-    def _begun(self, row: Row) -> Row:
-        return row._replace(ids=[*self.bos, *row.ids])
-
-    def _closed(self, row: Row) -> Row:
-        return self._begun(row._replace(ids=[*row.ids[:-1], self.eos]))
-
-    def _states(self, rows: Sequence[Row]) -> Tensor:
+    def _states(self, rows: Sequence[Tokens]) -> Tensor:
         """Return the last hidden state (n, hidden) at the last token of each row, float32."""
         import torch
 
@@ -162,44 +166,30 @@ def _config(folder: Path) -> tuple[Any, Any]:
     return config, tokenizer
 
 
-def _bos(tokenizer: Any, twice: bool) -> list[int]:
-    """Return what stands before a conversation that has its one BOS."""
-    bos = tokenizer.bos_token_id
-    return [bos] if twice and bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
 def _heads(folder: Path, hidden: int, device: str) -> dict[str, Tensor]:
     """Return the heads by name, float32, checked for their shapes."""
     import torch
     from safetensors import safe_open
 
-    found: dict[str, Tensor] = {}
+    heads: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             names = {VALUE, PROMPT} & set(opened.keys())
-            found |= {name: opened.get_tensor(name).to(device, torch.float32) for name in names}
-    if VALUE not in found:
+            heads |= {name: opened.get_tensor(name).to(device, torch.float32) for name in names}
+    if VALUE not in heads:
         raise DataError(f"{folder}: no weight {VALUE}; oracle=gpm reads a General Preference Model (arXiv 2410.02197).")
-    rows = len(found[VALUE])
+    rows = len(heads[VALUE])
     if rows % 2:
         raise DataError(f"{folder}: {VALUE} has {rows} rows; a General Preference Model has an even number of them.")
     for name, wanted in ((VALUE, (rows, hidden)), (PROMPT, (rows // 2, hidden))):
-        if name in found and tuple(found[name].shape) != wanted:
-            raise DataError(f"{folder}: weight {name} is {tuple(found[name].shape)}, expected is {wanted}.")
-    return found
+        if name in heads and tuple(heads[name].shape) != wanted:
+            raise DataError(f"{folder}: weight {name} is {tuple(heads[name].shape)}, expected is {wanted}.")
+    return heads
 
 
-def _backbone(folder: Path, config: Any, dtype: str, device: str) -> Any:
-    from transformers import AutoModel
-
-    loaded = reader.load_model(AutoModel, folder, config, dtype, device)
-    _check_whole(folder, *loaded)
-    return loaded[0]
-
-
-def _check_whole(folder: Path, model: Any, missing: set[str], unknown: set[str]) -> None:
+def _check_weights(folder: Path, model: Any, missing: set[str], unknown: set[str]) -> None:
     unknown = unknown - UNREAD - {VALUE, PROMPT}
     if missing or unknown:
-        said = [f"lacks {listed(missing)}"] if missing else []
-        said += [f"has {listed(unknown)}, which is not known here"] if unknown else []
-        raise DataError(f"{folder}: it {' and '.join(said)}; oracle=gpm reads a {type(model).__name__} and two heads.")
+        faults = [f"lacks {listed(missing)}"] if missing else []
+        faults += [f"has {listed(unknown)}, which it should not have"] if unknown else []
+        raise DataError(f"{folder}: it {' and '.join(faults)}; oracle=gpm reads {type(model).__name__} and two heads.")

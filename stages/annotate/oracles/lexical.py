@@ -16,14 +16,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts, whole
-from sparring.stages.annotate.oracles import Base, Given
-from sparring.stages.annotate.weights import read_weights
+from sparring.stages.annotate.oracle import Duel, Verdicts, last_user_text, read_weights, untruncated
+from sparring.stages.annotate.oracles import Base, OracleContext
 from sparring.stages.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,19 +36,9 @@ class Options(Base):
     reads: ClassVar[str] = "responses"
 
 
-def load(options: Options, given: Given) -> Oracle:
-    """Load a judge folder."""
-    return LexicalOracle.load(given.folders["judge"])
-
-
 WORDS, CHARACTERS, HABITS = 2**15, 2**16, 2**12
 """Buckets of the three vectors."""
 MIN_CONTENT_LETTERS = 4
-
-
-def last_user_text(messages: Messages) -> str:
-    """Return the text of the last user message."""
-    return next((content for role, content in reversed(messages) if role == "user"), "")
 
 
 def habit_tokens(pair: tuple[str, str]) -> list[str]:
@@ -99,22 +87,21 @@ class LexicalOracle:
     def __init__(self, weight: np.ndarray, trained_on: frozenset[int]) -> None:
         self.weight, self.trained_on = weight, trained_on
 
-    @classmethod
-    def load(cls, folder: Path) -> LexicalOracle:
-        """Load a judge folder."""
-        tensors, trained_on = read_weights(folder, ["weight"])
-        if tensors["weight"].shape != (WORDS + CHARACTERS + HABITS,):
-            raise DataError(f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges.")
-        return cls(tensors["weight"], trained_on)
-
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return antisymmetric logits; every unique (prompt, response) is hashed once."""
         pairs = {(last_user_text(d.prompt), text): 0 for d in duels for text in (d.first, d.second)}
         if not pairs:
-            return whole(np.zeros(0))
+            return untruncated(np.zeros(0))
         scores = dict(zip(pairs, ngram_features(list(pairs)) @ self.weight, strict=True))
-        return whole(
-            np.array(
-                [scores[last_user_text(d.prompt), d.first] - scores[last_user_text(d.prompt), d.second] for d in duels]
-            )
-        )
+        prompts = [last_user_text(duel.prompt) for duel in duels]
+        logits = [scores[x, duel.first] - scores[x, duel.second] for x, duel in zip(prompts, duels, strict=True)]
+        return untruncated(np.array(logits))
+
+
+def load(options: Options, context: OracleContext) -> LexicalOracle:
+    """Load a judge folder; DataError if its weights are of another size."""
+    folder = context.folders["judge"]
+    tensors, trained_on = read_weights(folder, ["weight"])
+    if tensors["weight"].shape != (WORDS + CHARACTERS + HABITS,):
+        raise DataError(f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges.")
+    return LexicalOracle(tensors["weight"], trained_on)

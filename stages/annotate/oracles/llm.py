@@ -4,9 +4,9 @@
 
 P(X) sums the probability of every first token that reads X without the white space around it ("A", " A"). Nothing is
 drawn and no text is parsed. The letter that stands first draws many models, small ones most: the caller asks in both
-orders and takes half the difference, and `position_disagreement` says how often the order decided.
+orders and takes half the difference, and `position_disagreement` counts how often the order decided.
 
-One user message holds the whole question, see question.py. The model is a chat model's folder, run by vLLM in this
+One user message holds all of the question, see question.py. The model is a chat model's folder, run by vLLM in this
 process (judge_engine.py), or runs at servers that speak OpenAI's protocol (judge_server.py). A model that thinks aloud
 before it answers is asked in vain: its first token is no letter.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from sparring.stages.annotate.oracle import Oracle
-from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.oracles import Base, OracleContext
 from sparring.stages.annotate.question import check_template
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import Integer, OnlyIf
@@ -40,7 +40,7 @@ class Options(Base):
     template: str
     """The question, with a place for each text: {prompt}, {first}, {second}."""
     max_tokens: Integer
-    """Of the whole question as the model reads it."""
+    """Of the question with its texts, as the model reads it."""
     dtype: Annotated[
         Literal["float32", "bfloat16"], OnlyIf(lambda options, _: options.model is None, "of a folder's model")
     ]
@@ -60,15 +60,15 @@ class Options(Base):
 
     def complaint(self, urls: tuple[str, ...]) -> str | None:
         if urls and self.model is None:
-            return "urls: say which model of the servers is asked: options.model=NAME"
+            return "urls: name the model of the servers: options.model=NAME"
         if self.model is not None and not urls:
             return f"options.model={self.model} is a name at servers, and urls is empty; set it to null to use a folder"
         return None
 
 
-def load(options: Options, given: Given) -> Oracle:
+def load(options: Options, context: OracleContext) -> Oracle:
     """Load a folder into vLLM, or check the servers."""
-    urls = given.judge.urls if given.judge else ()
+    urls = context.judge.urls if context.judge else ()
     complaint = options.complaint(urls)
     if complaint:
         raise ConfigError(f"oracle.{complaint}.")
@@ -79,10 +79,10 @@ def load(options: Options, given: Given) -> Oracle:
     from sparring.stages.annotate.judge_engine import JudgeEngine
 
     return JudgeEngine(
-        given.folders["judge"],
+        context.folders["judge"],
         options.template,
         options.max_tokens,
         dtype=options.dtype,
-        cpus=given.cpus,
-        gpus=given.gpus,
+        cpus=context.cpus,
+        gpus=context.gpus,
     )

@@ -22,10 +22,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts, whole
-from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.oracle import Duel, Messages, Verdicts, read_weights, untruncated
+from sparring.stages.annotate.oracles import Base, OracleContext
 from sparring.stages.annotate.surface import NAMES, surface
-from sparring.stages.annotate.weights import read_weights
 from sparring.stages.errors import ConfigError, DataError
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -39,11 +38,6 @@ class Options(Base):
     reads: ClassVar[str] = "texts"
 
     inputs: ClassVar[tuple[str, ...]] = ("judge", "encoder")
-
-
-def load(options: Options, given: Given) -> Oracle:
-    """Load a judge folder, and its encoder's."""
-    return MiniOracle.load(given.folders["judge"], given.folders["encoder"])
 
 
 PROBE = "The quick brown fox jumps over the lazy dog."
@@ -81,7 +75,7 @@ class MiniWeights:
     skew: np.ndarray
     """R (p, p), skew-symmetric."""
     encoder_probe: np.ndarray
-    """(d,) the embedding of PROBE: tells another encoder apart."""
+    """(d,) the embedding of PROBE: differs with another encoder."""
 
 
 def standardised(raw: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -116,31 +110,16 @@ class MiniOracle:
     def __init__(self, weights: MiniWeights, encode: Encode, trained_on: frozenset[int]) -> None:
         self.weights, self.encode, self.trained_on = weights, encode, trained_on
 
-    @classmethod
-    def load(cls, folder: Path, encoder_folder: Path) -> MiniOracle:
-        """Load a judge folder; ConfigError if the encoder is not the one that it was trained with."""
-        tensors, trained_on = read_weights(folder, [field.name for field in fields(MiniWeights)])
-        weights = MiniWeights(**tensors)
-        if weights.surface_weight.shape != (len(NAMES) + 1,) or not np.array_equal(weights.skew, -weights.skew.T):
-            raise DataError(f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges.")
-        encode = sentence_encoder(encoder_folder)
-        probe = encode([PROBE])[0]
-        if probe.shape != weights.encoder_probe.shape or probe @ weights.encoder_probe < 0.999:
-            raise ConfigError(
-                f"{encoder_folder}: not the encoder that {folder} was trained with; set all-MiniLM-L6-v2."
-            )
-        return cls(weights, encode, trained_on)
-
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return antisymmetric logits; every unique text is embedded once."""
         pairs = {(prompt_text(d.prompt), text): 0 for d in duels for text in (d.first, d.second)}
         index = {pair: row for row, pair in enumerate(pairs)}
         if not index:
-            return whole(np.zeros(0))
+            return untruncated(np.zeros(0))
         score, phi = self._responses(list(index))
         a = np.array([index[prompt_text(d.prompt), d.first] for d in duels])
         b = np.array([index[prompt_text(d.prompt), d.second] for d in duels])
-        return whole(pair_logits(score[a], score[b], phi[a], phi[b], self.weights.skew))
+        return untruncated(pair_logits(score[a], score[b], phi[a], phi[b], self.weights.skew))
 
     def _responses(self, pairs: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return r (n,) and φ (n, p) of (prompt, response) pairs."""
@@ -153,3 +132,17 @@ class MiniOracle:
         score = standardised(raw, w.surface_mean, w.surface_scale) @ w.surface_weight
         score = score + vectors @ w.response_weight + (prompts * vectors) @ w.interaction_weight
         return score, vectors @ w.skew_projection.T + w.skew_offset
+
+
+def load(options: Options, context: OracleContext) -> MiniOracle:
+    """Load a judge folder and its encoder's; ConfigError if the encoder is not the one that it was trained with."""
+    folder, encoder_folder = context.folders["judge"], context.folders["encoder"]
+    tensors, trained_on = read_weights(folder, [field.name for field in fields(MiniWeights)])
+    weights = MiniWeights(**tensors)
+    if weights.surface_weight.shape != (len(NAMES) + 1,) or not np.array_equal(weights.skew, -weights.skew.T):
+        raise DataError(f"{folder}: its tensors do not fit this code; train it again with scripts.train_judges.")
+    encode = sentence_encoder(encoder_folder)
+    probe = encode([PROBE])[0]
+    if probe.shape != weights.encoder_probe.shape or probe @ weights.encoder_probe < 0.999:
+        raise ConfigError(f"{encoder_folder}: not the encoder that {folder} was trained with; set all-MiniLM-L6-v2.")
+    return MiniOracle(weights, encode, trained_on)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from sparring.stages.annotate.oracle import Oracle
-from sparring.stages.annotate.oracles import Base, Given
+from sparring.stages.annotate.oracles import Base, OracleContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Options(Base):
         look(folder)
 
 
-def load(options: Options, given: Given) -> Oracle:
+def load(options: Options, context: OracleContext) -> Oracle:
     """Load a checkpoint's folder, of either published layout."""
     from sparring.stages.annotate.pairrm import PairRM
 
-    return PairRM(given.folders["judge"], options.dtype, given.device)
+    return PairRM(context.folders["judge"], options.dtype, context.device)

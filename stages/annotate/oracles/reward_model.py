@@ -23,8 +23,8 @@ import numpy as np
 
 from sparring.stages.annotate import reader
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, Given
-from sparring.stages.annotate.reader import Conversations, Read, Row, passes
+from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.reader import Conversations, Read, Tokens, passes
 from sparring.stages.errors import DataError
 from sparring.stages.outline import check_read, outline
 from sparring.stages.plain import listed
@@ -63,12 +63,12 @@ class Options(Base):
         config = reader.load_config(folder)
         _check(config, folder)
         _read(folder, config, self.max_tokens)
-        _check_whole(folder, *outline(AutoModelForSequenceClassification, folder, config))
+        _check_weights(folder, *outline(AutoModelForSequenceClassification, folder, config))
 
 
-def load(options: Options, given: Given) -> Oracle:
+def load(options: Options, context: OracleContext) -> Oracle:
     """Load the folder of a model."""
-    return RewardModel(given.folders["judge"], options, given.device)
+    return RewardModel(context.folders["judge"], options, context.device)
 
 
 class RewardModel:
@@ -77,10 +77,17 @@ class RewardModel:
     trained_on: frozenset[int] = frozenset()
 
     def __init__(self, folder: Path, options: Options, device: str = "cpu") -> None:
+        from transformers import AutoModelForSequenceClassification
+
         config = reader.load_config(folder)
         _check(config, folder)
         self.read = _read(folder, config, options.max_tokens)
-        self.model = _model(folder, config, options.dtype, device)
+        loaded = reader.load_model(AutoModelForSequenceClassification, folder, config, options.dtype, device)
+        _check_weights(folder, *loaded)
+        self.model = loaded[0]
+        for name, part in self.model.named_children():
+            if name != self.model.base_model_prefix:  # what is not the backbone works in float32
+                part.float().register_forward_pre_hook(lambda _, states: tuple(x.float() for x in states))
         self.text = self.model.config.get_text_config()
         pad = self.text.pad_token_id
         self.pad: int | None = None if pad is None or pad < 0 else pad
@@ -94,23 +101,18 @@ class RewardModel:
             scores[batch] = self.scores([rows[i] for i in batch])
         return Verdicts(scores[places[:, 0]] - scores[places[:, 1]], reader.truncated(rows, places))
 
-    def scores(self, rows: Sequence[Row]) -> np.ndarray:
+    def scores(self, rows: Sequence[Tokens]) -> np.ndarray:
         """Return the scores (n,) of rows that share a pass, float64."""
         import torch
 
+        pad = self.pad
+        if pad is None:  # the head reads the last token that is not pad_token_id: pad with one that ends no row
+            last = {row.ids[-1] for row in rows}
+            pad = self.text.pad_token_id = next(token for token in count() if token not in last)
         with torch.inference_mode():
-            logits = self.model(**reader.padded(rows, self._filling(rows), self.model.device)).logits
-        found: np.ndarray = logits[:, 0].double().cpu().numpy()
-        return found
-
-    def _filling(self, rows: Sequence[Row]) -> int:
-        """Return config.pad_token_id; where there is none, the head reads the last token: one that ends no row."""
-        if self.pad is not None:
-            return self.pad
-        last = {row.ids[-1] for row in rows}
-        filling = next(token for token in count() if token not in last)
-        self.text.pad_token_id = filling
-        return filling
+            logits = self.model(**reader.padded(rows, pad, self.model.device)).logits
+        scores: np.ndarray = logits[:, 0].double().cpu().numpy()
+        return scores
 
 
 def _check(config: Any, folder: Path) -> None:
@@ -139,24 +141,11 @@ def _read(folder: Path, config: Any, most: int) -> Read:
     raise DataError(f"{folder}: no chat template; add the chat_template.jinja that the reward model was trained with.")
 
 
-def _model(folder: Path, config: Any, dtype: str, device: str) -> Any:
-    """Load a model whose every weight is in the folder; what is not its backbone works in float32."""
-    from transformers import AutoModelForSequenceClassification
-
-    loaded = reader.load_model(AutoModelForSequenceClassification, folder, config, dtype, device)
-    model = loaded[0]
-    _check_whole(folder, *loaded)
-    for name, part in model.named_children():
-        if name != model.base_model_prefix:
-            part.float().register_forward_pre_hook(lambda _, states: tuple(x.float() for x in states))
-    return model
-
-
-def _check_whole(folder: Path, model: Any, missing: set[str], unknown: set[str]) -> None:
+def _check_weights(folder: Path, model: Any, missing: set[str], unknown: set[str]) -> None:
     if missing:
         instead = f"; it has {listed(unknown)} instead" if unknown else ""
         raise DataError(
             f"{folder}: it lacks {listed(missing)} of a {type(model).__name__}{instead}. A score by weights "
-            "that were never trained says nothing: use the folder of a reward model."
+            "that were never trained has no meaning: use the folder of a reward model."
         )
     check_read(folder, model, unknown)

@@ -1,7 +1,7 @@
 """AlpacaEval through its own package (`pip install alpaca_eval`): annotating, and the win rates of annotations.
 
 The package is imported when it is needed. What it would fetch by itself (the baseline's outputs, df_gamed.csv) is given
-to it as files, so that what is missing is said in one place, and its caches lie beside the outputs, not inside it.
+to it as files, so that one message names what is missing, and its caches lie beside the outputs, not inside it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from sparring.stages.errors import ConfigError, DataError
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 INSTALL = "pip install alpaca_eval (or sparring[alpaca-eval])"
 DEFAULT_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 """The leaderboard's."""
@@ -36,20 +36,22 @@ class Annotator:
     base_url: str | None
     """An OpenAI-compatible server in place of the API, such as vLLM's: http://host:8000/v1."""
     model: str | None
-    """What to ask there; None: as the config says."""
+    """What to ask there; None: the model of the config."""
 
 
 def require() -> None:
-    """DataError, with what to do, when the package does not load here."""
+    """DataError, with what to do, when the package does not load."""
     try:
         import alpaca_eval  # noqa: F401
     except ImportError as error:
         absent = error.name == "alpaca_eval"
-        what = "is not installed here" if absent else f"does not load here ({error})"
+        what = "is not installed" if absent else f"does not load ({error})"
         raise DataError(f"AlpacaEval is judged by its package alpaca_eval, which {what}: {INSTALL}.") from None
 
 
-def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annotator, beside: Path) -> list[Row]:
+def annotate(
+    reference: Sequence[Record], outputs: Sequence[Record], annotator: Annotator, beside: Path
+) -> list[Record]:
     """Ask the annotator about every row; the answers it has given lie in a cache in the folder `beside`.
 
     Rows without a preference are asked again the next time. Order and number are those that the package returns.
@@ -59,55 +61,48 @@ def annotate(reference: Sequence[Row], outputs: Sequence[Row], annotator: Annota
 
     settings = resolved(annotator)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    cache = beside / f".{named(annotator.config)}-{key}.json"
+    if cache.is_file():  # drop the rows without a preference (-1), which the package would keep
+        rows = json.loads(cache.read_text(encoding="utf-8"))
+        cache.write_text(json.dumps([row for row in rows if row["preference"] != -1]), encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = Path(scratch) / named(annotator.config) / "configs.yaml"
         config.parent.mkdir()
         config.write_text(json.dumps(settings), encoding="utf-8")  # which is YAML
         try:
-            asked = PairwiseAnnotator(
-                annotators_config=config,
-                caching_path=_cache(beside / f".{named(annotator.config)}-{key}.json"),
-            )
-            found: list[Row] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
+            asked = PairwiseAnnotator(annotators_config=config, caching_path=cache)
+            annotations: list[Record] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
         except Exception as error:  # of the package, of an API, of a server
-            said = (str(error).strip().splitlines() or [""])[0]
+            first_line = (str(error).strip().splitlines() or [""])[0]
             raise DataError(
-                f"annotator {annotator.config}: {type(error).__name__}: {said!r}. Check its key "
+                f"annotator {annotator.config}: {type(error).__name__}: {first_line!r}. Check its key "
                 "(OPENAI_API_KEY), or its server (--base-url), then run again: what it has answered is kept."
             ) from None
-    return found
-
-
-def _cache(path: Path) -> Path:
-    """Return the cache, without the rows that got no preference (-1), which the package would keep as they are."""
-    if path.is_file():
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps([row for row in rows if row["preference"] != -1]), encoding="utf-8")
-    return path
+    return annotations
 
 
 def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:
-    """Return the annotators of a configuration, their templates as whole paths, asking `base_url` if there is one."""
+    """Return the annotators of a configuration, with absolute paths of templates and `base_url`, if there is one."""
     import yaml
 
     path = _config(annotator.config)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        named = {str(name): dict(given) for name, given in found.items()}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = {str(name): dict(one) for name, one in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"--annotator {path}: no configuration of annotators ({str(error).splitlines()[0]})."
         ) from None
-    for given in named.values():
-        given["prompt_template"] = _template(str(given.get("prompt_template", "")), path)
-        asks = given["completions_kwargs"] = dict(given.get("completions_kwargs") or {})
+    for one in settings.values():
+        one["prompt_template"] = _template(str(one.get("prompt_template", "")), path)
+        asks = one["completions_kwargs"] = dict(one.get("completions_kwargs") or {})
         if annotator.model:
             asks["model_name"] = annotator.model
         if annotator.base_url:
             asks |= {"openai_api_base": annotator.base_url, "requires_chatml": True, "price_per_token": 0.0}
             asks |= {"client_config_path": "/dev/null/none", "openai_api_keys": "none"}
-    return named
+    return settings
 
 
 def _config(name: str) -> Path:
@@ -143,7 +138,7 @@ def named(config: str) -> str:
     return path.parent.name if path.name == "configs.yaml" else path.stem
 
 
-def win_rate(annotations: Sequence[Row]) -> dict[str, float]:
+def win_rate(annotations: Sequence[Record]) -> dict[str, float]:
     """Return the package's raw figures: win_rate, standard_error, n_wins, n_draws, … in points of 100."""
     import pandas as pd
     from alpaca_eval.metrics import get_winrate
@@ -151,7 +146,7 @@ def win_rate(annotations: Sequence[Row]) -> dict[str, float]:
     return _plain(get_winrate(pd.DataFrame(annotations)))
 
 
-def length_controlled(annotations: Sequence[Row], gamed: Path) -> dict[str, float]:
+def length_controlled(annotations: Sequence[Record], gamed: Path) -> dict[str, float]:
     """Return the package's length_controlled_winrate and lc_standard_error; annotations in the suite's order.
 
     gamed: df_gamed.csv of the suite, which regularises the fit and holds the difficulty of the instructions.
@@ -162,10 +157,10 @@ def length_controlled(annotations: Sequence[Row], gamed: Path) -> dict[str, floa
     check_gamed(gamed, len(annotations))
     columns = ("instruction", "output_1", "output_2", "generator_1", "generator_2", "preference")
     table = pd.DataFrame([{name: row[name] for name in columns} for row in annotations])
-    with _given(glm_winrate, gamed), warnings.catch_warnings():
+    with _reading(glm_winrate, gamed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None, is_warn_extreme_changes=False)
-    return _plain({name: found[name] for name in ("length_controlled_winrate", "lc_standard_error")})
+        fit = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None, is_warn_extreme_changes=False)
+    return _plain({name: fit[name] for name in ("length_controlled_winrate", "lc_standard_error")})
 
 
 def check_gamed(path: Path, rows: int) -> None:
@@ -185,7 +180,7 @@ def check_gamed(path: Path, rows: int) -> None:
 
 
 @contextmanager
-def _given(module: Any, path: Path) -> Iterator[None]:
+def _reading(module: Any, path: Path) -> Iterator[None]:
     """Have the package read `path` where it would fetch a file."""
     fetch, module.hf_hub_download = module.hf_hub_download, lambda **_: str(path)
     try:

@@ -45,7 +45,7 @@ class Prompt(NamedTuple):
     template: str
 
 
-class Figure(NamedTuple):
+class MeanRating(NamedTuple):
     """A mean of ratings with its interval; NaN where there is no rating."""
 
     mean: float
@@ -76,17 +76,17 @@ def question(prompt: Prompt, asked: Sequence[str], answers: Sequence[str], refer
 def rating(reply: str) -> float | None:
     """Return the rating in a judge's reply, `[[5]]` or else `[5]`; None without one, or when it is above 10.
 
-    FastChat takes any number; one that is not of the scale, such as a year in brackets, is none here.
+    FastChat takes any number; one that is not of the scale, such as a year in brackets, is no rating.
     """
     for pattern in PATTERNS:
-        found = pattern.search(reply)
-        if found:
-            value = float(found[1])
+        match = pattern.search(reply)
+        if match:
+            value = float(match[1])
             return value if value <= MOST else None
     return None
 
 
-def figures(ratings: Array, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> dict[str, Figure]:
+def figures(ratings: Array, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> dict[str, MeanRating]:
     """Return the mean rating of turn 1, turn 2 and both, with bootstrap intervals over questions.
 
     ratings: (questions, 2) float64, 1 to 10; NaN where the judge gave none. `average` is the mean of all ratings that
@@ -97,20 +97,20 @@ def figures(ratings: Array, resamples: int = 2000, confidence: float = 0.95, see
     sums = np.nansum(ratings, axis=1, keepdims=True)
     means = np.divide(sums, both, out=np.full(sums.shape, np.nan), where=both > 0)
     values, weights = np.hstack([ratings, means]), np.hstack([present, both])
-    found = zip(*paired_bootstrap(values, resamples, confidence, seed, weights), weights.sum(axis=0), strict=True)
+    intervals = zip(*paired_bootstrap(values, resamples, confidence, seed, weights), weights.sum(axis=0), strict=True)
     names = ("turn_1", "turn_2", "average")
     return {
-        name: Figure(float(mean), float(low), float(high), int(rated))
-        for name, (mean, low, high, rated) in zip(names, found, strict=True)
+        name: MeanRating(float(mean), float(low), float(high), int(rated))
+        for name, (mean, low, high, rated) in zip(names, intervals, strict=True)
     }
 
 
 def by_category(ratings: Array, categories: Sequence[str]) -> Mapping[str, tuple[float, float, float, int]]:
     """Return category -> mean of turn 1, of turn 2, of all its ratings, and how many those are."""
-    found = {}
+    means_of = {}
     for name in dict.fromkeys(categories):
         rows = ratings[[one == name for one in categories]]
         columns = (rows[:, 0], rows[:, 1], rows.ravel())
         means = [float(np.nanmean(one)) if (~np.isnan(one)).any() else float("nan") for one in columns]
-        found[name] = (means[0], means[1], means[2], int((~np.isnan(rows)).sum()))
-    return found
+        means_of[name] = (means[0], means[1], means[2], int((~np.isnan(rows)).sum()))
+    return means_of

@@ -30,7 +30,7 @@ from sparring.stages.annotate.pairs import PAIRS_SCHEMA, pair_row
 from sparring.stages.annotate.rows import histogram
 from sparring.stages.annotate.score import SCORES_SCHEMA
 from sparring.stages.annotate.winrate import win_rates
-from sparring.stages.evaluate.crossplay_step import game
+from sparring.stages.evaluate.crossplay import game
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from sparring.stages.train.logprobs import SCHEMA as LOGPROBS
 

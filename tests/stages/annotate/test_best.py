@@ -11,6 +11,7 @@ import pytest
 from sparring.pipeline.config import load
 from sparring.stages.annotate import best, winrate
 from sparring.stages.annotate.config import BEST, BestSettings
+from sparring.stages.annotate.rows import shards
 from sparring.stages.annotate.score import SCORES_SCHEMA
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
@@ -43,7 +44,7 @@ def job_of(folder: Path, *parts: str, judged: tuple[str, ...] = ()) -> Job:
 
 def test_the_best_response_of_each_prompt_is_kept(tmp_path: Path) -> None:
     job = job_of(tmp_path, "ab", "c")
-    tables, parts, summary = run_step(job, best.Chooser(job), best.shards, best.finish)
+    tables, parts, summary = run_step(job, best.Chooser(job), shards, best.finish)
     rows = [row for table in tables for row in table.to_pylist()]
     assert [table.schema for table in tables] == [SAMPLES_SCHEMA] * 2 and [part.rows_in for part in parts] == [2, 1]
     assert [(row["id"], [one["text"] for one in row["responses"]]) for row in rows] == [
@@ -66,7 +67,7 @@ def test_the_best_response_of_each_prompt_is_kept(tmp_path: Path) -> None:
 def test_scores_of_other_prompts_are_refused(tmp_path: Path) -> None:
     job = job_of(tmp_path, "ab", judged=("ac",))
     with refused(DataError, "row 'b'"):
-        best.Chooser(job)(best.shards(job)[0])
+        best.Chooser(job)(shards(job)[0])
 
 
 def test_an_unknown_win_rate_is_refused() -> None:

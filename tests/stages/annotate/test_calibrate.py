@@ -13,8 +13,7 @@ from sparring.stages.annotate.calibrate import TARGETS_SCHEMA, Calibrator, finis
 from sparring.stages.annotate.config import CALIBRATE
 from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA
 from sparring.stages.annotate.pairs import PAIRS_SCHEMA
-from sparring.stages.annotate.selection import extremes
-from sparring.stages.annotate.winrate import preference_matrix, win_rates
+from sparring.stages.annotate.winrate import preference_matrix, select, win_rates
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Job
 from tests import settings
@@ -74,9 +73,8 @@ def random_iteration(k_of: list[list[int]], seed: int = 0) -> tuple[list[pa.Tabl
             p = preference_matrix(rng.normal(size=(k, k)))
             above = np.triu(rng.uniform(-0.2, 0.95, size=(k, k)).astype(np.float32), 1)
             own[f"{part}-{row}"] = above + above.T + np.eye(k, dtype=np.float32)
-            pair = extremes(win_rates(p))
-            if row % 3 != 2 and pair is not None:
-                rows.append(pair_row(f"{part}-{row}", p, *pair))
+            best_and_worst = select(win_rates(p), "extremes", "", 0) if row % 3 != 2 else []
+            rows += [pair_row(f"{part}-{row}", p, *pair) for pair in best_and_worst]
         pairs.append(pairs_table(*rows))
         embeddings.append(embeddings_table(own))
         similarities.update(own)

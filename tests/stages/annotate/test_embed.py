@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sparring.stages.annotate.config import EMBED
-from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA, Embedder, TextEncoder, finish, shards, similarity
+from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA, Embedder, TextEncoder, finish, similarity
+from sparring.stages.annotate.rows import shards
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Job
 from tests import settings

@@ -20,9 +20,9 @@ from sparring.stages.annotate.fitness import (
     figures,
     interval,
     mean,
+    of_all,
     rank_correlation,
     verdict,
-    whole,
 )
 
 
@@ -142,7 +142,7 @@ def test_rank_correlation_is_spearmans_of_what_was_drawn() -> None:
     statistic = rank_correlation(a, b + a)
     expected = [spearmanr(*(np.repeat(x, row.astype(int)) for x in (a, b + a))).statistic for row in times]
     np.testing.assert_allclose(statistic(times), expected, atol=1e-12)
-    assert whole(statistic, 40) == pytest.approx(spearmanr(a, b + a).statistic, abs=1e-12)
+    assert of_all(statistic, 40) == pytest.approx(spearmanr(a, b + a).statistic, abs=1e-12)
     assert np.isnan(rank_correlation(np.full(40, 0.1), b)(times)).all()
 
 
@@ -154,7 +154,7 @@ def test_mean_counts_what_counts() -> None:
 def test_calibration_error_of_what_was_drawn() -> None:
     statistic = calibration_error(np.array([0.5, 0.51, 0.99, 1.0]), np.array([1.0, 0.0, 1.0, 0.0]))
     # the first bin: right .5, confidence .505; the last: right .5, confidence .995
-    assert whole(statistic, 4) == pytest.approx(0.5 * 0.005 + 0.5 * 0.495)
+    assert of_all(statistic, 4) == pytest.approx(0.5 * 0.005 + 0.5 * 0.495)
     assert statistic(np.array([[0.0, 0.0, 0.0, 2.0]]))[0] == pytest.approx(1.0)
 
 
@@ -185,7 +185,7 @@ def rights(n: int, share: float) -> np.ndarray:
     ("card", "fit", "said"),
     [
         (oracle(rights(400, 0.7), size=0.9), True, "fit: accuracy 0.700 ["),
-        (oracle(rights(29, 1.0)), False, "too few prompts to tell: 29, give pairs of 30 or more"),
+        (oracle(rights(29, 1.0)), False, "too few prompts to judge by: 29, give pairs of 30 or more"),
         (oracle(rights(100, 0.5)), False, "not informative: the interval of its accuracy contains 1/2, 0.500 ["),
         (oracle(rights(200, 0.3)), False, "worse than chance: accuracy 0.300 ["),
         (

@@ -13,6 +13,7 @@ from sparring.stages.annotate import imported
 from sparring.stages.annotate.config import IMPORT_PAIRS
 from sparring.stages.annotate.imported import Importer
 from sparring.stages.annotate.pairs import PAIRS_SCHEMA
+from sparring.stages.annotate.rows import shards
 from sparring.stages.sample.imported import PAIRED_SCHEMA
 from tests.artifacts import as_input, as_job, run_step
 
@@ -35,7 +36,7 @@ def run(folder: Path, *parts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]
     tables = [pa.Table.from_pylist(rows, schema=PAIRED_SCHEMA) for rows in parts]
     samples = as_input("samples", folder / "samples", tables, {"provenance": ORIGIN})
     job = as_job(IMPORT_PAIRS, {}, [samples], folder)
-    found, made, summary = run_step(job, Importer(job), imported.shards, imported.finish)
+    found, made, summary = run_step(job, Importer(job), shards, imported.finish)
     assert all(table.schema == PAIRS_SCHEMA for table in found)
     return [row for table in found for row in table.to_pylist()], made, summary
 

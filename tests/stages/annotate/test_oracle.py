@@ -7,9 +7,8 @@ from pathlib import Path
 
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import JudgeConfig
-from sparring.stages.annotate.oracle import prompt_key
-from sparring.stages.annotate.oracles import Given
-from sparring.stages.annotate.weights import read_weights
+from sparring.stages.annotate.oracle import prompt_key, read_weights
+from sparring.stages.annotate.oracles import OracleContext
 from sparring.stages.errors import ConfigError, DataError
 from tests.refusals import refused
 
@@ -39,7 +38,7 @@ def test_prompt_key_is_signed() -> None:
 
 def test_unknown_kind_names_the_choices() -> None:
     with refused(ConfigError, "lexical", "mini", "pairrm"):
-        oracles.load("gpt", {}, Given(folders={}))
+        oracles.load("gpt", {}, OracleContext(folders={}))
 
 
 def test_options_name_the_key() -> None:
@@ -53,7 +52,7 @@ def test_members_get_what_is_theirs() -> None:
     folders = {f"{place}judge": Path(place) for place in ("a.", "ab.", "a.b.")}
     b = JudgeConfig(kind="llm", urls=("y",))
     members = {"a": JudgeConfig(kind="llm", urls=("x",), members={"b": b}), "ab": JudgeConfig(kind="llm", urls=("z",))}
-    given = Given(folders=folders, judge=JudgeConfig(kind="ensemble", members=members), cpus=3, gpus=1)
+    given = OracleContext(folders=folders, judge=JudgeConfig(kind="ensemble", members=members), cpus=3, gpus=1)
     a = given.member("a")
     assert a.folders == {"judge": Path("a."), "b.judge": Path("a.b.")} and a.judge == members["a"]
     assert a.member("b").judge == b
@@ -68,7 +67,7 @@ def test_what_a_plan_looks_at_imports_no_model_library() -> None:
 
 def test_missing_folder_says_what_to_do(tmp_path: Path) -> None:
     with refused(DataError, "model.safetensors"):
-        oracles.load("lexical", {}, Given(folders={"judge": tmp_path}))
+        oracles.load("lexical", {}, OracleContext(folders={"judge": tmp_path}))
 
 
 def test_weights_that_are_not_the_cards_are_refused(tmp_path: Path) -> None:

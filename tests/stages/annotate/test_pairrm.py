@@ -16,10 +16,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sparring.stages.annotate.config import SCORE
-from sparring.stages.annotate.limits import Limits
 from sparring.stages.annotate.oracle import Duel
-from sparring.stages.annotate.pairrm import FIRST, SECOND, SOURCE, PairRM, Row, render
-from sparring.stages.annotate.reader import batches
+from sparring.stages.annotate.pairrm import (
+    CANDIDATE_MOST,
+    FIRST,
+    SECOND,
+    SOURCE,
+    SOURCE_MOST,
+    PairRM,
+    PairTokens,
+    render,
+)
+from sparring.stages.annotate.reader import Limits, batches
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.annotate.winrate import aggregate_scores, debiased_logits
 from sparring.stages.errors import DataError
@@ -80,7 +88,7 @@ def ours(folders: dict[str, Path]) -> PairRM:
     return PairRM(folders["official"], "float32")
 
 
-def padded(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: list[PairTokens]) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.zeros((len(rows), max(len(row.ids) for row in rows)), dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
@@ -221,7 +229,7 @@ def test_several_tasks_are_averaged(tmp_path: Path, blender: Any) -> None:
 
 @given(st.tuples(*[st.integers(3, 4000)] * 3))
 def test_limits(sizes: tuple[int, int, int]) -> None:
-    source, first, second = Limits().fit(*sizes)
+    source, first, second = Limits(source=SOURCE_MOST, total=SOURCE_MOST + 2 * CANDIDATE_MOST).fit(*sizes)
     assert source == min(sizes[0], 1224) and source + first + second <= 2048
     assert first <= sizes[1] and second <= sizes[2]
     if first < sizes[1] or second < sizes[2]:

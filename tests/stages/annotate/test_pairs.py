@@ -15,7 +15,7 @@ from sparring.stages.annotate.config import CALIBRATE, PAIRS
 from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA
 from sparring.stages.annotate.pairs import PAIRS_SCHEMA, Pairer, finish, shards
 from sparring.stages.annotate.score import SCORES_SCHEMA
-from sparring.stages.annotate.selection import first_half
+from sparring.stages.annotate.winrate import first_half
 from sparring.stages.errors import DataError
 from sparring.stages.step import Job, Shard
 from tests import settings

@@ -12,7 +12,8 @@ import pytest
 
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts, prompt_key
-from sparring.stages.annotate.score import SCORES_SCHEMA, Scorer, finish, shards
+from sparring.stages.annotate.rows import shards
+from sparring.stages.annotate.score import SCORES_SCHEMA, Scorer, finish
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input, Job
 from tests import settings

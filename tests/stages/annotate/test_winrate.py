@@ -12,7 +12,6 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import winrate
-from sparring.stages.annotate.selection import extremes
 
 Array = NDArray[np.float64]
 
@@ -23,6 +22,10 @@ def logit_matrices(draw: st.DrawFn, low: int = 2, high: int = 7) -> Array:
     logits = draw(arrays(np.float64, (k, k), elements=st.floats(-40, 40)))
     np.fill_diagonal(logits, 0.0)
     return logits
+
+
+def extremes(values: Array) -> list[winrate.Pair]:
+    return winrate.select(values, "extremes", "", 0)
 
 
 def debiased(logits: Array) -> Array:
@@ -48,7 +51,7 @@ def test_preference_is_half_the_difference_of_both_orders() -> None:
 
 @given(logit_matrices())
 def test_preference_matrix_is_constant_sum_without_rounding(logits: Array) -> None:
-    for p in (winrate.preference_matrix(debiased(logits)), winrate.aggregate_matrix(debiased(logits))):
+    for p in (winrate.preference_matrix(debiased(logits)), winrate.preferences(debiased(logits), "aggregate_score")):
         assert np.array_equal(p + p.T, np.ones_like(p))
         assert np.array_equal(np.diag(p), np.full(len(p), 0.5))
         assert ((p >= 0) & (p <= 1)).all()
@@ -87,12 +90,12 @@ def test_win_rates_sum_to_half_of_k(logits: Array) -> None:
 def test_published_score_doubles_the_logit_of_two_responses() -> None:
     logits = antisymmetric(np.array([[0.5, 0.668], [0.332, 0.5]]))
     assert winrate.preference_matrix(debiased(logits))[0, 1] == pytest.approx(0.668, abs=1e-12)
-    assert winrate.aggregate_matrix(debiased(logits))[0, 1] == pytest.approx(0.802, abs=5e-4)
+    assert winrate.preferences(debiased(logits), "aggregate_score")[0, 1] == pytest.approx(0.802, abs=5e-4)
 
 
 def test_published_score_erases_a_cycle_that_the_matrix_keeps() -> None:
     logits = antisymmetric(np.array([[0.5, 0.88, 0.12], [0.12, 0.5, 0.88], [0.88, 0.12, 0.5]]))
-    kept, erased = winrate.preference_matrix(debiased(logits)), winrate.aggregate_matrix(debiased(logits))
+    kept, erased = winrate.preference_matrix(debiased(logits)), winrate.preferences(debiased(logits), "aggregate_score")
     assert kept[0, 1] == pytest.approx(0.88, abs=1e-12) and winrate.cycles(kept) == (1, 1)
     np.testing.assert_allclose(erased, 0.5, atol=1e-12)
     assert winrate.cycles(np.where(abs(erased - 0.5) < 1e-12, 0.5, erased)) == (0, 1)
@@ -106,28 +109,26 @@ def test_aggregate_score_is_the_mean_difference_self_included() -> None:
 @given(logit_matrices())
 def test_published_win_rates_order_responses_as_their_scores(logits: Array) -> None:
     scores = winrate.aggregate_scores(debiased(logits))
-    pair = extremes(winrate.win_rates(winrate.aggregate_matrix(debiased(logits))))
-    if pair is not None:
+    for pair in extremes(winrate.win_rates(winrate.preferences(debiased(logits), "aggregate_score"))):
         assert scores[pair[0]] == pytest.approx(scores.max(), abs=1e-9)
         assert scores[pair[1]] == pytest.approx(scores.min(), abs=1e-9)
 
 
 def test_extremes() -> None:
-    assert extremes(np.array([0.5, 0.7, 0.3, 0.6])) == (1, 2)
-    assert extremes(np.array([0.4, 0.6])) == (1, 0)
-    assert extremes(np.array([0.3, 0.7, 0.3, 0.7])) == (1, 0)  # the first among equals
-    assert extremes(np.array([0.5, 0.5, 0.5])) is None
+    assert extremes(np.array([0.5, 0.7, 0.3, 0.6])) == [(1, 2)]
+    assert extremes(np.array([0.4, 0.6])) == [(1, 0)]
+    assert extremes(np.array([0.3, 0.7, 0.3, 0.7])) == [(1, 0)]  # the first among equals
+    assert extremes(np.array([0.5, 0.5, 0.5])) == []
 
 
 def test_rounding_makes_no_winner() -> None:
-    assert extremes(np.array([0.5, 0.5 + 2e-16, 0.5 - 1e-16])) is None
-    assert extremes(np.array([0.6 - 1e-16, 0.6, 0.4 + 1e-16, 0.4])) == (0, 2)
+    assert extremes(np.array([0.5, 0.5 + 2e-16, 0.5 - 1e-16])) == []
+    assert extremes(np.array([0.6 - 1e-16, 0.6, 0.4 + 1e-16, 0.4])) == [(0, 2)]
 
 
 @given(arrays(np.float64, st.integers(2, 9), elements=st.floats(0, 1)))
 def test_chosen_is_never_rejected(values: Array) -> None:
-    pair = extremes(values)
-    if pair is not None:
+    for pair in extremes(values):
         assert values[pair[0]] > values[pair[1]]
         assert values[pair[0]] == pytest.approx(values.max(), abs=1e-11)
         assert values[pair[1]] == pytest.approx(values.min(), abs=1e-11)
@@ -135,7 +136,7 @@ def test_chosen_is_never_rejected(values: Array) -> None:
 
 def test_a_chosen_response_can_lose_its_direct_duel() -> None:
     p = np.array([[0.5, 0.45, 0.95], [0.55, 0.5, 0.1], [0.05, 0.9, 0.5]])
-    assert extremes(winrate.win_rates(p)) == (0, 1)
+    assert extremes(winrate.win_rates(p)) == [(0, 1)]
     assert winrate.loses_head_to_head(p, 0, 1) and not winrate.loses_head_to_head(p, 0, 2)
 
 

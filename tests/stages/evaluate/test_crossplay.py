@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sparring.stages.evaluate import crossplay
 from sparring.stages.evaluate.config import CROSSPLAY
-from sparring.stages.evaluate.crossplay_step import CROSSPLAY_SCHEMA, Crossplay, finish
+from sparring.stages.evaluate.crossplay import CROSSPLAY_SCHEMA, Crossplay, finish
 from sparring.stages.evaluate.stage import shards
 from tests import settings
 from tests.artifacts import as_input, as_job, run_step

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparring.stages.evaluate.divergence import log_ratios, tempered
-from sparring.stages.evaluate.paired import Bootstrap
+from sparring.stages.evaluate.bootstrap import Bootstrap, log_ratios, tempered
 
 SETTINGS = Bootstrap(resamples=2000, confidence=0.95)
 POLICY, OTHER = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])

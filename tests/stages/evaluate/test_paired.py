@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparring.stages.evaluate.paired import (
+from sparring.stages.evaluate.bootstrap import (
     Bootstrap,
     Estimate,
     aligned,
@@ -15,7 +15,7 @@ from sparring.stages.evaluate.paired import (
     detectable_of,
     difference,
     estimates,
-    found,
+    outcome,
 )
 
 SETTINGS = Bootstrap(resamples=400, confidence=0.95)
@@ -41,14 +41,14 @@ def test_prompts_vary_by_far_more_than_policies_and_that_cancels_out() -> None:
     harder = {prompt: rate - 0.01 for prompt, rate in easy.items()}
     rate, apart = estimates([easy, difference(easy, harder)], SETTINGS)
     assert rate.high - rate.low > 0.15
-    assert (apart.mean, apart.low, apart.high) == pytest.approx((0.01, 0.01, 0.01)) and found(apart, 0.0) == "better"
+    assert (apart.mean, apart.low, apart.high) == pytest.approx((0.01, 0.01, 0.01)) and outcome(apart, 0.0) == "better"
     (mirrored,) = estimates([difference(harder, easy)], SETTINGS)
-    assert found(mirrored, 0.0) == "worse"
+    assert outcome(mirrored, 0.0) == "worse"
 
 
 def test_without_a_prompt_in_common_there_is_no_estimate() -> None:
     (one,) = estimates([difference({"x": 0.6}, {"y": 0.4})], SETTINGS)
-    assert math.isnan(one.mean) and math.isnan(one.low) and one.n == 0 and found(one, 0.0) == "unknown"
+    assert math.isnan(one.mean) and math.isnan(one.low) and one.n == 0 and outcome(one, 0.0) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_without_a_prompt_in_common_there_is_no_estimate() -> None:
 )
 def test_what_an_estimate_says(mean: float, low: float, high: float, n: int, said: str) -> None:
     """The least effect that intervals of this width detect is 0.0143: a smaller one is none, whatever its interval."""
-    assert found(Estimate(mean=mean, low=low, high=high, n=n), 0.0143 if n > 1 else 0.0) == said
+    assert outcome(Estimate(mean=mean, low=low, high=high, n=n), 0.0143 if n > 1 else 0.0) == said
 
 
 def test_the_minimum_detectable_effect_by_hand() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.stages.evaluate.divergence import log_ratios
-from sparring.stages.evaluate.paired import Bootstrap
+from sparring.stages.evaluate.bootstrap import Bootstrap, log_ratios
 from sparring.stages.step import Job
 from sparring.stages.train.config import LOGPROBS
 from sparring.stages.train.logprobs import SCHEMA, Scorer, finish

@@ -86,7 +86,7 @@ def test_the_step_with_real_members(tmp_path: Path) -> None:
     job = as_job(SCORE, chosen, [samples, *(folder_input(role, path) for role, path in parts.items())], tmp_path)
     scorer = Scorer(job)
     found = np.reshape(scorer(Shard(index=0)).table["logits"].to_pylist(), (3, 3))
-    given_ = oracles.Given(folders=parts, judge=chosen.oracle)
+    given_ = oracles.OracleContext(folders=parts, judge=chosen.oracle)
     one, two = (
         oracles.load(kind, {}, given_.member(name))([Duel((("user", "Say a."),), "Yes, it is a fine day.", "asdf")])
         for name, kind in (("first", "mini"), ("second", "lexical"))

@@ -15,9 +15,9 @@ from sparring.pipeline.store.files import external
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Messages
-from sparring.stages.annotate.oracles import Given
+from sparring.stages.annotate.oracles import OracleContext
 from sparring.stages.annotate.oracles.gpm import GPM, PROMPT, VALUE, preference, softmax, unit_length
-from sparring.stages.annotate.reader import Row
+from sparring.stages.annotate.reader import Tokens
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.annotate.winrate import sigmoid
 from sparring.stages.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {"dtype": "float32", "max_tokens": 512, "tau": 0.5, "u
 
 
 def loaded(folder: Path, **options: Any) -> GPM:
-    oracle = oracles.load("gpm", OPTIONS | options, Given(folders={"judge": folder}))
+    oracle = oracles.load("gpm", OPTIONS | options, OracleContext(folders={"judge": folder}))
     assert isinstance(oracle, GPM)
     return oracle
 
@@ -91,7 +91,7 @@ def test_a_folder_expresses_a_cycle(tmp_path: Path, folders: dict[str, Path]) ->
     """Three responses, 120 degrees apart: each beats the next. Any score per response says at most ½ on average."""
     three, asked = ["rock", "paper", "scissors"], prompt("Choose.")
     first = loaded(folders["gemma"])
-    states = first._states([first._closed(first.read(asked, text)) for text in three]).double().numpy()
+    states = first._states([first.conversation(asked, text) for text in three]).double().numpy()
     turns = np.deg2rad([0.0, 120.0, 240.0])
     head = np.stack([np.cos(turns), np.sin(turns)]) @ np.linalg.pinv(states.T)
     folder = changed(folders["gemma"], tmp_path / "cycle", {VALUE: torch.tensor(head, dtype=torch.float32)})
@@ -142,26 +142,26 @@ def test_the_gate_and_the_length_matter(folders: dict[str, Path], tmp_path: Path
     gated, open_ = oracle(DUELS).logits, loaded(other)(DUELS).logits
     assert np.abs(gated - open_).max() > 0.1
     raw = loaded(folders["llama"], unit=False)
-    rows = [raw._closed(raw.read(DUELS[0].prompt, text)) for text in (DUELS[0].first, DUELS[0].second)]
+    rows = [raw.conversation(DUELS[0].prompt, text) for text in (DUELS[0].first, DUELS[0].second)]
     lengths = np.linalg.norm(raw.projected(VALUE, rows), axis=1)
     assert raw(DUELS[:1]).logits[0] == pytest.approx(gated[0] * lengths.prod(), rel=1e-5)
 
 
 def test_the_last_token_is_eos_and_a_prompt_ends_before_the_header(folders: dict[str, Path]) -> None:
     gemma, tokenizer = loaded(folders["gemma"]), AutoTokenizer.from_pretrained(folders["gemma"])
-    row = gemma._closed(gemma.read(prompt("Hi"), "Yes."))
+    row = gemma.conversation(prompt("Hi"), "Yes.")
     assert tokenizer.decode(row.ids).endswith("Yes.<end_of_turn><eos>")
     assert row.ids.count(tokenizer.bos_token_id) == 1
     twice = loaded(folders["gemma"], bos_twice=True)
-    assert twice._closed(twice.read(prompt("Hi"), "Yes.")).ids == [tokenizer.bos_token_id, *row.ids]
+    assert twice.conversation(prompt("Hi"), "Yes.").ids == [tokenizer.bos_token_id, *row.ids]
     assert tokenizer.decode(gemma.read.prompt(prompt("Hi")).ids).endswith("Hi<end_of_turn>\n")
 
 
 def test_antisymmetric_and_embedded_once(oracle: GPM, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Row] = []
+    seen: list[Tokens] = []
     projected = oracle.projected
 
-    def counting(head: str, rows: list[Row]) -> np.ndarray:
+    def counting(head: str, rows: list[Tokens]) -> np.ndarray:
         seen.extend(rows)
         return projected(head, rows)
 
@@ -191,9 +191,9 @@ def test_long_texts_are_cut_and_flagged(folders: dict[str, Path]) -> None:
     ]
     verdicts = oracle(duels)
     assert verdicts.truncated.tolist() == [True, False, True] and np.isfinite(verdicts.logits).all()
-    row = oracle._closed(oracle.read(duels[0].prompt, duels[0].first))
+    row = oracle.conversation(duels[0].prompt, duels[0].first)
     assert len(row.ids) == 100 and row.ids[-1] == oracle.eos
-    assert len(oracle._begun(oracle.read.prompt(duels[2].prompt)).ids) == 100
+    assert len(oracle.bos) + len(oracle.read.prompt(duels[2].prompt).ids) == 100
 
 
 def test_the_step_scores_with_it(tmp_path: Path, folders: dict[str, Path]) -> None:

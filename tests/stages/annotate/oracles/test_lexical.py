@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparring.stages.annotate.oracle import Duel, Oracle
-from sparring.stages.annotate.oracles import Given, load
+from sparring.stages.annotate.oracle import Duel, Oracle, last_user_text
+from sparring.stages.annotate.oracles import OracleContext, load
 from sparring.stages.annotate.oracles.lexical import (
     CHARACTERS,
     HABITS,
     WORDS,
     LexicalOracle,
     habit_tokens,
-    last_user_text,
     ngram_features,
 )
 
@@ -25,7 +24,7 @@ RESPONSES = ("Rain forms when vapour cools.", "rain " * 40, "I cannot help.", ""
 
 @pytest.fixture(scope="module")
 def judge() -> Oracle:
-    return load("lexical", {}, Given(folders={"judge": JUDGE}))
+    return load("lexical", {}, OracleContext(folders={"judge": JUDGE}))
 
 
 def test_logit_is_weight_times_difference() -> None:

@@ -14,7 +14,7 @@ from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE, JudgeConfig
 from sparring.stages.annotate.judge_engine import JudgeEngine, letter_ids
 from sparring.stages.annotate.oracle import Duel
-from sparring.stages.annotate.oracles import Given
+from sparring.stages.annotate.oracles import OracleContext
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.chat import Chat
 from sparring.stages.errors import ConfigError, DataError
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> JudgeEngine:
-    made = oracles.load("llm", options(), Given(folders={"judge": folder}))
+    made = oracles.load("llm", options(), OracleContext(folders={"judge": folder}))
     assert isinstance(made, JudgeEngine)
     return made
 
@@ -125,14 +125,14 @@ def test_the_letters_of_other_tokenizers() -> None:
 def test_folders_that_cannot_judge(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "short")
     with refused(ConfigError, "max_tokens=2048", "2048 tokens", "2047"):
-        oracles.load("llm", options(max_tokens=2048), Given(folders={"judge": tmp_path / "short"}))
+        oracles.load("llm", options(max_tokens=2048), OracleContext(folders={"judge": tmp_path / "short"}))
     (tmp_path / "short" / "config.json").write_text("[")
     with refused(DataError, "config.json"):
-        oracles.load("llm", options(), Given(folders={"judge": tmp_path / "short"}))
+        oracles.load("llm", options(), OracleContext(folders={"judge": tmp_path / "short"}))
     (tmp_path / "short" / "model.safetensors").unlink()
     (tmp_path / "short" / "pytorch_model.bin").write_bytes(b"")
     with refused(DataError, "*.safetensors"):
-        oracles.load("llm", options(), Given(folders={"judge": tmp_path / "short"}))
+        oracles.load("llm", options(), OracleContext(folders={"judge": tmp_path / "short"}))
 
 
 # Options
@@ -155,9 +155,11 @@ def test_a_plan_refuses_wrong_options(changes: dict[str, Any], said: tuple[str, 
 
 def test_servers_need_a_name_and_a_name_needs_servers() -> None:
     with refused(ConfigError, "oracle.urls", "options.model=NAME"):
-        oracles.load("llm", options(), Given(folders={}, judge=JudgeConfig(kind="llm", urls=("http://127.0.0.1:1",))))
+        oracles.load(
+            "llm", options(), OracleContext(folders={}, judge=JudgeConfig(kind="llm", urls=("http://127.0.0.1:1",)))
+        )
     with refused(ConfigError, "oracle.options.model=x", "urls"):
-        oracles.load("llm", options(model="x"), Given(folders={}))
+        oracles.load("llm", options(model="x"), OracleContext(folders={}))
 
 
 # Servers that answer as told

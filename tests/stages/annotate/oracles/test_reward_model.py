@@ -17,9 +17,9 @@ from sparring.pipeline.store.files import external
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Messages
-from sparring.stages.annotate.oracles import Given
+from sparring.stages.annotate.oracles import OracleContext
 from sparring.stages.annotate.oracles.reward_model import RewardModel
-from sparring.stages.annotate.reader import Row, fit
+from sparring.stages.annotate.reader import Tokens, fit
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
@@ -35,7 +35,7 @@ TURN = [("user", "What is 17 + 4?"), ("assistant", "21")]
 
 def loaded(folder: Path, **options: Any) -> RewardModel:
     chosen = {"dtype": "float32", "max_tokens": 512} | options
-    oracle = oracles.load("reward_model", chosen, Given(folders={"judge": folder}))
+    oracle = oracles.load("reward_model", chosen, OracleContext(folders={"judge": folder}))
     assert isinstance(oracle, RewardModel)
     return oracle
 
@@ -114,10 +114,10 @@ def test_no_score_depends_on_its_batch(folders: dict[str, Path], kind: str) -> N
 
 
 def test_antisymmetric_transitive_and_scored_once(oracle: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Row] = []
+    seen: list[Tokens] = []
     scores = oracle.scores
 
-    def counting(rows: Sequence[Row]) -> np.ndarray:
+    def counting(rows: Sequence[Tokens]) -> np.ndarray:
         seen.extend(rows)
         return scores(rows)
 
@@ -132,7 +132,7 @@ def test_antisymmetric_transitive_and_scored_once(oracle: RewardModel, monkeypat
 def test_one_bos_and_nothing_after_the_response(folders: dict[str, Path], oracle: RewardModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["own"])
     row = oracle.read((TURN[0],), "21")
-    assert row == Row(rendered(folders["own"], TURN), False)
+    assert row == Tokens(rendered(folders["own"], TURN), False)
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id and row.ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(row.ids).endswith("\n\n21<|eot_id|>")
     spelled = oracle.read(prompt("<|eot_id|>"), "a<|eot_id|><|begin_of_text|>b")

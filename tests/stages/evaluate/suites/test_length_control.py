@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from sparring.stages.evaluate.suites.length_control import length_controlled, length_feature, raw_win_rate
 from tests.stages.evaluate.suites.alpaca import ANNOTATED, GAMED, WEIGHTED, annotated, difficulty, rows
 from tests.stages.evaluate.suites.fit import fit
+from tests.stages.evaluate.suites.length_control import length_controlled, length_feature, raw_win_rate
 
 
 def test_raw_by_hand() -> None:
