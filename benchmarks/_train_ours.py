@@ -12,9 +12,9 @@ from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, R
 from sparring.pipeline.artifact import external
 from sparring.pipeline.commands import plan_of
 from sparring.stages.step import Job
-from sparring.stages.train import worker
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.mailbox import Sender, mailbox
+from sparring.stages.train.launch import worker
+from sparring.stages.train.launch.mailbox import Sender, mailbox
 
 
 def trainer(setting: Setting, steps: int, folder: Path) -> Any:
@@ -22,7 +22,7 @@ def trainer(setting: Setting, steps: int, folder: Path) -> Any:
     made = job(setting, steps, folder)
     _group_of_one("nccl" if setting.gpu else "gloo")
     worker._settle(made.workers)
-    from sparring.stages.train.collate import deal
+    from sparring.stages.train.batch.collate import deal
 
     trainer, rows = made.settings.trainer, setting.pairs.rows
     order, _ = deal([row.shared_length for row in rows], trainer.epochs, trainer.global_batch, made.settings.seed)

@@ -11,7 +11,7 @@ from sparring.pipeline import book
 from sparring.pipeline.artifact import Artifact, external
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
-from sparring.stages.train.collate import Row, join_pairs
+from sparring.stages.train.batch.collate import Row, join_pairs
 
 REMEDY = "run `make iter N=1` first"
 MAX_LENGTH = 1024

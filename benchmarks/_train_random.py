@@ -10,7 +10,7 @@ import pyarrow as pa
 from benchmarks import _jobs
 from benchmarks._random_policy import END, VOCABULARY, random_policy
 from benchmarks._train_pairs import Pairs
-from sparring.stages.train.collate import Row
+from sparring.stages.train.batch.collate import Row
 
 PROMPT, RESPONSE = (128, 512), (64, 512)
 """Tokens, at least and at most; those of `tiny` are a sixteenth."""

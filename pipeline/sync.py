@@ -224,7 +224,7 @@ class MLflow:
     def __init__(self, found: RunHistory, project: str) -> None:
         import mlflow
 
-        from sparring.stages.train.sinks import to_mlflow
+        from sparring.stages.train.trainer.trackers import to_mlflow
 
         self.mlflow, tag = mlflow, _identifier(found)
         experiment = mlflow.set_experiment(project)

@@ -231,7 +231,7 @@ def found(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
 
 def _attach(folder: Path, adapter: Mapping[str, Any]) -> None:
     """ConfigError where a policy does not take an adapter."""
-    from sparring.stages.train.adapter import attach
+    from sparring.stages.train.model.adapter import attach
 
     model, _ = _model(folder, _config(folder))
     attach(model, validator(Adapter).validate_python(adapter), seed=0)

@@ -22,7 +22,7 @@ from sparring.pipeline.plan import Plan, Step, Use
 from sparring.pipeline.staging import STAGED
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import Input, Job, Part, Shard, StepSpec
-from sparring.stages.train import checkpoint
+from sparring.stages.train.files import checkpoint
 from tests.crash import Scenario, tree
 
 LEASES = (".leases", f"{STAGED}.json")

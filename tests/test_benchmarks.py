@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 from sparring.pipeline.artifact import Artifact, Manifest, external, publish
 from sparring.stages.annotate import winrate
 from sparring.stages.errors import DataError
-from sparring.stages.train.collate import Row
-from sparring.stages.train.reference import load_scorer
-from sparring.stages.train.worker import ends_of_turn
+from sparring.stages.train.batch.collate import Row
+from sparring.stages.train.launch.worker import ends_of_turn
+from sparring.stages.train.steps.reference import load_scorer
 from tests.artifacts import as_input
 from tests.refusals import refused
 from tests.stages.train.rig import sampled, targets_of

@@ -34,20 +34,20 @@ from sparring.stages.train.objective_config import ObjectiveConfig
 REFERENCE = StepSpec(
     kind="reference",
     version=5,
-    worker="sparring.stages.train.reference:Reference",
-    shards="sparring.stages.train.reference:shards",
-    finish="sparring.stages.train.reference:finish",
+    worker="sparring.stages.train.steps.reference:Reference",
+    shards="sparring.stages.train.steps.reference:shards",
+    finish="sparring.stages.train.steps.reference:finish",
     pool="annotators",
 )
 LOGPROBS = StepSpec(
     kind="logprobs",
     version=1,
-    worker="sparring.stages.train.logprobs:Scorer",
-    shards="sparring.stages.train.logprobs:shards",
-    finish="sparring.stages.train.logprobs:finish",
+    worker="sparring.stages.train.steps.logprobs:Scorer",
+    shards="sparring.stages.train.steps.logprobs:shards",
+    finish="sparring.stages.train.steps.logprobs:finish",
     pool="annotators",
 )
-TRAIN = StepSpec(kind="train", version=5, run="sparring.stages.train.stage:run")
+TRAIN = StepSpec(kind="train", version=5, run="sparring.stages.train.steps.train:run")
 
 SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
 Dtype = Literal["float32", "bfloat16"]

@@ -32,8 +32,8 @@ GOLDEN_TRAINING = "322 8 812"
 RELOAD = """
 import json, sys
 from pathlib import Path
-from sparring.stages.train.collate import Row
-from sparring.stages.train.probe import reload_probe
+from sparring.stages.train.batch.collate import Row
+from sparring.stages.train.files.probe import reload_probe
 folder, rows = Path(sys.argv[1]), [Row(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
 print(json.dumps(reload_probe(folder, rows)))
 """

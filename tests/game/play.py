@@ -28,8 +28,8 @@ import torch
 import torch.distributed as dist
 
 from sparring.stages.step import Workers
-from sparring.stages.train import worker
-from sparring.stages.train.collate import Row, deal
+from sparring.stages.train.batch.collate import Row, deal
+from sparring.stages.train.launch import worker
 from tests.game.finite import Array, eta_of, multiplicities, rates
 from tests.game.games import GAMES
 from tests.stages.train.rig import OFF, objective, settings
@@ -99,10 +99,10 @@ def write_start(folder: Path, start: Array) -> None:
 
 def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[dict[str, Any]]]:
     """Train the policy in `old` to convergence into `new`; return its log pi and the record of each optimizer step."""
-    from sparring.stages.train.publish import publish
-    from sparring.stages.train.recipe import arguments
-    from sparring.stages.train.reference import score
-    from sparring.stages.train.trainer import Hooks, PairTrainer
+    from sparring.stages.train.files.publish import publish
+    from sparring.stages.train.steps.reference import score
+    from sparring.stages.train.trainer.arguments import arguments
+    from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
     rows, eta = rows_of(play, log_pi), eta_of(len(log_pi), play.rounds)
     sppo: Any = objective("sppo")

@@ -21,9 +21,9 @@ from trl import DPOConfig, DPOTrainer
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind, forward
-from sparring.stages.train.loss import pair_losses
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.loss.loss import pair_losses
+from sparring.stages.train.model.forward import bind, forward
 from sparring.stages.train.objective_config import Dpo, Ipo, ObjectiveConfig, Simpo, Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy

@@ -14,7 +14,7 @@ import pytest
 from sparring.pipeline import sync
 from sparring.pipeline.cli import main
 from sparring.pipeline.run_history import opened
-from sparring.stages.train.sinks import parameters
+from sparring.stages.train.trainer.trackers import parameters
 from tests.pipeline.export.fabricated import Fabricated
 
 BLOCK = 32768

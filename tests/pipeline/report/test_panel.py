@@ -20,7 +20,7 @@ from sparring.pipeline.report.html.panel import panel
 from sparring.pipeline.report.panel import KNOWN, cell, groups, print_panel
 from sparring.pipeline.report.table import rows_of
 from sparring.pipeline.run_history import RunHistory, find, iterations
-from sparring.stages.train.logprobs import SCHEMA
+from sparring.stages.train.steps.logprobs import SCHEMA
 from tests.pipeline.report.fabricated import Run
 
 COMPARED = [f"{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base")]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.stages.step import Job
-from sparring.stages.train import worker
-from sparring.stages.train.mailbox import Sender, mailbox
+from sparring.stages.train.launch import worker
+from sparring.stages.train.launch.mailbox import Sender, mailbox
 
 
 def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]]:

@@ -15,11 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
-from sparring.stages.train.calibration import RewardCalibration, calibrate, log_delta
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind
-from sparring.stages.train.instruments import Instruments
-from sparring.stages.train.loss import SUMS, pair_losses
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.loss.loss import SUMS, pair_losses
+from sparring.stages.train.loss.reward_calibration import RewardCalibration, calibrate, log_delta
+from sparring.stages.train.model.forward import bind
+from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, objective, settings
 

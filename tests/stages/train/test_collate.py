@@ -10,7 +10,16 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from sparring.stages.train.collate import COLUMNS, Row, collate, content_length, deal, join_pairs, join_targets, shares
+from sparring.stages.train.batch.collate import (
+    COLUMNS,
+    Row,
+    collate,
+    content_length,
+    deal,
+    join_pairs,
+    join_targets,
+    shares,
+)
 from tests.stages.train.rig import sampled, targets_of
 
 

@@ -11,11 +11,11 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sparring.stages.step import Job
-from sparring.stages.train import memory
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.endings import noted
-from sparring.stages.train.group import Watching
-from sparring.stages.train.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
+from sparring.stages.train.launch import memory
+from sparring.stages.train.launch.failures import noted
+from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
+from sparring.stages.train.launch.workers import Watching
 from tests.stages.train.rig import settings
 
 

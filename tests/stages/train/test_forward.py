@@ -19,8 +19,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind, forward, shared_up_to
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.model.forward import bind, forward, shared_up_to
 from tests.tiny import tiny_policy
 
 ROWS = [

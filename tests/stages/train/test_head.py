@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.errors import DataError
-from sparring.stages.train import head
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind, forward
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.model import lm_head
+from sparring.stages.train.model.forward import bind, forward
 from tests.refusals import refused
 from tests.tiny import tiny_policy
 
@@ -28,7 +28,7 @@ N, H, V = 10, 6, 23
 
 @pytest.fixture(autouse=True)
 def chunks_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK", 4)
+    monkeypatch.setattr(lm_head, "CHUNK", 4)
 
 
 def tensors() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -48,7 +48,7 @@ def full(
 def test_by_hand() -> None:
     weight = torch.tensor([[math.log(2.0), 0.0], [0.0, math.log(3.0)], [0.0, 0.0]])
     hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], requires_grad=True)
-    log_p = head.log_probs(hidden, torch.tensor([0, 2, 1]), weight)  # odds 2:1:1, 1:3:1, 2:3:1
+    log_p = lm_head.log_probs(hidden, torch.tensor([0, 2, 1]), weight)  # odds 2:1:1, 1:3:1, 2:3:1
     assert log_p.tolist() == pytest.approx([math.log(2 / 4), math.log(1 / 5), math.log(3 / 6)], abs=1e-6)
     log_p.sum().backward()
     first = [(1 - 2 / 4) * math.log(2), -1 / 4 * math.log(3)]
@@ -64,7 +64,7 @@ SCALES = pytest.mark.parametrize("scale", [1.0, 1.7])
 def test_values_and_gradients_equal_those_of_full_logits(biased: bool, softcap: float | None, scale: float) -> None:
     hidden, tokens, weight, bias, factors = tensors()
     leaves = [hidden, weight, *([bias] if biased else [])]
-    found = head.log_probs(hidden, tokens, weight, bias if biased else None, softcap, scale)
+    found = lm_head.log_probs(hidden, tokens, weight, bias if biased else None, softcap, scale)
     expected = full(hidden, tokens, weight, bias if biased else None, softcap, scale)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     ours = torch.autograd.grad((factors * found).sum(), leaves)
@@ -80,7 +80,7 @@ def test_a_frozen_head_needs_no_logits_in_its_backward_pass(softcap: float | Non
     hidden, tokens, weight, _, factors = tensors()
     frozen = weight.detach()
     (theirs,) = torch.autograd.grad((factors * full(hidden, tokens, frozen, None, softcap, scale)).sum(), hidden)
-    loss = (factors * head.log_probs(hidden, tokens, frozen, None, softcap, scale)).sum()
+    loss = (factors * lm_head.log_probs(hidden, tokens, frozen, None, softcap, scale)).sum()
     with Sizes() as backward:
         (ours,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
@@ -91,7 +91,7 @@ def test_a_frozen_head_needs_no_logits_in_its_backward_pass(softcap: float | Non
 def test_residuals_give_the_gradient_of_all_log_probs(scale: float) -> None:
     hidden, tokens, weight, bias, _ = tensors()
     with torch.no_grad():
-        parts = list(head.chunks(hidden, tokens, weight, bias, 2.0, scale))
+        parts = list(lm_head.chunks(hidden, tokens, weight, bias, 2.0, scale))
         assert [len(log_p) for _, log_p, _ in parts] == [4, 4, 2]
         found = sum(residual.T @ hidden[rows] for rows, _, residual in parts)
     log_p = full(hidden, tokens, weight, bias, 2.0, scale)
@@ -104,8 +104,8 @@ def test_under_autocast_the_product_is_bf16_and_the_softmax_fp32() -> None:
     hidden, tokens, weight, _, factors = tensors()
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = head.log_probs(hidden, tokens, weight)
-        every = [head.log_probs(hidden.detach(), torch.full((N,), v), weight.detach()) for v in range(V)]
+        found = lm_head.log_probs(hidden, tokens, weight)
+        every = [lm_head.log_probs(hidden.detach(), torch.full((N,), v), weight.detach()) for v in range(V)]
     assert found.dtype == torch.float32
     expected = torch.log_softmax(logits, 1)[torch.arange(N), tokens]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -143,7 +143,7 @@ def test_the_full_logits_never_exist(layout: int, trained: bool, monkeypatch: py
     rows = [Row(id=str(i), prompt=[5, 6], chosen=[*range(100)], rejected=[*range(7, 107)]) for i in range(2)]
     sizes = {}
     for chunk in (32, 400):
-        monkeypatch.setattr(head, "CHUNK", chunk)
+        monkeypatch.setattr(lm_head, "CHUNK", chunk)
         with Sizes() as seen:
             forward(model, collate(rows, (2,), "mean", layout))[0].sum().backward()
         sizes[chunk] = seen.largest
@@ -154,13 +154,13 @@ def test_without_tokens_the_head_gives_logits() -> None:
     linear = nn.Linear(H, V)
     hidden = torch.randn(N, H)
     expected = linear(hidden)
-    head.chunked(linear, None)
+    lm_head.chunked(linear, None)
     torch.testing.assert_close(linear(hidden), expected, rtol=0, atol=0)
 
 
 def test_a_head_that_is_not_linear_is_refused() -> None:
     with refused(DataError, "Bilinear"):
-        head.chunked(nn.Bilinear(2, 2, 2), None)
+        lm_head.chunked(nn.Bilinear(2, 2, 2), None)
 
 
 ROWS = [
@@ -190,7 +190,7 @@ def zero3(rank: int, world: int, port: int, folders: dict[bool, Path]) -> list[d
         "train_micro_batch_size_per_gpu": 1,
     }
     kept = HfDeepSpeedConfig(settings)  # from_pretrained looks for it
-    head.CHUNK = 4
+    lm_head.CHUNK = 4
     return [_zero3_gradients(folders[tied], trained, kept.config) for tied, trained in CASES]
 
 

@@ -14,11 +14,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from sparring.stages.train import head_gradient
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.head_gradient import Head, add_gradient, products
-from sparring.stages.train.instruments import Instruments
-from sparring.stages.train.settle import settle
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.loss import head_gradients
+from sparring.stages.train.loss.head_gradients import Head, add_gradient, products
+from sparring.stages.train.model.scorer import settle
+from sparring.stages.train.trainer.instruments import Instruments
 from tests.stages.train.rig import OFF, REWARD, settings
 
 ROWS = [
@@ -49,7 +49,7 @@ def gradient(x: Tensor, tokens: Tensor, head: Head) -> Tensor:
 @HEADS
 def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None, scale: float) -> None:
     torch.manual_seed(0)
-    n, v, h = head_gradient.CHUNK + 30, head_gradient.COLUMNS + 50, 6
+    n, v, h = head_gradients.CHUNK + 30, head_gradients.COLUMNS + 50, 6
     head, x, tokens = random_head(v, h, bias, cap, scale), torch.randn(n, h), torch.randint(v, (n,))
     total = torch.zeros(v, h)
     with torch.no_grad():
@@ -61,9 +61,9 @@ def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | N
 @HEADS
 def test_products_equal_autograd(bias: bool, cap: float | None, scale: float, h: int) -> None:
     torch.manual_seed(1)
-    head = random_head(head_gradient.COLUMNS + 50, h, bias, cap, scale)
+    head = random_head(head_gradients.COLUMNS + 50, h, bias, cap, scale)
     x_w, x_l = torch.randn(7, h), torch.randn(12, h) + 1
-    y_w, y_l = (torch.randint(6, (n,)) + head_gradient.COLUMNS - 3 for n in (7, 12))
+    y_w, y_l = (torch.randint(6, (n,)) + head_gradients.COLUMNS - 3 for n in (7, 12))
     x_w += 1
     with torch.no_grad():
         found = products(x_w, y_w, x_l, y_l, head)

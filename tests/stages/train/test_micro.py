@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparring.stages.train import memory
-from sparring.stages.train.micro import Pass, fastest, following
+from sparring.stages.train.launch import memory
+from sparring.stages.train.trainer.micro_batch import Pass, fastest, following
 
 GB, CPU = 1e9, torch.device("cpu")
 

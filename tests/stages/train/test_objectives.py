@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparring.stages.train import objectives
+from sparring.stages.train.loss import objectives
+from sparring.stages.train.loss.objectives import Scores, has_target, incentives, loss, loss_scale, saturation
 from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveConfig, Simpo, Spo, Sppo
-from sparring.stages.train.objectives import Scores, has_target, incentives, loss, loss_scale, saturation
 
 
 def sppo(name: Any = "sppo", beta: float = 0.1, scale: float | None = None) -> Sppo:

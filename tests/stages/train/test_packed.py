@@ -17,12 +17,12 @@ from transformers import (
     modeling_flash_attention_utils,
 )
 
-from sparring.stages.train import forward as passes
-from sparring.stages.train import packed
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind, flash_runs, forward
-from sparring.stages.train.reference import score
-from sparring.stages.train.settle import settle
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.model import attention
+from sparring.stages.train.model import forward as passes
+from sparring.stages.train.model.forward import bind, flash_runs, forward
+from sparring.stages.train.model.scorer import settle
+from sparring.stages.train.steps.reference import score
 from tests.tiny import tiny_policy
 
 ROWS = [
@@ -76,14 +76,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int, so
 def flash(monkeypatch: pytest.MonkeyPatch) -> None:
     """What transformers' lazy import leaves behind when flash-attn is installed."""
     utils = modeling_flash_attention_utils
-    monkeypatch.setattr(utils, "_loaded_implementation", packed.FLASH)
+    monkeypatch.setattr(utils, "_loaded_implementation", attention.FLASH)
     monkeypatch.setattr(utils, "_flash_varlen_fn", kernel)
     monkeypatch.setattr(utils, "_process_flash_kwargs_fn", utils._lazy_define_process_function(kernel))
 
 
 def with_flash(model: Any) -> Any:
     """Bind a model whose attention is flash-attn's, which transformers refuses to set without a GPU."""
-    model.config._attn_implementation = packed.FLASH
+    model.config._attn_implementation = attention.FLASH
     return bind(model, "float32")
 
 
@@ -135,12 +135,12 @@ def test_flash_attention_is_checked_in_bfloat16(
 ) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_policy(tmp_path)).eval()
     monkeypatch.setattr(model, "set_attn_implementation", partial(setattr, model.config, "_attn_implementation"))
-    model.config._attn_implementation = packed.FLASH
+    model.config._attn_implementation = attention.FLASH
     if not ends:
         whole = lambda q, k, v, *_, **__: attend(q, k, v, None, -1, 0.0)  # noqa: E731
         monkeypatch.setattr(modeling_flash_attention_utils, "_flash_varlen_fn", whole)
     settle(model, "bfloat16")
-    assert model.flat is ends is (model.config._attn_implementation == packed.FLASH)
+    assert model.flat is ends is (model.config._attn_implementation == attention.FLASH)
     assert ends or "sequences without padding it is off by" in model.route.why
 
 
@@ -177,7 +177,7 @@ def test_flat_tokens_are_exactly_the_sampled_ones() -> None:
     tokens = batch["input_ids"].flatten()
     assert tokens[batch["positions"]][batch["response_mask"]].tolist() == [7, 2, 3, 8, 4]
     assert tokens[batch["predictors"]][batch["response_mask"]].tolist() == [6, 7, 9, 6, 9]
-    given = packed.arguments(batch["attention_mask"], batch["lengths"])
+    given = attention.arguments(batch["attention_mask"], batch["lengths"])
     assert given["attention_mask"] is None and given["cu_seq_lens_q"].tolist() == [0, 4, 6, 9, 11]
     assert given["max_length_q"] == given["max_length_k"] == 4
 

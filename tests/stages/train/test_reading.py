@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.errors import ConfigError
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind, forward
-from sparring.stages.train.instruments import Instruments
-from sparring.stages.train.loss import SUMS, pair_losses
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.loss.loss import SUMS, pair_losses
+from sparring.stages.train.loss.repulsion import distance, loss, pool
+from sparring.stages.train.model.forward import bind, forward
+from sparring.stages.train.model.hidden_states import Reading, decoder_layers
 from sparring.stages.train.objective_config import Sppo
-from sparring.stages.train.reading import Reading, decoder_layers
-from sparring.stages.train.repulsion import distance, loss, pool
+from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, REPULSIONS, REWARD, alone, repelling, settings
 
@@ -160,7 +160,7 @@ def under_zero3() -> dict[str, Any]:
     import torch.distributed as dist
 
     from sparring.stages.step import Workers
-    from sparring.stages.train.worker import _settle
+    from sparring.stages.train.launch.worker import _settle
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.batch.collate import Row, collate
 from sparring.stages.train.config import OffRepulsion
-from sparring.stages.train.forward import bind, forward
-from sparring.stages.train.loss import pair_losses
+from sparring.stages.train.loss.loss import pair_losses
+from sparring.stages.train.loss.repulsion import distance, loss, pool, pool_weights
+from sparring.stages.train.model.forward import bind, forward
 from sparring.stages.train.objective_config import Sppo
-from sparring.stages.train.repulsion import distance, loss, pool, pool_weights
 from tests.stages.train.rig import REPULSIONS, repelling
 
 ROWS = [

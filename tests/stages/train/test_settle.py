@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.errors import DataError
-from sparring.stages.train import packed
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import Route, forward, routes
-from sparring.stages.train.instruments import Instruments
-from sparring.stages.train.reading import Reading
-from sparring.stages.train.reference import load_scorer
-from sparring.stages.train.settle import MOST, TOLERANCE, Truth, _fault, _truth, settle
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.model import attention
+from sparring.stages.train.model.forward import Route, forward, routes
+from sparring.stages.train.model.hidden_states import Reading
+from sparring.stages.train.model.scorer import MOST, TOLERANCE, Truth, _fault, _truth, settle
+from sparring.stages.train.steps.reference import load_scorer
+from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
 from tests.settings import changed
 from tests.stages.train.ranks import folder, steps, train
@@ -42,7 +42,7 @@ SHAPE: dict[str, Any] = {
 }
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
 GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-PACKED, PADDED, EAGER = (packed.NAME, False), ("sdpa", False), ("eager", False)
+PACKED, PADDED, EAGER = (attention.NAME, False), ("sdpa", False), ("eager", False)
 OWN = ("sdpa", True)
 FOUND: dict[str, tuple[dict[str, Any], tuple[str, bool], float]] = {
     "llama": ({}, PACKED, 1.0),
@@ -136,14 +136,14 @@ def test_a_fallback_is_said_where_a_scorer_is_loaded(tmp_path: Path, caplog: pyt
 def blind() -> Iterator[None]:
     """Packed attention in which tokens see all tokens before them, those of the other response too."""
 
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-        return packed.attention(
+    def all_before(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        return attention.attention(
             module, query, key, value, mask if mask is None else torch.ones_like(mask).tril(), **kwargs
         )
 
-    AttentionInterface.register(packed.NAME, attention)
+    AttentionInterface.register(attention.NAME, all_before)
     yield
-    AttentionInterface.register(packed.NAME, packed.attention)
+    AttentionInterface.register(attention.NAME, attention.attention)
 
 
 def test_packed_pairs_that_are_wrong_in_silence_are_found(blind: None) -> None:
@@ -255,7 +255,7 @@ def test_a_window_shorter_than_the_check_is_not_packed() -> None:
 
 def test_bfloat16_is_checked_in_float32() -> None:
     model = settle(built("llama"), "bfloat16")
-    assert model.scoring_dtype == torch.bfloat16 and model.route.attention == packed.NAME
+    assert model.scoring_dtype == torch.bfloat16 and model.route.attention == attention.NAME
     assert 1e-3 < (scored(model) - own(model)).abs().max() < 5
 
 

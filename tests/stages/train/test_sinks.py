@@ -10,7 +10,7 @@ import pytest
 
 from sparring.stages.step import Job
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.sinks import LONGEST, Parameters, parameters, to_mlflow
+from sparring.stages.train.trainer.trackers import LONGEST, Parameters, parameters, to_mlflow
 from tests.artifacts import as_job
 from tests.stages.train.rig import settings
 

@@ -15,12 +15,12 @@ import pytest
 from sparring.pipeline.diagnostics.rules import learned
 from sparring.stages.errors import DataError, TrainingFault
 from sparring.stages.step import Input
-from sparring.stages.train import checkpoint
-from sparring.stages.train.collate import Row, deal
+from sparring.stages.train.batch.collate import Row, deal
+from sparring.stages.train.files import checkpoint
+from sparring.stages.train.files.probe import reload_probe
+from sparring.stages.train.launch.worker import load_rows
 from sparring.stages.train.objective_config import has_reference
-from sparring.stages.train.probe import reload_probe
-from sparring.stages.train.stage import Trained, run
-from sparring.stages.train.worker import load_rows
+from sparring.stages.train.steps.train import Trained, run
 from tests.artifacts import as_input
 from tests.refusals import refused
 from tests.settings import changed

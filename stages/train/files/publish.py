@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sparring.stages.errors import ConfigError
-from sparring.stages.train.adapter import LowRank, low_rank
-from sparring.stages.train.checkpoint import sync
-from sparring.stages.train.shards import SHARD_BYTES, ShardWriter, read, tensors_of
+from sparring.stages.train.files.checkpoint import sync
+from sparring.stages.train.files.safetensors_writer import SHARD_BYTES, ShardWriter, read, tensors_of
+from sparring.stages.train.model.adapter import LowRank, low_rank
 
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model")
 """Tokenizer, chat template, generation config: the policy's own bytes."""

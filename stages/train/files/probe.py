@@ -19,9 +19,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sparring.stages.train.collate import Row
-from sparring.stages.train.forward import Bound
-from sparring.stages.train.reference import load_scorer, score
+from sparring.stages.train.batch.collate import Row
+from sparring.stages.train.model.forward import Bound
+from sparring.stages.train.steps.reference import load_scorer, score
 
 ROWS = 64
 """Most training pairs of the probe."""

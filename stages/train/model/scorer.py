@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from sparring.stages.errors import DataError
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import Bound, Route, bind, decoder, forward, routes, softcap
-from sparring.stages.train.memory import out_of_memory
+from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.launch.memory import out_of_memory
+from sparring.stages.train.model.forward import Bound, Route, bind, decoder, forward, routes, softcap
 
 TOLERANCE = 1e-4
 """Nats a token between a pass and the model's own forward."""

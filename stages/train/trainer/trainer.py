@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
-from sparring.stages.train import reshard
-from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.batch.collate import Row, collate
 from sparring.stages.train.config import TrainSettings, tracked_name
-from sparring.stages.train.forward import Bound
-from sparring.stages.train.instruments import Instruments
-from sparring.stages.train.loss import pair_losses, recorded
-from sparring.stages.train.memory import one_copy
-from sparring.stages.train.recipe import schedule
+from sparring.stages.train.files import reshard
+from sparring.stages.train.launch.memory import one_copy
+from sparring.stages.train.loss.loss import pair_losses, recorded
+from sparring.stages.train.model.forward import Bound
+from sparring.stages.train.trainer.arguments import schedule
+from sparring.stages.train.trainer.instruments import Instruments
 
 CALIBRATION = "calibration.json"
 """Of a checkpoint: the running means of the reward calibration."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sparring.stages.train.repulsion import pool_weights
-from sparring.stages.train.truncate import fitted
+from sparring.stages.train.batch.truncate import fitted
+from sparring.stages.train.loss.repulsion import pool_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,8 +17,8 @@ from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceSettings
 
 if TYPE_CHECKING:
-    from sparring.stages.train.collate import Row
-    from sparring.stages.train.forward import Bound
+    from sparring.stages.train.batch.collate import Row
+    from sparring.stages.train.model.forward import Bound
 
 log = logging.getLogger(__name__)
 PASS_TOKENS = 2048
@@ -44,8 +44,8 @@ def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> Bound:
     """
     import torch
 
-    from sparring.stages.train.adapter import load_base
-    from sparring.stages.train.settle import settle
+    from sparring.stages.train.model.adapter import load_base
+    from sparring.stages.train.model.scorer import settle
 
     model = load_base(folder, four_bit)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,8 +59,8 @@ def score(model: Bound, rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Return (z_w, z_l) of each row, in the order of the rows."""
     import torch
 
-    from sparring.stages.train.collate import collate
-    from sparring.stages.train.forward import forward
+    from sparring.stages.train.batch.collate import collate
+    from sparring.stages.train.model.forward import forward
 
     scores: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     device, limit, flat = next(model.parameters()).device, model.shared_up_to, model.flat
@@ -97,7 +97,7 @@ class Reference:
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part."""
-        from sparring.stages.train.collate import join_pairs
+        from sparring.stages.train.batch.collate import join_pairs
 
         samples = self.job.inputs["samples"].table(shard.index, ["id", "prompt_ids", "responses"])
         pairs = self.job.inputs["pairs"].table(shard.index, ["id", "chosen", "rejected"])

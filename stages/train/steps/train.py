@@ -18,9 +18,10 @@ from ray.train import TrainingFailedError
 from sparring.stages import errors
 from sparring.stages.errors import RUN_AGAIN, DataError, Stopped, TrainingFault, disk_is_full, full_disk
 from sparring.stages.step import Job
-from sparring.stages.train import checkpoint, group
 from sparring.stages.train.config import TrainSettings, refuse_too_few_steps
-from sparring.stages.train.mailbox import DISK_FULL, ENDING, mailbox, read
+from sparring.stages.train.files import checkpoint
+from sparring.stages.train.launch import workers
+from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, mailbox, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Trained:
     stats: dict[str, float]
 
 
-def run(job: Job[TrainSettings], report: group.Report, asked: Callable[[], int] = lambda: 0) -> Trained:
+def run(job: Job[TrainSettings], report: workers.Report, asked: Callable[[], int] = lambda: 0) -> Trained:
     """Train in the cluster that Ray is connected to; Stopped when `asked` returned a signal and the state is saved.
 
     report: gets the record of each optimizer step with done, of and pid, each worker's pid, and messages.
@@ -55,12 +56,12 @@ def run(job: Job[TrainSettings], report: group.Report, asked: Callable[[], int] 
     )
 
 
-def _result(job: Job[TrainSettings], asked: Callable[[], int], report: group.Report) -> dict[str, Any]:
+def _result(job: Job[TrainSettings], asked: Callable[[], int], report: workers.Report) -> dict[str, Any]:
     """Start groups of workers until one has finished; return what its rank 0 returned."""
     while True:
         if asked():
             raise Stopped(_saved(job, asked(), {}), asked())
-        ended = group.fit(job, asked, report)
+        ended = workers.fit(job, asked, report)
         failed = ended if isinstance(ended, TrainingFailedError) else None
         made = getattr(ended, "return_value", None) or {}
         ending = read(job, ENDING) or {}

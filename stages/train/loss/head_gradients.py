@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from sparring.stages.train.head import CHUNK, chunks
+from sparring.stages.train.model.lm_head import CHUNK, chunks
 
 COLUMNS = 8192
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparring.stages.train import objective_config, objectives, repulsion
-from sparring.stages.train.collate import COLUMNS
+from sparring.stages.train import objective_config
+from sparring.stages.train.batch.collate import COLUMNS
 from sparring.stages.train.config import OffRepulsion, RepulsionConfig
+from sparring.stages.train.loss import objectives, repulsion
+from sparring.stages.train.loss.objectives import Scores
 from sparring.stages.train.objective_config import ObjectiveConfig
-from sparring.stages.train.objectives import Scores
 
 SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "d_w", "d_l", "distance")
 """Recorded as means over the pairs of the global batch."""

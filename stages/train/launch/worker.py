@@ -13,10 +13,11 @@ from typing import Any
 
 from sparring.stages.errors import TrainingFault
 from sparring.stages.step import Input, Job, Workers
-from sparring.stages.train import checkpoint, term
 from sparring.stages.train.config import TrainSettings, optimizer_steps, refuse_too_few_steps
-from sparring.stages.train.endings import noted, settled
-from sparring.stages.train.mailbox import MICRO_BATCH, STOP, Sender, groups, is_over, mailbox, post, read
+from sparring.stages.train.files import checkpoint
+from sparring.stages.train.launch import sigterm
+from sparring.stages.train.launch.failures import noted, settled
+from sparring.stages.train.launch.mailbox import MICRO_BATCH, STOP, Sender, groups, is_over, mailbox, post, read
 from sparring.stages.train.objective_config import has_reference
 
 AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
@@ -58,8 +59,8 @@ def _redirect_output(path: Path) -> None:
 
 def _train(job: Job[TrainSettings], rank: int, send: Sender) -> dict[str, Any] | None:
     _settle(job.workers)
-    from sparring.stages.train.collate import deal
-    from sparring.stages.train.trainer import NotFinite
+    from sparring.stages.train.batch.collate import deal
+    from sparring.stages.train.trainer.trainer import NotFinite
 
     settings, trainer = job.settings, job.settings.trainer
     rows, too_long = load_rows(job)
@@ -93,7 +94,7 @@ SCORED = {"ref": "reference", "base": "reference_base"}
 
 def load_rows(job: Job[TrainSettings]) -> tuple[list[Any], int]:
     """Return all pairs with their targets and log-probs, in table order, and how many were too long."""
-    from sparring.stages.train.collate import join_targets
+    from sparring.stages.train.batch.collate import join_targets
 
     limit, truncate = job.settings.trainer.max_length, job.settings.trainer.truncate
     scored = {name: job.inputs[role] for name, role in SCORED.items() if role in job.inputs}
@@ -114,8 +115,8 @@ class _Session:
         self, job: Job[TrainSettings], rank: int, send: Sender, rows: Sequence[Any], order: Sequence[int]
     ) -> None:
         self.job, self.rank, self.send, self.rows, self.order = job, rank, send, rows, order
-        from sparring.stages.train import sinks
-        from sparring.stages.train.probe import drawn
+        from sparring.stages.train.files.probe import drawn
+        from sparring.stages.train.trainer import trackers
 
         self.settings = job.settings
         self.policy = job.inputs["policy"].folder()
@@ -126,15 +127,15 @@ class _Session:
         self.resumed = _agreed(checkpoint.latest(job))
         self.history = self._history()
         if rank == 0:
-            sinks.settle(job)
+            trackers.settle(job)
         self.trainer = self._trainer(self._micro_batched())
-        self.trainer.add_callback(sinks.Parameters(job))
+        self.trainer.add_callback(trackers.Parameters(job))
 
     def _micro_batched(self) -> TrainSettings:
         """Return the settings with a number of pairs in a forward pass, by a probe where none is known."""
         import torch.distributed as dist
 
-        from sparring.stages.train.micro import probe
+        from sparring.stages.train.trainer.micro_batch import probe
 
         settings, share = settled(self.job), self.settings.share()
         if self.settings.hardware.micro_batch != "auto" or share == 1:
@@ -154,9 +155,9 @@ class _Session:
             post(self.job, MICRO_BATCH, {"fits": pairs})
 
     def _trainer(self, settings: TrainSettings) -> Any:
-        from sparring.stages.train.collate import shares
-        from sparring.stages.train.recipe import arguments
-        from sparring.stages.train.trainer import Hooks, PairTrainer
+        from sparring.stages.train.batch.collate import shares
+        from sparring.stages.train.trainer.arguments import arguments
+        from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
         steps = optimizer_steps(len(self.rows), settings.trainer.epochs, settings.trainer.global_batch)
         args = arguments(settings, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
@@ -183,8 +184,8 @@ class _Session:
 
         Without the step that scores a reference, the probe's rows get one here, and the noise is what stands in for it.
         """
-        from sparring.stages.train.probe import from_start
-        from sparring.stages.train.reference import load_scorer
+        from sparring.stages.train.files.probe import from_start
+        from sparring.stages.train.steps.reference import load_scorer
 
         if self.rank != 0:
             return _agreed(None)
@@ -196,7 +197,7 @@ class _Session:
         return _agreed(scorer.route)
 
     def _told_to_end(self) -> bool:
-        return term.came() or (self.rank == 0 and (mailbox(self.job) / STOP).exists())
+        return sigterm.came() or (self.rank == 0 and (mailbox(self.job) / STOP).exists())
 
     def ended_early(self) -> dict[str, Any] | None:
         """Return what is saved where training was told to end before its last step."""
@@ -216,7 +217,7 @@ class _Session:
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
         if has_reference(self.settings.objective) and not self.history:
-            from sparring.stages.train.probe import BeforeTraining
+            from sparring.stages.train.files.probe import BeforeTraining
 
             self.trainer.add_callback(BeforeTraining(self._measure_noise))
         self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
@@ -225,7 +226,7 @@ class _Session:
         """Note the mean |h| of a few of the probe's pairs before the first step, each scored alone: what rounding makes
         of 0. In the passes of the step `reference` the same numbers would come out, to the last bit.
         """
-        from sparring.stages.train.probe import ALONE
+        from sparring.stages.train.files.probe import ALONE
 
         alone = (self._probe([pair])[0] for pair in self.probed[:ALONE])
         moved = [abs(row[name]) for row in alone for name in ("h_w", "h_l")]
@@ -256,7 +257,7 @@ class _Session:
         """Probe and publish; every rank takes part in both. Rank 0 writes, and returns files and summary."""
         import torch
 
-        from sparring.stages.train.publish import publish
+        from sparring.stages.train.files.publish import publish
 
         probe = self._probe(self.probed)
         self.history.append({"probe": probe})
@@ -271,14 +272,14 @@ class _Session:
 
     def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """h of some pairs under the model in memory."""
-        from sparring.stages.train.probe import changes_of_log_prob
+        from sparring.stages.train.files.probe import changes_of_log_prob
 
         self.trainer.model_wrapped.eval()
         return changes_of_log_prob(self.trainer.model_wrapped, rows)
 
     def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
         """Files of the artifact, and what changed in the weights of the published folder."""
-        from sparring.stages.train.publish import changes, files
+        from sparring.stages.train.files.publish import changes, files
 
         metrics = self.job.out / f"metrics.{self.job.attempt}.jsonl"
         metrics.write_text(_lines(self.history), encoding="utf-8")
@@ -322,9 +323,9 @@ def load_policy(folder: Path, settings: TrainSettings, route: Any = None) -> Any
     """Load the policy for training: no dropout, its adapter if any, bound to score responses by a settled route."""
     from transformers import AutoConfig
 
-    from sparring.stages.train.adapter import attach, load_base
-    from sparring.stages.train.forward import bind
-    from sparring.stages.train.publish import adapted
+    from sparring.stages.train.files.publish import adapted
+    from sparring.stages.train.model.adapter import attach, load_base
+    from sparring.stages.train.model.forward import bind
 
     config = AutoConfig.from_pretrained(folder)
     dropouts = [name for name in vars(config) if name.endswith(("dropout", "pdrop"))]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceSettings
-from sparring.stages.train.reference import load_scorer, score, shards
+from sparring.stages.train.steps.reference import load_scorer, score, shards
 
 __all__ = ["Scorer", "finish", "shards"]
 
@@ -32,7 +32,7 @@ class Scorer:
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part: counted are responses."""
-        from sparring.stages.train.collate import join_pairs
+        from sparring.stages.train.batch.collate import join_pairs
 
         samples = self.samples.table(shard.index, ["id", "prompt_ids", "responses"])
         each = alone(samples)

@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparring.stages.errors import DataError
-from sparring.stages.train import band, objectives
-from sparring.stages.train.calibration import RewardCalibration, calibrate
 from sparring.stages.train.config import OffCalibration, OffRepulsion, TrainSettings
-from sparring.stages.train.forward import forward, softcap
-from sparring.stages.train.head_gradient import Head, add_gradient, products
-from sparring.stages.train.loss import scores_of
-from sparring.stages.train.reading import Reading
+from sparring.stages.train.loss import band, objectives
+from sparring.stages.train.loss.head_gradients import Head, add_gradient, products
+from sparring.stages.train.loss.loss import scores_of
+from sparring.stages.train.loss.reward_calibration import RewardCalibration, calibrate
+from sparring.stages.train.model.forward import forward, softcap
+from sparring.stages.train.model.hidden_states import Reading
 
 
 class Instruments:

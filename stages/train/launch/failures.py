@@ -5,12 +5,12 @@ from __future__ import annotations
 from sparring.stages.errors import SparringError, TrainingFault, disk_is_full
 from sparring.stages.step import Job
 from sparring.stages.train.config import TrainSettings
-from sparring.stages.train.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
+from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
 
 
 def noted(job: Job[TrainSettings], rank: int, error: Exception) -> bool:
     """Post an error that the driver knows what to do about; return whether it is one."""
-    from sparring.stages.train.memory import out_of_memory
+    from sparring.stages.train.launch.memory import out_of_memory
 
     if out_of_memory(error):
         go_on_with_less(job, rank)

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
-from sparring.stages.train import head, packed
-from sparring.stages.train.reading import Reading
-from sparring.stages.train.repulsion import pool
+from sparring.stages.train.loss.repulsion import pool
+from sparring.stages.train.model import attention, lm_head
+from sparring.stages.train.model.hidden_states import Reading
 
 NAMES = (
     "input_ids",
@@ -80,9 +80,9 @@ def bind(model: nn.Module, dtype: str, route: Route | None = None) -> Bound:
         bound.set_attn_implementation(route.attention)
     output = bound.get_output_embeddings()
     if route.own_logits:
-        head.whole(output)
+        lm_head.whole(output)
     else:
-        head.chunked(output, softcap(model), route.scale)
+        lm_head.chunked(output, softcap(model), route.scale)
     bound.forward = MethodType(_score, model)
     return cast(Bound, bound)
 
@@ -102,12 +102,12 @@ def routes(model: nn.Module, dtype: str) -> list[Route]:
     config: Any = model.config
     loaded = config._attn_implementation
     found = []
-    if flash_runs(model, dtype) or loaded == packed.FLASH:
-        found.append(Route(attention=packed.FLASH, flat=True))
+    if flash_runs(model, dtype) or loaded == attention.FLASH:
+        found.append(Route(attention=attention.FLASH, flat=True))
     if not _capped(config):
-        plain = "sdpa" if loaded in (packed.NAME, packed.FLASH) else loaded
+        plain = "sdpa" if loaded in (attention.NAME, attention.FLASH) else loaded
         shared = shared_up_to(model)
-        found += [Route(attention=packed.NAME, shared_up_to=shared)] if shared else []
+        found += [Route(attention=attention.NAME, shared_up_to=shared)] if shared else []
         found.append(Route(attention=plain))
     return list(dict.fromkeys([*found, Route(attention="eager")]))
 
@@ -119,7 +119,7 @@ def shared_up_to(model: nn.Module) -> int:
     window changes nothing for sequences that fit in it.
     """
     config: Any = model.config
-    if not _attends(config) or getattr(config, "_attn_implementation", None) not in ("sdpa", packed.NAME):
+    if not _attends(config) or getattr(config, "_attn_implementation", None) not in ("sdpa", attention.NAME):
         return 0
     return getattr(config, "sliding_window", None) or getattr(config, "max_position_embeddings", None) or 0
 
@@ -175,7 +175,7 @@ def _score(
     reading: Reading | None = None,
 ) -> tuple[Tensor, Tensor]:
     bf16 = self.scoring_dtype == torch.bfloat16
-    layout = packed.arguments(attention_mask, lengths)
+    layout = attention.arguments(attention_mask, lengths)
     tokens = input_ids.flatten()[positions[response_mask]]
     where = predictors[response_mask]
 

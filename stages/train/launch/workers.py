@@ -18,9 +18,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sparring.stages.errors import TrainingFault
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job
-from sparring.stages.train import endings, memory, term, worker
 from sparring.stages.train.config import TrainSettings
-from sparring.stages.train.mailbox import STOP, Receiver, ask_for_group, groups, mailbox
+from sparring.stages.train.launch import failures, memory, sigterm, worker
+from sparring.stages.train.launch.mailbox import STOP, Receiver, ask_for_group, groups, mailbox
 
 Report = Callable[[dict[str, Any]], None]
 POLL_S = 0.2
@@ -49,7 +49,7 @@ class _Listening(TorchConfig):
         class Listening(base):
             def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
                 super().on_training_start(worker_group, backend_config)
-                worker_group.execute(term.listen)
+                worker_group.execute(sigterm.listen)
 
         return Listening
 
@@ -72,7 +72,7 @@ class Watching(UserCallback):
         for rank, error in worker_exceptions.items():
             cause = getattr(error, "health_check_failure", error)
             if isinstance(cause, OutOfMemoryError) or by_kernel:
-                endings.go_on_with_less(self.job, rank)
+                failures.go_on_with_less(self.job, rank)
                 return
 
 
