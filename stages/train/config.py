@@ -83,8 +83,8 @@ class ActiveRepulsion:
     """lambda."""
     pooling: Pooling
     layer: Integer
-    """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
-    the last but one, and so on."""
+    """The layer of the states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0;
+    -2 that of the last but one, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class OffCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardCalibration:
-    """See calibration.py."""
+    """See loss/reward_calibration.py."""
 
     name: Literal["reward"]
     ema: Fraction
@@ -293,5 +293,5 @@ ON_HEAD = ("rho", "r_star", "in_band", "rho_negative")
 
 
 def tracked_name(name: str) -> str:
-    """Return how trackers call a figure: what is measured on the output head says so."""
+    """Return the name of a figure in trackers: `head_` before what is measured on the output head."""
     return f"head_{name}" if name in ON_HEAD else name

@@ -32,9 +32,9 @@ GOLDEN_TRAINING = "322 8 812"
 RELOAD = """
 import json, sys
 from pathlib import Path
-from sparring.stages.train.batch.collate import Row
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.files.probe import reload_probe
-folder, rows = Path(sys.argv[1]), [Row(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
+folder, rows = Path(sys.argv[1]), [ResponsePair(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
 print(json.dumps(reload_probe(folder, rows)))
 """
 
@@ -114,7 +114,7 @@ def test_the_published_policy_learned_what_the_trained_one_had(undisturbed: Path
 
 
 def joined_rows(folder: Path, steps: dict[str, Manifest]) -> list[dict[str, Any]]:
-    """Return the training pairs as keyword arguments of Row, read from the artifacts."""
+    """Return the training pairs as keyword arguments of ResponsePair, read from the artifacts."""
     samples, pairs, reference = (opened(folder, steps[name]) for name in ("sample", "pairs", "reference"))
     rows = []
     for part in range(samples.n_parts):

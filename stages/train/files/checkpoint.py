@@ -38,9 +38,15 @@ def binding(job: Job) -> dict[str, Any]:
 
 
 def latest(job: Job) -> tuple[Path, int] | None:
-    """Return the newest complete checkpoint of this job and its optimizer step; sizes are looked at, bytes are not."""
-    found = [(step, path) for path in root(job).glob("step-*") if (step := _complete(path, binding(job)))]
-    return (max(found)[1], max(found)[0]) if found else None
+    """Return the newest complete checkpoint of this job and its optimizer step; sizes are compared, bytes are not."""
+    complete = []
+    for path in root(job).glob("step-*"):
+        marker = _marker(path)
+        if marker and marker["bound"] == binding(job):
+            sizes = ((path / name, entry["bytes"]) for name, entry in marker["files"].items())
+            if marker["step"] and all(file.is_file() and file.stat().st_size == size for file, size in sizes):
+                complete.append((int(marker["step"]), path))
+    return (max(complete)[1], max(complete)[0]) if complete else None
 
 
 def drop_damaged(job: Job) -> list[str]:
@@ -63,23 +69,27 @@ def damage(path: Path) -> str | None:
     recorded = _marker(path).get("files")
     if recorded is None:
         return f"{MARKER} is not what was written"
-    return next((name for name, found in hashes(path, recorded).items() if found != recorded[name]), None)
+    return next((name for name, entry in hashes(path, recorded).items() if entry != recorded[name]), None)
 
 
 def hashes(path: Path, names: Iterable[str] | None = None, rank: int | None = None) -> dict[str, dict[str, Any] | None]:
-    """Return size and sha256 of a checkpoint's files by name, None for one that is not there.
+    """Return size and sha256 of a checkpoint's files by name, None for a missing one.
 
     rank: only those that this rank has written, by their names; rank 0 has written what names none.
     """
-    found = (str(item.relative_to(path)) for item in path.rglob("*") if item.is_file()) if names is None else names
-    chosen = [name for name in sorted(found) if rank is None or _writer(name) == rank]
+
+    def entry(name: str) -> dict[str, Any] | None:
+        file = path / name
+        return {"bytes": file.stat().st_size, "sha256": sha256_file(file)} if file.is_file() else None
+
+    if names is None:
+        names = [str(item.relative_to(path)) for item in path.rglob("*") if item.is_file()]
+    if rank is not None:
+        writers = {name: re.search(r"zero_pp_rank_(\d+)_", name) for name in names}
+        names = [name for name, writer in writers.items() if (int(writer[1]) if writer else 0) == rank]
+    chosen = sorted(names)
     with ThreadPoolExecutor() as pool:
-        return dict(zip(chosen, pool.map(lambda name: _hash(path / name), chosen), strict=True))
-
-
-def _writer(name: str) -> int:
-    named = re.search(r"zero_pp_rank_(\d+)_", name)
-    return int(named[1]) if named else 0
+        return dict(zip(chosen, pool.map(entry, chosen), strict=True))
 
 
 def staged(job: Job, step: int) -> Path:
@@ -88,7 +98,7 @@ def staged(job: Job, step: int) -> Path:
 
 
 def seal(path: Path, step: int, bound: dict[str, Any], files: Mapping[str, Any] | None = None) -> None:
-    """Write the marker: from here on the checkpoint counts. files: what `hashes` returned, over all ranks."""
+    """Write the marker: from now on the checkpoint counts. files: what `hashes` returned, over all ranks."""
     files = hashes(path) if files is None else files
     temporary = path / f"{MARKER}.tmp"
     body = {"step": step, "bound": bound, "files": files}
@@ -115,23 +125,10 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def _hash(path: Path) -> dict[str, Any] | None:
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)} if path.is_file() else None
-
-
 def _marker(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint's marker says, {} where it is not there or not what `seal` writes."""
+    """Return the content of a checkpoint's marker, {} where there is none or `seal` did not write it."""
     try:
         marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
         return dict(marker) if marker.pop("seal") == digest(marker) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SparringError):
         return {}
-
-
-def _complete(path: Path, bound: dict[str, Any]) -> int:
-    """Return the step of a checkpoint whose files are all there in their sizes, else 0."""
-    marker = _marker(path)
-    if not marker or marker["bound"] != bound:
-        return 0
-    sizes = ((path / name, entry["bytes"]) for name, entry in marker["files"].items())
-    return int(marker["step"]) if all(p.is_file() and p.stat().st_size == size for p, size in sizes) else 0

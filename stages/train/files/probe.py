@@ -19,14 +19,14 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sparring.stages.train.batch.collate import Row
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.model.forward import Bound
-from sparring.stages.train.steps.reference import load_scorer, score
+from sparring.stages.train.model.scorer import load_scorer, score
 
 ROWS = 64
 """Most training pairs of the probe."""
 ALONE = 8
-"""Most of them that are scored one at a time as well: enough to tell the size of rounding, which costs a pass each."""
+"""Most of them that are scored one at a time as well: enough to see the size of rounding; each costs a pass."""
 
 
 def drawn(pairs: int, seed: int) -> list[int]:
@@ -35,7 +35,7 @@ def drawn(pairs: int, seed: int) -> list[int]:
 
 
 class BeforeTraining(TrainerCallback):
-    """Measures once the engine is there, before the first optimizer step."""
+    """Measures once the engine is made, before the first optimizer step."""
 
     def __init__(self, measure: Callable[[], None]) -> None:
         self.measure = measure
@@ -45,13 +45,13 @@ class BeforeTraining(TrainerCallback):
         self.measure()
 
 
-def changes_of_log_prob(model: Bound, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def changes_of_log_prob(model: Bound, rows: Sequence[ResponsePair]) -> list[dict[str, Any]]:
     """h_w and h_l in nats of each row under a bound model (or an engine around one)."""
     scores = zip(rows, score(model, rows), strict=True)
     return [{"id": row.id, "h_w": z_w - row.ref_w, "h_l": z_l - row.ref_l} for row, (z_w, z_l) in scores]
 
 
-def from_start(model: Bound, rows: Sequence[Row]) -> tuple[list[Row], float]:
+def from_start(model: Bound, rows: Sequence[ResponsePair]) -> tuple[list[ResponsePair], float]:
     """The rows with the policy that training starts from as reference, and the noise: mean |z in one pass - z alone|
     in nats, of ALONE rows.
     """
@@ -64,6 +64,6 @@ def from_start(model: Bound, rows: Sequence[Row]) -> tuple[list[Row], float]:
     return started, sum(apart) / len(apart)
 
 
-def reload_probe(folder: Path, rows: Sequence[Row], dtype: str = "float32") -> list[dict[str, Any]]:
+def reload_probe(folder: Path, rows: Sequence[ResponsePair], dtype: str = "float32") -> list[dict[str, Any]]:
     """The same from a published folder; call it in a process that has not configured ZeRO-3."""
     return changes_of_log_prob(load_scorer(folder, dtype), rows)

@@ -27,7 +27,7 @@ WEIGHTS = ("config.json", "*.index.json")
 
 
 def publish(model: Any, policy: Path, folder: Path, dtype: torch.dtype, keep: bool, limit: int = SHARD_BYTES) -> None:
-    """Write the model in `dtype` with the policy's tokenizer files; every rank calls, the one that keeps writes."""
+    """Write the model in `dtype` beside the policy's tokenizer files; every rank calls, the one that keeps writes."""
     tensors = merged(model, policy, dtype, keep) if adapted(model, policy) else gathered(model, dtype, keep)
     if not keep:
         for _ in tensors:
@@ -36,7 +36,14 @@ def publish(model: Any, policy: Path, folder: Path, dtype: torch.dtype, keep: bo
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write(ShardWriter(folder, limit), tensors)
-    _beside(policy, folder, dtype)
+    for pattern in COPIED:
+        for path in policy.glob(pattern):
+            if not any(path.match(skipped) for skipped in WEIGHTS):
+                shutil.copyfile(path, folder / path.name)
+    config = json.loads((policy / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     sync(folder)
 
 
@@ -60,9 +67,11 @@ def gathered(model: Any, dtype: torch.dtype, keep: bool) -> Iterator[tuple[str, 
     Yields what `save_pretrained` would write, tied weights once: weights under the names and in the shapes of the
     architecture's files, which transformers may have renamed, joined or split when it loaded them.
     """
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 
-    together = _converts_several(model)
+    reverse = (conversion.reverse_transform() for conversion in model._weight_conversions or ())
+    # where a tensor of the files is made of several of the model, all must be held to write one
+    together = any(isinstance(one, WeightConverter) and len(one.source_patterns) > 1 for one in reverse)
     held: dict[str, Tensor] = {}
     for name, tensor in _stored(model, dtype, keep):
         held[name] = tensor
@@ -81,32 +90,24 @@ def _stored(model: Any, dtype: torch.dtype, keep: bool) -> Iterator[tuple[str, T
     for name, tensor in [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]:
         with deepspeed.zero.GatheredParameters([tensor] if isinstance(tensor, nn.Parameter) else []):
             if keep and name not in ignored:
-                kept = dtype if tensor.is_floating_point() else tensor.dtype
-                yield name, tensor.detach().to("cpu", kept, copy=True)
-
-
-def _converts_several(model: Any) -> bool:
-    """Whether a tensor of the files is made of several of the model: then all must be held to write one."""
-    from transformers.core_model_loading import WeightConverter
-
-    reverse = (conversion.reverse_transform() for conversion in model._weight_conversions or ())
-    return any(isinstance(one, WeightConverter) and len(one.source_patterns) > 1 for one in reverse)
+                stored = dtype if tensor.is_floating_point() else tensor.dtype
+                yield name, tensor.detach().to("cpu", stored, copy=True)
 
 
 def adapted(model: Any, policy: Path) -> dict[str, LowRank]:
-    """Return the adapter of each weight by its name in the policy's files; ConfigError when one is not there."""
+    """Return the adapter of each weight by its name in the policy's files; ConfigError where a name is missing."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    found, there = {}, tensors_of(policy)
+    adapters, names = {}, tensors_of(policy)
     for name, adapter in low_rank(model):
         (published,) = revert_weight_conversion(model, {name: torch.empty(0)})
-        if published not in there:
+        if published not in names:
             raise ConfigError(
                 f"trainer.adapter.targets: {published} is no weight of its own in the policy's files, so no adapter "
                 "could be merged into it; name other targets."
             )
-        found[published] = adapter
-    return found
+        adapters[published] = adapter
+    return adapters
 
 
 def merged(model: Any, policy: Path, dtype: torch.dtype, keep: bool) -> Iterator[tuple[str, Tensor]]:
@@ -122,18 +123,6 @@ def merged(model: Any, policy: Path, dtype: torch.dtype, keep: bool) -> Iterator
                 if adapter:
                     weight = weight.float() + adapter.delta()
                 yield name, weight.to(dtype) if weight.is_floating_point() else weight
-
-
-def _beside(policy: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Copy the policy's tokenizer files, and its config with the dtype of the weights."""
-    for pattern in COPIED:
-        for path in policy.glob(pattern):
-            if not any(path.match(skipped) for skipped in WEIGHTS):
-                shutil.copyfile(path, folder / path.name)
-    config = json.loads((policy / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def changes(old: Path, new: Path) -> dict[str, float]:
@@ -153,9 +142,3 @@ def changes(old: Path, new: Path) -> dict[str, float]:
         "max_change": largest,
         "mean_change": summed / max(1, total),
     }
-
-
-def files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield logical name and path of the files of a published folder."""
-    for path in sorted(folder.iterdir()):
-        yield f"model/{path.name}", path

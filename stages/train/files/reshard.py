@@ -29,10 +29,10 @@ def joined(parts: Sequence[Tensor], size: int) -> Tensor:
     return torch.cat(list(parts))[:size]
 
 
-def part_of(whole: Tensor, workers: int, rank: int) -> Tensor:
+def part_of(full: Tensor, workers: int, rank: int) -> Tensor:
     """Return the part of `rank`, (ceil(n / workers),), of a parameter of n values, padded with zeros."""
-    each = -(-len(whole) // workers)
-    mine = whole[rank * each : (rank + 1) * each]
+    each = -(-len(full) // workers)
+    mine = full[rank * each : (rank + 1) * each]
     return torch.nn.functional.pad(mine, (0, each - len(mine)))
 
 
@@ -69,8 +69,8 @@ class _Layout:
         """Fill this rank's flat tensor of some parameters; saved: the flat tensors of each saved rank."""
         at = 0
         for name in names:
-            whole = joined([cut(flats, self.begins[name], self.each[name]) for flats in saved], self.sizes[name])
-            mine = part_of(whole, dist.get_world_size(), dist.get_rank())
+            full = joined([cut(flats, self.begins[name], self.each[name]) for flats in saved], self.sizes[name])
+            mine = part_of(full, dist.get_world_size(), dist.get_rank())
             target[at : at + len(mine)] = mine
             at += len(mine)
 
@@ -106,10 +106,7 @@ def _states(
 
 
 def _by_rank(folder: Path, pattern: str) -> list[Path]:
-    def rank(path: Path) -> int:
-        return int(path.name.partition("zero_pp_rank_")[2].partition("_")[0])
-
-    return sorted(folder.glob(pattern), key=rank)
+    return sorted(folder.glob(pattern), key=lambda path: int(path.name.partition("zero_pp_rank_")[2].partition("_")[0]))
 
 
 def _read(path: Path) -> Any:

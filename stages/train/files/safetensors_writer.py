@@ -1,4 +1,4 @@
-"""safetensors files of a model, written as its tensors come and read one tensor at a time."""
+"""safetensors files of a model, written as its tensors arrive and read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class ShardWriter:
 
 def tensors_of(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor in a model folder."""
-    found = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as handle:
-            found.update(dict.fromkeys(handle.keys(), path))
-    return found
+            files.update(dict.fromkeys(handle.keys(), path))
+    return files
 
 
 def read(path: Path, name: str) -> Tensor:

@@ -8,12 +8,12 @@ from sparring.stages.train.config import TrainSettings
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
 
 
-def noted(job: Job[TrainSettings], rank: int, error: Exception) -> bool:
-    """Post an error that the driver knows what to do about; return whether it is one."""
+def post_failure(job: Job[TrainSettings], rank: int, error: Exception) -> bool:
+    """Post an error that the driver handles; return whether it is one."""
     from sparring.stages.train.launch.memory import out_of_memory
 
     if out_of_memory(error):
-        go_on_with_less(job, rank)
+        retry_with_less(job, rank)
     elif isinstance(error, SparringError):
         post(job, ENDING, {"type": type(error).__name__, "message": str(error)})
     elif disk_is_full(error, job.out):
@@ -23,10 +23,10 @@ def noted(job: Job[TrainSettings], rank: int, error: Exception) -> bool:
     return True
 
 
-def go_on_with_less(job: Job[TrainSettings], rank: int) -> None:
-    """Have the driver start the workers anew with half the pairs in a forward pass; an error where there is but one.
+def retry_with_less(job: Job[TrainSettings], rank: int) -> None:
+    """Have the driver start the workers anew with half the pairs in a forward pass; an error where there is only one.
 
-    After a probe that ran out of memory itself: with as many as it has seen fit.
+    After a probe that ran out of memory itself: with the most that fitted.
     """
     probed = read(job, MICRO_BATCH) or {}
     fits = None if "chosen" in probed else probed.get("fits")
@@ -34,7 +34,7 @@ def go_on_with_less(job: Job[TrainSettings], rank: int) -> None:
         text = f"rank {rank} ran out of memory trying more than {fits} pairs in a forward pass; it stays at {fits}"
         post(job, ENDING, {"text": text, "micro_batch": fits})
         return
-    pairs = settled(job).micro_pairs()
+    pairs = current_settings(job).micro_pairs()
     if pairs > 1:
         text = (
             f"rank {rank} ran out of memory with {pairs} pairs in a forward pass; training goes on from its last "
@@ -42,7 +42,7 @@ def go_on_with_less(job: Job[TrainSettings], rank: int) -> None:
         )
         post(job, ENDING, {"text": text, "micro_batch": pairs // 2})
         return
-    noted(
+    post_failure(
         job,
         rank,
         TrainingFault(
@@ -53,7 +53,7 @@ def go_on_with_less(job: Job[TrainSettings], rank: int) -> None:
     )
 
 
-def settled(job: Job[TrainSettings]) -> TrainSettings:
+def current_settings(job: Job[TrainSettings]) -> TrainSettings:
     """Return the settings with a number of pairs in a forward pass: what the probe chose, 1 while it has not."""
     if job.settings.hardware.micro_batch != "auto":
         return job.settings

@@ -1,12 +1,12 @@
-"""Where the workers of a training step and its driver leave each other word: files in one folder.
+"""Where the workers of a training step and its driver exchange messages: files in one folder.
 
-Ray Train starts the workers, restarts a group that lost one, and hands back what rank 0 returns. Files carry what it
-has no channel for: what happens while workers run, a stop that is asked for, and what must outlive a group that died.
+Ray Train starts the workers, restarts a group that lost one, and passes back what rank 0 returns. Files carry what it
+has no channel for: what happens while workers run, a request to stop, and what must outlive a group that died.
 
 <scratch>/train.<attempt>/   rank-0.log         all output of the process
                              rank-0.jsonl       events of a rank, which the driver passes on
-                             groups             a byte for each group of workers that was asked for
-                             stop               the driver was told to end: save after this optimizer step, then end
+                             groups             a byte for each group of workers that was requested
+                             stop               the run must end: save after this optimizer step, then end
                              micro_batch.json   pairs of a forward pass: `fits`, the most that the probe has seen fit
                                                 so far, and `chosen`, what it chose
                              ending.json        why a group that Ray restarts has nothing to do: an error that the
@@ -33,31 +33,26 @@ def mailbox(job: Job) -> Path:
 
 
 def post(job: Job, name: str, value: Any) -> None:
-    """Write a file of the mailbox, whole or not at all."""
+    """Write a file of the mailbox, completely or not at all."""
     temporary = mailbox(job) / f".{name}.{os.getpid()}"
     temporary.write_text(json.dumps(value), encoding="utf-8")
     temporary.replace(mailbox(job) / name)
 
 
 def read(job: Job, name: str) -> Any:
-    """Return what a file of the mailbox says, None when it is not there."""
+    """Return the content of a file of the mailbox, None where there is no such file."""
     path = mailbox(job) / name
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def is_over(job: Job) -> bool:
-    """Return whether a group that is restarted has nothing to do."""
-    return any((mailbox(job) / name).exists() for name in (STOP, DISK_FULL, ENDING))
-
-
-def ask_for_group(job: Job) -> None:
-    """Note that workers are waited for: at first, and after the death of one."""
+def request_group(job: Job) -> None:
+    """Count a group of workers that is waited for: the first one, and another after the death of a worker."""
     with (mailbox(job) / GROUPS).open("ab") as handle:
         handle.write(b".")
 
 
 def groups(job: Job) -> int:
-    """Return how many groups of workers were asked for so far."""
+    """Return how many groups of workers were requested so far."""
     path = mailbox(job) / GROUPS
     return path.stat().st_size if path.exists() else 0
 
@@ -73,7 +68,7 @@ class Sender:
 
 
 class Receiver:
-    """Hands on, in the driver, what the ranks have sent since the last call."""
+    """Passes on, in the driver, the events that the ranks have sent since the last call."""
 
     def __init__(self, job: Job, report: Callable[[dict[str, Any]], None]) -> None:
         self.job, self.report = job, report

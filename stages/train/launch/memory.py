@@ -38,23 +38,22 @@ def one_copy(engine: Any) -> None:
 
 
 def available(device: torch.device) -> int:
-    """Return the bytes that processes here may still take: of the GPU's memory, else of the host's or the cgroup's."""
+    """Return the bytes that processes may still take: of the GPU's memory, else of the host's, or what is left in this
+    process's group or those above it, where they have a limit (version 2 of cgroups).
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
         return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-    return min([int(psutil.virtual_memory().available), *_left_in_cgroups()])
-
-
-def _left_in_cgroups() -> Iterator[int]:
-    """Yield what is left in this process's group and those above it, where they have a limit (version 2 of cgroups)."""
+    left = [int(psutil.virtual_memory().available)]
     lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::")), "")
     group = CGROUPS / own.strip("/")
     while own and group != CGROUPS.parent:
         with contextlib.suppress(OSError, ValueError):
             limit, used = (int((group / f"memory.{n}").read_text(encoding="utf-8")) for n in ("max", "current"))
-            yield limit - used
+            left.append(limit - used)
         group = group.parent
+    return min(left)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """SIGTERM to a worker: it is noted, so that all workers save a checkpoint after the optimizer step they are in.
 
 Ray Train runs the training in a thread, while Python handles signals in the main thread alone: the handler is set by
-a call that Ray runs there, and comes to run when Ray next asks the worker how it is, within half a second.
+a call that Ray runs there, and runs when Ray next asks for the worker's health, within half a second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-_came: list[int] = []
+_received: list[int] = []
 
 
 def listen() -> None:
@@ -18,14 +18,14 @@ def listen() -> None:
     before: Any = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: FrameType | None) -> None:
-        if _came:
+        if _received:
             before(number, frame)
-        _came.append(number)
+        _received.append(number)
 
-    _came.clear()
+    _received.clear()
     signal.signal(signal.SIGTERM, note)
 
 
-def came() -> bool:
-    """Return whether this process was told to end."""
-    return bool(_came)
+def received() -> bool:
+    """Return whether this process got a SIGTERM."""
+    return bool(_received)

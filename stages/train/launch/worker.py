@@ -12,54 +12,63 @@ from pathlib import Path
 from typing import Any
 
 from sparring.stages.errors import TrainingFault
-from sparring.stages.step import Input, Job, Workers
+from sparring.stages.step import Job, Workers
 from sparring.stages.train.config import TrainSettings, optimizer_steps, refuse_too_few_steps
 from sparring.stages.train.files import checkpoint
 from sparring.stages.train.launch import sigterm
-from sparring.stages.train.launch.failures import noted, settled
-from sparring.stages.train.launch.mailbox import MICRO_BATCH, STOP, Sender, groups, is_over, mailbox, post, read
+from sparring.stages.train.launch.failures import current_settings, post_failure
+from sparring.stages.train.launch.mailbox import (
+    DISK_FULL,
+    ENDING,
+    MICRO_BATCH,
+    STOP,
+    Sender,
+    groups,
+    mailbox,
+    post,
+    read,
+)
 from sparring.stages.train.objective_config import has_reference
 
+METRICS = "metrics.jsonl"
+"""The records of all optimizer steps and of the probe, in a checkpoint and among the published files."""
 AVERAGED = ("rho", "in_band", "reversed", "rho_negative", "repulsion_ratio")
 """What the summary gives as the mean over the steps that measured it."""
 
 
 def work(config: dict[str, Job[TrainSettings]]) -> dict[str, Any] | None:
-    """Run one rank of config["job"]; return what its training came to: of rank 0 files and summary, or what it saved.
+    """Run one rank of config["job"]; return the result of its training: of rank 0 files and summary, or what it saved.
 
-    A group that Ray has restarted after an ending returns at once.
+    A group that Ray restarts although the driver is to end it, or to start one with other settings, returns at once.
     """
     from ray import train
 
     job = config["job"]
     rank = train.get_context().get_world_rank()
-    if is_over(job):
+    if any((mailbox(job) / name).exists() for name in (STOP, DISK_FULL, ENDING)):
         return None
-    _redirect_output(mailbox(job) / f"rank-{rank}.log")
+    output = os.open(mailbox(job) / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        stream.flush()
+        os.dup2(output, number)
+    os.close(output)
     send = Sender(mailbox(job) / f"rank-{rank}.jsonl")
     where = {"pid": os.getpid(), "host": socket.gethostname(), "group": groups(job)}
     send({"event": "worker", "rank": rank, **where})
     try:
-        return _train(job, rank, send)
+        return train_rank(job, rank, send)
     except Exception as error:
-        known = noted(job, rank, error)
+        known = post_failure(job, rank, error)
         if not known or job.workers.count > 1:  # the others may wait for this one for ever: Ray ends them
             raise
         return None
 
 
-def _redirect_output(path: Path) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-
-
-def _train(job: Job[TrainSettings], rank: int, send: Sender) -> dict[str, Any] | None:
-    _settle(job.workers)
-    from sparring.stages.train.batch.collate import deal
+def train_rank(job: Job[TrainSettings], rank: int, send: Sender) -> dict[str, Any] | None:
+    """Train as one rank of a process group that is set up; return as `work` does."""
+    prepare_process(job.workers)
+    from sparring.stages.train.batch.order import deal
+    from sparring.stages.train.batch.rows import load_rows
     from sparring.stages.train.trainer.trainer import NotFinite
 
     settings, trainer = job.settings, job.settings.trainer
@@ -67,16 +76,16 @@ def _train(job: Job[TrainSettings], rank: int, send: Sender) -> dict[str, Any] |
     refuse_too_few_steps(len(rows), trainer)
     order, repeated = deal([row.shared_length for row in rows], trainer.epochs, trainer.global_batch, settings.seed)
     try:
-        session = _Session(job, rank, send, rows, order)
+        session = Session(job, rank, send, rows, order)
         session.train()
     except NotFinite as error:
         raise TrainingFault(str(error)) from None
     counts = {"pairs": len(rows), "too_long": too_long, "repeated": repeated, "epochs": trainer.epochs}
     counts["truncated"] = sum(row.truncated for row in rows)
-    return session.ended_early() or session.finish(counts)
+    return session.finish(counts)
 
 
-def _settle(workers: Workers) -> None:
+def prepare_process(workers: Workers) -> None:
     """Fix threads, keep DeepSpeed from compiling anything, and let it join Ray's process group before it loads."""
     if workers.gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -88,27 +97,7 @@ def _settle(workers: Workers) -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False)
 
 
-SCORED = {"ref": "reference", "base": "reference_base"}
-"""The roles of what the step `reference` made, by the name in Row."""
-
-
-def load_rows(job: Job[TrainSettings]) -> tuple[list[Any], int]:
-    """Return all pairs with their targets and log-probs, in table order, and how many were too long."""
-    from sparring.stages.train.batch.collate import join_targets
-
-    limit, truncate = job.settings.trainer.max_length, job.settings.trainer.truncate
-    scored = {name: job.inputs[role] for name, role in SCORED.items() if role in job.inputs}
-    rows, too_long = [], 0
-    for index in range(job.inputs["samples"].n_parts):
-        samples = job.inputs["samples"].table(index, ["id", "prompt_ids", "responses"])
-        logprobs = {name: source.table(index) for name, source in scored.items()}
-        part, dropped = join_targets(samples, job.inputs["targets"].table(index), logprobs, limit, truncate)
-        rows += part
-        too_long += dropped
-    return rows, too_long
-
-
-class _Session:
+class Session:
     """The training of one rank, from the policy or the latest checkpoint to the published files."""
 
     def __init__(
@@ -122,12 +111,18 @@ class _Session:
         self.policy = job.inputs["policy"].folder()
         self.probed = [rows[i] for i in drawn(len(rows), self.settings.seed)]
         self.noise: float | None = None
-        self.route = self._settled()
+        self.route = self._route()
         gc.collect()  # the scorer is a cycle
-        self.resumed = _agreed(checkpoint.latest(job))
-        self.history = self._history()
+        self.resumed = _of_rank_0(checkpoint.latest(job))
+        self.history: list[dict[str, Any]] = []
+        """Records of all steps, those before the checkpoint that this attempt resumes from included."""
+        if self.resumed:
+            path, step = self.resumed
+            if rank == 0:
+                self.send({"event": "message", "text": f"train: resumed after optimizer step {step}"})
+            self.history = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
         if rank == 0:
-            trackers.settle(job)
+            trackers.set_environment(job)
         self.trainer = self._trainer(self._micro_batched())
         self.trainer.add_callback(trackers.Parameters(job))
 
@@ -137,25 +132,28 @@ class _Session:
 
         from sparring.stages.train.trainer.micro_batch import probe
 
-        settings, share = settled(self.job), self.settings.share()
+        settings, share = current_settings(self.job), self.settings.share()
         if self.settings.hardware.micro_batch != "auto" or share == 1:
             return settings
-        known = _agreed((read(self.job, MICRO_BATCH) or {}).get("chosen"))
+        known = _of_rank_0((read(self.job, MICRO_BATCH) or {}).get("chosen"))
         if known:
             return settings.with_micro_batch(known)
-        pairs, text = probe(self._trainer, settings, share, int(os.environ["LOCAL_WORLD_SIZE"]), self._fits)
+        pairs, text = probe(
+            self._trainer,
+            settings,
+            share,
+            local_workers=int(os.environ["LOCAL_WORLD_SIZE"]),
+            on_fit=lambda pairs: post(self.job, MICRO_BATCH, {"fits": pairs}) if self.rank == 0 else None,
+        )
         if self.rank == 0:
             post(self.job, MICRO_BATCH, {"chosen": pairs})
             self.send({"event": "message", "text": text})
         dist.barrier()
         return settings.with_micro_batch(pairs)
 
-    def _fits(self, pairs: int) -> None:
-        if self.rank == 0:
-            post(self.job, MICRO_BATCH, {"fits": pairs})
-
     def _trainer(self, settings: TrainSettings) -> Any:
-        from sparring.stages.train.batch.collate import shares
+        from sparring.stages.train.batch.order import shares
+        from sparring.stages.train.batch.rows import ends_of_turn
         from sparring.stages.train.trainer.arguments import arguments
         from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
@@ -174,46 +172,30 @@ class _Session:
                 on_step=self._on_step,
                 stage_checkpoint=lambda step: checkpoint.staged(self.job, step),
                 seal_checkpoint=self._seal,
-                told_to_end=self._told_to_end,
+                must_end=lambda: sigterm.received() or (self.rank == 0 and (mailbox(self.job) / STOP).exists()),
             ),
             resumed_from=self.resumed[1] if self.resumed else 0,
         )
 
-    def _settled(self) -> Any:
-        """Return how the policy is scored, found by rank 0 with whole weights: once ZeRO-3 is configured it has none.
+    def _route(self) -> Any:
+        """Return how the policy is scored, checked by rank 0 on complete weights: under ZeRO-3 no rank has them.
 
-        Without the step that scores a reference, the probe's rows get one here, and the noise is what stands in for it.
+        Without the step that scores a reference, the probe's rows get one as well, and the noise is what stands for it.
         """
         from sparring.stages.train.files.probe import from_start
-        from sparring.stages.train.steps.reference import load_scorer
+        from sparring.stages.train.model.scorer import load_scorer
 
         if self.rank != 0:
-            return _agreed(None)
+            return _of_rank_0(None)
         scorer: Any = load_scorer(self.policy, self.settings.trainer.dtype, self.settings.trainer.adapter.four_bit)
         if scorer.route.why:
             self.send({"event": "message", "text": f"train: {scorer.route.why}"})
         if not has_reference(self.settings.objective):
             self.probed, self.noise = from_start(scorer, self.probed)
-        return _agreed(scorer.route)
-
-    def _told_to_end(self) -> bool:
-        return sigterm.came() or (self.rank == 0 and (mailbox(self.job) / STOP).exists())
-
-    def ended_early(self) -> dict[str, Any] | None:
-        """Return what is saved where training was told to end before its last step."""
-        state = self.trainer.state
-        return {"saved": state.global_step, "of": state.max_steps} if state.global_step < state.max_steps else None
-
-    def _history(self) -> list[dict[str, Any]]:
-        """Records of the steps before the checkpoint that this attempt resumes from."""
-        if self.resumed is None:
-            return []
-        path, step = self.resumed
-        if self.rank == 0:
-            self.send({"event": "message", "text": f"train: resumed after optimizer step {step}"})
-        return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        return _of_rank_0(scorer.route)
 
     def train(self) -> None:
+        """Train to the last step, or until this run must end."""
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
         if has_reference(self.settings.objective) and not self.history:
@@ -224,7 +206,7 @@ class _Session:
 
     def _measure_noise(self) -> None:
         """Note the mean |h| of a few of the probe's pairs before the first step, each scored alone: what rounding makes
-        of 0. In the passes of the step `reference` the same numbers would come out, to the last bit.
+        of 0. In the passes of the step `reference` the same numbers would result, to the last bit.
         """
         from sparring.stages.train.files.probe import ALONE
 
@@ -242,23 +224,29 @@ class _Session:
         import torch.distributed as dist
 
         if self.rank == 0:
-            (folder / "metrics.jsonl").write_text(_lines(self.history), encoding="utf-8")
+            (folder / METRICS).write_text(_lines(self.history), encoding="utf-8")
         dist.barrier()
         checkpoint.sync(folder)
         hashed: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(hashed, checkpoint.hashes(folder, rank=self.rank))
         if self.rank == 0:
-            files = {name: found for part in hashed for name, found in part.items()}
+            files = {name: entry for part in hashed for name, entry in part.items()}
             checkpoint.seal(folder, step, checkpoint.binding(self.job), files)
             checkpoint.prune(self.job, folder)
         dist.barrier()
 
     def finish(self, counts: dict[str, int]) -> dict[str, Any] | None:
-        """Probe and publish; every rank takes part in both. Rank 0 writes, and returns files and summary."""
+        """Probe and publish; every rank takes part in both. Rank 0 writes, and returns files and summary.
+
+        Where training ended before its last step, only what is saved is returned.
+        """
         import torch
 
-        from sparring.stages.train.files.publish import publish
+        from sparring.stages.train.files.publish import changes, publish
 
+        state = self.trainer.state
+        if state.global_step < state.max_steps:
+            return {"saved": state.global_step, "of": state.max_steps}
         probe = self._probe(self.probed)
         self.history.append({"probe": probe})
         folder = self.job.out / f"model.{self.job.attempt}"
@@ -266,9 +254,13 @@ class _Session:
         publish(self.trainer.model, self.policy, folder, dtype, keep=self.rank == 0)
         if self.rank != 0:
             return None
-        files, change = self._files(folder)
-        summary = {**self._summary(), **_means(probe), **change, **counts}
-        return {"files": {name: str(path) for name, path in files.items()}, "summary": summary}
+        metrics = self.job.out / f"metrics.{self.job.attempt}.jsonl"
+        metrics.write_text(_lines(self.history), encoding="utf-8")
+        checkpoint.sync(metrics)
+        files = {f"model/{path.name}": str(path) for path in sorted(folder.iterdir())} | {METRICS: str(metrics)}
+        moved = {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
+        probed = {**moved, "probe_pairs": len(probe)}
+        return {"files": files, "summary": {**self._summary(), **probed, **changes(self.policy, folder), **counts}}
 
     def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """h of some pairs under the model in memory."""
@@ -277,17 +269,11 @@ class _Session:
         self.trainer.model_wrapped.eval()
         return changes_of_log_prob(self.trainer.model_wrapped, rows)
 
-    def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
-        """Files of the artifact, and what changed in the weights of the published folder."""
-        from sparring.stages.train.files.publish import changes, files
-
-        metrics = self.job.out / f"metrics.{self.job.attempt}.jsonl"
-        metrics.write_text(_lines(self.history), encoding="utf-8")
-        checkpoint.sync(metrics)
-        return {**dict(files(folder)), "metrics.jsonl": metrics}, changes(self.policy, folder)
-
     def _summary(self) -> dict[str, float]:
         steps = [record for record in self.history if "step" in record]
+        noise, first = self.noise, self.history[0]
+        if noise is None:  # mean |h| before training; of a training begun by an older version, of its first step
+            noise = float(first["noise"] if "noise" in first else first["abs_h"])
         gauge = {"saturation": steps[-1]["saturation"]} if "saturation" in steps[-1] else {}
         return {
             **gauge,
@@ -296,31 +282,24 @@ class _Session:
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
             "distance_new": steps[0]["distance"],  # under the policy it starts from, of pairs no training has seen
-            "noise": self._noise(),
+            "noise": noise,
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
             **_averages(steps, AVERAGED),
             **_averages(steps[-1:], ("delta", "delta_skipped")),
         }
 
-    def _noise(self) -> float:
-        """Mean |h| of the probe's pairs before training; of a training begun by an older version, of its first step."""
-        if self.noise is not None:
-            return self.noise
-        first = self.history[0]
-        return float(first["noise"] if "noise" in first else first["abs_h"])
 
-
-def _agreed(found: Any) -> Any:
-    """Return what rank 0 found: a shared file system may show the ranks different things."""
+def _of_rank_0(value: Any) -> Any:
+    """Return the value of rank 0: a shared file system may show the ranks different things."""
     import torch.distributed as dist
 
-    holder = [found]
+    holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
 
 def load_policy(folder: Path, settings: TrainSettings, route: Any = None) -> Any:
-    """Load the policy for training: no dropout, its adapter if any, bound to score responses by a settled route."""
+    """Load the policy for training: no dropout, its adapter if any, bound to score responses by a checked route."""
     from transformers import AutoConfig
 
     from sparring.stages.train.files.publish import adapted
@@ -336,22 +315,10 @@ def load_policy(folder: Path, settings: TrainSettings, route: Any = None) -> Any
     return bind(model, settings.trainer.dtype, route)
 
 
-def ends_of_turn(samples: Input) -> frozenset[int]:
-    """Return the last tokens of the responses that ended by themselves: what the sampler took for the end of a turn."""
-    tables = (samples.table(index, ["responses"]) for index in range(samples.n_parts))
-    responses = (r for table in tables for row in table.column("responses").to_pylist() for r in row)
-    return frozenset(r["ids"][-1] for r in responses if r["finish"] == "stop" and r["ids"])
-
-
-def _means(probe: Sequence[dict[str, Any]]) -> dict[str, float]:
-    means = {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
-    return {**means, "probe_pairs": len(probe)}
-
-
 def _averages(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
     """Mean of each name over the records that have it."""
-    there = {name: [record[name] for record in records if name in record] for name in names}
-    return {name: sum(values) / len(values) for name, values in there.items() if values}
+    known = {name: [record[name] for record in records if name in record] for name in names}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def _lines(records: Sequence[dict[str, Any]]) -> str:

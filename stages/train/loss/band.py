@@ -4,7 +4,7 @@ Every pairwise objective moves the parameters along d_w s_w - d_l s_l, s = dz/dt
 r* = |s_l|/|s_w|, all of d_w, d_l and rho above 0: to first order, without preconditioning, the chosen response does not
 fall and the rejected one does not rise if and only if  rho r* <= d_w/d_l <= r*/rho.  arXiv 2604.18239.
 
-Measured here on the head's weight alone: a band of that part of the parameters.
+Measured on the head's weight alone: a band of that part of the parameters.
 """
 
 from __future__ import annotations

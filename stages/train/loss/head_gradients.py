@@ -42,15 +42,6 @@ class Head:
         return u if self.cap is None else self.cap * torch.tanh(u / self.cap)
 
 
-def residuals(logits: Tensor, log_sum: Tensor, tokens: Tensor, head: Head, start: int) -> Tensor:
-    """Columns of A from `start` on. logits: (n, v); log_sum: (n,) over the whole vocabulary; tokens: (n,)."""
-    a = -(logits - log_sum[:, None]).exp()
-    here = ((tokens >= start) & (tokens < start + logits.shape[1])).nonzero().squeeze(1)
-    a[here, tokens[here] - start] += 1
-    a = a if head.cap is None else a * (1 - (logits / head.cap).square())
-    return a if head.scale == 1 else a * head.scale
-
-
 def add_gradient(total: Tensor, x: Tensor, tokens: Tensor, head: Head) -> None:
     """Add dz/dW = A^T X of n tokens to `total`, (V, H) fp32. x: (n, H), the states that predict `tokens`, (n,)."""
     for rows, _, a in chunks(x, tokens, head.weight, head.bias, head.cap, head.scale):
@@ -67,15 +58,20 @@ def products(x_w: Tensor, tokens_w: Tensor, x_l: Tensor, tokens_l: Tensor, head:
     x, tokens, n_w = torch.cat([x_w, x_l]), torch.cat([tokens_w, tokens_l]), len(x_w)
     log_sum = torch.cat([head.logits(states).logsumexp(1) for states in x.split(CHUNK)])
     gram = torch.zeros((len(x), len(x)), device=x.device) if len(x) < x.shape[1] else None
-    found = torch.zeros(3, dtype=torch.float64, device=x.device)
+    inner = torch.zeros(3, dtype=torch.float64, device=x.device)
     for start in range(0, len(head.weight), COLUMNS):
-        a = residuals(head.logits(x, start, start + COLUMNS), log_sum, tokens, head, start)
+        logits = head.logits(x, start, start + COLUMNS)
+        a = -(logits - log_sum[:, None]).exp()  # the columns of A from `start` on
+        inside = ((tokens >= start) & (tokens < start + logits.shape[1])).nonzero().squeeze(1)
+        a[inside, tokens[inside] - start] += 1
+        a = a if head.cap is None else a * (1 - (logits / head.cap).square())
+        a = a if head.scale == 1 else a * head.scale
         if gram is not None:
             gram += a @ a.T
         else:
             s_w, s_l = (a[:n_w].T @ x[:n_w]).double(), (a[n_w:].T @ x[n_w:]).double()
-            found += torch.stack([s_w.square().sum(), s_l.square().sum(), (s_w * s_l).sum()])
+            inner += torch.stack([s_w.square().sum(), s_l.square().sum(), (s_w * s_l).sum()])
     if gram is not None:
         both = gram.double() * (x.float() @ x.float().T).double()
-        found = torch.stack([both[:n_w, :n_w].sum(), both[n_w:, n_w:].sum(), both[:n_w, n_w:].sum()])
-    return found
+        inner = torch.stack([both[:n_w, :n_w].sum(), both[n_w:, n_w:].sum(), both[:n_w, n_w:].sum()])
+    return inner

@@ -7,7 +7,7 @@ response should have; w chosen, l rejected; m = h_w - h_l. All tensors are (B,),
     loss_scale(objective)           the factor on it
     incentives(objective, scores)   d_w = -dL_beta/dz_w and d_l = dL_beta/dz_l: what is pushed up, and down, per nat
 
-The gate has its say in all of them. `sppo` and `sppo_single` read gated win rates. The others read a hard label, chosen
+The gate enters all of them. `sppo` and `sppo_single` read gated win rates. The others read a hard label, chosen
 beats rejected with probability 1, and the gate makes that q = 1/2 + (1 - G[w,l]) (1 - 1/2) = 1 - G[w,l]/2: they take
 the mean over a label of that probability, q l(u) + (1 - q) l(-u) of their loss l at the margin u. q = 1, the published
 loss bit for bit, where the gate is closed.
@@ -27,7 +27,7 @@ from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveConf
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What objectives read of B pairs, each (B,) float64; NaN where an input was not there."""
+    """What objectives read of B pairs, each (B,) float64; NaN where an input is missing."""
 
     z_w: Tensor
     """Log-prob of the chosen response under the policy in training, in nats."""
@@ -58,18 +58,18 @@ class Scores:
 def loss(objective: ObjectiveConfig, scores: Scores) -> Tensor:
     """L_beta per pair."""
     if isinstance(objective, Sppo):
-        return sppo(*scores.h, *win_rates(objective, scores), objective.beta)
+        return sppo(*scores.h, *win_rates(objective, scores), objective.beta)[0]
     u, q = margin(objective, scores), scores.label
-    mean = q * of_margin(objective, u) + (1 - q) * of_margin(objective, -u)
+    mean = q * of_margin(objective, u)[0] + (1 - q) * of_margin(objective, -u)[0]
     return mean + objective.kappa * scores.h[1].relu() if isinstance(objective, Spo) else mean
 
 
 def incentives(objective: ObjectiveConfig, scores: Scores) -> tuple[Tensor, Tensor]:
     """d_w = -dL_beta/dz_w, d_l = dL_beta/dz_l, per pair."""
     if isinstance(objective, Sppo):
-        return sppo_incentives(*scores.h, *win_rates(objective, scores), objective.beta)
+        return sppo(*scores.h, *win_rates(objective, scores), objective.beta)[1:]
     u, q = margin(objective, scores), scores.label
-    pull = q * pull_of_margin(objective, u) - (1 - q) * pull_of_margin(objective, -u)
+    pull = q * of_margin(objective, u)[1] - (1 - q) * of_margin(objective, -u)[1]
     per_w, per_l = slopes(objective, scores)
     d_w, d_l = per_w * pull, per_l * pull
     return (d_w, d_l + objective.kappa * (scores.h[1] > 0).to(d_l)) if isinstance(objective, Spo) else (d_w, d_l)
@@ -111,22 +111,15 @@ def win_rates(objective: Sppo, scores: Scores) -> tuple[Tensor, Tensor]:
     return scores.p_w, scores.p_l
 
 
-def sppo(h_w: Tensor, h_l: Tensor, p_w: Tensor, p_l: Tensor, beta: float) -> Tensor:
+def sppo(h_w: Tensor, h_l: Tensor, p_w: Tensor, p_l: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """L_beta = 1/2 [(beta h_w - (p_w - 1/2))^2 + (beta h_l - (p_l - 1/2))^2], per pair. Wu et al., arXiv 2405.00675.
 
     beta^2 times the published loss 1/2 [(h_w - eta (p_w - 1/2))^2 + ...], so that it is of order one for any beta.
+    Then d_w = beta ((p_w - 1/2) - beta h_w) and d_l = beta (beta h_l - (p_l - 1/2)): times 1/beta^2, the official
+    scale, d_w = eta (p_w - 1/2) - h_w and d_l = h_l - eta (p_l - 1/2).
     """
-    chosen = (beta * h_w - (p_w - 0.5)).square()
-    rejected = (beta * h_l - (p_l - 0.5)).square()
-    return 0.5 * (chosen + rejected)
-
-
-def sppo_incentives(h_w: Tensor, h_l: Tensor, p_w: Tensor, p_l: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """d_w = beta ((p_w - 1/2) - beta h_w), d_l = beta (beta h_l - (p_l - 1/2)).
-
-    Times 1/beta^2, the official scale: d_w = eta (p_w - 1/2) - h_w, d_l = h_l - eta (p_l - 1/2).
-    """
-    return beta * ((p_w - 0.5) - beta * h_w), beta * (beta * h_l - (p_l - 0.5))
+    l_beta = 0.5 * ((beta * h_w - (p_w - 0.5)).square() + (beta * h_l - (p_l - 0.5)).square())
+    return l_beta, beta * ((p_w - 0.5) - beta * h_w), beta * (beta * h_l - (p_l - 0.5))
 
 
 Margin = Dpo | Ipo | Spo | Inpo | Simpo
@@ -134,17 +127,18 @@ Margin = Dpo | Ipo | Spo | Inpo | Simpo
 
 
 def margin(objective: Margin, scores: Scores) -> Tensor:
-    """u: m; of ipo with length_normalize h_w/|w| - h_l/|l|; of inpo and simpo their own."""
-    match objective:
-        case Inpo(tau=tau, inpo_eta=eta):
-            m, m_ref, m_base = scores.z_w - scores.z_l, scores.ref_w - scores.ref_l, scores.base_w - scores.base_l
-            return inpo_margin(m, m_ref, m_base, tau, eta)
-        case Simpo():
-            per_w, per_l = slopes(objective, scores)
-            return per_w * scores.z_w - per_l * scores.z_l
-        case _:
-            (h_w, h_l), (per_w, per_l) = scores.h, slopes(objective, scores)
-            return per_w * h_w - per_l * h_l
+    """u: m; of ipo with length_normalize h_w/|w| - h_l/|l|; of simpo beta (z_w/|w| - z_l/|l|).
+
+    Of inpo m_theta - (tau/eta) m_0 - (1 - tau/eta) m_{t-1}, m_x = log pi_x(y_w) - log pi_x(y_l), eta its own, not
+    1/beta. Zhang et al., arXiv 2407.00617, whose loss is the square of its distance from 1/(2 eta).
+    """
+    if isinstance(objective, Inpo):
+        share = objective.tau / objective.inpo_eta
+        m_ref, m_base = scores.ref_w - scores.ref_l, scores.base_w - scores.base_l
+        return scores.z_w - scores.z_l - share * m_base - (1 - share) * m_ref
+    of_w, of_l = (scores.z_w, scores.z_l) if isinstance(objective, Simpo) else scores.h
+    per_w, per_l = slopes(objective, scores)
+    return per_w * of_w - per_l * of_l
 
 
 def slopes(objective: Margin, scores: Scores) -> tuple[Tensor, Tensor]:
@@ -158,8 +152,8 @@ def slopes(objective: Margin, scores: Scores) -> tuple[Tensor, Tensor]:
             return torch.ones_like(scores.z_w), torch.ones_like(scores.z_l)
 
 
-def of_margin(objective: Margin, u: Tensor) -> Tensor:
-    """l(u) per pair."""
+def of_margin(objective: Margin, u: Tensor) -> tuple[Tensor, Tensor]:
+    """l(u) and -dl/du, per pair."""
     match objective:
         case Dpo(beta=beta, label_smoothing=smoothing):
             return dpo(u, beta, smoothing)
@@ -171,21 +165,6 @@ def of_margin(objective: Margin, u: Tensor) -> Tensor:
             return squared(u, eta)
         case Simpo(gamma=gamma):
             return simpo(u, gamma)
-
-
-def pull_of_margin(objective: Margin, u: Tensor) -> Tensor:
-    """-dl/du per pair."""
-    match objective:
-        case Dpo(beta=beta, label_smoothing=smoothing):
-            return dpo_pull(u, beta, smoothing)
-        case Ipo(tau=tau):
-            return squared_pull(u, tau)
-        case Spo(alpha=alpha, z_min=z_min):
-            return spo_pull(u, alpha, z_min)
-        case Inpo(inpo_eta=eta):
-            return squared_pull(u, eta)
-        case Simpo(gamma=gamma):
-            return simpo_pull(u, gamma)
 
 
 def minimum(objective: Margin) -> float:
@@ -201,58 +180,36 @@ def minimum(objective: Margin) -> float:
             raise ValueError(f"{objective.name} has no finite minimum")
 
 
-def dpo(m: Tensor, beta: float, smoothing: float) -> Tensor:
-    """-(1 - eps) log sigma(beta m) - eps log sigma(-beta m), eps = smoothing. Rafailov et al., arXiv 2305.18290."""
-    return -(1 - smoothing) * logsigmoid(beta * m) - smoothing * logsigmoid(-beta * m)
+def dpo(m: Tensor, beta: float, smoothing: float) -> tuple[Tensor, Tensor]:
+    """-(1 - eps) log sigma(beta m) - eps log sigma(-beta m), eps = smoothing. Rafailov et al., arXiv 2305.18290.
 
-
-def dpo_pull(m: Tensor, beta: float, smoothing: float) -> Tensor:
-    """d_w = d_l = beta [(1 - eps) sigma(-beta m) - eps sigma(beta m)]."""
-    return beta * ((1 - smoothing) * torch.sigmoid(-beta * m) - smoothing * torch.sigmoid(beta * m))
-
-
-def squared(u: Tensor, tau: float) -> Tensor:
-    """(u - 1/(2 tau))^2: ipo, Azar et al., arXiv 2310.12036 eq. 17; inpo with its eta for tau."""
-    return (u - 1 / (2 * tau)).square()
-
-
-def squared_pull(u: Tensor, tau: float) -> Tensor:
-    """2 (1/(2 tau) - u)."""
-    return 2 * (1 / (2 * tau) - u)
-
-
-def inpo_margin(m: Tensor, m_ref: Tensor, m_base: Tensor, tau: float, eta: float) -> Tensor:
-    """m_theta - (tau/eta) m_0 - (1 - tau/eta) m_{t-1}, m_x = log pi_x(y_w) - log pi_x(y_l). arXiv 2407.00617.
-
-    Zhang et al.'s loss is the square of its distance from 1/(2 eta); eta is inpo's own, not 1/beta.
+    d_w = d_l = beta [(1 - eps) sigma(-beta m) - eps sigma(beta m)].
     """
-    share = tau / eta
-    return m - share * m_base - (1 - share) * m_ref
+    value = -(1 - smoothing) * logsigmoid(beta * m) - smoothing * logsigmoid(-beta * m)
+    return value, beta * ((1 - smoothing) * torch.sigmoid(-beta * m) - smoothing * torch.sigmoid(beta * m))
 
 
-def spo(m: Tensor, alpha: float, z_min: float) -> Tensor:
+def squared(u: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """(u - 1/(2 tau))^2 and 2 (1/(2 tau) - u): ipo, Azar et al., arXiv 2310.12036 eq. 17; inpo with its eta for tau."""
+    return (u - 1 / (2 * tau)).square(), 2 * (1 / (2 * tau) - u)
+
+
+def spo(m: Tensor, alpha: float, z_min: float) -> tuple[Tensor, Tensor]:
     """f(z) = -z e^-z at z = m/alpha, least at m = alpha, where it is -1/e. arXiv 2508.07137.
 
     Below z_min on along the tangent, f(z_min) + f'(z_min) (z - z_min), f'(z) = (z - 1) e^-z: f itself would grow
     exponentially there, and a clamp would leave those pairs without a gradient. The tangent and alpha are ours.
+    d_w = d_l = (1 - z) e^-z / alpha, z at least z_min.
     """
     z = m / alpha
     curved = z.clamp_min(z_min)
     slope = (z_min - 1) * math.exp(-z_min)
-    return -curved * torch.exp(-curved) + slope * torch.where(z < z_min, z - z_min, 0.0)
+    value = -curved * torch.exp(-curved) + slope * torch.where(z < z_min, z - z_min, 0.0)
+    return value, (1 - curved) * torch.exp(-curved) / alpha
 
 
-def spo_pull(m: Tensor, alpha: float, z_min: float) -> Tensor:
-    """d_w = d_l = (1 - z) e^-z / alpha at z = m/alpha, and below z_min what it is there."""
-    z = (m / alpha).clamp_min(z_min)
-    return (1 - z) * torch.exp(-z) / alpha
-
-
-def simpo(u: Tensor, gamma: float) -> Tensor:
-    """-log sigma(u - gamma), u = beta (z_w/|w| - z_l/|l|), |y| in tokens. Meng et al., arXiv 2405.14734."""
-    return -logsigmoid(u - gamma)
-
-
-def simpo_pull(u: Tensor, gamma: float) -> Tensor:
-    """sigma(gamma - u); times beta/|y|, d of each response."""
-    return torch.sigmoid(gamma - u)
+def simpo(u: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """-log sigma(u - gamma) and sigma(gamma - u), u = beta (z_w/|w| - z_l/|l|), |y| in tokens. Meng et al.,
+    arXiv 2405.14734. The second times beta/|y| is d of each response.
+    """
+    return -logsigmoid(u - gamma), torch.sigmoid(gamma - u)

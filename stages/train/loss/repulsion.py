@@ -6,8 +6,6 @@ d^2 = 2 - 2 cos(u_w, u_l). Pure torch. S-SPPO, arXiv 2606.01561; variant, margin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -43,29 +41,17 @@ def distance(x_w: Tensor, x_l: Tensor) -> Tensor:
     return ((u_w - u_l).square().sum(1) + DISTANCE_EPS).sqrt()
 
 
-def hinge(d: Tensor, margin: float) -> Tensor:
-    """max(0, margin - d)^2."""
-    return (margin - d).clamp_min(0).square()
-
-
-def neg_sq(d: Tensor) -> Tensor:
-    """-d^2."""
-    return -d.square()
-
-
-def cosine(d: Tensor) -> Tensor:
-    """cos(u_w, u_l) = 1 - d^2/2."""
-    return 1 - d.square() / 2
-
-
-def log(d: Tensor) -> Tensor:
-    """-log(d^2 + eps)."""
-    return -(d.square() + LOG_EPS).log()
-
-
-TERMS: dict[str, Callable[[Tensor], Tensor]] = {"neg_sq": neg_sq, "cosine": cosine, "log": log}
-
-
 def loss(chosen: PlainRepulsion | HingeRepulsion, d: Tensor) -> Tensor:
-    """L_rep per pair as a function of d."""
-    return hinge(d, chosen.margin) if isinstance(chosen, HingeRepulsion) else TERMS[chosen.name](d)
+    """L_rep per pair as a function of d.
+
+    hinge: max(0, margin - d)^2; neg_sq: -d^2; cosine: cos(u_w, u_l) = 1 - d^2/2; log: -log(d^2 + eps).
+    """
+    if isinstance(chosen, HingeRepulsion):
+        return (chosen.margin - d).clamp_min(0).square()
+    match chosen.name:
+        case "neg_sq":
+            return -d.square()
+        case "cosine":
+            return 1 - d.square() / 2
+        case "log":
+            return -(d.square() + LOG_EPS).log()

@@ -24,8 +24,8 @@ LOGS = ("log_d_w", "log_d_l", "log_norm_w", "log_norm_l")
 
 def log_delta(log_d_w: float, log_d_l: float, log_norm_w: float, log_norm_l: float, limit: float) -> float:
     """log delta = 1/2 (log r* - log r), kept within +-limit; r = d_w/d_l, r* = norm_l/norm_w."""
-    wanted = 0.5 * ((log_norm_l - log_norm_w) - (log_d_w - log_d_l))
-    return max(-limit, min(limit, wanted))
+    unbounded = 0.5 * ((log_norm_l - log_norm_w) - (log_d_w - log_d_l))
+    return max(-limit, min(limit, unbounded))
 
 
 def calibrate(z: Tensor, delta: float) -> Tensor:
@@ -57,7 +57,7 @@ class RewardCalibration:
         return math.exp(log_delta(**self.logs, limit=self.settings.max_log_delta))
 
     def update(self, d_w: float, d_l: float, norm_w: float, norm_l: float) -> None:
-        """Take in a step's mean incentives and the norms of the gradients of its mean z_w and z_l."""
+        """Add a step's mean incentives and the norms of the gradients of its mean z_w and z_l to the running means."""
         values = (d_w, d_l, norm_w, norm_l)
         self.held = min(values) <= 0
         self.skipped += self.held

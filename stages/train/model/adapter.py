@@ -35,7 +35,12 @@ def load_base(folder: Path, four_bit: bool, config: Any = None) -> Any:
         bnb_4bit_compute_dtype=torch.float32,
     )
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, quantization_config=nf4)
-    return _unpartitioned(model)
+    import bitsandbytes
+
+    # in the place of bitsandbytes' layers, whose weights are parameters
+    for name in [name for name, one in model.named_modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]:
+        model.set_submodule(name, FourBit(model.get_submodule(name)))
+    return model
 
 
 class FourBit(nn.Linear):
@@ -59,16 +64,6 @@ class FourBit(nn.Linear):
         return bitsandbytes.matmul_4bit(x, self.weight, quant_state=self.quant_state, bias=bias)
 
 
-def _unpartitioned(model: Any) -> Any:
-    """Put FourBit in the place of bitsandbytes' layers, whose weights are parameters."""
-    import bitsandbytes
-
-    found = [name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
-    for name in found:
-        model.set_submodule(name, FourBit(model.get_submodule(name)))
-    return model
-
-
 def attach(model: Any, adapter: AdapterConfig, seed: int) -> None:
     """Freeze the model and add A, random by `seed`, and B, zero, to the targets; nothing when the adapter is off."""
     if isinstance(adapter, OffAdapter):
@@ -77,7 +72,7 @@ def attach(model: Any, adapter: AdapterConfig, seed: int) -> None:
     from peft import LoraConfig
 
     targets: Any = list(adapter.targets) or "all-linear"
-    alpha: Any = adapter.alpha  # any number, which peft's type does not say
+    alpha: Any = adapter.alpha  # any number, which peft's type does not allow
     wanted = LoraConfig(r=adapter.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, bias="none")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -95,14 +90,20 @@ def _check_targets(model: Any, adapter: Adapter) -> None:
     from transformers.pytorch_utils import Conv1D
 
     key, head = f"trainer.adapter.targets={list(adapter.targets)}", model.get_output_embeddings()
-    names = {module: name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-    layers = {f".{name}": _smaller_side(module) for module, name in names.items() if module is not head}
+    names: dict[Any, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))
+    }
+    layers = {}
+    for module, name in names.items():
+        if module is not head:
+            is_linear = isinstance(module, nn.Linear)  # in 4 bits the weight's shape is of bytes
+            layers[f".{name}"] = min((module.in_features, module.out_features) if is_linear else module.weight.shape)
     if head in names and any(f".{names[head]}".endswith(f".{target}") for target in adapter.targets):
         raise ConfigError(f"{key}: the head takes no adapter; leave it out.")
     unknown = [target for target in adapter.targets if not any(name.endswith(f".{target}") for name in layers)]
     if unknown:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-        raise ConfigError(f"{key}: the policy has no linear layer {listed(unknown)}; choose from {there}.")
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        raise ConfigError(f"{key}: the policy has no linear layer {listed(unknown)}; choose from {known}.")
     ends = tuple(f".{target}" for target in adapter.targets) or ("",)
     most = max(side for name, side in layers.items() if name.endswith(ends))
     if adapter.rank > most:
@@ -110,12 +111,6 @@ def _check_targets(model: Any, adapter: Adapter) -> None:
             f"trainer.adapter.rank={adapter.rank}: the layers that it is put on have at most {most} rows or columns, "
             f"and a product of more than that rank is no more; use {most} or less, or adapter=off."
         )
-
-
-def _smaller_side(layer: Any) -> int:
-    if isinstance(layer, nn.Linear):  # in 4 bits too, where the weight's shape is of bytes
-        return min(layer.in_features, layer.out_features)
-    return min(layer.weight.shape)
 
 
 def _frozen_are_the_policys(model: nn.Module, incompatible: Any) -> None:

@@ -8,7 +8,7 @@ the R lines attends by itself: torch's scaled_dot_product_attention skips no mas
 tokens would cost N*N, and lines padded to the longest R*T*T. Without `lengths` it is transformers' `sdpa`.
 
 FLASH is transformers' own, over plain sequences and where they end. The kernel of flash-attn takes no mask, so the
-prompt stands before each of its two responses. It has not run here, on a GPU: the tests put another function of the
+prompt stands before each of its two responses. It has not been run on a GPU: the tests put another function of the
 same signature in its place.
 """
 

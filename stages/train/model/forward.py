@@ -4,11 +4,12 @@
     z, states = forward(model, collate(rows, end_of_turn, "mean", model.shared_up_to, model.flat))
 
 The language-model head runs at the response positions only, in chunks of them: logits of prompts and padding never
-exist, those of a whole batch neither. `bind` puts the pass in the place of the module's own `forward`, so that calling
+exist, nor do those of a full batch. `bind` puts the pass in the place of the module's own `forward`, so that calling
 a DeepSpeed engine around the module runs it with ZeRO-3's gathering hooks. Not used: the models' `logits_to_keep`,
 which keeps the same positions in all rows.
 
-How the pass computes an architecture is guessed here and checked in settle.py, against the model's own forward.
+How the pass computes an architecture is guessed from its configuration, and checked against the model's own forward
+in scorer.py.
 """
 
 from __future__ import annotations
@@ -52,9 +53,14 @@ class Route:
     scale: float = 1.0
     """The model's logits over those of its head, before softcap."""
     own_logits: bool = False
-    """Log-probs from all logits of the model's own forward: for a model whose head is not all there is to them."""
+    """Log-probs from all logits of the model's own forward: for a model that computes them by more than its head."""
     why: str = field(default="", compare=False)
-    """What people are told of it: what a faster one does wrong."""
+    """A message for people: what a faster route does wrong."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether tokens stand without padding."""
+        return self.flat or self.shared_up_to > 0
 
 
 class Bound(nn.Module):
@@ -80,7 +86,7 @@ def bind(model: nn.Module, dtype: str, route: Route | None = None) -> Bound:
         bound.set_attn_implementation(route.attention)
     output = bound.get_output_embeddings()
     if route.own_logits:
-        lm_head.whole(output)
+        output.__dict__.pop("forward", None)  # logits again, whatever the head is
     else:
         lm_head.chunked(output, softcap(model), route.scale)
     bound.forward = MethodType(_score, model)
@@ -94,22 +100,22 @@ def softcap(model: nn.Module) -> float | None:
 
 
 def routes(model: nn.Module, dtype: str) -> list[Route]:
-    """How the pass may compute a model, by what its configuration says, the fastest first.
+    """How the pass may compute a model, by its configuration, the fastest first.
 
-    Gemma 2's attention caps its scores, which torch's fused attention cannot do and transformers' drops without a word:
+    Gemma 2's attention caps its scores, which torch's fused attention cannot do and transformers' drops silently:
     without flash-attn such a model attends eagerly.
     """
     config: Any = model.config
     loaded = config._attn_implementation
-    found = []
+    guesses = []
     if flash_runs(model, dtype) or loaded == attention.FLASH:
-        found.append(Route(attention=attention.FLASH, flat=True))
-    if not _capped(config):
+        guesses.append(Route(attention=attention.FLASH, flat=True))
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
         plain = "sdpa" if loaded in (attention.NAME, attention.FLASH) else loaded
         shared = shared_up_to(model)
-        found += [Route(attention=attention.NAME, shared_up_to=shared)] if shared else []
-        found.append(Route(attention=plain))
-    return list(dict.fromkeys([*found, Route(attention="eager")]))
+        guesses += [Route(attention=attention.NAME, shared_up_to=shared)] if shared else []
+        guesses.append(Route(attention=plain))
+    return list(dict.fromkeys([*guesses, Route(attention="eager")]))
 
 
 def shared_up_to(model: nn.Module) -> int:
@@ -127,16 +133,11 @@ def shared_up_to(model: nn.Module) -> int:
 def flash_runs(model: nn.Module, dtype: str) -> bool:
     """Whether flash-attn computes this model's attention over sequences of any length without padding.
 
-    It needs the package, a GPU and bfloat16, and a model that hands the sequences' ends to its attention function.
+    It needs the package, a GPU and bfloat16, and a model that passes the sequences' ends to its attention function.
     """
     classes: Any = type(model)
     able = classes._supports_flash_attn and classes._supports_attention_backend and _attends(model.config)
     return bool(able and dtype == "bfloat16" and is_flash_attn_2_available())
-
-
-def _capped(config: Any) -> bool:
-    """Whether attention scores are capped (Gemma 2)."""
-    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def _attends(config: Any) -> bool:

@@ -1,9 +1,9 @@
-"""Takes the states for the latent repulsion out of the one forward pass, and measures what flows back into them.
+"""Reads the states for the latent repulsion in the one forward pass, and measures the gradients that return to them.
 
 Where they are read, the states part in two: onward to the head, which sends back the gradient of L_beta, and to the
-pool, which sends back that of lambda L_rep. Both come with the one backward pass, at no pass of their own. They are
-summed over tokens, as they are for every parameter that all tokens share: what pulls all tokens of a response one way,
-as the repulsion does, adds up, and what pulls them apart cancels.
+pool, which sends back that of lambda L_rep. Both are computed in the one backward pass, at no pass of their own. They
+are summed over tokens, as they are for every parameter that all tokens share: what pulls all tokens of a response one
+way, as the repulsion does, adds up, and what pulls them apart cancels.
 """
 
 from __future__ import annotations
@@ -24,13 +24,6 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return next(module for module in lists if len(module) == count)
 
 
-def layer_at(model: Any, layer: int) -> nn.Module:
-    """Return the decoder layer of a 0-based index; -2 is the last but one."""
-    layers = decoder_layers(model)
-    check_layer(layer, len(layers))
-    return layers[layer]
-
-
 class Reading:
     """Reads the states behind one decoder layer, or the last hidden state.
 
@@ -40,7 +33,11 @@ class Reading:
     """
 
     def __init__(self, model: Any, layer: int) -> None:
-        self.module = None if layer == LAST else layer_at(model, layer)
+        self.module: nn.Module | None = None
+        if layer != LAST:
+            layers = decoder_layers(model)
+            check_layer(layer, len(layers))
+            self.module = layers[layer]
         self.gradients: Tensor | None = None
 
     def through(self, trunk: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

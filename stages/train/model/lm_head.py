@@ -38,11 +38,6 @@ def chunked(head: nn.Module, softcap: float | None, scale: float = 1.0) -> None:
     changed.forward = MethodType(_forward, head)
 
 
-def whole(head: nn.Module) -> None:
-    """Make `head(hidden)` return logits again, whatever it is."""
-    head.__dict__.pop("forward", None)
-
-
 def _forward(self: Any, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
     if tokens is None:
         return nn.functional.linear(hidden, self.weight, self.bias)
@@ -149,15 +144,17 @@ class _LogProbs(torch.autograd.Function):
         x, w, b = _cast(ctx.dtype, hidden, weight, bias)
         of_hidden, of_weight, of_bias = (
             torch.zeros_like(tensor, dtype=torch.float32) if needed else None
-            for tensor, needed in zip((hidden, weight, bias), _needed(ctx), strict=True)
+            for tensor, needed in zip((hidden, weight, bias), (ctx.needs_input_grad[i] for i in (0, 2, 3)), strict=True)
         )
         for rows, _, residual in chunks(x, tokens, w, b, ctx.softcap, ctx.scale):
             residual *= grad[rows, None]
             d = residual.to(ctx.dtype)
             if of_hidden is not None:
                 of_hidden[rows] = (d @ w).float()
-            if of_weight is not None:
-                _add_product(of_weight, d.T, x[rows])
+            if of_weight is not None and x.dtype == torch.float32:
+                of_weight.addmm_(d.T, x[rows])
+            elif of_weight is not None:
+                of_weight += d.T @ x[rows]
             if of_bias is not None:
                 of_bias += residual.sum(0)
         grads = (of_hidden, hidden), (of_weight, weight), (of_bias, bias)
@@ -165,18 +162,5 @@ class _LogProbs(torch.autograd.Function):
         return dh, None, dw, db, *[None] * 4
 
 
-def _needed(ctx: Any) -> tuple[bool, bool, bool]:
-    hidden, _, weight, bias, *_ = ctx.needs_input_grad
-    return hidden, weight, bias
-
-
 def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in float32."""
-    if right.dtype == torch.float32:
-        total.addmm_(left, right)
-    else:
-        total += left @ right

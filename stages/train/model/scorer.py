@@ -1,36 +1,45 @@
-"""Checks on a few tokens that a policy's scorer gives what its own forward gives, and takes another route if not.
+"""Scores responses by a pass that was checked, on a few tokens, against the policy's own forward.
 
-    model = settle(AutoModelForCausalLM.from_pretrained(folder).eval(), "float32")     bound, model.route.why for people
+    model = load_scorer(folder, "float32")       bound, model.route.why for people
+    score(model, rows)                           (z_w, z_l) of each pair
+    bind_checked(model.eval(), "float32")        the check, of a model that is loaded
 
-How the forward pass may compute a model is guessed from its configuration (`forward.routes`); no list of fields tells
+How the forward pass may compute a model is guessed from its configuration (`forward.routes`); no list of fields shows
 what an architecture does with a mask, or with logits behind its head. So each guess is tried, and judged by the model's
 own unmodified forward, one sequence at a time and attending eagerly: packed pairs first, then padded rows, then padded
 rows with all logits of the model's own forward, which takes more memory. The logits' scale is read off that forward.
 
-It takes whole weights: not under ZeRO-3, which is told the route instead.
+It takes complete weights: not under ZeRO-3, which gets the route instead.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparring.stages.errors import DataError
-from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.launch.memory import out_of_memory
+from sparring.stages.train.model.adapter import load_base
 from sparring.stages.train.model.forward import Bound, Route, bind, decoder, forward, routes, softcap
 
+log = logging.getLogger(__name__)
+PASS_TOKENS = 2048
+"""Most tokens of a forward pass, padding included."""
 TOLERANCE = 1e-4
 """Nats a token between a pass and the model's own forward."""
 ROUNDING = 10.0
 """Times the nats a token that rounding makes of the model's own forward, where those are more."""
 MOST = 1e-2
-"""Nats a token that are never called rounding in float32."""
+"""Nats a token that never count as rounding in float32."""
 LENGTHS = ((5, 6, 3), (2, 1, 8))
 """Tokens of prompt, chosen and rejected response of each pair."""
 BEHIND = 2
@@ -41,9 +50,9 @@ DIGITS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What the model's own forward says."""
+    """What the model's own forward gives."""
 
-    rows: Sequence[Row]
+    rows: Sequence[ResponsePair]
     z: Tensor
     """(2B,) float64, summed log-probs, chosen responses first."""
     rounding: float
@@ -52,7 +61,47 @@ class Truth:
     """Logits over those of the head, before softcap."""
 
 
-def settle(model: nn.Module, dtype: str) -> Bound:
+def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> Bound:
+    """Return the policy in a folder with fp32 weights, bound to score responses in `dtype`, on the GPU if any.
+
+    The route was checked against its own forward; where it is not the fastest one, a warning is logged.
+    """
+    model = load_base(folder, four_bit)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bound = bind_checked(model.eval().to(device), dtype)
+    if bound.route.why:
+        log.warning(bound.route.why)
+    return bound
+
+
+def score(model: Bound, rows: Sequence[ResponsePair]) -> list[tuple[float, float]]:
+    """Return (z_w, z_l) of each row, in the order of the rows."""
+    scores: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
+    device, limit, flat = next(model.parameters()).device, model.shared_up_to, model.flat
+    apart = [row.tokens if flat else 2 * row.length for row in rows]
+    sizes = [row.shared_length if row.length <= limit else size for row, size in zip(rows, apart, strict=True)]
+    for indices in passes(sizes):
+        batch = collate([rows[i] for i in indices], (), "mean", limit, flat)
+        with torch.no_grad():
+            z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        for i, z_w, z_l in zip(indices, *z.view(2, -1).tolist(), strict=True):
+            scores[i] = (z_w, z_l)
+    return scores
+
+
+def passes(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Yield indices of pairs of similar size in tokens, at most PASS_TOKENS per pass, at least one pair."""
+    current: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
+        if current and (len(current) + 1) * sizes[i] > PASS_TOKENS:
+            yield current
+            current = []
+        current.append(i)
+    if current:
+        yield current
+
+
+def bind_checked(model: nn.Module, dtype: str) -> Bound:
     """Bind a model in eval mode by the first route that agrees with its own forward; DataError where none does.
 
     Passes are compared in float32, those of flash-attn, which has none, in `dtype`.
@@ -69,7 +118,7 @@ def settle(model: nn.Module, dtype: str) -> Bound:
                 "runs on tokens alone."
             ) from error
         tried = [replace(route, scale=truth.scale) for route in guesses]
-        tried += [replace(route, own_logits=True) for route in guesses if not _packs(route)]
+        tried += [replace(route, own_logits=True) for route in guesses if not route.packs]
         wrong: list[str] = []
         for route in tried:
             fault = _fault(model, route, dtype, truth)
@@ -83,12 +132,8 @@ def settle(model: nn.Module, dtype: str) -> Bound:
     )
 
 
-def _packs(route: Route) -> bool:
-    return route.flat or route.shared_up_to > 0
-
-
 def _name(route: Route) -> str:
-    if _packs(route):
+    if route.packs:
         return "in sequences without padding" if route.flat else "in packed pairs"
     rows = f"in padded rows ({route.attention} attention)"
     return f"{rows} from all logits, which takes more memory" if route.own_logits else rows
@@ -102,44 +147,36 @@ def _fault(model: nn.Module, route: Route, dtype: str, truth: Truth) -> str:
         if route.flat:
             limit = max(limit, ROUNDING * _per_token(_own_z(model, truth.rows, dtype)[0] - truth.z, truth.rows))
         bind(model, dtype if route.flat else "float32", route)
-        off = max(_per_token(_z(model, truth.rows, shared, route.flat) - truth.z, truth.rows) for shared in layouts)
+        off, device = 0.0, next(model.parameters()).device
+        for shared in layouts:
+            batch = collate(truth.rows, (), "mean", shared, route.flat)
+            z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            off = max(off, _per_token(z.cpu() - truth.z, truth.rows))
     except Exception as error:
         return f"it {_failed(error)}"
     return "" if off <= limit else f"it is off by {off:.2g} nats a token"
 
 
-def _z(model: nn.Module, rows: Sequence[Row], shared_up_to: int, flat: bool) -> Tensor:
-    batch = collate(rows, (), "mean", shared_up_to, flat)
-    device = next(model.parameters()).device
-    z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
-    return z.cpu()
-
-
 def _failed(error: Exception) -> str:
-    """Name an error that a model raised; one that says nothing of the model goes on."""
+    """Name an error that a model raised; raise again one that is not of the model."""
     if out_of_memory(error):
         raise error
     lines = str(error).strip().splitlines()
     return f"fails ({': '.join([type(error).__name__, *lines[:1]])})"
 
 
-def _per_token(difference: Tensor, rows: Sequence[Row]) -> float:
+def _per_token(difference: Tensor, rows: Sequence[ResponsePair]) -> float:
     lengths = torch.tensor([len(row.chosen) for row in rows] + [len(row.rejected) for row in rows])
     return float((difference.abs() / lengths).nan_to_num(math.inf).max())
 
 
-def _rows(vocabulary: int) -> list[Row]:
-    generator = torch.Generator().manual_seed(0)
+def _truth(model: nn.Module) -> Truth:
+    config: Any = model.config
+    vocabulary, generator = config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
     rows = []
     for i, lengths in enumerate(LENGTHS):
         prompt, chosen, rejected = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths)
-        rows.append(Row(id=str(i), prompt=prompt, chosen=chosen, rejected=rejected))
-    return rows
-
-
-def _truth(model: nn.Module) -> Truth:
-    config: Any = model.config
-    rows = _rows(config.get_text_config().vocab_size)
+        rows.append(ResponsePair(id=str(i), prompt=prompt, chosen=chosen, rejected=rejected))
     z, passes = _own_z(model, rows, "float32")
     prompt, response = _sequences(rows)[-1]
     longer = _own(model, prompt + response + prompt * BEHIND, "float32")
@@ -147,11 +184,11 @@ def _truth(model: nn.Module) -> Truth:
     return Truth(rows=rows, z=z, rounding=moved / len(response), scale=_scale(model, passes))
 
 
-def _sequences(rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
+def _sequences(rows: Sequence[ResponsePair]) -> list[tuple[list[int], list[int]]]:
     return [(row.prompt, row.chosen) for row in rows] + [(row.prompt, row.rejected) for row in rows]
 
 
-def _own_z(model: nn.Module, rows: Sequence[Row], dtype: str) -> tuple[Tensor, list[Own]]:
+def _own_z(model: nn.Module, rows: Sequence[ResponsePair], dtype: str) -> tuple[Tensor, list[OwnForward]]:
     """Score the rows by the model's own forward in `dtype`, attending eagerly, each sequence alone."""
     bind(model, dtype, Route(attention="eager", own_logits=True))
     sequences = _sequences(rows)
@@ -161,7 +198,7 @@ def _own_z(model: nn.Module, rows: Sequence[Row], dtype: str) -> tuple[Tensor, l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
+class OwnForward:
     """The model's own forward over T tokens."""
 
     logits: Tensor
@@ -170,7 +207,7 @@ class Own:
     """(T, H), what its base model returned; None where it has none apart from itself."""
 
 
-def _own(model: Any, ids: Sequence[int], dtype: str) -> Own:
+def _own(model: Any, ids: Sequence[int], dtype: str) -> OwnForward:
     seen: list[Tensor] = []
     handle = decoder(model).register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     try:
@@ -179,7 +216,7 @@ def _own(model: Any, ids: Sequence[int], dtype: str) -> Own:
             logits = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]
     finally:
         handle.remove()
-    return Own(logits=logits.float(), hidden=seen[0][0] if seen else None)
+    return OwnForward(logits=logits.float(), hidden=seen[0][0] if seen else None)
 
 
 def _log_prob(logits: Tensor, prompt: Sequence[int], response: Sequence[int]) -> float:
@@ -188,7 +225,7 @@ def _log_prob(logits: Tensor, prompt: Sequence[int], response: Sequence[int]) ->
     return sum(rows[i, token].item() for i, token in enumerate(response))
 
 
-def _scale(model: Any, passes: Sequence[Own]) -> float:
+def _scale(model: Any, passes: Sequence[OwnForward]) -> float:
     """Return the factor by which logits before softcap are those of the head, by least squares; 1 where none fits."""
     output, cap = model.get_output_embeddings(), softcap(model)
     if type(output) is not nn.Linear or any(one.hidden is None for one in passes):

@@ -1,6 +1,6 @@
-"""The step `logprobs`: log-probs of all responses of `samples` under a policy, whoever gave them.
+"""The step `logprobs`: log-probs of all responses of `samples` under a policy, whichever policy gave them.
 
-Under the policy that gave them and under another one they say how far the two are apart: the mean over responses of
+Under the policy that gave them and under another one they show how far the two are apart: the mean over responses of
 log pi(y) - log pi'(y) estimates KL(pi || pi') in nats a response, without bias where they were sampled at T = 1 and
 top_p = 1. The forward pass is the trainer's own.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceSettings
-from sparring.stages.train.steps.reference import load_scorer, score, shards
+from sparring.stages.train.steps.reference import shards
 
 __all__ = ["Scorer", "finish", "shards"]
 
@@ -27,15 +27,25 @@ class Scorer:
     """Scores the responses of a part. Inputs: `samples`, `policy`."""
 
     def __init__(self, job: Job[ReferenceSettings]) -> None:
+        from sparring.stages.train.model.scorer import load_scorer
+
         self.samples, self.scoring = job.inputs["samples"], job.settings.trainer
         self.model = load_scorer(job.inputs["policy"].folder(), self.scoring.dtype)
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part: counted are responses."""
-        from sparring.stages.train.batch.collate import join_pairs
+        from sparring.stages.train.batch.rows import join_pairs
+        from sparring.stages.train.model.scorer import score
 
         samples = self.samples.table(shard.index, ["id", "prompt_ids", "responses"])
-        each = alone(samples)
+        each = pa.Table.from_pylist(
+            [
+                {"id": name, "chosen": i, "rejected": i}  # every response as a pair of it with itself
+                for name, responses in zip(samples["id"].to_pylist(), samples["responses"].to_pylist(), strict=True)
+                for i in range(len(responses))
+            ],
+            schema=PAIRS,
+        )
         rows, too_long = join_pairs(samples, each, self.scoring.max_length, self.scoring.truncate)
         rows = [replace(row, rejected=[]) for row in rows]  # the forward pass takes pairs: beside each response nothing
         records = [
@@ -48,16 +58,6 @@ class Scorer:
             dropped={"too_long": too_long} if too_long else {},
             stats={"tokens": float(sum(row.tokens for row in rows))},
         )
-
-
-def alone(samples: pa.Table) -> pa.Table:
-    """Return every response as a pair of it with itself."""
-    pairs = [
-        {"id": name, "chosen": i, "rejected": i}
-        for name, responses in zip(samples["id"].to_pylist(), samples["responses"].to_pylist(), strict=True)
-        for i in range(len(responses))
-    ]
-    return pa.Table.from_pylist(pairs, schema=PAIRS)
 
 
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The driver starts the workers, passes their progress on and turns their faults into errors. Training resumes from the
 last complete checkpoint after any kill, of a worker (Ray restarts the group) or of the driver (run again). Workers
-that ran out of memory, or were told to end, are started anew here: that is no failure, and is not counted as one.
+that ran out of memory, or had to end, are started anew: that is no failure, and is not counted as one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, mailbox, rea
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a training step leaves: the files of the artifact and what its manifest says."""
+    """The result of a training step: the files of the artifact and the content of its manifest."""
 
     files: dict[str, Path]
     """Logical name -> absolute path under the artifact's folder; the names on disk carry the attempt."""
@@ -35,9 +35,10 @@ class Trained:
     stats: dict[str, float]
 
 
-def run(job: Job[TrainSettings], report: workers.Report, asked: Callable[[], int] = lambda: 0) -> Trained:
-    """Train in the cluster that Ray is connected to; Stopped when `asked` returned a signal and the state is saved.
+def run(job: Job[TrainSettings], report: workers.Report, stop_signal: Callable[[], int] = lambda: 0) -> Trained:
+    """Train in the cluster that Ray is connected to; Stopped when the state is saved after a signal.
 
+    stop_signal: returns the number of the signal that ends the run, 0 while there is none.
     report: gets the record of each optimizer step with done, of and pid, each worker's pid, and messages.
     """
     job = replace(job, out=job.out.absolute(), scratch=job.scratch.absolute())
@@ -45,7 +46,7 @@ def run(job: Job[TrainSettings], report: workers.Report, asked: Callable[[], int
     mailbox(job).mkdir(parents=True, exist_ok=True)
     for line in checkpoint.drop_damaged(job):
         report({"event": "message", "text": f"{line}; training goes on from {_place(checkpoint.latest(job))}"})
-    result = _result(job, asked, report)
+    result = _result(job, stop_signal, report)
     summary = result["summary"]
     dropped = {"too_long": summary["too_long"]} if summary["too_long"] else {}
     return Trained(
@@ -56,12 +57,11 @@ def run(job: Job[TrainSettings], report: workers.Report, asked: Callable[[], int
     )
 
 
-def _result(job: Job[TrainSettings], asked: Callable[[], int], report: workers.Report) -> dict[str, Any]:
+def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: workers.Report) -> dict[str, Any]:
     """Start groups of workers until one has finished; return what its rank 0 returned."""
-    while True:
-        if asked():
-            raise Stopped(_saved(job, asked(), {}), asked())
-        ended = workers.fit(job, asked, report)
+    made: dict[str, Any] = {}
+    while not stop_signal():
+        ended = workers.fit(job, stop_signal, report)
         failed = ended if isinstance(ended, TrainingFailedError) else None
         made = getattr(ended, "return_value", None) or {}
         ending = read(job, ENDING) or {}
@@ -71,26 +71,32 @@ def _result(job: Job[TrainSettings], asked: Callable[[], int], report: workers.R
             raise getattr(errors, ending["type"])(ending["message"])
         if "files" in made:
             return dict(made)
-        if asked():
-            raise Stopped(_saved(job, asked(), made), asked())
+        if stop_signal():
+            break
         if "micro_batch" in ending:
             report({"event": "message", "text": ending["text"]})
             (mailbox(job) / ENDING).unlink()
             job = replace(job, settings=job.settings.with_micro_batch(ending["micro_batch"]))
         elif "saved" in made:
             step = f"step {made['saved']} of {made['of']} is saved, training goes on from there"
-            report({"event": "message", "text": f"a worker was told to end (SIGTERM): {step}"})
+            report({"event": "message", "text": f"a worker got SIGTERM: {step}"})
         else:
-            raise TrainingFault(_died(job, failed)) from failed
-
-
-def _saved(job: Job[TrainSettings], number: int, made: dict[str, Any]) -> str:
+            last = checkpoint.latest(job)
+            where = (
+                f"step {last[1]} ({last[0]}); run again to resume from it, remove it to begin anew" if last else "none"
+            )
+            error = (str(failed or "").strip() or "they ended without a result").splitlines()[-1]
+            raise TrainingFault(
+                f"the training workers failed {job.workers.max_failures + 1} times (hardware.max_failures): {error}; "
+                f"their output is in {mailbox(job)}; last checkpoint: {where}."
+            ) from failed
     where = f"step {made['saved']} of {made['of']}" if "saved" in made else _place(checkpoint.latest(job))
-    return f"training stopped at {where} by {signal.Signals(number).name}; {RUN_AGAIN}"
+    number = stop_signal()
+    raise Stopped(f"training stopped at {where} by {signal.Signals(number).name}; {RUN_AGAIN}", number)
 
 
-def _place(kept: tuple[Path, int] | None) -> str:
-    return f"step {kept[1]}" if kept else "the beginning"
+def _place(saved: tuple[Path, int] | None) -> str:
+    return f"step {saved[1]}" if saved else "the beginning"
 
 
 def _check(job: Job[TrainSettings]) -> None:
@@ -105,17 +111,7 @@ def _check(job: Job[TrainSettings]) -> None:
         both = sorted(name for name in ids if name.partition("~")[0] in heldout)
         if both:
             raise DataError(
-                f"{len(both)} held-out prompts are among the pairs to train on ({', '.join(both[:3])} ...); what was "
-                "learned could not be measured. Remove them from what was imported, or hold out others."
+                f"{len(both)} held-out prompts are among the pairs to train on ({', '.join(both[:3])} ...); what is "
+                "learned could not be measured. Remove them from the imported data, or hold out others."
             )
     refuse_too_few_steps(pairs, job.settings.trainer)
-
-
-def _died(job: Job[TrainSettings], error: Exception | None) -> str:
-    kept = checkpoint.latest(job)
-    where = f"step {kept[1]} ({kept[0]}); run again to resume from it, remove it to begin anew" if kept else "none"
-    last = (str(error or "").strip() or "they ended without a result").splitlines()[-1]
-    return (
-        f"the training workers failed {job.workers.max_failures + 1} times (hardware.max_failures): {last}; their "
-        f"output is in {mailbox(job)}; last checkpoint: {where}."
-    )

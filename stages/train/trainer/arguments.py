@@ -1,4 +1,4 @@
-"""What the Trainer is told: learning rate by step, batch, optimizer, ZeRO-3."""
+"""Arguments of the transformers Trainer: learning rate by step, batch, optimizer, ZeRO-3."""
 
 from __future__ import annotations
 

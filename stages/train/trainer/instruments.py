@@ -48,11 +48,11 @@ class Instruments:
     def forward(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
         """Return z, calibrated, and the pooled states of a micro-batch of the 0-based optimizer step `step`."""
         banded = self.band_every > 0 and step % self.band_every == 0
-        found: list[Tensor] = []
+        inner: list[Tensor] = []
 
         def enters_head(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             with torch.no_grad():
-                self._see(inputs[0].detach(), batch, found if banded else None)
+                self._add_gradients(inputs[0].detach(), batch, inner if banded else None)
 
         watched = banded or self.calibration is not None
         handle = self.head.register_forward_pre_hook(enters_head) if watched else None
@@ -61,12 +61,18 @@ class Instruments:
         finally:
             if handle:
                 handle.remove()
-        if found:
-            self._add_band(torch.stack(found), z.detach(), batch)
+        if inner:  # by the incentives as they act: after reward calibration
+            d_w, d_l = objectives.incentives(self.objective, scores_of(z.detach(), batch))
+            delta = self.calibration.delta if self.calibration else 1.0
+            sums = band.sums(torch.stack(inner), delta * d_w, d_l / delta)
+            self.band = sums if self.band is None else self.band + sums
         return (calibrate(z, self.calibration.delta) if self.calibration else z), states
 
-    def _see(self, x: Tensor, batch: dict[str, Tensor], found: list[Tensor] | None) -> None:
-        """Take in the states (N, H) that predict the N response tokens, chosen responses first."""
+    def _add_gradients(self, x: Tensor, batch: dict[str, Tensor], inner: list[Tensor] | None) -> None:
+        """Add the gradients of a micro-batch, and to `inner` the products of each of its pairs.
+
+        x: (N, H), the states that predict the N response tokens, chosen responses first.
+        """
         head = Head(
             weight=self.head.weight, bias=getattr(self.head, "bias", None), cap=self.cap, scale=self.route.scale
         )
@@ -80,17 +86,10 @@ class Instruments:
             sizes = [sum(lengths[:half]), sum(lengths[half:])]
             for total, states, ids in zip(self.gradients, x.split(sizes), tokens.split(sizes), strict=True):
                 add_gradient(total, states, ids, head)
-        if found is not None:
+        if inner is not None:
             responses = list(zip(x.split(lengths), tokens.split(lengths), strict=True))
             for chosen, rejected in zip(responses[:half], responses[half:], strict=True):
-                found.append(products(*chosen, *rejected, head))
-
-    def _add_band(self, found: Tensor, z: Tensor, batch: dict[str, Tensor]) -> None:
-        """Add pairs to the band, by the incentives as they act: after reward calibration."""
-        d_w, d_l = objectives.incentives(self.objective, scores_of(z, batch))
-        delta = self.calibration.delta if self.calibration else 1.0
-        sums = band.sums(found, delta * d_w, d_l / delta)
-        self.band = sums if self.band is None else self.band + sums
+                inner.append(products(*chosen, *rejected, head))
 
     def record(self, pairs: int, d_w: float, d_l: float) -> dict[str, float]:
         """Return what was measured of a global batch of `pairs` with these mean incentives, and start the next one."""
@@ -99,28 +98,21 @@ class Instruments:
             dist.all_reduce(self.band)
             figures |= band.record(self.band, pairs)
             self.band = None
-        if self.reading is not None:
-            figures |= self._repulsion(self.reading)
+        if self.reading is not None and self.reading.gradients is not None:
+            # |d(lambda L_rep)/db| / |dL_beta/db|, b a bias of the states that the repulsion reads
+            dist.all_reduce(self.reading.gradients)
+            norms = torch.linalg.vector_norm(self.reading.gradients, dim=1, dtype=torch.float64)
+            beta, repulsion = norms.tolist()
+            self.reading.gradients = None
+            if beta:
+                figures["repulsion_ratio"] = repulsion / beta
         if self.calibration is not None and self.gradients is not None:
-            figures |= self._calibrated(self.calibration, self.gradients, pairs, d_w, d_l)
+            # delta is the one that this step was trained with; the norms and incentives enter the next one's
+            dist.all_reduce(self.gradients)
+            norm_w, norm_l = (torch.linalg.vector_norm(g, dtype=torch.float64).item() / pairs for g in self.gradients)
+            self.gradients.zero_()
+            delta = self.calibration.delta
+            self.calibration.update(d_w, d_l, norm_w, norm_l)
+            skipped = self.calibration.skipped
+            figures |= {"delta": delta, "delta_skipped": skipped, "norm_w": norm_w, "norm_l": norm_l}
         return figures
-
-    def _repulsion(self, reading: Reading) -> dict[str, float]:
-        """repulsion_ratio = |d(lambda L_rep)/db| / |dL_beta/db|, b a bias of the states that the repulsion reads."""
-        if reading.gradients is None:
-            return {}
-        dist.all_reduce(reading.gradients)
-        beta, repulsion = torch.linalg.vector_norm(reading.gradients, dim=1, dtype=torch.float64).tolist()
-        reading.gradients = None
-        return {"repulsion_ratio": repulsion / beta} if beta else {}
-
-    def _calibrated(
-        self, calibration: RewardCalibration, gradients: Tensor, pairs: int, d_w: float, d_l: float
-    ) -> dict[str, float]:
-        """delta is the one that this step was trained with; the norms and incentives enter the next one's."""
-        dist.all_reduce(gradients)
-        norm_w, norm_l = (torch.linalg.vector_norm(g, dtype=torch.float64).item() / pairs for g in gradients)
-        gradients.zero_()
-        delta = calibration.delta
-        calibration.update(d_w, d_l, norm_w, norm_l)
-        return {"delta": delta, "delta_skipped": calibration.skipped, "norm_w": norm_w, "norm_l": norm_l}

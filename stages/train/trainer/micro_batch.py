@@ -1,7 +1,7 @@
 """How many pairs a forward pass takes where hardware.micro_batch is `auto`: measured before the training begins.
 
 The longest rows go forward and backward through an engine like the training's, 1 pair, then 2, 4 ..., as long as the
-memory that the next size needs by the last ones is there. That engine is then thrown away: nothing of it, no random
+memory that the next size needs, by the last ones, is free. That engine is then thrown away: nothing of it, no random
 number, gradient or step, gets into the training. It takes a minute at most, beside loading the policy once more.
 """
 
@@ -70,18 +70,22 @@ def probe(
     build: Callable[[TrainSettings], PairTrainer],
     settings: TrainSettings,
     share: int,
-    here: int,
+    local_workers: int,
     on_fit: Callable[[int], None],
 ) -> tuple[int, str]:
     """Return the pairs of a forward pass, agreed by all workers, and a line for people.
 
-    here: workers of this host; on_fit: told each size that fitted on all of them.
+    local_workers: workers of this host; on_fit: called with each size that fitted on all workers.
     """
     begun = time.monotonic()
     trainer = _ready(build(replace(settings.with_micro_batch(1), tracking=TrackingConfig(sinks=()))))
     longest = sorted(range(len(trainer.rows)), key=lambda i: -trainer.rows[i].shared_length)
     device = trainer.args.device
-    free = memory.available(device) / (1 if settings.hardware.worker_gpus else here) - _states(trainer)
+    flats = trainer.model_wrapped.optimizer.fp32_partitioned_groups_flat
+    # what the optimizer takes at its first step: two states a weight at most; under offload they lie elsewhere
+    states = sum(2 * flat.nbytes for flat in flats if flat.device.type == device.type)
+    del flats
+    free = memory.available(device) / (1 if settings.hardware.worker_gpus else local_workers) - states
     available = -_worst(device, -free)[0]
     passes: list[Pass] = []
     while True:
@@ -94,26 +98,18 @@ def probe(
             _pass(trainer, rows)  # the first one pays for what later ones find ready
         passes.append(_pass(trainer, rows))
         on_fit(size)
-    _discard(trainer)
+    trainer.model_wrapped.destroy()
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.model_wrapped = trainer.optimizer = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     chosen = fastest(passes)
     return chosen.pairs, (
-        f"{chosen.pairs} of {share} pairs in a forward pass: {chosen.pace:.2g} s a pair, {_gib(chosen.grown)} of "
-        f"{_gib(available)} GiB that were free; tried {', '.join(str(one.pairs) for one in passes)} "
+        f"{chosen.pairs} of {share} pairs in a forward pass: {chosen.pace:.2g} s a pair, {chosen.grown / 2**30:.2g} of "
+        f"{available / 2**30:.2g} GiB that were free; tried {', '.join(str(one.pairs) for one in passes)} "
         f"in {time.monotonic() - begun:.0f} s"
     )
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2g}"
-
-
-def _states(trainer: PairTrainer) -> int:
-    """Bytes of the training's device that the optimizer will take at its first step: two states a weight at most.
-
-    Under offload its states lie elsewhere.
-    """
-    flats = trainer.model_wrapped.optimizer.fp32_partitioned_groups_flat
-    return sum(2 * flat.nbytes for flat in flats if flat.device.type == trainer.args.device.type)
 
 
 class _Ready(Exception):
@@ -156,12 +152,3 @@ def _worst(device: torch.device, *values: float) -> list[float]:
     packed = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(packed, dist.ReduceOp.MAX)
     return [float(value) for value in packed.tolist()]
-
-
-def _discard(trainer: PairTrainer) -> None:
-    trainer.model_wrapped.destroy()
-    trainer.accelerator.free_memory()
-    trainer.model = trainer.model_wrapped = trainer.optimizer = None
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

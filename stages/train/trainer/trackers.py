@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -24,8 +24,8 @@ LONGEST = 500
 """Characters of a value that every version of MLflow takes; a longer one is cut."""
 
 
-def settle(job: Job) -> None:
-    """Set what the sinks read of the environment, in the process of rank 0."""
+def set_environment(job: Job) -> None:
+    """Set what the trackers read of the environment, in the process of rank 0."""
     name = job.settings.tracked_as
     inside = name.partition("/")[2] or name
     chosen = {
@@ -40,7 +40,7 @@ def settle(job: Job) -> None:
 
 
 class Parameters(TrainerCallback):
-    """Gives the settings of a training to W&B and MLflow, under `sparring.…`: once their callbacks have begun a run."""
+    """Gives the settings of a training to W&B and MLflow, under `sparring.…`: when their callbacks have begun a run."""
 
     def __init__(self, job: Job) -> None:
         self.sinks = job.settings.tracking.sinks
@@ -67,14 +67,12 @@ def to_mlflow(mlflow: Any, values: Mapping[str, Any]) -> None:
         mlflow.log_params(batch)
 
 
-def parameters(values: Mapping[str, Any]) -> dict[str, str]:
+def parameters(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
     """Return dotted key -> value as text: text as it is, the rest as JSON; values that MLflow would refuse are cut."""
-    return {key: value[:LONGEST] for key, value in _flat(values, "")}
-
-
-def _flat(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
+    flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{before}{key}.")
+            flat |= parameters(value, f"{before}{key}.")
         else:
-            yield f"{before}{key}", value if isinstance(value, str) else json.dumps(value)
+            flat[f"{before}{key}"] = (value if isinstance(value, str) else json.dumps(value))[:LONGEST]
+    return flat

@@ -1,7 +1,7 @@
 """The transformers Trainer with a pair loss on token ids.
 
 Not TRL's DPOTrainer: its seams are private, start from text that it renders and tokenizes again, and return no hidden
-states, while here the sampled token ids and the reference's log-probs are already known. Its losses serve as parity
+states, while the sampled token ids and the reference's log-probs are known already. Its losses serve as parity
 tests. The Trainer brings the loop, gradient accumulation, DeepSpeed and resuming.
 """
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
-from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import TrainSettings, tracked_name
 from sparring.stages.train.files import reshard
 from sparring.stages.train.launch.memory import one_copy
@@ -42,7 +43,7 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the trainer tells its surroundings."""
+    """What the trainer calls of its surroundings."""
 
     on_step: Callable[[dict[str, Any]], None]
     """Called on every rank with the record of each optimizer step."""
@@ -50,8 +51,8 @@ class Hooks:
     """The folder for a checkpoint of a step."""
     seal_checkpoint: Callable[[Path, int], None]
     """Called by every rank when all files of the checkpoint are written."""
-    told_to_end: Callable[[], bool]
-    """Asked on every rank after each optimizer step; where one says yes, all save a checkpoint and end."""
+    must_end: Callable[[], bool]
+    """Called on every rank after each optimizer step; where one returns True, all save a checkpoint and end."""
 
 
 class PairTrainer(Trainer):
@@ -63,7 +64,7 @@ class PairTrainer(Trainer):
         model: Bound,
         args: TrainingArguments,
         settings: TrainSettings,
-        rows: Sequence[Row],
+        rows: Sequence[ResponsePair],
         order: Sequence[int],
         end_of_turn: frozenset[int],
         hooks: Hooks,
@@ -94,16 +95,13 @@ class PairTrainer(Trainer):
         """Loss of one micro-batch; raises NotFinite on all ranks when it is not finite on one."""
         z, states = self.instruments.forward(model, inputs, self.state.global_step)
         losses, sums = pair_losses(z, states, inputs, self.settings.objective, self.settings.repulsion)
-        self._stop_unless_finite(losses.detach(), inputs["rows"])
-        self.sums.append((len(inputs["rows"]), sums))
-        return losses.mean().float()
-
-    def _stop_unless_finite(self, losses: Tensor, indices: Tensor) -> None:
-        wrong = ~torch.isfinite(losses)
+        wrong = ~torch.isfinite(losses.detach())
         count = wrong.sum().float()
         dist.all_reduce(count)
         if count.item():
-            self._stop("loss", indices[wrong].tolist())
+            self._stop("loss", inputs["rows"][wrong].tolist())
+        self.sums.append((len(inputs["rows"]), sums))
+        return losses.mean().float()
 
     def _stop(self, what: str, indices: Sequence[int]) -> None:
         gathered: list[Any] = [None] * dist.get_world_size()
@@ -112,9 +110,9 @@ class PairTrainer(Trainer):
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         shown = ", ".join(ids[:NAMED]) + more
         step = self.state.global_step + (what == "loss")
-        kept = f"step {self.last_checkpoint}" if self.last_checkpoint else "none"
+        last = f"step {self.last_checkpoint}" if self.last_checkpoint else "none"
         raise NotFinite(
-            f"{what} is not finite at optimizer step {step}; rows {shown}; last checkpoint: {kept}; "
+            f"{what} is not finite at optimizer step {step}; rows {shown}; last checkpoint: {last}; "
             "lower trainer.lr or trainer.max_grad_norm, or look at these rows, then run again."
         )
 
@@ -146,7 +144,7 @@ class PairTrainer(Trainer):
         a rank is to end. kl_of_pairs = -mean of h estimates KL(reference || policy) in nats a response from chosen and
         rejected ones alone: without bias where K is 2 and no pair was dropped.
         """
-        end, pairs = float(self.hooks.told_to_end()), float(sum(n for n, _ in self.sums))
+        end, pairs = float(self.hooks.must_end()), float(sum(n for n, _ in self.sums))
         total = torch.stack([s for _, s in self.sums]).sum(0)
         packed = torch.cat([torch.tensor([end, pairs], dtype=torch.float64, device=total.device), total])
         dist.all_reduce(packed)

@@ -36,7 +36,7 @@ def _rank(given: tuple[Job, Sequence[str], int, int]) -> list[Any]:
     for attempt in attempts:
         one = replace(job, attempt=attempt)
         mailbox(one).mkdir(parents=True, exist_ok=True)
-        made.append(worker._train(one, rank, Sender(mailbox(one) / f"rank-{rank}.jsonl")))
+        made.append(worker.train_rank(one, rank, Sender(mailbox(one) / f"rank-{rank}.jsonl")))
     return made
 
 

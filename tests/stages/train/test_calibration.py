@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
-from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss.loss import SUMS, pair_losses
 from sparring.stages.train.loss.reward_calibration import RewardCalibration, calibrate, log_delta
 from sparring.stages.train.model.forward import bind
@@ -114,11 +115,11 @@ def test_wrong_values_are_named() -> None:
             load(["hardware=cpu", "calibration=reward", f"calibration.{field}={value}"])
 
 
-def rows() -> list[Row]:
+def rows() -> list[ResponsePair]:
     """Four pairs of random tokens; reference and base are uniform over the 64 tokens."""
     generator = torch.Generator().manual_seed(3)
 
-    def pair(i: int, p_w: float) -> Row:
+    def pair(i: int, p_w: float) -> ResponsePair:
         prompt, chosen, rejected = (
             torch.randint(3, 60, (n,), generator=generator).tolist() for n in (2 + i, 3 + i, 6 - i // 2)
         )
@@ -127,12 +128,14 @@ def rows() -> list[Row]:
             for ids, end in ((chosen, "w"), (rejected, "l"))
             for name in (f"ref_{end}", f"base_{end}")
         }
-        return Row(id=str(i), prompt=prompt, chosen=chosen, rejected=rejected, p_w=p_w, p_l=0.4, p_wl=p_w, **logs)
+        return ResponsePair(
+            id=str(i), prompt=prompt, chosen=chosen, rejected=rejected, p_w=p_w, p_l=0.4, p_wl=p_w, **logs
+        )
 
     return [pair(i, p_w) for i, p_w in enumerate((0.7, 0.8, 0.9, 0.95))]
 
 
-def batched(part: list[Row], micro: int) -> list[dict[str, Any]]:
+def batched(part: list[ResponsePair], micro: int) -> list[dict[str, Any]]:
     return [collate(part[i : i + micro], (2,), "mean", 99) for i in range(0, len(part), micro)]
 
 

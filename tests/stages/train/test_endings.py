@@ -13,9 +13,9 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from sparring.stages.step import Job
 from sparring.stages.train.config import TRAIN
 from sparring.stages.train.launch import memory
-from sparring.stages.train.launch.failures import noted
+from sparring.stages.train.launch.failures import post_failure
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
-from sparring.stages.train.launch.workers import Watching
+from sparring.stages.train.launch.workers import MemoryKills
 from tests.stages.train.rig import settings
 
 
@@ -39,20 +39,20 @@ def job_of(tmp_path: Path, micro_batch: Any) -> Job:
 
 def test_a_failed_allocation_halves(tmp_path: Path) -> None:
     job = job_of(tmp_path, 8)
-    assert noted(job, 0, MemoryError())
+    assert post_failure(job, 0, MemoryError())
     assert read(job, ENDING)["micro_batch"] == 4
 
 
 def test_with_one_pair_there_is_no_less(tmp_path: Path) -> None:
     job = job_of(tmp_path, 1)
-    assert noted(job, 0, MemoryError())
+    assert post_failure(job, 0, MemoryError())
     assert "with 1 pair in a forward pass" in read(job, ENDING)["message"]
 
 
 def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> None:
     job = job_of(tmp_path, "auto")
     post(job, MICRO_BATCH, {"fits": 4})
-    assert noted(job, 1, MemoryError())
+    assert post_failure(job, 1, MemoryError())
     assert read(job, ENDING) == {
         "text": "rank 1 ran out of memory trying more than 4 pairs in a forward pass; it stays at 4",
         "micro_batch": 4,
@@ -62,20 +62,20 @@ def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> 
 def test_after_the_probe_its_number_is_halved(tmp_path: Path) -> None:
     job = job_of(tmp_path, "auto")
     post(job, MICRO_BATCH, {"chosen": 4})
-    assert noted(job, 0, MemoryError())
+    assert post_failure(job, 0, MemoryError())
     assert read(job, ENDING)["micro_batch"] == 2
 
 
 def test_a_kill_by_rays_memory_monitor_halves(tmp_path: Path, vmstat: Path) -> None:
     job = job_of(tmp_path, 8)
     killed = WorkerHealthCheckFailedError("gone", OutOfMemoryError("Memory on the node was 23.5GB / 24GB"))
-    Watching(job).after_exception(None, {1: killed})
+    MemoryKills(job).after_exception(None, {1: killed})
     assert read(job, ENDING)["micro_batch"] == 4 and "rank 1" in read(job, ENDING)["text"]
 
 
 def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmstat: Path) -> None:
     job = job_of(tmp_path, 8)
-    watching = Watching(job)
+    watching = MemoryKills(job)
     died = {0: WorkerHealthCheckFailedError("gone", ActorDiedError())}
     watching.after_exception(None, died)
     assert read(job, ENDING) is None
@@ -86,7 +86,7 @@ def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmst
 
 def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path) -> None:
     job = job_of(tmp_path, 8)
-    watching = Watching(job)
+    watching = MemoryKills(job)
     watching.host = "elsewhere"
     vmstat.write_text("oom_kill 9\n", encoding="utf-8")
     watching.after_exception(None, {0: WorkerHealthCheckFailedError("gone", ActorDiedError())})
@@ -95,5 +95,5 @@ def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path)
 
 def test_a_full_disk_is_noted_without_a_byte(tmp_path: Path) -> None:
     job = job_of(tmp_path, 1)
-    assert noted(job, 1, OSError(errno.ENOSPC, "No space left on device"))
+    assert post_failure(job, 1, OSError(errno.ENOSPC, "No space left on device"))
     assert (mailbox(job) / DISK_FULL).stat().st_size == 0 and read(job, ENDING) is None

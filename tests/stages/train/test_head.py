@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.errors import DataError
-from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.model import lm_head
 from sparring.stages.train.model.forward import bind, forward
 from tests.refusals import refused
@@ -140,7 +141,7 @@ def test_the_full_logits_never_exist(layout: int, trained: bool, monkeypatch: py
     config = LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1, attn_implementation="sdpa")
     model = bind(LlamaForCausalLM(config), "float32")
     model.lm_head.weight.requires_grad_(trained)
-    rows = [Row(id=str(i), prompt=[5, 6], chosen=[*range(100)], rejected=[*range(7, 107)]) for i in range(2)]
+    rows = [ResponsePair(id=str(i), prompt=[5, 6], chosen=[*range(100)], rejected=[*range(7, 107)]) for i in range(2)]
     sizes = {}
     for chunk in (32, 400):
         monkeypatch.setattr(lm_head, "CHUNK", chunk)
@@ -164,8 +165,8 @@ def test_a_head_that_is_not_linear_is_refused() -> None:
 
 
 ROWS = [
-    Row(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
-    Row(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
+    ResponsePair(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
+    ResponsePair(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
 ]
 
 

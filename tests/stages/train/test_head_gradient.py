@@ -14,16 +14,17 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from sparring.stages.train.batch.collate import Row, collate
-from sparring.stages.train.loss import head_gradients
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
+from sparring.stages.train.loss import band, head_gradients
 from sparring.stages.train.loss.head_gradients import Head, add_gradient, products
-from sparring.stages.train.model.scorer import settle
+from sparring.stages.train.model.scorer import bind_checked
 from sparring.stages.train.trainer.instruments import Instruments
 from tests.stages.train.rig import OFF, REWARD, settings
 
 ROWS = [
-    Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
-    Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
+    ResponsePair(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
+    ResponsePair(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
 SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = pytest.mark.parametrize(
@@ -105,13 +106,15 @@ MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped":
 
 @pytest.mark.parametrize("layout", [99, 0], ids=["shared prompt", "two sequences"])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_the_instruments_see_is_the_gradient_through_the_models_own_head(name: str, layout: int) -> None:
+def test_what_the_instruments_see_is_the_gradient_through_the_models_own_head(
+    name: str, layout: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Summed over the chosen and the rejected responses of a batch; per pair in the products."""
     model: Any = MODELS[name]()
     expected = [through_head(model, row.prompt, r) for row in ROWS for r in (row.chosen, row.rejected)]
-    instruments = Instruments(settle(model, "float32"), settings(repulsion=OFF, calibration=REWARD))
+    instruments = Instruments(bind_checked(model, "float32"), settings(repulsion=OFF, calibration=REWARD))
     seen: list[Tensor] = []
-    instruments._add_band = lambda found, z, batch: seen.append(found)  # type: ignore[method-assign]
+    monkeypatch.setattr(band, "sums", lambda products, d_w, d_l: seen.append(products))
     instruments.forward(model, collate(ROWS, (2,), "mean", layout), 0)
     found = instruments.gradients
     assert found is not None and found.abs().max() > 0.1

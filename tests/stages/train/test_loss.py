@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sparring.stages.train.batch.collate import COLUMNS, collate
+from sparring.stages.train.batch.rows import load_rows
 from sparring.stages.train.config import OffRepulsion, PlainRepulsion, RepulsionConfig
-from sparring.stages.train.launch.worker import load_policy, load_rows
+from sparring.stages.train.launch.worker import load_policy
 from sparring.stages.train.loss import objectives, repulsion
 from sparring.stages.train.loss.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
 from sparring.stages.train.model.forward import forward

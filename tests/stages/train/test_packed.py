@@ -17,18 +17,18 @@ from transformers import (
     modeling_flash_attention_utils,
 )
 
-from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.model import attention
 from sparring.stages.train.model import forward as passes
 from sparring.stages.train.model.forward import bind, flash_runs, forward
-from sparring.stages.train.model.scorer import settle
-from sparring.stages.train.steps.reference import score
+from sparring.stages.train.model.scorer import bind_checked, score
 from tests.tiny import tiny_policy
 
 ROWS = [
-    Row(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
-    Row(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
-    Row(id="c", prompt=list(range(100, 130)), chosen=list(range(200, 240)), rejected=[3, 4, 2]),
+    ResponsePair(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
+    ResponsePair(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
+    ResponsePair(id="c", prompt=list(range(100, 130)), chosen=list(range(200, 240)), rejected=[3, 4, 2]),
 ]
 FACTORS = torch.tensor([1.0, -0.5, 2.0, 0.25, 0.7, -1.5])
 
@@ -139,7 +139,7 @@ def test_flash_attention_is_checked_in_bfloat16(
     if not ends:
         whole = lambda q, k, v, *_, **__: attend(q, k, v, None, -1, 0.0)  # noqa: E731
         monkeypatch.setattr(modeling_flash_attention_utils, "_flash_varlen_fn", whole)
-    settle(model, "bfloat16")
+    bind_checked(model, "bfloat16")
     assert model.flat is ends is (model.config._attn_implementation == attention.FLASH)
     assert ends or "sequences without padding it is off by" in model.route.why
 
@@ -169,7 +169,10 @@ def test_the_reference_scores_sequences_one_after_another(flash: None, tmp_path:
 
 
 def test_flat_tokens_are_exactly_the_sampled_ones() -> None:
-    rows = [Row(id="a", prompt=[5, 6], chosen=[7, 2], rejected=[8]), Row(id="b", prompt=[9], chosen=[3], rejected=[4])]
+    rows = [
+        ResponsePair(id="a", prompt=[5, 6], chosen=[7, 2], rejected=[8]),
+        ResponsePair(id="b", prompt=[9], chosen=[3], rejected=[4]),
+    ]
     batch = collate(rows, (2,), "mean", 0, flat=True)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 2, 9, 3, 5, 6, 8, 9, 4]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1]]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.errors import ConfigError
-from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss.loss import SUMS, pair_losses
 from sparring.stages.train.loss.repulsion import distance, loss, pool
 from sparring.stages.train.model.forward import bind, forward
@@ -23,8 +24,8 @@ from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, REPULSIONS, REWARD, alone, repelling, settings
 
 ROWS = [
-    Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
-    Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
+    ResponsePair(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
+    ResponsePair(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
 LAYERS = 3
 PLACES = {-1: 3, 0: 1, 1: 2, 2: 3, -2: 2, -3: 1}
@@ -160,11 +161,11 @@ def under_zero3() -> dict[str, Any]:
     import torch.distributed as dist
 
     from sparring.stages.step import Workers
-    from sparring.stages.train.launch.worker import _settle
+    from sparring.stages.train.launch.worker import prepare_process
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    _settle(Workers())
+    prepare_process(Workers())
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 

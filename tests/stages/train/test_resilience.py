@@ -87,7 +87,7 @@ def test_a_worker_told_to_end_saves_and_the_group_goes_on(
 
     made = run(train_job(tmp_path / "told", inputs, how), report)
     assert digests(made) == digests(whole)
-    assert "a worker was told to end (SIGTERM): step 1 of 12 is saved" in texts(seen)
+    assert "a worker got SIGTERM: step 1 of 12 is saved" in texts(seen)
     assert [e["done"] for e in seen if "done" in e] == list(range(1, 13))
 
 

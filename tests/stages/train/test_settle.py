@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.errors import DataError
-from sparring.stages.train.batch.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.model import attention
 from sparring.stages.train.model.forward import Route, forward, routes
 from sparring.stages.train.model.hidden_states import Reading
-from sparring.stages.train.model.scorer import MOST, TOLERANCE, Truth, _fault, _truth, settle
-from sparring.stages.train.steps.reference import load_scorer
+from sparring.stages.train.model.scorer import MOST, TOLERANCE, Truth, _fault, _truth, bind_checked, load_scorer
 from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
 from tests.settings import changed
@@ -62,9 +62,9 @@ FOUND: dict[str, tuple[dict[str, Any], tuple[str, bool], float]] = {
 }
 """Architecture -> its configuration, the route that is right (attention, own logits), its scale."""
 ROWS = [
-    Row(id="a", prompt=[5, 60, 70, 8], chosen=[11, 42, 13, 2, 9, 8, 7], rejected=[15, 2]),
-    Row(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31, 22, 23, 24, 2]),
-    Row(id="c", prompt=list(range(100, 120)), chosen=list(range(200, 225)), rejected=[3, 4]),
+    ResponsePair(id="a", prompt=[5, 60, 70, 8], chosen=[11, 42, 13, 2, 9, 8, 7], rejected=[15, 2]),
+    ResponsePair(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31, 22, 23, 24, 2]),
+    ResponsePair(id="c", prompt=list(range(100, 120)), chosen=list(range(200, 225)), rejected=[3, 4]),
 ]
 FACTORS = torch.tensor([1.0, -0.5, 2.0, 0.25, 0.7, -1.5])
 
@@ -107,7 +107,7 @@ def gradients(model: Any, z: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", FOUND)
 def test_log_probs_and_gradients_are_those_of_the_models_own_forward(kind: str) -> None:
     more, right, scale = FOUND[kind]
-    model = settle(built(kind, **more), "float32")
+    model = bind_checked(built(kind, **more), "float32")
     route: Route = model.route
     assert (route.attention, route.own_logits) == right and route.scale == scale
     assert (route.shared_up_to > 0) is (right == PACKED)
@@ -147,7 +147,7 @@ def blind() -> Iterator[None]:
 
 
 def test_packed_pairs_that_are_wrong_in_silence_are_found(blind: None) -> None:
-    model = settle(built("llama"), "float32")
+    model = bind_checked(built("llama"), "float32")
     assert model.route == Route(attention="sdpa") and "off by" in model.route.why
     assert scored(model).tolist() == pytest.approx(own(model).tolist(), abs=1e-3)
 
@@ -192,7 +192,7 @@ def of_class(kind: type[Any], config: Any = None) -> Any:
 
 def test_a_scale_is_taken_before_the_cap() -> None:
     config = transformers.Gemma2Config(**SHAPE, final_logit_softcapping=2.0, attn_logit_softcapping=None)
-    model = settle(of_class(ScaledAndCapped, config), "float32")
+    model = bind_checked(of_class(ScaledAndCapped, config), "float32")
     assert model.route.scale == pytest.approx(0.6, rel=1e-5) and not model.route.own_logits
     assert scored(model).tolist() == pytest.approx(own(model).tolist(), abs=1e-3)
 
@@ -200,10 +200,10 @@ def test_a_scale_is_taken_before_the_cap() -> None:
 @pytest.mark.parametrize("layer", [-1, 0])
 def test_states_and_their_gradients_where_all_logits_are_taken(layer: int) -> None:
     """Those of the repulsion are as of a model whose head is all there is; those of the log-probs are its own."""
-    plain, model = settle(of_class(LlamaForCausalLM), "float32"), settle(of_class(Bounded), "float32")
+    plain, model = bind_checked(of_class(LlamaForCausalLM), "float32"), bind_checked(of_class(Bounded), "float32")
     assert model.route.own_logits and "all logits" in model.route.why
     assert scored(model).tolist() == pytest.approx(own(model).tolist(), abs=1e-3)
-    model, found = settle(model, "float32"), list[Any]()
+    model, found = bind_checked(model, "float32"), list[Any]()
     for one in (plain, model):
         reading = Reading(one, layer)
         z, states = forward(one, collate(ROWS, (2,), "mean", one.shared_up_to), reading)
@@ -216,7 +216,7 @@ def test_states_and_their_gradients_where_all_logits_are_taken(layer: int) -> No
 
 
 def test_what_is_measured_on_a_plain_head_is_not_where_there_is_none() -> None:
-    model = settle(of_class(Bounded), "float32")
+    model = bind_checked(of_class(Bounded), "float32")
     instruments = Instruments(model, settings(repulsion=OFF))
     instruments.forward(model, collate(ROWS, (2,), "mean", model.shared_up_to), 0)
     assert instruments.band is None
@@ -227,7 +227,7 @@ def test_what_is_measured_on_a_plain_head_is_not_where_there_is_none() -> None:
 @pytest.mark.parametrize("kind", [Grows, Fails])
 def test_a_model_that_cannot_be_scored_is_refused_by_name(kind: type[Any]) -> None:
     with refused(DataError, "llama: "):
-        settle(of_class(kind), "float32")
+        bind_checked(of_class(kind), "float32")
 
 
 def test_what_rounding_makes_of_a_model_is_no_fault() -> None:
@@ -248,13 +248,13 @@ def test_what_rounding_makes_of_a_model_is_no_fault() -> None:
 def test_a_window_shorter_than_the_check_is_not_packed() -> None:
     """What was not checked is not taken."""
     config = transformers.MistralConfig(**SHAPE, sliding_window=6)
-    model = settle(of_class(transformers.MistralForCausalLM, config), "float32")
+    model = bind_checked(of_class(transformers.MistralForCausalLM, config), "float32")
     assert model.shared_up_to == 0 and not model.route.why
     assert scored(model).tolist() == pytest.approx(own(model).tolist(), abs=1e-3)
 
 
 def test_bfloat16_is_checked_in_float32() -> None:
-    model = settle(built("llama"), "bfloat16")
+    model = bind_checked(built("llama"), "bfloat16")
     assert model.scoring_dtype == torch.bfloat16 and model.route.attention == attention.NAME
     assert 1e-3 < (scored(model) - own(model)).abs().max() < 5
 

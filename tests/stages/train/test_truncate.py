@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring.stages.train.batch.collate import join_pairs
-from sparring.stages.train.batch.truncate import fitted
-from sparring.stages.train.launch.worker import load_rows
+from sparring.stages.train.batch.rows import fitted, join_pairs, load_rows
 from sparring.stages.train.steps.reference import Reference, finish, shards
 from tests.artifacts import as_input, run_step
 from tests.stages.train.rig import reference_job, sampled, settings, targets_of, train_job
