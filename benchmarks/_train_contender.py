@@ -140,7 +140,7 @@ def ours(setting: Setting, asked: Asked, folder: Path) -> None:
 
 def reference(setting: Setting, asked: Asked, folder: Path) -> None:
     """The scoring of the step `reference`."""
-    from sparring.stages.train.reference import load_scorer, score
+    from sparring.stages.train.model.scorer import load_scorer, score
 
     model = load_scorer(setting.pairs.policy, "bfloat16" if setting.gpu else "float32")
     asking = asked.ready()

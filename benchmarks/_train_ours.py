@@ -12,22 +12,22 @@ from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, R
 from sparring.pipeline.cli.commands import plan_of
 from sparring.pipeline.store.files import external
 from sparring.stages.step import Job
-from sparring.stages.train import worker
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.mailbox import Sender, mailbox
+from sparring.stages.train.launch import worker
+from sparring.stages.train.launch.mailbox import Sender, mailbox
 
 
 def trainer(setting: Setting, steps: int, folder: Path) -> Any:
     """Return the trainer of the step's own session, on ZeRO-3; it writes no checkpoint."""
     made = job(setting, steps, folder)
     _group_of_one("nccl" if setting.gpu else "gloo")
-    worker._settle(made.workers)
-    from sparring.stages.train.collate import deal
+    worker.prepare_process(made.workers)
+    from sparring.stages.train.batch.order import deal
 
     trainer, rows = made.settings.trainer, setting.pairs.rows
     order, _ = deal([row.shared_length for row in rows], trainer.epochs, trainer.global_batch, made.settings.seed)
     mailbox(made).mkdir(parents=True)
-    session = worker._Session(made, 0, Sender(Path(os.devnull)), rows, order)
+    session = worker.Session(made, 0, Sender(Path(os.devnull)), rows, order)
     if not setting.options.get("shared", True):
         session.trainer.shared_up_to = 0
     return session.trainer

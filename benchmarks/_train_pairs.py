@@ -12,7 +12,7 @@ from sparring.pipeline.store.files import external
 from sparring.pipeline.store.manifest import Artifact
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
-from sparring.stages.train.collate import Row, join_pairs
+from sparring.stages.train.batch.rows import ResponsePair, join_pairs
 
 REMEDY = "run `make iter N=1` first"
 MAX_LENGTH = 1024
@@ -30,7 +30,7 @@ class Pairs:
 
     policy: Path
     """The folder of the policy that sampled them."""
-    rows: Sequence[Row]
+    rows: Sequence[ResponsePair]
     samples: Input
     """The samples they are of: which tokens end a turn is read there."""
 
@@ -66,7 +66,7 @@ def pairs_of(run: Path, store: Path, policy: Path, count: int) -> Pairs:
     sampled_by = samples[1].inputs["policy"]["digest"]
     if sampled_by != external("policy", policy).digest:
         raise DataError(f"{policy}: did not sample the responses of {run}; name the policy that did with --policy.")
-    rows: list[Row] = []
+    rows: list[ResponsePair] = []
     for index in range(pairs[0].n_parts):
         table = samples[0].table(index, ["id", "prompt_ids", "responses"])
         rows += join_pairs(table, pairs[0].table(index, ["id", "chosen", "rejected"]), MAX_LENGTH, "drop")[0]

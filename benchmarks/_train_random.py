@@ -10,7 +10,7 @@ import pyarrow as pa
 from benchmarks import _jobs
 from benchmarks._random_policy import END, VOCABULARY, random_policy
 from benchmarks._train_pairs import Pairs
-from sparring.stages.train.collate import Row
+from sparring.stages.train.batch.rows import ResponsePair
 
 PROMPT, RESPONSE = (128, 512), (64, 512)
 """Tokens, at least and at most; those of `tiny` are a sixteenth."""
@@ -24,7 +24,7 @@ def random_pairs(name: str, count: int, folder: Path) -> Pairs:
         return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(least // shorter, most // shorter))]
 
     rows = [
-        Row(id=str(i), prompt=tokens(*PROMPT), chosen=tokens(*RESPONSE), rejected=tokens(*RESPONSE))
+        ResponsePair(id=str(i), prompt=tokens(*PROMPT), chosen=tokens(*RESPONSE), rejected=tokens(*RESPONSE))
         for i in range(count)
     ]
     responses = [[{"ids": [*ids, END], "finish": "stop"} for ids in (row.chosen, row.rejected)] for row in rows]

@@ -196,13 +196,13 @@ def to_mlflow(history: RunHistory, project: str, rows: Sequence[Metrics]) -> str
     """Write one run, named by ours, in place of that of the last call."""
     import mlflow
 
-    from sparring.stages.train import sinks
+    from sparring.stages.train.trainer import trackers
 
     tag, experiment = _identifier(history), mlflow.set_experiment(project)
     for old in mlflow.search_runs([experiment.experiment_id], f"tags.sparring = '{tag}'", output_format="list"):
         mlflow.delete_run(old.info.run_id)
     mlflow.start_run(run_name=history.name, tags={"sparring": tag})
-    sinks.to_mlflow(mlflow, history.config)
+    trackers.to_mlflow(mlflow, history.config)
     client, active = mlflow.MlflowClient(), mlflow.active_run().info.run_id
     for row in rows:
         at = (int(row.time * 1000), row.x)

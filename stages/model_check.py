@@ -216,7 +216,7 @@ def check(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
     if not kind:
         return facts(folder)
     if kind == ADAPTER:
-        from sparring.stages.train.adapter import attach
+        from sparring.stages.train.model.adapter import attach
 
         model, _ = _model(folder, _config(folder))
         attach(model, validator(Adapter).validate_python(json.loads(options)), seed=0)

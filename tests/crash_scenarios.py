@@ -25,7 +25,7 @@ from sparring.pipeline.store.manifest import Artifact
 from sparring.pipeline.store.staging import STAGED
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import Input, Job, Part, Shard, StepSpec
-from sparring.stages.train import checkpoint
+from sparring.stages.train.files import checkpoint
 from tests.crash import Scenario, tree
 
 LEASES = (".leases", f"{STAGED}.json")

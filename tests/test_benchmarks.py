@@ -18,9 +18,8 @@ from sparring.pipeline.store.files import external
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate import winrate
 from sparring.stages.errors import DataError
-from sparring.stages.train.collate import Row
-from sparring.stages.train.reference import load_scorer
-from sparring.stages.train.worker import ends_of_turn
+from sparring.stages.train.batch.rows import ResponsePair, ends_of_turn
+from sparring.stages.train.model.scorer import load_scorer
 from tests.artifacts import as_input
 from tests.refusals import refused
 from tests.stages.train.rig import sampled, targets_of
@@ -226,7 +225,7 @@ def test_where_a_step_goes(part: Any) -> None:
 def test_model_flops_by_hand(part: Any, tmp_path: Path, adapter: str, each: int) -> None:
     """In a second, 10 weights at each of 7 tokens, and a head of 100 at the 5 tokens of responses."""
     rounds = part("_train_rounds")
-    rows = [Row(id="a", prompt=[1, 2], chosen=[3, 4], rejected=[5, 6, 7])]
+    rows = [ResponsePair(id="a", prompt=[1, 2], chosen=[3, 4], rejected=[5, 6, 7])]
     pairs = part("_train_pairs").Pairs(policy=tmp_path, rows=rows, samples=as_input("samples", tmp_path, []))
     told = {rounds.DEFAULTS: [{"trunk": 10, "head": 100}], rounds.OURS: [{"seconds": 1.0, "computed": 7}]}
     (row,) = rounds.mfu_rows("case", told, adapter, pairs)
@@ -242,7 +241,7 @@ def test_trls_best_takes_what_a_gpu_offers(part: Any, monkeypatch: pytest.Monkey
 
 
 def test_hard_targets(part: Any, tmp_path: Path) -> None:
-    rows = [Row(id=str(i), prompt=[1, 2], chosen=[3], rejected=[4, 5]) for i in range(2)]
+    rows = [ResponsePair(id=str(i), prompt=[1, 2], chosen=[3], rejected=[4, 5]) for i in range(2)]
     samples = as_input("samples", tmp_path, [])
     pairs = part("_train_pairs").Pairs(policy=tmp_path, rows=rows, samples=samples)
     found = part("_train_rounds").with_reference(pairs, [(-1.0, -2.0), (-3.0, -4.0)])

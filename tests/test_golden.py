@@ -20,8 +20,8 @@ from sparring.stages.evaluate.config import EVALUATE
 from sparring.stages.sample import embedded
 from sparring.stages.sample.config import PROMPTS, SAMPLE
 from sparring.stages.step import Input, StepSpec
-from sparring.stages.train import reference
 from sparring.stages.train.config import REFERENCE, ReferenceSettings, Scoring
+from sparring.stages.train.steps import reference
 from tests import settings
 from tests.artifacts import as_input, as_job, folder_input, run_step, samples_table
 from tests.stages.sample.jobs import jsonl, prompts_job, run_prompts

@@ -53,7 +53,7 @@ from sparring.stages.errors import ConfigError, DataError, RuleFired, SparringEr
 from sparring.stages.plain import printable
 from sparring.stages.sample import embedded
 from sparring.stages.step import Input
-from sparring.stages.train import checkpoint
+from sparring.stages.train.files import checkpoint
 
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:

@@ -65,7 +65,7 @@ def _with_dtype(piece: Piece, dtype: str) -> Piece:
 
 def _weights(folder: Path, dtype: str) -> list[Piece]:
     """Return the files that casting will make; ShardWriter fills them in the same order."""
-    from sparring.stages.train.shards import SHARD_BYTES
+    from sparring.stages.train.files.safetensors_writer import SHARD_BYTES
 
     held, sizes = 0, [0]
     for size in _sizes(folder, dtype):
@@ -141,7 +141,7 @@ def _write_one(piece: Piece, path: Path) -> None:
 def _cast(source: Path, folder: Path, dtype: str) -> None:
     import torch
 
-    from sparring.stages.train.shards import ShardWriter, read, tensors_of
+    from sparring.stages.train.files.safetensors_writer import ShardWriter, read, tensors_of
 
     to = getattr(torch, dtype)
     writer = ShardWriter(folder)

@@ -34,20 +34,20 @@ from sparring.stages.train.objective_config import ObjectiveConfig
 REFERENCE = StepSpec(
     kind="reference",
     version=5,
-    worker="sparring.stages.train.reference:Reference",
-    shards="sparring.stages.train.reference:shards",
-    finish="sparring.stages.train.reference:finish",
+    worker="sparring.stages.train.steps.reference:Reference",
+    shards="sparring.stages.train.steps.reference:shards",
+    finish="sparring.stages.train.steps.reference:finish",
     pool="annotators",
 )
 LOGPROBS = StepSpec(
     kind="logprobs",
     version=1,
-    worker="sparring.stages.train.logprobs:Scorer",
-    shards="sparring.stages.train.logprobs:shards",
-    finish="sparring.stages.train.logprobs:finish",
+    worker="sparring.stages.train.steps.logprobs:Scorer",
+    shards="sparring.stages.train.steps.logprobs:shards",
+    finish="sparring.stages.train.steps.logprobs:finish",
     pool="annotators",
 )
-TRAIN = StepSpec(kind="train", version=5, run="sparring.stages.train.stage:run")
+TRAIN = StepSpec(kind="train", version=5, run="sparring.stages.train.steps.train:run")
 
 SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
 Dtype = Literal["float32", "bfloat16"]
@@ -83,8 +83,8 @@ class ActiveRepulsion:
     """lambda."""
     pooling: Pooling
     layer: Integer
-    """Whose states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0; -2 that of
-    the last but one, and so on."""
+    """The layer of the states: -1 the last hidden state, after the final norm; k the output of decoder layer k, from 0;
+    -2 that of the last but one, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class OffCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardCalibration:
-    """See calibration.py."""
+    """See loss/reward_calibration.py."""
 
     name: Literal["reward"]
     ema: Fraction
@@ -293,5 +293,5 @@ ON_HEAD = ("rho", "r_star", "in_band", "rho_negative")
 
 
 def tracked_name(name: str) -> str:
-    """Return how trackers call a figure: what is measured on the output head says so."""
+    """Return the name of a figure in trackers: `head_` before what is measured on the output head."""
     return f"head_{name}" if name in ON_HEAD else name

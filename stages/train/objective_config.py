@@ -1,22 +1,21 @@
 """The parameters of each objective: one dataclass each, chosen by `objective.name`. No heavy import.
 
-What the losses are: objectives.py.
+What the losses are: loss/objectives.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import Number
 
-
-def _refuse_unless(holds: bool, key: str, value: object, remedy: str) -> None:
-    if not holds:
-        raise ConfigError(f"objective.{key}={value}: {remedy}.")
+Ranges = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""Key -> whether an objective's value is in range, and what to do where it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +24,15 @@ class Objective:
 
     loss_scale: Number | None
     """loss = loss_scale * (L + weight * L_rep); null is 1, for the sppo family 1/beta**2, the official gradient."""
+    ranges: ClassVar[Ranges] = {}
 
     def __post_init__(self) -> None:
-        scale = self.loss_scale
-        _refuse_unless(scale is None or scale > 0, "loss_scale", scale, "use a number above 0, or null")
+        scale: Ranges = {
+            "loss_scale": (lambda it: it.loss_scale is None or it.loss_scale > 0, "use a number above 0, or null")
+        }
+        for key, (holds, remedy) in {**scale, **self.ranges}.items():
+            if not holds(self):
+                raise ConfigError(f"objective.{key}={getattr(self, key)}: {remedy.format_map(vars(self))}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,7 @@ class Sppo(Objective):
     """By the targets: win rates, the pair's own duel P[w,l], or 1 and 0."""
     beta: Number
     """1/eta."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _refuse_unless(self.beta > 0, "beta", self.beta, "must be positive; the paper uses 0.001")
+    ranges: ClassVar[Ranges] = {"beta": (lambda it: it.beta > 0, "must be positive; the paper uses 0.001")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,10 @@ class Dpo(Objective):
     """Of the KL penalty, per nat of m."""
     label_smoothing: Number
     """Probability that a label is wrong."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        smoothing = self.label_smoothing
-        _refuse_unless(self.beta > 0, "beta", self.beta, "must be positive; 0.1 is usual")
-        _refuse_unless(0 <= smoothing < 0.5, "label_smoothing", smoothing, "use 0, or a number below 0.5")
+    ranges: ClassVar[Ranges] = {
+        "beta": (lambda it: it.beta > 0, "must be positive; 0.1 is usual"),
+        "label_smoothing": (lambda it: 0 <= it.label_smoothing < 0.5, "use 0, or a number below 0.5"),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +69,7 @@ class Ipo(Objective):
     tau: Number
     length_normalize: bool
     """Log-probs are means over a response's tokens, not sums."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _refuse_unless(self.tau > 0, "tau", self.tau, "must be positive; 0.1 is usual")
+    ranges: ClassVar[Ranges] = {"tau": (lambda it: it.tau > 0, "must be positive; 0.1 is usual")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +83,11 @@ class Spo(Objective):
     """m/alpha below which the loss is linear."""
     kappa: Number
     """Weight of relu(h_l): the rejected response does not become likelier."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _refuse_unless(self.alpha > 0, "alpha", self.alpha, "must be positive; it is the margin aimed at, in nats")
-        _refuse_unless(self.z_min < 1, "z_min", self.z_min, "must be below 1, where the minimum is; -1 is usual")
-        _refuse_unless(self.kappa >= 0, "kappa", self.kappa, "use 0, or a positive weight")
+    ranges: ClassVar[Ranges] = {
+        "alpha": (lambda it: it.alpha > 0, "must be positive; it is the margin aimed at, in nats"),
+        "z_min": (lambda it: it.z_min < 1, "must be below 1, where the minimum is; -1 is usual"),
+        "kappa": (lambda it: it.kappa >= 0, "use 0, or a positive weight"),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +99,13 @@ class Inpo(Objective):
     """Of the KL penalty to the base."""
     inpo_eta: Number
     """Step size of mirror descent."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _refuse_unless(self.inpo_eta > 0, "inpo_eta", self.inpo_eta, "must be positive")
-        share = f"must lie between 0 and objective.inpo_eta={self.inpo_eta}: tau/inpo_eta is the base's share"
-        _refuse_unless(0 <= self.tau <= self.inpo_eta, "tau", self.tau, share)
+    ranges: ClassVar[Ranges] = {
+        "inpo_eta": (lambda it: it.inpo_eta > 0, "must be positive"),
+        "tau": (
+            lambda it: 0 <= it.tau <= it.inpo_eta,
+            "must lie between 0 and objective.inpo_eta={inpo_eta}: tau/inpo_eta is the base's share",
+        ),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +116,10 @@ class Simpo(Objective):
     beta: Number
     gamma: Number
     """The margin aimed at."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _refuse_unless(self.beta > 0, "beta", self.beta, "must be positive; the paper uses 2 to 2.5")
-        _refuse_unless(self.gamma >= 0, "gamma", self.gamma, "use 0, or a positive margin")
+    ranges: ClassVar[Ranges] = {
+        "beta": (lambda it: it.beta > 0, "must be positive; the paper uses 2 to 2.5"),
+        "gamma": (lambda it: it.gamma >= 0, "use 0, or a positive margin"),
+    }
 
 
 ObjectiveConfig = Annotated[Sppo | Dpo | Ipo | Spo | Inpo | Simpo, Field(discriminator="name")]

@@ -31,9 +31,9 @@ GOLDEN_TRAINING = "322 8 812"
 RELOAD = """
 import json, sys
 from pathlib import Path
-from sparring.stages.train.collate import Row
-from sparring.stages.train.probe import reload_probe
-folder, rows = Path(sys.argv[1]), [Row(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
+from sparring.stages.train.batch.rows import ResponsePair
+from sparring.stages.train.files.probe import reload_probe
+folder, rows = Path(sys.argv[1]), [ResponsePair(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
 print(json.dumps(reload_probe(folder, rows)))
 """
 

@@ -28,8 +28,9 @@ import torch
 import torch.distributed as dist
 
 from sparring.stages.step import Workers
-from sparring.stages.train import worker
-from sparring.stages.train.collate import Row, deal
+from sparring.stages.train.batch.order import deal
+from sparring.stages.train.batch.rows import ResponsePair
+from sparring.stages.train.launch import worker
 from tests.game.finite import Array, eta_of, multiplicities, rates
 from tests.game.games import GAMES
 from tests.stages.train.rig import OFF, objective, settings
@@ -61,7 +62,7 @@ class Play:
     """Factor on the learning rate; next to 0, the policy is frozen."""
 
 
-def rows_of(play: Play, log_pi: Array) -> list[Row]:
+def rows_of(play: Play, log_pi: Array) -> list[ResponsePair]:
     """One global batch: every response as chosen or rejected, with its win rate against pi as target."""
     p = rates(GAMES[play.game].preference, np.exp(log_pi))
     p = p if play.sign > 0 else 1 - p
@@ -71,7 +72,9 @@ def rows_of(play: Play, log_pi: Array) -> list[Row]:
         dealt = np.repeat(np.arange(len(p)), multiplicities(np.exp(log_pi), PLACES)).tolist()
     half = len(dealt) // 2
     return [
-        Row(id=str(i), prompt=PROMPT, chosen=[w], rejected=[r], p_w=p[w], p_l=p[r], ref_w=log_pi[w], ref_l=log_pi[r])
+        ResponsePair(
+            id=str(i), prompt=PROMPT, chosen=[w], rejected=[r], p_w=p[w], p_l=p[r], ref_w=log_pi[w], ref_l=log_pi[r]
+        )
         for i, (w, r) in enumerate(zip(dealt[:half], dealt[half:], strict=True))
     ]
 
@@ -99,10 +102,11 @@ def write_start(folder: Path, start: Array) -> None:
 
 def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[dict[str, Any]]]:
     """Train the policy in `old` to convergence into `new`; return its log pi and the record of each optimizer step."""
-    from sparring.stages.train.publish import publish
-    from sparring.stages.train.recipe import arguments
-    from sparring.stages.train.reference import score
-    from sparring.stages.train.trainer import Hooks, PairTrainer
+    from sparring.stages.train.trainer.trainer.arguments import arguments
+
+    from sparring.stages.train.files.publish import publish
+    from sparring.stages.train.model.scorer import score
+    from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
     rows, eta = rows_of(play, log_pi), eta_of(len(log_pi), play.rounds)
     sppo: Any = objective("sppo")
@@ -133,13 +137,13 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
             on_step=records.append,
             stage_checkpoint=lambda _: new,
             seal_checkpoint=lambda *_: None,
-            told_to_end=lambda: False,
+            must_end=lambda: False,
         ),
         resumed_from=0,
     )
     trainer.train()
     trainer.model_wrapped.eval()
-    each = [Row(id=str(y), prompt=PROMPT, chosen=[y], rejected=[y]) for y in range(len(log_pi))]
+    each = [ResponsePair(id=str(y), prompt=PROMPT, chosen=[y], rejected=[y]) for y in range(len(log_pi))]
     trained = np.array([z for z, _ in score(trainer.model_wrapped, each)])
     publish(trainer.model, old, new, torch.float32, keep=True)
     return trained, records
@@ -164,7 +168,7 @@ def main(plays: Sequence[Play], out: Path) -> None:
         for play, folder in zip(plays, folders, strict=True):  # first: once ZeRO-3 is on, new models are partitioned
             write_start(folder / "0", GAMES[play.game].start)
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        worker._settle(Workers())
+        worker.prepare_process(Workers())
         gc.collect()
         gc.freeze()  # every training collects garbage twice, among all that was imported
         out.write_text(

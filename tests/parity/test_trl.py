@@ -21,9 +21,10 @@ from trl import DPOConfig, DPOTrainer
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind, forward
-from sparring.stages.train.loss import pair_losses
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
+from sparring.stages.train.loss.loss import pair_losses
+from sparring.stages.train.model.forward import bind, forward
 from sparring.stages.train.objective_config import Dpo, Ipo, ObjectiveConfig, Simpo, Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
@@ -34,8 +35,8 @@ Result = tuple[float, torch.Tensor]
 """A loss, and its gradient at one weight of the first layer."""
 BETA = 0.01
 ROWS = [
-    Row(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
-    Row(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
+    ResponsePair(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
+    ResponsePair(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
 ]
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparring.stages.train.trainer.trainer.trackers import parameters
 
 from sparring.pipeline import sync
 from sparring.pipeline.cli import main
 from sparring.pipeline.run_history import open_run
-from sparring.stages.train.sinks import parameters
 from tests.pipeline.export.fabricated import Fabricated
 
 BLOCK = 32768

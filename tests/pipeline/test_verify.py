@@ -12,8 +12,8 @@ from sparring.pipeline.cli import main
 from sparring.pipeline.store.parts import write_part
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.step import Part, Shard
-from sparring.stages.train import checkpoint
 from sparring.stages.train.config import TRAIN
+from sparring.stages.train.files import checkpoint
 from tests.artifacts import as_job
 from tests.refusals import named
 

@@ -14,7 +14,7 @@ from sparring.pipeline.cli import main
 from sparring.pipeline.export import push
 from sparring.pipeline.export.base import embedded_licence, licence_of
 from sparring.stages.step import sha256_file
-from sparring.stages.train.shards import read, tensors_of
+from sparring.stages.train.files.safetensors_writer import read, tensors_of
 from tests.pipeline.export.fabricated import CARD, Fabricated
 from tests.refusals import named
 from tests.tiny import tiny_policy

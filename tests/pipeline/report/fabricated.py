@@ -32,7 +32,7 @@ from sparring.stages.annotate.score import SCORES_SCHEMA
 from sparring.stages.annotate.winrate import win_rates
 from sparring.stages.evaluate.crossplay import game
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
-from sparring.stages.train.logprobs import SCHEMA as LOGPROBS
+from sparring.stages.train.steps.logprobs import SCHEMA as LOGPROBS
 
 Array = NDArray[np.float64]
 MADE_WITH = {

@@ -18,7 +18,7 @@ from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.figures import FigureRow, panel_figures, panel_groups
 from sparring.pipeline.report.terminal import print_panel, print_report
 from sparring.pipeline.run_history import RunHistory, open_arms
-from sparring.stages.train.logprobs import SCHEMA
+from sparring.stages.train.steps.logprobs import SCHEMA
 from tests.pipeline.report.fabricated import Run, page_of, section
 
 COMPARED = [f"{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base")]

@@ -81,8 +81,8 @@ def _without_texts(text: str) -> str:
         (SCORE, MINI, "annotate/oracles/mini.py", " - ", " + "),
         (SCORE, OF_MINI, "annotate/oracles/mini.py", " - ", " + "),
         (PAIRS, {}, "annotate/winrate.py", " / ", " * "),
-        (TRAIN, {}, "train/objectives.py", " * ", " + "),
-        (TRAIN, {}, "train/collate.py", " + ", " - "),  # imported inside functions alone
+        (TRAIN, {}, "train/loss/objectives.py", " * ", " + "),
+        (TRAIN, {}, "train/batch/collate.py", " + ", " - "),  # imported inside functions alone
     ],
 )
 def test_a_change_of_what_computes_shows(code: Path, spec: Any, settings: Any, file: str, old: str, new: str) -> None:
@@ -102,7 +102,7 @@ def test_comments_docstrings_and_formatting_do_not(code: Path) -> None:
 
 def test_code_that_the_step_does_not_take_does_not(code: Path) -> None:
     before = code_of(SCORE, MINI)
-    assert "stages/annotate/oracles/gpm.py" not in before and "stages/train/objectives.py" not in before
+    assert "stages/annotate/oracles/gpm.py" not in before and "stages/train/loss/objectives.py" not in before
     change(code / "annotate" / "oracles" / "gpm.py", "return ", "return not ")
     assert differing(before, code_of(SCORE, MINI)) == set()
 

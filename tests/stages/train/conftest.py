@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from sparring.stages.step import Input
-from sparring.stages.train.stage import Trained, run
+from sparring.stages.train.steps.train import Trained, run
 from tests.stages.train.rig import PAIRS, train_inputs, train_job
 from tests.tiny import tiny_policy
 

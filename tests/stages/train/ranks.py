@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.stages.step import Job
-from sparring.stages.train import worker
-from sparring.stages.train.mailbox import Sender, mailbox
+from sparring.stages.train.launch import worker
+from sparring.stages.train.launch.mailbox import Sender, mailbox
 
 
 def train(job: Job, attempts: Sequence[str] = ("first",)) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def _rank(given: tuple[Job, Sequence[str], int, int]) -> list[Any]:
     for attempt in attempts:
         one = replace(job, attempt=attempt)
         mailbox(one).mkdir(parents=True, exist_ok=True)
-        made.append(worker._train(one, rank, Sender(mailbox(one) / f"rank-{rank}.jsonl")))
+        made.append(worker.train_rank(one, rank, Sender(mailbox(one) / f"rank-{rank}.jsonl")))
     return made
 
 

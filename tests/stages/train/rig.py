@@ -32,8 +32,8 @@ from sparring.stages.train.config import (
     Truncation,
 )
 from sparring.stages.train.objective_config import ObjectiveConfig, has_base, has_reference
-from sparring.stages.train.reference import Reference, shards
-from sparring.stages.train.stage import Trained
+from sparring.stages.train.steps.reference import Reference, shards
+from sparring.stages.train.steps.train import Trained
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
 from tests.settings import changed, default
 

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
 from sparring.stages.train import config
-from sparring.stages.train.adapter import FourBit, LowRank, attach, load_base, low_rank
 from sparring.stages.train.config import Adapter, OffAdapter, require_packages
-from sparring.stages.train.publish import adapted, publish
-from sparring.stages.train.shards import read, tensors_of
+from sparring.stages.train.files.publish import adapted, publish
+from sparring.stages.train.files.safetensors_writer import read, tensors_of
+from sparring.stages.train.model.adapter import FourBit, LowRank, attach, load_base, low_rank
 from tests.refusals import refused
 from tests.tiny import tiny_policy
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparring.stages.train import band
-from sparring.stages.train.head_gradient import Head, products
+from sparring.stages.train.loss import band
+from sparring.stages.train.loss.head_gradients import Head, products
 
 
 def column(*values: float) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sparring.stages.step import Input, Job, Workers
-from sparring.stages.train import checkpoint
+from sparring.stages.train.files import checkpoint
 from tests.settings import changed
 from tests.stages.train.rig import train_job
 

@@ -10,14 +10,16 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from sparring.stages.train.collate import COLUMNS, Row, collate, content_length, deal, join_pairs, join_targets, shares
+from sparring.stages.train.batch.collate import COLUMNS, collate, content_length
+from sparring.stages.train.batch.order import deal, shares
+from sparring.stages.train.batch.rows import ResponsePair, join_pairs, join_targets
 from tests.stages.train.rig import sampled, targets_of
 
 
 def test_tokens_are_exactly_the_sampled_ones() -> None:
     rows = [
-        Row(id="a", prompt=[5, 6], chosen=[7, 2], rejected=[8]),
-        Row(id="b", prompt=[9], chosen=[10], rejected=[11]),
+        ResponsePair(id="a", prompt=[5, 6], chosen=[7, 2], rejected=[8]),
+        ResponsePair(id="b", prompt=[9], chosen=[10], rejected=[11]),
     ]
     apart = collate(rows, (2,), "mean", 0)
     assert apart["input_ids"].tolist() == [[5, 6, 7, 2], [9, 10, 0, 0], [5, 6, 8, 0], [9, 11, 0, 0]]
@@ -43,7 +45,7 @@ def test_tokens_are_exactly_the_sampled_ones() -> None:
 def test_columns_keep_float64() -> None:
     values = [0.1 + 0.2, 0.2, 0.7, 0.9, -1.5, -2.5, -3.5, -4.5]
     columns: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
-    row = Row(id="a", prompt=[5], chosen=[6], rejected=[7], **columns)
+    row = ResponsePair(id="a", prompt=[5], chosen=[6], rejected=[7], **columns)
     batch = collate([row], (2,), "mean", 99)
     assert [batch[name].item() for name in COLUMNS] == values
 

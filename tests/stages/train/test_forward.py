@@ -19,13 +19,14 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from sparring.stages.train.collate import Row, collate
-from sparring.stages.train.forward import bind, forward, shared_up_to
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
+from sparring.stages.train.model.forward import bind, forward, shared_up_to
 from tests.tiny import tiny_policy
 
 ROWS = [
-    Row(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
-    Row(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
+    ResponsePair(id="a", prompt=[5, 600, 7000], chosen=[11, 42000, 13, 2], rejected=[15, 2]),
+    ResponsePair(id="b", prompt=[17], chosen=[18, 19], rejected=[20, 31000, 22, 23, 24, 2]),
 ]
 
 
@@ -47,7 +48,7 @@ def naive(model: nn.Module, prompt: list[int], response: list[int]) -> float:
     return sum(log_probs[t - 1, ids[0, t]].item() for t in positions)
 
 
-def sequences(rows: list[Row]) -> list[tuple[list[int], list[int]]]:
+def sequences(rows: list[ResponsePair]) -> list[tuple[list[int], list[int]]]:
     return [(r.prompt, r.chosen) for r in rows] + [(r.prompt, r.rejected) for r in rows]
 
 
@@ -64,7 +65,7 @@ def test_equals_full_logits(model: nn.Module, layout: int) -> None:
 @LAYOUTS
 def test_padding_and_company_do_not_matter(model: nn.Module, layout: int) -> None:
     bind(model, "float32")
-    long = Row(id="c", prompt=list(range(100, 140)), chosen=list(range(200, 260)), rejected=[3])
+    long = ResponsePair(id="c", prompt=list(range(100, 140)), chosen=list(range(200, 260)), rejected=[3])
     with torch.no_grad():
         z, states = forward(model, collate([*ROWS, long], (2,), "mean", layout))
         for i, row in enumerate(ROWS):
@@ -201,7 +202,7 @@ def test_softcapping() -> None:
     config = Gemma2Config(**shape, **heads, final_logit_softcapping=0.5, attn_implementation="eager")
     gemma = Gemma2ForCausalLM(config).eval()
     nn.init.normal_(gemma.model.embed_tokens.weight, std=1.0)
-    row = Row(id="a", prompt=[5, 6], chosen=[11, 12, 13], rejected=[15])
+    row = ResponsePair(id="a", prompt=[5, 6], chosen=[11, 12, 13], rejected=[15])
     with torch.no_grad():
         z, _ = forward(bind(gemma, "float32"), collate([row], (1,), "mean", APART))
         expected = [naive(gemma, *sequence) for sequence in sequences([row])]

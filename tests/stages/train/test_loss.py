@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparring.stages.train import objectives, repulsion
-from sparring.stages.train.collate import COLUMNS, collate
+from sparring.stages.train.batch.collate import COLUMNS, collate
+from sparring.stages.train.batch.rows import load_rows
 from sparring.stages.train.config import OffRepulsion, PlainRepulsion, RepulsionConfig
-from sparring.stages.train.forward import forward
-from sparring.stages.train.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
+from sparring.stages.train.launch.worker import load_policy
+from sparring.stages.train.loss import objectives, repulsion
+from sparring.stages.train.loss.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
+from sparring.stages.train.model.forward import forward
 from sparring.stages.train.objective_config import ObjectiveConfig, has_base, has_reference
-from sparring.stages.train.worker import load_policy, load_rows
 from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, inputs_of, objective, train_inputs, train_job
 from tests.tiny import tiny_policy
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sparring.stages.train.memory import one_copy
+from sparring.stages.train.launch.memory import one_copy
 from tests.tiny import tiny_policy
 
 STEPS = 3
@@ -26,9 +26,9 @@ def trained(folder: Path, once: bool) -> tuple[list[Tensor], int]:
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     from sparring.stages.step import Workers
-    from sparring.stages.train.worker import _settle
+    from sparring.stages.train.launch.worker import prepare_process
 
-    _settle(Workers())
+    prepare_process(Workers())
     import deepspeed
 
     torch.manual_seed(0)

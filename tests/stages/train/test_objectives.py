@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparring.stages.train import objectives
+from sparring.stages.train.loss import objectives
+from sparring.stages.train.loss.objectives import Scores, has_target, incentives, loss, loss_scale, saturation
 from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveConfig, Simpo, Spo, Sppo
-from sparring.stages.train.objectives import Scores, has_target, incentives, loss, loss_scale, saturation
 
 
 def sppo(name: Any = "sppo", beta: float = 0.1, scale: float | None = None) -> Sppo:
@@ -132,22 +132,21 @@ def m_of(*values: float) -> Tensor:
 def test_spo_is_least_at_alpha_and_lets_go_beyond() -> None:
     alpha = 4.0
     grid = torch.linspace(-20, 60, 8001, dtype=torch.float64)
-    values = objectives.spo(grid, alpha, -1.0)
+    values, pulls = objectives.spo(grid, alpha, -1.0)
     assert grid[values.argmin()].item() == pytest.approx(alpha, abs=1e-9)
     assert values.min().item() == pytest.approx(-math.exp(-1), abs=1e-15)
-    pulls = objectives.spo_pull(grid, alpha, -1.0)
     assert (pulls[grid < alpha - 1e-9] > 0).all() and (pulls[grid > alpha + 1e-9] < 0).all()
-    assert abs(objectives.spo_pull(m_of(50 * alpha), alpha, -1.0).item()) < 1e-18
+    assert abs(objectives.spo(m_of(50 * alpha), alpha, -1.0)[1].item()) < 1e-18
 
 
 def test_spo_far_below_is_linear_not_clamped_and_not_exploding() -> None:
     alpha = 0.5
     m = m_of(-10 * alpha).requires_grad_()
-    found = objectives.spo(m, alpha, -1.0)
+    found, _ = objectives.spo(m, alpha, -1.0)
     found.sum().backward()
     assert found.item() == pytest.approx(math.e + 2 * math.e * 9, abs=1e-12)  # f(-1) = e, f'(-1) = -2e
     assert m.grad is not None and m.grad.item() == pytest.approx(-2 * math.e / alpha, abs=1e-12)
-    below, above = objectives.spo(m_of(-1 - 1e-9, -1 + 1e-9), 1.0, -1.0)
+    below, above = objectives.spo(m_of(-1 - 1e-9, -1 + 1e-9), 1.0, -1.0)[0]
     assert (below - above).item() == pytest.approx(4e-9 * math.e, rel=1e-3)
     extreme = many(spread=1e4)
     assert all(loss(spo(0.3), extreme).isfinite()) and all(incentives(spo(0.3), extreme)[0].isfinite())
@@ -213,7 +212,7 @@ def test_a_gated_label_moves_the_minimum_of_ipo() -> None:
 
 def test_a_closed_gate_changes_no_bit() -> None:
     certain = replace(many(), label=torch.ones(60, dtype=torch.float64))
-    assert torch.equal(loss(dpo(), certain), objectives.dpo(objectives.margin(dpo(), certain), 0.5, 0.0))
+    assert torch.equal(loss(dpo(), certain), objectives.dpo(objectives.margin(dpo(), certain), 0.5, 0.0)[0])
 
 
 def gauge(objective: ObjectiveConfig, scores: Scores) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparring.stages.train.probe import ROWS, drawn
+from sparring.stages.train.files.probe import ROWS, drawn
 
 
 def test_the_pairs_are_a_draw_by_seed() -> None:

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from sparring.stages.train import publish as module
-from sparring.stages.train.publish import changes, publish
-from sparring.stages.train.shards import ShardWriter, read, tensors_of
+from sparring.stages.train.files import publish as module
+from sparring.stages.train.files.publish import changes, publish
+from sparring.stages.train.files.safetensors_writer import ShardWriter, read, tensors_of
 from tests.refusals import refused
 from tests.tiny import tiny_policy
 

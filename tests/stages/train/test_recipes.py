@@ -13,11 +13,11 @@ import torch
 
 from sparring.stages.errors import TrainingFault
 from sparring.stages.step import Job, sha256_file
-from sparring.stages.train import checkpoint
+from sparring.stages.train.batch.rows import load_rows
 from sparring.stages.train.config import Adapter
-from sparring.stages.train.probe import reload_probe
-from sparring.stages.train.shards import read, tensors_of
-from sparring.stages.train.worker import load_rows
+from sparring.stages.train.files import checkpoint
+from sparring.stages.train.files.probe import reload_probe
+from sparring.stages.train.files.safetensors_writer import read, tensors_of
 from tests.artifacts import as_input
 from tests.refusals import refused
 from tests.settings import changed

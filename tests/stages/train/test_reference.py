@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparring.stages.train.reference import PASS_TOKENS, SCHEMA, Reference, finish, passes, shards
+from sparring.stages.train.model.scorer import PASS_TOKENS, passes
+from sparring.stages.train.steps.reference import SCHEMA, Reference, finish, shards
 from tests.artifacts import run_step
 from tests.stages.train.rig import TARGETS, reference_job, sampled
 from tests.tiny import tiny_policy

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparring.stages.train.collate import Row, collate
+from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import OffRepulsion
-from sparring.stages.train.forward import bind, forward
-from sparring.stages.train.loss import pair_losses
+from sparring.stages.train.loss.loss import pair_losses
+from sparring.stages.train.loss.repulsion import distance, loss, pool, pool_weights
+from sparring.stages.train.model.forward import bind, forward
 from sparring.stages.train.objective_config import Sppo
-from sparring.stages.train.repulsion import distance, loss, pool, pool_weights
 from tests.stages.train.rig import REPULSIONS, repelling
 
 ROWS = [
-    Row(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
-    Row(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
+    ResponsePair(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
+    ResponsePair(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
 NO_OBJECTIVE = Sppo(name="sppo", beta=1e-9, loss_scale=1.0)
 
@@ -87,7 +88,7 @@ def test_pooling_leaves_the_end_of_turn_out() -> None:
 
 
 def test_a_response_of_end_of_turn_alone_is_pooled_over_it() -> None:
-    batch = collate([Row(id="a", prompt=[5], chosen=[2], rejected=[6, 2])], (2,), "mean", 99)
+    batch = collate([ResponsePair(id="a", prompt=[5], chosen=[2], rejected=[6, 2])], (2,), "mean", 99)
     assert batch["pool_weights"].tolist() == [[1, 0], [1, 0]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparring.stages.train.reshard import cut, joined, part_of
+from sparring.stages.train.files.reshard import cut, joined, part_of
 
 
 def test_parts_by_hand() -> None:

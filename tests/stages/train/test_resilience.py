@@ -18,8 +18,9 @@ from sparring.pipeline.sources.parameters import counted
 from sparring.stages import patience
 from sparring.stages.errors import Stopped, TrainingFault
 from sparring.stages.step import Input
-from sparring.stages.train import checkpoint, group, memory
-from sparring.stages.train.stage import Trained, run
+from sparring.stages.train.files import checkpoint
+from sparring.stages.train.launch import memory, workers
+from sparring.stages.train.steps.train import Trained, run
 from tests.refusals import refused
 from tests.settings import changed
 from tests.stages.train.rig import OFF, digests, kill_at, settings, steps, train_inputs, train_job
@@ -64,7 +65,7 @@ def test_a_signal_ends_the_wait_for_workers_that_are_never_placed(
     with refused(Stopped, "beginning", "SIGTERM"):
         run(job, seen.append, lambda: signal.SIGTERM if texts(seen) else 0)
     assert "waiting for 2 training workers with 99 CPUs" in texts(seen)
-    monkeypatch.setattr(group, "PLACEMENT_S", 2.0)
+    monkeypatch.setattr(workers, "PLACEMENT_S", 2.0)
     with refused(TrainingFault, "placed"):
         run(replace(job, attempt="again"), seen.append)
 
@@ -86,7 +87,7 @@ def test_a_worker_told_to_end_saves_and_the_group_goes_on(
 
     made = run(train_job(tmp_path / "told", inputs, how), report)
     assert digests(made) == digests(whole)
-    assert "a worker was told to end (SIGTERM): step 1 of 12 is saved" in texts(seen)
+    assert "a worker got SIGTERM: step 1 of 12 is saved" in texts(seen)
     assert [e["done"] for e in seen if "done" in e] == list(range(1, 13))
 
 

@@ -15,12 +15,12 @@ import pytest
 from sparring.pipeline.diagnostics.rules import learned
 from sparring.stages.errors import DataError, TrainingFault
 from sparring.stages.step import Input
-from sparring.stages.train import checkpoint
-from sparring.stages.train.collate import Row, deal
+from sparring.stages.train.batch.order import deal
+from sparring.stages.train.batch.rows import ResponsePair, load_rows
+from sparring.stages.train.files import checkpoint
+from sparring.stages.train.files.probe import reload_probe
 from sparring.stages.train.objective_config import has_reference
-from sparring.stages.train.probe import reload_probe
-from sparring.stages.train.stage import Trained, run
-from sparring.stages.train.worker import load_rows
+from sparring.stages.train.steps.train import Trained, run
 from tests.artifacts import as_input
 from tests.refusals import refused
 from tests.settings import changed
@@ -73,7 +73,7 @@ def test_the_policy_learned_and_the_folder_shows_it(undisturbed: Trained, inputs
     assert summary["probe_h_w"] > summary["probe_h_l"]
 
 
-def _fresh(folder: Path, rows: list[Row]) -> list[dict[str, Any]]:
+def _fresh(folder: Path, rows: list[ResponsePair]) -> list[dict[str, Any]]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(reload_probe, folder, rows).result()
 

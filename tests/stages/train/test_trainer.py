@@ -10,11 +10,12 @@ from transformers import Trainer, TrainingArguments
 
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
-from sparring.stages.train import recipe
-from sparring.stages.train.config import optimizer_steps
-from sparring.stages.train.loss import SUMS, pair_losses, recorded
+from sparring.stages.train.config import (
+    optimizer_steps,
+)
+from sparring.stages.train.loss.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.objective_config import Sppo
-from sparring.stages.train.recipe import OPTIMIZERS, arguments, deepspeed_config, schedule
+from sparring.stages.train.trainer.arguments import OPTIMIZERS, arguments, deepspeed_config, schedule
 from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, settings
 
@@ -66,7 +67,7 @@ def test_adam_by_hand(name: str, tmp_path: Path) -> None:
 
 def test_weight_decay_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW shrinks a matrix by lr times the decay where its gradient is 0; norms and biases are left as they are."""
-    monkeypatch.setattr(recipe, "deepspeed_config", lambda hardware: None)
+    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda hardware: None)
     args = arguments(settings(optimizer="adamw", lr=0.1, weight_decay=0.5, warmup_ratio=0.0), 8, tmp_path)
     model = torch.nn.ModuleDict({"matrix": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
     trainer = Trainer(model=model, args=args)

@@ -1,0 +1,1 @@
+"""Rows of tables, their order, and batches of them."""

@@ -1,0 +1,1 @@
+"""The workers of a training step under Ray Train, and what they and the driver exchange."""

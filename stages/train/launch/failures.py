@@ -1,0 +1,60 @@
+"""What a rank posts for the driver when it cannot go on: an error, or too little memory and what to try next."""
+
+from __future__ import annotations
+
+from sparring.stages.errors import SparringError, TrainingFault, disk_is_full
+from sparring.stages.step import Job
+from sparring.stages.train.config import TrainSettings
+from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
+
+
+def post_failure(job: Job[TrainSettings], rank: int, error: Exception) -> bool:
+    """Post an error that the driver handles; return whether it is one."""
+    from sparring.stages.train.launch.memory import out_of_memory
+
+    if out_of_memory(error):
+        retry_with_less(job, rank)
+    elif isinstance(error, SparringError):
+        post(job, ENDING, {"type": type(error).__name__, "message": str(error)})
+    elif disk_is_full(error, job.out):
+        (mailbox(job) / DISK_FULL).touch()
+    else:
+        return False
+    return True
+
+
+def retry_with_less(job: Job[TrainSettings], rank: int) -> None:
+    """Have the driver start the workers anew with half the pairs in a forward pass; an error where there is only one.
+
+    After a probe that ran out of memory itself: with the most that fitted.
+    """
+    probed = read(job, MICRO_BATCH) or {}
+    fits = None if "chosen" in probed else probed.get("fits")
+    if job.settings.hardware.micro_batch == "auto" and fits:
+        text = f"rank {rank} ran out of memory trying more than {fits} pairs in a forward pass; it stays at {fits}"
+        post(job, ENDING, {"text": text, "micro_batch": fits})
+        return
+    pairs = current_settings(job).micro_pairs()
+    if pairs > 1:
+        text = (
+            f"rank {rank} ran out of memory with {pairs} pairs in a forward pass; training goes on from its last "
+            f"checkpoint with {pairs // 2}"
+        )
+        post(job, ENDING, {"text": text, "micro_batch": pairs // 2})
+        return
+    post_failure(
+        job,
+        rank,
+        TrainingFault(
+            f"rank {rank} ran out of memory with 1 pair in a forward pass; set trainer.gradient_checkpointing=true, "
+            "raise hardware.workers (ZeRO-3 shares the policy among them), free memory on the machine, or lower "
+            "sampler.max_tokens and prompts.max_tokens; then run again to resume."
+        ),
+    )
+
+
+def current_settings(job: Job[TrainSettings]) -> TrainSettings:
+    """Return the settings with a number of pairs in a forward pass: what the probe chose, 1 while it has not."""
+    if job.settings.hardware.micro_batch != "auto":
+        return job.settings
+    return job.settings.with_micro_batch((read(job, MICRO_BATCH) or {}).get("chosen", 1))

@@ -1,0 +1,1 @@
+"""How a policy is loaded, adapted and run to score responses."""

@@ -1,0 +1,68 @@
+"""Attention for batches without padding: everything but attention runs on all tokens of a batch in one row.
+
+    model.set_attn_implementation(NAME)                       once, in `forward.bind`
+    model(input_ids=(1, N), **arguments(attention_mask, lengths), ...)
+
+NAME is registered with transformers' own interface, whose attention functions get what a model is called with. Each of
+the R lines attends by itself: torch's scaled_dot_product_attention skips no masked block, so that one row of all N
+tokens would cost N*N, and lines padded to the longest R*T*T. Without `lengths` it is transformers' `sdpa`.
+
+FLASH is transformers' own, over plain sequences and where they end. The kernel of flash-attn takes no mask, so the
+prompt stands before each of its two responses. It has not been run on a GPU: the tests put another function of the
+same signature in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "packed_sdpa"
+FLASH = "flash_attention_2"
+
+
+def arguments(attention_mask: Tensor, lengths: Tensor) -> dict[str, Any]:
+    """What a model is called with beside the tokens of one of `collate`'s layouts, by the shape of its mask."""
+    if attention_mask.dim() == 4:
+        return {"attention_mask": attention_mask, "lengths": lengths.tolist()}
+    if len(attention_mask) == len(lengths):
+        return {"attention_mask": attention_mask}
+    ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    longest = int(lengths.max())
+    both = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    return {"attention_mask": None, **both}
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    lengths: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Return (1, N, heads, head_dim) for query, key and value (1, heads, N, head_dim) of R lines one after another.
+
+    attention_mask: (R, 1, T, T) bool, True where a token sees another; lengths: tokens of each line.
+    """
+    if lengths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if attention_mask is None:
+        raise RuntimeError(f"{type(module).__name__} got no mask: packed lines would see each other")
+    outputs = []
+    parts = (tensor.split(list(lengths), dim=2) for tensor in (query, key, value))
+    for mask, n, q, k, v in zip(attention_mask, lengths, *parts, strict=True):
+        output, _ = sdpa_attention_forward(module, q, k, v, mask[None, :, :n, :n], **kwargs)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,1 @@
+"""What the plan names: the steps train, reference and logprobs."""

@@ -1,0 +1,99 @@
+"""What is tried next when memory ran out, in a process that could say so and in one that was killed."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from sparring.stages.step import Job
+from sparring.stages.train.config import TRAIN
+from sparring.stages.train.launch import memory
+from sparring.stages.train.launch.failures import post_failure
+from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
+from sparring.stages.train.launch.workers import MemoryKills
+from tests.stages.train.rig import settings
+
+
+@pytest.fixture
+def vmstat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's counts of this machine, in a file of the test's own."""
+    path = tmp_path / "vmstat"
+    path.write_text("pgfault 17\noom_kill 3\n")
+    monkeypatch.setattr(memory, "VMSTAT", path)
+    return path
+
+
+def job_of(tmp_path: Path, micro_batch: Any) -> Job:
+    job = Job(
+        spec=TRAIN, fingerprint="", settings=settings(micro_batch=micro_batch, global_batch=8),
+        inputs={}, out=tmp_path, attempt="a", scratch=tmp_path,
+    )  # fmt: skip
+    mailbox(job).mkdir()
+    return job
+
+
+def test_a_failed_allocation_halves(tmp_path: Path) -> None:
+    job = job_of(tmp_path, 8)
+    assert post_failure(job, 0, MemoryError())
+    assert read(job, ENDING)["micro_batch"] == 4
+
+
+def test_with_one_pair_there_is_no_less(tmp_path: Path) -> None:
+    job = job_of(tmp_path, 1)
+    assert post_failure(job, 0, MemoryError())
+    assert "with 1 pair in a forward pass" in read(job, ENDING)["message"]
+
+
+def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "auto")
+    post(job, MICRO_BATCH, {"fits": 4})
+    assert post_failure(job, 1, MemoryError())
+    assert read(job, ENDING) == {
+        "text": "rank 1 ran out of memory trying more than 4 pairs in a forward pass; it stays at 4",
+        "micro_batch": 4,
+    }
+
+
+def test_after_the_probe_its_number_is_halved(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "auto")
+    post(job, MICRO_BATCH, {"chosen": 4})
+    assert post_failure(job, 0, MemoryError())
+    assert read(job, ENDING)["micro_batch"] == 2
+
+
+def test_a_kill_by_rays_memory_monitor_halves(tmp_path: Path, vmstat: Path) -> None:
+    job = job_of(tmp_path, 8)
+    killed = WorkerHealthCheckFailedError("gone", OutOfMemoryError("Memory on the node was 23.5GB / 24GB"))
+    MemoryKills(job).after_exception(None, {1: killed})
+    assert read(job, ENDING)["micro_batch"] == 4 and "rank 1" in read(job, ENDING)["text"]
+
+
+def test_a_kill_by_the_kernel_halves_and_any_other_does_not(tmp_path: Path, vmstat: Path) -> None:
+    job = job_of(tmp_path, 8)
+    watching = MemoryKills(job)
+    died = {0: WorkerHealthCheckFailedError("gone", ActorDiedError())}
+    watching.after_exception(None, died)
+    assert read(job, ENDING) is None
+    vmstat.write_text("pgfault 18\noom_kill 4\n", encoding="utf-8")
+    watching.after_exception(None, died)
+    assert read(job, ENDING)["micro_batch"] == 4
+
+
+def test_the_count_of_another_machine_says_nothing(tmp_path: Path, vmstat: Path) -> None:
+    job = job_of(tmp_path, 8)
+    watching = MemoryKills(job)
+    watching.host = "elsewhere"
+    vmstat.write_text("oom_kill 9\n", encoding="utf-8")
+    watching.after_exception(None, {0: WorkerHealthCheckFailedError("gone", ActorDiedError())})
+    assert read(job, ENDING) is None
+
+
+def test_a_full_disk_is_noted_without_a_byte(tmp_path: Path) -> None:
+    job = job_of(tmp_path, 1)
+    assert post_failure(job, 1, OSError(errno.ENOSPC, "No space left on device"))
+    assert (mailbox(job) / DISK_FULL).stat().st_size == 0 and read(job, ENDING) is None
