@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline import run_record
+from sparring.pipeline.runs import run_record
 from sparring.pipeline.store.files import external
 from sparring.pipeline.store.manifest import Artifact
 from sparring.stages.errors import DataError

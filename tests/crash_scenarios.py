@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.pipeline import run_record
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.execution.executor import Executor
 from sparring.pipeline.export import folder as export
 from sparring.pipeline.planning.plan import Plan, Step, Use
+from sparring.pipeline.runs import run_record
 from sparring.pipeline.store import lease
 from sparring.pipeline.store.files import check_export
 from sparring.pipeline.store.manifest import Artifact

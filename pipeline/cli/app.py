@@ -42,7 +42,7 @@ COMMANDS = {
     "judge": Listed("Judge", "suites.judge:run", "Judge answers to a suite by its own rules."),
     "contamination": Listed("Judge", "suites.contamination:run", "Which rows of suites do the training prompts hold?"),
     "export": Listed("Share", "export.command:run", "Write a policy as a folder with a model card."),
-    "sync": Listed("Share", "sync:run", "Feed a tracker with a run's records, after the fact."),
+    "sync": Listed("Share", "report.trackers:run", "Feed a tracker with a run's records, after the fact."),
     "verify": Listed("Maintain", "cli.commands:verify", "Re-hash every file of the store; undo what is corrupt."),
     "doctor": Listed("Maintain", "cli.commands:doctor", "Check what a run needs, list what is optional."),
 }

@@ -19,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline import config, run_history, run_record
+from sparring.pipeline import config
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Multirun, Overrides, Redo, Run, Runs
 from sparring.pipeline.config.model import Config, judges_of
-from sparring.pipeline.diagnostics.stop import Watch
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.execution.executor import Executor, tidy_after_kill
@@ -33,6 +32,8 @@ from sparring.pipeline.planning.placement import check_placement, this_machine
 from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
 from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.terminal import print_comparisons, print_report
+from sparring.pipeline.runs import run_history, run_record
+from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources, check_policy, hub, judges
 from sparring.pipeline.sources.prompt_count import dealt_again
 from sparring.pipeline.store.code_digest import other_code, redone

@@ -32,7 +32,7 @@ from sparring import conf
 from sparring.pipeline.config import overrides
 from sparring.pipeline.config.checks import cross_field_errors
 from sparring.pipeline.config.model import Config
-from sparring.pipeline.diagnostics.config import DiagnosticsConfig
+from sparring.pipeline.runs.config import DiagnosticsConfig
 from sparring.stages import fields
 from sparring.stages.annotate import oracles
 from sparring.stages.errors import ConfigError, DataError

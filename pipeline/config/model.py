@@ -1,7 +1,7 @@
 """What a user may write: the groups of conf/ as one model. Composing them is this package's.
 
 A group's model is beside the stage that owns it (stages/*/config.py, stages/hardware.py), or in the room that alone
-reads it (pipeline/diagnostics/config.py, pipeline/report/config.py).
+reads it (pipeline/runs/config.py, pipeline/report/config.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sparring.pipeline.diagnostics.config import DiagnosticsConfig
 from sparring.pipeline.report.config import PublishedConfig
+from sparring.pipeline.runs.config import DiagnosticsConfig
 from sparring.stages.annotate.config import (
     EncoderConfig,
     GateConfig,

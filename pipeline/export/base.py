@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources.hub import Hub
 from sparring.stages import digests
 

@@ -21,7 +21,7 @@ from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.figures import counts_text
 from sparring.pipeline.report.judging import JUDGES, are_independent, left_out, worth_of_judges
 from sparring.pipeline.report.suites import published_of, published_rows
-from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.runs.run_history import RunHistory, Steps
 
 COMPARED = [f"{judge}: vs {opponent}" for judge in JUDGES.values() for opponent in ("previous", "base")]
 """Figures of the report that the card shows."""

@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from sparring.pipeline import run_history
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Run, Runs
 from sparring.pipeline.export import dataset, push
@@ -23,6 +22,7 @@ from sparring.pipeline.export.card import model_card
 from sparring.pipeline.export.choose import Choice, choose
 from sparring.pipeline.export.folder import Piece, dtype_of, model_pieces, refuse_existing, text_piece, write
 from sparring.pipeline.report.data import ArmReport
+from sparring.pipeline.runs import run_history
 from sparring.pipeline.store.files import check_export
 from sparring.stages.errors import DataError
 

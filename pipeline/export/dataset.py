@@ -13,7 +13,7 @@ from sparring.pipeline.export.card import datasets_of
 from sparring.pipeline.export.folder import Piece, text_piece
 from sparring.pipeline.export.markdown import escaped, front, table
 from sparring.pipeline.report.figures import counts_text
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.manifest import Manifest
 
 KINDS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparring.pipeline.report.figures import Figure, Figures
 from sparring.pipeline.report.judging import OPPONENTS
-from sparring.pipeline.run_history import Steps
+from sparring.pipeline.runs.run_history import Steps
 
 VS_BASE = {"oracle": "oracle: vs base", "second": "second judge: vs base"}
 """Judge -> the name of its win rate against the base."""

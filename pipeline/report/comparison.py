@@ -14,7 +14,7 @@ from typing import Any
 
 from sparring.pipeline.config import dotted
 from sparring.pipeline.report.judging import JUDGES
-from sparring.pipeline.run_history import RunHistory, labels
+from sparring.pipeline.runs.run_history import RunHistory, labels
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.bootstrap import (
     POWER,

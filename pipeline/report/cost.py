@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.manifest import Manifest
 
 KINDS = {

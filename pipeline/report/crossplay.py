@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparring.pipeline.report.judging import JUDGES
-from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.stages.evaluate.stage import win_rates
 
 Game = Mapping[str, Any]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.pipeline.diagnostics.rules import RuleWarning
 from sparring.pipeline.report import crossplay
 from sparring.pipeline.report.answer import VS_BASE, Answer, answer
 from sparring.pipeline.report.comparison import Comparison, compare
@@ -27,7 +26,8 @@ from sparring.pipeline.report.figures import (
 )
 from sparring.pipeline.report.judging import worth_of_judges
 from sparring.pipeline.report.suites import SuiteTable, suite_table
-from sparring.pipeline.run_history import RunHistory, labels
+from sparring.pipeline.runs.rules import RuleWarning
+from sparring.pipeline.runs.run_history import RunHistory, labels
 
 
 @dataclass(frozen=True, kw_only=True)

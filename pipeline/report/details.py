@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.pipeline.diagnostics.panel import Record, records_of
 from sparring.pipeline.report import crossplay
 from sparring.pipeline.report.prompts import ShownPrompts, shown_prompts
 from sparring.pipeline.report.spread import Spread, spread_of
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.panel import Record, records_of
+from sparring.pipeline.runs.run_history import RunHistory
 
 
 @dataclass(frozen=True, kw_only=True)

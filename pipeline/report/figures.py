@@ -1,7 +1,7 @@
 """Every figure of a run's iterations: its name, value, unit, interval, what it means, and how it is written.
 
 There are two sets of them: the table of a run (FIGURES, from manifests) and the collapse panel (the
-measurements of pipeline/diagnostics/panel.py). Every view shows these figures; none computes its own.
+measurements of pipeline/runs/panel.py). Every view shows these figures; none computes its own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.pipeline.diagnostics.panel import GROUPS, SOURCES, Panel, Source
 from sparring.pipeline.report.judging import JUDGES, OPPONENTS, are_independent, left_out
-from sparring.pipeline.run_history import Steps
+from sparring.pipeline.runs.panel import GROUPS, SOURCES, Panel, Source
+from sparring.pipeline.runs.run_history import Steps
 from sparring.stages.evaluate.bootstrap import Estimate, detectable_of, outcome
 
 

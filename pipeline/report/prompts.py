@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.stages.annotate import gate, pairs
 from sparring.stages.annotate.config import PAIRS, PairsSettings
 from sparring.stages.annotate.rows import matrix, place

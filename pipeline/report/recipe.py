@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sparring.pipeline import config
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.stages.errors import ConfigError
 
 GROUPS = (

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparring.pipeline.report.prompts import KEY, after_gate
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.stages.annotate import gate
 from sparring.stages.annotate.rows import matrix, place
 from sparring.stages.step import Input

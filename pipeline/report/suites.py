@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.config import PublishedConfig
 from sparring.pipeline.report.figures import Figures
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.suites.results import Overlap, Result, read
 
 ANSWERS = "answers"

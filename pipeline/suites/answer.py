@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sparring.pipeline import config, run_history
+from sparring.pipeline import config
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.commands import fetch
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
@@ -33,7 +33,8 @@ from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import Question, build_answers
 from sparring.pipeline.planning.plan import Plan, inspect
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs import run_history
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources import Sources, check_policy
 from sparring.pipeline.store.files import check_target, make_folder, write_target
 from sparring.pipeline.store.manifest import Artifact, Manifest, find

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline import run_history
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs import run_history
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources import hub
 from sparring.pipeline.store.files import check_target, write_target
 from sparring.pipeline.suites import COMPARED, results

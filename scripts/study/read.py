@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.study.presets import label
-from sparring.pipeline import run_history
 from sparring.pipeline.report.data import ArmReport
-from sparring.pipeline.run_history import RunHistory, Steps
+from sparring.pipeline.runs import run_history
+from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.stage import JUDGES, win_rates
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline.diagnostics.rules import learned
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.rules import learned
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.manifest import Artifact, Manifest
 from sparring.stages.annotate import winrate
 from sparring.stages.step import Input

@@ -102,10 +102,9 @@ def write_start(folder: Path, start: Array) -> None:
 
 def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[dict[str, Any]]]:
     """Train the policy in `old` to convergence into `new`; return its log pi and the record of each optimizer step."""
-    from sparring.stages.train.trainer.trainer.arguments import arguments
-
     from sparring.stages.train.files.publish import publish
     from sparring.stages.train.model.scorer import score
+    from sparring.stages.train.trainer.arguments import arguments
     from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
     rows, eta = rows_of(play, log_pi), eta_of(len(log_pi), play.rounds)

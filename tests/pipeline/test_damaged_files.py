@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline import cli, run_history, run_record
+from sparring.pipeline import cli
+from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.store import code_digest
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest
 from sparring.pipeline.store.parts import finished_parts, write_part

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from sparring.pipeline import cli, config
 from sparring.pipeline.cli import commands
-from sparring.pipeline.diagnostics.config import DiagnosticsConfig
-from sparring.pipeline.diagnostics.panel import Measurement, Panel, panel, panels
-from sparring.pipeline.diagnostics.rules import RULES, fired, learned, warnings
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.run_history import RunHistory, open_run
+from sparring.pipeline.runs.config import DiagnosticsConfig
+from sparring.pipeline.runs.panel import Measurement, Panel, panel, panels
+from sparring.pipeline.runs.rules import RULES, fired, learned, warnings
+from sparring.pipeline.runs.run_history import RunHistory, open_run
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.errors import ConfigError, DataError, RuleFired
 from sparring.stages.step import File, sha256_file

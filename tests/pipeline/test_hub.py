@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline import config, run_record
+from sparring.pipeline import config
 from sparring.pipeline.cli.commands import pins_of
 from sparring.pipeline.planning.iteration import build
+from sparring.pipeline.runs import run_record
 from sparring.pipeline.sources import Sources, hub
 from sparring.pipeline.sources.hub import Hub, local_dataset
 from sparring.stages.annotate.embed import TextEncoder

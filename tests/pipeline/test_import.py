@@ -16,11 +16,11 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.cli.commands import plan_of
-from sparring.pipeline.diagnostics.rules import learned
 from sparring.pipeline.execution import in_process
 from sparring.pipeline.planning.estimate import cost
 from sparring.pipeline.planning.plan import Plan
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.rules import learned
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.manifest import Artifact, Manifest, find
 from sparring.pipeline.store.parts import write_part
 from sparring.stages.sample.prompts import prompt_hash

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import config, run_record
+from sparring.pipeline import config
 from sparring.pipeline.cli import main
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.run_history import RunHistory, open_run
+from sparring.pipeline.runs import run_record
+from sparring.pipeline.runs.run_history import RunHistory, open_run
 from sparring.pipeline.sources import Sources
 from sparring.stages.errors import ConfigError
 from tests.pipeline.export.fabricated import Fabricated

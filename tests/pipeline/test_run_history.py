@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.run_history import RunHistory, labels, open_arms, open_run, recorded
+from sparring.pipeline.runs.run_history import RunHistory, labels, open_arms, open_run, recorded
 from sparring.stages.errors import DataError
 from tests.pipeline.report.fabricated import Run
 from tests.refusals import refused

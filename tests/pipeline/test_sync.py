@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline import sync
 from sparring.pipeline.cli import commands, main
-from sparring.pipeline.run_history import RunHistory, open_run
+from sparring.pipeline.report import trackers
+from sparring.pipeline.runs.run_history import RunHistory, open_run
 from sparring.pipeline.store.manifest import Artifact
 from tests.pipeline.export.fabricated import Fabricated
 from tests.pipeline.test_diagnostics import finish, plan_of
@@ -49,27 +49,30 @@ def stepped(step: str, *losses: float) -> list[dict[str, Any]]:
 
 
 def test_rows_are_steps_of_all_iterations_and_figures_of_each(run: Fabricated) -> None:
-    rows = list(sync.metrics_of(open_run(run.runs, "mine")))
-    trained = [row for row in rows if row.axis == sync.TRAIN]
+    rows = list(trackers.metrics_of(open_run(run.runs, "mine")))
+    trained = [row for row in rows if row.axis == trackers.TRAIN]
     assert [row.x for row in trained] == list(range(1, 19))
     assert [row.values["train/loss"] for row in trained[7:10]] == [9 / 8, 9.0, 4.5]
     assert trained[0].values == {"train/loss": 9.0, "train/clipped": 1.0, "train/head_in_band": 0.25}
     assert [(row.values["train/loss"], row.time) for row in trained[16:]] == [(2.5, 51.0), (3.5, 52.0)]
-    figures = {row.x: row.values for row in rows if row.axis == sync.ITERATION}
+    figures = {row.x: row.values for row in rows if row.axis == trackers.ITERATION}
     assert figures[1]["evaluate/second_vs_base/win_rate"] == 0.6 and figures[2]["trained/changed_fraction"] == 0.99
     sampled = {"sample/length_mean": 70.5, "sample/redealt": 0.0, "sample/seconds": 20.0, "sample/tokens_per_s": 250.0}
     assert sampled.items() <= figures[2].items() and figures.keys() == {1, 2}  # 3 is not evaluated yet
-    assert [row.axis for row in rows[:10]] == [sync.TRAIN] * 8 + [sync.ITERATION, sync.TRAIN]  # grows at its end alone
+    assert [row.axis for row in rows[:10]] == [trackers.TRAIN] * 8 + [
+        trackers.ITERATION,
+        trackers.TRAIN,
+    ]  # grows at its end alone
 
 
 def test_no_name_is_on_two_axes(run: Fabricated) -> None:
     """A training's summary has figures that its steps have too: a tracker would draw them as one."""
-    names: dict[str, set[str]] = {sync.TRAIN: set(), sync.ITERATION: set()}
-    for row in sync.metrics_of(open_run(run.runs, "mine")):
+    names: dict[str, set[str]] = {trackers.TRAIN: set(), trackers.ITERATION: set()}
+    for row in trackers.metrics_of(open_run(run.runs, "mine")):
         names[row.axis] |= row.values.keys()
-    assert not names[sync.TRAIN] & names[sync.ITERATION]
-    assert "train/head_in_band" in names[sync.TRAIN] and "trained/head_in_band" in names[sync.ITERATION]
-    assert not [name for name in names[sync.ITERATION] if name.startswith("train/")]  # W&B tells the axis by that
+    assert not names[trackers.TRAIN] & names[trackers.ITERATION]
+    assert "train/head_in_band" in names[trackers.TRAIN] and "trained/head_in_band" in names[trackers.ITERATION]
+    assert not [name for name in names[trackers.ITERATION] if name.startswith("train/")]  # W&B tells the axis by that
 
 
 def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
@@ -88,15 +91,15 @@ def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
     events = [event for arm in arms for event in stepped(train[arm], *losses[arm])]
     (tmp_path / "runs" / "mine" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     for arm in arms:
-        rows = list(sync.metrics_of(open_run(tmp_path / "runs", f"mine/{arm}")))
+        rows = list(trackers.metrics_of(open_run(tmp_path / "runs", f"mine/{arm}")))
         assert [(row.axis, row.x, row.values) for row in rows] == [
-            (sync.TRAIN, i, {"train/loss": loss}) for i, loss in enumerate(losses[arm], start=1)
+            (trackers.TRAIN, i, {"train/loss": loss}) for i, loss in enumerate(losses[arm], start=1)
         ]
 
 
 def test_panel_and_cross_play_are_among_the_figures(run: Fabricated) -> None:
-    rows = list(sync.metrics_of(open_run(run.runs, "mine")))
-    first, second = (row.values for row in rows if row.axis == sync.ITERATION)
+    rows = list(trackers.metrics_of(open_run(run.runs, "mine")))
+    first, second = (row.values for row in rows if row.axis == trackers.ITERATION)
     panel = {"panel/played_length_mean": 70.5, "panel/probe_h_l": -87.2, "panel/second_base_low": 0.5}
     assert panel.items() <= second.items() and not [name for name in first if name.startswith("crossplay")]
     played = {name.removeprefix("crossplay/oracle/"): x for name, x in second.items() if name.startswith("crossplay/o")}
@@ -113,7 +116,7 @@ def test_panel_and_cross_play_are_among_the_figures(run: Fabricated) -> None:
 
 def test_numbers_that_are_none_are_left_out() -> None:
     record = {"loss": float("nan"), "grad_norm": float("inf"), "lr": 1e-5, "of": 8, "note": "x", "in_band": None}
-    assert sync.numbers("train", record) == {"train/lr": 1e-5}
+    assert trackers.numbers("train", record) == {"train/lr": 1e-5}
 
 
 def test_tensorboard_has_it_once_after_two_calls(run: Fabricated, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +143,7 @@ def test_refusals_are_one_line(
 
     named(error("--to", "comet"), "--to comet", "tensorboard, wandb, mlflow, trackio")
     named(error("--to", "tensorboard", "--project", "mine"), "--project", "tensorboard")
-    monkeypatch.setattr(sync, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     named(error("--to", "wandb"), "error: --to wandb: ", "pip install")
 
 
@@ -150,6 +153,6 @@ def test_a_tracker_that_fails_is_one_line(
     def broken(found: RunHistory, project: str, rows: object) -> str:
         raise RuntimeError("no account\nTraceback")
 
-    monkeypatch.setitem(sync.TRACKERS, "tensorboard", broken)
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", broken)
     assert main(["sync", "mine", "--runs", str(run.runs), "--to", "tensorboard"]) == 2
     assert capsys.readouterr().err == "error: --to tensorboard: no account\n"

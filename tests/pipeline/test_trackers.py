@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparring.stages.train.trainer.trainer.trackers import parameters
 
-from sparring.pipeline import sync
 from sparring.pipeline.cli import main
-from sparring.pipeline.run_history import open_run
+from sparring.pipeline.report import trackers
+from sparring.pipeline.runs.run_history import open_run
+from sparring.stages.train.trainer.trackers import parameters
 from tests.pipeline.export.fabricated import Fabricated
 
 BLOCK = 32768
@@ -74,7 +74,7 @@ def of_wandb(folder: Path) -> Series:
     config = {item.key: json.loads(item.value_json) for item in again.config.update}
     assert config["objective"]["name"] == "sppo"
     axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in second if r.HasField("metric")}
-    assert axes["train/*"] == sync.TRAIN and axes["*"] == sync.ITERATION
+    assert axes["train/*"] == trackers.TRAIN and axes["*"] == trackers.ITERATION
     rows, before = (
         [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item} for r in records
          if r.HasField("history")]
@@ -108,8 +108,8 @@ def series(rows: Iterable[Mapping[str, float]]) -> Series:
     found: Series = {}
     for row in rows:
         for name, value in row.items():
-            axis = sync.TRAIN if name.startswith("train/") else sync.ITERATION
-            if name not in (sync.TRAIN, sync.ITERATION) and not name.startswith("_"):
+            axis = trackers.TRAIN if name.startswith("train/") else trackers.ITERATION
+            if name not in (trackers.TRAIN, trackers.ITERATION) and not name.startswith("_"):
                 found.setdefault(name, []).append((row[axis], value))
     return found
 
@@ -142,7 +142,7 @@ def test_a_tracker_has_every_number_once_after_two_calls(
     assert found["trained/head_in_band"] == [(1, 0.5), (2, 0.5)]
     assert found["evaluate/second_vs_base/win_rate"] == [(1, 0.61), (2, 0.62)]
     wanted: Series = {}
-    for row in sync.metrics_of(open_run(run.runs, "mine")):
+    for row in trackers.metrics_of(open_run(run.runs, "mine")):
         for name, number in row.values.items():
             wanted.setdefault(name, []).append((row.x, number))
     assert found == {name: [(x, pytest.approx(number)) for x, number in points] for name, points in wanted.items()}

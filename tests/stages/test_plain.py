@@ -17,7 +17,7 @@ from sparring.pipeline.cli import commands
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.report.inspect import print_prompt
 from sparring.pipeline.report.prompts import AnnotatedIteration
-from sparring.pipeline.run_history import open_run
+from sparring.pipeline.runs.run_history import open_run
 from sparring.stages.plain import printable
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table

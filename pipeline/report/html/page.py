@@ -18,7 +18,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sparring.pipeline.diagnostics.rules import RULES
 from sparring.pipeline.report import comparison, crossplay
 from sparring.pipeline.report.answer import highest_arm
 from sparring.pipeline.report.comparison import Comparison
@@ -43,6 +42,7 @@ from sparring.pipeline.report.prompts import DRAWN as DRAWN_PROMPTS
 from sparring.pipeline.report.prompts import WIDEST, Prompt, ShownPrompts
 from sparring.pipeline.report.spread import Histogram
 from sparring.pipeline.report.suites import NAMES
+from sparring.pipeline.runs.rules import RULES
 from sparring.stages.plain import printable
 
 FOLDER = Path(__file__).parent

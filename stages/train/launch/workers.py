@@ -81,9 +81,9 @@ def fit(
 ) -> Result | TrainingFailedError | None:
     """Run workers until they end; return Ray's result or error, None where a signal ended the wait for them.
 
-    stop_signal: as in steps/train.py; it ends the wait for workers that have not begun at once, and those that have save
-    their state first. receiver: of all groups of workers of the job. TrainingFault when the workers cannot be placed in
-    PLACEMENT_S.
+    stop_signal: as in steps/train.py; it ends the wait for workers that have not begun at once, and those that have
+    save their state first. receiver: of all groups of workers of the job. TrainingFault when the workers cannot be
+    placed in PLACEMENT_S.
     Ray Train is driven from a thread: on the main one it would put its own handler of Ctrl-C in place of ours.
     """
     ends: list[Any] = []

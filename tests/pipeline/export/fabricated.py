@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparring.pipeline import config, run_record
+from sparring.pipeline import config
+from sparring.pipeline.runs import run_record
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.pipeline.store.files import files_below
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish

@@ -8,7 +8,7 @@ import pytest
 
 from sparring.pipeline.export.choose import choose
 from sparring.pipeline.report.data import ArmReport
-from sparring.pipeline.run_history import Steps
+from sparring.pipeline.runs.run_history import Steps
 from sparring.stages.errors import DataError
 from tests.pipeline.export.fabricated import Rate, comparisons
 from tests.pipeline.report.fabricated import history_of

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sparring.pipeline import run_record
-from sparring.pipeline.diagnostics.panel import METRICS, SOURCES
 from sparring.pipeline.report.data import ReportData
 from sparring.pipeline.report.details import details_of
 from sparring.pipeline.report.html.page import page
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs import run_record
+from sparring.pipeline.runs.panel import METRICS, SOURCES
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.files import files_below
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate.calibrate import TARGETS_SCHEMA

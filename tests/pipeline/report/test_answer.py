@@ -7,7 +7,7 @@ import pytest
 from sparring.pipeline.report.answer import ALARM, Answer, answer, headline, tone
 from sparring.pipeline.report.figures import WinRateSource, iteration_figures
 from sparring.pipeline.report.judging import left_out
-from sparring.pipeline.run_history import Steps
+from sparring.pipeline.runs.run_history import Steps
 from tests.pipeline.report.fabricated import comparison
 from tests.pipeline.test_report import manifest
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.run_history import open_arms
+from sparring.pipeline.runs.run_history import open_arms
 from tests.pipeline.report.fabricated import page_of
 from tests.pipeline.report.planted import NAME, OTHER, planted
 

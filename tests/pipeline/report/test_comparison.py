@@ -17,7 +17,7 @@ from rich.console import Console
 from sparring.pipeline.cli import main
 from sparring.pipeline.report.comparison import Comparison, compare, remarks, rows, why_not
 from sparring.pipeline.report.terminal import print_comparisons
-from sparring.pipeline.run_history import open_arms
+from sparring.pipeline.runs.run_history import open_arms
 from sparring.stages.errors import DataError
 from tests.pipeline.report.fabricated import JUDGES, Run, judge, page_of
 

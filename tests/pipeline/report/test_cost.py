@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline.report.cost import numbers, seconds, total
-from sparring.pipeline.run_history import open_arms
+from sparring.pipeline.runs.run_history import open_arms
 from tests.pipeline.report.fabricated import MADE_WITH, Run, page_of, section
 from tests.pipeline.test_report import manifest
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparring.pipeline import sync
 from sparring.pipeline.export.card import COMPARED
+from sparring.pipeline.report import trackers
 from sparring.pipeline.report.as_json import as_json
 from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.figures import FIGURES
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.run_history import RunHistory, open_arms
+from sparring.pipeline.runs.run_history import RunHistory, open_arms
 from sparring.stages.plain import printable
 from tests.pipeline.report.fabricated import Run, page_of, section
 from tests.pipeline.report.planted import NAME, planted
@@ -105,13 +105,15 @@ def test_a_win_rate_has_its_interval_and_says_it(arm: RunHistory) -> None:
 
 def test_trackers_are_given_the_same_numbers(arm: RunHistory) -> None:
     report = ArmReport.of(arm)
-    rows = {row.x: row.values for row in sync.metrics_of(arm) if row.axis == sync.ITERATION}
+    rows = {row.x: row.values for row in trackers.metrics_of(arm) if row.axis == trackers.ITERATION}
     for t, figures in report.figures.items():
         for judge, named in (("oracle", "oracle"), ("second", "second judge")):
             value = figures[f"{named}: vs base"].value
             ends = {key: rows[t][f"evaluate/{judge}_vs_base/{key}"] for key in ("win_rate", "low", "high")}
             assert ends == {key: value[key] for key in ends}
-        assert all(rows[t][f"panel/{sync.tracked_name(name)}"] == one.value for name, one in report.panel[t].items())
+        assert all(
+            rows[t][f"panel/{trackers.tracked_name(name)}"] == one.value for name, one in report.panel[t].items()
+        )
 
 
 def test_names_of_figures_are_of_one_figure_each() -> None:

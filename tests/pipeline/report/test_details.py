@@ -14,7 +14,7 @@ from sparring.pipeline.report.data import ReportData
 from sparring.pipeline.report.details import details_of
 from sparring.pipeline.report.prompts import choose, shown_prompts
 from sparring.pipeline.report.spread import Histogram, counts_of, spread
-from sparring.pipeline.run_history import RunHistory, open_arms
+from sparring.pipeline.runs.run_history import RunHistory, open_arms
 from tests.pipeline.report.fabricated import Played, Run, duel, scores_table
 
 

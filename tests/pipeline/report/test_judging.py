@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparring.pipeline.report.judging import accuracy_of, are_independent, worth_of_judges
-from sparring.pipeline.run_history import Steps
+from sparring.pipeline.runs.run_history import Steps
 from sparring.pipeline.sources import EMBEDDED_JUDGES
 from sparring.stages.annotate.score import _card
 from tests.pipeline.test_report import manifest

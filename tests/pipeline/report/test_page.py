@@ -22,7 +22,7 @@ from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.details import ArmDetails, details_of
 from sparring.pipeline.report.html import page
 from sparring.pipeline.report.prompts import DRAWN, WIDEST, Prompt, ShownPrompts
-from sparring.pipeline.run_history import open_arms
+from sparring.pipeline.runs.run_history import open_arms
 from tests.pipeline.report.fabricated import Run, duel, history_of, page_of, section
 from tests.pipeline.report.planted import NAME, RUNS, TEXTS, planted
 

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.diagnostics.panel import SOURCES, Measurement, Panel
 from sparring.pipeline.report.as_json import as_json
 from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.figures import FigureRow, panel_figures, panel_groups
 from sparring.pipeline.report.terminal import print_panel, print_report
-from sparring.pipeline.run_history import RunHistory, open_arms
+from sparring.pipeline.runs.panel import SOURCES, Measurement, Panel
+from sparring.pipeline.runs.run_history import RunHistory, open_arms
 from sparring.stages.train.steps.logprobs import SCHEMA
 from tests.pipeline.report.fabricated import Run, page_of, section
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from sparring.pipeline.report.as_json import as_json
 from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.terminal import print_suites
-from sparring.pipeline.run_history import open_arms, open_run
+from sparring.pipeline.runs.run_history import open_arms, open_run
 from sparring.pipeline.suites import results
 from sparring.pipeline.suites.results import About, Overlap, Result, Score
 from tests.pipeline.report.fabricated import Run, page_of

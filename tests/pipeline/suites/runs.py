@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparring.pipeline import run_record
+from sparring.pipeline.runs import run_record
 from sparring.pipeline.store.files import files_below
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from tests.faults.harness import overrides, write_prompts

@@ -8,13 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from sparring.stages.evaluate.divergence import log_ratios
-from sparring.stages.evaluate.paired import Bootstrap
 
+from sparring.stages.evaluate.bootstrap import Bootstrap, log_ratios
 from sparring.stages.step import Job
 from sparring.stages.train.config import LOGPROBS
-from sparring.stages.train.steps.logprobs import SCHEMA, Scorer, finish, shards
-from sparring.stages.train.steps.reference import Reference
+from sparring.stages.train.steps.logprobs import SCHEMA, Scorer, finish
+from sparring.stages.train.steps.reference import Reference, shards
 from sparring.stages.train.steps.reference import finish as finish_reference
 from tests.artifacts import run_step
 from tests.stages.train.rig import reference_job, sampled

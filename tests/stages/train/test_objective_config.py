@@ -72,8 +72,7 @@ WRONG: list[tuple[list[str], str | tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("overrides", "names"), WRONG)
 def test_a_mistake_has_one_message(overrides: list[str], names: str | tuple[str, ...]) -> None:
-    from sparring.pipeline.build import build
-
+    from sparring.pipeline.planning.iteration import build
     from tests.pipeline.plans import Fixed
 
     with refused(ConfigError, names):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sparring.pipeline.diagnostics.rules import learned
+from sparring.pipeline.runs.rules import learned
 from sparring.stages.errors import DataError, TrainingFault
 from sparring.stages.step import Input
 from sparring.stages.train.batch.order import deal

@@ -10,9 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
-from sparring.stages.train.config import (
-    optimizer_steps,
-)
+from sparring.stages.train.config import optimizer_steps
 from sparring.stages.train.loss.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.objective_config import Sppo
 from sparring.stages.train.trainer.arguments import OPTIMIZERS, arguments, deepspeed_config, schedule

@@ -21,13 +21,13 @@ from datetime import datetime
 from importlib.util import find_spec
 from typing import Annotated, Any
 
-from sparring.pipeline import run_history
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Run, Runs
-from sparring.pipeline.diagnostics.panel import records_of
 from sparring.pipeline.report.crossplay import flat
 from sparring.pipeline.report.data import ArmReport
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs import run_history
+from sparring.pipeline.runs.panel import records_of
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.store.staging import staged
 from sparring.stages.errors import ConfigError, DataError, SparringError

@@ -13,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline import run_record
 from sparring.pipeline.config import config_of, diagnostics_of
-from sparring.pipeline.diagnostics import rules
-from sparring.pipeline.diagnostics.panel import Panel, panels
+from sparring.pipeline.runs import rules, run_record
+from sparring.pipeline.runs.panel import Panel, panels
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input

@@ -16,7 +16,7 @@ from sparring.stages.fields import NO_BOOL, NonNegative, Share
 class DiagnosticsConfig:
     """Runtime only, in no fingerprint: when an iteration is warned of. Each rule by its name; null: never.
 
-    The rules are pipeline/diagnostics/rules.py.
+    The rules are pipeline/runs/rules.py.
     """
 
     overoptimized: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False), NO_BOOL] | None

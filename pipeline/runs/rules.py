@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import gt, lt
 
-from sparring.pipeline.diagnostics.config import DiagnosticsConfig
-from sparring.pipeline.diagnostics.panel import Panel
+from sparring.pipeline.runs.config import DiagnosticsConfig
+from sparring.pipeline.runs.panel import Panel
 from sparring.stages.evaluate.bootstrap import alarm
 
 History = Sequence[Panel]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sparring.pipeline.diagnostics.panel import panels
-from sparring.pipeline.diagnostics.rules import RuleWarning, fired
 from sparring.pipeline.planning.plan import Plan, Step
-from sparring.pipeline.run_history import RunHistory
+from sparring.pipeline.runs.panel import panels
+from sparring.pipeline.runs.rules import RuleWarning, fired
+from sparring.pipeline.runs.run_history import RunHistory
 from sparring.stages.errors import RuleFired
 
 
