@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks._jobs import step_job
 from benchmarks._train_pairs import ALPHA, BETA, GLOBAL_BATCH, LR, MAX_LENGTH, RANK, Setting
-from sparring.pipeline.cli.commands import plan_of
+from sparring.pipeline.cli.prepare import plan_of
 from sparring.pipeline.store.files import external
 from sparring.stages.step import Job
 from sparring.stages.train.config import TRAIN

@@ -28,23 +28,23 @@ class Listed(NamedTuple):
 
 
 COMMANDS = {
-    "run": Listed("Run", "cli.commands:run", "Make what is missing of N iterations."),
-    "plan": Listed("Run", "cli.commands:plan", "Show the steps and their cost."),
+    "run": Listed("Run", "cli.run:run", "Make what is missing of N iterations."),
+    "plan": Listed("Run", "cli.plan:plan", "Show the steps and their cost."),
     "import": Listed("Run", "cli.imports:run", "Bring existing responses or pairs into the store."),
     "oracle": Listed(
         "Run", "cli.oracle_check:run", "Is the oracle fit for these prompts? Ask it about labelled pairs."
     ),
-    "status": Listed("Look", "cli.commands:status", "Show the steps of a run."),
-    "report": Listed("Look", "cli.commands:report", "Print the table of runs, and write them as one HTML file."),
-    "inspect": Listed("Look", "cli.commands:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
+    "status": Listed("Look", "cli.plan:status", "Show the steps of a run."),
+    "report": Listed("Look", "cli.look:report", "Print the table of runs, and write them as one HTML file."),
+    "inspect": Listed("Look", "cli.look:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
     "answer": Listed("Judge", "suites.answer:answer", "Have a run's policy answer a suite or a file of prompts."),
     "best-of-n": Listed("Judge", "suites.answer:best_of_n", "Answer as `answer` does, with the oracle's best of n."),
     "judge": Listed("Judge", "suites.judge:run", "Judge answers to a suite by its own rules."),
     "contamination": Listed("Judge", "suites.contamination:run", "Which rows of suites do the training prompts hold?"),
     "export": Listed("Share", "export.command:run", "Write a policy as a folder with a model card."),
     "sync": Listed("Share", "report.trackers:run", "Feed a tracker with a run's records, after the fact."),
-    "verify": Listed("Maintain", "cli.commands:verify", "Re-hash every file of the store; undo what is corrupt."),
-    "doctor": Listed("Maintain", "cli.commands:doctor", "Check what a run needs, list what is optional."),
+    "verify": Listed("Maintain", "cli.verify:verify", "Re-hash every file of the store; undo what is corrupt."),
+    "doctor": Listed("Maintain", "cli.doctor:doctor", "Check what a run needs, list what is optional."),
 }
 
 

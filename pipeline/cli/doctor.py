@@ -10,7 +10,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
+from sparring.pipeline import config
+from sparring.pipeline.cli import options
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.sources import Sources
@@ -18,6 +21,7 @@ from sparring.pipeline.sources.hub import cached_file
 from sparring.pipeline.suites import COMPARED, SUITES
 from sparring.stages.digests import cache_folder
 from sparring.stages.errors import SparringError
+from sparring.stages.plain import printable
 from sparring.stages.sample import embedded
 from sparring.stages.train.config import SINKS
 
@@ -145,3 +149,18 @@ def _suites() -> Iterator[Check]:
             f"given: `sparring {given}`"
         )
         yield bool(here) or None, f"suite {name}", str(here or absent)
+
+
+def doctor(overrides: Annotated[list[str], options.words("those of the run, e.g. hardware=cpu")]) -> int:
+    """Check what a run needs, list what is optional.
+
+    The exit code is 1 when something is wrong.
+
+    Example: sparring doctor hardware=cpu
+    """
+    chosen = config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
+    bad = 0
+    for good, name, text in checks(chosen):
+        bad += good is False
+        print(printable(f"{MARKS[good]} {name}: {text}"))
+    return 1 if bad else 0

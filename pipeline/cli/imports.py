@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import typer
 
 from sparring.pipeline.cli import options
-from sparring.pipeline.cli.commands import arms_of, check_places, plan_of, prepare
+from sparring.pipeline.cli.prepare import arms_of, check_places, plan_of, prepare
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import build_import

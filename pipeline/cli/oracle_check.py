@@ -28,7 +28,7 @@ from rich.table import Table
 
 from sparring.pipeline import config
 from sparring.pipeline.cli import options
-from sparring.pipeline.cli.commands import download, pins_of
+from sparring.pipeline.cli.prepare import download, pins_of
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.estimate import HUB_PROMPTS

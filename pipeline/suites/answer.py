@@ -26,8 +26,8 @@ import typer
 
 from sparring.pipeline import config
 from sparring.pipeline.cli import options
-from sparring.pipeline.cli.commands import fetch
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
+from sparring.pipeline.cli.prepare import fetch
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.executor import execute_alone

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparring.pipeline.cli.commands import download
 from sparring.pipeline.cli.options import RUNS
+from sparring.pipeline.cli.prepare import download
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.suites.answer import Player, about, player_of
 from sparring.pipeline.suites.results import About, Judged, Result, Score

@@ -21,7 +21,7 @@ from rich.console import Console
 from scripts.study import elsewhere, figure, read, report
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 from sparring.pipeline import cli, config
-from sparring.pipeline.cli import commands
+from sparring.pipeline.cli import prepare as cli_prepare
 from sparring.stages.errors import ConfigError, DataError, SparringError
 
 
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(study: Study, overrides: Sequence[str]) -> None:
-    arms = {label(arm) for arm in commands.arms_of(overrides, multirun=True)}
+    arms = {label(arm) for arm in cli_prepare.arms_of(overrides, multirun=True)}
     if len(arms) < 2 or study.baseline not in arms:
         raise ConfigError(
             f"the arms are {', '.join(sorted(arms))}: a study needs two, and {study.baseline} to compare them with."
@@ -67,7 +67,7 @@ def _check(study: Study, overrides: Sequence[str]) -> None:
 
 
 def _report(study: Study, overrides: Sequence[str], others: Sequence[Path]) -> None:
-    arms = {arm: config.load(words) for arm, words in commands.arms_of(overrides, multirun=True).items()}
+    arms = {arm: config.load(words) for arm, words in cli_prepare.arms_of(overrides, multirun=True).items()}
     first = next(iter(arms.values()))
     folder = Path(first.paths.runs) / first.run.name
     data = read.read(folder, {arm: one.seed for arm, one in arms.items()})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.cli import commands
+from sparring.pipeline.cli import prepare as cli_prepare
 from tests.faults.harness import Run, contents, disturb, overrides, without, write_prompts
 from tests.pipeline.test_crossplay_run import all_but_crossplay
 
@@ -21,7 +21,7 @@ def test_a_kill_during_crossplay(policy: Path, tmp_path: Path) -> None:
         place.mkdir()
         runs[place] = Run(place, overrides(place, policy, "iterations=2"))
     write_prompts(base / "prompts.jsonl")
-    all_but_crossplay(commands.plan_of({"": runs[base].arguments}), base / "store")
+    all_but_crossplay(cli_prepare.plan_of({"": runs[base].arguments}), base / "store")
     runs[base].finish()
     without(base, folder, "02/crossplay")
     disturb(runs[folder], "crossplay", "driver", "during")

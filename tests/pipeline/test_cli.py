@@ -194,7 +194,7 @@ def test_status_of_a_run_that_never_was(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_error_is_one_line_with_its_log(tmp_path: Path) -> None:
-    before = "import sparring.pipeline.cli.commands; sparring.pipeline.cli.commands.verify = lambda: 1 / 0"
+    before = "import sparring.pipeline.cli.verify; sparring.pipeline.cli.verify.verify = lambda: 1 / 0"
     done = sparring("verify", cwd=tmp_path, before=before)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "ZeroDivisionError" in done.stderr
     assert "Traceback" in next(tmp_path.glob("sparring-crash-*.log")).read_text()

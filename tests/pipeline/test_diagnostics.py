@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline import cli, config
-from sparring.pipeline.cli import commands
+from sparring.pipeline.cli import run as cli_run
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.report.data import ArmReport
@@ -254,8 +254,8 @@ def made(plan: Plan, folder: Path, arm: str, last: int, comparisons: list[dict[s
 def executed(plan: Plan, folder: Path) -> None:
     """Run the plan as `sparring run` does, without preparing or measuring anything."""
     for arm in plan.configs:
-        commands._begin(plan, arm, [])
-    commands._execute(plan, folder / "store", folder / "runs" / "mine", frozenset())
+        cli_run._begin(plan, arm, [])
+    cli_run._execute(plan, folder / "store", folder / "runs" / "mine", frozenset())
 
 
 def done(folder: Path, arm: str = "") -> set[int]:
@@ -282,8 +282,8 @@ def test_a_stopped_run_exits_with_2_and_one_message(
 ) -> None:
     plan = plan_of(tmp_path, {"": ["iterations=2", "diagnostics.stop_on=[overoptimized]"]})
     made(plan, tmp_path, "", 1, GAMED)
-    monkeypatch.setattr(commands, "plan_of", lambda arms: plan)
-    monkeypatch.setattr(commands, "prepare", lambda plan, arms: plan)
+    monkeypatch.setattr(cli_run, "plan_of", lambda arms: plan)
+    monkeypatch.setattr(cli_run, "prepare", lambda plan, arms: plan)
     assert cli.main(["run", "iterations=2"]) == 2
     error = capsys.readouterr().err
     assert error.count("error: ") == 1 and "iteration 1: overoptimized" in error

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.cli import commands, doctor
+from sparring.pipeline.cli import doctor
+from sparring.pipeline.cli import doctor as cli_doctor
 from sparring.pipeline.cli.doctor import _packages, _suites
 from sparring.pipeline.suites import COMPARED, SUITES
 from sparring.stages.train.config import SINKS
@@ -51,6 +52,6 @@ def test_only_what_is_wrong_is_an_error(
         *([(False, "disk", "full")] * bad),
     ]
     monkeypatch.setattr(doctor, "checks", lambda _: iter(found))
-    assert commands.doctor(["hardware=cpu"]) == code
+    assert cli_doctor.doctor(["hardware=cpu"]) == code
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["ok  torch: 2", "-   wandb: not installed", *(["BAD disk: full"] * bad)]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.pipeline import config
-from sparring.pipeline.cli.commands import pins_of
+from sparring.pipeline.cli.prepare import pins_of
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.runs import run_record
 from sparring.pipeline.sources import Sources, hub

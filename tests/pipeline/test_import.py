@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.cli.commands import plan_of
+from sparring.pipeline.cli.prepare import plan_of
 from sparring.pipeline.execution import in_process
 from sparring.pipeline.planning.estimate import cost
 from sparring.pipeline.planning.plan import Plan

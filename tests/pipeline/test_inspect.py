@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sparring.pipeline.cli import commands, main
+from sparring.pipeline.cli import main
+from sparring.pipeline.cli import prepare as cli_prepare
+from sparring.pipeline.cli import run as cli_run
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.execution.executor import Executor
 from tests.refusals import named
@@ -49,14 +51,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["import", "responses", str(folder / "r.jsonl"), *overrides]) == 0
     (sample,) = (folder / "store").glob("sample-*")
     overrides.append(f"entry.samples={sample.name}")
-    plan = commands.plan_of({"": overrides})
+    plan = cli_prepare.plan_of({"": overrides})
     steps = {
         name: replace(step, spec=replace(step.spec, pool="in_process"))
         for name, step in plan.steps.items()
         if step.uses[0].label in KINDS
     }
     run = folder / "runs" / "mine"
-    commands._begin(plan, "", overrides)
+    cli_run._begin(plan, "", overrides)
     events = Events(run / "events.jsonl")
     Executor(
         plan=replace(plan, steps=steps),
@@ -64,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run="mine",
         scratch=run / "logs",
         events=events,
-        on_done=partial(commands._link_step, plan, folder / "store"),
+        on_done=partial(cli_run._link_step, plan, folder / "store"),
     ).execute()
     events.close()
     return folder

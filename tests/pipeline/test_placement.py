@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline import config
-from sparring.pipeline.cli import commands, main
-from sparring.pipeline.cli.commands import check_here
+from sparring.pipeline.cli import main
+from sparring.pipeline.cli import plan as cli_plan
+from sparring.pipeline.cli.prepare import check_here
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement
@@ -128,7 +129,7 @@ def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_cluster, "gpu_count", lambda: 0)
-    monkeypatch.setattr(commands, "plan_of", lambda arms, assume: plan_of(*profile, f"paths.store={tmp_path}"))
+    monkeypatch.setattr(cli_plan, "plan_of", lambda arms, assume: plan_of(*profile, f"paths.store={tmp_path}"))
     assert main(["plan", *profile]) == code
     shown = capsys.readouterr()
     assert "steps, " in shown.out

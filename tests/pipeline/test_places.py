@@ -20,7 +20,8 @@ import pytest
 from omegaconf.errors import ConfigKeyError
 
 from sparring.pipeline import cli
-from sparring.pipeline.cli import commands
+from sparring.pipeline.cli import prepare as cli_prepare
+from sparring.pipeline.cli import verify as cli_verify
 from sparring.pipeline.store.files import check_folder, check_target, make_folder, write_target
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import sha256_file
@@ -75,7 +76,7 @@ def test_a_run_that_cannot_have_its_folder_is_refused(place: Path, capsys: pytes
 
 def test_a_store_whose_name_looks_like_markup(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["hardware=cpu", "paths.store='a[/b]'"]
-    (step, *_) = commands.plan_of({"": words}).steps.values()
+    (step, *_) = cli_prepare.plan_of({"": words}).steps.values()
     (place / "a[/b]" / step.name).mkdir(parents=True)
     (place / "a[/b]" / step.name / "manifest.json").write_text("no JSON")
     assert cli.main(["plan", *words]) == 0
@@ -207,7 +208,7 @@ def test_an_error_of_the_machine_is_no_fault_of_ours(
     def fails() -> None:
         raise error()
 
-    monkeypatch.setattr(commands, "verify", fails)
+    monkeypatch.setattr(cli_verify, "verify", fails)
     assert word in error_of(capsys, "verify")
     assert not list(place.glob("sparring-crash*"))
 
@@ -234,7 +235,7 @@ def test_an_import_that_a_signal_broke_off_is_the_signal(
         raise ImportError("numpy._core.multiarray failed to import")
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(commands, "verify", interrupted)
+    monkeypatch.setattr(cli_verify, "verify", interrupted)
     try:
         assert cli.main(["verify"]) == 130
     finally:
@@ -265,6 +266,6 @@ def test_a_fault_of_ours_is_said_to_be_one(
     def fails() -> None:
         raise ours
 
-    monkeypatch.setattr(commands, "verify", fails)
+    monkeypatch.setattr(cli_verify, "verify", fails)
     assert cli.main(["verify"]) == 1
     assert "report it" in capsys.readouterr().err and list(place.glob("sparring-crash*"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline import config
-from sparring.pipeline.cli import commands
+from sparring.pipeline.cli import run as cli_run
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step
@@ -34,10 +34,10 @@ def test_n_is_in_no_fingerprint() -> None:
 
 
 def test_a_first_run_says_what_going_on_takes(tmp_path: Path) -> None:
-    said = commands._onward(plan_of("iterations=1"), tmp_path)
+    said = cli_run._onward(plan_of("iterations=1"), tmp_path)
     assert re.fullmatch(r"Few .*: iterations=3 \(make iter N=3\) goes on from here, about \d\d minutes\.", said)
     mine = ["prompts=file", "prompts.path=p.jsonl", "prompts.per_iteration=64", "prompts.heldout=64"]
-    assert not any(commands._onward(plan_of(*words), tmp_path) for words in (["iterations=3"], mine))
+    assert not any(cli_run._onward(plan_of(*words), tmp_path) for words in (["iterations=3"], mine))
 
 
 def of_iteration(plan: Plan, t: int) -> set[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.cli import commands, main
+from sparring.pipeline.cli import main
+from sparring.pipeline.cli import run as cli_run
 from sparring.pipeline.report import trackers
 from sparring.pipeline.runs.run_history import RunHistory, open_run
 from sparring.pipeline.store.manifest import Artifact
@@ -80,12 +81,12 @@ def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
     arms = ["gate=off", "gate=linear"]
     plan, store = plan_of(tmp_path, {arm: [arm] for arm in arms}), tmp_path / "store"
     for arm in arms:
-        commands._begin(plan, arm, [])
+        cli_run._begin(plan, arm, [])
     for step in list(plan.steps.values())[:2]:  # prompts and sample, which both have
         finish(plan, step, store, {})
         manifest = Artifact(store, step.spec.kind, step.fingerprint).manifest()
         assert manifest is not None
-        commands._link_step(plan, store, step, manifest)
+        cli_run._link_step(plan, store, step, manifest)
     train = {arm: next(s.name for use, s in plan.arm(arm) if use.label == "train") for arm in arms}
     losses = {arms[0]: (1.5, 2.5), arms[1]: (3.5,)}
     events = [event for arm in arms for event in stepped(train[arm], *losses[arm])]

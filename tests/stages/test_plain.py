@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from sparring.pipeline import cli
-from sparring.pipeline.cli import commands
+from sparring.pipeline.cli import verify as cli_verify
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.report.inspect import print_prompt
 from sparring.pipeline.report.prompts import AnnotatedIteration
@@ -62,7 +62,7 @@ def test_so_is_one_that_nobody_expected(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "verify", verify)
+    monkeypatch.setattr(cli_verify, "verify", verify)
     assert cli.main(["verify"]) in (1, 2)
     said = capsys.readouterr().err
     assert "owned" in said and "\x1b" not in said and "\u202e" not in said

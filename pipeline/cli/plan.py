@@ -1,0 +1,147 @@
+"""`sparring plan` and `sparring status`: the steps, what the store says of each, and what the others will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from rich.table import Table
+from rich.text import Text
+
+from sparring.pipeline import config
+from sparring.pipeline.cli import options
+from sparring.pipeline.cli.options import RUNS, Multirun, Overrides, Redo, Run, Runs
+from sparring.pipeline.cli.prepare import (
+    arms_of,
+    check_here,
+    check_places,
+    dealt_again_lines,
+    first_of,
+    plan_of,
+    stdout_console,
+)
+from sparring.pipeline.planning import estimate
+from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
+from sparring.pipeline.runs import run_history
+from sparring.pipeline.store.code_digest import other_code, redone
+from sparring.pipeline.store.manifest import Manifest
+from sparring.stages.errors import ConfigError
+from sparring.stages.plain import printable
+
+
+def plan(
+    overrides: Overrides,
+    redo: Redo,
+    multirun: Multirun = False,
+    why: Annotated[bool, options.flag("--why", "say how a step differs from the nearest artifact")] = False,
+    resolved: Annotated[bool, options.flag("--config", "print the resolved configuration instead")] = False,
+) -> None:
+    """Show the steps and their cost.
+
+    Example: sparring plan -m experiment=sppo,s_sppo --why
+    """
+    arms = arms_of(overrides, multirun)
+    if resolved:
+        for arm in arms.values():
+            print(config.render(config.load(arm)))
+        return
+    plan = plan_of(arms, assume=True)
+    check_places(plan)
+    _print_plan(plan, why, redone(plan, redo))
+
+
+def status(
+    run: Run = "default",
+    why: Annotated[bool, options.flag("--why", "say why a step is not done")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Show the steps of a run.
+
+    They are those of the overrides that the run recorded when it began.
+
+    Example: sparring status myrun --why
+    """
+    arms = run_history.recorded(runs, run)
+    _print_plan(plan_of({one.arm: one.overrides for one in arms}), why, to_run=False)
+    run_history.check_undamaged(arms)
+
+
+def print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
+    if differs := other_code(plan, states):
+        print(differs)
+
+
+FEW, MANY = 5, 20
+"""Iterations whose every policy met, and whose every step, has a row of its own."""
+
+
+def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
+    """Print a plan; to_run: refuse what can never run here, else say so."""
+    store = Path(first_of(plan).paths.store)
+    states, known = inspect(plan, store, redo), estimate.manifests(store)
+    expected = estimate.Estimate(plan, known)
+    table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
+    for entry in plan.entries:
+        table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
+    rows: dict[tuple[int, str, str, str], list[tuple[int, Step]]] = {}
+    for name, step in plan.steps.items():
+        state, use = states[name], step.uses[0]
+        reason = state.why
+        if why and state.kind == "miss":
+            near = [m for m in known if m.step == step.spec.kind and not m.imported]
+            reason = "; ".join(explain(plan, step, near))
+        crossed, _, other = use.label.partition("_vs")  # N^2 of them: those of an iteration share a row
+        more = f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""
+        label = f"{crossed}_vs…" if other and use.iteration > FEW else use.label + more
+        key = (min(use.iteration, MANY + 1), label, state.kind, reason)
+        rows.setdefault(key, []).append((use.iteration, step))
+    for (_, label, kind, reason), listed in rows.items():
+        iterations, steps = sorted({t for t, _ in listed}), [step for _, step in listed]
+        costs = [expected.cost(step) for step in steps] if kind != "hit" else []
+        tokens = sum(cost.tokens for cost in costs)
+        table.add_row(
+            "-".join(map(str, dict.fromkeys((iterations[0], iterations[-1])))),
+            label,
+            steps[0].name if len(steps) == 1 else f"{len(steps)} of them",
+            kind,
+            f"{tokens:,.0f}" if tokens else "",
+            f"{sum(cost.seconds for cost in costs) / 60:.1f}" if costs else "",
+            Text(printable(reason)),
+        )
+    console = stdout_console()
+    console.print(table)
+    total = expected.total(states)
+    todo = sum(state.kind != "hit" for state in states.values())
+    for line in dealt_again_lines(plan, states):
+        console.print(line, markup=False)
+    console.print(
+        f"{len(states)} steps, {todo} to do: about {total.tokens:,.0f} tokens, {total.seconds / 60:.1f} minutes, "
+        f"{total.peak_bytes / 2**30:.1f} GiB of disk at the peak ({total.kept_bytes / 2**30:.1f} GiB kept)"
+    )
+    billed = estimate.price(first_of(plan), total) if todo else None
+    if billed:
+        console.print(billed, highlight=False)
+    print_other_code(plan, states)
+    for line in _of_the_hub(plan):
+        console.print(line, markup=False, highlight=False)
+    try:
+        check_here(plan, states)
+    except ConfigError as error:
+        if (
+            to_run and first_of(plan).hardware.name in config.DETECTED
+        ):  # the profiles of whatever machine they are used on
+            raise
+        console.print(f"to look at, not to run here: {error}", markup=False, highlight=False)
+
+
+def _of_the_hub(plan: Plan) -> list[str]:
+    wanted = [f"the {kind} {repo}" for kind, repo, _ in (s.wanted for s in plan.externals.values() if s.wanted)]
+    lines = [f"to be downloaded, and not in these figures: {', '.join(wanted)}"] if wanted else []
+    if plan.assumed:
+        lines.append(f"estimated as if nothing were made of it yet, since the hub does not answer: {plan.assumed[0]}")
+    return lines
+
+
+def _origin(manifest: Manifest) -> str:
+    return f"imported from {manifest.summary['provenance']['path']}" if manifest.imported else "of another run"
