@@ -128,12 +128,17 @@ def identity(settings: Any) -> Any:
 
 
 def setting(identity: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """Return a setting that an artifact recorded, such as `sampler.k`; earlier versions recorded it as `k`."""
+    """Return a setting that an artifact recorded, such as `sampler.k`.
+
+    Earlier versions recorded it as `k`, and `selection.by` as `selection`.
+    """
     group, _, name = key.partition(".")
     recorded = identity.get(group, default)
-    if name:
-        recorded = recorded[name] if isinstance(recorded, Mapping) and name in recorded else identity.get(name, default)
-    return recorded
+    if not name:
+        return recorded
+    if isinstance(recorded, Mapping):
+        return recorded.get(name, identity.get(name, default))
+    return identity.get(name, default if group not in identity or recorded is None else recorded)
 
 
 def part(settings: Any, model: type[Model]) -> Model:

@@ -25,6 +25,7 @@ from sparring.pipeline.report.prompts import DRAWN, WIDEST, Prompt, ShownPrompts
 from sparring.pipeline.runs.run_history import open_arms
 from tests.pipeline.report.fabricated import Run, duel, history_of, page_of, section
 from tests.pipeline.report.planted import NAME, RUNS, TEXTS, planted
+from tests.refusals import named
 
 
 class Elements(HTMLParser):
@@ -343,7 +344,8 @@ def test_json_where_no_file_can_be_is_refused_before_anything_is_written(
     Run(tmp_path).begin().add(0, "prompts")
     assert main(["report", "mine", "--json", place]) == 2
     told = capsys.readouterr()
-    assert told.err == f"error: --json {place}: name a file in a folder that is there.\n" and not told.out
+    named(told.err, f"error: --json {place}: ")
+    assert told.err.count("\n") == 1 and not told.out
     assert not (tmp_path / "runs/mine/report.html").exists()
 
 
