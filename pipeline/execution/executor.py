@@ -9,10 +9,10 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -164,7 +164,8 @@ class Executor:
             **ray_cluster.software(),
             "hardware": ray_cluster.hardware(),
         }
-        if any(one.spec.pool != "in_process" and self.wanted(one) for one in (step, *self._to_make())):
+        needs_ray = (one.spec.pool != "in_process" and self.wanted(one) for one in chain((step,), self._to_make()))
+        if not self._ray and any(needs_ray):
             self._start_ray()
         inputs = self._inputs(step)
         artifact.path.mkdir(parents=True, exist_ok=True)
@@ -211,7 +212,7 @@ class Executor:
             return
         joined = ray_cluster.joined()
         self._message("joining the Ray cluster" if joined else "starting Ray")
-        todo = self._to_make()
+        todo = list(self._to_make())
         if not joined:
             check_placement(todo, this_machine(), "this machine", alone=True)
         ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
@@ -219,8 +220,9 @@ class Executor:
         if joined and (nodes := ray_cluster.nodes()) is not None:
             check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
 
-    def _to_make(self) -> list[Step]:
-        return [one for one in self.plan.steps.values() if not (self._artifact(one).path / MANIFEST).exists()]
+    def _to_make(self) -> Iterator[Step]:
+        """Yield the steps whose artifact has no manifest."""
+        return (one for one in self.plan.steps.values() if not (self._artifact(one).path / MANIFEST).exists())
 
     def _warm_up_after(self, step: Step) -> None:
         """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
@@ -238,6 +240,8 @@ class Executor:
                 self._pools[later.spec.pool] = pool
 
     def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
+        if job.spec.pool == "in_process":
+            self._message(f"{job.out.name}: reading its source")
         shards = resolve(job.spec.shards)(job)
         records = finished_parts(job)
         todo = [shard for shard in shards if shard.index not in records]

@@ -137,8 +137,8 @@ class Estimate:
 
     def _like(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
         """Return what artifacts have in common whose rates are alike."""
-        keys = ("sampler.engine", "sampler.dtype", "trainer.dtype", "oracle")
-        named = [setting(identity, key) for key in keys]
+        dtype = setting(identity, "sampler.dtype", setting(identity, "trainer.dtype"))
+        named = [setting(identity, "sampler.engine"), dtype, setting(identity, "oracle")]
         policy = inputs.get("policy")
         return digest(
             [kind, *named, inputs.get("encoder"), self.bases.get(policy, policy) if policy else None, on_gpus]

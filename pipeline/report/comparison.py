@@ -155,7 +155,7 @@ def why_not(ours: Manifest, theirs: Manifest, our_base: Manifest | None, their_b
         if our_base and their_base:
             others = {"policy": "another base", "prompts": "other prompts"}
             of_base = [why for role, why in others.items() if _digest(our_base, role) != _digest(their_base, role)]
-            if changed := changes(our_base.identity, their_base.identity):
+            if changed := changes(*_comparable(our_base.identity, their_base.identity)):
                 of_base.append(f"the base's held-out responses are sampled otherwise ({changed})")
         of_base = of_base or ["the base's held-out responses are others"]
     return "; ".join(filter(None, [*of_base, _of_judge(ours, theirs)]))
@@ -176,6 +176,14 @@ def _of_judge(ours: Manifest, theirs: Manifest) -> str:
     if ours.version != theirs.version:
         return f"the judge was asked by another version of the step score ({ours.version}, not {theirs.version})"
     return ""
+
+
+def _comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return two identities of samples; where one is of an earlier version, both as that has recorded it: flat."""
+    if ("sampler" in ours) == ("sampler" in theirs):
+        return ours, theirs
+    one, other = ({key.rpartition(".")[2]: value for key, value in dotted(identity)} for identity in (ours, theirs))
+    return one, other
 
 
 def changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

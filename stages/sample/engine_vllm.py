@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from sparring.stages.sample.engine import EngineSettings, Sampled, finish_of
+from sparring.stages.step import Workers
 from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
 
-LATER: dict[str, Any] = {"k": 2, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False}
+LATER: dict[str, Any] = {
+    "k": 2, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False, "shard_rows": 1,
+}  # fmt: skip
 """What comes with each call: engines that differ in these alone are one."""
 
 
 def at_start(settings: EngineSettings) -> EngineSettings:
     """Return what an engine is started with: the same whatever comes with each call."""
     stop = ("any",) if settings.sampler.stop else ()
-    return replace(settings, sampler=replace(settings.sampler, **LATER, stop=stop), stop_ids=(), policy_name="")
+    sampler, workers = replace(settings.sampler, **LATER, stop=stop), settings.workers
+    processes = Workers(cpus=workers.cpus, gpus=workers.gpus)
+    return replace(settings, sampler=sampler, workers=processes, stop_ids=(), policy_name="")
 
 
 class VllmEngine:

@@ -174,6 +174,7 @@ class Cleaner:
 
 def finish(job: Job, tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return counts and lengths: what the sampler needs to deal, and what the report shows."""
+    _choice.cache_clear()  # the driver holds no row numbers after the step
     lengths = [pc.list_value_length(table["prompt_ids"]).to_numpy() for table in tables]
     tokens = np.concatenate(lengths)
     dropped = Counter[str]()

@@ -28,6 +28,8 @@ def retry_with_less(job: Job[TrainSettings], rank: int) -> None:
 
     After a probe that ran out of memory itself: with the most that fitted.
     """
+    if "type" in (read(job, ENDING) or {}):  # an error that another rank has posted ends the training
+        return
     probed = read(job, MICRO_BATCH) or {}
     fits = None if "chosen" in probed else probed.get("fits")
     if job.settings.hardware.micro_batch == "auto" and fits:

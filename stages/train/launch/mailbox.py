@@ -5,13 +5,15 @@ has no channel for: what happens while workers run, a request to stop, and what 
 
 <scratch>/train.<attempt>/   rank-0.log         all output of the process
                              rank-0.jsonl       events of a rank, which the driver passes on
-                             groups             a byte for each group of workers that was requested
+                             group-N            one for each group of workers that was requested; without content, for
+                                                which there may be no space
                              stop               the run must end: save after this optimizer step, then end
                              micro_batch.json   pairs of a forward pass: `fits`, the most that the probe has seen fit
                                                 so far, and `chosen`, what it chose
                              ending.json        why a group that Ray restarts has nothing to do: an error that the
-                                                driver raises, or too little memory and the pairs to go on with
-                             disk_full          a write found no space; without content, for which there may be none
+                                                driver raises, too little memory and the pairs to go on with, or what
+                                                rank 0 returned, where another rank died before Ray had it
+                             disk_full          a write found no space; without content as well
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 
 from sparring.stages.step import Job
 
-STOP, DISK_FULL, ENDING, MICRO_BATCH, GROUPS = "stop", "disk_full", "ending.json", "micro_batch.json", "groups"
+STOP, DISK_FULL, ENDING, MICRO_BATCH, GROUP = "stop", "disk_full", "ending.json", "micro_batch.json", "group-"
 
 
 def mailbox(job: Job) -> Path:
@@ -47,14 +49,12 @@ def read(job: Job, name: str) -> Any:
 
 def request_group(job: Job) -> None:
     """Count a group of workers that is waited for: the first one, and another after the death of a worker."""
-    with (mailbox(job) / GROUPS).open("ab") as handle:
-        handle.write(b".")
+    (mailbox(job) / f"{GROUP}{groups(job) + 1}").touch()
 
 
 def groups(job: Job) -> int:
     """Return how many groups of workers were requested so far."""
-    path = mailbox(job) / GROUPS
-    return path.stat().st_size if path.exists() else 0
+    return len(list(mailbox(job).glob(f"{GROUP}*")))
 
 
 class Sender:

@@ -246,7 +246,7 @@ class Session:
 
         state = self.trainer.state
         if state.global_step < state.max_steps:
-            return {"saved": state.global_step, "of": state.max_steps}
+            return self._outcome({"saved": state.global_step, "of": state.max_steps})
         probe = self._probe(self.probed)
         self.history.append({"probe": probe})
         folder = self.job.out / f"model.{self.job.attempt}"
@@ -260,7 +260,14 @@ class Session:
         files = {f"model/{path.name}": str(path) for path in sorted(folder.iterdir())} | {METRICS: str(metrics)}
         moved = {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
         probed = {**moved, "probe_pairs": len(probe)}
-        return {"files": files, "summary": {**self._summary(), **probed, **changes(self.policy, folder), **counts}}
+        summary = {**self._summary(), **probed, **changes(self.policy, folder), **counts}
+        return self._outcome({"files": files, "summary": summary})
+
+    def _outcome(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """Return what training came to; of rank 0 posted as well, for a rank may die before all have returned."""
+        if self.rank == 0 and read(self.job, ENDING) is None:
+            post(self.job, ENDING, outcome)
+        return outcome
 
     def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """h of some pairs under the model in memory."""

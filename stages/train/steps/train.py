@@ -64,8 +64,8 @@ def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: wor
     while not stop_signal():
         ended = workers.fit(job, stop_signal, receiver)
         failed = ended if isinstance(ended, TrainingFailedError) else None
-        made = getattr(ended, "return_value", None) or {}
         ending = read(job, ENDING) or {}
+        made = getattr(ended, "return_value", None) or ending
         if (mailbox(job) / DISK_FULL).exists() or (failed and disk_is_full(failed, job.out)):
             raise DataError(full_disk(job.out))
         if "type" in ending:
@@ -81,6 +81,7 @@ def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: wor
         elif "saved" in made:
             step = f"step {made['saved']} of {made['of']} is saved, training goes on from there"
             report({"event": "message", "text": f"a worker got SIGTERM: {step}"})
+            (mailbox(job) / ENDING).unlink(missing_ok=True)
         else:
             last = checkpoint.latest(job)
             where = (

@@ -160,3 +160,19 @@ def test_a_plan_asks_once_and_only_where_arguments_are_given(
         with pytest.raises(SparringError):
             planned("+sampler.engine_args.max_num_seqs=0")
         assert asked == ["engine"]
+
+
+def test_one_engine_serves_the_slice_and_the_held_out_prompts() -> None:
+    """They differ in what comes with each call, in the size of a shard, and so in its deadline."""
+
+    def started(deadline_s: float, **changes: Any) -> EngineSettings:
+        chosen = settings.sample(**changes)
+        workers = Workers(count=2, cpus=3, max_failures=1, deadline_s=deadline_s)
+        return at_start(
+            EngineSettings(
+                sampler=chosen.sampler, hardware=chosen.hardware, workers=workers, max_model_len=512, stop_ids=(2,)
+            )
+        )
+
+    assert started(100.0, k=5, shard_rows=32) == started(200.0, k=1, shard_rows=64, temperature=0.0)
+    assert started(1.0, dtype="bfloat16") != started(1.0)

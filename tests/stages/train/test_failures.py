@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from sparring.stages.errors import DataError
 from sparring.stages.step import Job
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.launch import memory
+from sparring.stages.train.launch import memory, workers
 from sparring.stages.train.launch.failures import post_failure
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
 from sparring.stages.train.launch.workers import MemoryKills
+from sparring.stages.train.steps import train as steps_train
 from tests.stages.train.rig import settings
 
 
@@ -97,3 +101,44 @@ def test_a_full_disk_is_noted_without_a_byte(tmp_path: Path) -> None:
     job = job_of(tmp_path, 1)
     assert post_failure(job, 1, OSError(errno.ENOSPC, "No space left on device"))
     assert (mailbox(job) / DISK_FULL).stat().st_size == 0 and read(job, ENDING) is None
+
+
+def test_an_error_that_another_rank_has_posted_is_not_replaced(tmp_path: Path) -> None:
+    job = job_of(tmp_path, 8)
+    assert post_failure(job, 1, DataError("the targets are damaged"))
+    assert post_failure(job, 0, MemoryError())
+    assert read(job, ENDING)["message"] == "the targets are damaged"
+
+
+def ended(job: Job, monkeypatch: pytest.MonkeyPatch, *ends: Any) -> tuple[Any, list[str]]:
+    """What the driver makes of groups of workers that end so, one after the other, and what it says."""
+    left, seen = list(ends), []
+
+    def fit(job: Job, stop_signal: Any, receiver: Any) -> Any:
+        posted, returned = left.pop(0)
+        if posted:
+            post(job, ENDING, posted)
+        return returned
+
+    monkeypatch.setattr(workers, "fit", fit)
+    made = steps_train._result(job, lambda: 0, lambda event: seen.append(event["text"]))
+    return made, seen
+
+
+def test_what_rank_0_has_published_is_taken_though_its_group_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = {"files": {"model/config.json": "x"}, "summary": {}}
+    failed = TrainingFailedError("a worker died")
+    assert ended(job_of(tmp_path, 8), monkeypatch, (result, failed)) == (result, [])
+
+
+def test_a_worker_that_was_told_to_end_is_no_failure_though_it_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = {"files": {"model/config.json": "x"}, "summary": {}}
+    job = job_of(tmp_path, 8)
+    saved = {"saved": 3, "of": 12}
+    returned = SimpleNamespace(return_value=result)
+    made, seen = ended(job, monkeypatch, (saved, TrainingFailedError("killed")), (None, returned))
+    assert made == result and "step 3 of 12" in seen[0] and read(job, ENDING) is None
