@@ -27,6 +27,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", tags(ObjectiveConfig, "name"))
 def test_each_has_its_yaml(name: str) -> None:
+    assert config.load(["hardware=cpu", f"objective={name}"]).objective.name == name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_defaults_are_the_published_parameters(name: str) -> None:
     found = config.load(["hardware=cpu", f"objective={name}"]).objective
     assert asdict(found) == {"name": name, "loss_scale": None, **PUBLISHED[name]}
 
