@@ -25,6 +25,7 @@ from sparring.pipeline.execution.fault_policy import MOST_POISON, TRIES_BEFORE_B
 from sparring.pipeline.execution.worker import Worker, finish_task, run_task
 from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, full_disk
 from sparring.stages.patience import PLACEMENT_S, Patience
+from sparring.stages.sample.config import SampleSettings
 from sparring.stages.step import Job, Shard, resolve
 
 POLL_S = 1.0
@@ -421,7 +422,11 @@ def _reserved(job: Job) -> int:
 
 def _process_settings(job: Job) -> Any:
     """Return the settings that a worker's process was started with; only the driver uses the deadline."""
-    return replace(job.workers, deadline_s=math.inf), getattr(job.settings, "hardware", None)
+    workers, settings = replace(job.workers, deadline_s=math.inf), job.settings
+    if not isinstance(settings, SampleSettings):
+        return workers
+    engine_args, hardware = getattr(settings.sampler, "engine_args", None), settings.hardware
+    return workers, settings.max_model_len, engine_args, hardware.gpu_memory, hardware.kv_cache_gb
 
 
 def _models(job: Job) -> dict[str, str]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sparring.stages.hardware import HardwareConfig
 from sparring.stages.sample.config import EngineSampler, SamplerConfig, SampleSettings, ServerSampler
 from sparring.stages.step import Workers, resolve
 
@@ -49,7 +48,10 @@ class EngineSettings:
     """What an engine is started with, beside the policy's folder."""
 
     sampler: SamplerConfig
-    hardware: HardwareConfig
+    gpu_memory: float
+    """Share of the GPUs' memory that vLLM takes."""
+    kv_cache_gb: int
+    """Of vLLM on a CPU."""
     workers: Workers
     max_model_len: int
     """Longest prompt plus response in tokens the engine must hold."""

@@ -90,9 +90,9 @@ class VllmEngine:
 def arguments_of(settings: EngineSettings) -> dict[str, Any]:
     """Return the arguments of vLLM; the user's own win over ours."""
     if settings.workers.gpus:
-        hardware = on_gpus(settings.workers.gpus, settings.hardware.gpu_memory)
+        hardware = on_gpus(settings.workers.gpus, settings.gpu_memory)
     else:
-        hardware = on_cpu(settings.max_model_len, settings.hardware.kv_cache_gb)
+        hardware = on_cpu(settings.max_model_len, settings.kv_cache_gb)
         hardware["enable_chunked_prefill"] = not settings.sampler.reproducible
     return {
         "dtype": settings.sampler.dtype,

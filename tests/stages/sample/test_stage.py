@@ -106,6 +106,12 @@ def test_vllm_through_the_same_step(prompts: Input, policy: Path) -> None:
             assert all(r["text"] == again.chat.decode(r["ids"]) for r in row["responses"])
 
 
+def test_one_engine_serves_steps_that_differ_in_what_it_does_not_read(prompts: Input, policy: Path) -> None:
+    first: Any = Sampler(sample_job(prompts, policy)).engine
+    other: Any = Sampler(sample_job(prompts, policy, micro_batch=3, usd_per_hour=2.0, k=2)).engine
+    assert other.llm is first.llm
+
+
 def test_summary_counts() -> None:
     def responses(*given: tuple[str, int, str]) -> list[dict[str, Any]]:
         return [{"text": t, "ids": [5] * n, "finish": f, "seed": 0} for t, n, f in given]
