@@ -23,7 +23,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.fault_policy import MOST_POISON, TRIES_BEFORE_BISECTION, ShardDeadline, alike, bisect
 from sparring.pipeline.execution.worker import Worker, finish_task, run_task
-from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, full_disk
+from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, first_line, full_disk
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.sample.config import SampleSettings
 from sparring.stages.step import Job, Shard, resolve
@@ -391,7 +391,7 @@ def _result(job: Job, reference: Any) -> Any:
         raise WorkerDied("its worker died (out of memory, or killed)") from None
     except RayError as error:
         ray_cluster.check_alive()
-        raise SparringError(f"{job.out.name}: Ray failed: {str(error).splitlines()[0]}. {RUN_AGAIN}") from None
+        raise SparringError(f"{job.out.name}: Ray failed: {first_line(error)}. {RUN_AGAIN}") from None
 
 
 def _result_or_stop(job: Job, reference: Any) -> Any:

@@ -126,7 +126,7 @@ def _external(role: str, path: Path) -> Input:
 
 def _files(role: str, path: Path, split: str | None, key: str) -> Input:
     """Return a file, or the data files of a folder in their order, which their names are not part of."""
-    from sparring.stages.sample.source import data_files
+    from sparring.stages.sample.data_files import data_files
 
     if path.is_file() and split is None:
         return _external(role, path)
