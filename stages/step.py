@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -182,14 +181,6 @@ class Job(Generic[Settings]):
     """A folder under the run for logs."""
     code: str = ""
     """Digest of the modules that compute it: shards and checkpoints of other code are not gone on with."""
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What its fingerprint is made of."""
-        from sparring.stages.fields import identity
-
-        found: dict[str, Any] = identity(self.settings)
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
