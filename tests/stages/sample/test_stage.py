@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from sparring.stages import fields
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import stage
-from sparring.stages.sample.config import COLDEST, SampleSettings
+from sparring.stages.sample.config import COLDEST, SamplerConfig, SampleSettings
 from sparring.stages.sample.deal import dealt, response_seed
 from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler
 from sparring.stages.step import Input, Part, Shard
@@ -158,7 +159,7 @@ def test_greedy_with_several_responses_is_refused() -> None:
     assert greedy(k=1).sampler.temperature == 0
 
 
-@pytest.mark.parametrize("engine", ["vllm", "transformers", "server"])
+@pytest.mark.parametrize("engine", fields.tags(SamplerConfig, "engine"))
 @pytest.mark.parametrize("temperature", [1e-320, 1e-6, 0.0099])
 def test_a_temperature_that_vllm_would_not_sample_at_is_refused(engine: str, temperature: float) -> None:
     """Of every engine, and of a single response too, which an evaluation or a suite may sample."""
