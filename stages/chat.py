@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sparring.stages.errors import DataError
+from sparring.stages.errors import DataError, first_line
 
 Message = Mapping[str, Any]
 FEW = 8
@@ -38,9 +38,8 @@ def load_tokenizer(folder: Path) -> Any:
             from transformers import AutoTokenizer as kind
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises no other class
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{folder}: no tokenizer that loads ({first}); "
+            f"{folder}: no tokenizer that loads ({first_line(error)}); "
             "copy tokenizer.json and tokenizer_config.json of the model there."
         ) from None
     if not tokenizer.chat_template:

@@ -1,11 +1,15 @@
-"""A cache of file digests keyed by (path, inode, size, mtime_ns), so that planning does not re-read large files."""
+"""What files and packages are known by: sha256 of files, versions of packages; and the user's cache on disk.
+
+Digests are cached by (path, inode, size, mtime_ns), so that planning does not re-read large files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,15 @@ def cached_sha256(path: Path) -> str:
         known = sha256_file(path)
         save(DIGESTS, {**load(DIGESTS), key: known})
     return known
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of the packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def load(name: str) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def disk_is_full(error: BaseException, place: Path) -> bool:
     """Return whether an error means a full disk, by its number or by the message of what writes model files."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -90,6 +90,8 @@ Size = Annotated[int, Field(ge=0), NO_BOOL]
 Text = Annotated[str, Field(min_length=1)]
 
 
+MOST_RESPONSES = 64
+"""Of one prompt: each response is compared with each."""
 LONGEST_NAME = 255
 """Bytes of a file's name: the limit of common file systems."""
 
@@ -111,20 +113,35 @@ Place = Annotated[Text, AfterValidator(_place)]
 """A file or a folder."""
 
 
-def identity(settings: Any) -> Any:
+def identity(settings: Any) -> dict[str, Any]:
     """Return what a fingerprint is made of: a step's settings as plain data, without what is Hashed otherwise."""
-    if is_dataclass(settings):
-        found = {}
-        for name, annotation in hints(settings.__class__).items():
+    return dict(_hashed(settings))
+
+
+def _hashed(value: Any) -> Any:
+    if is_dataclass(value):
+        kept = {}
+        for name, annotation in hints(value.__class__).items():
             rule = metadata(annotation, Hashed)
             if rule is None:
-                found[name] = identity(getattr(settings, name))
+                kept[name] = _hashed(getattr(value, name))
             elif rule.part:
-                found[name] = rule.part(settings)
-        return found
-    if isinstance(settings, Mapping):
-        return {name: identity(value) for name, value in settings.items()}
-    return [identity(value) for value in settings] if isinstance(settings, (list, tuple)) else settings
+                kept[name] = rule.part(value)
+        return kept
+    if isinstance(value, Mapping):
+        return {name: _hashed(one) for name, one in value.items()}
+    return [_hashed(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by their dotted keys: {"sampler": {"k": 2}} is {"sampler.k": 2}; {} is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{name}": one for name, one in dotted(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
 
 
 def setting(identity: Mapping[str, Any], key: str, default: Any = None) -> Any:

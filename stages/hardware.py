@@ -1,4 +1,4 @@
-"""Configuration of the hardware group: where steps run, with how many workers, and what they are expected to do.
+"""Configuration of the hardware group: where steps run, with how many workers, and how fast they are expected to be.
 
 All of it is runtime, in no fingerprint.
 """
@@ -9,9 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from sparring.stages.fields import NO_BOOL, Count, NonNegative, OnlyIf, Positive, Seconds, Size
+from sparring.stages.fields import Count, NonNegative, OnlyIf, Positive, Rate, Seconds, Size
 from sparring.stages.step import Workers
 
 OWN_ENGINES = "with sampler=vllm or transformers: servers have their own engines"
@@ -34,72 +32,75 @@ class ExpectConfig:
     """What `sparring plan` estimates with before the store holds a measured step."""
 
     sample_tokens_per_s: Positive
-    """Of an engine."""
+    """Of one engine."""
     reference_tokens_per_s: Positive
-    """Of an annotator."""
+    """Of one annotator."""
     train_tokens_per_s: Positive
-    """Of a training worker."""
+    """Of one training worker."""
     score_duels_per_s: Positive | None
-    """Ordered pairs of responses that an oracle that is no embedded one judges; null: no time is estimated."""
+    """Ordered pairs of responses that one annotator judges, with an oracle other than the embedded ones, which take
+    seconds; null: no time is estimated."""
     embed_responses_per_s: Positive
-    """Of an annotator."""
+    """Of one annotator."""
     parameters: Count | None
-    """Of the policy that the tokens/s are of: those of another one are in inverse proportion; null: they are not."""
+    """Weights of the policy that these tokens/s were measured with: a policy with twice as many is expected to be half
+    as fast. null: tokens/s are taken as they are for every policy."""
     start_s: NonNegative
-    """Until a step's workers have loaded their models."""
+    """Seconds until a step's workers have loaded their models."""
     basis: str
-    """Where these numbers come from, said beside what is estimated with them."""
+    """Where these numbers come from; shown beside the estimates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """Runtime only: where things run. In no fingerprint."""
+    """Where steps run. Runtime only: in no fingerprint."""
 
     name: str
-    """Shown beside what is estimated with `expect`."""
+    """Shown beside the estimates of `sparring plan`."""
     engines: Annotated[Count | None, OnlyIf(_own_engines, OWN_ENGINES)]
-    """null: as many as the GPUs hold, or the cores at cores_per_engine."""
+    """Sampling engines side by side; null: as many as there are GPUs for, or, without GPUs, cores for."""
     cores_per_engine: Annotated[Count | None, OnlyIf(_own_engines, OWN_ENGINES)]
-    """null: the machine's cores are shared by the engines."""
+    """null: the machine's cores, divided by the engines."""
     engine_gpus: Size
-    """The policy's tensor_parallel; 0 on the CPU."""
+    """GPUs of each: the policy's tensor_parallel; 0 on the CPU."""
     kv_cache_gb: Annotated[Count, OnlyIf(_vllm_on_cpu, "with sampler=vllm without GPUs")] = 2
-    gpu_memory: Annotated[
-        float, Field(gt=0, le=1, allow_inf_nan=False), NO_BOOL, OnlyIf(_vllm_on_gpus, "with sampler=vllm on GPUs")
-    ] = 0.9
+    """Memory for keys and values of each engine, in GiB."""
+    gpu_memory: Annotated[Rate, OnlyIf(_vllm_on_gpus, "with sampler=vllm on GPUs")] = 0.9
+    """Share of each GPU's memory that an engine takes."""
     annotators: Count
     """Processes of score, embed, reference and logprobs."""
     annotator_cpus: Count | None
-    """Cores of each; null: the machine's are shared."""
+    """Cores of each; null: the machine's cores, divided by the annotators."""
     annotator_gpus: Size
     """GPUs of each."""
     workers: Count
     """Training workers: ranks of ZeRO-3."""
     worker_cpus: Count | None
-    """Cores of each; null: the machine's are shared."""
+    """Cores of each; null: the machine's cores, divided by the workers."""
     worker_gpus: Size
     """GPUs of each."""
     micro_batch: Count | Literal["auto"]
-    """Pairs per forward pass of a training worker; auto measures when training begins."""
+    """Pairs per forward pass of a training worker; auto: measured when training begins."""
     offload: Literal["none", "optimizer", "all"]
     """What ZeRO-3 keeps in the host's memory."""
     max_failures: Size
-    """Times that a shard, or a training, is done again after its worker failed; then the step fails."""
+    """Times that a shard, the loading of models, a light task or a training that failed is tried again; when it fails
+    once more, the step fails."""
     shard_deadline_s: Seconds | None
-    """A shard of sampling that takes longer has its engine ended and is done again; null: ten times what it may take
-    by `expect`."""
+    """Seconds that a shard of sampling may take; then its engine is ended and the shard is tried again. null: ten times
+    the seconds that `expect` gives for its longest responses."""
     usd_per_hour: NonNegative | None
-    """What all of it costs an hour, for the plan's bill; null: hours alone."""
+    """Price of an hour of this hardware, from which the plan estimates a cost; null: the plan shows hours only."""
     expect: ExpectConfig
 
     @property
     def gpus(self) -> int:
-        """GPUs that it keeps busy at once, where it says how many engines there are."""
+        """Most GPUs that are in use at once; `engines: null` counts as one engine."""
         engines = (self.engines or 1) * self.engine_gpus
         return max(engines, self.annotators * self.annotator_gpus, self.workers * self.worker_gpus)
 
     def engine_workers(self, most_tokens: float) -> Workers:
-        """Return the engines that sample. most_tokens: of a shard, all its responses at their longest."""
+        """Return the processes of the sampling engines. most_tokens: of a shard whose responses are all the longest."""
         many = self.engines or 0
         if self.engines is None and not self.engine_gpus:
             many = max(1, _cores() // (self.cores_per_engine or _cores()))

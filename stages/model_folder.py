@@ -9,7 +9,6 @@ seconds, and is done once for a content: the answer is kept in the user's cache.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,12 +17,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparring.stages.digests import cached_sha256, load, save
+from sparring.stages.digests import cached_sha256, installed, load, save
 from sparring.stages.errors import DataError
 from sparring.stages.plain import listed, printable
 
@@ -220,13 +218,9 @@ def _check_trainable(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
 def _key(folder: Path, tensors: Mapping[str, Tensor], words: Sequence[str]) -> str:
     """Return the digest of all that the answer depends on; of the weights these are names, dtypes and shapes."""
     texts = [path for path in sorted(folder.iterdir()) if path.suffix in TEXTS and path.is_file()]
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
     content = [
         VERSION,
-        versions,
+        installed(PACKAGES),
         [(path.name, cached_sha256(path)) for path in texts],
         sorted(tensors.items()),
         words,

@@ -1,7 +1,8 @@
-"""Text of models and of files, made safe for a terminal."""
+"""Values as they are shown or written: text that cannot steer a terminal, lists of names, numbers for JSON."""
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterable
 
@@ -29,3 +30,8 @@ def listed(names: Iterable[str]) -> str:
     """Return the first three names in order, and how many more there are."""
     every = sorted(names)
     return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
+
+
+def null_if_nan(value: float) -> float | None:
+    """Return the value; None, JSON's null, where it is NaN."""
+    return None if math.isnan(value) else float(value)

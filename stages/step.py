@@ -1,4 +1,4 @@
-"""What a step is given and what it gives back: the only types that `stages` and `pipeline` share.
+"""What a step receives and what it returns: the only types that `stages` and `pipeline` share.
 
 A stage declares a `StepSpec` beside its configuration and implements a worker class. The worker sees a `Job` (its
 settings, its inputs) and turns each `Shard` into a `Part`; writing, retrying and publishing are the orchestrator's.
@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Settings = TypeVar("Settings", default=Any)
-"""Of one kind of step: a frozen dataclass beside its StepSpec."""
+"""The settings of one kind of step: a frozen dataclass beside its StepSpec."""
 
 
 def resolve(path: str) -> Callable[..., Any]:
@@ -148,20 +147,20 @@ class Workers:
     """The processes that do a step."""
 
     count: int = 1
-    """0: as many as the cluster holds."""
+    """0: as many as the cluster has room for."""
     cpus: int = 1
     """Cores of each."""
     gpus: int = 0
     """GPUs of each."""
     max_failures: int = 2
-    """Times that a shard, the loading of models or a training is done again after a worker failed; then the step fails.
-    It is the one rule for actors, for light tasks, which Ray itself does again, and for Ray Train's groups of workers.
-    Not counted: too little memory for a micro-batch, and a worker that was ended on purpose."""
+    """Times that a shard, the loading of models, a light task or a training that failed is tried again; when it fails
+    once more, the step fails. Not counted: a training that starts again with a smaller micro-batch because memory ran
+    out, or from the checkpoint that it saved when one of its workers got SIGTERM."""
     deadline_s: float = math.inf
-    """A shard that takes longer has its worker ended and is done again."""
+    """Seconds that a shard may take; then its worker is ended, which counts as a failure."""
 
     def gives_up(self, failures: int) -> bool:
-        """Return whether the step fails after so many failures of the same thing."""
+        """Return whether the step fails after so many failures of one shard, or of one worker that loads its models."""
         return failures > self.max_failures
 
 
@@ -181,15 +180,7 @@ class Job(Generic[Settings]):
     scratch: Path
     """A folder under the run for logs."""
     code: str = ""
-    """Digest of the modules that compute it: shards and checkpoints of other code are not gone on with."""
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What its fingerprint is made of."""
-        from sparring.stages.fields import identity
-
-        found: dict[str, Any] = identity(self.settings)
-        return found
+    """Digest of the modules that compute it: unfinished shards and checkpoints of other code are not resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)

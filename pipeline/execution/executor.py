@@ -27,6 +27,7 @@ from sparring.pipeline.store.lease import Lease, LeaseHeld
 from sparring.pipeline.store.manifest import MANIFEST, Artifact, Manifest, publish, tidy
 from sparring.pipeline.store.parts import finished_parts
 from sparring.stages.errors import DataError, SparringError
+from sparring.stages.fields import identity
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import File, Input, Job, resolve
 
@@ -326,7 +327,7 @@ class Executor:
             fingerprint=job.fingerprint,
             step=job.spec.kind,
             version=job.spec.version,
-            identity=job.identity,
+            identity=identity(job.settings),
             inputs={role: {"name": names[role], "digest": source.digest} for role, source in job.inputs.items()},
             made_with={
                 **self._made_with,

@@ -15,12 +15,12 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from sparring.pipeline.store import leftovers
+from sparring.stages.digests import installed
 from sparring.stages.errors import ConfigError, SparringError
 
 PACKAGES = (
@@ -67,10 +67,7 @@ def hardware() -> dict[str, Any]:
 def software() -> dict[str, Any]:
     """Return {code, packages}: the code's version, in a git checkout its commit and whether files were changed since,
     and the versions of the packages that decide a result."""
-    versions = {}
-    for name in ("sparring", *PACKAGES):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
+    versions = installed(("sparring", *PACKAGES))
     code: dict[str, Any] = {"sparring": versions.pop("sparring", "unknown")}
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists() and shutil.which("git"):

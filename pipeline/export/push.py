@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError, first_line
 
 DATASETS = "datasets"
 
@@ -19,7 +19,7 @@ def check(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except errors.HFValidationError as error:
-        raise ConfigError(f"--push {repo}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--push {repo}: {first_line(error)}") from None
     if repo.count("/") != 1:
         raise ConfigError(f"--push {repo}: write OWNER/NAME.")
     if constants.HF_HUB_OFFLINE:
@@ -58,9 +58,9 @@ def _pushed(folder: Path, kind: str, repo: str) -> str:
         return _upload(folder, kind, repo)
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         words = ["hf", "upload", repo, str(folder), ".", "--repo-type", kind]
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{kind} {repo}: the hub did not take it ({line}). The export is whole; to send it: {shlex.join(words)}"
+            f"{kind} {repo}: the hub did not take it ({first_line(error)}). The export is whole; "
+            f"to send it: {shlex.join(words)}"
         ) from None
 
 

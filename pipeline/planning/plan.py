@@ -43,8 +43,7 @@ class Step:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What its fingerprint is made of."""
-        found: dict[str, Any] = fields.identity(self.settings)
-        return found
+        return fields.identity(self.settings)
 
     @property
     def name(self) -> str:

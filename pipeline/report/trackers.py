@@ -30,7 +30,7 @@ from sparring.pipeline.runs.panel import records_of
 from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.store.staging import staged
-from sparring.stages.errors import ConfigError, DataError, SparringError
+from sparring.stages.errors import ConfigError, DataError, SparringError, first_line
 from sparring.stages.fingerprint import digest
 from sparring.stages.train.config import tracked_name
 
@@ -74,8 +74,7 @@ def run(
     try:
         place = feed(history, project or "sparring", rows)
     except Exception as error:  # another program's: a server, an account, a version
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SparringError(f"--to {to}: {first}") from None
+        raise SparringError(f"--to {to}: {first_line(error)}") from None
     trained, played = (sum(row.axis == axis and row.x > 0 for row in rows) for axis in (TRAIN, ITERATION))
     print(f"{to}: optimizer steps: {trained}, iterations: {played}; in {place}")
 

@@ -126,7 +126,7 @@ def _external(role: str, path: Path) -> Input:
 
 def _files(role: str, path: Path, split: str | None, key: str) -> Input:
     """Return a file, or the data files of a folder in their order, which their names are not part of."""
-    from sparring.stages.sample.source import data_files
+    from sparring.stages.sample.data_files import data_files
 
     if path.is_file() and split is None:
         return _external(role, path)
@@ -196,12 +196,15 @@ def check_policy(config: Config, policy: Input) -> None:
     check_context(policy, config.prompts.max_tokens + sampler.max_tokens)
     if isinstance(sampler, EngineSampler) and sampler.engine_args and policy.root.is_dir():
         workers, longest = Workers(gpus=config.hardware.engine_gpus), config.prompts.max_tokens + sampler.max_tokens
-        start = at_start(
-            EngineSettings(
-                sampler=sampler, hardware=config.hardware, workers=workers, max_model_len=longest, stop_ids=()
-            )
+        engine = EngineSettings(
+            sampler=sampler,
+            gpu_memory=config.hardware.gpu_memory,
+            kv_cache_gb=config.hardware.kv_cache_gb,
+            workers=workers,
+            max_model_len=longest,
+            stop_ids=(),
         )
-        model_folder.check_with(policy.root, model_folder.ENGINE, asdict(start))
+        model_folder.check_with(policy.root, model_folder.ENGINE, asdict(at_start(engine)))
     if config.trainer.adapter.name != "off" and policy.root.is_dir():
         model_folder.check_with(policy.root, model_folder.ADAPTER, asdict(config.trainer.adapter))
     layer = getattr(config.repulsion, "layer", LAST)

@@ -16,7 +16,7 @@ from typing import Any
 
 from sparring.pipeline.store.files import check_folder, write_text
 from sparring.stages.digests import cache_folder, cached_sha256
-from sparring.stages.errors import ConfigError, DataError, HubSilent
+from sparring.stages.errors import ConfigError, DataError, HubSilent, first_line
 from sparring.stages.step import File, Input
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -92,7 +92,7 @@ def split_files(folder: Path, name: str | None, split: str) -> list[Path]:
             raise ConfigError(
                 f"prompts.subset={name}: {folder} has several configurations; choose one of {', '.join(names)}."
             ) from None
-        raise DataError(f"{folder}: no dataset in the hub's layout ({_first_line(error)}).") from None
+        raise DataError(f"{folder}: no dataset in the hub's layout ({first_line(error)}).") from None
     found = builder.config.data_files or {}
     if split not in found:
         raise ConfigError(f"prompts.split={split}: {folder} has {', '.join(map(str, found)) or 'none'}.")
@@ -231,13 +231,9 @@ def _asked(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> 
     except errors.RepositoryNotFoundError:
         raise DataError(f"{kind} {repo} is not on the hub, or is private: check the name, or set HF_TOKEN.") from None
     except errors.HFValidationError as error:
-        raise ConfigError(f"{kind} {repo}: {_first_line(error)}") from None
+        raise ConfigError(f"{kind} {repo}: {first_line(error)}") from None
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise HubSilent(
-            f"{kind} {repo}@{revision} cannot be had from the hub ({_first_line(error)}). Check the network, "
+            f"{kind} {repo}@{revision} cannot be had from the hub ({first_line(error)}). Check the network, "
             "or give a local folder of the same layout."
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

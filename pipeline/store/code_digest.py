@@ -25,7 +25,8 @@ from sparring.stages.step import StepSpec, resolve
 PACKAGE = stages.__name__
 ROOT = Path(stages.__file__).parents[1]
 CONTRACT = frozenset(
-    f"{name}.py" for name in ("digests", "errors", "fields", "fingerprint", "model_folder", "patience", "plain", "step")
+    f"{name}.py"
+    for name in ("digests", "errors", "fields", "fingerprint", "hardware", "model_folder", "patience", "plain", "step")
 )
 """Files directly in stages/ that its packages and the orchestrator share."""
 SHOWN = 3

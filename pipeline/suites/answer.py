@@ -42,8 +42,8 @@ from sparring.pipeline.suites import SUITES, results
 from sparring.stages.annotate.best import chosen as best_of
 from sparring.stages.annotate.rows import rows_by_id
 from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.fields import MOST_RESPONSES
 from sparring.stages.sample import suite_prompts
-from sparring.stages.sample.config import MOST_RESPONSES
 from sparring.stages.step import Input, resolve
 
 Response = dict[str, Any]

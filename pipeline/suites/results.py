@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from sparring.pipeline.store.files import write_text
+from sparring.stages.errors import first_line
 
 RESULTS = ".results.json"
 CONTAMINATION = "contamination.json"
@@ -158,12 +159,8 @@ def read(folder: Path) -> Found:
         try:
             results.append(TypeAdapter(Result).validate_json(path.read_bytes()))
         except (OSError, ValidationError) as error:
-            problems.append(f"{path}: not a result of a suite ({_first(error)}); judge again, or remove it.")
+            problems.append(f"{path}: not a result of a suite ({first_line(error)}); judge again, or remove it.")
     path = folder / CONTAMINATION
     if path.is_file() and not _overlaps(path):
         problems.append(f"{path}: cannot be read; run `sparring contamination` again.")
     return Found(results=results, overlaps=_overlaps(path), problems=problems)
-
-
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from sparring.stages.annotate import gate, rows
 from sparring.stages.annotate.config import CalibrateSettings
-from sparring.stages.annotate.rows import histogram, known, matrix, pair_rows, place, ratio, total
+from sparring.stages.annotate.rows import histogram, matrix, pair_rows, place, ratio, total
 from sparring.stages.annotate.winrate import cross_fitted, first_half, win_rates
+from sparring.stages.plain import null_if_nan
 from sparring.stages.step import Job, Part, Shard
 
 OWN = 1e-9
@@ -89,10 +90,10 @@ class Calibrator:
             "rejected": loser,
             "p_w": rates[w],
             "p_l": rates[loser],
-            "p_wl": known(p[w, loser]),
+            "p_wl": null_if_nan(p[w, loser]),
             "target_w": targets[w],
             "target_l": targets[loser],
-            "target_wl": known(calibrated[w, loser]),
+            "target_wl": null_if_nan(calibrated[w, loser]),
             "gate_wl": full[w, loser],
             "gate": g.ravel(),
             "similarity_mean": similarity,

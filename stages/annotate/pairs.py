@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from sparring.stages.annotate import gate, rows, winrate
 from sparring.stages.annotate.config import PairsSettings
-from sparring.stages.annotate.rows import joined, known, matrix, place, ratio, rows_by_id, total
+from sparring.stages.annotate.rows import joined, matrix, place, ratio, rows_by_id, total
 from sparring.stages.annotate.winrate import Pair, candidates, first_half, preferences, select
 from sparring.stages.errors import DataError
+from sparring.stages.plain import null_if_nan
 from sparring.stages.step import Job, Part, Shard
 
 PAIRS_SCHEMA = pa.schema(
@@ -170,7 +171,7 @@ def pair_row(row_id: str, preference: winrate.Array, rates: winrate.Array, pair:
     return {
         "id": row_id,
         "n": len(preference),
-        "P": preference.ravel() if np.isfinite(preference).all() else list(map(known, preference.ravel())),
+        "P": preference.ravel() if np.isfinite(preference).all() else list(map(null_if_nan, preference.ravel())),
         "win_rates": rates,
         "chosen": pair[0],
         "rejected": pair[1],

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sparring.stages.annotate.oracle import Duel, Messages
-from sparring.stages.errors import DataError
+from sparring.stages.errors import DataError, first_line
 from sparring.stages.fields import NO_BOOL
 from sparring.stages.outline import check_shapes
 
@@ -160,7 +160,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DataError(f"{folder}: no tokenizer that loads ({_first_line(error)}).") from None
+        raise DataError(f"{folder}: no tokenizer that loads ({first_line(error)}).") from None
 
 
 def load_config(folder: Path) -> Any:
@@ -174,7 +174,7 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder / 'config.json'}: transformers does not know it ({_first_line(error)}).") from None
+        raise DataError(f"{folder / 'config.json'}: transformers does not know it ({first_line(error)}).") from None
 
 
 def load_model(auto: Any, folder: Path, config: Any, dtype: str, device: str) -> tuple[Any, set[str], set[str]]:
@@ -202,7 +202,7 @@ def load_model(auto: Any, folder: Path, config: Any, dtype: str, device: str) ->
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise DataError(f"{folder}: transformers cannot load it ({_first_line(error)}).") from None
+        raise DataError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
     check_shapes(folder, report)
     return model.to(device).eval(), set(report["missing_keys"]), set(report["unexpected_keys"])
 
@@ -241,8 +241,3 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
 def _ends(ids: list[int], count: int) -> list[int]:
     """Return `count` of the ids, those in the middle left out."""
     return ids[: count - count // 2] + ids[len(ids) - count // 2 :]
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -95,11 +95,6 @@ def matrix(
     return flat.reshape(shape)
 
 
-def known(value: float) -> float | None:
-    """The value, None where it is NaN: of two responses that did not meet."""
-    return None if np.isnan(value) else float(value)
-
-
 def histogram(values: Iterable[NDArray[np.float64]], low: float, high: float) -> dict[str, Any]:
     """Count the values in BINS equal bins of [low, high], with their mean (null without values)."""
     counts, total = np.zeros(BINS, dtype=np.int64), 0.0

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sparring.stages.fields import ELSEWHERE, NO_BOOL, Count
-from sparring.stages.sample.config import MOST_RESPONSES
+from sparring.stages.fields import ELSEWHERE, MOST_RESPONSES, NO_BOOL, Count
 from sparring.stages.step import StepSpec
 
 EVALUATE = StepSpec(

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from sparring.stages.evaluate.bootstrap import ROUNDING, informative, paired_bootstrap
 from sparring.stages.evaluate.config import EvaluateSettings
-from sparring.stages.evaluate.stage import JUDGES, null, win_rates
+from sparring.stages.evaluate.stage import JUDGES, win_rates
+from sparring.stages.plain import null_if_nan
 from sparring.stages.step import Job, Part, Shard
 
 Array = NDArray[np.float64]
@@ -68,9 +69,9 @@ class Crossplay:
                 "judge": judge,
                 "policy": int(policy),
                 "opponent": int(opponent),
-                "win_rate": null(means[c]),
-                "low": null(lows[c]),
-                "high": null(highs[c]),
+                "win_rate": null_if_nan(means[c]),
+                "low": null_if_nan(lows[c]),
+                "high": null_if_nan(highs[c]),
                 "n": int(counts[c]),
                 "informative": informative(lows[c], highs[c]),
             }
@@ -97,7 +98,7 @@ def game(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """
 
     def plain(values: Array) -> list[list[float | None]]:
-        return [[null(value) for value in row] for row in values]
+        return [[null_if_nan(value) for value in row] for row in values]
 
     n, played = 1 + max(row["policy"] for row in rows), [(row["policy"], row["opponent"]) for row in rows]
     mean, low, high = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("win_rate", "low", "high"))
@@ -113,9 +114,9 @@ def game(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "cycle_beyond_doubt": cycle(beats(lows)),
         "exploitability": exploited.tolist(),
         "exploited_by": by.tolist(),
-        "average_exploitability": null(mixed_exploitability(wins, np.full(n, 1 / n))),
+        "average_exploitability": null_if_nan(mixed_exploitability(wins, np.full(n, 1 / n))),
         "mixture": None if mixture is None else mixture.tolist(),
-        "mixture_exploitability": None if mixture is None else null(mixed_exploitability(wins, mixture)),
+        "mixture_exploitability": None if mixture is None else null_if_nan(mixed_exploitability(wins, mixture)),
         "duality_gap": None if mixture is None else duality_gap(wins, mixture),
     }
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.bootstrap import alarm, informative, paired_bootstrap, prompt_win_rate
 from sparring.stages.evaluate.config import EvaluateSettings
+from sparring.stages.plain import null_if_nan
 from sparring.stages.step import Input, Job, Part, Shard
 
 OPPONENTS = ("previous", "single", "base")
@@ -63,9 +64,9 @@ class Evaluator:
             {
                 "opponent": opponent,
                 "judge": judge,
-                "win_rate": null(means[c]),
-                "low": null(lows[c]),
-                "high": null(highs[c]),
+                "win_rate": null_if_nan(means[c]),
+                "low": null_if_nan(lows[c]),
+                "high": null_if_nan(highs[c]),
                 "n": len(ids) - int(dropped[c]),
                 "dropped": int(dropped[c]),
                 "informative": informative(lows[c], highs[c]),
@@ -127,8 +128,3 @@ def win_rates(scores: Input) -> dict[str, float]:
                 )
             rates[row["id"]] = prompt_win_rate(logits, swapped)
     return rates
-
-
-def null(value: float) -> float | None:
-    """Return the value, None where it is NaN: what JSON and parquet hold of no number."""
-    return None if math.isnan(value) else float(value)

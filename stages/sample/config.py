@@ -13,6 +13,7 @@ from sparring.stages.errors import ConfigError
 from sparring.stages.fields import (
     ELSEWHERE,
     LOCATION,
+    MOST_RESPONSES,
     NO_BOOL,
     RUNTIME,
     ByReference,
@@ -64,7 +65,6 @@ IMPORT = StepSpec(
     pool="in_process",
 )
 
-MOST_RESPONSES = 64
 COLDEST = 0.01
 """Of temperatures above 0. vLLM, and its servers, take 0.01 for what is below (sampling_params.py, _MAX_TEMP), and the
 quotients of logits and 1e-320 are infinite."""
@@ -200,7 +200,7 @@ def _drawn(sampler: Any, _: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class SamplerBase:
     """Of every sampling engine."""
 
     k: Annotated[int, Field(ge=2, le=MOST_RESPONSES, description="a preference needs two responses"), NO_BOOL]
@@ -227,14 +227,14 @@ class Sampler:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSampler(Sampler):
+class EngineSampler(SamplerBase):
     engine: Literal["vllm", "transformers"]
     engine_args: Annotated[dict[str, Any], Hashed("but what changes its speed alone", _changing)]
     """Passed on to the engine: +sampler.engine_args.max_num_seqs=64. What changes its speed alone is not hashed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerSampler(Sampler):
+class ServerSampler(SamplerBase):
     engine: Literal["server"]
     urls: Annotated[tuple[str, ...], RUNTIME]
     """http://host:port, one or more."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sparring.stages.hardware import HardwareConfig
 from sparring.stages.sample.config import EngineSampler, SamplerConfig, SampleSettings, ServerSampler
 from sparring.stages.step import Workers, resolve
 
@@ -49,28 +48,31 @@ class EngineSettings:
     """What an engine is started with, beside the policy's folder."""
 
     sampler: SamplerConfig
-    hardware: HardwareConfig
+    gpu_memory: float
+    """Share of the GPUs' memory that vLLM takes."""
+    kv_cache_gb: int
+    """Of vLLM on a CPU."""
     workers: Workers
     max_model_len: int
-    """Longest prompt plus response in tokens the engine must hold."""
+    """Longest prompt plus response, in tokens."""
     stop_ids: tuple[int, ...]
-    """End a turn."""
+    """Ids of the tokens that end a response."""
     policy_name: str = ""
-    """What a server may call the policy, so that it is known without its folder."""
+    """A name under which a server may have loaded the policy; else a server is recognised by the policy's folder."""
 
     @property
     def engine_args(self) -> dict[str, Any]:
-        """Further arguments of the engine; servers have theirs."""
+        """Arguments that the user passes on to the engine; {} for servers, which are started with their own."""
         return self.sampler.engine_args if isinstance(self.sampler, EngineSampler) else {}
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Of servers."""
+        """URLs of the servers; () for other engines."""
         return self.sampler.urls if isinstance(self.sampler, ServerSampler) else ()
 
 
 def import_engine(name: str, cpus: int) -> None:
-    """Import what the engine `name` needs, which takes longer than loading a small policy."""
+    """Import the library of the engine `name`, which takes longer than loading a small policy."""
     if name == "vllm":
         from sparring.stages.vllm import import_vllm
 

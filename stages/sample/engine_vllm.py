@@ -18,16 +18,17 @@ from sparring.stages.sample.engine import EngineSettings, Sampled, finish_of
 from sparring.stages.step import Workers
 from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
 
-LATER: dict[str, Any] = {
+PER_CALL: dict[str, Any] = {
     "k": 2, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False, "shard_rows": 1,
 }  # fmt: skip
-"""What comes with each call: engines that differ in these alone are one."""
+"""Settings that are sent with each call, at any values that the sampler's model allows (k is 2 or more): engines that
+differ in these only are the same engine."""
 
 
 def at_start(settings: EngineSettings) -> EngineSettings:
-    """Return what an engine is started with: the same whatever comes with each call."""
+    """Return the settings with which the engine is started: those that are sent with each call have fixed values."""
     stop = ("any",) if settings.sampler.stop else ()
-    sampler, workers = replace(settings.sampler, **LATER, stop=stop), settings.workers
+    sampler, workers = replace(settings.sampler, **PER_CALL, stop=stop), settings.workers
     processes = Workers(cpus=workers.cpus, gpus=workers.gpus)
     return replace(settings, sampler=sampler, workers=processes, stop_ids=(), policy_name="")
 
@@ -35,7 +36,7 @@ def at_start(settings: EngineSettings) -> EngineSettings:
 class VllmEngine:
     """One engine on `cpus` cores, or on `gpus` GPUs as one tensor-parallel group.
 
-    The one in memory is kept where the next step starts it with the same: how it samples comes with each call.
+    An engine in memory serves the next step too if that one starts with the same settings.
     """
 
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
@@ -90,9 +91,9 @@ class VllmEngine:
 def arguments_of(settings: EngineSettings) -> dict[str, Any]:
     """Return the arguments of vLLM; the user's own win over ours."""
     if settings.workers.gpus:
-        hardware = on_gpus(settings.workers.gpus, settings.hardware.gpu_memory)
+        hardware = on_gpus(settings.workers.gpus, settings.gpu_memory)
     else:
-        hardware = on_cpu(settings.max_model_len, settings.hardware.kv_cache_gb)
+        hardware = on_cpu(settings.max_model_len, settings.kv_cache_gb)
         hardware["enable_chunked_prefill"] = not settings.sampler.reproducible
     return {
         "dtype": settings.sampler.dtype,

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from sparring.stages.annotate.imported import no_pair, win_rates
 from sparring.stages.errors import DataError
-from sparring.stages.sample.config import MOST_RESPONSES, PAIRED, ImportSettings
+from sparring.stages.fields import MOST_RESPONSES
+from sparring.stages.sample.config import PAIRED, ImportSettings
 from sparring.stages.sample.diversity import diversity
 from sparring.stages.sample.layouts import EmptyResponse, Entry, Layout, parse
 from sparring.stages.sample.messages import Empty, Message

@@ -39,8 +39,8 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 PROMPTS_SCHEMA = pa.schema([("id", pa.string()), ("messages", MESSAGES), ("prompt_ids", pa.list_(pa.int32()))])
 
 
-class Count(NamedTuple):
-    """What files of prompts hold, as far as it can be known without a policy's tokenizer."""
+class PromptCount(NamedTuple):
+    """How many prompts files hold, as far as it can be counted without a policy's tokenizer."""
 
     different: int
     dropped: dict[str, int]
@@ -86,7 +86,7 @@ def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
     ]
 
 
-def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> Count:
+def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> PromptCount:
     """Read all files, DataError at the first thing wrong. No model."""
     seen: set[str] = set()
     total = empty = 0
@@ -97,7 +97,7 @@ def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> C
         else:
             empty += 1
     dropped = {NEAR_EMPTY: empty, "duplicate": total - empty - len(seen)}
-    return Count(len(seen), {reason: number for reason, number in dropped.items() if number})
+    return PromptCount(len(seen), {reason: number for reason, number in dropped.items() if number})
 
 
 def check_lengths(sources: Sequence[Source], settings: PromptsSettings, encode: Callable[[str], int]) -> None:

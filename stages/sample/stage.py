@@ -106,7 +106,8 @@ class Sampler:
             raise ConfigError(f"sampler.stop: {text!r} is a control token, which is no text; name it in policy.stop.")
         chosen = EngineSettings(
             sampler=sampler,
-            hardware=job.settings.hardware,
+            gpu_memory=job.settings.hardware.gpu_memory,
+            kv_cache_gb=job.settings.hardware.kv_cache_gb,
             workers=job.workers,
             max_model_len=job.settings.max_model_len,
             stop_ids=tuple(ends),

@@ -458,12 +458,6 @@ def test_an_adapter_for_a_model_that_peft_takes_none_for(folder: Path) -> None:
         chosen(folder, "adapter=lora", "sampler=transformers")
 
 
-@pytest.mark.parametrize("alpha", ["1e308", "1e-320", "0"])
-def test_an_adapter_whose_scale_is_no_number(alpha: str) -> None:
-    with refused(ConfigError, "trainer.adapter.alpha=", "1e-06 to 1e+06"):
-        config.load(["adapter=lora", f"trainer.adapter.alpha={alpha}"])
-
-
 def test_stop_tokens_are_the_tokenizers(folder: Path) -> None:
     chosen(folder, 'policy.stop=["<|im_end|>"]')
     with refused(DataError, "policy.stop: <|eot_id|>", "<|im_end|>"):
@@ -489,61 +483,53 @@ def test_something_ends_a_response(folder: Path) -> None:
     chosen(folder, 'policy.stop=["<|im_end|>"]')
 
 
-def test_heads_that_the_engine_has_no_attention_for(folder: Path) -> None:
+def heads_of_16(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     made("llama", folder, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-    with refused(ConfigError, "sampler.engine=vllm", "16"):
-        chosen(folder, "sampler=vllm")
-    chosen(folder, "sampler=transformers")
 
 
-def test_an_architecture_that_the_engine_does_not_know(folder: Path) -> None:
-    setting("config.json", architectures=["NeverForCausalLM"])(folder)
-    with refused(ConfigError, "sampler.engine=vllm", "NeverForCausalLM"):
-        chosen(folder, "sampler=vllm")
-    chosen(folder, "sampler=transformers")
+def architectures(names: Any) -> Change:
+    return setting("config.json", architectures=names)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["LlamaForSequenceClassification"],
-        "LlamaForSequenceClassification",
-        ["GPT2ForSequenceClassification"],
-        ["NeverModel", "LlamaForCausalLM"],
-        ["Qwen2ForCausalLM"],
-        ["GPT2LMHeadModel"],
-    ],
-)
-def test_architectures_that_the_engine_takes_for_another_model(folder: Path, names: list[str] | str) -> None:
-    """It generates nothing, or makes up what Llama does not have, such as Qwen's biases."""
-    setting("config.json", architectures=names)(folder)
-    with refused(ConfigError, "sampler.engine=vllm", names[0], '["LlamaForCausalLM"]'):
-        chosen(folder, "sampler=vllm")
-    chosen(folder, "sampler=transformers")
-
-
-BESIDE: dict[str, tuple[Change, str]] = {
-    "a value head": (tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}), "v_head.weight"),
-    "another file": (
-        lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"),
-        "old.safetensors",
+NOT_FOR_VLLM: dict[str, tuple[Change, tuple[str, ...]]] = {
+    "heads that it has no attention for": (heads_of_16, ("16",)),
+    "an unknown architecture": (architectures(["NeverForCausalLM"]), ("NeverForCausalLM",)),
+    "a classifier": (
+        architectures(["LlamaForSequenceClassification"]),
+        ("['LlamaForSequenceClassification']", '["LlamaForCausalLM"]'),
     ),
+    "a text": (architectures("LlamaForCausalLM"), ("'LlamaForCausalLM'", '["LlamaForCausalLM"]')),
+    "a classifier of another kind": (
+        architectures(["GPT2ForSequenceClassification"]),
+        ("['GPT2ForSequenceClassification']", '["LlamaForCausalLM"]'),
+    ),
+    "an unknown one first": (
+        architectures(["NeverModel", "LlamaForCausalLM"]),
+        ("['NeverModel', 'LlamaForCausalLM']", '["LlamaForCausalLM"]'),
+    ),
+    "one with biases, which it would make up": (
+        architectures(["Qwen2ForCausalLM"]),
+        ("['Qwen2ForCausalLM']", '["LlamaForCausalLM"]'),
+    ),
+    "one of other layers": (architectures(["GPT2LMHeadModel"]), ("['GPT2LMHeadModel']", '["LlamaForCausalLM"]')),
+    "a value head": (tensors(lambda n, w: {n: w, "v_head.weight": torch.ones(3)}), ("v_head.weight",)),
+    "another file": (lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors"), ("old.safetensors",)),
 }
 
 
-@pytest.mark.parametrize("name", BESIDE)
-def test_what_the_engine_reads_beside_the_model(folder: Path, name: str) -> None:
-    change, named = BESIDE[name]
+@pytest.mark.parametrize("name", NOT_FOR_VLLM)
+def test_a_folder_that_vllm_alone_does_not_take(folder: Path, name: str) -> None:
+    change, names = NOT_FOR_VLLM[name]
     change(folder)
-    with refused(ConfigError, "sampler.engine=vllm", named):
+    with refused(ConfigError, "sampler.engine=vllm", names):
         chosen(folder, "sampler=vllm")
     chosen(folder, "sampler=transformers")
 
 
 @pytest.mark.parametrize("names", [None, [], ["LlamaModel"], ["LlamaForCausalLM"], ["MistralForCausalLM"]])
-def test_architectures_that_the_engine_generates_with(folder: Path, names: list[str] | None) -> None:
-    setting("config.json", architectures=names)(folder)
+def test_architectures_that_vllm_generates_with(folder: Path, names: list[str] | None) -> None:
+    architectures(names)(folder)
     chosen(folder, "sampler=vllm")
 
 

@@ -18,6 +18,7 @@ from sparring.pipeline.execution.events import Events
 from sparring.pipeline.report.inspect import print_prompt
 from sparring.pipeline.report.prompts import AnnotatedIteration
 from sparring.pipeline.runs.run_history import open_run
+from sparring.stages.errors import first_line
 from sparring.stages.plain import printable
 from sparring.stages.sample.stage import SAMPLES_SCHEMA
 from tests.pipeline.report.fabricated import Run, duel, samples_table
@@ -41,6 +42,11 @@ SPELLED = "\\x1b]0;owned\\x07\\x1b[31mred\\u202e"
 )
 def test_control_characters_are_spelled(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(("text", "line"), [("\n a b\nc", "a b"), (" \n", "ValueError"), ("", "ValueError")])
+def test_the_first_line_of_an_error_is_its_class_where_it_has_no_text(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line
 
 
 def test_a_message_that_quotes_a_file_is_plain(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError, DataError, first_line
 
 Record = dict[str, Any]
 INSTALL = "pip install alpaca_eval (or sparring[alpaca-eval])"
@@ -74,9 +74,8 @@ def annotate(
             asked = PairwiseAnnotator(annotators_config=config, caching_path=cache)
             annotations: list[Record] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
         except Exception as error:  # of the package, of an API, of a server
-            first_line = (str(error).strip().splitlines() or [""])[0]
             raise DataError(
-                f"annotator {annotator.config}: {type(error).__name__}: {first_line!r}. Check its key "
+                f"annotator {annotator.config}: {type(error).__name__}: {first_line(error)!r}. Check its key "
                 "(OPENAI_API_KEY), or its server (--base-url), then run again: what it has answered is kept."
             ) from None
     return annotations
@@ -91,9 +90,7 @@ def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         settings = {str(name): dict(one) for name, one in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"--annotator {path}: no configuration of annotators ({str(error).splitlines()[0]})."
-        ) from None
+        raise ConfigError(f"--annotator {path}: no configuration of annotators ({first_line(error)}).") from None
     for one in settings.values():
         one["prompt_template"] = _template(str(one.get("prompt_template", "")), path)
         asks = one["completions_kwargs"] = dict(one.get("completions_kwargs") or {})

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sparring.stages.fields import identity
 from sparring.stages.step import Job
 
 BATCH = 100
@@ -44,7 +45,7 @@ class Parameters(TrainerCallback):
 
     def __init__(self, job: Job) -> None:
         self.sinks = job.settings.tracking.sinks
-        self.values = {"sparring": {"fingerprint": job.fingerprint, **job.identity}}
+        self.values = {"sparring": {"fingerprint": job.fingerprint, **identity(job.settings)}}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Log them from the process that the trackers run in."""

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from sparring.stages.annotate.config import EMBED, SCORE
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.step import Input, Job, Workers
 from tests.pipeline.plans import finish, plan_of
+from tests.settings import sample
 
 
 @pytest.mark.parametrize(
@@ -42,12 +44,12 @@ def pool(job: Job, loaded: bool) -> ActorPool:
     return made
 
 
-def job(spec: object, model: str, cpus: int = 2, deadline_s: float = 60.0) -> Job:
+def job(spec: object, model: str, cpus: int = 2, deadline_s: float = 60.0, **settings: Any) -> Job:
     source = Input(role="policy", root=Path(), digest=model)
     return Job(
         spec=spec,  # type: ignore[arg-type]
         fingerprint=model,
-        settings={},
+        settings=sample(**settings) if settings else {},
         workers=Workers(cpus=cpus, deadline_s=deadline_s),
         inputs={"policy": source},
         out=Path(),
@@ -63,6 +65,13 @@ def test_an_engine_serves_the_steps_of_its_policy_alone() -> None:
     assert not engine.fits(job(SAMPLE, "one", cpus=1), 3)
     assert engine.fits(job(SAMPLE, "one", deadline_s=7.0), 3)
     assert pool(job(SAMPLE, "one"), loaded=False).fits(job(SAMPLE, "two"), 3)
+
+
+def test_an_engine_serves_steps_that_differ_in_what_it_does_not_read() -> None:
+    engine = pool(job(SAMPLE, "one", k=4), loaded=True)
+    assert engine.fits(job(SAMPLE, "one", k=2, micro_batch=3, usd_per_hour=2.0), 3)
+    for changes in ({"max_model_len": 99}, {"kv_cache_gb": 7}, {"gpu_memory": 0.5}, {"engine_args": {"block_size": 8}}):
+        assert not engine.fits(job(SAMPLE, "one", k=4, **changes), 3)
 
 
 def test_annotators_serve_one_step_after_another() -> None:

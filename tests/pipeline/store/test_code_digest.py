@@ -113,6 +113,10 @@ def test_code_that_the_step_does_not_take_does_not(code: Path) -> None:
     assert differing(trained, code_of(TRAIN, OF_SPPO)) == set()
 
 
+def test_code_that_computes_no_result_does_not() -> None:
+    assert "stages/train/config.py" in code_of(TRAIN, {}) and "stages/hardware.py" not in code_of(TRAIN, {})
+
+
 def test_a_plan_names_the_steps_of_other_code(tmp_path: Path) -> None:
     plan, steps = made(tmp_path)
     assert other_code(plan, inspect(plan, tmp_path)) is None  # older versions did not say what made a step

@@ -20,23 +20,13 @@ from sparring.stages.errors import ConfigError, DataError, SparringError
 from sparring.stages.sample.engine import EngineSettings
 from sparring.stages.sample.engine_check import check
 from sparring.stages.sample.engine_vllm import at_start
-from sparring.stages.step import Workers
-from tests import settings
 from tests.refusals import refused
+from tests.stages.sample.questions import engine_settings
 from tests.tiny import tiny_policy
 
 
 def start(engine: str = "vllm", gpus: int = 0, **changes: Any) -> EngineSettings:
-    chosen = settings.sample(engine, **{"dtype": "float32", "kv_cache_gb": 1, "max_model_len": 256, **changes})
-    return at_start(
-        EngineSettings(
-            sampler=chosen.sampler,
-            hardware=chosen.hardware,
-            workers=Workers(gpus=gpus),
-            max_model_len=chosen.max_model_len,
-            stop_ids=(),
-        )
-    )
+    return at_start(engine_settings(engine, **{"gpus": gpus, "max_model_len": 256, **changes}))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +145,7 @@ def test_a_plan_asks_once_and_only_where_arguments_are_given(
     planned()
     assert planned() == []
     assert planned("+sampler.engine_args.max_num_seqs=8") == ["engine"]
-    assert planned("+sampler.engine_args.max_num_seqs=8") == []
+    assert planned("+sampler.engine_args.max_num_seqs=8", "hardware.micro_batch=3", "hardware.usd_per_hour=2") == []
     for _ in range(2):  # a refusal is not kept
         with pytest.raises(SparringError):
             planned("+sampler.engine_args.max_num_seqs=0")
@@ -165,14 +155,7 @@ def test_a_plan_asks_once_and_only_where_arguments_are_given(
 def test_one_engine_serves_the_slice_and_the_held_out_prompts() -> None:
     """They differ in what comes with each call, in the size of a shard, and so in its deadline."""
 
-    def started(deadline_s: float, **changes: Any) -> EngineSettings:
-        chosen = settings.sample(**changes)
-        workers = Workers(count=2, cpus=3, max_failures=1, deadline_s=deadline_s)
-        return at_start(
-            EngineSettings(
-                sampler=chosen.sampler, hardware=chosen.hardware, workers=workers, max_model_len=512, stop_ids=(2,)
-            )
-        )
-
-    assert started(100.0, k=5, shard_rows=32) == started(200.0, k=1, shard_rows=64, temperature=0.0)
-    assert started(1.0, dtype="bfloat16") != started(1.0)
+    sampled = start(k=5, shard_rows=32, count=2, max_failures=1, deadline_s=100.0, stop_ids=(2,))
+    assert sampled == start(k=1, shard_rows=64, count=1, max_failures=3, deadline_s=200.0, stop_ids=(), temperature=0.0)
+    for changes in ({"dtype": "bfloat16"}, {"cpus": 3}, {"max_model_len": 512}, {"kv_cache_gb": 2}):
+        assert start(**changes) != sampled

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.stages.errors import ConfigError, DataError
-from sparring.stages.sample import source
-from sparring.stages.sample.source import data_files, header, placed, rows
+from sparring.stages.sample import texts
+from sparring.stages.sample.data_files import data_files
+from sparring.stages.sample.source import header, placed, rows
 from tests.refusals import named, refused
 
 GIVEN = [{"id": str(i), "prompt": f'Topic {i}; "briefly", please | now\nand 🌷'} for i in range(30)]
@@ -103,7 +104,7 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 def test_every_format_and_container_gives_the_same_rows(tmp_path: Path, name: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(source, "CHUNK", 50)  # a JSON list comes in many pieces
+    monkeypatch.setattr(texts, "CHUNK", 50)  # a JSON list comes in many pieces
     (tmp_path / name).write_bytes(READ[name])
     assert values(tmp_path / name) == GIVEN
     assert header(tmp_path / name) == ["id", "prompt"]

@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from sparring.stages import fields
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import stage
-from sparring.stages.sample.config import COLDEST, SampleSettings
+from sparring.stages.sample.config import COLDEST, SamplerConfig, SampleSettings
 from sparring.stages.sample.deal import dealt, response_seed
 from sparring.stages.sample.stage import SAMPLES_SCHEMA, Sampler
 from sparring.stages.step import Input, Part, Shard
@@ -106,6 +107,12 @@ def test_vllm_through_the_same_step(prompts: Input, policy: Path) -> None:
             assert all(r["text"] == again.chat.decode(r["ids"]) for r in row["responses"])
 
 
+def test_one_engine_serves_steps_that_differ_in_what_it_does_not_read(prompts: Input, policy: Path) -> None:
+    first: Any = Sampler(sample_job(prompts, policy)).engine
+    other: Any = Sampler(sample_job(prompts, policy, micro_batch=3, usd_per_hour=2.0, k=2)).engine
+    assert other.llm is first.llm
+
+
 def test_summary_counts() -> None:
     def responses(*given: tuple[str, int, str]) -> list[dict[str, Any]]:
         return [{"text": t, "ids": [5] * n, "finish": f, "seed": 0} for t, n, f in given]
@@ -152,7 +159,7 @@ def test_greedy_with_several_responses_is_refused() -> None:
     assert greedy(k=1).sampler.temperature == 0
 
 
-@pytest.mark.parametrize("engine", ["vllm", "transformers", "server"])
+@pytest.mark.parametrize("engine", fields.tags(SamplerConfig, "engine"))
 @pytest.mark.parametrize("temperature", [1e-320, 1e-6, 0.0099])
 def test_a_temperature_that_vllm_would_not_sample_at_is_refused(engine: str, temperature: float) -> None:
     """Of every engine, and of a single response too, which an evaluation or a suite may sample."""
