@@ -31,7 +31,7 @@ def retry_with_less(job: Job[TrainSettings], rank: int) -> None:
     """
     probed = read(job, MICRO_BATCH) or {}
     fits = None if "chosen" in probed else probed.get("fits")
-    pairs = current_settings(job).micro_pairs()
+    pairs = current_settings(job).micro_pairs(job.workers.count)
     if job.settings.hardware.micro_batch == "auto" and fits:
         text = f"rank {rank} ran out of memory trying more than {fits} pairs in a forward pass; it stays at {fits}"
         ending = {"text": text, "micro_batch": fits}

@@ -132,7 +132,7 @@ class Session:
 
         from sparring.stages.train.trainer.micro_batch import probe
 
-        settings, share = current_settings(self.job), self.settings.share()
+        settings, share = current_settings(self.job), self.settings.share(self.job.workers.count)
         if self.settings.hardware.micro_batch != "auto" or share == 1:
             return settings
         known = _of_rank_0((read(self.job, MICRO_BATCH) or {}).get("chosen"))
@@ -158,15 +158,15 @@ class Session:
         from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
         steps = optimizer_steps(len(self.rows), settings.trainer.epochs, settings.trainer.global_batch)
-        args = arguments(settings, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
+        args = arguments(settings, self.job.workers, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
         model = load_policy(self.policy, settings, self.route)
-        micro, lengths = settings.micro_pairs(), [row.shared_length for row in self.rows]
+        workers, lengths = self.job.workers.count, [row.shared_length for row in self.rows]
         return PairTrainer(
             model=model,
             args=args,
             settings=settings,
             rows=self.rows,
-            order=shares(self.order, lengths, settings.hardware.workers, micro),
+            order=shares(self.order, lengths, workers, settings.micro_pairs(workers)),
             end_of_turn=ends_of_turn(self.job.inputs["samples"]),
             hooks=Hooks(
                 on_step=self._on_step,

@@ -103,7 +103,7 @@ def _place(saved: tuple[Path, int] | None) -> str:
 
 def _check(job: Job[TrainSettings]) -> None:
     """Refuse a training that cannot teach anything, before anything starts."""
-    job.settings.share()
+    job.settings.share(job.workers.count)
     scored = job.inputs.get("reference", job.inputs["targets"])  # without the rows that were too long, if any were read
     heldout = set(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
     pairs = 0

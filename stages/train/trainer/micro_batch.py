@@ -85,7 +85,7 @@ def probe(
     # what the optimizer takes at its first step: two states a weight at most; under offload they lie elsewhere
     states = sum(2 * flat.nbytes for flat in flats if flat.device.type == device.type)
     del flats
-    free = memory.available(device) / (1 if settings.hardware.worker_gpus else local_workers) - states
+    free = memory.available(device) / (1 if device.type == "cuda" else local_workers) - states
     available = -_worst(device, -free)[0]
     passes: list[Pass] = []
     while True:
