@@ -17,7 +17,8 @@ from transformers import (
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss import band, head_gradients
-from sparring.stages.train.loss.head_gradients import Head, add_gradient, products
+from sparring.stages.train.loss.head_gradients import add_gradient, products
+from sparring.stages.train.model.lm_head import Head
 from sparring.stages.train.model.scorer import bind_checked
 from sparring.stages.train.trainer.instruments import Instruments
 from tests.stages.train.rig import OFF, REWARD, settings
@@ -28,30 +29,30 @@ ROWS = [
 ]
 SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = pytest.mark.parametrize(
-    ("bias", "cap", "scale"),
+    ("bias", "softcap", "scale"),
     [(False, None, 1.0), (True, None, 1.0), (False, 10.0, 1.0), (True, 10.0, 0.6)],
     ids=["", "bias", "cap", "scale"],
 )
 
 
-def random_head(v: int, h: int, bias: bool, cap: float | None, scale: float) -> Head:
+def random_head(v: int, h: int, bias: bool, softcap: float | None, scale: float) -> Head:
     weight = torch.randn(v, h)
-    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, cap=cap, scale=scale)
+    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, softcap=softcap, scale=scale)
 
 
 def gradient(x: Tensor, tokens: Tensor, head: Head) -> Tensor:
     """By autograd, through torch's own log_softmax."""
     u = head.scale * nn.functional.linear(x, head.weight, head.bias)
-    logits = u if head.cap is None else head.cap * torch.tanh(u / head.cap)
+    logits = u if head.softcap is None else head.softcap * torch.tanh(u / head.softcap)
     z = torch.log_softmax(logits, 1)[torch.arange(len(x)), tokens].sum()
     return torch.autograd.grad(z, head.weight)[0]
 
 
 @HEADS
-def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None, scale: float) -> None:
+def test_gradient_over_several_chunks_equals_autograd(bias: bool, softcap: float | None, scale: float) -> None:
     torch.manual_seed(0)
     n, v, h = head_gradients.CHUNK + 30, head_gradients.COLUMNS + 50, 6
-    head, x, tokens = random_head(v, h, bias, cap, scale), torch.randn(n, h), torch.randint(v, (n,))
+    head, x, tokens = random_head(v, h, bias, softcap, scale), torch.randn(n, h), torch.randint(v, (n,))
     total = torch.zeros(v, h)
     with torch.no_grad():
         add_gradient(total, x, tokens, head)
@@ -60,9 +61,9 @@ def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | N
 
 @pytest.mark.parametrize("h", [4, 40], ids=["from the gradients", "by the Gram identity"])
 @HEADS
-def test_products_equal_autograd(bias: bool, cap: float | None, scale: float, h: int) -> None:
+def test_products_equal_autograd(bias: bool, softcap: float | None, scale: float, h: int) -> None:
     torch.manual_seed(1)
-    head = random_head(head_gradients.COLUMNS + 50, h, bias, cap, scale)
+    head = random_head(head_gradients.COLUMNS + 50, h, bias, softcap, scale)
     x_w, x_l = torch.randn(7, h), torch.randn(12, h) + 1
     y_w, y_l = (torch.randint(6, (n,)) + head_gradients.COLUMNS - 3 for n in (7, 12))
     x_w += 1
