@@ -109,7 +109,7 @@ class OffCalibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardCalibration:
+class RewardCalibrationConfig:
     """See loss/reward_calibration.py."""
 
     name: Literal["reward"]
@@ -119,7 +119,7 @@ class RewardCalibration:
     """Bound of |log delta|."""
 
 
-CalibrationConfig = Annotated[OffCalibration | RewardCalibration, Field(discriminator="name")]
+CalibrationConfig = Annotated[OffCalibration | RewardCalibrationConfig, Field(discriminator="name")]
 
 
 @dataclass(frozen=True, kw_only=True)

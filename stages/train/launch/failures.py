@@ -8,7 +8,7 @@ from sparring.stages.errors import SparringError, TrainingFault, disk_is_full
 from sparring.stages.step import Job
 from sparring.stages.train.config import TrainSettings
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
-from sparring.stages.train.launch.memory import out_of_memory
+from sparring.stages.train.memory import out_of_memory
 
 
 def post_failure(job: Job[TrainSettings], rank: int, error: Exception) -> bool:

@@ -18,8 +18,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sparring.stages.errors import TrainingFault
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job
+from sparring.stages.train import memory
 from sparring.stages.train.config import TrainSettings
-from sparring.stages.train.launch import failures, memory, sigterm, worker
+from sparring.stages.train.launch import failures, sigterm, worker
 from sparring.stages.train.launch.mailbox import STOP, Receiver, groups, mailbox, request_group
 
 Report = Callable[[dict[str, Any]], None]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sparring.stages.errors import DataError
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
-from sparring.stages.train.launch.memory import out_of_memory
+from sparring.stages.train.memory import out_of_memory
 from sparring.stages.train.model.adapter import load_base
 from sparring.stages.train.model.forward import Bound, Route, bind, decoder, forward, routes, softcap
 

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from sparring.stages.train import memory
 from sparring.stages.train.config import TrackingConfig, TrainSettings
-from sparring.stages.train.launch import memory
 from sparring.stages.train.trainer.trainer import PairTrainer
 
 MARGIN = 0.8

@@ -25,8 +25,8 @@ from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import TrainSettings, tracked_name
 from sparring.stages.train.files import reshard
-from sparring.stages.train.launch.memory import one_copy
 from sparring.stages.train.loss.loss import pair_losses, recorded
+from sparring.stages.train.memory import one_copy
 from sparring.stages.train.model.forward import Bound
 from sparring.stages.train.trainer.arguments import schedule
 from sparring.stages.train.trainer.instruments import Instruments

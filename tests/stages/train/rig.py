@@ -26,7 +26,7 @@ from sparring.stages.train.config import (
     OffRepulsion,
     PlainRepulsion,
     ReferenceSettings,
-    RewardCalibration,
+    RewardCalibrationConfig,
     Scoring,
     TrainSettings,
     Truncation,
@@ -44,7 +44,7 @@ PAIRS = 23
 OFF = OffRepulsion(name="off", pooling="mean")
 HINGE = HingeRepulsion(name="hinge", weight=1.0, margin=1.0, pooling="mean", layer=-1)
 AS_IT_IS = OffCalibration(name="off")
-REWARD = RewardCalibration(name="reward", ema=0.98, max_log_delta=math.log(4))
+REWARD = RewardCalibrationConfig(name="reward", ema=0.98, max_log_delta=math.log(4))
 FULL = OffAdapter(name="off")
 
 

@@ -14,8 +14,9 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sparring.stages.errors import DataError
 from sparring.stages.step import Job
+from sparring.stages.train import memory
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.launch import memory, workers
+from sparring.stages.train.launch import workers
 from sparring.stages.train.launch.failures import post_failure
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
 from sparring.stages.train.launch.workers import MemoryKills

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparring.stages.train.launch import memory
+from sparring.stages.train import memory
 from sparring.stages.train.trainer.micro_batch import Pass, fastest, following
 
 GB, CPU = 1e9, torch.device("cpu")
