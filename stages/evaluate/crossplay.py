@@ -44,11 +44,6 @@ CROSSPLAY_SCHEMA = pa.schema(
 )
 
 
-def role(judge: str, policy: int, opponent: int) -> str:
-    """Return the input that holds how π_policy fares against π_opponent: `oracle_03_01`."""
-    return f"{judge}_{policy:02d}_{opponent:02d}"
-
-
 class Crossplay:
     """Compares all pairs of policies."""
 
@@ -120,16 +115,16 @@ def game(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def matrix(n: int, played: Sequence[tuple[int, int]], there: Floats, back: Floats) -> Array:
-    """Return (n, n) with there[c] at played[c] = (i, j) and 1 - back[c] at (j, i), 1/2 on the diagonal, else NaN.
+def matrix(n: int, played: Sequence[tuple[int, int]], rates: Floats, mirrored: Floats) -> Array:
+    """Return (n, n) with rates[c] at played[c] = (i, j) and 1 - mirrored[c] at (j, i), 1/2 on the diagonal, else NaN.
 
-    W of its estimates twice; the low ends of W of (low, high), since an interval is mirrored at 1/2; the high ones of
-    (high, low).
+    W: both are the estimates. The low ends of W: rates are the low ends and mirrored the high ones, since an interval
+    is mirrored at 1/2. The high ends of W: the other way round.
     """
     full = np.full((n, n), np.nan)
     np.fill_diagonal(full, 0.5)
-    for (i, j), forth, other in zip(played, there, back, strict=True):
-        full[i, j], full[j, i] = forth, 1.0 - other
+    for (i, j), rate, opposite in zip(played, rates, mirrored, strict=True):
+        full[i, j], full[j, i] = rate, 1.0 - opposite
     return full
 
 

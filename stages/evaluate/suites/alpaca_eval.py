@@ -62,17 +62,15 @@ def annotate(
     settings = resolved(annotator)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     cache = beside / f".{named(annotator.config)}-{key}.json"
-    if cache.is_file():  # drop the rows without a preference (-1), which the package would keep
-        rows = json.loads(cache.read_text(encoding="utf-8"))
-        cache.write_text(json.dumps([row for row in rows if row["preference"] != -1]), encoding="utf-8")
+    drop_unanswered(cache)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = Path(scratch) / named(annotator.config) / "configs.yaml"
         config.parent.mkdir()
         config.write_text(json.dumps(settings), encoding="utf-8")  # which is YAML
         try:
-            asked = PairwiseAnnotator(annotators_config=config, caching_path=cache)
-            annotations: list[Record] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
+            judge = PairwiseAnnotator(annotators_config=config, caching_path=cache)
+            annotations: list[Record] = judge.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
         except Exception as error:  # of the package, of an API, of a server
             first_line = (str(error).strip().splitlines() or [""])[0]
             raise DataError(
@@ -80,6 +78,22 @@ def annotate(
                 "(OPENAI_API_KEY), or its server (--base-url), then run again: what it has answered is kept."
             ) from None
     return annotations
+
+
+def drop_unanswered(cache: Path) -> None:
+    """Drop the rows without a preference (-1) from the package's cache, which would keep them. DataError if damaged."""
+    if not cache.is_file():
+        return
+    try:
+        answered = [row for row in json.loads(cache.read_text(encoding="utf-8")) if row["preference"] != -1]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{cache}: the cache of the annotator's answers is damaged ({error}); remove the file, then run again: "
+            "every row is asked about again."
+        ) from None
+    temporary = cache.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(answered), encoding="utf-8")
+    temporary.replace(cache)
 
 
 def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:

@@ -278,9 +278,6 @@ class Session:
 
     def _summary(self) -> dict[str, float]:
         steps = [record for record in self.history if "step" in record]
-        noise, first = self.noise, self.history[0]
-        if noise is None:  # mean |h| before training; of a training begun by an older version, of its first step
-            noise = float(first["noise"] if "noise" in first else first["abs_h"])
         gauge = {"saturation": steps[-1]["saturation"]} if "saturation" in steps[-1] else {}
         return {
             **gauge,
@@ -289,7 +286,7 @@ class Session:
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
             "distance_new": steps[0]["distance"],  # under the policy it starts from, of pairs no training has seen
-            "noise": noise,
+            "noise": self.history[0]["noise"] if self.noise is None else self.noise,
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
             **_averages(steps, AVERAGED),
             **_averages(steps[-1:], ("delta", "delta_skipped")),

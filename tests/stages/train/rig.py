@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.stages.fields import validator
+from sparring.stages.fields import tags, validator
 from sparring.stages.step import Input, Job, sha256_file
 from sparring.stages.train.config import (
     REFERENCE,
@@ -26,6 +26,7 @@ from sparring.stages.train.config import (
     OffRepulsion,
     PlainRepulsion,
     ReferenceSettings,
+    RepulsionConfig,
     RewardCalibrationConfig,
     Scoring,
     TrainSettings,
@@ -48,7 +49,7 @@ REWARD = RewardCalibrationConfig(name="reward", ema=0.98, max_log_delta=math.log
 FULL = OffAdapter(name="off")
 
 
-OBJECTIVES: dict[str, dict[str, Any]] = {
+PARAMETERS: dict[str, dict[str, Any]] = {
     "sppo": {"beta": 0.001},
     "sppo_single": {"beta": 0.001},
     "sppo_hard": {"beta": 0.001},
@@ -58,11 +59,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "inpo": {"tau": 0.02, "inpo_eta": 0.1},
     "simpo": {"beta": 2.0, "gamma": 1.0},
 }
+OBJECTIVES = tags(ObjectiveConfig, "name")
+REPULSIONS = [name for name in tags(RepulsionConfig, "name") if name != "off"]
 
 
 def objective(name: str, **changes: Any) -> Any:
     """An objective with usual parameters."""
-    plain = {"name": name, "loss_scale": None, **OBJECTIVES[name], **changes}
+    plain = {"name": name, "loss_scale": None, **PARAMETERS[name], **changes}
     return validator(ObjectiveConfig).validate_python(plain)
 
 
@@ -96,9 +99,6 @@ def settings(**changes: Any) -> TrainSettings:
     return changed(made, **{**chosen, **changes})
 
 
-REPULSIONS = ("hinge", "neg_sq", "cosine", "log")
-
-
 def repelling(name: str, margin: float = 1.0) -> HingeRepulsion | PlainRepulsion:
     """A latent repulsion of weight 1; only `hinge` has a margin."""
     shared: Any = {"name": name, "weight": 1.0, "pooling": "mean", "layer": -1}
@@ -125,11 +125,19 @@ def sampled(pairs: int, parts: int = 2, seed: int = 0, length: tuple[int, int] =
     return [pa.Table.from_pylist(rows[part::parts], schema=SAMPLES_SCHEMA) for part in range(parts)]
 
 
-def targets_of(samples: pa.Table) -> pa.Table:
-    """Response 0 is chosen with win rate 0.9, response 2 rejected with 0.2; their duel is 0.8, their gate 0.1."""
+def targets_of(samples: pa.Table, **columns: list[Any]) -> pa.Table:
+    """One pair of each prompt, `columns` by name; else response 0 is chosen with win rate 0.9, response 2 rejected with
+    0.2, their duel is 0.8 and their gate 0.1.
+    """
     pair = {"chosen": 0, "rejected": 2, "target_w": 0.9, "target_l": 0.2, "target_wl": 0.8, "gate_wl": 0.1}
-    rows = [{"id": row_id, **pair} for row_id in samples["id"].to_pylist()]
-    return pa.Table.from_pylist(rows, schema=TARGETS)
+    n = samples.num_rows
+    return pa.table({"id": samples["id"], **{name: columns.get(name, [pair[name]] * n) for name in pair}}, TARGETS)
+
+
+def logprobs_of(pairs: pa.Table, chosen: list[float], rejected: list[float]) -> pa.Table:
+    """What the step `reference` made of these pairs."""
+    names = {"chosen_logprob": chosen, "rejected_logprob": rejected}
+    return pa.table({**{name: pairs[name] for name in PAIR.names}, **names})
 
 
 def reference_job(
