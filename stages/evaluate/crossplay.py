@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.stages.evaluate.bootstrap import ROUNDING, informative, paired_bootstrap
+from sparring.stages.evaluate.bootstrap import ROUNDING, paired_bootstrap
 from sparring.stages.evaluate.config import EvaluateSettings
-from sparring.stages.evaluate.stage import JUDGES, null, win_rates
+from sparring.stages.evaluate.stage import JUDGES, null, win_rates, with_interval
 from sparring.stages.step import Job, Part, Shard
 
 Array = NDArray[np.float64]
@@ -63,11 +63,8 @@ class Crossplay:
                 "judge": judge,
                 "policy": int(policy),
                 "opponent": int(opponent),
-                "win_rate": null(means[c]),
-                "low": null(lows[c]),
-                "high": null(highs[c]),
                 "n": int(counts[c]),
-                "informative": informative(lows[c], highs[c]),
+                **with_interval(means[c], lows[c], highs[c]),
             }
             for c, (judge, policy, opponent) in enumerate(name.split("_") for name in names)
         ]

@@ -63,12 +63,9 @@ class Evaluator:
             {
                 "opponent": opponent,
                 "judge": judge,
-                "win_rate": null(means[c]),
-                "low": null(lows[c]),
-                "high": null(highs[c]),
                 "n": len(ids) - int(dropped[c]),
                 "dropped": int(dropped[c]),
-                "informative": informative(lows[c], highs[c]),
+                **with_interval(means[c], lows[c], highs[c]),
             }
             for c, (opponent, judge) in enumerate(versus)
         ]
@@ -127,6 +124,12 @@ def win_rates(scores: Input) -> dict[str, float]:
                 )
             rates[row["id"]] = prompt_win_rate(logits, swapped)
     return rates
+
+
+def with_interval(win_rate: float, low: float, high: float) -> dict[str, Any]:
+    """Return the columns of a win rate in the tables of `evaluate` and `crossplay`."""
+    informs = informative(low, high)
+    return {"win_rate": null(win_rate), "low": null(low), "high": null(high), "informative": informs}
 
 
 def null(value: float) -> float | None:

@@ -12,8 +12,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,39 +167,33 @@ def length_controlled(annotations: Sequence[Record], gamed: Path) -> dict[str, f
     import pandas as pd
     from alpaca_eval.metrics import glm_winrate
 
-    check_gamed(gamed, len(annotations))
+    _check_gamed(gamed, len(annotations))
     columns = ("instruction", "output_1", "output_2", "generator_1", "generator_2", "preference")
     table = pd.DataFrame([{name: row[name] for name in columns} for row in annotations])
-    with _reading(glm_winrate, gamed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fit = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None, is_warn_extreme_changes=False)
+    fetch, glm_winrate.hf_hub_download = glm_winrate.hf_hub_download, lambda **_: str(gamed)  # read, not downloaded
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None, is_warn_extreme_changes=False)
+    finally:
+        glm_winrate.hf_hub_download = fetch
     return _plain({name: fit[name] for name in ("length_controlled_winrate", "lc_standard_error")})
 
 
-def check_gamed(path: Path, rows: int) -> None:
+def _check_gamed(path: Path, rows: int) -> None:
     """DataError when the file is not what the fit needs."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
             missing = [name for name in GAMED_COLUMNS if name not in (table.fieldnames or [])]
-            known = {int(float(row["index"])) for row in table} if not missing else set()
+            indices = {int(float(row["index"])) for row in table} if not missing else set()
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable table ({error}); get df_gamed.csv again.") from None
     if missing:
         raise DataError(f"{path}: no column {', '.join(missing)}; give df_gamed.csv of the suite.")
-    absent = next((row for row in range(rows) if row not in known), None)
+    absent = next((row for row in range(rows) if row not in indices), None)
     if absent is not None:
         raise DataError(f"{path}: has no index {absent}, of {rows} instructions; give df_gamed.csv of the suite.")
-
-
-@contextmanager
-def _reading(module: Any, path: Path) -> Iterator[None]:
-    """Have the package read `path` where it would fetch a file."""
-    fetch, module.hf_hub_download = module.hf_hub_download, lambda **_: str(path)
-    try:
-        yield
-    finally:
-        module.hf_hub_download = fetch
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, float]:

@@ -20,12 +20,6 @@ COLUMNS = ("p_w", "p_l", "p_wl", "label", "ref_w", "ref_l", "base_w", "base_l")
 """What an objective reads of a ResponsePair beside its tokens."""
 
 
-def content_length(response: Sequence[int], end_of_turn: Collection[int]) -> int:
-    """Tokens of a response without the end-of-turn token; a response of that token alone counts it."""
-    ends = len(response) > 1 and response[-1] in end_of_turn
-    return len(response) - int(ends)
-
-
 def pool_weights(content: Tensor, pooling: str) -> Tensor:
     """Weights over positions whose sum is one per row.
 
@@ -109,6 +103,7 @@ def _responses(
         predictors[i, :n] = positions[i, :n] - 1
         predictors[i, 0] = after_prompt - 1
         mask[i, :n] = True
-        content[i, : content_length(response, end_of_turn)] = True
+        ends = n > 1 and response[-1] in end_of_turn  # a response of that token alone is pooled over it
+        content[i, : n - ends] = True
     weights = pool_weights(content, pooling)
     return {"positions": positions, "predictors": predictors, "response_mask": mask, "pool_weights": weights}

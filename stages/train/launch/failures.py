@@ -1,4 +1,4 @@
-"""What a rank posts for the driver when it cannot go on: an error, or too little memory and what to try next."""
+"""What a rank posts for the driver when its group ends: an error, too little memory and what to try next, a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def post_failure(job: Job[TrainSettings], rank: int, error: Exception) -> bool:
     if out_of_memory(error):
         retry_with_less(job, rank)
     elif isinstance(error, SparringError):
-        _post_ending(job, {"type": type(error).__name__, "message": str(error)})
+        post_ending(job, {"type": type(error).__name__, "message": str(error)})
     elif disk_is_full(error, job.out):
         (mailbox(job) / DISK_FULL).touch()
     else:
@@ -48,12 +48,17 @@ def retry_with_less(job: Job[TrainSettings], rank: int) -> None:
             "sampler.max_tokens and prompts.max_tokens; then run again to resume."
         )
         ending = {"type": TrainingFault.__name__, "message": text}
-    _post_ending(job, ending)
+    post_ending(job, ending)
 
 
-def _post_ending(job: Job, ending: dict[str, Any]) -> None:
-    """Post how this group ends, unless training as a whole has ended: by an error, or with a published policy."""
-    if not (read(job, ENDING) or {}).keys() & {"type", "files"}:
+def post_ending(job: Job, ending: dict[str, Any]) -> None:
+    """Post how this group of workers ends.
+
+    An error (`type`) or a published policy (`files`) ends the training, and is never replaced. Fewer pairs in a forward
+    pass (`micro_batch`) replace a saved state (`saved`), not the other way round.
+    """
+    posted = read(job, ENDING) or {}
+    if not posted or ("saved" not in ending and not posted.keys() & {"type", "files"}):
         post(job, ENDING, ending)
 
 

@@ -6,8 +6,8 @@
 The pass takes the place of the output embedding's own `forward`: ZeRO-3's hooks around that module then gather the
 weight once for all chunks of the forward pass, and once more for all chunks of the backward pass.
 
-No chunk's logits are kept; backward computes them again. A head that is not trained (LoRA) is spared that: what its
-backward needs of a chunk is (C, H), and is made in the forward pass. Without tokens the head gives logits, as ever.
+No chunk's logits are kept; backward computes them again. Not so for a head that is not trained (LoRA): what its
+backward needs of a chunk is (C, H), and is computed in the forward pass. Without tokens the head returns logits.
 """
 
 from __future__ import annotations

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparring.stages.fields import tags, validator
 from sparring.stages.step import Input, Job, sha256_file
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import (
     REFERENCE,
     TRAIN,
@@ -32,6 +35,8 @@ from sparring.stages.train.config import (
     TrainSettings,
     Truncation,
 )
+from sparring.stages.train.files.probe import changes_of_log_prob
+from sparring.stages.train.model.scorer import load_scorer
 from sparring.stages.train.objective_config import ObjectiveConfig, has_base, has_reference
 from sparring.stages.train.steps.reference import Reference, shards
 from sparring.stages.train.steps.train import Trained
@@ -125,6 +130,22 @@ def sampled(pairs: int, parts: int = 2, seed: int = 0, length: tuple[int, int] =
     return [pa.Table.from_pylist(rows[part::parts], schema=SAMPLES_SCHEMA) for part in range(parts)]
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def small_llama(**changes: Any) -> LlamaForCausalLM:
+    """A model of random weights and 64 tokens, the same at each call."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SMALL, **changes}))
+
+
 def targets_of(samples: pa.Table, **columns: list[Any]) -> pa.Table:
     """One pair of each prompt, `columns` by name; else response 0 is chosen with win rate 0.9, response 2 rejected with
     0.2, their duel is 0.8 and their gate 0.1.
@@ -206,6 +227,11 @@ def steps(made: Trained) -> list[dict[str, Any]]:
 def digests(made: Trained) -> dict[str, str]:
     """Logical name -> sha256 of every file."""
     return {name: sha256_file(path) for name, path in made.files.items()}
+
+
+def reload_probe(folder: Path, rows: list[ResponsePair]) -> list[dict[str, Any]]:
+    """The probe of a published folder; call it in a process that has not configured ZeRO-3."""
+    return changes_of_log_prob(load_scorer(folder, "float32"), rows)
 
 
 def kill_at(step: int, rank: int = 0) -> tuple[list[dict[str, Any]], Any]:

@@ -10,7 +10,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from sparring.stages.train.batch.collate import COLUMNS, collate, content_length
+from sparring.stages.train.batch.collate import COLUMNS, collate
 from sparring.stages.train.batch.order import deal, shares
 from sparring.stages.train.batch.rows import ResponsePair, join_pairs, join_targets
 from tests.stages.train.rig import logprobs_of, sampled, targets_of
@@ -51,8 +51,10 @@ def test_columns_keep_float64() -> None:
 
 
 @pytest.mark.parametrize(("response", "expected"), [([7, 8, 2], 2), ([7, 8], 2), ([2, 7], 2), ([2], 1)])
-def test_content_length(response: list[int], expected: int) -> None:
-    assert content_length(response, (2, 99)) == expected
+def test_states_are_pooled_over_a_response_without_its_end_of_turn(response: list[int], expected: int) -> None:
+    row = ResponsePair(id="a", prompt=[5], chosen=response, rejected=[6])
+    weights = collate([row], (2, 99), "mean", 99)["pool_weights"][0]
+    assert weights.tolist() == pytest.approx([1 / expected] * expected + [0] * (len(weights) - expected))
 
 
 def test_join_follows_the_id_not_the_position() -> None:

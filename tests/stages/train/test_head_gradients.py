@@ -10,8 +10,6 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from sparring.stages.train.batch.collate import collate
@@ -21,13 +19,12 @@ from sparring.stages.train.loss.head_gradients import add_gradient, products
 from sparring.stages.train.model.lm_head import Head
 from sparring.stages.train.model.scorer import bind_checked
 from sparring.stages.train.trainer.instruments import Instruments
-from tests.stages.train.rig import OFF, REWARD, settings
+from tests.stages.train.rig import OFF, REWARD, SMALL, settings, small_llama
 
 ROWS = [
     ResponsePair(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
     ResponsePair(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
-SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = pytest.mark.parametrize(
     ("bias", "softcap", "scale"),
     [(False, None, 1.0), (True, None, 1.0), (False, 10.0, 1.0), (True, 10.0, 0.6)],
@@ -75,31 +72,19 @@ def test_products_equal_autograd(bias: bool, softcap: float | None, scale: float
     assert found[2].abs() > 1
 
 
-def llama(tied: bool) -> LlamaForCausalLM:
+def llama(tied: bool) -> Any:
+    return small_llama(initializer_range=0.3, tie_word_embeddings=tied)
+
+
+def gemma() -> Any:
     torch.manual_seed(0)
-    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, **heads, tie_word_embeddings=tied))
+    caps: dict[str, Any] = {"final_logit_softcapping": 1.0, "attn_logit_softcapping": None}  # plain attention
+    return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=16, initializer_range=0.3, **caps))
 
 
-def gemma() -> Gemma2ForCausalLM:
+def granite() -> Any:
     torch.manual_seed(0)
-    heads: dict[str, Any] = {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "initializer_range": 0.3,
-    }
-    caps: dict[str, Any] = {
-        "final_logit_softcapping": 1.0,
-        "attn_logit_softcapping": None,
-    }  # attention as every other model's
-    return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **heads, **caps))
-
-
-def granite() -> GraniteForCausalLM:
-    torch.manual_seed(0)
-    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
-    return GraniteForCausalLM(GraniteConfig(**SHAPE, **heads, logits_scaling=0.5))
+    return GraniteForCausalLM(GraniteConfig(**SMALL, initializer_range=0.3, logits_scaling=0.5))
 
 
 MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped": gemma, "scaled": granite}

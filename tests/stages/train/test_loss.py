@@ -59,8 +59,8 @@ def batch(gated: bool, wanted: ObjectiveConfig) -> tuple[Tensor, Tensor, dict[st
 def test_gate_and_repulsion_combine_with_every_objective(name: str, gated: bool, term: RepulsionConfig) -> None:
     wanted = objective(name)
     z, states, columns = batch(gated, wanted)
-    total, sums = pair_losses(z, states, columns, wanted, term)
-    total = total.mean()
+    losses, sums = pair_losses(z, states, columns, wanted, term)
+    total = losses.mean()
     scores, scale = scores_of(z, columns), objectives.loss_scale(wanted)
     expected = scale * objectives.loss(wanted, scores).mean()
     if not isinstance(term, OffRepulsion):
@@ -107,8 +107,8 @@ def test_every_objective_trains_a_policy(name: str, inputs: list[Any], tmp_path:
     seen = []
     for _ in range(4):
         z, states = forward(model, columns)
-        total, _ = pair_losses(z, states, columns, wanted, HINGE)
-        total = total.mean()
+        losses, _ = pair_losses(z, states, columns, wanted, HINGE)
+        total = losses.mean()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

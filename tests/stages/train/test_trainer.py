@@ -102,8 +102,8 @@ def batch_of_two() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 def test_pair_losses_by_hand() -> None:
     z, states, batch = batch_of_two()
     # eta = 10; pair 1: h = (1, -1), targets (4, -3): (9 + 4)/2; pair 2: h = (-1, 0), targets (1, 0): 4/2
-    loss, sums = pair_losses(z, states, batch, SPPO, OFF)
-    loss = loss.mean()
+    losses, sums = pair_losses(z, states, batch, SPPO, OFF)
+    loss = losses.mean()
     assert loss.item() == pytest.approx((6.5 + 2.0) / 2, abs=1e-12)
     named = dict(zip(recorded(SPPO), sums.tolist(), strict=True))
     assert named["loss"] == pytest.approx(8.5, abs=1e-12)
@@ -116,11 +116,11 @@ def test_pair_losses_by_hand() -> None:
 
 def test_repulsion_is_inside_the_scale() -> None:
     z, states, batch = batch_of_two()
-    plain, _ = pair_losses(z, states, batch, SPPO, OFF)
-    plain = plain.mean()
+    losses, _ = pair_losses(z, states, batch, SPPO, OFF)
+    plain = losses.mean()
     term = replace(HINGE, weight=0.5)
-    both, sums = pair_losses(z, states, batch, SPPO, term)
-    both = both.mean()
+    losses, sums = pair_losses(z, states, batch, SPPO, term)
+    both = losses.mean()
     hinge = (1 - 0.8**0.5) ** 2  # the second pair is further apart than the margin
     assert sums[SUMS.index("l_rep")].item() == pytest.approx(hinge, abs=1e-6)
     assert (both - plain).item() == pytest.approx(100 * 0.5 * hinge / 2, abs=1e-4)
