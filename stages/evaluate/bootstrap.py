@@ -102,9 +102,9 @@ def alarm(oracle_low: float, second_win_rate: float) -> bool:
     return oracle_low > 0.5 + ROUNDING and second_win_rate < 0.5 - ROUNDING
 
 
-def difference(policy: Rates, than: Rates) -> dict[str, float]:
-    """Return prompt -> the policy's win rate minus the other's, of prompts that both have."""
-    return {prompt: rate - than[prompt] for prompt, rate in policy.items() if prompt in than}
+def difference(policy: Rates, baseline: Rates) -> dict[str, float]:
+    """Return prompt -> the policy's win rate minus the baseline's, of prompts that both have."""
+    return {prompt: rate - baseline[prompt] for prompt, rate in policy.items() if prompt in baseline}
 
 
 def aligned(columns: Sequence[Rates]) -> Array:
@@ -116,12 +116,15 @@ def aligned(columns: Sequence[Rates]) -> Array:
 
 def estimates(columns: Sequence[Rates], settings: Bootstrap) -> list[Estimate]:
     """Return the mean of each column with its interval; every column is resampled with the same prompts."""
-    values = aligned(columns)
-    means, lows, highs = paired_bootstrap(values, settings.resamples, settings.confidence, settings.seed)
+    return _estimates(aligned(columns), settings)
+
+
+def _estimates(values: Array, settings: Bootstrap, weights: Array | None = None) -> list[Estimate]:
+    intervals = paired_bootstrap(values, settings.resamples, settings.confidence, settings.seed, weights)
     counts = (~np.isnan(values)).sum(axis=0)
     return [
         Estimate(mean=float(mean), low=float(low), high=float(high), n=int(n))
-        for mean, low, high, n in zip(means, lows, highs, counts, strict=True)
+        for mean, low, high, n in zip(*intervals, counts, strict=True)
     ]
 
 
@@ -171,13 +174,7 @@ def log_ratios(own: LogProbs, others: Sequence[LogProbs], settings: Bootstrap) -
                 by_prompt.setdefault(place[0], []).append(value - other[place])
         means.append({prompt: float(np.mean(ratios)) for prompt, ratios in by_prompt.items()})
         counts.append({prompt: float(len(ratios)) for prompt, ratios in by_prompt.items()})
-    values, weights = aligned(means), np.nan_to_num(aligned(counts))
-    intervals = paired_bootstrap(values, settings.resamples, settings.confidence, settings.seed, weights)
-    n = (~np.isnan(values)).sum(axis=0)
-    return [
-        Estimate(mean=float(m), low=float(low), high=float(high), n=int(k))
-        for m, low, high, k in zip(*intervals, n, strict=True)
-    ]
+    return _estimates(aligned(means), settings, np.nan_to_num(aligned(counts)))
 
 
 def tempered(sampling: Mapping[str, object]) -> bool:

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparring.stages.evaluate.bootstrap import ROUNDING, informative, paired_bootstrap
+from sparring.stages.evaluate.bootstrap import ROUNDING, paired_bootstrap
 from sparring.stages.evaluate.config import EvaluateSettings
-from sparring.stages.evaluate.stage import JUDGES, win_rates
+from sparring.stages.evaluate.stage import JUDGES, win_rates, with_interval
 from sparring.stages.plain import null_if_nan
 from sparring.stages.step import Job, Part, Shard
 
@@ -45,11 +45,6 @@ CROSSPLAY_SCHEMA = pa.schema(
 )
 
 
-def role(judge: str, policy: int, opponent: int) -> str:
-    """Return the input that holds how π_policy fares against π_opponent: `oracle_03_01`."""
-    return f"{judge}_{policy:02d}_{opponent:02d}"
-
-
 class Crossplay:
     """Compares all pairs of policies."""
 
@@ -69,11 +64,8 @@ class Crossplay:
                 "judge": judge,
                 "policy": int(policy),
                 "opponent": int(opponent),
-                "win_rate": null_if_nan(means[c]),
-                "low": null_if_nan(lows[c]),
-                "high": null_if_nan(highs[c]),
                 "n": int(counts[c]),
-                "informative": informative(lows[c], highs[c]),
+                **with_interval(means[c], lows[c], highs[c]),
             }
             for c, (judge, policy, opponent) in enumerate(name.split("_") for name in names)
         ]
@@ -121,16 +113,16 @@ def game(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def matrix(n: int, played: Sequence[tuple[int, int]], there: Floats, back: Floats) -> Array:
-    """Return (n, n) with there[c] at played[c] = (i, j) and 1 - back[c] at (j, i), 1/2 on the diagonal, else NaN.
+def matrix(n: int, played: Sequence[tuple[int, int]], rates: Floats, mirrored: Floats) -> Array:
+    """Return (n, n) with rates[c] at played[c] = (i, j) and 1 - mirrored[c] at (j, i), 1/2 on the diagonal, else NaN.
 
-    W of its estimates twice; the low ends of W of (low, high), since an interval is mirrored at 1/2; the high ones of
-    (high, low).
+    W: both are the estimates. The low ends of W: rates are the low ends and mirrored the high ones, since an interval
+    is mirrored at 1/2. The high ends of W: the other way round.
     """
     full = np.full((n, n), np.nan)
     np.fill_diagonal(full, 0.5)
-    for (i, j), forth, other in zip(played, there, back, strict=True):
-        full[i, j], full[j, i] = forth, 1.0 - other
+    for (i, j), rate, opposite in zip(played, rates, mirrored, strict=True):
+        full[i, j], full[j, i] = rate, 1.0 - opposite
     return full
 
 

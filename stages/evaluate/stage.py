@@ -64,12 +64,9 @@ class Evaluator:
             {
                 "opponent": opponent,
                 "judge": judge,
-                "win_rate": null_if_nan(means[c]),
-                "low": null_if_nan(lows[c]),
-                "high": null_if_nan(highs[c]),
                 "n": len(ids) - int(dropped[c]),
                 "dropped": int(dropped[c]),
-                "informative": informative(lows[c], highs[c]),
+                **with_interval(means[c], lows[c], highs[c]),
             }
             for c, (opponent, judge) in enumerate(versus)
         ]
@@ -128,3 +125,14 @@ def win_rates(scores: Input) -> dict[str, float]:
                 )
             rates[row["id"]] = prompt_win_rate(logits, swapped)
     return rates
+
+
+def with_interval(win_rate: float, low: float, high: float) -> dict[str, Any]:
+    """Return the columns of a win rate in the tables of `evaluate` and `crossplay`."""
+    informs = informative(low, high)
+    return {
+        "win_rate": null_if_nan(win_rate),
+        "low": null_if_nan(low),
+        "high": null_if_nan(high),
+        "informative": informs,
+    }

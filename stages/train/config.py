@@ -114,7 +114,7 @@ class OffCalibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardCalibration:
+class RewardCalibrationConfig:
     """See loss/reward_calibration.py."""
 
     name: Literal["reward"]
@@ -124,7 +124,7 @@ class RewardCalibration:
     """Bound of |log delta|."""
 
 
-CalibrationConfig = Annotated[OffCalibration | RewardCalibration, Field(discriminator="name")]
+CalibrationConfig = Annotated[OffCalibration | RewardCalibrationConfig, Field(discriminator="name")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,18 +243,18 @@ class TrainSettings:
     tracked_as: Annotated[str, RUNTIME]
     """What the trackers call this training: run/arm/iter-01."""
 
-    def share(self) -> int:
-        """Return the pairs of an optimizer step that one worker gets."""
-        size, workers = self.trainer.global_batch, self.hardware.workers
+    def share(self, workers: int) -> int:
+        """Return the pairs of an optimizer step that each of the workers gets."""
+        size = self.trainer.global_batch
         if size % workers:
             raise ConfigError(
                 f"trainer.global_batch={size} is not a multiple of hardware.workers={workers}; change one."
             )
         return size // workers
 
-    def micro_pairs(self) -> int:
+    def micro_pairs(self, workers: int) -> int:
         """Return the pairs per forward pass: the largest divisor of a worker's share that is at most `micro_batch`."""
-        most, share = self.hardware.micro_batch, self.share()
+        most, share = self.hardware.micro_batch, self.share(workers)
         assert most != "auto"
         return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
 

@@ -32,9 +32,10 @@ RELOAD = """
 import json, sys
 from pathlib import Path
 from sparring.stages.train.batch.rows import ResponsePair
-from sparring.stages.train.files.probe import reload_probe
+from sparring.stages.train.files.probe import changes_of_log_prob
+from sparring.stages.train.model.scorer import load_scorer
 folder, rows = Path(sys.argv[1]), [ResponsePair(**row) for row in json.loads(Path(sys.argv[2]).read_text())]
-print(json.dumps(reload_probe(folder, rows)))
+print(json.dumps(changes_of_log_prob(load_scorer(folder, "float32"), rows)))
 """
 
 

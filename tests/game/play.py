@@ -123,7 +123,7 @@ def train(play: Play, log_pi: Array, old: Path, new: Path) -> tuple[Array, list[
         band_every=0,
     )
     order, _ = deal([row.shared_length for row in rows], STEPS, len(rows), wanted.seed)
-    args = arguments(wanted, STEPS, new)
+    args = arguments(wanted, Workers(), STEPS, new)
     records: list[dict[str, Any]] = []
     trainer = PairTrainer(
         model=worker.load_policy(old, wanted),

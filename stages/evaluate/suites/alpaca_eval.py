@@ -12,8 +12,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,23 +61,37 @@ def annotate(
     settings = resolved(annotator)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     cache = beside / f".{named(annotator.config)}-{key}.json"
-    if cache.is_file():  # drop the rows without a preference (-1), which the package would keep
-        rows = json.loads(cache.read_text(encoding="utf-8"))
-        cache.write_text(json.dumps([row for row in rows if row["preference"] != -1]), encoding="utf-8")
+    drop_unanswered(cache)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = Path(scratch) / named(annotator.config) / "configs.yaml"
         config.parent.mkdir()
         config.write_text(json.dumps(settings), encoding="utf-8")  # which is YAML
         try:
-            asked = PairwiseAnnotator(annotators_config=config, caching_path=cache)
-            annotations: list[Record] = asked.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
+            judge = PairwiseAnnotator(annotators_config=config, caching_path=cache)
+            annotations: list[Record] = judge.annotate_head2head(pd.DataFrame(reference), pd.DataFrame(outputs))
         except Exception as error:  # of the package, of an API, of a server
             raise DataError(
                 f"annotator {annotator.config}: {type(error).__name__}: {first_line(error)!r}. Check its key "
                 "(OPENAI_API_KEY), or its server (--base-url), then run again: what it has answered is kept."
             ) from None
     return annotations
+
+
+def drop_unanswered(cache: Path) -> None:
+    """Drop the rows without a preference (-1) from the package's cache, which would keep them. DataError if damaged."""
+    if not cache.is_file():
+        return
+    try:
+        answered = [row for row in json.loads(cache.read_text(encoding="utf-8")) if row["preference"] != -1]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{cache}: the cache of the annotator's answers is damaged ({error}); remove the file, then run again: "
+            "every row is asked about again."
+        ) from None
+    temporary = cache.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(answered), encoding="utf-8")
+    temporary.replace(cache)
 
 
 def resolved(annotator: Annotator) -> dict[str, dict[str, Any]]:
@@ -151,39 +164,33 @@ def length_controlled(annotations: Sequence[Record], gamed: Path) -> dict[str, f
     import pandas as pd
     from alpaca_eval.metrics import glm_winrate
 
-    check_gamed(gamed, len(annotations))
+    _check_gamed(gamed, len(annotations))
     columns = ("instruction", "output_1", "output_2", "generator_1", "generator_2", "preference")
     table = pd.DataFrame([{name: row[name] for name in columns} for row in annotations])
-    with _reading(glm_winrate, gamed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fit = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None, is_warn_extreme_changes=False)
+    fetch, glm_winrate.hf_hub_download = glm_winrate.hf_hub_download, lambda **_: str(gamed)  # read, not downloaded
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit = glm_winrate.get_length_controlled_winrate(table, save_weights_dir=None, is_warn_extreme_changes=False)
+    finally:
+        glm_winrate.hf_hub_download = fetch
     return _plain({name: fit[name] for name in ("length_controlled_winrate", "lc_standard_error")})
 
 
-def check_gamed(path: Path, rows: int) -> None:
+def _check_gamed(path: Path, rows: int) -> None:
     """DataError when the file is not what the fit needs."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
             missing = [name for name in GAMED_COLUMNS if name not in (table.fieldnames or [])]
-            known = {int(float(row["index"])) for row in table} if not missing else set()
+            indices = {int(float(row["index"])) for row in table} if not missing else set()
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable table ({error}); get df_gamed.csv again.") from None
     if missing:
         raise DataError(f"{path}: no column {', '.join(missing)}; give df_gamed.csv of the suite.")
-    absent = next((row for row in range(rows) if row not in known), None)
+    absent = next((row for row in range(rows) if row not in indices), None)
     if absent is not None:
         raise DataError(f"{path}: has no index {absent}, of {rows} instructions; give df_gamed.csv of the suite.")
-
-
-@contextmanager
-def _reading(module: Any, path: Path) -> Iterator[None]:
-    """Have the package read `path` where it would fetch a file."""
-    fetch, module.hf_hub_download = module.hf_hub_download, lambda **_: str(path)
-    try:
-        yield
-    finally:
-        module.hf_hub_download = fetch
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, float]:

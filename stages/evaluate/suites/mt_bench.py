@@ -59,16 +59,18 @@ def prompt_name(category: str, turn: int) -> str:
     return f"single-{'math-' if category in WITH_REFERENCE else ''}v1{'-multi-turn' if turn == 2 else ''}"
 
 
-def question(prompt: Prompt, asked: Sequence[str], answers: Sequence[str], reference: Sequence[str], turn: int) -> str:
+def question(
+    prompt: Prompt, questions: Sequence[str], answers: Sequence[str], reference: Sequence[str], turn: int
+) -> str:
     """Return the user's message to the judge. At turn 2 it sees both turns, at turn 1 none of the second.
 
-    asked, answers, reference: of turns 1 and 2; reference is empty where the prompt has none.
+    questions, answers, reference: of turns 1 and 2; reference is empty where the prompt has none.
     """
     texts = {f"ref_answer_{i}": text for i, text in enumerate(reference, start=1)}
     if turn == 1:
-        texts |= {"question": asked[0], "answer": answers[0]}
+        texts |= {"question": questions[0], "answer": answers[0]}
     else:
-        texts |= {f"question_{i}": text for i, text in enumerate(asked, start=1)}
+        texts |= {f"question_{i}": text for i, text in enumerate(questions, start=1)}
         texts |= {f"answer_{i}": text for i, text in enumerate(answers, start=1)}
     return prompt.template.format(**texts)
 

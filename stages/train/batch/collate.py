@@ -15,16 +15,22 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sparring.stages.train.batch.rows import ResponsePair
-from sparring.stages.train.loss.repulsion import pool_weights
 
 COLUMNS = ("p_w", "p_l", "p_wl", "label", "ref_w", "ref_l", "base_w", "base_l")
 """What an objective reads of a ResponsePair beside its tokens."""
 
 
-def content_length(response: Sequence[int], end_of_turn: Collection[int]) -> int:
-    """Tokens of a response without the end-of-turn token; a response of that token alone counts it."""
-    ends = len(response) > 1 and response[-1] in end_of_turn
-    return len(response) - int(ends)
+def pool_weights(content: Tensor, pooling: str) -> Tensor:
+    """Weights over positions whose sum is one per row.
+
+    content: (R, T) bool, True at a response's tokens without its end-of-turn. `mean`: 1/n at each of the n content
+    tokens; `last`: 1 at the last of them.
+    """
+    if pooling == "mean":
+        return content.float() / content.sum(1, keepdim=True)
+    positions = torch.arange(content.shape[1], device=content.device)
+    last = torch.where(content, positions, -1).amax(1, keepdim=True)
+    return (positions == last).float()
 
 
 def collate(
@@ -97,6 +103,7 @@ def _responses(
         predictors[i, :n] = positions[i, :n] - 1
         predictors[i, 0] = after_prompt - 1
         mask[i, :n] = True
-        content[i, : content_length(response, end_of_turn)] = True
+        ends = n > 1 and response[-1] in end_of_turn  # a response of that token alone is pooled over it
+        content[i, : n - ends] = True
     weights = pool_weights(content, pooling)
     return {"positions": positions, "predictors": predictors, "response_mask": mask, "pool_weights": weights}

@@ -26,11 +26,11 @@ def deal(lengths: Sequence[int], epochs: int, global_batch: int, seed: int) -> t
 
 
 def shares(order: Sequence[int], lengths: Sequence[int], workers: int, micro_batch: int) -> list[int]:
-    """Reorder so that the workers' micro-batches of the same time hold similar numbers of tokens; all wait for one.
+    """Reorder so that the micro-batches that workers compute at the same time hold similar numbers of tokens.
 
-    Every workers * micro_batch rows in a row are one such time, and the workers take the next micro_batch of them each.
-    The rows of a time, by length, go to the workers in turn, there and back again: 0 1 2 2 1 0 0 1 2. So the rows of an
-    optimizer step stay the same, and one worker's order does too if they are sorted.
+    All workers wait for the slowest one. Each window of workers * micro_batch rows is computed at the same time: its
+    rows, sorted by length, are dealt to the workers in alternating direction, 0 1 2 2 1 0 0 1 2. The rows of an
+    optimizer step stay the same; so does their order where there is one worker and they are sorted.
     """
     window, dealt = workers * micro_batch, []
     for start in range(0, len(order), window):

@@ -1,9 +1,7 @@
-"""How far training moved the log-probs of training pairs: in memory, and again from the published folder.
+"""How far training moved the log-probs of training pairs, under the model in memory.
 
-The pairs are a draw by seed, all where there are no more: those of the first batches would be the shortest ones.
-
-A loop that learns nothing can look green: the weights may be rounded back when they are published, or the loss may
-move by noise alone. So the numbers of the model in memory are compared with those of the folder that was written.
+The pairs are a draw by seed, all where there are no more: those of the first batches would be the shortest ones. The
+published folder must give the same numbers: tests load it anew and compare.
 
 h is the change since the policy that sampled. Where no step `reference` has scored that (simpo), `from_start` does, for
 the rows of the probe alone.
@@ -12,16 +10,13 @@ the rows of the probe alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-from transformers import TrainerCallback
 
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.model.forward import Bound
-from sparring.stages.train.model.scorer import load_scorer, score
+from sparring.stages.train.model.scorer import score
 
 ROWS = 64
 """Most training pairs of the probe."""
@@ -32,17 +27,6 @@ ALONE = 8
 def drawn(pairs: int, seed: int) -> list[int]:
     """Return the indices, in order, of ROWS of the pairs, or of all: the same for the same seed."""
     return sorted(random.Random(f"probe {seed}").sample(range(pairs), min(pairs, ROWS)))
-
-
-class BeforeTraining(TrainerCallback):
-    """Measures once the engine is made, before the first optimizer step."""
-
-    def __init__(self, measure: Callable[[], None]) -> None:
-        self.measure = measure
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Measure; the trainer calls this on every rank."""
-        self.measure()
 
 
 def changes_of_log_prob(model: Bound, rows: Sequence[ResponsePair]) -> list[dict[str, Any]]:
@@ -58,12 +42,7 @@ def from_start(model: Bound, rows: Sequence[ResponsePair]) -> tuple[list[Respons
     together = score(model, rows)
     alone = [score(model, [row])[0] for row in rows[:ALONE]]
     started = [replace(row, ref_w=z_w, ref_l=z_l) for row, (z_w, z_l) in zip(rows, together, strict=True)]
-    apart = [
+    differences = [
         abs(a - b) for one, two in zip(together[:ALONE], alone, strict=True) for a, b in zip(one, two, strict=True)
     ]
-    return started, sum(apart) / len(apart)
-
-
-def reload_probe(folder: Path, rows: Sequence[ResponsePair], dtype: str = "float32") -> list[dict[str, Any]]:
-    """The same from a published folder; call it in a process that has not configured ZeRO-3."""
-    return changes_of_log_prob(load_scorer(folder, dtype), rows)
+    return started, sum(differences) / len(differences)

@@ -24,16 +24,11 @@ OPTIMIZER_FILES, MODEL_FILES = "**/*zero_pp_rank_*_optim_states.pt", "**/*zero_p
 FLAT, STATE = "fp32_flat_groups", "optimizer_state_dict"
 
 
-def joined(parts: Sequence[Tensor], size: int) -> Tensor:
-    """Return the `size` values of a parameter of its W parts, each (ceil(size / W),)."""
-    return torch.cat(list(parts))[:size]
-
-
 def part_of(full: Tensor, workers: int, rank: int) -> Tensor:
     """Return the part of `rank`, (ceil(n / workers),), of a parameter of n values, padded with zeros."""
     each = -(-len(full) // workers)
-    mine = full[rank * each : (rank + 1) * each]
-    return torch.nn.functional.pad(mine, (0, each - len(mine)))
+    part = full[rank * each : (rank + 1) * each]
+    return torch.nn.functional.pad(part, (0, each - len(part)))
 
 
 def workers_of(folder: Path) -> int:
@@ -69,10 +64,11 @@ class _Layout:
         """Fill this rank's flat tensor of some parameters; saved: the flat tensors of each saved rank."""
         at = 0
         for name in names:
-            full = joined([cut(flats, self.begins[name], self.each[name]) for flats in saved], self.sizes[name])
-            mine = part_of(full, dist.get_world_size(), dist.get_rank())
-            target[at : at + len(mine)] = mine
-            at += len(mine)
+            parts = [cut(flats, self.begins[name], self.each[name]) for flats in saved]
+            full = torch.cat(parts)[: self.sizes[name]]
+            part = part_of(full, dist.get_world_size(), dist.get_rank())
+            target[at : at + len(part)] = part
+            at += len(part)
 
 
 def cut(flats: Sequence[Tensor], begin: int, length: int) -> Tensor:
@@ -88,7 +84,7 @@ def _states(
     saved: list[dict[str, Any]], fresh: Sequence[Tensor], groups: Sequence[Sequence[str]], layout: _Layout
 ) -> dict[int, dict[str, Any]]:
     """Return the optimizer's states by group; one number, such as a step, is the same for all."""
-    made: dict[int, dict[str, Any]] = {group: {} for group in range(len(groups))}
+    states: dict[int, dict[str, Any]] = {group: {} for group in range(len(groups))}
     for name, first in saved[0][STATE]["state"][0].items():
         flats = [[one[STATE]["state"][i][name] for i in sorted(one[STATE]["state"])] for one in saved]
         sized = torch.is_tensor(first) and first.dim()
@@ -98,11 +94,11 @@ def _states(
                 f"another number; set hardware.workers={len(saved)} again, or run with another optimizer."
             )
         for group, names in enumerate(groups):
-            made[group][name] = copy.deepcopy(first)  # a tensor that groups share would count every step twice
+            states[group][name] = copy.deepcopy(first)  # a tensor that groups share would count every step twice
             if sized:
-                made[group][name] = torch.zeros_like(fresh[group], dtype=first.dtype)
-                layout.deal(made[group][name], names, flats)
-    return made
+                states[group][name] = torch.zeros_like(fresh[group], dtype=first.dtype)
+                layout.deal(states[group][name], names, flats)
+    return states
 
 
 def _by_rank(folder: Path, pattern: str) -> list[Path]:

@@ -11,12 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from sparring.stages.errors import TrainingFault
 from sparring.stages.step import Job, Workers
+from sparring.stages.train.batch.order import deal, shares
+from sparring.stages.train.batch.rows import ResponsePair, ends_of_turn, load_rows
 from sparring.stages.train.config import TrainSettings, optimizer_steps, refuse_too_few_steps
 from sparring.stages.train.files import checkpoint
 from sparring.stages.train.launch import sigterm
-from sparring.stages.train.launch.failures import current_settings, post_failure
+from sparring.stages.train.launch.failures import current_settings, post_ending, post_failure
 from sparring.stages.train.launch.mailbox import (
     DISK_FULL,
     ENDING,
@@ -57,8 +62,8 @@ def work(config: dict[str, Job[TrainSettings]]) -> dict[str, Any] | None:
     try:
         return train_rank(job, rank, send)
     except Exception as error:
-        known = post_failure(job, rank, error)
-        if not known or job.workers.count > 1:  # the others may wait for this one for ever: Ray ends them
+        handled = post_failure(job, rank, error)
+        if not handled or job.workers.count > 1:  # the others may wait for this one for ever: Ray ends them
             raise
         return None
 
@@ -66,8 +71,6 @@ def work(config: dict[str, Job[TrainSettings]]) -> dict[str, Any] | None:
 def train_rank(job: Job[TrainSettings], rank: int, send: Sender) -> dict[str, Any] | None:
     """Train as one rank of a process group that is set up; return as `work` does."""
     prepare_process(job.workers)
-    from sparring.stages.train.batch.order import deal
-    from sparring.stages.train.batch.rows import load_rows
     from sparring.stages.train.trainer.trainer import NotFinite
 
     settings, trainer = job.settings, job.settings.trainer
@@ -89,7 +92,6 @@ def prepare_process(workers: Workers) -> None:
     if workers.gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
-    import torch
 
     torch.set_num_threads(workers.cpus)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -100,7 +102,7 @@ class Session:
     """The training of one rank, from the policy or the latest checkpoint to the published files."""
 
     def __init__(
-        self, job: Job[TrainSettings], rank: int, send: Sender, rows: Sequence[Any], order: Sequence[int]
+        self, job: Job[TrainSettings], rank: int, send: Sender, rows: Sequence[ResponsePair], order: Sequence[int]
     ) -> None:
         self.job, self.rank, self.send, self.rows, self.order = job, rank, send, rows, order
         from sparring.stages.train.files.probe import drawn
@@ -127,16 +129,14 @@ class Session:
 
     def _micro_batched(self) -> TrainSettings:
         """Return the settings with a number of pairs in a forward pass, by a probe where none is known."""
-        import torch.distributed as dist
-
         from sparring.stages.train.trainer.micro_batch import probe
 
-        settings, share = current_settings(self.job), self.settings.share()
+        settings, share = current_settings(self.job), self.settings.share(self.job.workers.count)
         if self.settings.hardware.micro_batch != "auto" or share == 1:
             return settings
-        known = _of_rank_0((read(self.job, MICRO_BATCH) or {}).get("chosen"))
-        if known:
-            return settings.with_micro_batch(known)
+        chosen = _of_rank_0((read(self.job, MICRO_BATCH) or {}).get("chosen"))
+        if chosen:
+            return settings.with_micro_batch(chosen)
         pairs, text = probe(
             self._trainer,
             settings,
@@ -151,21 +151,19 @@ class Session:
         return settings.with_micro_batch(pairs)
 
     def _trainer(self, settings: TrainSettings) -> Any:
-        from sparring.stages.train.batch.order import shares
-        from sparring.stages.train.batch.rows import ends_of_turn
         from sparring.stages.train.trainer.arguments import arguments
         from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
         steps = optimizer_steps(len(self.rows), settings.trainer.epochs, settings.trainer.global_batch)
-        args = arguments(settings, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
+        args = arguments(settings, self.job.workers, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
         model = load_policy(self.policy, settings, self.route)
-        micro, lengths = settings.micro_pairs(), [row.shared_length for row in self.rows]
+        workers, lengths = self.job.workers.count, [row.shared_length for row in self.rows]
         return PairTrainer(
             model=model,
             args=args,
             settings=settings,
             rows=self.rows,
-            order=shares(self.order, lengths, settings.hardware.workers, micro),
+            order=shares(self.order, lengths, workers, settings.micro_pairs(workers)),
             end_of_turn=ends_of_turn(self.job.inputs["samples"]),
             hooks=Hooks(
                 on_step=self._on_step,
@@ -198,7 +196,7 @@ class Session:
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
         if self.settings.objective.reads_reference and not self.history:
-            from sparring.stages.train.files.probe import BeforeTraining
+            from sparring.stages.train.trainer.trainer import BeforeTraining
 
             self.trainer.add_callback(BeforeTraining(self._measure_noise))
         self.trainer.train(resume_from_checkpoint=str(self.resumed[0]) if self.resumed else None)
@@ -210,8 +208,8 @@ class Session:
         from sparring.stages.train.files.probe import ALONE
 
         alone = (self._probe([pair])[0] for pair in self.probed[:ALONE])
-        moved = [abs(row[name]) for row in alone for name in ("h_w", "h_l")]
-        self.history.append({"noise": sum(moved) / len(moved)})
+        changes = [abs(row[name]) for row in alone for name in ("h_w", "h_l")]
+        self.history.append({"noise": sum(changes) / len(changes)})
 
     def _on_step(self, record: dict[str, Any]) -> None:
         self.history.append(record)
@@ -220,8 +218,6 @@ class Session:
             self.send({"done": record["step"], **shown, "pid": os.getpid()})
 
     def _seal(self, folder: Path, step: int) -> None:
-        import torch.distributed as dist
-
         if self.rank == 0:
             (folder / METRICS).write_text(_lines(self.history), encoding="utf-8")
         dist.barrier()
@@ -239,8 +235,6 @@ class Session:
 
         Where training ended before its last step, only what is saved is returned.
         """
-        import torch
-
         from sparring.stages.train.files.publish import changes, publish
 
         state = self.trainer.state
@@ -257,18 +251,20 @@ class Session:
         metrics.write_text(_lines(self.history), encoding="utf-8")
         checkpoint.sync(metrics)
         files = {f"model/{path.name}": str(path) for path in sorted(folder.iterdir())} | {METRICS: str(metrics)}
-        moved = {f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")}
-        probed = {**moved, "probe_pairs": len(probe)}
+        probed: dict[str, Any] = {
+            f"probe_{name}": sum(row[name] for row in probe) / len(probe) for name in ("h_w", "h_l")
+        }
+        probed["probe_pairs"] = len(probe)
         summary = {**self._summary(), **probed, **changes(self.policy, folder), **counts}
         return self._outcome({"files": files, "summary": summary})
 
     def _outcome(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """Return what training came to; of rank 0 posted as well, for a rank may die before all have returned."""
-        if self.rank == 0 and read(self.job, ENDING) is None:
-            post(self.job, ENDING, outcome)
+        if self.rank == 0:
+            post_ending(self.job, outcome)
         return outcome
 
-    def _probe(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    def _probe(self, rows: Sequence[ResponsePair]) -> list[dict[str, Any]]:
         """h of some pairs under the model in memory."""
         from sparring.stages.train.files.probe import changes_of_log_prob
 
@@ -277,9 +273,6 @@ class Session:
 
     def _summary(self) -> dict[str, float]:
         steps = [record for record in self.history if "step" in record]
-        noise, first = self.noise, self.history[0]
-        if noise is None:  # mean |h| before training; of a training begun by an older version, of its first step
-            noise = float(first["noise"] if "noise" in first else first["abs_h"])
         gauge = {"saturation": steps[-1]["saturation"]} if "saturation" in steps[-1] else {}
         return {
             **gauge,
@@ -288,7 +281,7 @@ class Session:
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
             "distance_new": steps[0]["distance"],  # under the policy it starts from, of pairs no training has seen
-            "noise": noise,
+            "noise": self.history[0]["noise"] if self.noise is None else self.noise,
             "clipped_share": sum(record["clipped"] for record in steps) / len(steps),
             **_averages(steps, AVERAGED),
             **_averages(steps[-1:], ("delta", "delta_skipped")),
@@ -297,8 +290,6 @@ class Session:
 
 def _of_rank_0(value: Any) -> Any:
     """Return the value of rank 0: a shared file system may show the ranks different things."""
-    import torch.distributed as dist
-
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
@@ -323,8 +314,8 @@ def load_policy(folder: Path, settings: TrainSettings, route: Any = None) -> Any
 
 def _averages(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
     """Mean of each name over the records that have it."""
-    known = {name: [record[name] for record in records if name in record] for name in names}
-    return {name: sum(values) / len(values) for name, values in known.items() if values}
+    values_of = {name: [record[name] for record in records if name in record] for name in names}
+    return {name: sum(values) / len(values) for name, values in values_of.items() if values}
 
 
 def _lines(records: Sequence[dict[str, Any]]) -> str:

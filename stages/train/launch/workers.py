@@ -18,8 +18,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sparring.stages.errors import TrainingFault
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job
+from sparring.stages.train import memory
 from sparring.stages.train.config import TrainSettings
-from sparring.stages.train.launch import failures, memory, sigterm, worker
+from sparring.stages.train.launch import failures, sigterm, worker
 from sparring.stages.train.launch.mailbox import STOP, Receiver, groups, mailbox, request_group
 
 Report = Callable[[dict[str, Any]], None]
@@ -123,10 +124,11 @@ class _Wait:
         """Return whether a signal `number` ends the wait (0: none); TrainingFault when no worker begins in time."""
         if number:
             if not self.stopped_at and begun:
-                self._message(
+                text = (
                     "the workers save their state after this optimizer step; a second signal ends the run at once, "
                     f"as does their silence of {SAVING_S:.0f} s"
                 )
+                self.report({"event": "message", "text": text})
             self.stopped_at = self.stopped_at or time.monotonic()
             return not begun or time.monotonic() - self.stopped_at > SAVING_S
         self.patience = None if begun else self.patience or Patience()
@@ -140,11 +142,9 @@ class _Wait:
                 "Lower hardware.workers, or wait for the others; then run again."
             )
         if patience.is_due():
-            self._message(f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {PLACEMENT_S:.0f} s")
+            text = f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {PLACEMENT_S:.0f} s"
+            self.report({"event": "message", "text": text})
         return False
-
-    def _message(self, text: str) -> None:
-        self.report({"event": "message", "text": text})
 
 
 def _trainer(job: Job[TrainSettings]) -> TorchTrainer:

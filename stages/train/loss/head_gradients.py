@@ -1,9 +1,8 @@
 """Gradients of log-probs with respect to the language-model head's weight, in closed form. Pure torch.
 
-With u_t = scale (W x_t + b), logits_t = cap tanh(u_t / cap) where the model caps them (else u_t), and
-z = sum_t log softmax_t[y_t]:
+With z = sum_t log softmax(l_t)[y_t], l_t the logits of state x_t (lm_head.Head), softcap only where the model has one:
 
-    dz/dW = A^T X, (V, H);  A: (n, V), a_t = scale (onehot(y_t) - softmax_t) (1 - (logits_t / cap)^2);  X: (n, H)
+    dz/dW = A^T X, (V, H);  A: (n, V), a_t = scale (onehot(y_t) - softmax(l_t)) (1 - (l_t / softcap)^2);  X: (n, H)
 
 Of a tied head this is the gradient through the head alone. Never are there logits of more than CHUNK tokens, or more
 than COLUMNS of the vocabulary for the tokens of one pair. Under autocast the products are rounded as in training.
@@ -11,40 +10,17 @@ than COLUMNS of the vocabulary for the tokens of one pair. Under autocast the pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from sparring.stages.train.model.lm_head import CHUNK, chunks
+from sparring.stages.train.model.lm_head import CHUNK, Head, chunks
 
 COLUMNS = 8192
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """What turns a hidden state into logits."""
-
-    weight: Tensor
-    """(V, H)."""
-    bias: Tensor | None
-    """(V,)."""
-    cap: float | None
-    """final_logit_softcapping."""
-    scale: float = 1.0
-
-    def logits(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Logits (n, stop - start) fp32 of states (n, H) for the tokens start .. stop of the vocabulary."""
-        bias = None if self.bias is None else self.bias[start:stop]
-        u = linear(x, self.weight[start:stop], bias).float()
-        u = u if self.scale == 1 else u * self.scale
-        return u if self.cap is None else self.cap * torch.tanh(u / self.cap)
-
-
 def add_gradient(total: Tensor, x: Tensor, tokens: Tensor, head: Head) -> None:
     """Add dz/dW = A^T X of n tokens to `total`, (V, H) fp32. x: (n, H), the states that predict `tokens`, (n,)."""
-    for rows, _, a in chunks(x, tokens, head.weight, head.bias, head.cap, head.scale):
+    for rows, _, a in chunks(x, tokens, head):
         for start in range(0, len(total), COLUMNS):
             total[start : start + COLUMNS] += a[:, start : start + COLUMNS].T @ x[rows]
 
@@ -64,7 +40,7 @@ def products(x_w: Tensor, tokens_w: Tensor, x_l: Tensor, tokens_l: Tensor, head:
         a = -(logits - log_sum[:, None]).exp()  # the columns of A from `start` on
         inside = ((tokens >= start) & (tokens < start + logits.shape[1])).nonzero().squeeze(1)
         a[inside, tokens[inside] - start] += 1
-        a = a if head.cap is None else a * (1 - (logits / head.cap).square())
+        a = a if head.softcap is None else a * (1 - (logits / head.softcap).square())
         a = a if head.scale == 1 else a * head.scale
         if gram is not None:
             gram += a @ a.T

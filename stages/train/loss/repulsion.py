@@ -1,6 +1,6 @@
-"""Latent repulsion of chosen and rejected responses: pooling of hidden states and the terms that push them apart.
+"""Latent repulsion: the terms that push the hidden states of chosen and rejected responses apart.
 
-u = x/|x|, x the final-norm last hidden state pooled over a response; d = |u_w - u_l| on unit vectors, so
+u = x/|x|, x the hidden states pooled over a response (see model/forward.py); d = |u_w - u_l| on unit vectors, so
 d^2 = 2 - 2 cos(u_w, u_l). Pure torch. S-SPPO, arXiv 2606.01561; variant, margin and pooling are choices of ours.
 """
 
@@ -15,24 +15,6 @@ DISTANCE_EPS = 1e-12
 """Under the root of d: equal states keep a finite gradient."""
 LOG_EPS = 1e-6
 """Inside the log: equal states keep a finite value."""
-
-
-def pool_weights(content: Tensor, pooling: str) -> Tensor:
-    """Weights over positions whose sum is one per row.
-
-    content: (R, T) bool, True at a response's tokens without its end-of-turn. `mean`: 1/n at each of the n content
-    tokens; `last`: 1 at the last of them.
-    """
-    if pooling == "mean":
-        return content.float() / content.sum(1, keepdim=True)
-    positions = torch.arange(content.shape[1], device=content.device)
-    last = torch.where(content, positions, -1).amax(1, keepdim=True)
-    return (positions == last).float()
-
-
-def pool(states: Tensor, weights: Tensor) -> Tensor:
-    """Pool (R, T, H) states with (R, T) weights into (R, H), in fp32."""
-    return torch.einsum("rt,rth->rh", weights.float(), states.float())
 
 
 def distance(x_w: Tensor, x_l: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.stages.train import config
+from sparring.stages.train.config import RewardCalibrationConfig
 
 LOGS = ("log_d_w", "log_d_l", "log_norm_w", "log_norm_l")
 
@@ -44,7 +44,7 @@ class RewardCalibration:
     not calibrated. `skipped` counts those.
     """
 
-    def __init__(self, settings: config.RewardCalibration) -> None:
+    def __init__(self, settings: RewardCalibrationConfig) -> None:
         self.settings = settings
         self.logs: dict[str, float] = {}
         self.held, self.skipped = False, 0

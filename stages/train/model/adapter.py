@@ -82,7 +82,13 @@ def attach(model: Any, adapter: AdapterConfig, seed: int) -> None:
             raise ConfigError(
                 f"trainer.adapter.targets={list(adapter.targets)}: {' '.join(str(error).split())}"
             ) from None
-    model.register_load_state_dict_post_hook(_frozen_are_the_policys)
+
+    def expect_no_frozen_weights(module: nn.Module, incompatible: Any) -> None:
+        """Checkpoints leave out what is frozen; it was loaded from the policy."""
+        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in frozen]
+
+    model.register_load_state_dict_post_hook(expect_no_frozen_weights)
 
 
 def _check_targets(model: Any, adapter: Adapter) -> None:
@@ -102,8 +108,8 @@ def _check_targets(model: Any, adapter: Adapter) -> None:
         raise ConfigError(f"{key}: the head takes no adapter; leave it out.")
     unknown = [target for target in adapter.targets if not any(name.endswith(f".{target}") for name in layers)]
     if unknown:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-        raise ConfigError(f"{key}: the policy has no linear layer {listed(unknown)}; choose from {known}.")
+        choices = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        raise ConfigError(f"{key}: the policy has no linear layer {listed(unknown)}; choose from {choices}.")
     ends = tuple(f".{target}" for target in adapter.targets) or ("",)
     most = max(side for name, side in layers.items() if name.endswith(ends))
     if adapter.rank > most:
@@ -111,12 +117,6 @@ def _check_targets(model: Any, adapter: Adapter) -> None:
             f"trainer.adapter.rank={adapter.rank}: the layers that it is put on have at most {most} rows or columns, "
             f"and a product of more than that rank is no more; use {most} or less, or adapter=off."
         )
-
-
-def _frozen_are_the_policys(model: nn.Module, incompatible: Any) -> None:
-    """Checkpoints leave out what is frozen; it was loaded from the policy."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in frozen]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
-from sparring.stages.train.loss.repulsion import pool
 from sparring.stages.train.model import attention, lm_head
 from sparring.stages.train.model.hidden_states import Reading
 
@@ -198,6 +197,11 @@ def _score(
     rows = torch.zeros(response_mask.shape, dtype=torch.float64, device=tokens.device)
     z = rows.masked_scatter(response_mask, token_log_probs.double()).sum(1)
     return z, pool(states.flatten(0, 1)[positions], pool_weights)
+
+
+def pool(states: Tensor, weights: Tensor) -> Tensor:
+    """Pool (R, T, H) states with (R, T) weights into (R, H), in fp32."""
+    return torch.einsum("rt,rth->rh", weights.float(), states.float())
 
 
 def _with_states(model: Any, own: Callable[[], Tensor], reading: Reading | None) -> tuple[Tensor, Tensor]:

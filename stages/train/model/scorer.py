@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sparring.stages.errors import DataError
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
-from sparring.stages.train.launch.memory import out_of_memory
+from sparring.stages.train.memory import out_of_memory
 from sparring.stages.train.model.adapter import load_base
 from sparring.stages.train.model.forward import Bound, Route, bind, decoder, forward, routes, softcap
 
@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 """Nats a token between a pass and the model's own forward."""
 ROUNDING = 10.0
 """Times the nats a token that rounding makes of the model's own forward, where those are more."""
-MOST = 1e-2
+MOST_ROUNDING = 1e-2
 """Nats a token that never count as rounding in float32."""
 LENGTHS = ((5, 6, 3), (2, 1, 8))
 """Tokens of prompt, chosen and rejected response of each pair."""
@@ -114,7 +114,7 @@ def bind_checked(model: nn.Module, dtype: str) -> Bound:
             truth = _truth(model)
         except Exception as error:
             raise DataError(
-                f"{config.model_type}: its own forward pass {_failed(error)}; choose a policy that transformers "
+                f"{config.model_type}: its own forward pass {_reason(error)}; choose a policy that transformers "
                 "runs on tokens alone."
             ) from error
         tried = [replace(route, scale=truth.scale) for route in guesses]
@@ -123,16 +123,16 @@ def bind_checked(model: nn.Module, dtype: str) -> Bound:
         for route in tried:
             fault = _fault(model, route, dtype, truth)
             if not fault:
-                why = f"{config.model_type}: scored {_name(route)} because {'; '.join(wrong)}" if wrong else ""
+                why = f"{config.model_type}: scored {_described(route)} because {'; '.join(wrong)}" if wrong else ""
                 return bind(model, dtype, replace(route, why=why))
-            wrong.append(f"{_name(route)} {fault}")
+            wrong.append(f"{_described(route)} {fault}")
     raise DataError(
         f"{config.model_type}: no pass of the trainer gives the log-probs of this policy's own forward: "
         f"{'; '.join(wrong)}; choose a policy of another architecture."
     )
 
 
-def _name(route: Route) -> str:
+def _described(route: Route) -> str:
     if route.packs:
         return "in sequences without padding" if route.flat else "in packed pairs"
     rows = f"in padded rows ({route.attention} attention)"
@@ -142,10 +142,10 @@ def _name(route: Route) -> str:
 def _fault(model: nn.Module, route: Route, dtype: str, truth: Truth) -> str:
     """Return what is wrong with a route's pass, "" where it differs from the truth by no more than rounding."""
     layouts = {route.shared_up_to, 0}  # rows that are longer than that stand in padded rows
-    limit = max(TOLERANCE, min(MOST, ROUNDING * truth.rounding))
+    limit = max(TOLERANCE, min(MOST_ROUNDING, ROUNDING * truth.rounding))
     try:
         if route.flat:
-            limit = max(limit, ROUNDING * _per_token(_own_z(model, truth.rows, dtype)[0] - truth.z, truth.rows))
+            limit = max(limit, ROUNDING * _per_token(_own_log_probs(model, truth.rows, dtype)[0] - truth.z, truth.rows))
         bind(model, dtype if route.flat else "float32", route)
         off, device = 0.0, next(model.parameters()).device
         for shared in layouts:
@@ -153,11 +153,11 @@ def _fault(model: nn.Module, route: Route, dtype: str, truth: Truth) -> str:
             z, _ = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
             off = max(off, _per_token(z.cpu() - truth.z, truth.rows))
     except Exception as error:
-        return f"it {_failed(error)}"
+        return f"it {_reason(error)}"
     return "" if off <= limit else f"it is off by {off:.2g} nats a token"
 
 
-def _failed(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Name an error that a model raised; raise again one that is not of the model."""
     if out_of_memory(error):
         raise error
@@ -177,9 +177,9 @@ def _truth(model: nn.Module) -> Truth:
     for i, lengths in enumerate(LENGTHS):
         prompt, chosen, rejected = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths)
         rows.append(ResponsePair(id=str(i), prompt=prompt, chosen=chosen, rejected=rejected))
-    z, passes = _own_z(model, rows, "float32")
+    z, passes = _own_log_probs(model, rows, "float32")
     prompt, response = _sequences(rows)[-1]
-    longer = _own(model, prompt + response + prompt * BEHIND, "float32")
+    longer = _own_forward(model, prompt + response + prompt * BEHIND, "float32")
     moved = abs(z[-1].item() - _log_prob(longer.logits, prompt, response))
     return Truth(rows=rows, z=z, rounding=moved / len(response), scale=_scale(model, passes))
 
@@ -188,11 +188,11 @@ def _sequences(rows: Sequence[ResponsePair]) -> list[tuple[list[int], list[int]]
     return [(row.prompt, row.chosen) for row in rows] + [(row.prompt, row.rejected) for row in rows]
 
 
-def _own_z(model: nn.Module, rows: Sequence[ResponsePair], dtype: str) -> tuple[Tensor, list[OwnForward]]:
+def _own_log_probs(model: nn.Module, rows: Sequence[ResponsePair], dtype: str) -> tuple[Tensor, list[OwnForward]]:
     """Score the rows by the model's own forward in `dtype`, attending eagerly, each sequence alone."""
     bind(model, dtype, Route(attention="eager", own_logits=True))
     sequences = _sequences(rows)
-    passes = [_own(model, prompt + response, dtype) for prompt, response in sequences]
+    passes = [_own_forward(model, prompt + response, dtype) for prompt, response in sequences]
     z = [_log_prob(one.logits, *sequence) for one, sequence in zip(passes, sequences, strict=True)]
     return torch.tensor(z, dtype=torch.float64), passes
 
@@ -207,7 +207,7 @@ class OwnForward:
     """(T, H), what its base model returned; None where it has none apart from itself."""
 
 
-def _own(model: Any, ids: Sequence[int], dtype: str) -> OwnForward:
+def _own_forward(model: Any, ids: Sequence[int], dtype: str) -> OwnForward:
     seen: list[Tensor] = []
     handle = decoder(model).register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     try:

@@ -59,27 +59,27 @@ def run(job: Job[TrainSettings], report: workers.Report, stop_signal: Callable[[
 
 def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: workers.Report) -> dict[str, Any]:
     """Start groups of workers until one has finished; return what its rank 0 returned."""
-    made: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     receiver = Receiver(job, report)
     while not stop_signal():
         ended = workers.fit(job, stop_signal, receiver)
         failed = ended if isinstance(ended, TrainingFailedError) else None
         ending = read(job, ENDING) or {}
-        made = getattr(ended, "return_value", None) or ending
+        outcome = getattr(ended, "return_value", None) or ending
         if (mailbox(job) / DISK_FULL).exists() or (failed and disk_is_full(failed, job.out)):
             raise DataError(full_disk(job.out))
         if "type" in ending:
             raise getattr(errors, ending["type"])(ending["message"])
-        if "files" in made:
-            return dict(made)
+        if "files" in outcome:
+            return dict(outcome)
         if stop_signal():
             break
         if "micro_batch" in ending:
             report({"event": "message", "text": ending["text"]})
             (mailbox(job) / ENDING).unlink()
             job = replace(job, settings=job.settings.with_micro_batch(ending["micro_batch"]))
-        elif "saved" in made:
-            step = f"step {made['saved']} of {made['of']} is saved, training goes on from there"
+        elif "saved" in outcome:
+            step = f"step {outcome['saved']} of {outcome['of']} is saved, training goes on from there"
             report({"event": "message", "text": f"a worker got SIGTERM: {step}"})
             (mailbox(job) / ENDING).unlink(missing_ok=True)
         else:
@@ -92,7 +92,7 @@ def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: wor
                 f"the training workers failed {job.workers.max_failures + 1} times (hardware.max_failures): {error}; "
                 f"their output is in {mailbox(job)}; last checkpoint: {where}."
             ) from failed
-    where = f"step {made['saved']} of {made['of']}" if "saved" in made else _place(checkpoint.latest(job))
+    where = f"step {outcome['saved']} of {outcome['of']}" if "saved" in outcome else _place(checkpoint.latest(job))
     number = stop_signal()
     raise Stopped(f"training stopped at {where} by {signal.Signals(number).name}; {RUN_AGAIN}", number)
 
@@ -103,7 +103,7 @@ def _place(saved: tuple[Path, int] | None) -> str:
 
 def _check(job: Job[TrainSettings]) -> None:
     """Refuse a training that cannot teach anything, before anything starts."""
-    job.settings.share()
+    job.settings.share(job.workers.count)
     scored = job.inputs.get("reference", job.inputs["targets"])  # without the rows that were too long, if any were read
     heldout = set(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
     pairs = 0

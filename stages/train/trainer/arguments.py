@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from sparring.stages.hardware import HardwareConfig
+from sparring.stages.step import Workers
 from sparring.stages.train.config import TrainSettings
 
 OPTIMIZERS = {"rmsprop": "rmsprop", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
@@ -25,14 +25,14 @@ def schedule(step: int, steps: int, warmup_ratio: float) -> float:
     return max(steps - step, 1) / (steps - warm) if steps > warm else 1.0
 
 
-def arguments(settings: TrainSettings, steps: int, folder: Path) -> TrainingArguments:
+def arguments(settings: TrainSettings, workers: Workers, steps: int, folder: Path) -> TrainingArguments:
     """Arguments of the Trainer for `steps` optimizer steps under DeepSpeed ZeRO-3; fp32 master weights."""
-    trainer, hardware, micro = settings.trainer, settings.hardware, settings.micro_pairs()
+    trainer, micro = settings.trainer, settings.micro_pairs(workers.count)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=trainer.global_batch // (hardware.workers * micro),
+        gradient_accumulation_steps=trainer.global_batch // (workers.count * micro),
         gradient_checkpointing=trainer.gradient_checkpointing,
         learning_rate=trainer.lr,
         optim=OPTIMIZERS[trainer.optimizer],
@@ -44,10 +44,10 @@ def arguments(settings: TrainSettings, steps: int, folder: Path) -> TrainingArgu
         save_steps=trainer.checkpoint_steps,
         seed=settings.seed,
         bf16=False,
-        use_cpu=hardware.worker_gpus == 0,
-        deepspeed=deepspeed_config(hardware),
+        use_cpu=workers.gpus == 0,
+        deepspeed=deepspeed_config(settings.hardware.offload, on_gpus=workers.gpus > 0),
         remove_unused_columns=False,
-        dataloader_pin_memory=hardware.worker_gpus > 0,
+        dataloader_pin_memory=workers.gpus > 0,
         disable_tqdm=True,
         report_to=list(settings.tracking.sinks),
         run_name=settings.tracked_as,
@@ -55,7 +55,7 @@ def arguments(settings: TrainSettings, steps: int, folder: Path) -> TrainingArgu
     )
 
 
-def deepspeed_config(hardware: HardwareConfig) -> dict[str, Any]:
+def deepspeed_config(offload: str, on_gpus: bool) -> dict[str, Any]:
     """ZeRO-3 with the optimizer as it is, also on the CPU: DeepSpeed's own would be compiled with gcc at first use."""
     zero: dict[str, Any] = {
         "stage": 3,
@@ -65,10 +65,10 @@ def deepspeed_config(hardware: HardwareConfig) -> dict[str, Any]:
         "stage3_prefetch_bucket_size": 20_000_000,
         "stage3_max_live_parameters": 500_000_000,
     }
-    to_host = {"device": "cpu", "pin_memory": hardware.worker_gpus > 0}
-    if hardware.offload != "none":
+    to_host = {"device": "cpu", "pin_memory": on_gpus}
+    if offload != "none":
         zero["offload_optimizer"] = to_host
-    if hardware.offload == "all":
+    if offload == "all":
         zero["offload_param"] = to_host
     return {
         "zero_optimization": zero,

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from sparring.stages.errors import DataError
 from sparring.stages.train.config import OffCalibration, OffRepulsion, TrainSettings
 from sparring.stages.train.loss import band
-from sparring.stages.train.loss.head_gradients import Head, add_gradient, products
+from sparring.stages.train.loss.head_gradients import add_gradient, products
 from sparring.stages.train.loss.loss import scores_of
 from sparring.stages.train.loss.reward_calibration import RewardCalibration, calibrate
 from sparring.stages.train.model.forward import forward, softcap
 from sparring.stages.train.model.hidden_states import Reading
+from sparring.stages.train.model.lm_head import Head
 
 
 class Instruments:
@@ -32,7 +33,7 @@ class Instruments:
         self.route, self.objective = model.route, settings.objective
         every = settings.trainer.band_every
         self.band_every = 0 if self.route.own_logits else every  # its gradients are those of a plain head
-        self.head, self.cap = model.get_output_embeddings(), softcap(model)
+        self.output, self.softcap = model.get_output_embeddings(), softcap(model)
         repulsion, calibration = settings.repulsion, settings.calibration
         self.reading = None if isinstance(repulsion, OffRepulsion) else Reading(model, repulsion.layer)
         self.calibration = None if isinstance(calibration, OffCalibration) else RewardCalibration(calibration)
@@ -55,7 +56,7 @@ class Instruments:
                 self._add_gradients(inputs[0].detach(), batch, inner if banded else None)
 
         watched = banded or self.calibration is not None
-        handle = self.head.register_forward_pre_hook(enters_head) if watched else None
+        handle = self.output.register_forward_pre_hook(enters_head) if watched else None
         try:
             z, states = forward(model, batch, self.reading)
         finally:
@@ -73,9 +74,8 @@ class Instruments:
 
         x: (N, H), the states that predict the N response tokens, chosen responses first.
         """
-        head = Head(
-            weight=self.head.weight, bias=getattr(self.head, "bias", None), cap=self.cap, scale=self.route.scale
-        )
+        bias = getattr(self.output, "bias", None)
+        head = Head(weight=self.output.weight, bias=bias, softcap=self.softcap, scale=self.route.scale)
         mask = batch["response_mask"]
         tokens = batch["input_ids"].flatten()[batch["positions"][mask]]
         lengths = mask.sum(1).tolist()

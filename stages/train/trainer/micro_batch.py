@@ -7,6 +7,7 @@ number, gradient or step, gets into the training. It takes a minute at most, bes
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
 
+from sparring.stages.train import memory
 from sparring.stages.train.config import TrackingConfig, TrainSettings
-from sparring.stages.train.launch import memory
-from sparring.stages.train.trainer.trainer import PairTrainer
+from sparring.stages.train.trainer.trainer import BeforeTraining, PairTrainer
 
 MARGIN = 0.8
 """Share of the available memory that a pass may take."""
@@ -43,11 +43,11 @@ class Pass:
         return self.seconds / self.pairs
 
 
-def following(share: int, passes: Sequence[Pass], available: float, left_s: float) -> int | None:
+def next_size(share: int, passes: Sequence[Pass], available: float, left_s: float) -> int | None:
     """Return the next size to measure, None when it would not fit, would take too long or the last one was slower.
 
     Sizes: divisors of a worker's `share` of the global batch, each at least twice the last. Its bytes and seconds are
-    foreseen on a line through the last two passes, through 0 while there is one.
+    extrapolated on a line through the last two passes; while there is one pass, through it and 0.
     """
     if not passes:
         return 1
@@ -78,19 +78,27 @@ def probe(
     local_workers: workers of this host; on_fit: called with each size that fitted on all workers.
     """
     begun = time.monotonic()
-    trainer = _ready(build(replace(settings.with_micro_batch(1), tracking=TrackingConfig(sinks=()))))
+    trainer = build(replace(settings.with_micro_batch(1), tracking=TrackingConfig(sinks=())))
+
+    def stop() -> None:
+        raise _EngineIsMade
+
+    trainer.add_callback(BeforeTraining(stop))
+    with contextlib.suppress(_EngineIsMade):
+        trainer.train()
+    trainer.model_wrapped.train()
     longest = sorted(range(len(trainer.rows)), key=lambda i: -trainer.rows[i].shared_length)
     device = trainer.args.device
     flats = trainer.model_wrapped.optimizer.fp32_partitioned_groups_flat
     # what the optimizer takes at its first step: two states a weight at most; under offload they lie elsewhere
     states = sum(2 * flat.nbytes for flat in flats if flat.device.type == device.type)
     del flats
-    free = memory.available(device) / (1 if settings.hardware.worker_gpus else local_workers) - states
+    free = memory.available(device) / (1 if device.type == "cuda" else local_workers) - states
     available = -_worst(device, -free)[0]
     passes: list[Pass] = []
     while True:
         left = BUDGET_S - _worst(device, time.monotonic() - begun)[0]
-        size = following(share, passes, available, left)
+        size = next_size(share, passes, available, left)
         if size is None:
             break
         rows = [longest[i % len(longest)] for i in range(size)]
@@ -112,22 +120,8 @@ def probe(
     )
 
 
-class _Ready(Exception):
-    """The engine is made, the training about to begin."""
-
-
-class _Halt(TrainerCallback):
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        raise _Ready
-
-
-def _ready(trainer: PairTrainer) -> PairTrainer:
-    trainer.add_callback(_Halt())
-    try:
-        trainer.train()
-    except _Ready:
-        trainer.model_wrapped.train()
-    return trainer
+class _EngineIsMade(Exception):
+    """Ends `train` before its first step."""
 
 
 def _pass(trainer: PairTrainer, rows: Sequence[int]) -> Pass:

@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import TrainSettings, tracked_name
 from sparring.stages.train.files import reshard
-from sparring.stages.train.launch.memory import one_copy
 from sparring.stages.train.loss.loss import pair_losses, recorded
+from sparring.stages.train.memory import one_copy
 from sparring.stages.train.model.forward import Bound
 from sparring.stages.train.trainer.arguments import schedule
 from sparring.stages.train.trainer.instruments import Instruments
@@ -53,6 +53,17 @@ class Hooks:
     """Called by every rank when all files of the checkpoint are written."""
     must_end: Callable[[], bool]
     """Called on every rank after each optimizer step; where one returns True, all save a checkpoint and end."""
+
+
+class BeforeTraining(TrainerCallback):
+    """Calls `act` on every rank once the engine is made, before the first optimizer step."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Called by the trainer."""
+        self.act()
 
 
 class PairTrainer(Trainer):
@@ -162,9 +173,11 @@ class PairTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Make the engine and load the checkpoint, one of another number of workers in a way of our own."""
         folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        alike = folder is None or reshard.workers_of(folder) == dist.get_world_size()
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint if alike else None)
-        if folder and not alike:
+        same_workers = folder is None or reshard.workers_of(folder) == dist.get_world_size()
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint if same_workers else None
+        )
+        if folder and not same_workers:
             reshard.load(self.model_wrapped, folder)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the schedule alone, under DeepSpeed
         one_copy(self.model_wrapped)

@@ -1,7 +1,6 @@
 """`sparring judge alpaca_eval`: the leaderboard's figures, a judge on a server, and one message for what is wrong.
 
-The package alpaca_eval is no dependency: where it is not installed, what needs it is skipped, and
-tests/stages/evaluate/suites/test_length_control.py proves the figures by a fit of its own.
+The package alpaca_eval is no dependency: where it is not installed, what needs it is skipped.
 """
 
 from __future__ import annotations

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparring.stages.fields import validator
+from sparring.stages.fields import tags, validator
 from sparring.stages.step import Input, Job, sha256_file
+from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import (
     REFERENCE,
     TRAIN,
@@ -26,12 +29,15 @@ from sparring.stages.train.config import (
     OffRepulsion,
     PlainRepulsion,
     ReferenceSettings,
-    RewardCalibration,
+    RepulsionConfig,
+    RewardCalibrationConfig,
     Scoring,
     TrainSettings,
     Truncation,
 )
+from sparring.stages.train.files.probe import changes_of_log_prob
 from sparring.stages.train.loss.objectives import ObjectiveConfig
+from sparring.stages.train.model.scorer import load_scorer
 from sparring.stages.train.steps.reference import Reference, shards
 from sparring.stages.train.steps.train import Trained
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
@@ -44,11 +50,11 @@ PAIRS = 23
 OFF = OffRepulsion(name="off", pooling="mean")
 HINGE = HingeRepulsion(name="hinge", weight=1.0, margin=1.0, pooling="mean", layer=-1)
 AS_IT_IS = OffCalibration(name="off")
-REWARD = RewardCalibration(name="reward", ema=0.98, max_log_delta=math.log(4))
+REWARD = RewardCalibrationConfig(name="reward", ema=0.98, max_log_delta=math.log(4))
 FULL = OffAdapter(name="off")
 
 
-OBJECTIVES: dict[str, dict[str, Any]] = {
+PARAMETERS: dict[str, dict[str, Any]] = {
     "sppo": {"beta": 0.001},
     "sppo_single": {"beta": 0.001},
     "sppo_hard": {"beta": 0.001},
@@ -58,11 +64,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "inpo": {"tau": 0.02, "inpo_eta": 0.1},
     "simpo": {"beta": 2.0, "gamma": 1.0},
 }
+OBJECTIVES = tags(ObjectiveConfig, "name")
+REPULSIONS = [name for name in tags(RepulsionConfig, "name") if name != "off"]
 
 
 def objective(name: str, **changes: Any) -> Any:
     """An objective with usual parameters."""
-    plain = {"name": name, "loss_scale": None, **OBJECTIVES[name], **changes}
+    plain = {"name": name, "loss_scale": None, **PARAMETERS[name], **changes}
     return validator(ObjectiveConfig).validate_python(plain)
 
 
@@ -96,9 +104,6 @@ def settings(**changes: Any) -> TrainSettings:
     return changed(made, **{**chosen, **changes})
 
 
-REPULSIONS = ("hinge", "neg_sq", "cosine", "log")
-
-
 def repelling(name: str, margin: float = 1.0) -> HingeRepulsion | PlainRepulsion:
     """A latent repulsion of weight 1; only `hinge` has a margin."""
     shared: Any = {"name": name, "weight": 1.0, "pooling": "mean", "layer": -1}
@@ -125,11 +130,35 @@ def sampled(pairs: int, parts: int = 2, seed: int = 0, length: tuple[int, int] =
     return [pa.Table.from_pylist(rows[part::parts], schema=SAMPLES_SCHEMA) for part in range(parts)]
 
 
-def targets_of(samples: pa.Table) -> pa.Table:
-    """Response 0 is chosen with win rate 0.9, response 2 rejected with 0.2; their duel is 0.8, their gate 0.1."""
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def small_llama(**changes: Any) -> LlamaForCausalLM:
+    """A model of random weights and 64 tokens, the same at each call."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SMALL, **changes}))
+
+
+def targets_of(samples: pa.Table, **columns: list[Any]) -> pa.Table:
+    """One pair of each prompt, `columns` by name; else response 0 is chosen with win rate 0.9, response 2 rejected with
+    0.2, their duel is 0.8 and their gate 0.1.
+    """
     pair = {"chosen": 0, "rejected": 2, "target_w": 0.9, "target_l": 0.2, "target_wl": 0.8, "gate_wl": 0.1}
-    rows = [{"id": row_id, **pair} for row_id in samples["id"].to_pylist()]
-    return pa.Table.from_pylist(rows, schema=TARGETS)
+    n = samples.num_rows
+    return pa.table({"id": samples["id"], **{name: columns.get(name, [pair[name]] * n) for name in pair}}, TARGETS)
+
+
+def logprobs_of(pairs: pa.Table, chosen: list[float], rejected: list[float]) -> pa.Table:
+    """What the step `reference` made of these pairs."""
+    names = {"chosen_logprob": chosen, "rejected_logprob": rejected}
+    return pa.table({**{name: pairs[name] for name in PAIR.names}, **names})
 
 
 def reference_job(
@@ -198,6 +227,11 @@ def steps(made: Trained) -> list[dict[str, Any]]:
 def digests(made: Trained) -> dict[str, str]:
     """Logical name -> sha256 of every file."""
     return {name: sha256_file(path) for name, path in made.files.items()}
+
+
+def reload_probe(folder: Path, rows: list[ResponsePair]) -> list[dict[str, Any]]:
+    """The probe of a published folder; call it in a process that has not configured ZeRO-3."""
+    return changes_of_log_prob(load_scorer(folder, "float32"), rows)
 
 
 def kill_at(step: int, rank: int = 0) -> tuple[list[dict[str, Any]], Any]:

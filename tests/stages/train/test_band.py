@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sparring.stages.train.loss import band
-from sparring.stages.train.loss.head_gradients import Head, products
+from sparring.stages.train.loss.head_gradients import products
+from sparring.stages.train.model.lm_head import Head
 
 
 def column(*values: float) -> Tensor:
@@ -79,7 +80,7 @@ def test_a_small_step_separates_the_pair_just_inside_the_band_and_not_just_outsi
     y_w = torch.tensor([1, 2, 3, 4])
     y_l = torch.tensor([1, 2, 3, 5, 6])
     with torch.no_grad():
-        head = Head(weight=weight.float(), bias=None, cap=None)
+        head = Head(weight=weight.float())
         rho, r_star = band.geometry(products(x_w.float(), y_w, x_l.float(), y_l, head)[None])
     s_w = torch.autograd.grad(log_prob(weight, x_w, y_w), weight)[0]
     s_l = torch.autograd.grad(log_prob(weight, x_l, y_l), weight)[0]

@@ -10,10 +10,10 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from sparring.stages.train.batch.collate import COLUMNS, collate, content_length
+from sparring.stages.train.batch.collate import COLUMNS, collate
 from sparring.stages.train.batch.order import deal, shares
 from sparring.stages.train.batch.rows import ResponsePair, join_pairs, join_targets
-from tests.stages.train.rig import sampled, targets_of
+from tests.stages.train.rig import logprobs_of, sampled, targets_of
 
 
 def test_tokens_are_exactly_the_sampled_ones() -> None:
@@ -51,8 +51,10 @@ def test_columns_keep_float64() -> None:
 
 
 @pytest.mark.parametrize(("response", "expected"), [([7, 8, 2], 2), ([7, 8], 2), ([2, 7], 2), ([2], 1)])
-def test_content_length(response: list[int], expected: int) -> None:
-    assert content_length(response, (2, 99)) == expected
+def test_states_are_pooled_over_a_response_without_its_end_of_turn(response: list[int], expected: int) -> None:
+    row = ResponsePair(id="a", prompt=[5], chosen=response, rejected=[6])
+    weights = collate([row], (2, 99), "mean", 99)["pool_weights"][0]
+    assert weights.tolist() == pytest.approx([1 / expected] * expected + [0] * (len(weights) - expected))
 
 
 def test_join_follows_the_id_not_the_position() -> None:
@@ -69,17 +71,10 @@ def test_join_follows_the_id_not_the_position() -> None:
 
 def test_targets_and_references_are_those_of_the_same_row() -> None:
     samples = sampled(3, parts=1)[0]
-    targets = targets_of(samples).set_column(3, "target_w", pa.array([0.6, 0.7, 0.8]))
-    reference = pa.table(
-        {
-            "id": ["row-002", "row-000", "row-001"],
-            "chosen": [0, 0, 0],
-            "rejected": [2, 2, 2],
-            "chosen_logprob": [-2.0, -0.5, -1.0],
-            "rejected_logprob": [-20.0, -5.0, -10.0],
-        }
-    )
-    base = reference.set_column(3, "chosen_logprob", pa.array([-7.0, -8.0, -9.0]))
+    targets = targets_of(samples, target_w=[0.6, 0.7, 0.8])
+    scored = targets.take([2, 0, 1])
+    reference = logprobs_of(scored, chosen=[-2.0, -0.5, -1.0], rejected=[-20.0, -5.0, -10.0])
+    base = logprobs_of(scored, chosen=[-7.0, -8.0, -9.0], rejected=[-20.0, -5.0, -10.0])
     rows, _ = join_targets(samples, targets, {"ref": reference, "base": base}, 64, "drop")
     assert [row.base_w for row in rows] == [-8.0, -9.0, -7.0] and rows[0].base_l == -5.0
     assert {(row.p_wl, row.label) for row in rows} == {(0.8, 0.95)}
@@ -92,21 +87,16 @@ def test_targets_and_references_are_those_of_the_same_row() -> None:
 
 def test_what_is_not_there_is_nan() -> None:
     samples = sampled(2, parts=1)[0]
-    targets = targets_of(samples)
-    place = targets.column_names.index("target_wl")
-    unknown = targets.set_column(place, "target_wl", pa.array([None, 0.8], pa.float64()))
-    (first, second), _ = join_targets(samples, unknown, {}, 64, "drop")
+    not_compared = targets_of(samples, target_wl=[None, 0.8])
+    (first, second), _ = join_targets(samples, not_compared, {}, 64, "drop")
     assert math.isnan(first.p_wl) and second.p_wl == 0.8
     assert all(math.isnan(getattr(first, name)) for name in ("ref_w", "ref_l", "base_w", "base_l"))
 
 
 def test_a_prompt_may_have_several_pairs() -> None:
     samples = sampled(2, parts=1)[0]
-    targets = targets_of(samples)
-    other = targets.set_column(targets.column_names.index("rejected"), "rejected", pa.array([1, 1], pa.int32()))
-    both = pa.concat_tables([targets, other.set_column(3, "target_w", pa.array([0.9, 0.8]))])
-    reference = both.select(["id", "chosen", "rejected"]).append_column("chosen_logprob", pa.array([-1.0, -2, -3, -4]))
-    reference = reference.append_column("rejected_logprob", pa.array([0.0] * 4)).take([3, 1, 0, 2])
+    both = pa.concat_tables([targets_of(samples), targets_of(samples, rejected=[1, 1], target_w=[0.9, 0.8])])
+    reference = logprobs_of(both, chosen=[-1.0, -2.0, -3.0, -4.0], rejected=[0.0] * 4).take([3, 1, 0, 2])
     rows, _ = join_targets(samples, both, {"ref": reference}, 64, "drop")
 
     found = [(row.id, row.pair, row.ref_w) for row in rows]

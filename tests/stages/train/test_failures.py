@@ -14,12 +14,14 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sparring.stages.errors import DataError
 from sparring.stages.step import Job
+from sparring.stages.train import memory
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.launch import memory, workers
-from sparring.stages.train.launch.failures import post_failure
+from sparring.stages.train.launch import workers
+from sparring.stages.train.launch.failures import post_ending, post_failure
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
 from sparring.stages.train.launch.workers import MemoryKills
 from sparring.stages.train.steps import train as steps_train
+from tests.refusals import named
 from tests.stages.train.rig import settings
 
 
@@ -41,33 +43,32 @@ def job_of(tmp_path: Path, micro_batch: Any) -> Job:
     return job
 
 
-def test_a_failed_allocation_halves(tmp_path: Path) -> None:
-    job = job_of(tmp_path, 8)
-    assert post_failure(job, 0, MemoryError())
-    assert read(job, ENDING)["micro_batch"] == 4
+@pytest.mark.parametrize(
+    ("micro_batch", "probed", "pairs"),
+    [
+        pytest.param(8, None, 4, id="half of what was set"),
+        pytest.param("auto", {"chosen": 4}, 2, id="half of what the probe chose"),
+        pytest.param("auto", {"fits": 4}, 4, id="in the probe: what it has seen fit"),
+    ],
+)
+def test_a_failed_allocation_is_tried_again_with_fewer_pairs(
+    tmp_path: Path, micro_batch: Any, probed: dict[str, int] | None, pairs: int
+) -> None:
+    job = job_of(tmp_path, micro_batch)
+    if probed:
+        post(job, MICRO_BATCH, probed)
+    assert post_failure(job, 1, MemoryError())
+    ending = read(job, ENDING)
+    assert ending["micro_batch"] == pairs
+    named(ending["text"], "rank 1", str(pairs))
 
 
 def test_with_one_pair_there_is_no_less(tmp_path: Path) -> None:
     job = job_of(tmp_path, 1)
     assert post_failure(job, 0, MemoryError())
-    assert "with 1 pair in a forward pass" in read(job, ENDING)["message"]
-
-
-def test_a_probe_that_runs_out_stays_at_what_it_has_seen_fit(tmp_path: Path) -> None:
-    job = job_of(tmp_path, "auto")
-    post(job, MICRO_BATCH, {"fits": 4})
-    assert post_failure(job, 1, MemoryError())
-    assert read(job, ENDING) == {
-        "text": "rank 1 ran out of memory trying more than 4 pairs in a forward pass; it stays at 4",
-        "micro_batch": 4,
-    }
-
-
-def test_after_the_probe_its_number_is_halved(tmp_path: Path) -> None:
-    job = job_of(tmp_path, "auto")
-    post(job, MICRO_BATCH, {"chosen": 4})
-    assert post_failure(job, 0, MemoryError())
-    assert read(job, ENDING)["micro_batch"] == 2
+    ending = read(job, ENDING)
+    assert ending["type"] == "TrainingFault" and "micro_batch" not in ending
+    named(ending["message"], "rank 0", "trainer.gradient_checkpointing=true", "hardware.workers")
 
 
 def test_a_kill_by_rays_memory_monitor_halves(tmp_path: Path, vmstat: Path) -> None:
@@ -103,11 +104,48 @@ def test_a_full_disk_is_noted_without_a_byte(tmp_path: Path) -> None:
     assert (mailbox(job) / DISK_FULL).stat().st_size == 0 and read(job, ENDING) is None
 
 
-def test_an_error_that_another_rank_has_posted_is_not_replaced(tmp_path: Path) -> None:
+PUBLISHED: dict[str, Any] = {"files": {"model/config.json": "x"}, "summary": {}}
+
+
+ERROR: dict[str, Any] = {"type": "DataError", "message": "the targets are damaged"}
+LESS: dict[str, Any] = {"text": "out of memory", "micro_batch": 4}
+SAVED: dict[str, Any] = {"saved": 3, "of": 12}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), DataError("the prompts are damaged")], ids=["memory", "error"])
+@pytest.mark.parametrize("posted", [ERROR, PUBLISHED], ids=["error", "published"])
+def test_an_error_or_a_published_policy_that_was_posted_is_not_replaced(
+    tmp_path: Path, posted: dict[str, Any], error: Exception
+) -> None:
     job = job_of(tmp_path, 8)
-    assert post_failure(job, 1, DataError("the targets are damaged"))
-    assert post_failure(job, 0, MemoryError())
-    assert read(job, ENDING)["message"] == "the targets are damaged"
+    post(job, ENDING, posted)
+    assert post_failure(job, 1, error)
+    assert read(job, ENDING) == posted
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [(LESS, PUBLISHED, PUBLISHED), (LESS, SAVED, LESS), (SAVED, LESS, LESS), (ERROR, PUBLISHED, ERROR)],
+)
+def test_which_of_two_endings_is_kept(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    job = job_of(tmp_path, 8)
+    post_ending(job, first)
+    post_ending(job, second)
+    assert read(job, ENDING) == kept
+
+
+def test_a_kill_by_memory_after_publishing_loses_nothing(
+    tmp_path: Path, vmstat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group is killed between rank 0's post and its return: the driver takes what was published."""
+    job = job_of(tmp_path, 8)
+    post(job, ENDING, PUBLISHED)
+    killed = WorkerHealthCheckFailedError("gone", OutOfMemoryError("Memory on the node was 23.5GB / 24GB"))
+    MemoryKills(job).after_exception(None, {1: killed})
+    failed = TrainingFailedError("a worker died")
+    assert ended(job, monkeypatch, (None, failed)) == (PUBLISHED, [])
 
 
 def ended(job: Job, monkeypatch: pytest.MonkeyPatch, *ends: Any) -> tuple[Any, list[str]]:
@@ -128,17 +166,14 @@ def ended(job: Job, monkeypatch: pytest.MonkeyPatch, *ends: Any) -> tuple[Any, l
 def test_what_rank_0_has_published_is_taken_though_its_group_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = {"files": {"model/config.json": "x"}, "summary": {}}
     failed = TrainingFailedError("a worker died")
-    assert ended(job_of(tmp_path, 8), monkeypatch, (result, failed)) == (result, [])
+    assert ended(job_of(tmp_path, 8), monkeypatch, (PUBLISHED, failed)) == (PUBLISHED, [])
 
 
 def test_a_worker_that_was_told_to_end_is_no_failure_though_it_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = {"files": {"model/config.json": "x"}, "summary": {}}
     job = job_of(tmp_path, 8)
-    saved = {"saved": 3, "of": 12}
-    returned = SimpleNamespace(return_value=result)
-    made, seen = ended(job, monkeypatch, (saved, TrainingFailedError("killed")), (None, returned))
-    assert made == result and "step 3 of 12" in seen[0] and read(job, ENDING) is None
+    returned = SimpleNamespace(return_value=PUBLISHED)
+    made, seen = ended(job, monkeypatch, (SAVED, TrainingFailedError("killed")), (None, returned))
+    assert made == PUBLISHED and "step 3 of 12" in seen[0] and read(job, ENDING) is None

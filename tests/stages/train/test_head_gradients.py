@@ -10,48 +10,46 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss import band, head_gradients
-from sparring.stages.train.loss.head_gradients import Head, add_gradient, products
+from sparring.stages.train.loss.head_gradients import add_gradient, products
+from sparring.stages.train.model.lm_head import Head
 from sparring.stages.train.model.scorer import bind_checked
 from sparring.stages.train.trainer.instruments import Instruments
-from tests.stages.train.rig import OFF, REWARD, settings
+from tests.stages.train.rig import OFF, REWARD, SMALL, settings, small_llama
 
 ROWS = [
     ResponsePair(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
     ResponsePair(id="b", prompt=[12], chosen=[13, 14], rejected=[15, 16, 17, 18, 2], p_w=0.8, p_l=0.2),
 ]
-SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = pytest.mark.parametrize(
-    ("bias", "cap", "scale"),
+    ("bias", "softcap", "scale"),
     [(False, None, 1.0), (True, None, 1.0), (False, 10.0, 1.0), (True, 10.0, 0.6)],
     ids=["", "bias", "cap", "scale"],
 )
 
 
-def random_head(v: int, h: int, bias: bool, cap: float | None, scale: float) -> Head:
+def random_head(v: int, h: int, bias: bool, softcap: float | None, scale: float) -> Head:
     weight = torch.randn(v, h)
-    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, cap=cap, scale=scale)
+    return Head(weight=weight.requires_grad_(), bias=torch.randn(v) if bias else None, softcap=softcap, scale=scale)
 
 
 def gradient(x: Tensor, tokens: Tensor, head: Head) -> Tensor:
     """By autograd, through torch's own log_softmax."""
     u = head.scale * nn.functional.linear(x, head.weight, head.bias)
-    logits = u if head.cap is None else head.cap * torch.tanh(u / head.cap)
+    logits = u if head.softcap is None else head.softcap * torch.tanh(u / head.softcap)
     z = torch.log_softmax(logits, 1)[torch.arange(len(x)), tokens].sum()
     return torch.autograd.grad(z, head.weight)[0]
 
 
 @HEADS
-def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | None, scale: float) -> None:
+def test_gradient_over_several_chunks_equals_autograd(bias: bool, softcap: float | None, scale: float) -> None:
     torch.manual_seed(0)
     n, v, h = head_gradients.CHUNK + 30, head_gradients.COLUMNS + 50, 6
-    head, x, tokens = random_head(v, h, bias, cap, scale), torch.randn(n, h), torch.randint(v, (n,))
+    head, x, tokens = random_head(v, h, bias, softcap, scale), torch.randn(n, h), torch.randint(v, (n,))
     total = torch.zeros(v, h)
     with torch.no_grad():
         add_gradient(total, x, tokens, head)
@@ -60,9 +58,9 @@ def test_gradient_over_several_chunks_equals_autograd(bias: bool, cap: float | N
 
 @pytest.mark.parametrize("h", [4, 40], ids=["from the gradients", "by the Gram identity"])
 @HEADS
-def test_products_equal_autograd(bias: bool, cap: float | None, scale: float, h: int) -> None:
+def test_products_equal_autograd(bias: bool, softcap: float | None, scale: float, h: int) -> None:
     torch.manual_seed(1)
-    head = random_head(head_gradients.COLUMNS + 50, h, bias, cap, scale)
+    head = random_head(head_gradients.COLUMNS + 50, h, bias, softcap, scale)
     x_w, x_l = torch.randn(7, h), torch.randn(12, h) + 1
     y_w, y_l = (torch.randint(6, (n,)) + head_gradients.COLUMNS - 3 for n in (7, 12))
     x_w += 1
@@ -74,31 +72,19 @@ def test_products_equal_autograd(bias: bool, cap: float | None, scale: float, h:
     assert found[2].abs() > 1
 
 
-def llama(tied: bool) -> LlamaForCausalLM:
+def llama(tied: bool) -> Any:
+    return small_llama(initializer_range=0.3, tie_word_embeddings=tied)
+
+
+def gemma() -> Any:
     torch.manual_seed(0)
-    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, **heads, tie_word_embeddings=tied))
+    caps: dict[str, Any] = {"final_logit_softcapping": 1.0, "attn_logit_softcapping": None}  # plain attention
+    return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=16, initializer_range=0.3, **caps))
 
 
-def gemma() -> Gemma2ForCausalLM:
+def granite() -> Any:
     torch.manual_seed(0)
-    heads: dict[str, Any] = {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "initializer_range": 0.3,
-    }
-    caps: dict[str, Any] = {
-        "final_logit_softcapping": 1.0,
-        "attn_logit_softcapping": None,
-    }  # attention as every other model's
-    return Gemma2ForCausalLM(Gemma2Config(**SHAPE, **heads, **caps))
-
-
-def granite() -> GraniteForCausalLM:
-    torch.manual_seed(0)
-    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
-    return GraniteForCausalLM(GraniteConfig(**SHAPE, **heads, logits_scaling=0.5))
+    return GraniteForCausalLM(GraniteConfig(**SMALL, initializer_range=0.3, logits_scaling=0.5))
 
 
 MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "capped": gemma, "scaled": granite}

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from sparring.stages.errors import ConfigError
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss.loss import SUMS, pair_losses
 from sparring.stages.train.loss.objectives.sppo import Sppo
-from sparring.stages.train.loss.repulsion import distance, loss, pool
-from sparring.stages.train.model.forward import bind, forward
+from sparring.stages.train.loss.repulsion import distance, loss
+from sparring.stages.train.model.forward import bind, forward, pool
 from sparring.stages.train.model.hidden_states import Reading, decoder_layers
 from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
-from tests.stages.train.rig import HINGE, OFF, REPULSIONS, REWARD, alone, repelling, settings
+from tests.stages.train.rig import HINGE, OFF, REPULSIONS, REWARD, alone, repelling, settings, small_llama
 
 ROWS = [
     ResponsePair(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
@@ -32,14 +32,8 @@ PLACES = {-1: 3, 0: 1, 1: 2, 2: 3, -2: 2, -3: 1}
 """repulsion.layer -> how many of the three layers lie at or below it."""
 
 
-def small() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS}
-    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1))
-
-
 def checkpointed() -> Any:
-    model = small()
+    model = small_llama(num_hidden_layers=LAYERS)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return bind(model.train(), "float32")
 
@@ -79,7 +73,7 @@ def test_gradient_reaches_the_layers_at_and_below_under_gradient_checkpointing(
 
 @pytest.mark.parametrize("layer", [0, 1, -2])
 def test_states_are_those_of_the_models_own_forward(layer: int) -> None:
-    model: Any = bind(small().eval(), "float32")
+    model: Any = bind(small_llama(num_hidden_layers=LAYERS).eval(), "float32")
     batch = collate(ROWS, (2,), "mean", 0)
     with torch.no_grad():
         z, states = forward(model, batch, Reading(model, layer))
@@ -95,7 +89,7 @@ def test_states_are_those_of_the_models_own_forward(layer: int) -> None:
 @pytest.mark.parametrize("layer", [3, -4, 7])
 def test_a_layer_that_is_not_there_is_named(layer: int) -> None:
     with refused(ConfigError, f"repulsion.layer={layer}", "3", "0 to 2"):
-        Reading(small(), layer)
+        Reading(small_llama(num_hidden_layers=LAYERS), layer)
 
 
 def test_layers_of_other_families() -> None:
@@ -119,7 +113,7 @@ def test_distance_grows_at_an_inner_layer_under_the_term_alone() -> None:
 
 
 def test_norms_by_hand() -> None:
-    reading = Reading(small(), -1)
+    reading = Reading(small_llama(num_hidden_layers=LAYERS), -1)
     for _ in range(2):
         onward, states = reading.through(lambda: torch.ones(1, 3, 4, requires_grad=True) * 1.0)
         # 2 at each of 3 tokens; 3 and 4 at one token's entry each, and 3 and -3 at two tokens' third: twice
@@ -194,8 +188,8 @@ def one_step(engine: nn.Module, model: Any, backward: Any) -> dict[str, float]:
     instruments = Instruments(model, wanted)
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = instruments.forward(engine, batch, 0)
-    loss, sums = pair_losses(z, states, batch, wanted.objective, wanted.repulsion)
-    loss = loss.mean()
+    losses, sums = pair_losses(z, states, batch, wanted.objective, wanted.repulsion)
+    loss = losses.mean()
     backward(loss.float())
     d_w, d_l = (sums[SUMS.index(name)].item() / 2 for name in ("d_w", "d_l"))
     return instruments.record(2, d_w, d_l)

@@ -21,6 +21,7 @@ from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.model import lm_head
 from sparring.stages.train.model.forward import bind, forward
+from sparring.stages.train.model.lm_head import Head
 from tests.refusals import refused
 from tests.tiny import tiny_policy
 
@@ -38,18 +39,16 @@ def tensors() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return hidden, torch.randint(0, V, (N,)), weight, bias, torch.randn(N)
 
 
-def full(
-    hidden: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float = 1.0
-) -> Tensor:
-    logits = scale * (hidden @ weight.T + (0 if bias is None else bias))
-    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+def full(hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
+    logits = head.scale * (hidden @ head.weight.T + (0 if head.bias is None else head.bias))
+    logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
     return torch.log_softmax(logits, 1)[torch.arange(len(tokens)), tokens]
 
 
 def test_by_hand() -> None:
     weight = torch.tensor([[math.log(2.0), 0.0], [0.0, math.log(3.0)], [0.0, 0.0]])
     hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], requires_grad=True)
-    log_p = lm_head.log_probs(hidden, torch.tensor([0, 2, 1]), weight)  # odds 2:1:1, 1:3:1, 2:3:1
+    log_p = lm_head.log_probs(hidden, torch.tensor([0, 2, 1]), Head(weight=weight))  # odds 2:1:1, 1:3:1, 2:3:1
     assert log_p.tolist() == pytest.approx([math.log(2 / 4), math.log(1 / 5), math.log(3 / 6)], abs=1e-6)
     log_p.sum().backward()
     first = [(1 - 2 / 4) * math.log(2), -1 / 4 * math.log(3)]
@@ -65,8 +64,8 @@ SCALES = pytest.mark.parametrize("scale", [1.0, 1.7])
 def test_values_and_gradients_equal_those_of_full_logits(biased: bool, softcap: float | None, scale: float) -> None:
     hidden, tokens, weight, bias, factors = tensors()
     leaves = [hidden, weight, *([bias] if biased else [])]
-    found = lm_head.log_probs(hidden, tokens, weight, bias if biased else None, softcap, scale)
-    expected = full(hidden, tokens, weight, bias if biased else None, softcap, scale)
+    head = Head(weight=weight, bias=bias if biased else None, softcap=softcap, scale=scale)
+    found, expected = lm_head.log_probs(hidden, tokens, head), full(hidden, tokens, head)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     ours = torch.autograd.grad((factors * found).sum(), leaves)
     theirs = torch.autograd.grad((factors * expected).sum(), leaves)
@@ -79,9 +78,9 @@ def test_values_and_gradients_equal_those_of_full_logits(biased: bool, softcap: 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_a_frozen_head_needs_no_logits_in_its_backward_pass(softcap: float | None, scale: float) -> None:
     hidden, tokens, weight, _, factors = tensors()
-    frozen = weight.detach()
-    (theirs,) = torch.autograd.grad((factors * full(hidden, tokens, frozen, None, softcap, scale)).sum(), hidden)
-    loss = (factors * lm_head.log_probs(hidden, tokens, frozen, None, softcap, scale)).sum()
+    head = Head(weight=weight.detach(), softcap=softcap, scale=scale)
+    (theirs,) = torch.autograd.grad((factors * full(hidden, tokens, head)).sum(), hidden)
+    loss = (factors * lm_head.log_probs(hidden, tokens, head)).sum()
     with Sizes() as backward:
         (ours,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
@@ -91,11 +90,12 @@ def test_a_frozen_head_needs_no_logits_in_its_backward_pass(softcap: float | Non
 @SCALES
 def test_residuals_give_the_gradient_of_all_log_probs(scale: float) -> None:
     hidden, tokens, weight, bias, _ = tensors()
+    head = Head(weight=weight, bias=bias, softcap=2.0, scale=scale)
     with torch.no_grad():
-        parts = list(lm_head.chunks(hidden, tokens, weight, bias, 2.0, scale))
+        parts = list(lm_head.chunks(hidden, tokens, head))
         assert [len(log_p) for _, log_p, _ in parts] == [4, 4, 2]
         found = sum(residual.T @ hidden[rows] for rows, _, residual in parts)
-    log_p = full(hidden, tokens, weight, bias, 2.0, scale)
+    log_p = full(hidden, tokens, head)
     (expected,) = torch.autograd.grad(log_p.sum(), weight)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.cat([p for _, p, _ in parts]), log_p.detach())
@@ -105,14 +105,14 @@ def test_under_autocast_the_product_is_bf16_and_the_softmax_fp32() -> None:
     hidden, tokens, weight, _, factors = tensors()
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = lm_head.log_probs(hidden, tokens, weight)
-        every = [lm_head.log_probs(hidden.detach(), torch.full((N,), v), weight.detach()) for v in range(V)]
+        found = lm_head.log_probs(hidden, tokens, Head(weight=weight))
+        every = [lm_head.log_probs(hidden.detach(), torch.full((N,), v), Head(weight=weight)) for v in range(V)]
     assert found.dtype == torch.float32
     expected = torch.log_softmax(logits, 1)[torch.arange(N), tokens]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert torch.stack(every).exp().sum(0).tolist() == pytest.approx([1.0] * N, abs=1e-5)
     ours = torch.autograd.grad((factors * found).sum(), [hidden, weight])
-    theirs = torch.autograd.grad((factors * full(hidden, tokens, weight, None, None)).sum(), [hidden, weight])
+    theirs = torch.autograd.grad((factors * full(hidden, tokens, Head(weight=weight))).sum(), [hidden, weight])
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == torch.float32
         assert nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999

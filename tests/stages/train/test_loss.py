@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,28 @@ from torch import Tensor
 
 from sparring.stages.train.batch.collate import COLUMNS, collate
 from sparring.stages.train.batch.rows import load_rows
-from sparring.stages.train.config import OffRepulsion, PlainRepulsion, RepulsionConfig
+from sparring.stages.train.config import OffRepulsion, RepulsionConfig
 from sparring.stages.train.launch.worker import load_policy
 from sparring.stages.train.loss import repulsion
 from sparring.stages.train.loss.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
 from sparring.stages.train.loss.objectives import ObjectiveConfig
 from sparring.stages.train.model.forward import forward
-from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, inputs_of, objective, train_inputs, train_job
+from tests.stages.train.rig import (
+    HINGE,
+    OBJECTIVES,
+    OFF,
+    REPULSIONS,
+    inputs_of,
+    objective,
+    repelling,
+    train_inputs,
+    train_job,
+)
 from tests.tiny import tiny_policy
 
 PAIRS = 5
-REFERENCE, BASE = "ref", "base"
 EVERY = pytest.mark.parametrize("name", OBJECTIVES)
-REPULSIONS = [
-    OFF,
-    HINGE,
-    PlainRepulsion(name="neg_sq", weight=0.3, pooling="mean", layer=-1),
-    PlainRepulsion(name="log", weight=0.3, pooling="mean", layer=-1),
-]
+TERMS = [OFF, *(replace(repelling(name), weight=0.3) for name in REPULSIONS)]
 
 
 def batch(gated: bool, wanted: ObjectiveConfig) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -42,7 +47,7 @@ def batch(gated: bool, wanted: ObjectiveConfig) -> tuple[Tensor, Tensor, dict[st
     for name in ("p_w", "p_l", "p_wl"):
         values[name] = 0.5 + left * (torch.rand(PAIRS, generator=generator).double() - 0.5)
     values["label"] = torch.full((PAIRS,), 0.5 + left / 2, dtype=torch.float64)
-    absent = [name for name, there in ((BASE, wanted.reads_base), (REFERENCE, wanted.reads_reference)) if not there]
+    absent = [name for name, there in (("base", wanted.reads_base), ("ref", wanted.reads_reference)) if not there]
     columns = {name: torch.full_like(v, math.nan) if name[:-2] in absent else v for name, v in values.items()}
     tokens = torch.randint(1, 7, (2 * PAIRS,), generator=generator)
     return z, states, {**columns, "response_mask": torch.arange(7) < tokens[:, None]}
@@ -50,12 +55,12 @@ def batch(gated: bool, wanted: ObjectiveConfig) -> tuple[Tensor, Tensor, dict[st
 
 @EVERY
 @pytest.mark.parametrize("gated", [False, True], ids=["gate off", "gate on"])
-@pytest.mark.parametrize("term", REPULSIONS, ids=lambda term: term.name)
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.name)
 def test_gate_and_repulsion_combine_with_every_objective(name: str, gated: bool, term: RepulsionConfig) -> None:
     wanted = objective(name)
     z, states, columns = batch(gated, wanted)
-    total, sums = pair_losses(z, states, columns, wanted, term)
-    total = total.mean()
+    losses, sums = pair_losses(z, states, columns, wanted, term)
+    total = losses.mean()
     scores, scale = scores_of(z, columns), wanted.scale
     expected = scale * wanted.loss(scores).mean()
     if not isinstance(term, OffRepulsion):
@@ -102,8 +107,8 @@ def test_every_objective_trains_a_policy(name: str, inputs: list[Any], tmp_path:
     seen = []
     for _ in range(4):
         z, states = forward(model, columns)
-        total, _ = pair_losses(z, states, columns, wanted, HINGE)
-        total = total.mean()
+        losses, _ = pair_losses(z, states, columns, wanted, HINGE)
+        total = losses.mean()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

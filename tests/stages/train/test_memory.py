@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sparring.stages.train.launch.memory import one_copy
+from sparring.stages.train.memory import one_copy
 from tests.tiny import tiny_policy
 
 STEPS = 3

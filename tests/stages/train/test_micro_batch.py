@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparring.stages.train.launch import memory
-from sparring.stages.train.trainer.micro_batch import Pass, fastest, following
+from sparring.stages.train import memory
+from sparring.stages.train.trainer.micro_batch import Pass, fastest, next_size
 
 GB, CPU = 1e9, torch.device("cpu")
 
@@ -16,26 +16,26 @@ def passes(*sizes: tuple[int, float, float]) -> list[Pass]:
 
 
 def test_sizes_double_within_the_share() -> None:
-    assert following(12, [], 1, 1) == 1
-    assert following(12, passes((1, 1, 0)), 1, 99) == 2
-    assert following(12, passes((1, 1, 0), (2, 1.5, 0)), 1, 99) == 4
-    assert following(12, passes((2, 1.5, 0), (4, 2, 0)), 1, 99) == 12
-    assert following(12, passes((4, 2, 0), (12, 5, 0)), 1, 99) is None
-    assert following(7, passes((1, 1, 0)), 1, 99) == 7
+    assert next_size(12, [], 1, 1) == 1
+    assert next_size(12, passes((1, 1, 0)), 1, 99) == 2
+    assert next_size(12, passes((1, 1, 0), (2, 1.5, 0)), 1, 99) == 4
+    assert next_size(12, passes((2, 1.5, 0), (4, 2, 0)), 1, 99) == 12
+    assert next_size(12, passes((4, 2, 0), (12, 5, 0)), 1, 99) is None
+    assert next_size(7, passes((1, 1, 0)), 1, 99) == 7
 
 
 def test_what_would_not_fit_is_not_tried() -> None:
     # 1 GB and 1.5 GB: half a GB a pair, so 4 pairs take 2.5 GB, of which 0.8 must be there
     seen = passes((1, 1, 1 * GB), (2, 1.5, 1.5 * GB))
-    assert following(8, seen, 3.2 * GB, 99) == 4
-    assert following(8, seen, 3.1 * GB, 99) is None
-    assert following(8, passes((1, 1, 1 * GB)), 2.4 * GB, 99) is None  # through 0: 2 GB
+    assert next_size(8, seen, 3.2 * GB, 99) == 4
+    assert next_size(8, seen, 3.1 * GB, 99) is None
+    assert next_size(8, passes((1, 1, 1 * GB)), 2.4 * GB, 99) is None  # through 0: 2 GB
 
 
 def test_what_is_slower_or_takes_too_long_is_not_followed() -> None:
-    assert following(8, passes((1, 1, 0), (2, 2.2, 0)), 1, 99) is None
-    assert following(8, passes((1, 1, 0), (2, 2.0, 0)), 1, 99) == 4
-    assert following(8, passes((1, 1, 0), (2, 2.0, 0)), 1, 3.9) is None
+    assert next_size(8, passes((1, 1, 0), (2, 2.2, 0)), 1, 99) is None
+    assert next_size(8, passes((1, 1, 0), (2, 2.0, 0)), 1, 99) == 4
+    assert next_size(8, passes((1, 1, 0), (2, 2.0, 0)), 1, 3.9) is None
 
 
 def test_the_smallest_of_the_fastest_is_chosen() -> None:

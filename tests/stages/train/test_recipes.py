@@ -16,13 +16,11 @@ from sparring.stages.step import Job, sha256_file
 from sparring.stages.train.batch.rows import load_rows
 from sparring.stages.train.config import Adapter
 from sparring.stages.train.files import checkpoint
-from sparring.stages.train.files.probe import reload_probe
 from sparring.stages.train.files.safetensors_writer import read, tensors_of
 from tests.artifacts import as_input
 from tests.refusals import refused
-from tests.settings import changed
 from tests.stages.train.ranks import folder, steps, train
-from tests.stages.train.rig import settings, train_inputs, train_job
+from tests.stages.train.rig import reload_probe, settings, train_inputs, train_job
 from tests.tiny import tiny_policy
 
 LORA = Adapter(name="lora", rank=4, alpha=8.0, targets=())
@@ -42,8 +40,7 @@ def job_of(where: Path, recipe: str, **how: Any) -> Job:
 
 
 def by_one_worker(job: Job) -> Job:
-    settings = changed(job.settings, workers=1)
-    return replace(job, settings=settings, workers=settings.hardware.training_workers())
+    return replace(job, workers=replace(job.workers, count=1))
 
 
 def probed(made: dict[str, Any], job: Job) -> dict[str, float]:

@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from sparring.stages.train.batch.collate import collate
+from sparring.stages.train.batch.collate import collate, pool_weights
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import OffRepulsion
 from sparring.stages.train.loss.loss import pair_losses
 from sparring.stages.train.loss.objectives.sppo import Sppo
-from sparring.stages.train.loss.repulsion import distance, loss, pool, pool_weights
-from sparring.stages.train.model.forward import bind, forward
-from tests.stages.train.rig import REPULSIONS, repelling
+from sparring.stages.train.loss.repulsion import distance, loss
+from sparring.stages.train.model.forward import bind, forward, pool
+from tests.stages.train.rig import REPULSIONS, repelling, small_llama
 
 ROWS = [
     ResponsePair(id="a", prompt=[5, 6], chosen=[7, 8, 9, 2], rejected=[10, 11, 2], p_w=0.9, p_l=0.3),
@@ -26,12 +25,6 @@ NO_OBJECTIVE = Sppo(name="sppo", beta=1e-9, loss_scale=1.0)
 
 def term(name: str, d: Tensor, margin: float = 1.0) -> Tensor:
     return loss(repelling(name, margin), d)
-
-
-def small(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1))
 
 
 def test_distance_by_hand() -> None:
@@ -108,7 +101,7 @@ def repel(model: LlamaForCausalLM, name: str) -> tuple[Tensor, float]:
 
 @pytest.mark.parametrize("name", REPULSIONS)
 def test_gradient_reaches_the_trunk_and_distance_grows(name: str) -> None:
-    model = small()
+    model = small_llama()
     bind(model, "float32")
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     distances = []
@@ -125,7 +118,7 @@ def test_gradient_reaches_the_trunk_and_distance_grows(name: str) -> None:
 
 
 def test_off_has_no_gradient_from_the_states() -> None:
-    model = small()
+    model = small_llama()
     bind(model, "float32")
     batch = collate(ROWS, (2,), "mean", 99)
     z, states = forward(model, batch)

@@ -18,8 +18,9 @@ from sparring.pipeline.sources.parameters import counted
 from sparring.stages import patience
 from sparring.stages.errors import Stopped, TrainingFault
 from sparring.stages.step import Input
+from sparring.stages.train import memory
 from sparring.stages.train.files import checkpoint
-from sparring.stages.train.launch import memory, workers
+from sparring.stages.train.launch import workers
 from sparring.stages.train.steps.train import Trained, run
 from tests.refusals import refused
 from tests.settings import changed

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
@@ -22,7 +21,7 @@ from sparring.stages.train.loss.reward_calibration import RewardCalibration, cal
 from sparring.stages.train.model.forward import bind
 from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
-from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, objective, settings
+from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, REWARD, alone, objective, settings, small_llama
 
 LOG = math.log
 
@@ -51,10 +50,10 @@ def test_values_stay_to_the_bit_and_gradients_are_scaled() -> None:
 def test_any_objective_keeps_its_value_and_its_gradient_has_delta(name: str) -> None:
     z = torch.tensor([-30.0, -50.0, -70.0, -20.0], dtype=torch.float64, requires_grad=True)
     batch = collate(rows()[:2], (2,), "mean", 99)
-    plain, sums = pair_losses(z, torch.ones(4, 3), batch, objective(name), OFF)
-    plain = plain.mean()
-    changed, changed_sums = pair_losses(calibrate(z, 3.0), torch.ones(4, 3), batch, objective(name), OFF)
-    changed = changed.mean()
+    losses, sums = pair_losses(z, torch.ones(4, 3), batch, objective(name), OFF)
+    plain = losses.mean()
+    losses, changed_sums = pair_losses(calibrate(z, 3.0), torch.ones(4, 3), batch, objective(name), OFF)
+    changed = losses.mean()
     assert plain.item() == changed.item() and torch.equal(sums, changed_sums)
     (before,) = torch.autograd.grad(plain, z)
     assert before.abs().min() > 1e-12
@@ -141,10 +140,7 @@ def batched(part: list[ResponsePair], micro: int) -> list[dict[str, Any]]:
 
 def figures(micro: int, rank: int = 0, workers: int = 1, name: str = "sppo") -> list[dict[str, float]]:
     """Records of three optimizer steps on one global batch of 4 pairs, real gradients and plain SGD between them."""
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
-    model = bind(LlamaForCausalLM(LlamaConfig(**shape, **heads)), "float32")
+    model = bind(small_llama(initializer_range=0.2), "float32")
     wanted = settings(objective=objective(name), repulsion=HINGE, calibration=REWARD)
     instruments = Instruments(model, wanted)
     part = rows()[rank * 4 // workers : (rank + 1) * 4 // workers]
@@ -154,8 +150,8 @@ def figures(micro: int, rank: int = 0, workers: int = 1, name: str = "sppo") -> 
         parts = []
         for batch in batched(part, micro):
             z, states = instruments.forward(model, batch, step)
-            loss, added = pair_losses(z, states, batch, wanted.objective, wanted.repulsion)
-            loss = loss.mean()
+            losses, added = pair_losses(z, states, batch, wanted.objective, wanted.repulsion)
+            loss = losses.mean()
             (loss * micro / 4).backward()
             parts.append(added)
         sums = torch.stack(parts).sum(0)

@@ -20,7 +20,15 @@ from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.model import attention
 from sparring.stages.train.model.forward import Route, forward, routes
 from sparring.stages.train.model.hidden_states import Reading
-from sparring.stages.train.model.scorer import MOST, TOLERANCE, Truth, _fault, _truth, bind_checked, load_scorer
+from sparring.stages.train.model.scorer import (
+    MOST_ROUNDING,
+    TOLERANCE,
+    Truth,
+    _fault,
+    _truth,
+    bind_checked,
+    load_scorer,
+)
 from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
 from tests.settings import changed
@@ -242,7 +250,7 @@ def test_what_rounding_makes_of_a_model_is_no_fault() -> None:
             return _fault(model, routes(model, "float32")[0], "float32", moved)
 
         assert not fault(0.5 * TOLERANCE, 0.0) and fault(2 * TOLERANCE, 0.0)
-        assert not fault(2 * TOLERANCE, TOLERANCE) and fault(2 * MOST, 1.0)
+        assert not fault(2 * TOLERANCE, TOLERANCE) and fault(2 * MOST_ROUNDING, 1.0)
 
 
 def test_a_window_shorter_than_the_check_is_not_packed() -> None:

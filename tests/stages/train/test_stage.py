@@ -18,7 +18,6 @@ from sparring.stages.step import Input
 from sparring.stages.train.batch.order import deal
 from sparring.stages.train.batch.rows import ResponsePair, load_rows
 from sparring.stages.train.files import checkpoint
-from sparring.stages.train.files.probe import reload_probe
 from sparring.stages.train.steps.train import Trained, run
 from tests.artifacts import as_input
 from tests.refusals import refused
@@ -31,6 +30,7 @@ from tests.stages.train.rig import (
     inputs_of,
     kill_at,
     objective,
+    reload_probe,
     settings,
     steps,
     train_job,

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
+from sparring.stages.step import Workers
 from sparring.stages.train.config import optimizer_steps
 from sparring.stages.train.loss.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.loss.objectives.sppo import Sppo
@@ -65,8 +66,8 @@ def test_adam_by_hand(name: str, tmp_path: Path) -> None:
 
 def test_weight_decay_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW shrinks a matrix by lr times the decay where its gradient is 0; norms and biases are left as they are."""
-    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda hardware: None)
-    args = arguments(settings(optimizer="adamw", lr=0.1, weight_decay=0.5, warmup_ratio=0.0), 8, tmp_path)
+    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda *_, **__: None)
+    args = arguments(settings(optimizer="adamw", lr=0.1, weight_decay=0.5, warmup_ratio=0.0), Workers(), 8, tmp_path)
     model = torch.nn.ModuleDict({"matrix": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
     trainer = Trainer(model=model, args=args)
     optimizer = trainer.create_optimizer()
@@ -81,10 +82,10 @@ def test_weight_decay_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_offload_is_told_to_deepspeed() -> None:
     offloads = ("none", "optimizer", "all")
-    zero = {name: deepspeed_config(settings(offload=name).hardware)["zero_optimization"] for name in offloads}
+    zero = {name: deepspeed_config(name, on_gpus=False)["zero_optimization"] for name in offloads}
     moved = {name: {key for key in made if key.startswith("offload_")} for name, made in zero.items()}
     assert moved == {"none": set(), "optimizer": {"offload_optimizer"}, "all": {"offload_optimizer", "offload_param"}}
-    on_gpu = deepspeed_config(settings(offload="all", worker_gpus=1).hardware)
+    on_gpu = deepspeed_config("all", on_gpus=True)
     assert on_gpu["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True}
     assert on_gpu["zero_force_ds_cpu_optimizer"] is False
 
@@ -101,8 +102,8 @@ def batch_of_two() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 def test_pair_losses_by_hand() -> None:
     z, states, batch = batch_of_two()
     # eta = 10; pair 1: h = (1, -1), targets (4, -3): (9 + 4)/2; pair 2: h = (-1, 0), targets (1, 0): 4/2
-    loss, sums = pair_losses(z, states, batch, SPPO, OFF)
-    loss = loss.mean()
+    losses, sums = pair_losses(z, states, batch, SPPO, OFF)
+    loss = losses.mean()
     assert loss.item() == pytest.approx((6.5 + 2.0) / 2, abs=1e-12)
     named = dict(zip(recorded(SPPO), sums.tolist(), strict=True))
     assert named["loss"] == pytest.approx(8.5, abs=1e-12)
@@ -115,11 +116,11 @@ def test_pair_losses_by_hand() -> None:
 
 def test_repulsion_is_inside_the_scale() -> None:
     z, states, batch = batch_of_two()
-    plain, _ = pair_losses(z, states, batch, SPPO, OFF)
-    plain = plain.mean()
+    losses, _ = pair_losses(z, states, batch, SPPO, OFF)
+    plain = losses.mean()
     term = replace(HINGE, weight=0.5)
-    both, sums = pair_losses(z, states, batch, SPPO, term)
-    both = both.mean()
+    losses, sums = pair_losses(z, states, batch, SPPO, term)
+    both = losses.mean()
     hinge = (1 - 0.8**0.5) ** 2  # the second pair is further apart than the margin
     assert sums[SUMS.index("l_rep")].item() == pytest.approx(hinge, abs=1e-6)
     assert (both - plain).item() == pytest.approx(100 * 0.5 * hinge / 2, abs=1e-4)
@@ -138,12 +139,21 @@ def test_sums_of_micro_batches_add_up() -> None:
 
 
 def test_micro_batch_divides_the_workers_share() -> None:
-    assert settings(workers=1, micro_batch=4, global_batch=8).micro_pairs() == 4
-    assert settings(workers=1, micro_batch=5, global_batch=8).micro_pairs() == 4
-    assert settings(workers=2, micro_batch=16, global_batch=8).micro_pairs() == 4
-    assert settings(workers=2, micro_batch=4, global_batch=6).micro_pairs() == 3
+    assert settings(micro_batch=4, global_batch=8).micro_pairs(workers=1) == 4
+    assert settings(micro_batch=5, global_batch=8).micro_pairs(workers=1) == 4
+    assert settings(micro_batch=16, global_batch=8).micro_pairs(workers=2) == 4
+    assert settings(micro_batch=4, global_batch=6).micro_pairs(workers=2) == 3
     with refused(ConfigError, "trainer.global_batch=8", "hardware.workers=3"):
-        settings(workers=3, global_batch=8).micro_pairs()
+        settings(global_batch=8).micro_pairs(workers=3)
+
+
+def test_batches_are_those_of_the_jobs_workers_whatever_the_hardware_group_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda *_, **__: None)
+    wanted = settings(workers=1, micro_batch=2, global_batch=8)
+    args = arguments(wanted, Workers(count=2), 8, tmp_path)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
 
 
 def test_optimizer_steps() -> None:
