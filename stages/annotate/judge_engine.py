@@ -7,7 +7,6 @@ prompt or response stays text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +16,10 @@ import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Verdicts
 from sparring.stages.annotate.question import fitted
+from sparring.stages.annotate.reader import weight_files
 from sparring.stages.chat import Chat, load_chat
 from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.model_folder import read_json
 from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
 
 KV_CACHE_GB = 2
@@ -103,13 +104,9 @@ def letter_ids(chat: Chat, letter: str, folder: Path) -> list[int]:
 
 def _check(folder: Path, max_tokens: int) -> None:
     """Refuse a folder without safetensors, or whose model cannot read the longest question and answer it."""
-    if not list(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
+    weight_files(folder)
     path = folder / "config.json"
-    try:
-        context = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: no model's configuration ({error}); copy the model folder again.") from None
+    context = read_json(path).get("max_position_embeddings")
     if context is not None and max_tokens >= context:
         raise ConfigError(
             f"oracle.options.max_tokens={max_tokens}: the judge's context has {context} tokens ({path}), one of them "

@@ -14,7 +14,6 @@ Both published layouts are read, safetensors only: `llm-blender/PairRM` (its con
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,9 +26,9 @@ from torch.nn import functional as F
 
 from sparring.stages.annotate.deberta import Encoder, Shape
 from sparring.stages.annotate.oracle import Duel, Verdicts
-from sparring.stages.annotate.reader import Limits, load_tokenizer, passes
+from sparring.stages.annotate.reader import Limits, load_tokenizer, passes, weight_files
 from sparring.stages.errors import DataError
-from sparring.stages.model_folder import header
+from sparring.stages.model_folder import header, read_json
 
 SOURCE_MOST, CANDIDATE_MOST = 1224, 412
 """Tokens of a prompt and of a response, where config.json does not set them."""
@@ -81,7 +80,7 @@ class PairRM:
         shape, self.limits, self.tokenizer, self.markers = look(folder)
         self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
         weights: dict[str, Tensor] = {}
-        for file in _files(folder):
+        for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
                 weights |= {name: opened.get_tensor(name) for name in opened.keys() if BUFFER not in name}  # noqa: SIM118
         body = {name.removeprefix(BODY): w for name, w in weights.items() if name.startswith(BODY)}
@@ -172,17 +171,17 @@ def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
         return Shape.of(BACKBONES[name], place), limits
     if not backbone.is_file():
         raise DataError(f"{place}: model_name is {name}; choose one of {', '.join(BACKBONES)}, or the folder of one.")
-    return Shape.of(_json(backbone), str(backbone)), limits
+    return Shape.of(read_json(backbone), str(backbone)), limits
 
 
 def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
     """Return sizes, tokenizer and the markers' ids of a checkpoint, its weights checked by name and shape, unread."""
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     shape, limits = _shape(config, folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
     markers = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
-    headers = [header(file) for file in _files(folder)]
+    headers = [header(file) for file in weight_files(folder)]
     shapes = {name: tensor.shape for one in headers for name, tensor in one.items() if BUFFER not in name}
     words, inner = f"{BODY}embeddings.word_embeddings.weight", f"{BODY}encoder.layer.0.intermediate.dense.bias"
     sizes = [shapes[name][0] if shapes.get(name) else 0 for name in (words, inner)]
@@ -201,20 +200,3 @@ def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
     return shape, limits, tokenizer, markers
 
 
-def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
-    return files
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; oracle=pairrm needs the folder of a checkpoint.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: no JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not an object.")
-    return content

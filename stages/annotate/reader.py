@@ -169,12 +169,19 @@ def load_config(folder: Path) -> Any:
 
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json; point the oracle at the folder of a model.")
-    if not any(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
+    weight_files(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder / 'config.json'}: transformers does not know it ({_first_line(error)}).") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the folder's *.safetensors; DataError without one."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
+    return files
 
 
 def load_model(auto: Any, folder: Path, config: Any, dtype: str, device: str) -> tuple[Any, set[str], set[str]]:

@@ -172,7 +172,7 @@ def _heads(folder: Path, hidden: int, device: str) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     heads: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in reader.weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             names = {VALUE, PROMPT} & set(opened.keys())
             heads |= {name: opened.get_tensor(name).to(device, torch.float32) for name in names}
