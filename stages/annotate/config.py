@@ -4,7 +4,7 @@ pairs, calibrate, best. No heavy import.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -33,88 +33,109 @@ WinRate = Literal["matrix", "aggregate_score", "cross_fit"]
 oracle.opponents leaves gaps: pairs selected by one half of the opponents, targets without the bias of that)."""
 
 
-ROWS = "sparring.stages.annotate.rows"
-
-
-def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "", shards: str = ROWS) -> StepSpec:
-    module = f"sparring.stages.annotate.{kind}"
-    return StepSpec(
-        kind=kind,
-        version=version,
-        worker=f"{module}:{worker}",
-        shards=f"{shards}:shards",
-        finish=f"{module}:finish",
-        prepare=prepare,
-        pool=pool,
-    )
-
-
-SCORE = replace(
-    _spec("score", 2, "Scorer", "annotators", "sparring.stages.annotate.score:prepare"),
+SCORE = StepSpec(
+    kind="score",
+    version=2,
+    worker="sparring.stages.annotate.score:Scorer",
+    shards="sparring.stages.annotate.rows:shards",
+    finish="sparring.stages.annotate.score:finish",
+    prepare="sparring.stages.annotate.score:prepare",
+    pool="annotators",
     modules="sparring.stages.annotate.oracles:modules",
 )
-EMBED = _spec("embed", 1, "Embedder", "annotators", "sparring.stages.annotate.embed:prepare")
-PAIRS = _spec("pairs", 3, "Pairer", "tasks", shards="sparring.stages.annotate.pairs")
-CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks", shards="sparring.stages.annotate.calibrate")
-BEST = _spec("best", 1, "Chooser", "tasks")
+EMBED = StepSpec(
+    kind="embed",
+    version=1,
+    worker="sparring.stages.annotate.embed:Embedder",
+    shards="sparring.stages.annotate.rows:shards",
+    finish="sparring.stages.annotate.embed:finish",
+    prepare="sparring.stages.annotate.embed:prepare",
+    pool="annotators",
+)
+PAIRS = StepSpec(
+    kind="pairs",
+    version=3,
+    worker="sparring.stages.annotate.pairs:Pairer",
+    shards="sparring.stages.annotate.pairs:shards",
+    finish="sparring.stages.annotate.pairs:finish",
+    pool="tasks",
+)
+CALIBRATE = StepSpec(
+    kind="calibrate",
+    version=2,
+    worker="sparring.stages.annotate.calibrate:Calibrator",
+    shards="sparring.stages.annotate.calibrate:shards",
+    finish="sparring.stages.annotate.calibrate:finish",
+    pool="tasks",
+)
+BEST = StepSpec(
+    kind="best",
+    version=1,
+    worker="sparring.stages.annotate.best:Chooser",
+    shards="sparring.stages.annotate.rows:shards",
+    finish="sparring.stages.annotate.best:finish",
+    pool="tasks",
+)
 IMPORT_PAIRS = StepSpec(
     kind="pairs",
     version=1,
     worker="sparring.stages.annotate.imported:Importer",
-    shards=f"{ROWS}:shards",
+    shards="sparring.stages.annotate.rows:shards",
     finish="sparring.stages.annotate.imported:finish",
     pool="in_process",
 )
 
 
-# Conditions of settings. Functions, since the annotations below are evaluated where a lambda sees no import.
+# Conditions of OnlyIf below. They are functions because a lambda in an annotation cannot see imported names.
 
 
-def _loads(judge: Any, _: Any) -> bool:
-    return "judge" in oracles.options_of(judge.kind).inputs and not judge.urls
+def _is_loaded(judge: Any, _: Any) -> bool:
+    return "judge" in oracles.options_class(judge.kind).inputs and not judge.urls
 
 
-def _loads_repo(judge: Any, config: Any) -> bool:
-    return _loads(judge, config) and judge.path is None
+def _from_package_or_hub(judge: Any, config: Any) -> bool:
+    return _is_loaded(judge, config) and judge.path is None
 
 
-def _has_repo(judge: Any, config: Any) -> bool:
-    return _loads_repo(judge, config) and judge.repo is not None
+def _from_hub(judge: Any, config: Any) -> bool:
+    return _from_package_or_hub(judge, config) and judge.repo is not None
 
 
-def _asks(judge: Any, _: Any) -> bool:
-    return bool(oracles.options_of(judge.kind).servers)
+def _may_have_urls(judge: Any, _: Any) -> bool:
+    return bool(oracles.options_class(judge.kind).servers)
 
 
 def _options(judge: Any) -> Any:
     return oracles.options(judge.kind, judge.options)
 
 
-def _mixes(judge: Any, _: Any) -> bool:
-    return bool(oracles.options_of(judge.kind).mixes)
+def _has_members(judge: Any, _: Any) -> bool:
+    return bool(oracles.options_class(judge.kind).has_members)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Of the oracle and of the second judge; its files are inputs. The Options of a kind declare what it reads."""
+    """Settings of the oracle, of a member of an ensemble, and of the second judge. Its files are inputs of the step."""
 
     kind: str
     """A file of stages/annotate/oracles."""
-    path: Annotated[Place | None, OnlyIf(_loads, "by a judge that is loaded from a folder, without urls"), LOCATION] = (
-        None
-    )
+    path: Annotated[
+        Place | None, OnlyIf(_is_loaded, "by a judge that is loaded from a folder, without urls"), LOCATION
+    ] = None
     """A folder; null: the embedded judge of this kind, or that of the hub."""
     repo: Annotated[
-        Text | None, OnlyIf(_loads_repo, "by a judge that is loaded from a folder, without path and urls"), LOCATION
+        Text | None,
+        OnlyIf(_from_package_or_hub, "by a judge that is loaded from a folder, without path and urls"),
+        LOCATION,
     ] = None
     """owner/name on the hub."""
-    revision: Annotated[Text | None, OnlyIf(_has_repo, "beside repo, without path and urls"), LOCATION] = None
+    revision: Annotated[Text | None, OnlyIf(_from_hub, "beside repo, without path and urls"), LOCATION] = None
     """A commit; a branch is resolved to one when the run begins, and written down."""
     options: Annotated[dict[str, Any], Options(_options, oracles.all_options)] = field(default_factory=dict)
-    """Of this kind; in an artifact's identity."""
-    urls: Annotated[tuple[str, ...], OnlyIf(_asks, "by a judge that asks servers, such as llm"), RUNTIME] = ()
+    """The options of this kind, part of an artifact's identity."""
+    urls: Annotated[tuple[str, ...], OnlyIf(_may_have_urls, "by a judge that asks servers, such as llm"), RUNTIME] = ()
     """Servers that run it, of a kind that asks servers: http://host:port."""
-    members: Annotated[dict[str, JudgeConfig], OnlyIf(_mixes, "by an ensemble")] = field(default_factory=dict)
+    members: Annotated[dict[str, JudgeConfig], OnlyIf(_has_members, "by an ensemble")] = field(default_factory=dict)
     """Of an ensemble."""
 
 
@@ -125,20 +146,20 @@ class OracleConfig(JudgeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
-    """Of every encoder."""
+class EncoderBase:
+    """The settings of every encoder."""
 
     window: Count
     """Longest text of one pass in the encoder's tokens, special ones too; longer responses are chunked."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedEncoder(Encoder):
+class EmbeddedEncoder(EncoderBase):
     source: Annotated[Literal["embedded"], LOCATION]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubEncoder(Encoder):
+class HubEncoder(EncoderBase):
     source: Annotated[Literal["hub"], LOCATION]
     path: Annotated[Place | None, LOCATION]
     """A local copy of the model; null: downloaded."""
@@ -151,7 +172,7 @@ class HubEncoder(Encoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderEncoder(Encoder):
+class FolderEncoder(EncoderBase):
     """A model of sentence-transformers."""
 
     source: Annotated[Literal["folder"], LOCATION]
@@ -170,8 +191,8 @@ class OffGate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenGate:
-    """Of every gate that is not off."""
+class ActiveGate:
+    """The settings of every gate that is not off."""
 
     floor: Annotated[Similarity, OnlyIf(lambda gate, _: gate.floor_quantile is None, "without gate.floor_quantile")]
     floor_quantile: Share | None
@@ -191,13 +212,13 @@ class OpenGate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearGate(OpenGate):
+class LinearGate(ActiveGate):
     name: Literal["linear"]
     exponent: ClassVar[float] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerGate(OpenGate):
+class PowerGate(ActiveGate):
     """Also of the controls, whose exponent is that of the gate which they control.
 
     permuted: g matrices shuffled across prompts of equal K; rescaled: every target shrunk by the one factor by which
@@ -277,7 +298,7 @@ class PairsSettings:
     def __post_init__(self) -> None:
         """Refuse gates that are not known before the pairs are."""
         gate = self.gated.gate if self.gated else None
-        if isinstance(gate, OpenGate) and gate.scope == "pair":
+        if isinstance(gate, ActiveGate) and gate.scope == "pair":
             raise ConfigError(
                 "selection.values=gated with gate.scope=pair: that scope needs the pair to gate by; "
                 "use pairwise or row_mean, or selection.values=win_rates."

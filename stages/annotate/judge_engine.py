@@ -85,7 +85,7 @@ class JudgeEngine:
         return text[: ends[-1]] if ends else ""
 
 
-def look(folder: Path, max_tokens: int) -> None:
+def check_folder(folder: Path, max_tokens: int) -> None:
     """Refuse a folder whose model has too short a context, no chat template or no letters; its weights are vLLM's."""
     _check(folder, max_tokens)
     for letter in "AB":

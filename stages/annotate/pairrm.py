@@ -77,7 +77,7 @@ class PairRM:
 
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
         self.folder = folder
-        shape, self.limits, self.tokenizer, self.markers = look(folder)
+        shape, self.limits, self.tokenizer, self.markers = read_layout(folder)
         self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
         weights: dict[str, Tensor] = {}
         for file in weight_files(folder):
@@ -174,7 +174,7 @@ def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
     return Shape.of(read_json(backbone), str(backbone)), limits
 
 
-def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
+def read_layout(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
     """Return sizes, tokenizer and the markers' ids of a checkpoint, its weights checked by name and shape, unread."""
     config = read_json(folder / "config.json")
     shape, limits = _shape(config, folder)
@@ -198,5 +198,3 @@ def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
             f"{folder}: {sizes[0]} embeddings, but its tokenizer gives a marker the id {max(markers.values())}."
         )
     return shape, limits, tokenizer, markers
-
-

@@ -28,7 +28,7 @@ from sparring.stages.annotate.config import ScoreSettings
 from sparring.stages.annotate.fitness import correct
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
 from sparring.stages.annotate.oracles import OracleContext
-from sparring.stages.annotate.rows import joined, matrix, place, ratio, rows_by_id, total
+from sparring.stages.annotate.rows import find_row, matrix, place, ratio, rows_by_id, total
 from sparring.stages.annotate.winrate import generator
 from sparring.stages.step import Input, Job, Part, Shard
 
@@ -178,7 +178,7 @@ def _comparisons(samples: Input, opponents: Input | None, index: int) -> tuple[l
     others = rows if opponents is None else rows_by_id(opponents, index, columns)
     met = [row_id for row_id in rows if row_id in others]
     if opponents and rows and others and not met:
-        joined(others, next(iter(rows)), opponents, index)
+        find_row(others, next(iter(rows)), opponents, index)
     comparisons = []
     for row_id in met:
         prompt = tuple((message["role"], message["content"]) for message in rows[row_id]["messages"])

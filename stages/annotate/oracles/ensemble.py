@@ -16,20 +16,20 @@ from typing import ClassVar
 import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.oracles import load as load_oracle
 from sparring.stages.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
+class Options(OracleOptions):
     """Of the mixture; `oracle.members` are mixed."""
 
     weights: dict[str, float]
     """By member, above 0; only their ratios count."""
 
     inputs: ClassVar[tuple[str, ...]] = ()
-    mixes: ClassVar[bool] = True
+    has_members: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from sparring.stages.annotate import reader
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.reader import Conversations, Tokens, passes
 from sparring.stages.errors import DataError
 from sparring.stages.fields import Positive
@@ -45,11 +45,11 @@ UNREAD = {"lm_head.weight"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
+class Options(OracleOptions):
     """Of a checkpoint."""
 
-    looks: ClassVar[bool] = True
-    reads: ClassVar[str] = "texts"
+    needs_transformers_to_check: ClassVar[bool] = True
+    cost_unit: ClassVar[str] = "texts"
 
     dtype: reader.Dtype
     """Of the backbone; the heads are in float32."""
@@ -62,7 +62,7 @@ class Options(Base):
     bos_twice: bool
     """Whether a second BOS stands before a conversation, where the tokenizer writes one."""
 
-    def look(self, folder: Path) -> None:
+    def check_folder(self, folder: Path) -> None:
         from transformers import AutoModel
 
         config, _ = _config(folder)

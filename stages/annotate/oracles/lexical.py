@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Verdicts, last_user_text, read_weights, untruncated
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
+class Options(OracleOptions):
     """None."""
 
-    reads: ClassVar[str] = "responses"
+    cost_unit: ClassVar[str] = "responses"
 
 
 WORDS, CHARACTERS, HABITS = 2**15, 2**16, 2**12

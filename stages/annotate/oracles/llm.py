@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from sparring.stages.annotate.oracle import Oracle
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.question import check_template
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import Integer, OnlyIf
@@ -28,11 +28,11 @@ LEAST = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
+class Options(OracleOptions):
     """Of the model and its question."""
 
     engine: ClassVar[bool] = True
-    looks: ClassVar[bool] = True
+    needs_transformers_to_check: ClassVar[bool] = True
     servers: ClassVar[bool] = True
 
     model: str | None
@@ -53,12 +53,12 @@ class Options(Base):
         if self.model == "":
             raise ConfigError("oracle.options.model is empty: give the model's name at the servers, or null.")
 
-    def look(self, folder: Path) -> None:
-        from sparring.stages.annotate.judge_engine import look
+    def check_folder(self, folder: Path) -> None:
+        from sparring.stages.annotate.judge_engine import check_folder
 
-        look(folder, self.max_tokens)
+        check_folder(folder, self.max_tokens)
 
-    def complaint(self, urls: tuple[str, ...]) -> str | None:
+    def urls_error(self, urls: tuple[str, ...]) -> str | None:
         if urls and self.model is None:
             return "urls: name the model of the servers: options.model=NAME"
         if self.model is not None and not urls:
@@ -69,9 +69,9 @@ class Options(Base):
 def load(options: Options, context: OracleContext) -> Oracle:
     """Load a folder into vLLM, or check the servers."""
     urls = context.judge.urls if context.judge else ()
-    complaint = options.complaint(urls)
-    if complaint:
-        raise ConfigError(f"oracle.{complaint}.")
+    error = options.urls_error(urls)
+    if error:
+        raise ConfigError(f"oracle.{error}.")
     if urls:
         from sparring.stages.annotate.judge_server import JudgeServer
 

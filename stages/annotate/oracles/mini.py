@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Messages, Verdicts, read_weights, untruncated
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.surface import NAMES, surface
 from sparring.stages.errors import ConfigError, DataError
 
@@ -32,10 +32,10 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
+class Options(OracleOptions):
     """None."""
 
-    reads: ClassVar[str] = "texts"
+    cost_unit: ClassVar[str] = "texts"
 
     inputs: ClassVar[tuple[str, ...]] = ("judge", "encoder")
 

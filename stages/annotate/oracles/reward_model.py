@@ -23,7 +23,7 @@ import numpy as np
 
 from sparring.stages.annotate import reader
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.reader import Conversations, Read, Tokens, passes
 from sparring.stages.errors import DataError
 from sparring.stages.outline import check_read, outline
@@ -46,18 +46,18 @@ KIND = "ForSequenceClassification"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
+class Options(OracleOptions):
     """Of a checkpoint."""
 
-    looks: ClassVar[bool] = True
-    reads: ClassVar[str] = "responses"
+    needs_transformers_to_check: ClassVar[bool] = True
+    cost_unit: ClassVar[str] = "responses"
 
     dtype: reader.Dtype
     """Of the backbone; the head is in float32."""
     max_tokens: reader.MaxTokens
     """Of prompt and response together; fewer where the model reads fewer."""
 
-    def look(self, folder: Path) -> None:
+    def check_folder(self, folder: Path) -> None:
         from transformers import AutoModelForSequenceClassification
 
         config = reader.load_config(folder)
