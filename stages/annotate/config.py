@@ -29,8 +29,8 @@ from sparring.stages.step import StepSpec
 Similarity = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), NO_BOOL]
 Scope = Literal["pairwise", "pair", "row_mean"]
 WinRate = Literal["matrix", "aggregate_score", "cross_fit"]
-"""matrix (default), aggregate_score (the published mode, which erases cycles) or cross_fit (of a matrix of which
-oracle.opponents leaves gaps: pairs selected by one half of the opponents, targets without the bias of that)."""
+"""matrix (default); aggregate_score (the published mode, which erases cycles); or cross_fit (with oracle.opponents: one
+half of the opponents selects the pairs, so that the targets have no selection bias)."""
 
 
 SCORE = StepSpec(
@@ -195,15 +195,19 @@ class ActiveGate:
     """The settings of every gate that is not off."""
 
     floor: Annotated[Similarity, OnlyIf(lambda gate, _: gate.floor_quantile is None, "without gate.floor_quantile")]
+    """Similarity up to which the gate changes nothing."""
     floor_quantile: Share | None
     """When set, floor is this quantile of all off-diagonal similarities of the iteration."""
     ceil: Annotated[Similarity, OnlyIf(lambda gate, _: gate.ceil_quantile is None, "without gate.ceil_quantile")]
+    """Similarity from which on the targets are 1/2."""
     ceil_quantile: Share | None
+    """When set, ceil is this quantile of the same similarities."""
     scope: Scope
-    """Whose similarity shrinks a duel: its own, that of chosen and rejected, or the mean of each response's."""
+    """Which similarity shrinks P[i, j]: that of i and j (pairwise), that of chosen and rejected (pair), or the mean of
+    those of i (row_mean)."""
 
     def __post_init__(self) -> None:
-        """Refuse a floor that is not below the ceil."""
+        """Raise for a floor that is not below the ceil."""
         low, high = self.floor_quantile, self.ceil_quantile
         if low is None and high is None and not self.floor < self.ceil:
             raise ConfigError(f"gate.floor={self.floor} must be below gate.ceil={self.ceil}.")
@@ -219,14 +223,15 @@ class LinearGate(ActiveGate):
 
 @dataclass(frozen=True, kw_only=True)
 class PowerGate(ActiveGate):
-    """Also of the controls, whose exponent is that of the gate which they control.
+    """power, and the two controls, which take the settings of the gate that they control.
 
-    permuted: g matrices shuffled across prompts of equal K; rescaled: every target shrunk by the one factor by which
-    the gate shrinks them in sum.
+    permuted: g matrices are shuffled across prompts of equal K; rescaled: one factor shrinks all targets, which in sum
+    shrink as much as under the gate.
     """
 
     name: Literal["power", "permuted", "rescaled"]
     exponent: Positive
+    """Above 1 the gate opens late, below 1 early; 1 is linear."""
 
 
 GateConfig = Annotated[OffGate | LinearGate | PowerGate, Field(discriminator="name")]
@@ -235,17 +240,17 @@ GateConfig = Annotated[OffGate | LinearGate | PowerGate, Field(discriminator="na
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     by: Literal["extremes", "all_pairs", "top_vs_random"]
-    """See `select` in winrate.py."""
+    """The best response against the worst; all pairs; or the best against one drawn from the worse ones."""
     values: Annotated[
         Literal["win_rates", "gated"],
         OnlyIf(lambda _, config: config.gate.name != "off", "with a gate that is not off"),
         ELSEWHERE,
     ]
-    """By what the responses of a prompt are ordered."""
+    """The values that order the responses of a prompt."""
     require_head_to_head: bool
     """Drop pairs whose chosen response loses the duel against the rejected one."""
     capped: Literal["keep", "drop"]
-    """Of pairs with a response that hit sampler.max_tokens."""
+    """What happens to pairs with a response that hit sampler.max_tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +259,9 @@ class ScoreSettings:
 
     oracle: JudgeConfig
     anchors: int | None
-    """Responses that every response is compared with; null: all of the prompt's. Only without `opponents`."""
+    """Responses that each response is compared with; null: all of the prompt's. Only without `opponents`."""
     seed: int
-    """Draws the anchors; else 0."""
+    """Of the draw of anchors; 0 without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +273,7 @@ class EmbedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BestSettings:
-    """Inputs: `samples`, `scores`. What comes out are `samples` too, with the best response alone."""
+    """Inputs: `samples`, `scores`. The output is `samples` with the best response of each prompt."""
 
     win_rate: WinRate
 
@@ -279,9 +284,9 @@ class CalibrateSettings:
 
     gate: GateConfig
     seed: int
-    """Of the permuted control; else 0."""
+    """Of the permuted control; 0 without it."""
     dealt_over: Literal["pairs", "prompts"]
-    """Whose g the control shuffles: that of the `pairs` kept, or of all `prompts` where the gate selects the pairs."""
+    """Prompts whose g the permuted control shuffles: those with `pairs`, or all where the gate selects the pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,12 +296,12 @@ class PairsSettings:
     win_rate: WinRate
     selection: SelectionConfig
     seed: int
-    """Of top_vs_random; else 0."""
+    """Of top_vs_random; 0 without it."""
     gated: CalibrateSettings | None
-    """Select by win rates that are gated so; null: by ungated ones."""
+    """The gate of the win rates that select the pairs; null: ungated win rates select them."""
 
     def __post_init__(self) -> None:
-        """Refuse gates that are not known before the pairs are."""
+        """Raise for gates that depend on the selected pairs."""
         gate = self.gated.gate if self.gated else None
         if isinstance(gate, ActiveGate) and gate.scope == "pair":
             raise ConfigError(

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from sparring.stages.annotate.deberta import Encoder, Shape
 from sparring.stages.annotate.oracle import Duel, Verdicts
-from sparring.stages.annotate.reader import Limits, load_tokenizer, passes, weight_files
+from sparring.stages.annotate.reader import PASS_TOKENS, Limits, batches, load_tokenizer, weight_files, without
 from sparring.stages.errors import DataError
 from sparring.stages.model_folder import header, read_json
 
@@ -35,7 +35,7 @@ SOURCE_MOST, CANDIDATE_MOST = 1224, 412
 SOURCE, FIRST, SECOND, EITHER = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
 BODY, HEAD = "pretrained_model.", "head_layer."
 BUFFER = "position_ids"
-"""In the name of what old files hold beside the weights."""
+"""Part of the names of tensors in old files that are no weights."""
 V3 = {
     "relative_attention": True,
     "share_att_key": True,
@@ -56,9 +56,9 @@ BACKBONES = {
     }
     for size, hidden, layers in (("xsmall", 384, 12), ("small", 768, 6), ("base", 768, 12), ("large", 1024, 24))
 }
-"""What a checkpoint of the first layout takes from its backbone's config.json on the hub."""
+"""config.json of each backbone that a checkpoint of the first layout can name."""
 TURNS = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
-"""llm-blender's instruction for conversations, its spelling included: PairRM was trained with it."""
+"""llm-blender's instruction for conversations, misspelt as in PairRM's training."""
 
 
 class PairTokens(NamedTuple):
@@ -66,7 +66,7 @@ class PairTokens(NamedTuple):
 
     ids: list[int]
     places: tuple[int, int, int]
-    """Of the three markers."""
+    """Positions of the three markers."""
     truncated: bool
 
 
@@ -78,7 +78,7 @@ class PairRM:
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
         self.folder = folder
         shape, self.limits, self.tokenizer, self.markers = read_layout(folder)
-        self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
+        self.special = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
         weights: dict[str, Tensor] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
@@ -88,10 +88,10 @@ class PairRM:
         self.head = {k.removeprefix(HEAD): w.to(device, torch.float32) for k, w in weights.items() if HEAD in k}
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
-        """Return logits and whether a text was cut; every text is tokenized once, rows of like length share a pass."""
+        """Return logits and whether a text was truncated; each text is tokenized once."""
         rows = self.rows(duels)
         logits = np.zeros(len(rows))
-        for batch in passes([len(row.ids) for row in rows], self.encoder.device):
+        for batch in batches([len(row.ids) for row in rows], PASS_TOKENS[self.encoder.device.type]):
             logits[batch] = self.scores([rows[i] for i in batch]).double().cpu().numpy()
         return Verdicts(logits, np.array([row.truncated for row in rows], dtype=bool))
 
@@ -113,7 +113,7 @@ class PairRM:
         return rows
 
     def scores(self, rows: Sequence[PairTokens]) -> Tensor:
-        """Return the logits (n,) of rows that share a pass."""
+        """Return the logits (n,) of rows, in one forward pass."""
         x = self.encoder.states([row.ids for row in rows], torch.tensor([row.places for row in rows])).float()
         first, second = (self._head(torch.cat((x[:, 0], x[:, i]), -1)) for i in (1, 2))
         return (first - second).mean(-1)
@@ -127,12 +127,7 @@ class PairRM:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}
-        plain = []
-        for text in unique:
-            for special in self.special:
-                text = text.replace(special, " ")
-            plain.append(marker + text)
-        tokens = self.tokenizer(plain)["input_ids"]
+        tokens = self.tokenizer([marker + without(self.special, text) for text in unique])["input_ids"]
         if any(ids[1] != self.markers[marker] for ids in tokens):
             raise DataError(f"{self.folder}: its tokenizer does not read {marker} as one token after a first one.")
         return dict(zip(unique, tokens, strict=True))
@@ -175,7 +170,10 @@ def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
 
 
 def read_layout(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
-    """Return sizes, tokenizer and the markers' ids of a checkpoint, its weights checked by name and shape, unread."""
+    """Return sizes, limits, tokenizer and marker -> id of a checkpoint; DataError for wrong names or shapes of weights.
+
+    The weights themselves are not read.
+    """
     config = read_json(folder / "config.json")
     shape, limits = _shape(config, folder)
     tokenizer = load_tokenizer(folder)

@@ -2,13 +2,13 @@
 
     logit = log P(A) - log P(B) of the first token of its answer
 
-P(X) sums the probability of every first token that reads X without the white space around it ("A", " A"). Nothing is
-drawn and no text is parsed. The letter that stands first draws many models, small ones most: the caller asks in both
-orders and takes half the difference, and `position_disagreement` counts how often the order decided.
+P(X) sums the probability of every first token that is X but for white space around it ("A", " A"). No text is sampled
+or parsed. Many models, small ones most, favour the letter that stands first: the step `score` asks in both orders and
+takes half the difference, and `position_disagreement` counts how often the order decided.
 
-One user message holds all of the question, see question.py. The model is a chat model's folder, run by vLLM in this
-process (judge_engine.py), or runs at servers that speak OpenAI's protocol (judge_server.py). A model that thinks aloud
-before it answers is asked in vain: its first token is no letter.
+One user message contains the whole question (question.py). vLLM runs the model's folder in this process
+(judge_engine.py), or servers that speak OpenAI's protocol run it (judge_server.py). A model that thinks aloud before it
+answers cannot be used: its first token is no letter.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sparring.stages.errors import ConfigError
 from sparring.stages.fields import Integer, OnlyIf
 
 LEAST = 64
-"""Tokens in which a question can be asked at all."""
+"""Fewest tokens for a question with its texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OracleOptions):
-    """Of the model and its question."""
+    """The model and its question."""
 
     engine: ClassVar[bool] = True
     needs_transformers_to_check: ClassVar[bool] = True

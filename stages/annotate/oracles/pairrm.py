@@ -12,7 +12,7 @@ from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OracleOptions):
-    """Of a checkpoint."""
+    """How a checkpoint is read."""
 
     needs_transformers_to_check: ClassVar[bool] = True
 
