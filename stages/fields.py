@@ -194,6 +194,17 @@ def at(model: Any, key: str) -> list[Any]:
     return found
 
 
+def unhashed(model: Any, key: str) -> Hashed | None:
+    """Return the Hashed of a dotted key's field, or of a group around it; None where its value is hashed."""
+    annotations = [model]
+    for part in key.split("."):
+        annotations = [below for one in annotations for below in _below(one, part)]
+        rules = [rule for one in annotations if (rule := metadata(one, Hashed))]
+        if rules:
+            return rules[0]
+    return None
+
+
 def _below(annotation: Any, part: str) -> Iterator[Any]:
     options = metadata(annotation, Options)
     if options:

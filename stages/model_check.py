@@ -224,7 +224,7 @@ def check(folder: Path, kind: str = "", options: str = "{}") -> dict[str, Any]:
     if kind == ENGINE:
         engine_check.check(folder, validator(EngineSettings).validate_python(json.loads(options)))
         return {}
-    oracles.options(kind, json.loads(options)).look(folder)
+    oracles.options(kind, json.loads(options)).check_folder(folder)
     return {}
 
 

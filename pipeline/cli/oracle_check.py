@@ -103,7 +103,7 @@ class Answers(NamedTuple):
     """(n,): a text was read cut, in either order."""
     duels_per_s: float
     reads_per_s: float
-    """Of what the oracle's time grows with: see oracles.Base.reads."""
+    """Of what the oracle's time grows with: see oracles.OracleOptions.cost_unit."""
 
 
 def run(

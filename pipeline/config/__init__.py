@@ -447,7 +447,7 @@ def options_of(group: str) -> list[str]:
     found = sorted(path.stem for path in (CONF / SHARED.get(group, group)).glob("*.yaml"))
     if group != "judge":
         return found
-    return [one for one in found if not oracles.options_of(option_keys("oracle", one)["oracle.kind"]).mixes]
+    return [one for one in found if not oracles.options_class(option_keys("oracle", one)["oracle.kind"]).has_members]
 
 
 def known_keys(parsed: Sequence[Override] = ()) -> list[str]:

@@ -92,7 +92,7 @@ def _of_judging(config: Config) -> Iterable[str]:
     for key, judge in [*judges_of("oracle", config.oracle), *judges_of("judge", config.judge)]:
         options = oracles.options(judge.kind, judge.options, key)
         yield from _of_urls(key, judge.urls)
-        complaint = options.complaint(judge.urls)
+        complaint = options.urls_error(judge.urls)
         if complaint:
             yield f"{key}.{complaint}."
         weighted, members = sorted(judge.options.get("weights", {})), sorted(judge.members)

@@ -175,7 +175,7 @@ class AnnotatedIteration:
             spec=PAIRS, fingerprint="", settings=settings, inputs=inputs, out=Path(), attempt="", scratch=Path()
         )  # fmt: skip
         where = place(inputs["scores"], part, sample["id"])
-        return pairs.Pairer(job).judge(scores[0], sample["responses"], pairs.shards(job)[part], where)
+        return pairs.Pairer(job).select_pairs(scores[0], sample["responses"], pairs.shards(job)[part], where)
 
 
 def after_gate(p: Array, g: Array | None, scope: str, pair: Row) -> Array:

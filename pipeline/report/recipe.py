@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from sparring.pipeline import config
+from sparring.pipeline.config.model import Config
 from sparring.pipeline.runs.run_history import RunHistory
 from sparring.stages.errors import ConfigError
+from sparring.stages.fields import LOCATION, RUNTIME, unhashed
 
 GROUPS = (
     "policy", "prompts", "sampler", "oracle", "encoder", "gate", "objective", "repulsion", "calibration", "trainer",
     "win_rate", "selection", "entry",
 )  # fmt: skip
 """What defines a recipe: how the policy plays, who judges, how it is trained."""
-FREE = (
-    "policy.tensor_parallel", "policy.dtype", "policy.parameters", "prompts.heldout",
-    "sampler.engine", "sampler.engine_args", "sampler.logprobs", "sampler.reproducible", "sampler.shard_rows",
-    "trainer.adapter_lr", "trainer.min_steps", "trainer.checkpoint_steps", "trainer.gradient_checkpointing",
-    "trainer.band_every",
+NO_RECIPE = (
+    "policy.dtype", "prompts.heldout", "sampler.engine", "sampler.engine_args", "sampler.logprobs",
+    "sampler.reproducible", "sampler.shard_rows", "trainer.adapter_lr", "trainer.min_steps",
 )  # fmt: skip
-"""Keys of theirs that do not: how fast it runs, what is measured."""
-PLACES = (".path", ".urls")
-"""Nor do ends of keys that say where something lies: what lies there is named beside them."""
+"""Keys of these groups that do not define it, beside those of `is_local`."""
 OPEN = re.compile(r"\.(members|weights|engine_args)\.")
 """In what holds any keys; elsewhere a key that the preset lacks is of an earlier version."""
 NAMING = ("name", "kind", "source")
 """Keys that say which one a group is: where they differ, its other keys say nothing."""
+
+
+@cache
+def is_local(key: str) -> bool:
+    """Return whether a setting says only where a run works, or how fast: RUNTIME, or the path of a LOCATION."""
+    rule = unhashed(Config, key)
+    return rule is RUNTIME or (rule is LOCATION and key.endswith(".path"))
 
 
 def settings(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,9 +47,9 @@ def settings(plain: Mapping[str, Any]) -> dict[str, Any]:
         chosen["gate"] = {"name": "off"}
     if plain.get("repulsion", {}).get("name") == "off":
         chosen["repulsion"] = {"name": "off"}
-    free = tuple(f"{key}." for key in FREE)
-    leaves = config.dotted(chosen)
-    return {key: value for key, value in leaves if not f"{key}.".startswith(free) and not key.endswith(PLACES)}
+    outside = tuple(f"{key}." for key in NO_RECIPE)
+    leaves = {key: value for key, value in config.dotted(chosen) if not f"{key}.".startswith(outside)}
+    return {key: value for key, value in leaves.items() if key == "policy.name" or not is_local(key)}
 
 
 def of_preset(name: str) -> dict[str, Any]:

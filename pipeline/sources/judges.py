@@ -30,7 +30,7 @@ def folders(judge: JudgeConfig, sources: Sources, prefix: str = "") -> dict[str,
 
 def reads(judge: JudgeConfig) -> str:
     """Return what its time grows with: of a mixture `duels` where one of its members reads duels."""
-    found = {oracles.options(one.kind, one.options).reads for _, one in judges_of("", judge) if not one.members}
+    found = {oracles.options(one.kind, one.options).cost_unit for _, one in judges_of("", judge) if not one.members}
     return found.pop() if len(found) == 1 else "duels" if "duels" in found else "texts"
 
 
@@ -47,7 +47,8 @@ def check_folders(key: str, judge: JudgeConfig, sources: Sources) -> None:
         if "judge" in options.inputs and not (one.urls and options.servers):
             found = sources.judge(one)
             if found.files and (one.path or one.repo):
-                model_folder.check_loaded(found.root, *((one.kind, one.options) if options.looks else ()))
+                deep = options.needs_transformers_to_check
+                model_folder.check_loaded(found.root, *((one.kind, one.options) if deep else ()))
 
 
 CHECKS = ("lexical", "mini", "pairrm")

@@ -3,7 +3,7 @@
     python -m scripts.study small seed=1 ...                              writes runs/<run.name>/policies.json
     python -m scripts.study small seed=0 --with there/policies.json ...   reports both
 
-A file says what was the same for all its arms; where that differs, nothing is compared.
+A file has the settings that all its arms share; DataError where they differ from those of this study.
 """
 
 from __future__ import annotations
@@ -17,46 +17,35 @@ from typing import Any
 from scripts.study.read import Policy, StudyData
 from sparring.pipeline.config import dotted
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.report.recipe import is_local
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.stage import JUDGES
 
-FREE = ("run.", "paths.", "hardware.", "tracking.", "diagnostics.", "published", "iterations", "seed", "prompts.path")
-"""Keys that may differ: where and how long it ran."""
-RUNTIME = (
-    "trainer.checkpoint_steps",
-    "trainer.band_every",
-    "trainer.gradient_checkpointing",
-    "evaluate.crossplay",
-    "evaluate.kl",
-    "evaluate.best_of",
-)
+MAY_DIFFER = ("iterations", "seed", "evaluate.crossplay", "evaluate.kl", "evaluate.best_of")
+"""Settings that may differ between machines, beside those of `is_local`: how long a run is, what else it measures."""
 DIGITS = 6
 """Of a rate in the file."""
 
 
 def shared(configs: Sequence[Config]) -> dict[str, Any]:
     """Return dotted key -> value of what all arms have alike, without what may differ between machines."""
-    flat = [dict(dotted(asdict(one))) for one in configs]
-    first = flat[0]
-    alike = {key: value for key, value in first.items() if all(one.get(key) == value for one in flat)}
-    return {key: value for key, value in alike.items() if not key.startswith(FREE) and key not in RUNTIME}
+    first, *others = [dict(dotted(asdict(one))) for one in configs]
+    alike = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
+    return {key: value for key, value in alike.items() if key not in MAY_DIFFER and not is_local(key)}
 
 
 def write(path: Path, data: StudyData, settings: Mapping[str, Any]) -> None:
     """Write the policies, each with its win rates on each prompt."""
     prompts = sorted({prompt for one in data.policies for rates in one.rates.values() for prompt in rates})
-    rows = [{**asdict(one), "rates": _columns(one, prompts)} for one in data.policies]
+    rows = []
+    for policy in data.policies:
+        columns = {}
+        for judge, rates in policy.rates.items():
+            columns[judge] = [round(rates[prompt], DIGITS) if prompt in rates else None for prompt in prompts]
+        rows.append({**asdict(policy), "rates": columns})
     base = {str(seed): dict(figures) for seed, figures in data.base.items()}
     content = {"settings": settings, "prompts": prompts, "base": base, "policies": rows}
     path.write_text(json.dumps(content, default=list) + "\n", encoding="utf-8")
-
-
-def _columns(policy: Policy, prompts: Sequence[str]) -> dict[str, list[float | None]]:
-    return {judge: [_rounded(rates.get(prompt)) for prompt in prompts] for judge, rates in policy.rates.items()}
-
-
-def _rounded(rate: float | None) -> float | None:
-    return None if rate is None else round(rate, DIGITS)
 
 
 def joined(data: StudyData, paths: Iterable[Path], settings: Mapping[str, Any]) -> StudyData:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.study.presets import label
-from sparring.pipeline.report.data import ArmReport
+from sparring.pipeline.report.figures import FIGURES as TABLE
 from sparring.pipeline.runs import run_history
+from sparring.pipeline.runs.panel import Panel
 from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.evaluate.stage import JUDGES, win_rates
@@ -33,9 +34,10 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "clipped steps": ("clipped_share", ".0%"),
     "saturation": ("saturation", ".3f"),
 }
-"""Name -> the figure of a run's report, of its panel or its table, and how a mean of it is written.
+"""Name -> a figure of a run's panel or of its report's table, and the format of its mean.
 
-Of the policy after the iteration; `in play` of the responses it was trained on, which the policy before it gave.
+Figures are of the policy after the iteration; those `in play` are of the responses that it was trained on, which the
+previous policy gave.
 """
 
 
@@ -47,7 +49,7 @@ class Policy:
     seed: int
     iteration: int
     rates: Mapping[str, Mapping[str, float]]
-    """Judge -> prompt -> P(it beats the base), without the prompts that trained the judge."""
+    """Judge -> prompt -> P(it beats the base), without the prompts that the judge was trained on."""
     figures: Mapping[str, float]
 
 
@@ -66,39 +68,44 @@ class StudyData:
 
 def read(folder: Path, seeds: Mapping[str, int]) -> StudyData:
     """Read the run in `folder`; policies not evaluated yet are left out. seeds: arm of the multirun -> its seed."""
-    made = {one.arm: one for one in run_history.open_arms(folder.parent, [folder.name])}
+    histories = {one.arm: one for one in run_history.open_arms(folder.parent, [folder.name])}
     policies, manifests = [], {}
     base: dict[int, Mapping[str, float]] = {}
     last: Steps = {}
     for name, seed in seeds.items():
-        if name not in made:
+        if name not in histories:
             continue
-        report = ArmReport.of(made[name])
-        for t, steps in report.history.steps.items():
+        history = histories[name]
+        panels = {panel.iteration: panel for panel in history.panels}
+        for t, steps in history.steps.items():
             manifests.update({manifest.fingerprint: manifest for manifest in steps.values()})
             if "evaluate" in steps:
                 last = steps
-                rates = {judge: _rates(report.history, t, f"score_{judge}_base") for judge in JUDGES}
-                numbers = figures(report, t)
+                rates = {judge: _rates(history, t, judge) for judge in JUDGES}
+                numbers = figures(history, panels[t])
                 policies.append(Policy(arm=label(name), seed=seed, iteration=t, rates=rates, figures=numbers))
-        if report.panel and "sample_base" in report.history.steps.get(0, {}):
-            base[seed] = figures(report, min(report.panel), of_base=True)
+        if panels and "sample_base" in history.steps.get(0, {}):
+            base[seed] = figures(history, panels[min(panels)], of_base=True)
     return StudyData(policies=tuple(policies), base=base, manifests=manifests, last=last)
 
 
-def _rates(history: RunHistory, t: int, label: str) -> dict[str, float]:
-    scores = history.artifact(t, label)
+def _rates(history: RunHistory, t: int, judge: str) -> dict[str, float]:
+    scores = history.artifact(t, f"score_{judge}_base")
     assert scores is not None
     return {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
 
 
-def figures(report: ArmReport, t: int, of_base: bool = False) -> dict[str, float]:
+def figures(history: RunHistory, panel: Panel, of_base: bool = False) -> dict[str, float]:
     """Return name -> value of the figures that an iteration has; of_base: those of the base's held-out responses."""
-    known = {**report.figures.get(t, {}), **report.panel.get(t, {})}
-    found = {}
+    table = {source.name: source for source in TABLE}
+    values = {}
     for name, (figure, _) in FIGURES.items():
         if of_base:
             figure = figure.replace("heldout_", "base_") if figure.startswith("heldout_") else ""
-        if figure in known:
-            found[name] = float(known[figure].value)
-    return found
+        value = panel.get(figure)
+        if value is None and figure in table:
+            made = table[figure].figure(panel.iteration, history.iterations[panel.iteration], panel)
+            value = float(made.value) if made else None
+        if value is not None:
+            values[name] = value
+    return values

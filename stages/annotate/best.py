@@ -1,6 +1,6 @@
-"""Best-of-n: of the n responses to a prompt the one whose win rate among them is the highest, the first of equals.
+"""Best-of-n: of the n responses to a prompt the one with the highest win rate against the others, the first of equals.
 
-As a step, `best`, it makes `samples` with one response a prompt, part for part those that it chose from.
+The step `best` writes `samples` with one response for each prompt, in the same parts as its input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sparring.stages.annotate import pairs, winrate
 from sparring.stages.annotate.config import BestSettings
-from sparring.stages.annotate.rows import joined, place, rows_by_id, total
+from sparring.stages.annotate.rows import find_row, place, rows_by_id, total
 from sparring.stages.step import Input, Job, Part, Shard
 
 COLUMNS = ["n_left", "n_right", "logits", "swapped", "anchors"]
@@ -20,9 +20,9 @@ COLUMNS = ["n_left", "n_right", "logits", "swapped", "anchors"]
 
 def chosen(samples: Input, scores: Input, part: int, mode: str) -> Iterator[tuple[str, int]]:
     """Yield (id, index of the best response) for each prompt of a part; mode: `win_rate` of the configuration."""
-    judged = rows_by_id(scores, part, COLUMNS)
+    scored = rows_by_id(scores, part, COLUMNS)
     for row_id, row in rows_by_id(samples, part, ["responses"]).items():
-        score = joined(judged, row_id, scores, part)
+        score = find_row(scored, row_id, scores, part)
         logits = pairs.debiased(score, len(row["responses"]), place(scores, part, row_id))
         yield row_id, winrate.best(winrate.win_rates(winrate.preferences(logits, mode)))
 
@@ -52,7 +52,7 @@ class Chooser:
 
 
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarise: n, and of the responses kept their mean length, the share cut, and the share that were first."""
+    """Summarise: n; of the responses kept the mean length, the share that hit max_tokens, the share at index 0."""
     prompts = sum(part["rows_out"] for part in parts)
     return {
         "n": int(max((part["stats"]["n"] for part in parts), default=0)),

@@ -1,10 +1,10 @@
 """The step `calibrate`: the win-rate targets of each pair, shrunk toward 1/2 by the semantic gate (gate.py).
 
-`gate=off` reads no embeddings and hands the win rates on bit for bit. `permuted` is the control of the gate:
-each prompt gets the g matrix of another prompt of the iteration with equally many responses: same weights, no
-semantics. `rescaled` is the other one: all of the iteration get the same g = 1 - c, so that the targets are
-1/2 + c (p - 1/2), c = sum |p~ - 1/2| / sum |p - 1/2| over the pairs under the gate that it controls (`strength` of that
-gate's summary): as much is taken, from all alike.
+`gate=off` reads no embeddings; its targets are the win rates, bit for bit. Two controls show what the gate's semantics
+are worth. Under `permuted` each prompt gets the g matrix of another prompt of the iteration with equally many
+responses. Under `rescaled` all pairs of the iteration get the same g = 1 - c: the targets are 1/2 + c (p - 1/2), with
+c = sum |p~ - 1/2| / sum |p - 1/2| over the pairs under the gate that it controls (`strength` in that gate's summary).
+The sum of the shrinkage is then that of the gate, and equal for all pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparring.stages.plain import null_if_nan
 from sparring.stages.step import Job, Part, Shard
 
 OWN = 1e-9
-"""Win rates this close to those of P are those of P; others were published and are of more responses."""
+"""Win rates closer than this to those of P are those of P; others were published, and are of more responses."""
 TARGETS_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -45,7 +45,7 @@ class Calibrator:
         self.scope = job.settings.gate.scope
         self.pairs = job.inputs["pairs"]
         off = job.settings.gate.name == "off"
-        self.gates = None if off else gate.Gates(job.settings, job.inputs["embeddings"])
+        self.gates = None if off else gate.GateReader(job.settings, job.inputs["embeddings"])
 
     def __call__(self, shard: Shard) -> Part:
         pairs = pair_rows(self.pairs, shard.index, ["n", "P", "win_rates"])
@@ -54,10 +54,10 @@ class Calibrator:
         else:
             targets = []
             for pair in pairs:
-                place_of = shard.index, pair["id"], pair["n"]
-                mean = float(gate.off_diagonal(self.gates.similarity(*place_of)).mean())
+                prompt = shard.index, pair["id"], pair["n"]
+                mean = float(gate.off_diagonal(self.gates.similarity(*prompt)).mean())
                 left = shard.payload.get("left")
-                g = self.gates(shard.payload, *place_of) if left is None else np.full((pair["n"],) * 2, 1 - left)
+                g = self.gates(shard.payload, *prompt) if left is None else np.full((pair["n"],) * 2, 1 - left)
                 targets.append(self._row(pair, g, mean, shard.index))
         table = pa.Table.from_pylist(targets, schema=TARGETS_SCHEMA)
         means = ("p_w", "p_l", "target_w", "target_l", "shift")
@@ -103,16 +103,16 @@ class Calibrator:
 
 
 def shards(job: Job[CalibrateSettings]) -> list[Shard]:
-    """One shard for each part of `pairs`, with the gate's thresholds and what spans the iteration.
+    """Return one shard for each part of `pairs`, with the gate's thresholds and what spans the iteration.
 
-    That is, for `permuted`, whose g each prompt gets, and for `rescaled` sum |p~ - 1/2| / sum |p - 1/2| over the pairs
-    of the iteration, 1 without pairs.
+    For `permuted` that is whose g each prompt gets; for `rescaled`, `left`: sum |p~ - 1/2| / sum |p - 1/2| over the
+    pairs of the iteration, 1 without pairs.
     """
     plain = rows.shards(job)
     if job.settings.gate.name == "off":
         return plain
     selected = job.settings.dealt_over == "pairs"
-    prompts = gate.prompts_of(job.inputs["pairs"], "n") if selected else gate.prompts_of(job.inputs["embeddings"])
+    prompts = gate.prompt_sizes(job.inputs["pairs"], "n") if selected else gate.prompt_sizes(job.inputs["embeddings"])
     payloads = gate.payloads(job.settings, job.inputs["embeddings"], prompts)
     gated = [Shard(index=s.index, payload=payload) for s, payload in zip(plain, payloads, strict=True)]
     if job.settings.gate.name != "rescaled":
@@ -125,19 +125,19 @@ def shards(job: Job[CalibrateSettings]) -> list[Shard]:
 
 
 def finish(job: Job[CalibrateSettings], tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarise. `strength` = sum |target - 1/2| / sum |p - 1/2| over the pairs: what the gate leaves."""
+    """Summarise. `strength` = sum |target - 1/2| / sum |p - 1/2| over the pairs: 1 where the gate shrinks nothing."""
     pairs = sum(part["rows_out"] for part in parts)
     means = {name: ratio(total(parts, name), pairs) for name in ("p_w", "p_l", "target_w", "target_l", "shift")}
     off = job.settings.gate.name == "off"
-    chosen = None if off else gate.open_gate(job.settings)
-    floor, ceil = gate.thresholds(chosen, job.inputs["embeddings"]) if chosen else (None, None)
+    active = None if off else gate.active_gate(job.settings)
+    floor, ceil = gate.thresholds(active, job.inputs["embeddings"]) if active else (None, None)
     return {
         "pairs": pairs,
         "gate": job.settings.gate.name,
         "scope": job.settings.gate.scope,
         "floor": floor,
         "ceil": ceil,
-        "exponent": chosen.exponent if chosen else None,
+        "exponent": active.exponent if active else None,
         **{f"mean_{name}": value for name, value in means.items()},
         "strength": ratio(total(parts, "target_pull"), total(parts, "p_pull")),
         "similarity_mean": None if off else ratio(total(parts, "similarity"), pairs),

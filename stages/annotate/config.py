@@ -4,7 +4,7 @@ pairs, calibrate, best. No heavy import.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -29,92 +29,113 @@ from sparring.stages.step import StepSpec
 Similarity = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), NO_BOOL]
 Scope = Literal["pairwise", "pair", "row_mean"]
 WinRate = Literal["matrix", "aggregate_score", "cross_fit"]
-"""matrix (default), aggregate_score (the published mode, which erases cycles) or cross_fit (of a matrix of which
-oracle.opponents leaves gaps: pairs selected by one half of the opponents, targets without the bias of that)."""
+"""matrix (default); aggregate_score (the published mode, which erases cycles); or cross_fit (with oracle.opponents: one
+half of the opponents selects the pairs, so that the targets have no selection bias)."""
 
 
-ROWS = "sparring.stages.annotate.rows"
-
-
-def _spec(kind: str, version: int, worker: str, pool: str, prepare: str = "", shards: str = ROWS) -> StepSpec:
-    module = f"sparring.stages.annotate.{kind}"
-    return StepSpec(
-        kind=kind,
-        version=version,
-        worker=f"{module}:{worker}",
-        shards=f"{shards}:shards",
-        finish=f"{module}:finish",
-        prepare=prepare,
-        pool=pool,
-    )
-
-
-SCORE = replace(
-    _spec("score", 2, "Scorer", "annotators", "sparring.stages.annotate.score:prepare"),
+SCORE = StepSpec(
+    kind="score",
+    version=2,
+    worker="sparring.stages.annotate.score:Scorer",
+    shards="sparring.stages.annotate.rows:shards",
+    finish="sparring.stages.annotate.score:finish",
+    prepare="sparring.stages.annotate.score:prepare",
+    pool="annotators",
     modules="sparring.stages.annotate.oracles:modules",
 )
-EMBED = _spec("embed", 1, "Embedder", "annotators", "sparring.stages.annotate.embed:prepare")
-PAIRS = _spec("pairs", 3, "Pairer", "tasks", shards="sparring.stages.annotate.pairs")
-CALIBRATE = _spec("calibrate", 2, "Calibrator", "tasks", shards="sparring.stages.annotate.calibrate")
-BEST = _spec("best", 1, "Chooser", "tasks")
+EMBED = StepSpec(
+    kind="embed",
+    version=1,
+    worker="sparring.stages.annotate.embed:Embedder",
+    shards="sparring.stages.annotate.rows:shards",
+    finish="sparring.stages.annotate.embed:finish",
+    prepare="sparring.stages.annotate.embed:prepare",
+    pool="annotators",
+)
+PAIRS = StepSpec(
+    kind="pairs",
+    version=3,
+    worker="sparring.stages.annotate.pairs:Pairer",
+    shards="sparring.stages.annotate.pairs:shards",
+    finish="sparring.stages.annotate.pairs:finish",
+    pool="tasks",
+)
+CALIBRATE = StepSpec(
+    kind="calibrate",
+    version=2,
+    worker="sparring.stages.annotate.calibrate:Calibrator",
+    shards="sparring.stages.annotate.calibrate:shards",
+    finish="sparring.stages.annotate.calibrate:finish",
+    pool="tasks",
+)
+BEST = StepSpec(
+    kind="best",
+    version=1,
+    worker="sparring.stages.annotate.best:Chooser",
+    shards="sparring.stages.annotate.rows:shards",
+    finish="sparring.stages.annotate.best:finish",
+    pool="tasks",
+)
 IMPORT_PAIRS = StepSpec(
     kind="pairs",
     version=1,
     worker="sparring.stages.annotate.imported:Importer",
-    shards=f"{ROWS}:shards",
+    shards="sparring.stages.annotate.rows:shards",
     finish="sparring.stages.annotate.imported:finish",
     pool="in_process",
 )
 
 
-# Conditions of settings. Functions, since the annotations below are evaluated where a lambda sees no import.
+# Conditions of OnlyIf below. They are functions because a lambda in an annotation cannot see imported names.
 
 
-def _loads(judge: Any, _: Any) -> bool:
-    return "judge" in oracles.options_of(judge.kind).inputs and not judge.urls
+def _is_loaded(judge: Any, _: Any) -> bool:
+    return "judge" in oracles.options_class(judge.kind).inputs and not judge.urls
 
 
-def _loads_repo(judge: Any, config: Any) -> bool:
-    return _loads(judge, config) and judge.path is None
+def _from_package_or_hub(judge: Any, config: Any) -> bool:
+    return _is_loaded(judge, config) and judge.path is None
 
 
-def _has_repo(judge: Any, config: Any) -> bool:
-    return _loads_repo(judge, config) and judge.repo is not None
+def _from_hub(judge: Any, config: Any) -> bool:
+    return _from_package_or_hub(judge, config) and judge.repo is not None
 
 
-def _asks(judge: Any, _: Any) -> bool:
-    return bool(oracles.options_of(judge.kind).servers)
+def _may_have_urls(judge: Any, _: Any) -> bool:
+    return bool(oracles.options_class(judge.kind).servers)
 
 
 def _options(judge: Any) -> Any:
     return oracles.options(judge.kind, judge.options)
 
 
-def _mixes(judge: Any, _: Any) -> bool:
-    return bool(oracles.options_of(judge.kind).mixes)
+def _has_members(judge: Any, _: Any) -> bool:
+    return bool(oracles.options_class(judge.kind).has_members)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Of the oracle and of the second judge; its files are inputs. The Options of a kind declare what it reads."""
+    """Settings of the oracle, of a member of an ensemble, and of the second judge. Its files are inputs of the step."""
 
     kind: str
     """A file of stages/annotate/oracles."""
-    path: Annotated[Place | None, OnlyIf(_loads, "by a judge that is loaded from a folder, without urls"), LOCATION] = (
-        None
-    )
+    path: Annotated[
+        Place | None, OnlyIf(_is_loaded, "by a judge that is loaded from a folder, without urls"), LOCATION
+    ] = None
     """A folder; null: the embedded judge of this kind, or that of the hub."""
     repo: Annotated[
-        Text | None, OnlyIf(_loads_repo, "by a judge that is loaded from a folder, without path and urls"), LOCATION
+        Text | None,
+        OnlyIf(_from_package_or_hub, "by a judge that is loaded from a folder, without path and urls"),
+        LOCATION,
     ] = None
     """owner/name on the hub."""
-    revision: Annotated[Text | None, OnlyIf(_has_repo, "beside repo, without path and urls"), LOCATION] = None
+    revision: Annotated[Text | None, OnlyIf(_from_hub, "beside repo, without path and urls"), LOCATION] = None
     """A commit; a branch is resolved to one when the run begins, and written down."""
     options: Annotated[dict[str, Any], Options(_options, oracles.all_options)] = field(default_factory=dict)
-    """Of this kind; in an artifact's identity."""
-    urls: Annotated[tuple[str, ...], OnlyIf(_asks, "by a judge that asks servers, such as llm"), RUNTIME] = ()
+    """The options of this kind, part of an artifact's identity."""
+    urls: Annotated[tuple[str, ...], OnlyIf(_may_have_urls, "by a judge that asks servers, such as llm"), RUNTIME] = ()
     """Servers that run it, of a kind that asks servers: http://host:port."""
-    members: Annotated[dict[str, JudgeConfig], OnlyIf(_mixes, "by an ensemble")] = field(default_factory=dict)
+    members: Annotated[dict[str, JudgeConfig], OnlyIf(_has_members, "by an ensemble")] = field(default_factory=dict)
     """Of an ensemble."""
 
 
@@ -125,20 +146,20 @@ class OracleConfig(JudgeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
-    """Of every encoder."""
+class EncoderBase:
+    """The settings of every encoder."""
 
     window: Count
     """Longest text of one pass in the encoder's tokens, special ones too; longer responses are chunked."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedEncoder(Encoder):
+class EmbeddedEncoder(EncoderBase):
     source: Annotated[Literal["embedded"], LOCATION]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubEncoder(Encoder):
+class HubEncoder(EncoderBase):
     source: Annotated[Literal["hub"], LOCATION]
     path: Annotated[Place | None, LOCATION]
     """A local copy of the model; null: downloaded."""
@@ -151,7 +172,7 @@ class HubEncoder(Encoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderEncoder(Encoder):
+class FolderEncoder(EncoderBase):
     """A model of sentence-transformers."""
 
     source: Annotated[Literal["folder"], LOCATION]
@@ -170,19 +191,23 @@ class OffGate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenGate:
-    """Of every gate that is not off."""
+class ActiveGate:
+    """The settings of every gate that is not off."""
 
     floor: Annotated[Similarity, OnlyIf(lambda gate, _: gate.floor_quantile is None, "without gate.floor_quantile")]
+    """Similarity up to which the gate changes nothing."""
     floor_quantile: Share | None
     """When set, floor is this quantile of all off-diagonal similarities of the iteration."""
     ceil: Annotated[Similarity, OnlyIf(lambda gate, _: gate.ceil_quantile is None, "without gate.ceil_quantile")]
+    """Similarity from which on the targets are 1/2."""
     ceil_quantile: Share | None
+    """When set, ceil is this quantile of the same similarities."""
     scope: Scope
-    """Whose similarity shrinks a duel: its own, that of chosen and rejected, or the mean of each response's."""
+    """Which similarity shrinks P[i, j]: that of i and j (pairwise), that of chosen and rejected (pair), or the mean of
+    those of i (row_mean)."""
 
     def __post_init__(self) -> None:
-        """Refuse a floor that is not below the ceil."""
+        """Raise for a floor that is not below the ceil."""
         low, high = self.floor_quantile, self.ceil_quantile
         if low is None and high is None and not self.floor < self.ceil:
             raise ConfigError(f"gate.floor={self.floor} must be below gate.ceil={self.ceil}.")
@@ -191,21 +216,22 @@ class OpenGate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearGate(OpenGate):
+class LinearGate(ActiveGate):
     name: Literal["linear"]
     exponent: ClassVar[float] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerGate(OpenGate):
-    """Also of the controls, whose exponent is that of the gate which they control.
+class PowerGate(ActiveGate):
+    """power, and the two controls, which take the settings of the gate that they control.
 
-    permuted: g matrices shuffled across prompts of equal K; rescaled: every target shrunk by the one factor by which
-    the gate shrinks them in sum.
+    permuted: g matrices are shuffled across prompts of equal K; rescaled: one factor shrinks all targets, which in sum
+    shrink as much as under the gate.
     """
 
     name: Literal["power", "permuted", "rescaled"]
     exponent: Positive
+    """Above 1 the gate opens late, below 1 early; 1 is linear."""
 
 
 GateConfig = Annotated[OffGate | LinearGate | PowerGate, Field(discriminator="name")]
@@ -214,17 +240,17 @@ GateConfig = Annotated[OffGate | LinearGate | PowerGate, Field(discriminator="na
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     by: Literal["extremes", "all_pairs", "top_vs_random"]
-    """See `select` in winrate.py."""
+    """The best response against the worst; all pairs; or the best against one drawn from the worse ones."""
     values: Annotated[
         Literal["win_rates", "gated"],
         OnlyIf(lambda _, config: config.gate.name != "off", "with a gate that is not off"),
         ELSEWHERE,
     ]
-    """By what the responses of a prompt are ordered."""
+    """The values that order the responses of a prompt."""
     require_head_to_head: bool
     """Drop pairs whose chosen response loses the duel against the rejected one."""
     capped: Literal["keep", "drop"]
-    """Of pairs with a response that hit sampler.max_tokens."""
+    """What happens to pairs with a response that hit sampler.max_tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +259,9 @@ class ScoreSettings:
 
     oracle: JudgeConfig
     anchors: int | None
-    """Responses that every response is compared with; null: all of the prompt's. Only without `opponents`."""
+    """Responses that each response is compared with; null: all of the prompt's. Only without `opponents`."""
     seed: int
-    """Draws the anchors; else 0."""
+    """Of the draw of anchors; 0 without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +273,7 @@ class EmbedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BestSettings:
-    """Inputs: `samples`, `scores`. What comes out are `samples` too, with the best response alone."""
+    """Inputs: `samples`, `scores`. The output is `samples` with the best response of each prompt."""
 
     win_rate: WinRate
 
@@ -258,9 +284,9 @@ class CalibrateSettings:
 
     gate: GateConfig
     seed: int
-    """Of the permuted control; else 0."""
+    """Of the permuted control; 0 without it."""
     dealt_over: Literal["pairs", "prompts"]
-    """Whose g the control shuffles: that of the `pairs` kept, or of all `prompts` where the gate selects the pairs."""
+    """Prompts whose g the permuted control shuffles: those with `pairs`, or all where the gate selects the pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,14 +296,14 @@ class PairsSettings:
     win_rate: WinRate
     selection: SelectionConfig
     seed: int
-    """Of top_vs_random; else 0."""
+    """Of top_vs_random; 0 without it."""
     gated: CalibrateSettings | None
-    """Select by win rates that are gated so; null: by ungated ones."""
+    """The gate of the win rates that select the pairs; null: ungated win rates select them."""
 
     def __post_init__(self) -> None:
-        """Refuse gates that are not known before the pairs are."""
+        """Raise for gates that depend on the selected pairs."""
         gate = self.gated.gate if self.gated else None
-        if isinstance(gate, OpenGate) and gate.scope == "pair":
+        if isinstance(gate, ActiveGate) and gate.scope == "pair":
             raise ConfigError(
                 "selection.values=gated with gate.scope=pair: that scope needs the pair to gate by; "
                 "use pairwise or row_mean, or selection.values=win_rates."

@@ -1,7 +1,7 @@
 """DeBERTa v2 and v3 (He et al., arXiv 2006.03654, 2111.09543) for inference, equal to transformers' up to rounding.
 
-What depends on no input is computed once: each layer's projections of the relative positions, which transformers
-computes again for every batch. The last layer is computed for the asked-for tokens alone.
+Each layer's projections of the relative positions depend on no input: they are computed once, not for every batch as in
+transformers. The last layer is computed for the wanted tokens only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SUPPORTED = {
     "hidden_act": "gelu",
     "conv_kernel_size": 0,
 }
-"""Of a config.json: as in all DeBERTa v3 and in what is made of them."""
-ABSENT = {"hidden_act": "gelu", "type_vocab_size": 0, "conv_kernel_size": 0}
-"""What applies where config.json lacks the key."""
+"""Keys of config.json and the only supported values: those of DeBERTa v3 and of models made from it."""
+DEFAULTS = {"hidden_act": "gelu", "type_vocab_size": 0, "conv_kernel_size": 0}
+"""Values of keys that config.json may lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,16 @@ class Shape:
     heads: int
     hidden: int
     buckets: int
-    """Relative positions on either side."""
+    """Buckets of relative positions on either side."""
     farthest: int
     """Distances from this one on share the last bucket."""
     eps: float
 
     @staticmethod
     def of(config: Mapping[str, Any], where: str) -> Shape:
-        """Read a config.json; DataError where it is of a variant that is not supported, or lacks a size."""
+        """Return the sizes in a config.json; DataError for a variant that is not supported, or a missing size."""
         for key, wanted in SUPPORTED.items():
-            value = config.get(key, ABSENT.get(key))
+            value = config.get(key, DEFAULTS.get(key))
             if value != wanted:
                 raise DataError(f"{where}: {key} is {value!r}; of DeBERTa only {wanted!r} is supported, as in v3.")
         kinds = config.get("pos_att_type")
@@ -115,9 +115,9 @@ class Encoder:
 
     @torch.inference_mode()
     def states(self, rows: Sequence[Sequence[int]], wanted: Tensor) -> Tensor:
-        """Return the last layer's states at the places `wanted` (B, n) of each row: (B, n, hidden).
+        """Return the last layer's states at the positions `wanted` (B, n) of each row: (B, n, hidden).
 
-        Rows of different lengths are padded on the right; padding changes no state but by rounding.
+        Rows of different lengths are padded on the right, which changes states by rounding only.
         """
         lengths = torch.tensor([len(row) for row in rows])
         longest = int(lengths.max())
@@ -139,14 +139,14 @@ class Encoder:
         return self._layer(self.shape.layers - 1, x, chosen, positions, mask, places)
 
     def _layer(
-        self, i: int, x: Tensor, asked: Tensor, positions: Tensor, mask: Tensor | None, places: Tensor | None = None
+        self, i: int, x: Tensor, queries: Tensor, positions: Tensor, mask: Tensor | None, places: Tensor | None = None
     ) -> Tensor:
-        """Return layer i at the tokens `asked` (B, n, hidden), which attend to all of x (B, length, hidden).
+        """Return layer i at the tokens `queries` (B, n, hidden), which attend to all of x (B, length, hidden).
 
-        `places`: where they are; all, in order, without.
+        places: (B, n) positions of the queries; None: they are all tokens, in order.
         """
         prefix = f"encoder.layer.{i}.attention.self"
-        query = self._heads(self._linear(asked, f"{prefix}.query_proj"))
+        query = self._heads(self._linear(queries, f"{prefix}.query_proj"))
         key = self._heads(self._linear(x, f"{prefix}.key_proj"))
         value = self._heads(self._linear(x, f"{prefix}.value_proj"))
         bias = self._position_bias(i, query, key, positions, places)
@@ -156,7 +156,7 @@ class Encoder:
         seen = seen.transpose(1, 2).flatten(2)
         layer = f"encoder.layer.{i}"
         seen = self._norm(
-            self._linear(seen, f"{layer}.attention.output.dense") + asked, f"{layer}.attention.output.LayerNorm"
+            self._linear(seen, f"{layer}.attention.output.dense") + queries, f"{layer}.attention.output.LayerNorm"
         )
         inner = F.gelu(self._linear(seen, f"{layer}.intermediate.dense"))
         return self._norm(self._linear(inner, f"{layer}.output.dense") + seen, f"{layer}.output.LayerNorm")
@@ -187,10 +187,9 @@ class Encoder:
 
 
 def _buckets(length: int, shape: Shape) -> Tensor:
-    """Return the row of the relative embeddings for the distances -(length - 1) .. length - 1.
+    """Return the row of the relative embeddings for each distance from -(length - 1) to length - 1.
 
-    Near distances have rows of their own, farther ones share them by the logarithm: in float32, as transformers
-    rounds it.
+    Each near distance has its own row; farther ones share rows by their logarithm, in float32 as in transformers.
     """
     distance = torch.arange(1 - length, length)
     middle = shape.buckets // 2

@@ -1,9 +1,9 @@
-"""The step `embed`: how alike the K responses of a prompt are, cosine of their sentence embeddings.
+"""The step `embed`: similarity of the K responses to a prompt, the cosine of their sentence embeddings.
 
-A response longer than the encoder's window is cut into windows on token boundaries, none dropped; the
-windows' unit vectors are averaged, weighted by their tokens, and scaled to length one. Texts are compared
-without the white space around them: equal texts have similarity exactly 1, and each is embedded once per
-part. An empty response has no meaning: its similarity is 0 with every text but another empty one.
+A response longer than the encoder's window is split into windows on token boundaries, none dropped; the windows' unit
+vectors are averaged, weighted by their tokens, and scaled to length one. White space around a text is ignored: equal
+texts have similarity exactly 1, and each text is embedded once per part. An empty response has similarity 0 with every
+text but another empty one.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from sparring.stages.step import Job, Part, Shard
 EMBEDDINGS_SCHEMA = pa.schema([("id", pa.string()), ("similarity", pa.list_(pa.float32())), ("chunks", pa.int32())])
 
 BATCH = 32
-"""Windows in one pass; they are ordered by length, so that little is padding."""
+"""Windows in one forward pass; they are sorted by length to keep padding small."""
 
 
 def prepare(job: Job) -> None:
-    """Import what encoders are made of, which takes longer than loading a small one."""
+    """Import the encoder's library, which takes longer than loading a small encoder."""
     import sentence_transformers  # noqa: F401
 
 
 class TextEncoder:
-    """A sentence-transformers folder; texts of any length become unit vectors."""
+    """Embeds texts of any length as unit vectors, by a sentence-transformers folder."""
 
     def __init__(self, folder: Path, window: int, device: str = "cpu") -> None:
         from sentence_transformers import SentenceTransformer
@@ -51,6 +51,8 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
         """Return unit vectors (len(texts), d) and the number of windows of each text."""
+        import torch
+
         tokenizer = self.model.tokenizer
         windows = tokenizer(
             list(texts), truncation=True, max_length=self.window, stride=0, return_overflowing_tokens=True
@@ -59,22 +61,17 @@ class TextEncoder:
         lengths = np.array([len(ids) for ids in windows["input_ids"]])
         names = [name for name in tokenizer.model_input_names if name in windows]
         order = np.argsort(-lengths, kind="stable")
-        vectors = [
-            self._forward({name: [windows[name][c] for c in order[start : start + BATCH]] for name in names})
-            for start in range(0, len(order), BATCH)
-        ]
+        vectors = []
+        for start in range(0, len(order), BATCH):
+            features = {name: [windows[name][i] for i in order[start : start + BATCH]] for name in names}
+            batch = dict(tokenizer.pad(features, return_tensors="pt").to(self.model.device))
+            with torch.inference_mode():
+                embedded = self.model(batch)["sentence_embedding"]
+            vectors.append(_unit(embedded.double().cpu().numpy()))
         weighted = np.concatenate(vectors) * np.maximum(lengths[order] - self.special, 1)[:, None]
         sums = np.zeros((len(texts), weighted.shape[1]))
         np.add.at(sums, owner[order], weighted)
         return _unit(sums), np.bincount(owner, minlength=len(texts)).tolist()
-
-    def _forward(self, features: dict[str, list[list[int]]]) -> NDArray[np.float64]:
-        import torch
-
-        batch = dict(self.model.tokenizer.pad(features, return_tensors="pt").to(self.model.device))
-        with torch.inference_mode():
-            vectors = self.model(batch)["sentence_embedding"]
-        return _unit(vectors.double().cpu().numpy())
 
 
 class Embedder:
@@ -113,7 +110,7 @@ class Embedder:
 
 
 def similarity(units: NDArray[np.float64], texts: Sequence[str]) -> NDArray[np.float64]:
-    """Cosines of unit vectors (K, d), (K, K): symmetric, in [-1, 1], exactly 1 where the texts are equal."""
+    """Return the cosines (K, K) of unit vectors (K, d): symmetric, in [-1, 1], exactly 1 where the texts are equal."""
     above = np.triu(np.clip(units @ units.T, -1.0, 1.0), 1)
     equal = np.array([[a == b for b in texts] for a in texts])
     return np.where(equal, 1.0, above + above.T)
@@ -131,6 +128,6 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
 
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale rows to length one; a zero row becomes NaN, which the caller reports with its row."""
+    """Return the rows scaled to length one; a row of zeros becomes NaN, which the caller reports."""
     with np.errstate(invalid="ignore"):
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,11 +1,11 @@
-"""Is an oracle fit to judge? Figures on labelled pairs, each with its interval, and the verdict in words. Pure numpy.
+"""Is an oracle fit to judge? Figures on labelled pairs, each with its interval, and a verdict in words. Pure numpy.
 
-Of n pairs (chosen, rejected), forth and back: (n,) float64, the raw logits of the duels in which the chosen, and the
-rejected, response is shown first; > 0 where the first shown is better. L = (forth - back) / 2 is > 0 where the oracle
-prefers the chosen one, P = sigmoid(L) its probability of winning. A tie counts as half right.
+The input is n pairs (chosen, rejected) and two arrays of raw logits, (n,) float64: `forth` with the chosen response
+shown first, `back` with the rejected one shown first; > 0 where the first shown is better. L = (forth - back) / 2 is
+> 0 where the oracle prefers the chosen response; P = sigmoid(L) is its probability of winning. A tie is half right.
 
-Every interval is a percentile bootstrap over prompts: prompts, not pairs, are drawn with replacement; all figures of
-one call see the same draws, so a difference has the interval of paired samples.
+Every interval is a percentile bootstrap that draws prompts, not pairs, with replacement. All figures of one call use
+the same draws, so the interval of a difference is that of paired samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Card = dict[str, Any]
 Statistic = Callable[[Array], Array]
-"""(m, n): how often each of n pairs is drawn in each of m resamples -> (m,) the figure of each; nan: undefined."""
+"""(m, n), how often each of n pairs is drawn in each of m resamples -> (m,), its value in each; nan: undefined."""
 
 RESAMPLES = 2000
 BLOCK = 64
@@ -30,9 +30,9 @@ BLOCK = 64
 LENGTH_RATIO = 0.87
 BINS = 10
 """Of confidence, between 1/2 and 1."""
-
 LEAST_PROMPTS = 30
-STRONG_POSITION, STRONG_LEAN, STRONG_CALIBRATION, STRONG_CUT = 0.25, 0.1, 0.1, 0.1
+POSITION_LIMIT, LENGTH_LIMIT, CALIBRATION_LIMIT, TRUNCATED_LIMIT = 0.25, 0.1, 0.1, 0.1
+"""See `verdict`."""
 
 
 class Labelled(Protocol):
@@ -70,7 +70,7 @@ def longer(pairs: Sequence[Labelled]) -> Array:
 
 
 def blocks(groups: NDArray[Any], seed: int) -> Iterator[Array]:
-    """Yield (up to BLOCK, n), RESAMPLES rows in all: how often each pair occurs when groups are drawn."""
+    """Yield blocks (up to BLOCK, n), RESAMPLES rows in all: how often each pair occurs when groups are drawn."""
     names, member = np.unique(groups, return_inverse=True)
     random = np.random.default_rng(seed)
     for start in range(0, RESAMPLES, BLOCK):
@@ -85,7 +85,7 @@ def draws(groups: NDArray[Any], seed: int) -> Array:
 
 
 def figure(name: str, value: float, resampled: Array, groups: NDArray[Any]) -> Card:
-    """Return the five entries of a figure; resamples in which it is undefined are left out."""
+    """Return the five entries of a figure; resamples in which it is undefined are ignored."""
     low, high = np.nanquantile(resampled, [0.025, 0.975]) if np.isfinite(resampled).any() else (np.nan, np.nan)
     return {
         name: round(float(value), 6),
@@ -102,15 +102,15 @@ def of_all(statistic: Statistic, n: int) -> float:
 
 
 def estimates(statistics: Mapping[str, tuple[Statistic, Mask]], groups: NDArray[Any], seed: int) -> Card:
-    """Return the figures of statistics, each with the pairs that it is of; one that is undefined is left out."""
+    """Return the figures of name -> (statistic, pairs that it counts), without those that are undefined."""
     values = {name: of_all(statistic, len(groups)) for name, (statistic, _) in statistics.items()}
     resampled: dict[str, list[Array]] = {name: [] for name, value in values.items() if np.isfinite(value)}
     for times in blocks(groups, seed) if len(groups) else ():
-        for name, values_of in resampled.items():
-            values_of.append(statistics[name][0](times))
+        for name, drawn in resampled.items():
+            drawn.append(statistics[name][0](times))
     card: Card = {}
-    for name, values_of in resampled.items():
-        card |= figure(name, values[name], np.concatenate(values_of), groups[statistics[name][1]])
+    for name, drawn in resampled.items():
+        card |= figure(name, values[name], np.concatenate(drawn), groups[statistics[name][1]])
     return card
 
 
@@ -130,13 +130,13 @@ def ratio(above: Array, below: Array) -> Array:
 
 
 def mean(values: Array, counted: Mask) -> Statistic:
-    """sum_i t_i x_i / sum_i t_i over the pairs that count; values x (n,), t the times each is drawn."""
+    """Return sum_i t_i x_i / sum_i t_i over the counted pairs; values x (n,), t the times each is drawn."""
     filled, present = np.where(counted, values, 0.0), counted.astype(np.float64)
     return lambda times: ratio(times @ filled, times @ present)
 
 
 def rank_correlation(a: Array, b: Array) -> Statistic:
-    """Spearman's: the correlation of the ranks of a and b (n,) among what was drawn, ranks of ties averaged."""
+    """Return Spearman's correlation of a and b (n,) over the drawn pairs; ranks of ties are averaged."""
 
     def statistic(times: Array) -> Array:
         x, y = _centred_ranks(a, times), _centred_ranks(b, times)
@@ -175,20 +175,20 @@ def _centred_ranks(x: Array, times: Array) -> Array:
 def figures(
     pairs: Sequence[Labelled], forth: Array, back: Array, truncated: Mask, groups: NDArray[Any], seed: int
 ) -> Card:
-    """Return every figure of an oracle on n pairs as x, x_low, x_high (95%), x_pairs, x_prompts; those of no pair not.
+    """Return every figure x of an oracle on n pairs as x, x_low, x_high (95%), x_pairs, x_prompts; none of no pairs.
 
-    Right is 1, 1/2 or 0; "the longer" has more characters.
-        accuracy, length_matched                mean right; of all, and of length-matched pairs
-        longer_wins(_length_matched)            the same of the rule that the longer is better
-        (accuracy, length_matched)_over_longer_wins, _over_shorter_wins     right less the rule's right, by pair
+    "Right" is 1, 1/2 or 0 for each pair; the longer response has more characters.
+        accuracy, length_matched                mean right; over all, and over length-matched pairs
+        longer_wins(_length_matched)            the same of the rule that the longer response is better
+        (accuracy, length_matched)_over_longer_wins, _over_shorter_wins     right minus the rule's right, by pair
         prefers_longer, label_longer            shares of the pairs of unequal length; leans_longer: their difference
         length_logit_spearman                   L with characters(chosen) - characters(rejected)
         position_disagreement                   share of pairs whose winner changes with the order
         first_wins, first_logit                 share of duels that the first shown wins; mean (forth + back) / 2
         abs_logit, ties                         mean |L|; share of L = 0
         log_loss, brier                         mean -ln P and (1 - P)^2 of the chosen: .693 and .25 of a blind oracle
-        ece, overconfidence                     calibration_error; mean sigmoid(|L|) less accuracy
-        truncated                               share of pairs of which a text was read cut, in either order
+        ece, overconfidence                     calibration_error; mean sigmoid(|L|) minus accuracy
+        truncated                               share of pairs with a truncated text, in either order
 
     Args:
         truncated: (n,) bool.
@@ -228,18 +228,18 @@ def figures(
 
 
 def verdict(card: Card) -> tuple[bool, str]:
-    """Return whether an oracle is fit for the pairs that `figures` looked at, and why, in one line.
+    """Return whether an oracle is fit to judge such pairs, and why, in one line; card: of `figures`.
 
-    It is not, for the first of these reasons, where
+    It is not fit, for the first of these reasons that applies:
         the pairs are of fewer than 30 prompts
         the interval of its accuracy contains 1/2, or lies below it
-        the interval of its difference to the better rule of length, "longer wins" or "shorter wins", is not above 0: on
-        length-matched pairs, or on all where fewer than 30 prompts have one
-    It is with care, for all of these reasons, where beyond doubt (by all of the interval)
+        the interval of its difference from the better rule of length, "longer wins" or "shorter wins", is not above 0:
+        on length-matched pairs, or on all pairs where fewer than 30 prompts have a length-matched one
+    It is fit, with care, for all of these reasons that apply to the whole interval:
         the winner changes with the order in more than 25% of the pairs
         it prefers the longer response in 10 points more, or fewer, of the pairs than the label does
-        its mean confidence is 10 points above, or below, its accuracy: P, of which targets are made, is not calibrated
-        more than 10% of the pairs are read cut
+        its mean confidence is 10 points above, or below, its accuracy: P, on which targets are based, is not calibrated
+        more than 10% of the pairs have a truncated text
     """
     objection, cautions = _objection(card), "; ".join(_cautions(card))
     if objection:
@@ -271,7 +271,7 @@ def _objection(card: Card) -> str | None:
 
 
 def _beyond_length(card: Card) -> tuple[str, str]:
-    """Return the figure of whether an oracle knows more than length, and the rule it is over, in words."""
+    """Return the name of the figure that compares an oracle with the better rule of length, and that rule in words."""
     matched = card.get("length_matched_prompts", 0) >= LEAST_PROMPTS
     name, long = ("length_matched", "longer_wins_length_matched") if matched else ("accuracy", "longer_wins")
     rule = "longer" if card[long] >= 0.5 else "shorter"
@@ -280,24 +280,20 @@ def _beyond_length(card: Card) -> tuple[str, str]:
 
 def _cautions(card: Card) -> list[str]:
     cautions = []
-    if card["position_disagreement_low"] > STRONG_POSITION:
+    if card["position_disagreement_low"] > POSITION_LIMIT:
         cautions.append(
             f"strong position bias: the winner changes with the order in {interval(card, 'position_disagreement')} of "
             f"the pairs, the first shown wins {interval(card, 'first_wins')} of the duels"
         )
-
-    def beyond(name: str, side: int, least: float) -> bool:
-        """Whether the interval of a figure lies beyond `least` on one side of 0."""
-        near = "low" if side > 0 else "high"
-        return bool(name in card and side * card[f"{name}_{near}"] > least)
-
-    for side, word in ((1, "more"), (-1, "less")):
-        if beyond("leans_longer", side, STRONG_LEAN):
-            rates = f"{card['prefers_longer']:.3f}, not {card['label_longer']:.3f}"
-            cautions.append(f"it prefers the longer response {word} often than the label: {rates}")
-        if beyond("overconfidence", side, STRONG_CALIBRATION):
-            gap = interval(card, "overconfidence", "+")
-            cautions.append(f"P is {'over' if side > 0 else 'under'}confident: confidence - accuracy = {gap}")
-    if card["truncated_low"] > STRONG_CUT:
+    low, high = card.get("leans_longer_low", 0.0), card.get("leans_longer_high", 0.0)
+    if low > LENGTH_LIMIT or high < -LENGTH_LIMIT:
+        often = f"{'more' if low > 0 else 'less'} often than the label"
+        rates = f"{card['prefers_longer']:.3f}, not {card['label_longer']:.3f}"
+        cautions.append(f"it prefers the longer response {often}: {rates}")
+    low, high = card["overconfidence_low"], card["overconfidence_high"]
+    if low > CALIBRATION_LIMIT or high < -CALIBRATION_LIMIT:
+        gap = interval(card, "overconfidence", "+")
+        cautions.append(f"P is {'over' if low > 0 else 'under'}confident: confidence - accuracy = {gap}")
+    if card["truncated_low"] > TRUNCATED_LIMIT:
         cautions.append(f"it reads {interval(card, 'truncated')} of the pairs cut")
     return cautions

@@ -15,10 +15,10 @@ and p~_i = mean_j P~[i, j]. Entries shrink by different factors, so p~ may order
 from p. A published win rate may be of more responses than are there; those not there are gated as those that are:
 p~_i = 1/2 + (1 - mean_{j != i} G[i, j])(p_i - 1/2), which for two responses and their own win rates is the same.
 
-The formulas are pure functions of numpy arrays, float64. `Gates` reads the similarities of prompts for the steps that
-gate: `calibrate`, and `pairs` where it selects by gated win rates. What spans the iteration (floor and ceil by
-quantile, the permutation of the control) is computed once, in a step's `shards`, and goes to the workers with their
-shard: they read only the parts that they need.
+The formulas are pure functions of numpy arrays, float64. `GateReader` reads the similarities of prompts for the steps
+that gate: `calibrate`, and `pairs` where it selects by gated win rates. What spans the iteration (floor and ceil by
+quantile, the permutation of the control) is computed once, in a step's `shards`, and each shard's payload carries it:
+workers read only the parts that they need.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sparring.stages.annotate.config import CalibrateSettings, LinearGate, OffGate, PowerGate
-from sparring.stages.annotate.rows import joined, matrix, place, rows_by_id
+from sparring.stages.annotate.rows import find_row, matrix, place, rows_by_id
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import Input
 
@@ -41,14 +41,12 @@ Prompts = Sequence[Sequence[tuple[str, int]]]
 """(id, K) of the prompts of each part."""
 
 
-def linear(similarity: Array, floor: float, ceil: float) -> Array:
-    """g = clip((s - floor) / (ceil - floor), 0, 1): 0 at s <= floor, 1 at s >= ceil."""
-    return np.clip((similarity - floor) / (ceil - floor), 0.0, 1.0)
+def gate_of(similarity: Array, floor: float, ceil: float, exponent: float = 1.0) -> Array:
+    """g = clip((s - floor) / (ceil - floor), 0, 1)^exponent: 0 at s <= floor, 1 at s >= ceil.
 
-
-def power(similarity: Array, floor: float, ceil: float, exponent: float) -> Array:
-    """g = linear(s)^exponent: above 1 the gate opens late, below 1 early; the ends stay where they are."""
-    g: Array = linear(similarity, floor, ceil) ** exponent
+    With an exponent above 1 the gate opens late, below 1 early.
+    """
+    g: Array = np.clip((similarity - floor) / (ceil - floor), 0.0, 1.0) ** exponent
     return g
 
 
@@ -113,46 +111,46 @@ def permuted_sources(prompts: Sequence[tuple[int, int]], seed: int) -> list[int]
 
 
 def payloads(settings: CalibrateSettings, embeddings: Input, prompts: Prompts) -> list[dict[str, Any]]:
-    """Return what the worker of each part needs: floor and ceil, and for `permuted` the `sources` of its prompts.
+    """Return the shard payload of each part: floor and ceil, and for `permuted` the `sources` of its prompts.
 
-    sources: prompt -> (part, id) of the prompt whose g it gets.
+    sources: id of a prompt -> (part, id) of the prompt whose g it is given.
     """
-    floor, ceil = thresholds(open_gate(settings), embeddings)
+    floor, ceil = thresholds(active_gate(settings), embeddings)
     if settings.gate.name != "permuted":
         return [{"floor": floor, "ceil": ceil, "sources": None} for _ in prompts]
     rows = [(part, row_id, n) for part, ids in enumerate(prompts) for row_id, n in ids]
-    dealt = permuted_sources([(part, n) for part, _, n in rows], settings.seed)
+    permuted = permuted_sources([(part, n) for part, _, n in rows], settings.seed)
     sources: list[dict[str, tuple[int, str]]] = [{} for _ in prompts]
-    for (part, row_id, _), source in zip(rows, dealt, strict=True):
+    for (part, row_id, _), source in zip(rows, permuted, strict=True):
         sources[part][row_id] = rows[source][:2]
     return [{"floor": floor, "ceil": ceil, "sources": of_part} for of_part in sources]
 
 
-def open_gate(settings: CalibrateSettings) -> LinearGate | PowerGate:
-    """Return the gate of settings under which it is not off."""
+def active_gate(settings: CalibrateSettings) -> LinearGate | PowerGate:
+    """Return the gate of settings whose gate is not `off`."""
     assert not isinstance(settings.gate, OffGate)
     return settings.gate
 
 
-def thresholds(chosen: LinearGate | PowerGate, embeddings: Input) -> tuple[float, float]:
+def thresholds(active: LinearGate | PowerGate, embeddings: Input) -> tuple[float, float]:
     """Return floor and ceil: absolute, or exact quantiles of every off-diagonal similarity of the iteration."""
-    values = {"floor": chosen.floor, "ceil": chosen.ceil}
-    quantiles = {"floor": chosen.floor_quantile, "ceil": chosen.ceil_quantile}
-    asked = {name: q for name, q in quantiles.items() if q is not None}
-    if asked:
+    values = {"floor": active.floor, "ceil": active.ceil}
+    settings = {"floor": active.floor_quantile, "ceil": active.ceil_quantile}
+    quantiles = {name: q for name, q in settings.items() if q is not None}
+    if quantiles:
         tables = (embeddings.table(i, columns=["similarity"]) for i in range(embeddings.n_parts))
         similarities = np.concatenate([row for table in tables for row in off_diagonals(table, "similarity")])
-        values |= {name: float(np.quantile(similarities, q)) for name, q in asked.items()}
+        values |= {name: float(np.quantile(similarities, q)) for name, q in quantiles.items()}
     floor, ceil = values["floor"], values["ceil"]
     if not floor < ceil:
-        causes = [f"gate.{name}_quantile={q} is the similarity {values[name]:.4f}" for name, q in asked.items()]
+        causes = [f"gate.{name}_quantile={q} is the similarity {values[name]:.4f}" for name, q in quantiles.items()]
         raise ConfigError(
             f"{', '.join(causes)}: the floor {floor:.4f} is not below the ceil {ceil:.4f}; set them further apart."
         )
     return floor, ceil
 
 
-def prompts_of(source: Input, count: str | None = None) -> Prompts:
+def prompt_sizes(source: Input, count: str | None = None) -> Prompts:
     """Return (id, K) of each part's prompts, once each; K is in the column `count`, else `similarity` has K x K."""
     prompts = []
     for part in range(source.n_parts):
@@ -163,11 +161,11 @@ def prompts_of(source: Input, count: str | None = None) -> Prompts:
     return prompts
 
 
-class Gates:
-    """Reads similarity matrices by (part, id), each part of `embeddings` once, and opens the gate on them."""
+class GateReader:
+    """Reads similarity matrices by (part, id), each part of `embeddings` once, and computes the gate from them."""
 
     def __init__(self, settings: CalibrateSettings, embeddings: Input) -> None:
-        self.exponent = open_gate(settings).exponent
+        self.exponent = active_gate(settings).exponent
         self.embeddings = embeddings
         self.parts: dict[int, dict[str, dict[str, Any]]] = {}
 
@@ -175,10 +173,10 @@ class Gates:
         """Return s (n, n) of a prompt."""
         if part not in self.parts:
             self.parts[part] = rows_by_id(self.embeddings, part, ["similarity"])
-        row = joined(self.parts[part], row_id, self.embeddings, part)
+        row = find_row(self.parts[part], row_id, self.embeddings, part)
         return matrix(row["similarity"], (n, n), "similarity", place(self.embeddings, part, row_id))
 
     def __call__(self, payload: Mapping[str, Any], part: int, row_id: str, n: int) -> Array:
-        """Return g (n, n) of a prompt, or under `permuted` of the prompt whose g it gets."""
+        """Return g (n, n) of a prompt; under `permuted` that of another prompt."""
         source_part, source_id = payload["sources"][row_id] if payload["sources"] else (part, row_id)
-        return power(self.similarity(source_part, source_id, n), payload["floor"], payload["ceil"], self.exponent)
+        return gate_of(self.similarity(source_part, source_id, n), payload["floor"], payload["ceil"], self.exponent)

@@ -1,8 +1,8 @@
-"""The step `pairs`, imported: the pairs that a file holds beside its responses (stages/sample/imported.py).
+"""The step `pairs` of an imported file, which holds preferences beside its responses (stages/sample/imported.py).
 
-P, chosen and rejected are the file's. The win rates are those it published, else those of P: 3/4 and 1/4 for a hard
-preference, which is that chosen always beats rejected. No selection is made, so `selection` is not read; rows
-without a pair are dropped and counted: `identical` (chosen and rejected are the same text), `tie` (equal win rates).
+P, chosen and rejected are the file's. The win rates are those that it published, else those of P: 3/4 and 1/4 where
+chosen always beats rejected. `selection` is not read. Rows without a pair are dropped and counted: `identical` (chosen
+and rejected are the same text), `tie` (equal win rates).
 """
 
 from __future__ import annotations
@@ -60,5 +60,5 @@ def no_pair(rates: winrate.Array, pair: tuple[int, int], texts: Sequence[str]) -
 
 
 def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the summary of selected pairs, and where these are from."""
+    """Return the summary of the pairs, and the file that they were imported from."""
     return {**pairs.summary(parts, cross_fit=False), "provenance": job.inputs["samples"].summary["provenance"]}

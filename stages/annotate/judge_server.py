@@ -2,15 +2,16 @@
 
     vllm serve FOLDER --served-model-name NAME
 
-A server returns the log-probs of the TOP likeliest first tokens, and P(A) and P(B) are summed over those.
-- A letter that is not among them is given the least log-prob of those: it has no more, so the logit is closer to
-  zero than it should be.
-- Where neither is, the logit is 0: undecided. Undecided in both orders, a pair counts in the step's `tie_rate`.
-- A server whose model answers a plain question with neither is refused before anything is judged.
+A server returns the log-probs of the TOP likeliest first tokens; P(A) and P(B) are summed over those.
+- A letter that is not among them gets the least log-prob of those. Its own is no larger: the logit can only
+  be too close to zero.
+- Where both letters are absent, the logit is 0: undecided. A pair that is undecided in both orders counts in the step's
+  `tie_rate`.
+- DataError, before anything is judged, for a server whose model answers a plain question with neither letter.
 
-Without a tokenizer, BYTES bytes of UTF-8 count as one of `max_tokens`: that is too many tokens for most text, and too
-few for digits and some scripts. A control token spelled in a text is broken by a space, as far as its
-spelling is known (question.py). Which weights and which precision stand behind a name, only the server knows.
+There is no tokenizer here: BYTES bytes of UTF-8 count as one token of `max_tokens`. That overestimates most text, and
+underestimates digits and some scripts. A space breaks a control token spelled in a text, for the spellings that
+question.py knows. Only the server knows which weights, in which precision, its model name stands for.
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ from sparring.stages.errors import DataError
 from sparring.stages.servers import Client, Server, Servers, Unavailable
 
 KEY = "SPARRING_ORACLE_KEY"
-"""Environment variable of the scoring process with the servers' API key, which no file and no message holds."""
+"""Environment variable of the scoring process with the servers' API key; no file and no message contains the key."""
 TOP = 20
-"""The most that the protocol gives."""
+"""`top_logprobs` of a request: the most that the protocol allows."""
 FEWEST = 5
-"""Log-probs in an answer from which the log-prob of a letter that is not among them can be bounded."""
+"""Log-probs that an answer must have, so that they bound the log-prob of a letter that is not among them."""
 BYTES = 3
+"""Of UTF-8, counted as one token."""
 REQUESTS = 64
-"""Under way at one URL."""
+"""At one URL at a time."""
 CHECK_S = 30.0
 REQUEST_S = 300.0
 PLAIN = ("User: What is 1 + 1?", "1 + 1 is 2.", "Green.")
+"""A prompt and two responses that any judge can compare."""
 SHOWN = 8
-"""Names in a message."""
+"""Model names in an error message."""
 
 
 class JudgeServer:
@@ -53,18 +56,19 @@ class JudgeServer:
         self.pool.open()
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
-        """Return log P(A) - log P(B) for each duel, and whether a text of it was cut."""
-        asked = []
+        """Return log P(A) - log P(B) for each duel, and whether a text of it was truncated."""
+        questions, truncated = [], []
         for prompt, first, second in duels:
             duel = Duel(tuple((role, harmless(text)) for role, text in prompt), harmless(first), harmless(second))
-            asked.append(fitted(self.template, duel, self.max_tokens, size, head))
-        logits = self.pool.map(self._ask, [question for question, _ in asked], REQUESTS)
-        decided = [0.0 if logit is None else logit for logit in logits]
-        return Verdicts(np.array(decided, dtype=np.float64), np.array([cut for _, cut in asked], dtype=bool))
+            question, cut = fitted(self.template, duel, self.max_tokens, token_count, first_tokens)
+            questions.append(question)
+            truncated.append(cut)
+        logits = [0.0 if logit is None else logit for logit in self.pool.map(self._ask, questions, REQUESTS)]
+        return Verdicts(np.array(logits, dtype=np.float64), np.array(truncated, dtype=bool))
 
     async def _check(self, client: Client, server: Server) -> str:
-        listed = await client.fetch("GET", f"{server.url}/v1/models", CHECK_S)
-        names = [str(one.get("id")) for one in listed.get("data") or []]
+        answer = await client.fetch("GET", f"{server.url}/v1/models", CHECK_S)
+        names = [str(one.get("id")) for one in answer.get("data") or []]
         if self.model not in names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise DataError(
@@ -97,7 +101,7 @@ class JudgeServer:
 
 
 def read_answer(url: str, answer: Mapping[str, Any]) -> float | None:
-    """Return log P(A) - log P(B), None where neither is among its tokens; DataError without log-probs."""
+    """Return log P(A) - log P(B), None where the tokens have neither letter; DataError where log-probs are missing."""
     try:
         choice = answer["choices"][0]
         if choice.get("finish_reason") == "abort":  # it is shutting down
@@ -114,7 +118,7 @@ def read_answer(url: str, answer: Mapping[str, Any]) -> float | None:
 
 
 def logit_of(top: Sequence[tuple[str, float]]) -> float | None:
-    """Return log P(A) - log P(B) of (text, log-prob) of the likeliest tokens; see the module for those that lack."""
+    """Return log P(A) - log P(B) from (text, log-prob) of the likeliest tokens; see the module for absent letters."""
     a, b = ([logprob for text, logprob in top if text.strip() == letter] for letter in "AB")
     if not a and not b:
         return None
@@ -122,11 +126,11 @@ def logit_of(top: Sequence[tuple[str, float]]) -> float | None:
     return float(np.logaddexp.reduce(a or least) - np.logaddexp.reduce(b or least))
 
 
-def size(text: str) -> int:
-    """Return about how many tokens a text has."""
+def token_count(text: str) -> int:
+    """Return an estimate of the tokens of a text."""
     return math.ceil(len(text.encode()) / BYTES)
 
 
-def head(text: str, tokens: int) -> str:
-    """Return the first tokens of a text, no character of it in part."""
+def first_tokens(text: str, tokens: int) -> str:
+    """Return the text of about the first `tokens` tokens, cut between characters."""
     return text.encode()[: tokens * BYTES].decode(errors="ignore")

@@ -1,8 +1,7 @@
-"""The oracle: what compares two responses to one prompt.
+"""The interface of oracles, which compare two responses to one prompt. The oracles themselves are in oracles/.
 
-An oracle gives a raw logit for an **ordered** pair: > 0 means the response shown first is better. Callers
-score both orders and debias; an oracle that is antisymmetric by construction simply returns the negative for
-the swapped duel. The oracles themselves are in oracles/.
+An oracle returns a raw logit for an **ordered** pair: > 0 means that the response shown first is better. Callers score
+both orders and debias; an oracle that is antisymmetric by construction returns the negative for the swapped duel.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ class Duel(NamedTuple):
 
 
 class Verdicts(NamedTuple):
-    """Of n duels, in their order."""
+    """The judgements of n duels, in their order."""
 
     logits: np.ndarray
     """float64 (n,): > 0 where `first` is better; the raw logit of the ordered pair."""
     truncated: np.ndarray
-    """bool (n,): whether the oracle read a text of the duel cut."""
+    """bool (n,): whether the oracle truncated a text of the duel."""
 
 
 class Oracle(Protocol):
-    """Compares responses. `trained_on`: the `prompt_key` of every prompt its training or tuning has seen."""
+    """Compares responses. `trained_on`: the `prompt_key` of every prompt that it was trained or tuned on."""
 
     trained_on: frozenset[int]
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
-        """Judge the duels; no verdict depends on the others."""
+        """Judge the duels; no verdict depends on the other duels."""
         ...
 
 
@@ -56,8 +55,8 @@ def last_user_text(messages: Sequence[tuple[str, str]]) -> str:
 def prompt_key(messages: Sequence[tuple[str, str]]) -> int:
     """Return the signed 64-bit key of a prompt: the first 8 bytes, big endian, of a sha256.
 
-    Hashed is the text of the last user message, lower-cased, each run of white space made one space, trimmed.
-    A conversation without a user message counts as an empty one.
+    The hash is of the last user message (empty without one), lower-cased and trimmed, with each run of white space
+    replaced by one space.
     """
     text = last_user_text(messages)
     digest = hashlib.sha256(" ".join(text.lower().split()).encode("utf-8")).digest()
@@ -65,15 +64,14 @@ def prompt_key(messages: Sequence[tuple[str, str]]) -> int:
 
 
 def untruncated(logits: np.ndarray) -> Verdicts:
-    """Return verdicts on texts that were read to their end."""
+    """Return verdicts with no text truncated."""
     return Verdicts(logits, np.zeros(len(logits), dtype=bool))
 
 
 def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], frozenset[int]]:
     """Return the named tensors of a small judge's folder, floats as float64, and its `trained_on` keys.
 
-    The folder holds model.safetensors and card.json. DataError if a file or a tensor is missing, or if the card was
-    written for other weights.
+    DataError if model.safetensors, card.json or a tensor is missing, or if the card was written for other weights.
     """
     from safetensors.numpy import load
 
@@ -91,5 +89,5 @@ def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarr
             f"{model}: has no tensor {', '.join(missing)}; train the judge again with scripts.train_judges."
         )
     trained_on = frozenset(int(key) for key in tensors["trained_on"])
-    chosen = {name: tensors[name] for name in names}
-    return {name: one.astype(np.float64) if one.dtype.kind == "f" else one for name, one in chosen.items()}, trained_on
+    weights = {name: tensors[name] for name in names}
+    return {name: w.astype(np.float64) if w.dtype.kind == "f" else w for name, w in weights.items()}, trained_on

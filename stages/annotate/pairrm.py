@@ -14,7 +14,6 @@ Both published layouts are read, safetensors only: `llm-blender/PairRM` (its con
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,16 +26,16 @@ from torch.nn import functional as F
 
 from sparring.stages.annotate.deberta import Encoder, Shape
 from sparring.stages.annotate.oracle import Duel, Verdicts
-from sparring.stages.annotate.reader import Limits, load_tokenizer, passes
+from sparring.stages.annotate.reader import PASS_TOKENS, Limits, batches, load_tokenizer, weight_files, without
 from sparring.stages.errors import DataError
-from sparring.stages.model_folder import header
+from sparring.stages.model_folder import header, read_json
 
 SOURCE_MOST, CANDIDATE_MOST = 1224, 412
 """Tokens of a prompt and of a response, where config.json does not set them."""
 SOURCE, FIRST, SECOND, EITHER = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
 BODY, HEAD = "pretrained_model.", "head_layer."
 BUFFER = "position_ids"
-"""In the name of what old files hold beside the weights."""
+"""Part of the names of tensors in old files that are no weights."""
 V3 = {
     "relative_attention": True,
     "share_att_key": True,
@@ -57,9 +56,9 @@ BACKBONES = {
     }
     for size, hidden, layers in (("xsmall", 384, 12), ("small", 768, 6), ("base", 768, 12), ("large", 1024, 24))
 }
-"""What a checkpoint of the first layout takes from its backbone's config.json on the hub."""
+"""config.json of each backbone that a checkpoint of the first layout can name."""
 TURNS = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
-"""llm-blender's instruction for conversations, its spelling included: PairRM was trained with it."""
+"""llm-blender's instruction for conversations, misspelt as in PairRM's training."""
 
 
 class PairTokens(NamedTuple):
@@ -67,7 +66,7 @@ class PairTokens(NamedTuple):
 
     ids: list[int]
     places: tuple[int, int, int]
-    """Of the three markers."""
+    """Positions of the three markers."""
     truncated: bool
 
 
@@ -78,10 +77,10 @@ class PairRM:
 
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
         self.folder = folder
-        shape, self.limits, self.tokenizer, self.markers = look(folder)
-        self.special = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
+        shape, self.limits, self.tokenizer, self.markers = read_layout(folder)
+        self.special = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
         weights: dict[str, Tensor] = {}
-        for file in _files(folder):
+        for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
                 weights |= {name: opened.get_tensor(name) for name in opened.keys() if BUFFER not in name}  # noqa: SIM118
         body = {name.removeprefix(BODY): w for name, w in weights.items() if name.startswith(BODY)}
@@ -89,10 +88,10 @@ class PairRM:
         self.head = {k.removeprefix(HEAD): w.to(device, torch.float32) for k, w in weights.items() if HEAD in k}
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
-        """Return logits and whether a text was cut; every text is tokenized once, rows of like length share a pass."""
+        """Return logits and whether a text was truncated; each text is tokenized once."""
         rows = self.rows(duels)
         logits = np.zeros(len(rows))
-        for batch in passes([len(row.ids) for row in rows], self.encoder.device):
+        for batch in batches([len(row.ids) for row in rows], PASS_TOKENS[self.encoder.device.type]):
             logits[batch] = self.scores([rows[i] for i in batch]).double().cpu().numpy()
         return Verdicts(logits, np.array([row.truncated for row in rows], dtype=bool))
 
@@ -114,7 +113,7 @@ class PairRM:
         return rows
 
     def scores(self, rows: Sequence[PairTokens]) -> Tensor:
-        """Return the logits (n,) of rows that share a pass."""
+        """Return the logits (n,) of rows, in one forward pass."""
         x = self.encoder.states([row.ids for row in rows], torch.tensor([row.places for row in rows])).float()
         first, second = (self._head(torch.cat((x[:, 0], x[:, i]), -1)) for i in (1, 2))
         return (first - second).mean(-1)
@@ -128,12 +127,7 @@ class PairRM:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}
-        plain = []
-        for text in unique:
-            for special in self.special:
-                text = text.replace(special, " ")
-            plain.append(marker + text)
-        tokens = self.tokenizer(plain)["input_ids"]
+        tokens = self.tokenizer([marker + without(self.special, text) for text in unique])["input_ids"]
         if any(ids[1] != self.markers[marker] for ids in tokens):
             raise DataError(f"{self.folder}: its tokenizer does not read {marker} as one token after a first one.")
         return dict(zip(unique, tokens, strict=True))
@@ -172,17 +166,20 @@ def _shape(config: Mapping[str, Any], folder: Path) -> tuple[Shape, Limits]:
         return Shape.of(BACKBONES[name], place), limits
     if not backbone.is_file():
         raise DataError(f"{place}: model_name is {name}; choose one of {', '.join(BACKBONES)}, or the folder of one.")
-    return Shape.of(_json(backbone), str(backbone)), limits
+    return Shape.of(read_json(backbone), str(backbone)), limits
 
 
-def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
-    """Return sizes, tokenizer and the markers' ids of a checkpoint, its weights checked by name and shape, unread."""
-    config = _json(folder / "config.json")
+def read_layout(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
+    """Return sizes, limits, tokenizer and marker -> id of a checkpoint; DataError for wrong names or shapes of weights.
+
+    The weights themselves are not read.
+    """
+    config = read_json(folder / "config.json")
     shape, limits = _shape(config, folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([SOURCE, FIRST, SECOND, EITHER])  # those that it has stay as they are
     markers = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in (SOURCE, FIRST, SECOND)}
-    headers = [header(file) for file in _files(folder)]
+    headers = [header(file) for file in weight_files(folder)]
     shapes = {name: tensor.shape for one in headers for name, tensor in one.items() if BUFFER not in name}
     words, inner = f"{BODY}embeddings.word_embeddings.weight", f"{BODY}encoder.layer.0.intermediate.dense.bias"
     sizes = [shapes[name][0] if shapes.get(name) else 0 for name in (words, inner)]
@@ -199,22 +196,3 @@ def look(folder: Path) -> tuple[Shape, Limits, Any, dict[str, int]]:
             f"{folder}: {sizes[0]} embeddings, but its tokenizer gives a marker the id {max(markers.values())}."
         )
     return shape, limits, tokenizer, markers
-
-
-def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
-    return files
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; oracle=pairrm needs the folder of a checkpoint.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: no JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not an object.")
-    return content

@@ -1,11 +1,11 @@
 """The step `pairs`: preference matrix, win rates, and the pairs (chosen, rejected) of each prompt that are trained on.
 
-Counted are pairs: one a prompt, or K(K-1)/2 under `all_pairs`. Those that are not made are dropped by the first reason
-that holds: `oracle_trained_on_prompt`, `tie` (their win rates are equal), `capped` (one of the two responses hit
-max_tokens), `head_to_head` (the chosen one loses its direct duel with the rejected one).
+Rows are counted in pairs: one for each prompt, or K(K-1)/2 under `all_pairs`. A pair is dropped for the first of these
+reasons that applies: `oracle_trained_on_prompt`, `tie` (the win rates are equal), `capped` (one of the two responses
+hit max_tokens), `head_to_head` (the chosen response loses its direct duel with the rejected one).
 
-With `selection.values=gated` chosen and rejected are those of the gated win rates; P and the win
-rates that are written stay ungated, as `calibrate` gates them.
+With `selection.values=gated` chosen and rejected are selected by gated win rates; P and the win rates that are written
+are ungated, because `calibrate` gates them.
 
 Under `win_rate=cross_fit` pairs are selected by one half of the anchors (oracle.opponents), and the win rates that are
 written, of which targets are made, are those of `winrate.cross_fitted`: without the bias of what is selected.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sparring.stages.annotate import gate, rows, winrate
 from sparring.stages.annotate.config import PairsSettings
-from sparring.stages.annotate.rows import joined, matrix, place, ratio, rows_by_id, total
+from sparring.stages.annotate.rows import find_row, matrix, place, ratio, rows_by_id, total
 from sparring.stages.annotate.winrate import Pair, candidates, first_half, preferences, select
 from sparring.stages.errors import DataError
 from sparring.stages.plain import null_if_nan
@@ -41,12 +41,12 @@ PAIRS_SCHEMA = pa.schema(
 )
 
 
-class Judged(NamedTuple):
+class PromptPairs(NamedTuple):
     """The pairs of one prompt."""
 
     preference: winrate.Array
     rates: winrate.Array | None
-    """None where the oracle was trained on the prompt: then its P has no meaning."""
+    """None where the oracle was trained on the prompt: its P then has no meaning."""
     pairs: list[Pair]
     dropped: dict[str, int]
 
@@ -58,7 +58,7 @@ class Pairer:
         self.settings = job.settings
         self.samples, self.scores = job.inputs["samples"], job.inputs["scores"]
         gated = job.settings.gated
-        self.gates = gate.Gates(gated, job.inputs["embeddings"]) if gated else None
+        self.gates = gate.GateReader(gated, job.inputs["embeddings"]) if gated else None
 
     def __call__(self, shard: Shard) -> Part:
         samples = rows_by_id(self.samples, shard.index, ["responses"])
@@ -68,26 +68,28 @@ class Pairer:
         dropped: Counter[str] = Counter()
         stats: Counter[str] = Counter({"prompts": len(samples)})
         for row_id, row in samples.items():
-            score = joined(scores, row_id, self.scores, shard.index)
-            judged = self.judge(score, row["responses"], shard, place(self.scores, shard.index, row_id))
-            dropped.update(judged.dropped)
-            if judged.rates is None:
+            score = find_row(scores, row_id, self.scores, shard.index)
+            of_prompt = self.select_pairs(score, row["responses"], shard, place(self.scores, shard.index, row_id))
+            dropped.update(of_prompt.dropped)
+            if of_prompt.rates is None:
                 continue
-            stats.update(matrix_stats(judged.preference, row["responses"]))
-            for pair in judged.pairs:
-                kept.append(pair_row(row_id, judged.preference, judged.rates, pair))
-                stats.update(pair_stats(judged.preference, judged.rates, pair, row["responses"]))
+            stats.update(matrix_stats(of_prompt.preference, row["responses"]))
+            for pair in of_prompt.pairs:
+                kept.append(pair_row(row_id, of_prompt.preference, of_prompt.rates, pair))
+                stats.update(pair_stats(of_prompt.preference, of_prompt.rates, pair, row["responses"]))
         table = pa.Table.from_pylist(kept, schema=PAIRS_SCHEMA)
         rows_in = sum(candidates(self.settings.selection.by, len(row["responses"])) for row in samples.values())
         return Part(table=table, rows_in=rows_in, dropped=dict(dropped), stats=dict(stats))
 
-    def judge(self, score: dict[str, Any], responses: list[dict[str, Any]], shard: Shard, where: str) -> Judged:
-        """Judge one prompt: its row of `scores`, its responses."""
+    def select_pairs(
+        self, score: dict[str, Any], responses: list[dict[str, Any]], shard: Shard, where: str
+    ) -> PromptPairs:
+        """Select the pairs of one prompt by its row of `scores`."""
         settings, k = self.settings, len(responses)
-        every = candidates(settings.selection.by, k)
+        most = candidates(settings.selection.by, k)
         preference = preferences(debiased(score, k, where), settings.win_rate)
         if score["trained_on"]:
-            return Judged(preference, None, [], {"oracle_trained_on_prompt": every})
+            return PromptPairs(preference, None, [], {"oracle_trained_on_prompt": most})
         rates, seen = winrate.win_rates(preference), preference
         if settings.win_rate == "cross_fit" and score["anchors"] is not None:
             first = first_half(score["anchors"], score["id"])
@@ -105,17 +107,17 @@ class Pairer:
                 dropped["head_to_head"] += 1
             else:
                 kept.append(pair)
-        dropped += Counter(tie=every - len(selected))
-        return Judged(preference, rates, kept, dict(dropped))
+        dropped += Counter(tie=most - len(selected))
+        return PromptPairs(preference, rates, kept, dict(dropped))
 
 
 def shards(job: Job[PairsSettings]) -> list[Shard]:
-    """One shard for each part of `samples`; with the gate's thresholds where pairs are selected by gated win rates."""
+    """Return one shard for each part of `samples`; its payload is the gate's where gated win rates select the pairs."""
     plain, gated = rows.shards(job), job.settings.gated
     if not gated:
         return plain
     embeddings = job.inputs["embeddings"]
-    payloads = gate.payloads(gated, embeddings, gate.prompts_of(embeddings))
+    payloads = gate.payloads(gated, embeddings, gate.prompt_sizes(embeddings))
     return [Shard(index=s.index, payload=payload) for s, payload in zip(plain, payloads, strict=True)]
 
 
@@ -125,7 +127,7 @@ def finish(job: Job[PairsSettings], tables: Iterator[pa.Table], parts: list[dict
 
 
 def summary(parts: list[dict[str, Any]], cross_fit: bool) -> dict[str, Any]:
-    """Return figures: cycles and length correlation are of every judged prompt, the rest of the pairs kept."""
+    """Return the figures: cycles and length correlation over all scored prompts, the rest over the pairs kept."""
     pairs = sum(part["rows_out"] for part in parts)
     dropped: Counter[str] = Counter()
     for part in parts:
@@ -145,7 +147,7 @@ def summary(parts: list[dict[str, Any]], cross_fit: bool) -> dict[str, Any]:
 
 
 def _shape(parts: list[dict[str, Any]]) -> dict[str, float | None]:
-    """What P is like: the share of triples that are cycles, and how win rates go with length."""
+    """Return the share of triples that are cycles, and the correlation of win rate with length."""
     return {
         "cycle_rate": ratio(total(parts, "cycles"), total(parts, "triples")),
         "length_correlation": winrate.correlation(*(total(parts, name) for name in ("xy", "xx", "yy"))),
@@ -153,7 +155,10 @@ def _shape(parts: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def debiased(score: dict[str, Any], k: int, where: str) -> winrate.Array:
-    """L (K, K) of a row of `scores` in self mode, NaN between responses that did not meet; `where` names the row."""
+    """Return the debiased logits L (K, K) of a row of `scores` in self mode, NaN where two responses did not meet.
+
+    where: names the row in an error.
+    """
     anchors, n_right = score["anchors"], score["n_right"]
     if score["n_left"] != k or n_right != (k if anchors is None else len(anchors)) or k < 2:
         raise DataError(
@@ -162,8 +167,8 @@ def debiased(score: dict[str, Any], k: int, where: str) -> winrate.Array:
         )
     logits = matrix(score["logits"], (k, n_right), "oracle logit", where)
     swapped = matrix(score["swapped"], (k, n_right), "swapped oracle logit", where)
-    met = winrate.debiased_logits(logits, swapped)
-    return met if anchors is None else winrate.from_anchors(met, anchors)
+    unbiased = winrate.debiased_logits(logits, swapped)
+    return unbiased if anchors is None else winrate.from_anchors(unbiased, anchors)
 
 
 def pair_row(row_id: str, preference: winrate.Array, rates: winrate.Array, pair: Pair) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def pair_row(row_id: str, preference: winrate.Array, rates: winrate.Array, pair:
 
 
 def matrix_stats(preference: winrate.Array, responses: list[dict[str, Any]]) -> dict[str, float]:
-    """Return what `finish` adds up over every judged prompt."""
+    """Return the statistics that `finish` sums over the scored prompts."""
     lengths: NDArray[np.float64] = np.array([len(response["ids"]) for response in responses], dtype=np.float64)
     cycles, triples = winrate.cycles(preference)
     xy, xx, yy = winrate.length_moments(lengths, winrate.win_rates(preference))
@@ -189,7 +194,7 @@ def matrix_stats(preference: winrate.Array, responses: list[dict[str, Any]]) -> 
 def pair_stats(
     preference: winrate.Array, rates: winrate.Array, pair: Pair, responses: list[dict[str, Any]]
 ) -> dict[str, float]:
-    """Return what `finish` adds up over the pairs kept."""
+    """Return the statistics that `finish` sums over the pairs kept."""
     return {
         "p_w": float(rates[pair[0]]),
         "p_l": float(rates[pair[1]]),

@@ -1,7 +1,7 @@
-"""The question to a language model: which of two responses is better, A or B. Pure functions on texts.
+"""The question to a language model: which of two responses is better, A or B? Pure functions on texts.
 
-A response that claims to be the better one, or imitates the end of the question, is still shown: no wording is proof
-against that. What cannot happen is that it ends the user's turn, see `chat.py` and `harmless`.
+A response that claims to be the better one, or imitates the end of the question, is shown as it is: no wording of the
+question prevents that. It cannot end the user's turn: see `chat.py` and `harmless`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sparring.stages.errors import ConfigError
 
 PLACES = ("prompt", "first", "second")
 PROMPT_SHARE = (3, 5)
-"""Of the tokens left for the three texts: what a prompt keeps where responses are long, PairRM's share."""
+"""The share of the tokens for the three texts that a prompt keeps where the responses are long, as in PairRM: 3/5."""
 
 _PLACE = re.compile(r"\{(prompt|first|second)\}")
 _CONTROL = re.compile(
@@ -26,7 +26,7 @@ _CONTROL = re.compile(
 
 
 def check_template(template: str) -> None:
-    """ConfigError when a template has not one place for each text."""
+    """ConfigError when a template has no place for a text, or several."""
     for place in PLACES:
         if (count := template.count(f"{{{place}}}")) != 1:
             raise ConfigError(
@@ -36,20 +36,20 @@ def check_template(template: str) -> None:
 
 
 def filled(template: str, prompt: str, first: str, second: str) -> str:
-    """Return the question; braces in the texts are text."""
+    """Return the template with the texts in their places; braces in the texts stay as they are."""
     texts = dict(zip(PLACES, (prompt, first, second), strict=True))
     return _PLACE.sub(lambda place: texts[place[1]], template)
 
 
 def conversation(messages: Messages) -> str:
-    """Return a prompt as text: every turn under the name of its role."""
+    """Return a prompt as one text: each turn after the name of its role."""
     return "\n\n".join(f"{role.capitalize()}: {content}" for role, content in messages)
 
 
 def harmless(text: str) -> str:
-    """Return `text` with a space inside whatever may be a control token of a server's model: `< |im_end|>`.
+    """Return `text` with a space inside what may be a control token of a server's model: `< |im_end|>`.
 
-    Only the usual spellings are known: <|…|>, <s>, <bos>, <end_of_turn>, [INST], <<SYS>> and their kin.
+    Known are the usual spellings: <|…|>, <s>, <bos>, <end_of_turn>, [INST], <<SYS>> and similar ones.
     """
     return _CONTROL.sub(lambda match: f"{match[0]} ", text)
 
@@ -57,12 +57,14 @@ def harmless(text: str) -> str:
 def fitted(
     template: str, duel: Duel, most: int, size: Callable[[str], int], head: Callable[[str, int], str]
 ) -> tuple[str, bool]:
-    """Return the question about a duel, and whether a text of it was cut so that it has at most `most` tokens.
+    """Return the question about a duel, of at most `most` tokens, and whether a text of it was cut to fit.
 
-    A text that is too long loses its tail. The prompt keeps what the responses leave, and its share at least; the
-    responses have equal shares of the rest, and what a short one leaves goes to the other.
+    A text that is too long loses its tail. The prompt keeps the tokens that the responses do not need, and at least its
+    share; the responses get equal shares of the rest, and one gets what the other does not need.
 
-    size: tokens of a question as the model reads it. head: the first tokens of a text, as text.
+    Args:
+        size: text -> number of tokens, as the model reads it.
+        head: (text, n) -> the text of its first n tokens.
     """
     texts = (conversation(duel.prompt), duel.first, duel.second)
     question = filled(template, *texts)

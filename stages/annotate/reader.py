@@ -1,14 +1,14 @@
-"""What oracles share that read a prompt with one response at a time: rows of tokens, batches, folders of models.
+"""What oracles share: rows of tokens, batches, and the loading of a model's folder.
 
-A row is the conversation, prompt and response, as the folder's own chat template writes it (stages/chat.py):
-one BOS, nothing after the response's turn. A row that is too long is cut and flagged: what closes the turn stays, the
-response loses its tail, but keeps half of the row if it needs it; what is then too much is the middle of the prompt.
-The import is light: model libraries are imported by what needs them.
+A row is the conversation, prompt and response, as the folder's own chat template writes it (stages/chat.py): one BOS,
+nothing after the response's turn. A row that is too long is cut and flagged as truncated. The tokens that close the
+turn stay; the response loses its tail, down to half of the row; the prompt then loses its middle.
+Importing this module is fast: model libraries are imported inside functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from sparring.stages.chat import Chat
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Of one pass, padding counted. More slow a CPU down: with rows of 500 tokens by a third, and padding is on top."""
-COUNT_FROM_PAD = ("mpnet", "roberta", "xlm-roberta")
-"""config.json's model_type of those whose first position is pad_token_id + 1."""
+"""Device type -> tokens of one forward pass, padding included. On a CPU larger passes are slower: with rows of 500
+tokens by a third."""
+POSITIONS_FROM_PAD = ("mpnet", "roberta", "xlm-roberta")
+"""model_type of the models whose first position is pad_token_id + 1."""
 Dtype = Literal["float32", "bfloat16"]
 MaxTokens = Annotated[int, Field(ge=64), NO_BOOL]
-"""A template's own tokens fit into half of it."""
+"""The least leaves room for the tokens of a chat template."""
 
 
 class Tokens(NamedTuple):
@@ -46,16 +47,11 @@ class Tokens(NamedTuple):
 
 
 Read = Callable[[Messages, str], Tokens]
-"""Of a prompt and a response."""
-
-
-def passes(lengths: Sequence[int], device: Any) -> Iterator[list[int]]:
-    """Yield the rows that share a pass on a torch device."""
-    return batches(lengths, PASS_TOKENS[device.type])
+"""(prompt, response) -> the row that a model reads."""
 
 
 def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Yield rows of like length, longest first, as many as fit into `most` tokens with their padding; at least one."""
+    """Yield indices of rows of like length, longest first: as many as fit into `most` padded tokens, at least one."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > most:
@@ -67,27 +63,27 @@ def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def texts(duels: Sequence[Duel]) -> tuple[list[tuple[Messages, str]], NDArray[np.intp]]:
-    """Return the unique (prompt, response) of the duels, and int (n, 2): which are `first` and `second` of each."""
-    places: dict[tuple[Messages, str], int] = {}
-    of_duels = [[places.setdefault((d.prompt, text), len(places)) for text in (d.first, d.second)] for d in duels]
-    return list(places), np.array(of_duels, dtype=np.intp).reshape(-1, 2)
+    """Return the unique (prompt, response) of the duels, and int (n, 2): the index of each duel's first and second."""
+    index: dict[tuple[Messages, str], int] = {}
+    of_duels = [[index.setdefault((d.prompt, text), len(index)) for text in (d.first, d.second)] for d in duels]
+    return list(index), np.array(of_duels, dtype=np.intp).reshape(-1, 2)
 
 
-def truncated(rows: Sequence[Tokens], places: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Return bool (n,): whether a text of the duel was read cut."""
+def truncated(rows: Sequence[Tokens], of_duels: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return bool (n,): whether a text of the duel was truncated; of_duels: int (n, 2), see `texts`."""
     cut = np.array([row.truncated for row in rows], dtype=bool)
-    return cut[places[:, 0]] | cut[places[:, 1]]
+    return cut[of_duels[:, 0]] | cut[of_duels[:, 1]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Tokens of a prompt and of two responses that are read together, special ones included."""
+    """The most tokens of a prompt (`source`), and of a prompt with two responses (`total`), special ones included."""
 
     source: int
     total: int
 
     def fit(self, source: int, first: int, second: int) -> tuple[int, int, int]:
-        """Return how many tokens of each text are read: what a short response leaves goes to the other one."""
+        """Return how many tokens of each text are read: the other response gets what a short one does not need."""
         source = min(source, self.source)
         left = self.total - source
         fair = left // 2
@@ -95,14 +91,14 @@ class Limits:
         return source, first, second
 
 
-def fit(prompt: int, response: int, closing: int, most: int) -> tuple[int, int]:
-    """Return how many tokens are read of a prompt and of the response, if with `closing` they may be `most`."""
+def fit_conversation(prompt: int, response: int, closing: int, most: int) -> tuple[int, int]:
+    """Return how many tokens of a prompt and of a response are read, so that with `closing` they are at most `most`."""
     prompt = min(prompt, max(most // 2, most - response - closing))
     return prompt, min(response, most - prompt - closing)
 
 
 class Conversations:
-    """Reads a prompt and a response as one conversation of at most `most` tokens."""
+    """Reads a prompt and a response as one conversation of at most `most` tokens: a `Read`."""
 
     def __init__(self, chat: Chat, most: int, folder: Path) -> None:
         self.chat, self.most, self.folder = chat, most, folder
@@ -114,11 +110,11 @@ class Conversations:
         frame = self._ids((*prompt, ("assistant", "")))
         opening = _shared(ids, frame)
         closing = min(_shared(ids[::-1], frame[::-1]), len(frame) - opening)
-        kept, read = fit(opening, len(ids) - opening - closing, closing, self.most)
+        kept, read = fit_conversation(opening, len(ids) - opening - closing, closing, self.most)
         return Tokens([*_ends(ids[:opening], kept), *ids[opening : opening + read], *ids[len(ids) - closing :]], True)
 
     def prompt(self, prompt: Messages) -> Tokens:
-        """Return a prompt alone: its turns, without the response's header."""
+        """Return the row of a prompt alone, without the header of the response's turn."""
         ids = self._ids(prompt)
         return Tokens(_ends(ids, min(len(ids), self.most)), len(ids) > self.most)
 
@@ -129,28 +125,31 @@ class Conversations:
             raise DataError(f"{self.folder}: {error}") from None
 
 
-def pairs(tokenizer: Any, most: int) -> Read:
-    """Return what reads a prompt and a response as the two texts of an encoder, of at most `most` tokens.
+class TextPairs:
+    """Reads a prompt and a response as the two texts of an encoder, of at most `most` tokens: a `Read`.
 
     The prompt is the text of its messages, each on its own line, without roles. Where both texts are too long, each
     keeps the head that fits into half of the row. Special tokens spelled in a text are read as a space, as by pairrm.
     """
-    special = sorted(tokenizer.all_special_tokens, key=len)[::-1]
 
-    def plain(text: str) -> str:
-        for token in special:
-            text = text.replace(token, " ")
-        return text
+    def __init__(self, tokenizer: Any, most: int) -> None:
+        self.tokenizer, self.most = tokenizer, most
 
-    def read(prompt: Messages, response: str) -> Tokens:
-        both = plain("\n".join(content for _, content in prompt)), plain(response)
-        encoded = tokenizer(*both, verbose=False)
-        truncated = len(encoded["input_ids"]) > most
+    def __call__(self, prompt: Messages, response: str) -> Tokens:
+        special = self.tokenizer.all_special_tokens
+        both = [without(special, text) for text in ("\n".join(content for _, content in prompt), response)]
+        encoded = self.tokenizer(*both, verbose=False)
+        truncated = len(encoded["input_ids"]) > self.most
         if truncated:
-            encoded = tokenizer(*both, truncation="longest_first", max_length=most, verbose=False)
+            encoded = self.tokenizer(*both, truncation="longest_first", max_length=self.most, verbose=False)
         return Tokens(list(encoded["input_ids"]), truncated, encoded.get("token_type_ids"))
 
-    return read
+
+def without(special: Iterable[str], text: str) -> str:
+    """Return the text with a space in place of each special token that is spelled in it, longest tokens first."""
+    for token in sorted(special, key=len)[::-1]:
+        text = text.replace(token, " ")
+    return text
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -164,23 +163,30 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_config(folder: Path) -> Any:
-    """Return the folder's configuration; DataError where it holds no model that can be read."""
+    """Return the folder's configuration; DataError where transformers cannot read a model from the folder."""
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json; point the oracle at the folder of a model.")
-    if not any(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
+    weight_files(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder / 'config.json'}: transformers does not know it ({first_line(error)}).") from None
 
 
-def load_model(auto: Any, folder: Path, config: Any, dtype: str, device: str) -> tuple[Any, set[str], set[str]]:
-    """Return a model, and the names of its weights that the folder lacks, and of the folder's that it lacks.
+def weight_files(folder: Path) -> list[Path]:
+    """Return the folder's *.safetensors; DataError without one."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder}: no *.safetensors; other weight formats are not read.")
+    return files
 
-    A weight of another shape is a DataError. transformers' fused attention drops the soft cap of Gemma 2's attention
+
+def load_model(auto: Any, folder: Path, config: Any, dtype: str, device: str) -> tuple[Any, set[str], set[str]]:
+    """Return a model, the names of its weights that the folder lacks, and of the folder's weights that it lacks.
+
+    DataError for a weight of another shape. transformers' fused attention drops the soft cap of Gemma 2's attention
     (integrations/sdpa_attention.py of 5.19 does not look at `softcap`): such a model attends eagerly.
     """
     import torch
@@ -208,22 +214,22 @@ def load_model(auto: Any, folder: Path, config: Any, dtype: str, device: str) ->
 
 
 def longest(config: Any, tokenizer: Any, most: int) -> int:
-    """Return `most`, or fewer tokens where the model or its tokenizer read fewer."""
+    """Return the most tokens of a row: `most`, or fewer where the model or its tokenizer reads fewer."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or most
-    if text.model_type in COUNT_FROM_PAD:
+    if text.model_type in POSITIONS_FROM_PAD:
         positions -= text.pad_token_id + 1
     return min(most, positions, tokenizer.model_max_length)
 
 
 def padded(rows: Sequence[Tokens], pad: int, device: Any) -> dict[str, Tensor]:
-    """Return the inputs of a pass, int64 (rows, longest row), filled with `pad` on the right."""
+    """Return the inputs of a forward pass, int64 (rows, longest row), padded with `pad` on the right."""
     import torch
 
     width = max(len(row.ids) for row in rows)
 
-    def filled(parts: Sequence[Sequence[int]], with_: int) -> Tensor:
-        return torch.tensor([[*part, *[with_] * (width - len(part))] for part in parts], device=device)
+    def filled(parts: Sequence[Sequence[int]], filler: int) -> Tensor:
+        return torch.tensor([[*part, *[filler] * (width - len(part))] for part in parts], device=device)
 
     inputs = {
         "input_ids": filled([row.ids for row in rows], pad),
@@ -234,10 +240,10 @@ def padded(rows: Sequence[Tokens], pad: int, device: Any) -> dict[str, Tensor]:
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two rows have in common at their start."""
+    """Return the length of the common start of two rows."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _ends(ids: list[int], count: int) -> list[int]:
-    """Return `count` of the ids, those in the middle left out."""
+    """Return `count` of the ids: half of them from the start, half from the end."""
     return ids[: count - count // 2] + ids[len(ids) - count // 2 :]

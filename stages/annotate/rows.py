@@ -13,28 +13,24 @@ from sparring.stages.errors import DataError
 from sparring.stages.step import Input, Job, Shard
 
 BINS = 20
-
-
 TABLES = ("pairs", "samples", "opponents", "scores", "embeddings")
 """Inputs that are made of the same slice of prompts, part for part."""
 
 
 def shards(job: Job) -> list[Shard]:
-    """One shard for each part of the tables that a step reads; DataError when they are cut differently."""
-    roles = [role for role in TABLES if role in job.inputs]
-    first = job.inputs[roles[0]]
-    for role in roles[1:]:
-        if job.inputs[role].n_parts != first.n_parts:
+    """Return one shard for each part of a step's tables; DataError when the tables have different numbers of parts."""
+    first, *others = [job.inputs[role] for role in TABLES if role in job.inputs]
+    for other in others:
+        if other.n_parts != first.n_parts:
             raise DataError(
-                f"{job.inputs[role].root}: {role} has {job.inputs[role].n_parts} parts, "
-                f"{first.role} has {first.n_parts}; "
+                f"{other.root}: {other.role} has {other.n_parts} parts, {first.role} has {first.n_parts}; "
                 "both must be made of the same slice with the same sampler.shard_rows."
             )
     return [Shard(index=i) for i in range(first.n_parts)]
 
 
 def place(source: Input, index: int, row_id: str) -> str:
-    """Name a row for an error message: the file of part `index`, and the row's id."""
+    """Return where a row is, for an error message: the file of part `index`, and the row's id."""
     return f"{source.root / source.parts[index].path}, row {row_id!r}"
 
 
@@ -59,8 +55,8 @@ def pair_rows(source: Input, index: int, columns: list[str]) -> list[dict[str, A
     return rows
 
 
-def joined(rows: dict[str, dict[str, Any]], row_id: str, source: Input, index: int) -> dict[str, Any]:
-    """The row `row_id` of part `index` of `source`; DataError when it is not there."""
+def find_row(rows: dict[str, dict[str, Any]], row_id: str, source: Input, index: int) -> dict[str, Any]:
+    """Return the row `row_id` of part `index` of `source`; DataError when `rows` lacks it."""
     if row_id not in rows:
         raise DataError(
             f"{place(source, index, row_id)}: not there, although another input of this step has it; "
@@ -106,10 +102,10 @@ def histogram(values: Iterable[NDArray[np.float64]], low: float, high: float) ->
 
 
 def ratio(part: float, total: float) -> float | None:
-    """part / total; None when there is nothing to take a share of."""
+    """Return part / total, None where total is 0."""
     return part / total if total else None
 
 
 def total(parts: list[dict[str, Any]], name: str) -> float:
-    """Sum the statistic `name` over the parts of a step."""
+    """Return the sum of the statistic `name` over the parts of a step."""
     return float(sum(part["stats"].get(name, 0.0) for part in parts))

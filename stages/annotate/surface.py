@@ -1,8 +1,7 @@
-"""Surface features of a response: what can be counted without understanding it.
+"""Surface features of a response: counts that need no understanding of the text.
 
-Length enters as logarithms; the other features are rates, so that they mean the same in short and in long
-texts. A third of them are there for a small model's failures: loops, shuffled or foreign words, an end in
-mid-sentence.
+Length enters as logarithms; the other features are rates, comparable between short and long texts. A third of them
+detect the failures of small models: loops, shuffled or foreign words, an end in mid-sentence.
 """
 
 from __future__ import annotations
@@ -53,9 +52,8 @@ def ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
 def loop_features(text: str, words: list[str]) -> list[float]:
     """Return unique_words, repeated_trigrams, repeated_lines, longest_run, compression.
 
-    unique_words is Herdan's C, log(distinct)/log(words), which is nearly free of length. compression is the
-    deflated size over the raw size of the first 600 characters, less what a text of that size usually
-    reaches.
+    unique_words is Herdan's C, log(distinct)/log(words), which hardly depends on length. compression is the deflated
+    size over the raw size of the first 600 characters, minus the usual ratio for a text of that size.
     """
     lines = [line.strip() for line in re.split(r"[\n.!?]+", text) if line.strip()]
     run = longest = 1
@@ -113,14 +111,18 @@ def form_features(text: str, words: list[str]) -> list[float]:
 
 
 def prompt_features(prompt_words: list[str], words: list[str]) -> list[float]:
-    """Return echo (share of content words that the prompt has), coverage (the converse), copied_trigrams."""
+    """Return echo, coverage, copied_trigrams.
+
+    echo: the share of the response's content words that are in the prompt; coverage: the share of the prompt's that are
+    in the response.
+    """
     content = [word for word in words if word not in FUNCTION_WORDS]
-    asked = {word for word in prompt_words if word not in FUNCTION_WORDS}
+    prompt_content = {word for word in prompt_words if word not in FUNCTION_WORDS}
     prompt_trigrams = set(ngrams(prompt_words, 3))
     trigrams = ngrams(words, 3)
     return [
-        rate(sum(word in asked for word in content), len(content)),
-        rate(len(asked & set(content)), len(asked)),
+        rate(sum(word in prompt_content for word in content), len(content)),
+        rate(len(prompt_content & set(content)), len(prompt_content)),
         rate(sum(gram in prompt_trigrams for gram in trigrams), len(trigrams)),
     ]
 

@@ -4,19 +4,20 @@ M: (K, K) float64, M[i, j] = raw logit of the ordered pair, i shown first, j sec
 P: (K, K) float64, P[i, j] = probability that i beats j; P + P^T = 1 exactly, P[i, i] = 1/2.
 p: (K,) float64, win rate against the policy itself, p_i = (1/K) sum_j P[i, j], self included.
 
-Where each response met m anchors only, the matrices have NaN for pairs that did not meet; `from_anchors` makes them.
-Every function of this module takes them: a win rate is then p_i = (1/K)(1/2 + (K-1) mean_a P[i, a]) over the anchors
-a != i, exact for an anchor, which met all others. The estimate is unbiased for each response, but not for those that
-are selected: the best and the worst of K estimates are so partly by error. At K = 16, m = 3 the chosen response's win
-rate is too high, and the rejected one's too low, by about .035 (Bradley-Terry scores and intransitive noise, both of
-deviation 1). `restricted` selects on one part of the anchors, `cross_fitted` then has no such bias.
+Where each response was compared with m anchors only, the matrices (of `from_anchors`) have NaN for pairs that did not
+meet. Every function of this module accepts them. A win rate is then p_i = (1/K)(1/2 + (K-1) mean_a P[i, a]) over the
+anchors a != i, and exact for an anchor, which met all others. The estimate is unbiased for each response, but not for
+selected ones: the best and the worst of K estimates are extreme partly by error. At K = 16, m = 3 the chosen response's
+win rate is too high, and the rejected one's too low, by about .035 (Bradley-Terry scores and intransitive noise, each
+of standard deviation 1). To remove this bias, select by one part of the anchors (`restricted`) and estimate with
+`cross_fitted`.
 
 `aggregate_score` is the published recipe (official compute_prob.py): it doubles the logit (K = 2: .668 becomes
 .802) and erases cycles (a three-cycle of .88 becomes .50). The matrix is the default, since a preference may
 be intransitive.
 
-`select` takes pairs by win rates. Values closer than TIE are equal; what has no pair is a tie: two responses whose
-values are equal, or a prompt all of whose are.
+`select` selects pairs by win rates. Values closer than TIE are equal, and two responses with equal values are a tie,
+which is no pair.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def debiased_logits(logits: Array, swapped: Array) -> Array:
-    """L = (logits - swapped) / 2, which removes what a response gains from being shown first.
+    """Return L = (logits - swapped) / 2, without the advantage of the response that is shown first.
 
     logits[i, j]: left i shown first; swapped[i, j]: right j shown first. Both > 0 when the first shown is
     better.
@@ -52,7 +53,7 @@ def debiased_logits(logits: Array, swapped: Array) -> Array:
 
 
 def from_anchors(met: Array, anchors: Sequence[int]) -> Array:
-    """Return the (K, K) matrix of what K responses and m anchors among them are to each other; NaN elsewhere.
+    """Return the (K, K) matrix of a quantity that is known between K responses and m anchors of them; NaN elsewhere.
 
     met: (K, m) antisymmetric quantity of response i and anchor j, such as the debiased logit.
     """
@@ -95,7 +96,7 @@ def win_rates(preference: Array) -> Array:
 
 
 def restricted(preference: Array, first: Sequence[int]) -> Array:
-    """P (K, K) as far as the anchors `first` know it: NaN between two others, also where they met."""
+    """Return P (K, K) in the rows and columns of the anchors `first`; NaN elsewhere, even where others met."""
     seen = np.full(preference.shape, np.nan)
     seen[list(first)] = preference[list(first)]
     seen[:, list(first)] = preference[:, list(first)]
@@ -104,12 +105,12 @@ def restricted(preference: Array, first: Sequence[int]) -> Array:
 
 
 def cross_fitted(preference: Array, first: Sequence[int]) -> Array:
-    """Win rates (K,) that are unbiased whatever was selected by the anchors `first` = A1.
+    """Return win rates (K,) that are unbiased even for responses selected by the anchors `first` = A1.
 
     p_i = (1/K) (1/2 + sum_{a in A1} P[i, a] + (K - 1 - |A1|) mean_{a in A2} P[i, a]),  a != i in both
 
-    A2: the others that i met, those that are not in A1; |A1| without i. Given A1, which the selection has seen, the
-    first sum is known, and A2 is a random draw of the rest: its mean is unbiased. Exact for an anchor, which met all.
+    A2: the responses that i met and that are not in A1; |A1| without i. Given A1, which the selection used, the first
+    sum is fixed, and A2 is a random draw of the rest: its mean is unbiased. Exact for an anchor, which met all.
     """
     k, own = len(preference), np.eye(len(preference), dtype=bool)
     seen = np.zeros(k, dtype=bool)
@@ -127,40 +128,43 @@ def best(rates: Array) -> int:
 
 
 def loses_head_to_head(preference: Array, chosen: int, rejected: int) -> bool:
-    """Whether the chosen response loses its direct duel with the rejected one: P < 1/2; not if they did not meet."""
+    """Return whether the chosen response loses to the rejected one: P < 1/2; False if they did not meet."""
     return bool(preference[chosen, rejected] < 0.5)
 
 
 def cycles(preference: Array) -> tuple[int, int]:
-    """Return (three-cycles, triples): unordered triples that all met, with P_ij, P_jk, P_ki all > 1/2 one way round."""
+    """Return (three-cycles, triples) of the unordered triples that all met.
+
+    A triple is a cycle where P_ij, P_jk, P_ki are all > 1/2 in one of its two directions.
+    """
     beats = (preference > 0.5).astype(np.int64)
     met = (~np.isnan(preference) & ~np.eye(len(beats), dtype=bool)).astype(np.int64)
     return int(np.trace(beats @ beats @ beats)) // 3, int(np.trace(met @ met @ met)) // 6
 
 
 def position_disagreement(logits: Array, swapped: Array) -> Mask:
-    """Pairs whose winner changes with the order: both logits favour the first shown, or both the second."""
+    """Return the mask of pairs whose winner changes with the order: both logits have the same sign."""
     return np.sign(logits) * np.sign(swapped) > 0
 
 
 def ties(logits: Array, swapped: Array) -> Mask:
-    """Pairs without a preference: the debiased logit is 0 (identical texts, or a blind oracle)."""
+    """Return the mask of pairs without a preference: the debiased logit is 0."""
     return np.abs(debiased_logits(logits, swapped)) <= TIE
 
 
 def length_moments(lengths: Array, rates: Array) -> tuple[float, float, float]:
-    """Centred moments (xy, xx, yy) of length and win rate over one prompt's responses; additive."""
+    """Return centred moments (xy, xx, yy) of length and win rate over one prompt's responses; they can be added."""
     x, y = lengths - lengths.mean(), rates - rates.mean()
     return float(x @ y), float(x @ x), float(y @ y)
 
 
 def correlation(xy: float, xx: float, yy: float) -> float | None:
-    """Pearson correlation from summed centred moments; None when one side does not vary."""
+    """Return the Pearson correlation from summed centred moments; None where a variance is 0."""
     return xy / float(np.sqrt(xx * yy)) if xx > 0 and yy > 0 else None
 
 
 def _row_means(values: Array, own: float) -> Array:
-    """Mean of each row of (K, K), whose diagonal is `own`; of a row with NaN, (own + (K-1) mean of the others) / K."""
+    """Return the mean of each row of (K, K) with diagonal `own`; with NaN, (own + (K-1) mean of known others) / K."""
     rows = np.ascontiguousarray(values)
     means: Array = rows.mean(axis=1)
     k = len(rows)
@@ -171,31 +175,31 @@ def _row_means(values: Array, own: float) -> Array:
 
 
 def generator(purpose: str, seed: int, row_id: str) -> np.random.Generator:
-    """What draws for one prompt: the same in every shard and run."""
+    """Return the random generator of one prompt: the same in every shard and run."""
     digest = hashlib.sha256(f"{purpose}:{seed}:{row_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def first_half(anchors: Sequence[int], row_id: str) -> list[int]:
-    """Return the half of a prompt's anchors, the smaller one, by which its pairs are selected under `cross_fit`.
+    """Return the (smaller) half of a prompt's anchors that selects its pairs under `cross_fit`.
 
-    Drawn by the prompt alone, so that the steps `pairs` and `calibrate` draw the same; the anchors are drawn by seed.
+    The draw depends on the prompt alone, so that the steps `pairs` and `calibrate` make the same.
     """
     drawn = generator("halves", 0, row_id).choice(sorted(anchors), len(anchors) // 2, replace=False)
     return sorted(int(one) for one in drawn)
 
 
 def candidates(by: str, k: int) -> int:
-    """How many pairs there are without ties."""
+    """Return the number of pairs of a prompt without ties."""
     return k * (k - 1) // 2 if by == "all_pairs" else 1
 
 
 def select(values: Array, by: str, row_id: str, seed: int) -> list[Pair]:
-    """Return the pairs of a prompt, by the values (K,) of its responses; none where all are tied.
+    """Return the pairs of a prompt by the values (K,) of its responses; none where all are tied.
 
-    extremes        the best and the worst, the first index among equals: SPPO's
+    extremes        the best against the worst, the first index among equals, as in SPPO
     all_pairs       every two responses whose values differ, the better one chosen: K(K-1)/2 at most
-    top_vs_random   the best, and one drawn from all that are worse, all equally likely, by `row_id` and `seed`
+    top_vs_random   the best against one drawn uniformly from all worse ones, by `row_id` and `seed`
     """
     slack = TIE * max(1.0, float(np.abs(values).max()))
     first, last = (int(np.argmax(mask)) for mask in (values >= values.max() - slack, values <= values.min() + slack))

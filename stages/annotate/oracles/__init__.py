@@ -1,18 +1,18 @@
 """The oracles: one file for each `oracle.kind`. To add one, write a file in this folder and its yaml in conf/oracle.
 
-Of each file is used
-    Options(Base)                      a frozen dataclass: the keys of `oracle.options`, part of an artifact's identity;
-                                     it refuses what it cannot use
-    load(options, context) -> Oracle   what compares responses: one method
+Each file defines
+    Options(OracleOptions)             a frozen dataclass: the keys of `oracle.options`, part of an artifact's identity;
+                                     it raises ConfigError for values that cannot be used
+    load(options, context) -> Oracle   loads what compares responses
 
-The import of a file is light, since a plan looks at Options: model libraries are imported by `load`.
+Importing a file must be fast, because `sparring plan` reads Options: `load` imports the model libraries.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
@@ -28,37 +28,36 @@ if TYPE_CHECKING:
     from sparring.stages.annotate.config import JudgeConfig, ScoreSettings
 
 
-class Base:
-    """Of every oracle's Options: what it needs."""
+class OracleOptions:
+    """Base class of every oracle's Options: what the oracle needs."""
 
     inputs: ClassVar[tuple[str, ...]] = ("judge",)
     """Roles of the folders that it is loaded from."""
     engine: ClassVar[bool] = False
-    """Whether it runs vLLM where it has no servers: then its process runs no other step."""
+    """Whether it runs vLLM where `oracle.urls` is empty: then its process runs no other step."""
     servers: ClassVar[bool] = False
-    """Whether `oracle.urls` may be where it runs; its folder is not loaded then."""
-    mixes: ClassVar[bool] = False
-    """Whether it is made of `oracle.members`."""
-
-    looks: ClassVar[bool] = False
-    """Whether `look` needs transformers: then it is called in a process of its own, once for a content."""
-    reads: ClassVar[str] = "duels"
+    """Whether it can run at the servers of `oracle.urls`; no folder is loaded then."""
+    has_members: ClassVar[bool] = False
+    """Whether it combines the oracles of `oracle.members`."""
+    needs_transformers_to_check: ClassVar[bool] = False
+    """Whether `check_folder` needs transformers: then it runs in its own process, once for each content."""
+    cost_unit: ClassVar[str] = "duels"
     """What its time grows with: `duels`; `responses`, each read once for all its duels; `texts`, prompts as well."""
 
-    def look(self, folder: Path) -> None:
-        """Refuse a folder, before a run, that `load` would refuse; no weights are read."""
+    def check_folder(self, folder: Path) -> None:
+        """Raise, before a run, the error that `load` would raise for a folder; no weights are read."""
 
-    def complaint(self, urls: tuple[str, ...]) -> str | None:
-        """Return what is wrong with the servers that it is given, if anything is."""
+    def urls_error(self, urls: tuple[str, ...]) -> str | None:
+        """Return what is wrong with `oracle.urls`, None where they can be used."""
         return "urls: it asks no server; leave urls empty" if urls and not self.servers else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OracleContext:
-    """What an oracle is loaded from, and where it runs."""
+    """The folders that an oracle is loaded from, and where it runs."""
 
     folders: Mapping[str, Path]
-    """By role: `judge`, `encoder`; those of a member have its name before them: `first.judge`."""
+    """Role -> folder: `judge`, `encoder`; a member's roles begin with its name: `first.judge`."""
     judge: JudgeConfig | None = None
     """Its configuration: servers, and the members of an ensemble."""
     cpus: int = 1
@@ -66,70 +65,74 @@ class OracleContext:
 
     @property
     def device(self) -> str:
-        """Where a model lives."""
+        """The torch device of its model."""
         return "cuda" if self.gpus else "cpu"
 
     def member(self, name: str) -> OracleContext:
-        """Return what the member `name` is loaded from."""
+        """Return the context of the member `name`."""
         assert self.judge is not None
-        member = self.judge.members[name]
-        own = {role: folder for role, folder in self.folders.items() if f"{role}.".startswith(f"{name}.")}
-        folders = {role.removeprefix(name).removeprefix("."): folder for role, folder in own.items()}
-        return replace(self, folders=folders, judge=member)
+        prefix = f"{name}."
+        folders = {
+            role.removeprefix(prefix): folder for role, folder in self.folders.items() if role.startswith(prefix)
+        }
+        return replace(self, folders=folders, judge=self.judge.members[name])
 
 
 @cache
 def kinds() -> list[str]:
-    """Return what `oracle.kind` may be."""
+    """Return the values that `oracle.kind` may have."""
     return sorted(module.name for module in iter_modules(__path__))
 
 
-def options_of(kind: str, key: str = "oracle") -> Any:
-    """Return the class of an oracle's Options."""
-    return _file(kind, key).Options
+def options_class(kind: str, key: str = "oracle") -> type[OracleOptions]:
+    """Return the Options of an oracle; key: as in `options`."""
+    found: type[OracleOptions] = _module(kind, key).Options
+    return found
 
 
 def all_options() -> list[type[Any]]:
     """Return the Options of all oracles."""
-    return [options_of(kind) for kind in kinds()]
+    return [options_class(kind) for kind in kinds()]
 
 
-def options(kind: str, chosen: Mapping[str, Any], key: str = "oracle") -> Any:
-    """Return the Options of an oracle; ConfigError names the key that is wrong. key: where the oracle is configured."""
-    wanted = options_of(kind, key)
-    known = [one.name for one in fields(wanted)]
-    for name in chosen:
-        if name not in known:
-            ours = f"its options: {', '.join(known)}" if known else "it has no options"
-            raise ConfigError(f"{key}.options.{name}: {kind} does not know that key; {ours}.")
+def options(kind: str, values: Mapping[str, Any], key: str = "oracle") -> Any:
+    """Return the Options of an oracle with these values; ConfigError names the key that is wrong.
+
+    key: where the oracle is configured: `oracle`, `judge`, `oracle.members.first`.
+    """
+    model = options_class(kind, key)
+    names = list(hints(model))
+    for name in values:
+        if name not in names:
+            remedy = f"its options: {', '.join(names)}" if names else "it has no options"
+            raise ConfigError(f"{key}.options.{name}: {kind} does not know that key; {remedy}.")
     try:
-        return validator(wanted).validate_python(dict(chosen))
-    except ConfigError as error:  # of the options, which do not know their key
+        return validator(model).validate_python(dict(values))
+    except ConfigError as error:  # raised by Options, which write `oracle` for any key
         raise ConfigError(f"{key}{str(error).removeprefix('oracle')}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([key, "options", *map(str, first["loc"])])
         if first["type"] == "missing":
             raise ConfigError(f"{where} is not set; add {where}=... to the command.") from None
-        right = described(hints(wanted)[str(first["loc"][0])])
-        raise ConfigError(f"{where}={first['input']}: {right}.") from None
+        raise ConfigError(f"{where}={first['input']}: {described(hints(model)[str(first['loc'][0])])}.") from None
 
 
-def load(kind: str, chosen: Mapping[str, Any], context: OracleContext) -> Oracle:
-    """Load an oracle."""
-    oracle: Oracle = _file(kind).load(options(kind, chosen), context)
+def load(kind: str, values: Mapping[str, Any], context: OracleContext) -> Oracle:
+    """Load an oracle. values: of its Options."""
+    oracle: Oracle = _module(kind).load(options(kind, values), context)
     return oracle
 
 
 def modules(settings: ScoreSettings) -> list[str]:
-    """Return the modules of the oracles that a step `score` takes: of its own and of its members."""
+    """Return the modules that define the oracle of a step `score`, its members and theirs."""
     judges = [settings.oracle]
-    for judge in judges:  # which grows: members of members too
+    for judge in judges:  # the list grows by members of members
         judges += judge.members.values()
     return [f"{__name__}.{judge.kind}" for judge in judges]
 
 
-def _file(kind: str, key: str = "oracle") -> Any:
+def _module(kind: str, key: str = "oracle") -> Any:
     if kind not in kinds():
         raise ConfigError(f"{key}.kind={kind}: choose one of {', '.join(kinds())}.")
     return importlib.import_module(f"{__name__}.{kind}")

@@ -2,9 +2,9 @@
 
     P(first better) = sum_k w_k sigmoid(M_k),   sum_k w_k = 1;   logit = log(P / (1 - P))
 
-M_k: the logit of member k. Probabilities are mixed, not logits: a member with large logits has no more than its weight,
-and the mixture is the preference of a crowd of which w_k are of member k's mind. It may prefer in cycles although no
-member does. Computed in logs, so that nothing saturates; antisymmetric where all members are.
+M_k: the logit of member k. Probabilities are mixed, not logits: no member counts for more than its weight, however
+large its logits. The mixture can express cycles even where no member does. It is computed in logs, so that nothing
+saturates, and is antisymmetric where all members are.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import ClassVar
 import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.oracles import load as load_oracle
 from sparring.stages.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
-    """Of the mixture; `oracle.members` are mixed."""
+class Options(OracleOptions):
+    """How the oracles of `oracle.members` are mixed."""
 
     weights: dict[str, float]
-    """By member, above 0; only their ratios count."""
+    """Member -> weight above 0; only the ratios count."""
 
     inputs: ClassVar[tuple[str, ...]] = ()
-    mixes: ClassVar[bool] = True
+    has_members: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -48,7 +48,7 @@ def load(options: Options, context: OracleContext) -> Oracle:
 
 
 class Ensemble:
-    """See the module. `trained_on`: what any member has seen."""
+    """See the module. `trained_on`: of all members."""
 
     def __init__(self, members: Mapping[str, Oracle], weights: Mapping[str, float]) -> None:
         self.members = list(members.values())
@@ -57,7 +57,7 @@ class Ensemble:
         self.trained_on = frozenset().union(*(member.trained_on for member in self.members))
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
-        """Return the mixture's logits; a duel is truncated where any member read it cut."""
+        """Return the mixture's logits; a duel is truncated where any member truncated it."""
         verdicts = [member(duels) for member in self.members]
         logits = mixed(np.stack([one.logits for one in verdicts]), self.log_weights)
         return Verdicts(logits, np.any([one.truncated for one in verdicts], axis=0))

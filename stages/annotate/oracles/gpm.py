@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from sparring.stages.annotate import reader
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, OracleContext
-from sparring.stages.annotate.reader import Conversations, Tokens, passes
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
+from sparring.stages.annotate.reader import PASS_TOKENS, Conversations, Tokens, batches
 from sparring.stages.errors import DataError
 from sparring.stages.fields import Positive
 from sparring.stages.outline import outline
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
 VALUE, PROMPT = "value_head.weight", "prompt_head.weight"
 UNREAD = {"lm_head.weight"}
-"""Of the causal model that the class of a checkpoint derives from."""
+"""Weights that a checkpoint may have because its class derives from a causal language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
-    """Of a checkpoint."""
+class Options(OracleOptions):
+    """How a checkpoint is read."""
 
-    looks: ClassVar[bool] = True
-    reads: ClassVar[str] = "texts"
+    needs_transformers_to_check: ClassVar[bool] = True
+    cost_unit: ClassVar[str] = "texts"
 
     dtype: reader.Dtype
     """Of the backbone; the heads are in float32."""
@@ -62,7 +62,7 @@ class Options(Base):
     bos_twice: bool
     """Whether a second BOS stands before a conversation, where the tokenizer writes one."""
 
-    def look(self, folder: Path) -> None:
+    def check_folder(self, folder: Path) -> None:
         from transformers import AutoModel
 
         config, _ = _config(folder)
@@ -78,14 +78,14 @@ def load(options: Options, context: OracleContext) -> Oracle:
 def preference(
     first: NDArray[np.float64], second: NDArray[np.float64], scales: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return s (n,) of embeddings (n, 2k) and scales λ (n, k); exactly its negative when the two are swapped."""
+    """Return s (n,) of embeddings (n, 2k) and scales λ (n, k); swapping first and second gives exactly -s."""
     blocks = first[:, 0::2] * second[:, 1::2] - first[:, 1::2] * second[:, 0::2]
     total: NDArray[np.float64] = (scales * blocks).sum(axis=1)
     return total
 
 
 def unit_length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rows of (n, 2k) divided by their length; one of zeros stays."""
+    """Return the rows of (n, 2k) divided by their length; a row of zeros stays zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -110,7 +110,7 @@ class GPM:
         self.options, self.eos, bos = options, int(tokenizer.eos_token_id), tokenizer.bos_token_id
         written = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
         self.bos = [bos] if options.bos_twice and written else []
-        """Before a conversation that has its one BOS."""
+        """Added before a conversation, which has one BOS already."""
         most = reader.longest(config, tokenizer, options.max_tokens) - len(self.bos)
         self.read = Conversations(Chat(tokenizer), most, folder)
         self.heads = _heads(folder, config.get_text_config().hidden_size, device)
@@ -141,7 +141,7 @@ class GPM:
     def projected(self, head: str, rows: Sequence[Tokens]) -> NDArray[np.float64]:
         """Return what a head makes of the last token of each row: embeddings (n, 2k), or scales (n, k)."""
         projections = np.zeros((len(rows), len(self.heads[head])))
-        for batch in passes([len(row.ids) for row in rows], self.model.device):
+        for batch in batches([len(row.ids) for row in rows], PASS_TOKENS[self.model.device.type]):
             states = self._states([rows[i] for i in batch])
             projections[batch] = (states @ self.heads[head].T).double().cpu().numpy()
         if head == PROMPT:
@@ -172,7 +172,7 @@ def _heads(folder: Path, hidden: int, device: str) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     heads: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in reader.weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             names = {VALUE, PROMPT} & set(opened.keys())
             heads |= {name: opened.get_tensor(name).to(device, torch.float32) for name in names}

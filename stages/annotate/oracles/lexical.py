@@ -2,11 +2,11 @@
 
     logit(a over b | x) = w · (n(x, a) - n(x, b))
 
-n stacks three vectors, each of length one (so a longer text has smaller entries, not larger ones; no feature
-counts length): word 1- and 2-grams; character 2- to 4-grams inside words; and habits: per content word of the
-response whether the prompt has it, per word 3-gram whether the response had it before. It shares no input, no
-code for features and no training prompt with `mini`. Antisymmetric by construction; a score per response, so
-it cannot express a cycle. Hashing is scikit-learn's HashingVectorizer (MurmurHash3, stateless). Training:
+n stacks three vectors of length one (a longer text has smaller entries; no feature counts length): word 1- and 2-grams;
+character 2- to 4-grams inside words; and habits, which are, for each content word of the response, whether the prompt
+has it, and for each word 3-gram, whether it occurred earlier in the response. It shares no input, no feature code and
+no training prompt with `mini`. It is antisymmetric by construction, and has one score per response, so it cannot
+express a cycle. Hashing is scikit-learn's HashingVectorizer (MurmurHash3, stateless). Training:
 `python -m scripts.train_judges`.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Verdicts, last_user_text, read_weights, untruncated
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
-    """None."""
+class Options(OracleOptions):
+    """It has no options."""
 
-    reads: ClassVar[str] = "responses"
+    cost_unit: ClassVar[str] = "responses"
 
 
 WORDS, CHARACTERS, HABITS = 2**15, 2**16, 2**12
@@ -42,16 +42,16 @@ MIN_CONTENT_LETTERS = 4
 
 
 def habit_tokens(pair: tuple[str, str]) -> list[str]:
-    """Return what a response does, as tokens, in the order of its words.
+    """Return the habits of a response to a prompt as tokens, in the order of its words; pair: (prompt, response).
 
-    A word of four letters or more: `in` and `in:word` where the prompt has it, else `out`. A word 3-gram:
-    `again` where it occurred earlier in the response, else `new`.
+    For each word of four letters or more: `in` and `in:word` where the prompt has it, else `out`. For each word
+    3-gram: `again` where it occurred earlier in the response, else `new`.
     """
     prompt, response = pair
-    asked = set(re.findall(r"\w+", prompt.lower()))
+    prompt_words = set(re.findall(r"\w+", prompt.lower()))
     words = re.findall(r"\w+", response.lower())
     content = [word for word in words if len(word) >= MIN_CONTENT_LETTERS]
-    tokens = [token for word in content for token in (("in", f"in:{word}") if word in asked else ("out",))]
+    tokens = [token for word in content for token in (("in", f"in:{word}") if word in prompt_words else ("out",))]
     seen: set[tuple[str, str, str]] = set()
     for gram in zip(words, words[1:], words[2:], strict=False):
         tokens.append("again" if gram in seen else "new")
@@ -82,7 +82,7 @@ def ngram_features(pairs: Sequence[tuple[str, str]]) -> csr_matrix:
 
 
 class LexicalOracle:
-    """See the module. `trained_on`: keys of the prompts that trained or tuned it."""
+    """See the module. `trained_on`: keys of the prompts that it was trained or tuned on."""
 
     def __init__(self, weight: np.ndarray, trained_on: frozenset[int]) -> None:
         self.weight, self.trained_on = weight, trained_on

@@ -2,13 +2,13 @@
 
     logit = log P(A) - log P(B) of the first token of its answer
 
-P(X) sums the probability of every first token that reads X without the white space around it ("A", " A"). Nothing is
-drawn and no text is parsed. The letter that stands first draws many models, small ones most: the caller asks in both
-orders and takes half the difference, and `position_disagreement` counts how often the order decided.
+P(X) sums the probability of every first token that is X but for white space around it ("A", " A"). No text is sampled
+or parsed. Many models, small ones most, favour the letter that stands first: the step `score` asks in both orders and
+takes half the difference, and `position_disagreement` counts how often the order decided.
 
-One user message holds all of the question, see question.py. The model is a chat model's folder, run by vLLM in this
-process (judge_engine.py), or runs at servers that speak OpenAI's protocol (judge_server.py). A model that thinks aloud
-before it answers is asked in vain: its first token is no letter.
+One user message contains the whole question (question.py). vLLM runs the model's folder in this process
+(judge_engine.py), or servers that speak OpenAI's protocol run it (judge_server.py). A model that thinks aloud before it
+answers cannot be used: its first token is no letter.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from sparring.stages.annotate.oracle import Oracle
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.question import check_template
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import Integer, OnlyIf
 
 LEAST = 64
-"""Tokens in which a question can be asked at all."""
+"""Fewest tokens for a question with its texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
-    """Of the model and its question."""
+class Options(OracleOptions):
+    """The model and its question."""
 
     engine: ClassVar[bool] = True
-    looks: ClassVar[bool] = True
+    needs_transformers_to_check: ClassVar[bool] = True
     servers: ClassVar[bool] = True
 
     model: str | None
@@ -53,12 +53,12 @@ class Options(Base):
         if self.model == "":
             raise ConfigError("oracle.options.model is empty: give the model's name at the servers, or null.")
 
-    def look(self, folder: Path) -> None:
-        from sparring.stages.annotate.judge_engine import look
+    def check_folder(self, folder: Path) -> None:
+        from sparring.stages.annotate.judge_engine import check_folder
 
-        look(folder, self.max_tokens)
+        check_folder(folder, self.max_tokens)
 
-    def complaint(self, urls: tuple[str, ...]) -> str | None:
+    def urls_error(self, urls: tuple[str, ...]) -> str | None:
         if urls and self.model is None:
             return "urls: name the model of the servers: options.model=NAME"
         if self.model is not None and not urls:
@@ -69,9 +69,9 @@ class Options(Base):
 def load(options: Options, context: OracleContext) -> Oracle:
     """Load a folder into vLLM, or check the servers."""
     urls = context.judge.urls if context.judge else ()
-    complaint = options.complaint(urls)
-    if complaint:
-        raise ConfigError(f"oracle.{complaint}.")
+    error = options.urls_error(urls)
+    if error:
+        raise ConfigError(f"oracle.{error}.")
     if urls:
         from sparring.stages.annotate.judge_server import JudgeServer
 

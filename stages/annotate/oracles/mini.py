@@ -1,15 +1,14 @@
-"""The oracle `mini`: a small ranker on frozen all-MiniLM-L6-v2 embeddings and surface features.
+"""The oracle `mini`: a small pairwise ranker on frozen all-MiniLM-L6-v2 embeddings and surface features.
 
     logit(a over b | x) = r(a) - r(b) + φ(a)ᵀ R φ(b),   R = -Rᵀ
     r(a) = u·s(a) + v·e(a) + c·(e(x) ⊙ e(a)),           φ(a) = Q e(a) + q
 
 e: unit sentence embedding; s: standardised surface features with cos(e(x), e(a)); x: the prompt. The
-Bradley-Terry term r orders responses; the skew term is what no score per response can express: cycles. Both
-change sign when the responses change places, so the oracle has no order bias by construction, and scoring
-both orders is a formality.
+Bradley-Terry term r orders responses; the skew term expresses cycles, which no score per response can. Both change
+sign when the responses are swapped: the oracle has no order bias by construction.
 
-Texts longer than the encoder's window are read in windows and mean-pooled, as in embed.py. The encoder runs
-on the CPU in float32, everything after it in float64; the skew term is written so that swapping is exact.
+Texts longer than the encoder's window are split into windows and mean-pooled, as in embed.py. The encoder runs on the
+CPU in float32, everything after it in float64; the skew term is written so that swapping negates it exactly.
 Training: `python -m scripts.train_judges`.
 """
 
@@ -23,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparring.stages.annotate.oracle import Duel, Messages, Verdicts, read_weights, untruncated
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 from sparring.stages.annotate.surface import NAMES, surface
 from sparring.stages.errors import ConfigError, DataError
 
@@ -32,11 +31,10 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
-    """None."""
+class Options(OracleOptions):
+    """It has no options."""
 
-    reads: ClassVar[str] = "texts"
-
+    cost_unit: ClassVar[str] = "texts"
     inputs: ClassVar[tuple[str, ...]] = ("judge", "encoder")
 
 
@@ -59,9 +57,9 @@ class MiniWeights:
     """The tensors of model.safetensors, less `trained_on`. Sizes: d embedding, f surface features, p φ."""
 
     surface_mean: np.ndarray
-    """(f,) subtracted from the surface features,"""
+    """(f,) subtracted from the surface features."""
     surface_scale: np.ndarray
-    """(f,) which are then divided by this, and clipped to ±4."""
+    """(f,) divides them afterwards; the result is clipped to ±4."""
     surface_weight: np.ndarray
     """u (f,)"""
     response_weight: np.ndarray
@@ -75,7 +73,7 @@ class MiniWeights:
     skew: np.ndarray
     """R (p, p), skew-symmetric."""
     encoder_probe: np.ndarray
-    """(d,) the embedding of PROBE: differs with another encoder."""
+    """(d,) the embedding of PROBE, which tells whether the encoder is the one of the training."""
 
 
 def standardised(raw: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -105,7 +103,7 @@ def prompt_text(messages: Messages) -> str:
 
 
 class MiniOracle:
-    """See the module. `trained_on`: keys of the prompts that trained or tuned it."""
+    """See the module. `trained_on`: keys of the prompts that it was trained or tuned on."""
 
     def __init__(self, weights: MiniWeights, encode: Encode, trained_on: frozenset[int]) -> None:
         self.weights, self.encode, self.trained_on = weights, encode, trained_on

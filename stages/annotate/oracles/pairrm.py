@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from sparring.stages.annotate.oracle import Oracle
-from sparring.stages.annotate.oracles import Base, OracleContext
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
-    """Of a checkpoint."""
+class Options(OracleOptions):
+    """How a checkpoint is read."""
 
-    looks: ClassVar[bool] = True
+    needs_transformers_to_check: ClassVar[bool] = True
 
     dtype: Literal["float32", "bfloat16"]
     """Of the encoder; the head is in float32."""
 
-    def look(self, folder: Path) -> None:
-        from sparring.stages.annotate.pairrm import look
+    def check_folder(self, folder: Path) -> None:
+        from sparring.stages.annotate.pairrm import read_layout
 
-        look(folder)
+        read_layout(folder)
 
 
 def load(options: Options, context: OracleContext) -> Oracle:

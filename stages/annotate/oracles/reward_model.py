@@ -6,9 +6,9 @@ r: the model's logit on the conversation, prompt and response, as its chat templ
 chat template reads prompt and response as its two texts (OpenAssistant/reward-model-deberta-v3-large-v2). One score
 per response orders them: antisymmetric and transitive by construction, no cycle can be expressed.
 
-A decoder's head reads the last token that is not config.pad_token_id, as in transformers' own forward of the row
-alone (GenericForSequenceClassification of modeling_layers.py), also where the turn ends with that very token: so was
-such a model trained. Rows are filled on the right, with a token that changes nothing about that choice.
+A decoder's head reads the last token that is not config.pad_token_id, as transformers' forward of a single row does
+(GenericForSequenceClassification of modeling_layers.py), even where the turn ends with that token, because the model
+was trained so. Rows are padded on the right with a token that does not change which token that is.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numpy as np
 
 from sparring.stages.annotate import reader
 from sparring.stages.annotate.oracle import Duel, Oracle, Verdicts
-from sparring.stages.annotate.oracles import Base, OracleContext
-from sparring.stages.annotate.reader import Conversations, Read, Tokens, passes
+from sparring.stages.annotate.oracles import OracleContext, OracleOptions
+from sparring.stages.annotate.reader import PASS_TOKENS, Conversations, Read, TextPairs, Tokens, batches
 from sparring.stages.errors import DataError
 from sparring.stages.outline import check_read, outline
 from sparring.stages.plain import listed
@@ -41,28 +41,27 @@ ENCODERS = (
     "roberta",
     "xlm-roberta",
 )
-"""config.json's model_type of those that read two texts where they have no chat template."""
+"""model_type of the models that read two texts where they have no chat template."""
 KIND = "ForSequenceClassification"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Base):
-    """Of a checkpoint."""
+class Options(OracleOptions):
+    """How a checkpoint is read."""
 
-    looks: ClassVar[bool] = True
-    reads: ClassVar[str] = "responses"
+    needs_transformers_to_check: ClassVar[bool] = True
+    cost_unit: ClassVar[str] = "responses"
 
     dtype: reader.Dtype
     """Of the backbone; the head is in float32."""
     max_tokens: reader.MaxTokens
     """Of prompt and response together; fewer where the model reads fewer."""
 
-    def look(self, folder: Path) -> None:
+    def check_folder(self, folder: Path) -> None:
         from transformers import AutoModelForSequenceClassification
 
-        config = reader.load_config(folder)
-        _check(config, folder)
-        _read(folder, config, self.max_tokens)
+        config = _config(folder)
+        _reader(folder, config, self.max_tokens)
         _check_weights(folder, *outline(AutoModelForSequenceClassification, folder, config))
 
 
@@ -79,14 +78,13 @@ class RewardModel:
     def __init__(self, folder: Path, options: Options, device: str = "cpu") -> None:
         from transformers import AutoModelForSequenceClassification
 
-        config = reader.load_config(folder)
-        _check(config, folder)
-        self.read = _read(folder, config, options.max_tokens)
+        config = _config(folder)
+        self.read = _reader(folder, config, options.max_tokens)
         loaded = reader.load_model(AutoModelForSequenceClassification, folder, config, options.dtype, device)
         _check_weights(folder, *loaded)
         self.model = loaded[0]
         for name, part in self.model.named_children():
-            if name != self.model.base_model_prefix:  # what is not the backbone works in float32
+            if name != self.model.base_model_prefix:  # all but the backbone is in float32
                 part.float().register_forward_pre_hook(lambda _, states: tuple(x.float() for x in states))
         self.text = self.model.config.get_text_config()
         pad = self.text.pad_token_id
@@ -97,7 +95,7 @@ class RewardModel:
         texts, places = reader.texts(duels)
         rows = [self.read(*text) for text in texts]
         scores = np.zeros(len(rows))
-        for batch in passes([len(row.ids) for row in rows], self.model.device):
+        for batch in batches([len(row.ids) for row in rows], PASS_TOKENS[self.model.device.type]):
             scores[batch] = self.scores([rows[i] for i in batch])
         return Verdicts(scores[places[:, 0]] - scores[places[:, 1]], reader.truncated(rows, places))
 
@@ -115,7 +113,9 @@ class RewardModel:
         return scores
 
 
-def _check(config: Any, folder: Path) -> None:
+def _config(folder: Path) -> Any:
+    """Return the folder's configuration; DataError where it is not that of a sequence classifier with one label."""
+    config = reader.load_config(folder)
     kinds, labels = config.architectures or [], config.num_labels
     if not any(kind.endswith(KIND) for kind in kinds):
         raise DataError(
@@ -127,9 +127,10 @@ def _check(config: Any, folder: Path) -> None:
             f"{folder / 'config.json'}: {labels} labels; oracle=reward_model needs the one score of a reward model: "
             "num_labels 1."
         )
+    return config
 
 
-def _read(folder: Path, config: Any, most: int) -> Read:
+def _reader(folder: Path, config: Any, most: int) -> Read:
     from sparring.stages.chat import Chat
 
     tokenizer = reader.load_tokenizer(folder)
@@ -137,7 +138,7 @@ def _read(folder: Path, config: Any, most: int) -> Read:
     if tokenizer.chat_template:
         return Conversations(Chat(tokenizer), most, folder)
     if config.model_type in ENCODERS:
-        return reader.pairs(tokenizer, most)
+        return TextPairs(tokenizer, most)
     raise DataError(f"{folder}: no chat template; add the chat_template.jinja that the reward model was trained with.")
 
 

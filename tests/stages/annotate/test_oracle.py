@@ -60,7 +60,7 @@ def test_members_get_what_is_theirs() -> None:
 
 
 def test_what_a_plan_looks_at_imports_no_model_library() -> None:
-    code = "import sys, sparring.stages.annotate.oracles as o\n[o._file(k) for k in o.kinds()]\n"
+    code = "import sys, sparring.stages.annotate.oracles as o\n[o._module(k) for k in o.kinds()]\n"
     code += "print([m for m in ('torch', 'transformers', 'sklearn', 'vllm', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 

@@ -273,7 +273,7 @@ def errors(folder: Path, mode: str, k: int = 16, m: int = 3, prompts: int = 1500
         logits = game(rng, k)
         true = winrate.win_rates(winrate.preference_matrix(logits))
         row = met(f"p{prompt}", logits, sorted(rng.choice(k, m, replace=False).tolist()))
-        judged = pairer.judge(row, responses, Shard(index=0), "here")
+        judged = pairer.select_pairs(row, responses, Shard(index=0), "here")
         (pair,) = judged.pairs
         assert judged.rates is not None
         found.append([judged.rates[i] - true[i] for i in pair])

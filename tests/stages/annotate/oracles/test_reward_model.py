@@ -19,7 +19,7 @@ from sparring.stages.annotate.config import SCORE
 from sparring.stages.annotate.oracle import Duel, Messages
 from sparring.stages.annotate.oracles import OracleContext
 from sparring.stages.annotate.oracles.reward_model import RewardModel
-from sparring.stages.annotate.reader import Tokens, fit
+from sparring.stages.annotate.reader import Tokens, fit_conversation
 from sparring.stages.annotate.score import Scorer
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Shard
@@ -167,8 +167,8 @@ def test_a_long_prompt_loses_its_middle(folders: dict[str, Path]) -> None:
 
 
 @given(st.tuples(*[st.integers(0, 300)] * 2), st.integers(0, 8), st.integers(64, 300))
-def test_fit(sizes: tuple[int, int], closing: int, most: int) -> None:
-    asked, said = fit(*sizes, closing, most)
+def test_fit_conversation(sizes: tuple[int, int], closing: int, most: int) -> None:
+    asked, said = fit_conversation(*sizes, closing, most)
     assert 0 <= asked <= sizes[0] and 0 <= said <= sizes[1] and asked + said + closing <= most
     if sum(sizes) + closing <= most:
         assert (asked, said) == sizes
