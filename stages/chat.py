@@ -21,7 +21,7 @@ from sparring.stages.errors import DataError, first_line
 
 Message = Mapping[str, Any]
 FEW = 8
-"""Control tokens that a message lists."""
+"""Control tokens that an error message lists."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -159,7 +159,7 @@ def load_chat(folder: Path) -> Chat:
 
 
 def check_control(names: Sequence[str], known: Collection[str]) -> None:
-    """DataError when one of the names of `policy.stop` is no control token; known: those of the policy."""
+    """DataError when a name in `policy.stop` is not one of `known`, the control tokens of the policy."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=FEW, cutoff=0) if len(known) > FEW else sorted(known)
@@ -167,7 +167,7 @@ def check_control(names: Sequence[str], known: Collection[str]) -> None:
 
 
 def check_turns(chat: Chat, folder: Path, text: str) -> frozenset[int]:
-    """Return the ids that a user's message and its answer become; DataError where the template has no place for it."""
+    """Return the ids of a user's message and of an answer; DataError where the chat template does not render them."""
     user, answer = {"role": "user", "content": text}, {"role": "assistant", "content": "None of them."}
     try:
         if text not in chat._apply([user], generation=True):

@@ -30,36 +30,36 @@ def cached_sha256(path: Path) -> str:
     """Return the sha256 of a file, from the cache when the file is the one that was hashed."""
     stat = path.stat()
     key = f"{path.absolute()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
-    known = load(DIGESTS).get(key)
-    if not isinstance(known, str):
-        known = sha256_file(path)
-        save(DIGESTS, {**load(DIGESTS), key: known})
-    return known
+    digest = load(DIGESTS).get(key)
+    if not isinstance(digest, str):
+        digest = sha256_file(path)
+        save(DIGESTS, {**load(DIGESTS), key: digest})
+    return digest
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those of the packages that are installed."""
-    found = {}
+    versions = {}
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def load(name: str) -> dict[str, Any]:
     """Return what a file of the cache holds, {} where it cannot be read."""
     try:
-        known = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
+        values = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
-def save(name: str, known: Mapping[str, Any]) -> None:
+def save(name: str, values: Mapping[str, Any]) -> None:
     """Replace a file of the cache; a cache that cannot be written costs time only."""
     path = cache_folder() / name
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known), encoding="utf-8")
+        temporary.write_text(json.dumps(values), encoding="utf-8")
         os.replace(temporary, path)

@@ -1,9 +1,8 @@
-"""What a setting may be, when it is read and whether it is hashed: the types of the configuration's fields.
+"""The types of the configuration's fields: what a setting may be, when it is read and whether it is hashed.
 
 A group's settings are one model beside the stage that owns them: a frozen dataclass, or a union of them where a group
-has several kinds; what a kind reads are its fields. Beside a field stands all that is known of it: its type and range,
-when it is read (`OnlyIf`, `ByReference`) and, where a fingerprint leaves it out, why (`RUNTIME`, `LOCATION`,
-`ELSEWHERE`).
+has several kinds, each with the fields that it reads. A field's annotation has its type and range, when it is read
+(`OnlyIf`, `ByReference`) and, where a fingerprint leaves it out, why (`RUNTIME`, `LOCATION`, `ELSEWHERE`).
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class OnlyIf:
-    """Of a field that is read in some configurations alone."""
+    """Marks a field that only some configurations read."""
 
     holds: Callable[[Any, Any], bool]
-    """Of the group that has the field, and of the whole configuration."""
+    """(the group that has the field, the whole configuration) -> whether the field is read."""
     where: str
     """Completes `is read only ...`."""
 
 
 @dataclass(frozen=True)
 class ByReference:
-    """Of a field that only other keys read, by an interpolation such as ${policy.dtype}."""
+    """Marks a field that only other keys read, by an interpolation such as ${policy.dtype}."""
 
     where: str
     """Completes `is read only ...`."""
@@ -42,40 +41,40 @@ class ByReference:
 
 @dataclass(frozen=True)
 class Options:
-    """Of a field `dict[str, Any]` whose keys are the fields of a dataclass."""
+    """Marks a field `dict[str, Any]` whose keys are the fields of a dataclass."""
 
     of: Callable[[Any], Any]
-    """The dataclass's instance, of the group that has the field."""
+    """The group that has the field -> the instance of the dataclass."""
     kinds: Callable[[], list[type[Any]]]
-    """All that it can be."""
+    """All dataclasses that it can be."""
 
 
 @dataclass(frozen=True)
 class Hashed:
-    """Of a field of which a fingerprint does not take the value as it is."""
+    """Marks a field whose value is not in the fingerprint as it is."""
 
     how: str
-    """Said in the reference of the configuration."""
+    """Shown in docs/configuration.md."""
     part: Callable[[Any], Any] | None = None
-    """What is hashed, of the model that has the field; None: nothing."""
+    """The model that has the field -> what is hashed; None: nothing is."""
 
 
 RUNTIME = Hashed("no")
-"""Of a field that changes at most rounding: processes, folders, addresses, loggers."""
+"""Marks a field that changes at most rounding: processes, folders, addresses, loggers."""
 LOCATION = Hashed("by its bytes")
-"""Of a field that says where files are: they are inputs of the steps, known by their digests."""
+"""Marks a field that says where files are: the files are inputs of the steps, known by their digests."""
 ELSEWHERE = Hashed("through what it decides")
-"""Of a field that decides which steps there are, or that a step takes in as a field of its own."""
+"""Marks a field that decides which steps there are, or whose value is in a step's own settings."""
 
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError  # what the field must be says it better
+        raise ValueError  # `described` says what the field must be
     return value
 
 
 NO_BOOL = BeforeValidator(_no_bool)
-"""After the range of a number, which it hides otherwise."""
+"""Must stand after the range of a number, which it would hide."""
 Number = Annotated[float, Field(allow_inf_nan=False), NO_BOOL]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOL]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False), NO_BOOL]
@@ -159,13 +158,13 @@ def setting(identity: Mapping[str, Any], key: str, default: Any = None) -> Any:
 
 
 def part(settings: Any, model: type[Model]) -> Model:
-    """Return a model's fields out of settings that have them all."""
+    """Return a model made of the fields of the same names in `settings`."""
     return model(**{name: getattr(settings, name) for name in hints(cast(Any, model))})
 
 
 @cache
 def validator(model: Any) -> TypeAdapter[Any]:
-    """Return what makes a model of plain data."""
+    """Return what reads a model from plain data."""
     return TypeAdapter(model)
 
 
@@ -177,21 +176,21 @@ def is_model(kind: Any) -> bool:
 @cache
 def hints(model: Any) -> dict[str, Any]:
     """Return the annotations of a dataclass's fields, with their metadata."""
-    found = get_type_hints(model, include_extras=True)
-    return {field.name: found[field.name] for field in fields(model)}
+    annotations = get_type_hints(model, include_extras=True)
+    return {field.name: annotations[field.name] for field in fields(model)}
 
 
 def metadata(annotation: Any, kind: type[Any]) -> Any:
-    """Return what an annotation has of a kind of metadata, None without."""
+    """Return the metadata of one kind that an annotation has, None without."""
     return next((one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, kind)), None)
 
 
 def at(model: Any, key: str) -> list[Any]:
     """Return the annotations of a dotted key, one for each kind of its group that has it."""
-    found = [model]
+    annotations = [model]
     for part in key.split("."):
-        found = [below for one in found for below in _below(one, part)]
-    return found
+        annotations = [below for one in annotations for below in _below(one, part)]
+    return annotations
 
 
 def unhashed(model: Any, key: str) -> Hashed | None:
@@ -230,31 +229,34 @@ def members(annotation: Any) -> list[Any]:
 
 
 def of_error(model: Any, loc: Sequence[int | str]) -> tuple[str, Any]:
-    """Return the dotted key and the annotation at a place that pydantic names, which has the kinds of unions in it."""
-    found, parts = [model], []
+    """Return the dotted key and the annotation of a pydantic error's `loc`, which names kinds of unions too."""
+    annotations, parts = [model], []
     for part in map(str, loc):
-        below = [one for annotation in found for one in _below(annotation, part)]
+        below = [one for annotation in annotations for one in _below(annotation, part)]
         parts += [part] * bool(below)
-        found = below or [one for annotation in found for one in members(annotation) if _is_kind(one, part)] or found
-    return ".".join(parts), found[0]
+        kinds = [one for annotation in annotations for one in members(annotation) if _has_tag(one, part)]
+        annotations = below or kinds or annotations
+    return ".".join(parts), annotations[0]
 
 
-def _is_kind(model: Any, tag: str) -> bool:
-    if not is_model(model):
-        return False
-    return any(tag in get_args(kind) for hint in hints(model).values() for kind in members(hint))
+def _has_tag(model: Any, tag: str) -> bool:
+    """Whether a model is the kind of a union that `tag` names, such as vllm."""
+    return is_model(model) and any(tag in get_args(kind) for hint in hints(model).values() for kind in members(hint))
 
 
 def is_text(annotation: Any) -> bool:
     """Whether a value is text, or a list of texts; null may be allowed beside it."""
     kinds = [one for one in members(annotation) if one is not type(None)]
-    return bool(kinds) and all(_is_text(one) for one in kinds)
-
-
-def _is_text(kind: Any) -> bool:
-    if get_origin(kind) is tuple:
-        return is_text(get_args(kind)[0])
-    return kind is str or (get_origin(kind) is Literal and all(isinstance(one, str) for one in get_args(kind)))
+    for kind in kinds:
+        if get_origin(kind) is tuple:
+            text = is_text(get_args(kind)[0])
+        elif get_origin(kind) is Literal:
+            text = all(isinstance(one, str) for one in get_args(kind))
+        else:
+            text = kind is str
+        if not text:
+            return False
+    return bool(kinds)
 
 
 def allows_null(annotation: Any) -> bool:
@@ -292,8 +294,8 @@ def _described(kind: Any, shape: Mapping[str, Any]) -> str:
     limits = {
         "≥": low, ">": shape.get("exclusiveMinimum"), "≤": high, "<": shape.get("exclusiveMaximum"),
     }  # fmt: skip
-    found = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None)
-    return f"{name} {found}".strip()
+    bounds = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None)
+    return f"{name} {bounds}".strip()
 
 
 def unread(group: Any, config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -344,5 +346,5 @@ def tags(annotation: Any, name: str) -> list[str]:
 
 def discriminators(annotations: list[Any]) -> list[str]:
     """Return the fields that tell the kinds of unions apart."""
-    found = (metadata(one, FieldInfo) for one in annotations)
-    return [str(one.discriminator) for one in found if one is not None and one.discriminator]
+    infos = (metadata(one, FieldInfo) for one in annotations)
+    return [str(info.discriminator) for info in infos if info is not None and info.discriminator]

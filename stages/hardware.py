@@ -101,13 +101,13 @@ class HardwareConfig:
 
     def engine_workers(self, most_tokens: float) -> Workers:
         """Return the processes of the sampling engines. most_tokens: of a shard whose responses are all the longest."""
-        many = self.engines or 0
+        count = self.engines or 0
         if self.engines is None and not self.engine_gpus:
-            many = max(1, _cores() // (self.cores_per_engine or _cores()))
+            count = _share(self.cores_per_engine) if self.cores_per_engine else 1
         expected_s = self.expect.start_s + most_tokens / self.expect.sample_tokens_per_s
         return Workers(
-            count=many,
-            cpus=self.cores_per_engine or _share(many or 1),
+            count=count,
+            cpus=self.cores_per_engine or _share(count or 1),
             gpus=self.engine_gpus,
             max_failures=self.max_failures,
             deadline_s=self.shard_deadline_s or 10 * expected_s,
@@ -132,9 +132,5 @@ class HardwareConfig:
         )
 
 
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
 def _share(processes: int) -> int:
-    return max(1, _cores() // processes)
+    return max(1, (os.cpu_count() or 1) // processes)

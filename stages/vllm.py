@@ -30,8 +30,8 @@ ENVIRONMENT = {
 BLOCK = 32
 BATCHED_TOKENS = 4096
 UNUSED = ("scipy", "sklearn")
-"""What transformers and vLLM import if it is there, for audio, object detection and assisted decoding; 1,200 modules
-with pandas, which comes along."""
+"""Packages that transformers and vLLM import where they are installed, for audio, object detection and assisted
+decoding: 1,200 modules together with pandas, which they import in turn."""
 EVERYWHERE: dict[str, Any] = {
     "generation_config": "vllm",
     "disable_log_stats": True,
@@ -95,9 +95,9 @@ def cpu_head_sizes() -> list[int]:
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """Import without what is `UNUSED`, and without looking for garbage among modules, then or ever after.
+    """Import without the packages in `UNUSED`, and without garbage collection of modules, then or later.
 
-    Once transformers is there it has made up its mind what else is, and nothing is hidden.
+    Once transformers is imported it has decided which packages it uses, and nothing is hidden.
     """
     hidden = [name for name in UNUSED if not {name, "transformers"} & sys.modules.keys()]
     collecting = gc.isenabled()
@@ -117,9 +117,9 @@ _KEPT: dict[Hashable, Any] = {}
 
 
 def kept(key: Hashable, make: Callable[[], Any]) -> Any:
-    """Return this process's engine: the one in memory when the next step needs the same (`key`), else what `make` does.
+    """Return the engine in memory if it was made for the same `key`, else a new one, which `make` returns.
 
-    Another one is dropped first: vLLM ends the process groups of both when it goes later.
+    Another engine is dropped before: dropped later, vLLM would end the process groups of both.
     """
     if key not in _KEPT:
         _KEPT.clear()

@@ -26,13 +26,13 @@ from sparring.stages.fields import (
     Text,
 )
 from sparring.stages.hardware import HardwareConfig
-from sparring.stages.sample import engine_args
+from sparring.stages.sample.engine_args import SPEED_ONLY
 from sparring.stages.step import StepSpec
 
 PROMPTS = StepSpec(
     kind="prompts",
     version=2,
-    worker="sparring.stages.sample.prompts:Cleaner",
+    worker="sparring.stages.sample.prompts:PromptRenderer",
     shards="sparring.stages.sample.prompts:shards",
     finish="sparring.stages.sample.prompts:finish",
     pool="in_process",
@@ -66,15 +66,15 @@ IMPORT = StepSpec(
 )
 
 COLDEST = 0.01
-"""Of temperatures above 0. vLLM, and its servers, take 0.01 for what is below (sampling_params.py, _MAX_TEMP), and the
-quotients of logits and 1e-320 are infinite."""
+"""Lowest temperature above 0. vLLM and its servers sample at 0.01 instead of a lower one (sampling_params.py,
+_MAX_TEMP), and logits divided by 1e-320 are infinite."""
 PAIRED = ("sppo_generated", "pairs", "sppo_pairs")
 """Layouts of imported files that mark the better response."""
 DATA_FILE = re.compile(r"\.(jsonl?|parquet|csv)(\.gz)?$")
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 StopText = Annotated[str, Field(min_length=1)]
-"""An empty one would end every response at once."""
+"""Not empty: an empty text would end every response at once."""
 
 
 def _no_path(group: Any, _: Any) -> bool:
@@ -83,7 +83,7 @@ def _no_path(group: Any, _: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Of every policy."""
+    """The settings of every policy."""
 
     name: Annotated[Text, RUNTIME]
     """Shown in reports."""
@@ -92,16 +92,16 @@ class Policy:
     ]
     """GPUs that one sampling engine needs."""
     stop: tuple[StopText, ...]
-    """Control tokens that end a response, beside those the folder names."""
+    """Control tokens that end a response, beside those that the policy's folder names."""
     dtype: Annotated[Dtype, ByReference("where sampler.dtype is not set"), ELSEWHERE]
-    """Of sampling."""
+    """The sampling engine's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedPolicy(Policy):
     source: Annotated[Literal["embedded"], LOCATION]
     parameters: Annotated[Count | None, RUNTIME]
-    """How many weights it has, by its configuration, for plans while its files are missing."""
+    """How many weights it has, for plans before its files are prepared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +114,12 @@ class HubPolicy(Policy):
     revision: Annotated[Text, OnlyIf(_no_path, "without policy.path, which is a local copy"), LOCATION]
     """A commit; a branch is resolved to one when the run begins, and written down."""
     parameters: Annotated[Count | None, OnlyIf(_no_path, "without policy.path, whose files are counted"), RUNTIME]
-    """As that of the embedded one."""
+    """How many weights it has, for plans before its files are downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPolicy(Policy):
-    """Another model. Beside a preset its stop tokens and dtype are those of the preset's policy."""
+    """Another model. With a preset, its stop tokens and dtype are those of the preset's policy."""
 
     source: Annotated[Literal["folder"], LOCATION]
     path: Annotated[Place, LOCATION]
@@ -139,7 +139,7 @@ def _in_layout(prompts: Any, _: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Of every source of prompts; what they are read from is an input, known by its bytes."""
+    """The settings of every source of prompts; the files themselves are inputs, known by their bytes."""
 
     column: Text
     """Column that holds a string or a list of messages; `prompt` where there is none: as the file's layout has it."""
@@ -191,28 +191,28 @@ class HubPrompts(Prompts):
 PromptsConfig = Annotated[StarterPrompts | FilePrompts | HubPrompts, Field(discriminator="source")]
 
 
-def _changing(sampler: Any) -> dict[str, Any]:
-    return engine_args.changing(sampler.engine_args)
+def _not_speed_only(sampler: Any) -> dict[str, Any]:
+    return {name: value for name, value in sampler.engine_args.items() if name not in SPEED_ONLY}
 
 
-def _drawn(sampler: Any, _: Any) -> bool:
+def _draws(sampler: Any, _: Any) -> bool:
     return bool(sampler.temperature > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerBase:
-    """Of every sampling engine."""
+    """The settings of every sampling engine."""
 
     k: Annotated[int, Field(ge=2, le=MOST_RESPONSES, description="a preference needs two responses"), NO_BOOL]
-    """Responses per prompt: a preference needs two; K x K scores of more than 64 are not worth their cost."""
+    """Responses per prompt: a preference needs two; the K x K scores of more than 64 are not worth their cost."""
     max_tokens: Count
     """Of a response."""
     temperature: NonNegative
     """1 is the policy itself; 0 is greedy, which `sparring answer` alone takes."""
     top_p: Annotated[
-        float, Field(gt=0, le=1, allow_inf_nan=False), NO_BOOL, OnlyIf(_drawn, "with sampler.temperature above 0")
+        float, Field(gt=0, le=1, allow_inf_nan=False), NO_BOOL, OnlyIf(_draws, "with sampler.temperature above 0")
     ]
-    min_p: Annotated[Fraction, OnlyIf(_drawn, "with sampler.temperature above 0")]
+    min_p: Annotated[Fraction, OnlyIf(_draws, "with sampler.temperature above 0")]
     """Tokens less probable than min_p times the most probable one are never drawn; 0 is off."""
     stop: tuple[StopText, ...]
     """Texts that end a response, beside the policy's control tokens."""
@@ -221,7 +221,7 @@ class SamplerBase:
     reproducible: bool
     """A seed for every response. Without, sampling is faster and a second run differs."""
     dtype: Dtype
-    """Of servers: what they were started with, which no answer of theirs shows."""
+    """For servers: the dtype that they were started with, which no answer of theirs shows."""
     shard_rows: Count
     """Prompts per shard: one `generate` call, one unit of resume."""
 
@@ -229,7 +229,7 @@ class SamplerBase:
 @dataclass(frozen=True, kw_only=True)
 class EngineSampler(SamplerBase):
     engine: Literal["vllm", "transformers"]
-    engine_args: Annotated[dict[str, Any], Hashed("but what changes its speed alone", _changing)]
+    engine_args: Annotated[dict[str, Any], Hashed("but what changes its speed alone", _not_speed_only)]
     """Passed on to the engine: +sampler.engine_args.max_num_seqs=64. What changes its speed alone is not hashed."""
 
 
@@ -245,7 +245,7 @@ SamplerConfig = Annotated[EngineSampler | ServerSampler, Field(discriminator="en
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsSettings:
-    """Of the step `prompts`.
+    """Settings of the step `prompts`.
 
     Inputs: `policy` (its tokenizer and chat template), and `source`, or `source_1` .. `source_n` where every slice has
     a source of its own, as published splits have.
@@ -259,7 +259,7 @@ class PromptsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SuitePromptsSettings:
-    """Of the step `prompts` of a suite: all rows of its file, in their order.
+    """Settings of the step `prompts` of a suite: all rows of its file, in their order.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template).
     """
@@ -272,7 +272,7 @@ class SuitePromptsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """Of the step `sample`. Inputs: `prompts`, `policy`."""
+    """Settings of the step `sample`. Inputs: `prompts`, `policy`."""
 
     sampler: SamplerConfig
     """Of held-out prompts with the k and shard_rows of `evaluate`."""
@@ -287,7 +287,7 @@ class SampleSettings:
     slices: int | None
     """Slices of one deal: as the sources are, else of equal size; null where `rows` is the size of one."""
     max_model_len: Annotated[int, RUNTIME]
-    """Longest prompt plus response in tokens the engine must hold."""
+    """Longest prompt plus response, in tokens."""
     hardware: Annotated[HardwareConfig, RUNTIME]
 
     def __post_init__(self) -> None:
@@ -305,7 +305,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
-    """Of the step `sample` that imports responses in place of sampling a slice.
+    """Settings of the step `sample` that imports responses in place of sampling a slice.
 
     Inputs: `source` (one file), `policy` (its tokenizer and chat template), `prompts` (which ones are held out).
     """

@@ -57,17 +57,17 @@ _VERSION_KEYS = ("transformers_version", "_model_name_or_path", "_from_model_con
 
 
 def place() -> Path:
-    """Return the folder of the prepared policy, which may be missing."""
+    """Return the folder of the prepared policy, whether it exists or not."""
     return cache_folder() / "policies" / POLICY
 
 
 def is_prepared() -> bool:
-    """Return whether the policy is there, every file as recorded; at once."""
+    """Return whether the policy is prepared, every file as recorded. Fast."""
     return _fault(place()) is None
 
 
 def policy_path() -> Path:
-    """Return the prepared policy, at once; DataError when it is not there or not what was prepared."""
+    """Return the folder of the prepared policy; DataError where it is missing or changed. Fast."""
     folder = place()
     if fault := _fault(folder):
         raise DataError(f"{folder}: {fault}; run {PREPARE} (half a minute, once), then run again.")
@@ -88,7 +88,7 @@ def has_encoder() -> bool:
 
 
 def prepare() -> list[str]:
-    """Prepare what is missing or wrong and return a line about each part. Waits for another process that does so.
+    """Prepare parts that are missing or wrong; return a line about each. Waits for another process that prepares them.
 
     The folder of the policy appears complete or not at all.
     """

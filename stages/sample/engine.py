@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sparring.stages.sample.config import EngineSampler, SamplerConfig, SampleSettings, ServerSampler
+from sparring.stages.sample.config import EngineSampler, SamplerConfig, SampleSettings
 from sparring.stages.step import Workers, resolve
 
 ENGINES = {
@@ -65,19 +65,6 @@ class EngineSettings:
         """Arguments that the user passes on to the engine; {} for servers, which are started with their own."""
         return self.sampler.engine_args if isinstance(self.sampler, EngineSampler) else {}
 
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """URLs of the servers; () for other engines."""
-        return self.sampler.urls if isinstance(self.sampler, ServerSampler) else ()
-
-
-def import_engine(name: str, cpus: int) -> None:
-    """Import the library of the engine `name`, which takes longer than loading a small policy."""
-    if name == "vllm":
-        from sparring.stages.vllm import import_vllm
-
-        import_vllm(cpus)
-
 
 def make_engine(name: str, folder: Path, settings: EngineSettings) -> Engine:
     """Load `folder` into the engine `name`."""
@@ -94,8 +81,8 @@ def stop_ids(folder: Path, eos: int | None, end_of_turn: int | None, named: Sequ
     """Return the ids that end a response: the generation config's, the tokenizer's, the template's, `named`."""
     path = folder / "generation_config.json"
     listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    found = {*(listed if isinstance(listed, list) else [listed]), eos, end_of_turn, *named}
-    return sorted(i for i in found if i is not None)
+    ids = {*(listed if isinstance(listed, list) else [listed]), eos, end_of_turn, *named}
+    return sorted(i for i in ids if i is not None)
 
 
 def finish_of(ids: Sequence[int], reason: str | None, stop_ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a user passes on to the sampling engine: names checked without importing it, split by what they change."""
+"""Arguments that a user passes on to the sampling engine: their names are checked without importing it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ OURS = {
     "logprobs_mode": "sampler.logprobs",
     "skip_tokenizer_init": "sampler.stop",
 }
-"""Arguments that have a key of their own."""
+"""Arguments that have a key of their own -> that key."""
 SPEED_ONLY = frozenset(("max_num_seqs", "max_num_batched_tokens", "block_size", "enforce_eager", "disable_log_stats"))
-"""They change rounding at most, so they are in no fingerprint; every other argument is."""
+"""Arguments that change rounding at most: they are in no fingerprint. Every other argument is."""
 
 
 def check(engine: str, arguments: Mapping[str, Any]) -> None:
@@ -39,21 +39,15 @@ def check(engine: str, arguments: Mapping[str, Any]) -> None:
             raise ConfigError("sampler.engine_args.trust_remote_code: a policy's own code is never run.")
         if name in OURS:
             raise ConfigError(f"sampler.engine_args.{name}: set {OURS[name]} instead.")
-        known = known_arguments(engine)
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        if name not in _taken_by(engine):
+            near = difflib.get_close_matches(name, _taken_by(engine), n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"sampler.engine_args.{name}: the engine {engine} has no such argument.{hint}")
 
 
-def changing(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those that change what is sampled."""
-    return {name: value for name, value in arguments.items() if name not in SPEED_ONLY}
-
-
 @cache
-def known_arguments(engine: str) -> frozenset[str]:
-    """Return the names that the engine takes; vLLM's are read from its source."""
+def _taken_by(engine: str) -> frozenset[str]:
+    """Return the names of the arguments that the engine takes; vLLM's are read from its source."""
     if engine == "transformers":
         return frozenset(("attn_implementation",))
     if engine != "vllm":

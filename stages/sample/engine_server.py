@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.sample.config import ServerSampler
 from sparring.stages.sample.engine import EngineSettings, Sampled, finish_of
 from sparring.stages.servers import Client, Server, Servers, Unavailable
 
@@ -55,7 +56,8 @@ class ServerEngine:
 
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
         self.folder, self.settings = folder, settings
-        self.pool = Servers("sampler.urls", KEY, settings.urls, self._check)
+        assert isinstance(settings.sampler, ServerSampler)
+        self.pool = Servers("sampler.urls", KEY, settings.sampler.urls, self._check)
         self.servers = self.pool.all
         self.pool.open()
 
@@ -80,8 +82,8 @@ class ServerEngine:
                     "set sampler.reproducible=false."
                 )
         model = model_of(server.url, listed, self.folder, self.settings)
-        known = {one.kind for one in self.servers if one.model or one is server}
-        if sampler.reproducible and len(known) > 1:
+        kinds = {one.kind for one in self.servers if one.model or one is server}
+        if sampler.reproducible and len(kinds) > 1:
             raise ConfigError(
                 f"{server.url}: a server of {server.kind} beside others of another kind; the same seeds give other "
                 "responses. Use servers of one kind, or set sampler.reproducible=false."

@@ -65,7 +65,7 @@ def check(
 ) -> None:
     """Read all rows, DataError at the first thing wrong, or where none of them can be used. Renders until one fits."""
     dropped, total, fits = Counter[str](), 0, False
-    for place, entry, reason in _judged(paths, settings, heldout):
+    for place, entry, reason in _rows_with_reason(paths, settings, heldout):
         total += 1
         if entry and not reason and (given := entry.preference):
             rates = win_rates(np.array(given.P).reshape(len(entry.texts), -1), given.win_rates)
@@ -74,13 +74,13 @@ def check(
             fits = chat is None or _length(chat, entry.prompt, place) <= settings.max_tokens
             reason = "" if fits else "too_long"
         dropped[reason] += 1
-    _check_some(paths[0], total, dropped if not fits else {"": 1})
+    _check_any_usable(paths[0], total, dropped if not fits else {"": 1})
 
 
-def _judged(
+def _rows_with_reason(
     paths: Sequence[Path], settings: ImportSettings, heldout: frozenset[str]
 ) -> Iterator[tuple[str, Entry | None, str]]:
-    """Yield the place of every row, its entry, and why it is dropped ('': it is not)."""
+    """Yield the place of every row, its entry, and the reason why it is dropped ('': it is used)."""
     seen: set[str] = set()
     k = 0
     for place, values in placed(paths, settings.columns):
@@ -121,8 +121,8 @@ def _length(chat: Chat, prompt: Sequence[Message], place: str) -> int:
         raise DataError(f"{place}: {error}") from None
 
 
-def _check_some(path: Path, total: int, dropped: Mapping[str, int]) -> None:
-    """DataError with counts and the remedy where no row is left; those that are have the reason ''."""
+def _check_any_usable(path: Path, total: int, dropped: Mapping[str, int]) -> None:
+    """DataError with counts and the remedy where no row can be used. dropped: reason -> rows; '': used ones."""
     if not total:
         raise DataError(f"{path}: holds no rows; give a file with at least one.")
     lost = {reason: dropped[reason] for reason in REMEDIES if dropped.get(reason)}
@@ -140,14 +140,14 @@ def shards(job: Job[ImportSettings]) -> list[Shard]:
     heldout = frozenset(job.inputs["prompts"].table(0, ["id"])["id"].to_pylist())
     kept: list[int] = []
     reasons, total = Counter[str](), 0
-    for place, entry, reason in _judged(paths, settings, heldout):
+    for place, entry, reason in _rows_with_reason(paths, settings, heldout):
         if entry and not reason and _length(chat, entry.prompt, place) > settings.max_tokens:
             reason = "too_long"
         reasons[reason] += 1
         if not reason:
             kept.append(total)
         total += 1
-    _check_some(paths[0], total, reasons)
+    _check_any_usable(paths[0], total, reasons)
     dropped = {reason: reasons[reason] for reason in REMEDIES if reasons[reason]}
     return [
         Shard(index=i, payload={"rows": kept[a : a + settings.shard_rows], "dropped": {} if i else dropped})
@@ -214,7 +214,7 @@ def paths_of(source: Input) -> list[Path]:
 def finish(job: Job[ImportSettings], tables: Iterable[pa.Table], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the summary of sampled responses, with the length of the sequences and the source of it all."""
     lengths: list[NDArray[np.int64]] = []
-    summary = summarise(job, _measured(tables, lengths), parts)
+    summary = summarise(job, _noting_lengths(tables, lengths), parts)
     sequences, source = np.concatenate(lengths), job.inputs["source"]
     return {
         **summary,
@@ -231,8 +231,8 @@ def finish(job: Job[ImportSettings], tables: Iterable[pa.Table], parts: list[dic
     }
 
 
-def _measured(tables: Iterable[pa.Table], lengths: list[NDArray[np.int64]]) -> Iterator[pa.Table]:
-    """Pass tables on, and note the tokens of each prompt with its longest response."""
+def _noting_lengths(tables: Iterable[pa.Table], lengths: list[NDArray[np.int64]]) -> Iterator[pa.Table]:
+    """Yield the tables, and append to `lengths` the tokens of each prompt with its longest response."""
     for table in tables:
         prompts = pc.list_value_length(table["prompt_ids"]).to_numpy()
         responses = pc.list_value_length(pc.struct_field(pc.list_flatten(table["responses"]), "ids")).to_numpy()

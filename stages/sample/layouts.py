@@ -46,14 +46,13 @@ from sparring.stages.sample.messages import (
 from sparring.stages.sample.source import header, rows
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
-"""Columns that hold a prompt with the turns before it, and maybe its answer."""
+"""Columns that hold a conversation: the turns before the prompt, the prompt, and maybe its answer."""
 BESIDE = {"instruction": ("input", "system", "history"), "conversations": ("system",), "conversation": ("system",)}
-"""Column of the prompt -> columns that belong to it, where they are there."""
+"""Column of the prompt -> other columns that are part of the prompt, where the file has them."""
 LABELLED = ("output_1", "output_2", "label")
 LIKELY = ("instruction", "question", "query", "turns", "input", "text", "problem")
-"""Columns of a prompt that are proposed, not taken."""
+"""Columns that an error proposes as the prompt's; none of them is read without being named."""
 WIN_RATES = ("chosen_probs_win", "chosen_probs_lose")
-TALK = ("user", "assistant")
 SLACK = 1e-6
 """P + P^T = 1 holds up to this: the official scripts may compute it in float32."""
 
@@ -124,7 +123,7 @@ def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
             if layout.prompt is None:
                 yield Row(where, _prompt_and_texts(values, layout)[0])
             elif layout.prompt in values:
-                yield Row(where, _named(layout.prompt, _question, values, layout))
+                yield Row(where, _under_name(layout.prompt, _prompt_of, values, layout))
             else:
                 raise DataError(f"{place}: {_no_column(layout.prompt, list(values))}")
         except Empty as error:
@@ -145,8 +144,8 @@ def _prompt_column(columns: Sequence[str], given: str | None) -> str | None:
     """Return the column of the prompt: the given one, else the one that a known layout has, None without one."""
     labelled = {"input", *LABELLED} <= {*columns}
     alpaca = {"instruction"} < {*columns} & {"instruction", "input", "output", "chosen", "responses", "generate_0"}
-    known = ("prompt", *CONVERSATIONS, *(["instruction"] if alpaca else []), *(["input"] if labelled else []))
-    return given or next((name for name in known if name in columns), None)
+    names = ("prompt", *CONVERSATIONS, *(["instruction"] if alpaca else []), *(["input"] if labelled else []))
+    return given or next((name for name in names if name in columns), None)
 
 
 def recognise(paths: Sequence[Path], what: str, prompt: str | None) -> Layout:
@@ -189,8 +188,8 @@ def _pairs(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     for name in ("chosen", "rejected", *(WIN_RATES if rates else ())):
         if name not in columns:
             raise _missing(path, name, columns, "rename the column that holds it.")
-    known = [name for name in ("chosen_probs", *rates) if name in columns]
-    return "sppo_pairs" if len(known) == 3 else "pairs", ["chosen", "rejected", *known]
+    probabilities = [name for name in ("chosen_probs", *rates) if name in columns]
+    return "sppo_pairs" if len(probabilities) == 3 else "pairs", ["chosen", "rejected", *probabilities]
 
 
 def _generated(columns: Iterable[str]) -> list[str]:
@@ -221,10 +220,10 @@ def parse(values: Mapping[str, Any], layout: Layout) -> Entry:
 
 def _prompt_and_texts(values: Mapping[str, Any], layout: Layout) -> tuple[list[Message], dict[str, str]]:
     """Return the prompt, and the responses by the name of their place; all must agree on the prompt."""
-    named = _named("prompt", _question, values, layout) if layout.prompt else None
+    named = _under_name("prompt", _prompt_of, values, layout) if layout.prompt else None
     prompt, source, texts = named, layout.prompt, {}
-    for name, cell in _cells(values, layout).items():
-        begin, texts[name] = _named(name, _split, cell)
+    for name, cell in _response_cells(values, layout).items():
+        begin, texts[name] = _under_name(name, _prompt_and_response, cell)
         if begin is None:
             continue
         if prompt is None or (prompt is named and named in (begin, begin[-1:])):  # the list has more: a system message
@@ -236,8 +235,8 @@ def _prompt_and_texts(values: Mapping[str, Any], layout: Layout) -> tuple[list[M
     return prompt, texts
 
 
-def _question(values: Mapping[str, Any], layout: Layout) -> list[Message]:
-    """Return the prompt of its column, with what belongs to it."""
+def _prompt_of(values: Mapping[str, Any], layout: Layout) -> list[Message]:
+    """Return the prompt that its column holds, together with the columns that are part of it (BESIDE)."""
     column = layout.prompt or ""
     value = values[column]
     beside = {name: values.get(name) for name in BESIDE.get(column, ()) if values.get(name)}
@@ -252,16 +251,16 @@ def _question(values: Mapping[str, Any], layout: Layout) -> list[Message]:
             pairs = [(str(question), str(answer)) for question, answer in _in_text(before)]
         except (TypeError, ValueError):
             raise ValueError("has a history that is not a list of [question, answer]") from None
-        turns_before = [
-            {"role": role, "content": text} for pair in pairs for role, text in zip(TALK, pair, strict=True)
-        ]
+        turns_before = []
+        for question, answer in pairs:
+            turns_before += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         turns = [*turns_before, *turns]
     if isinstance(system, str) and isinstance(turns, list) and turns and turns[0].get("role") != "system":
         turns = [{"role": "system", "content": system}, *turns]
     return messages(turns)
 
 
-def _cells(values: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+def _response_cells(values: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     if "label" in layout.columns:
         label = _in_text(values["label"])
         if isinstance(label, bool) or label not in (1, 2):
@@ -288,15 +287,15 @@ def _in_text(value: Any) -> Any:
         return value
 
 
-def _named(name: str, read: Callable[..., T], *values: Any) -> T:
-    """Return read(*values), or its complaint under the name of the column."""
+def _under_name(name: str, read: Callable[..., T], *values: Any) -> T:
+    """Return read(*values); its ValueError gets the name of the column in front."""
     try:
         return read(*values)
     except ValueError as error:
         raise type(error)(f"{name} {error}") from None
 
 
-def _split(cell: Any) -> tuple[list[Message] | None, str]:
+def _prompt_and_response(cell: Any) -> tuple[list[Message] | None, str]:
     """Return the prompt that a cell begins with, None where it has none, and its response."""
     turns = notation(cell)
     if isinstance(cell, str):  # it spells a conversation where it ends with the response, else it is the response
@@ -326,17 +325,17 @@ def _preference(values: Mapping[str, Any], layout: Layout, k: int) -> Preference
         for i, j in np.argwhere(np.abs(p + p.T - 1) > SLACK)[:1]:  # so P is 1/2 on the diagonal
             raise ValueError(f"probability[{i}][{j}] = {p[i, j]:g} and [{j}][{i}] = {p[j, i]:g} do not add up to 1")
         return Preference(p.ravel().tolist(), None, int(scores.argmax()), int(scores.argmin()))
-    known: dict[str, float] = {}
+    published: dict[str, float] = {}
     for name in (one for one in layout.columns if one.startswith("chosen_probs")):
         value = _in_text(values[name])
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{name} is {kind(value)}, not a number")
         if not 0 <= value <= 1:  # NaN neither
             raise ValueError(f"{name} is {value}, not within [0, 1]")
-        known[name] = float(value)
-    rates = [known[name] for name in WIN_RATES] if WIN_RATES[0] in known else None
+        published[name] = float(value)
+    rates = [published[name] for name in WIN_RATES] if WIN_RATES[0] in published else None
     alone = min(1.0, max(0.0, 0.5 + rates[0] - rates[1])) if rates else 1.0
-    p_wl = known.get("chosen_probs", alone)
+    p_wl = published.get("chosen_probs", alone)
     return Preference([0.5, p_wl, 1.0 - p_wl, 0.5], rates, 0, 1)
 
 

@@ -73,7 +73,7 @@ class Choice:
     """Their numbers, of all rows of all sources."""
     dropped: dict[str, int]
     different: int
-    """Prompts that differ, dropped ones included."""
+    """Different prompts, dropped ones included."""
 
 
 def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
@@ -87,7 +87,7 @@ def sources_of(inputs: Mapping[str, Input]) -> list[Source]:
 
 
 def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> PromptCount:
-    """Read all files, DataError at the first thing wrong. No model."""
+    """Read all files and count their prompts, without a model; DataError at the first thing wrong."""
     seen: set[str] = set()
     total = empty = 0
     for one in _keyed(sources, column, on_empty):
@@ -101,9 +101,9 @@ def count(sources: Sequence[Source], column: str, on_empty: str = "refuse") -> P
 
 
 def check_lengths(sources: Sequence[Source], settings: PromptsSettings, encode: Callable[[str], int]) -> None:
-    """DataError where fewer prompts fit than are held out, as far as their own text shows; reads until enough do.
+    """DataError where so few prompts fit into `max_tokens` that none is left to train on; reads until enough fit.
 
-    encode: text -> its tokens, at least; what the chat template adds is not counted.
+    encode: text -> a lower bound of its tokens; what the chat template adds is not counted.
     """
     heldout, max_tokens = settings.prompts.heldout or 0, settings.prompts.max_tokens
     seen: dict[str, int] = {}
@@ -142,7 +142,7 @@ def shards(job: Job[PromptsSettings]) -> list[Shard]:
     return parts
 
 
-class Cleaner:
+class PromptRenderer:
     """Renders the rows of one part after another; the sources are read a second time, on from the last part."""
 
     def __init__(self, job: Job[PromptsSettings]) -> None:

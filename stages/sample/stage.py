@@ -18,7 +18,7 @@ from sparring.stages.errors import ConfigError, DataError, EngineFault, Sparring
 from sparring.stages.sample.config import SampleSettings
 from sparring.stages.sample.deal import cut, dealt, response_seed
 from sparring.stages.sample.diversity import diversity
-from sparring.stages.sample.engine import EngineSettings, cut_at_stop, import_engine, make_engine, stop_ids
+from sparring.stages.sample.engine import EngineSettings, cut_at_stop, make_engine, stop_ids
 from sparring.stages.sample.prompts import MESSAGES
 from sparring.stages.step import Input, Job, Part, Shard
 
@@ -84,8 +84,11 @@ def narrow(shard: Shard, keep: Sequence[int]) -> Shard:
 
 
 def prepare(job: Job[SampleSettings]) -> None:
-    """Import the engine."""
-    import_engine(job.settings.sampler.engine, job.workers.cpus)
+    """Import vLLM, which takes longer than loading a small policy."""
+    if job.settings.sampler.engine == "vllm":
+        from sparring.stages.vllm import import_vllm
+
+        import_vllm(job.workers.cpus)
 
 
 class Sampler:
@@ -104,7 +107,7 @@ class Sampler:
         ends = stop_ids(folder, self.chat.tokenizer.eos_token_id, self.chat.end_of_turn(), named)
         for text in filter(self.chat.spells_control, sampler.stop):
             raise ConfigError(f"sampler.stop: {text!r} is a control token, which is no text; name it in policy.stop.")
-        chosen = EngineSettings(
+        start = EngineSettings(
             sampler=sampler,
             gpu_memory=job.settings.hardware.gpu_memory,
             kv_cache_gb=job.settings.hardware.kv_cache_gb,
@@ -113,7 +116,7 @@ class Sampler:
             stop_ids=tuple(ends),
             policy_name=f"sparring-{policy.digest[:8]}",
         )
-        self.engine = make_engine(sampler.engine, folder, chosen)
+        self.engine = make_engine(sampler.engine, folder, start)
 
     def __call__(self, shard: Shard) -> Part:
         lost, stop = shard.payload.get("poison", 0), self.settings.sampler.stop

@@ -169,8 +169,8 @@ def json_rows(path: Path) -> Rows:
 
 def _skip_space(text: str, at: int) -> int:
     """Return where the white space that begins at `at` ends."""
-    found = re.compile(r"\s*").match(text, at)
-    return found.end() if found else at
+    blanks = re.compile(r"\s*").match(text, at)
+    return blanks.end() if blanks else at
 
 
 def _chunks(path: Path) -> Generator[str]:
@@ -231,10 +231,10 @@ def csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield start, cells if start > begin else [name.strip() for name in cells]
             start = begin + reader.line_num
     except csv.Error as error:
-        known = {"unexpected": "a quote is not closed", "new-line": "lines end with a carriage return alone"}
-        words = next((words for begin, words in known.items() if str(error).startswith(begin)), str(error))
+        reasons = {"unexpected": "a quote is not closed", "new-line": "lines end with a carriage return alone"}
+        reason = next((reason for words, reason in reasons.items() if str(error).startswith(words)), str(error))
         raise DataError(
-            f"{path}: line {start} is not CSV ({words}); mend the row, or get the file again if it is cut off."
+            f"{path}: line {start} is not CSV ({reason}); mend the row, or get the file again if it is cut off."
         ) from None
 
 

@@ -33,7 +33,7 @@ def prompts_job(source: Path, policy: Path, **changes: Any) -> Job:
 
 def run_prompts(job: Job) -> tuple[list[pa.Table], list[Part], dict[str, Any]]:
     """Run the `prompts` step: tables, parts, summary."""
-    return run_step(job, prompts.Cleaner(job), prompts.shards, prompts.finish)
+    return run_step(job, prompts.PromptRenderer(job), prompts.shards, prompts.finish)
 
 
 def prompts_input(source: Path, policy: Path, **changes: Any) -> Input:

@@ -10,9 +10,10 @@ import pytest
 
 from sparring.stages.chat import Chat
 from sparring.stages.errors import ConfigError
+from sparring.stages.fields import identity
 from sparring.stages.sample import engine_transformers
 from sparring.stages.sample.engine import Engine, Sampled, cut_at_stop, make_engine, stop_ids
-from sparring.stages.sample.engine_args import changing, check
+from sparring.stages.sample.engine_args import check
 from tests.refusals import refused
 from tests.stages.sample.questions import END, QUESTIONS, SEEDS, engine_settings, ids
 from tests.tiny import saved, tiny_policy
@@ -215,7 +216,7 @@ def test_a_stop_text_ends_a_response(
 def test_what_is_passed_on_is_checked_by_name() -> None:
     given = {"max_num_seqs": 8, "quantization": "fp8"}
     check("vllm", given)
-    assert changing(given) == {"quantization": "fp8"}
+    assert identity(engine_settings(engine_args=given).sampler)["engine_args"] == {"quantization": "fp8"}
     for name, said in (
         ("max_nun_seqs", "max_num_seqs?"),
         ("dtype", "sampler.dtype"),

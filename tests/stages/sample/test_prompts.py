@@ -112,11 +112,11 @@ def test_parts_are_the_same_in_any_order(tmp_path: Path, monkeypatch: pytest.Mon
     """As after a kill, when some are there: those after them, and those before."""
     monkeypatch.setattr(prompts, "PART_ROWS", 4)
     job = prompts_job(jsonl(tmp_path / "p.jsonl", [*TEXTS, TEXTS[3], "?"]), tokenizer_folder())
-    cut, worker = prompts.shards(job), prompts.Cleaner(job)
+    cut, worker = prompts.shards(job), prompts.PromptRenderer(job)
     expected = [worker(shard) for shard in cut]
     assert [part.dropped for part in expected] == [{}, {"near_empty": 1, "duplicate": 1}, {}, {}, {}, {}]
     for order in ([4, 5], [3], [5, 0, 2, 1]):
-        again = prompts.Cleaner(job)
+        again = prompts.PromptRenderer(job)
         assert [again(cut[i]) for i in order] == [expected[i] for i in order]
 
 
@@ -126,7 +126,7 @@ def test_a_source_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
     cut = prompts.shards(job)
     jsonl(source, TEXTS[:10])
     with refused(DataError, "row 11", "run again"):
-        [prompts.Cleaner(job)(shard) for shard in cut]
+        [prompts.PromptRenderer(job)(shard) for shard in cut]
 
 
 def test_duplicates_and_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
