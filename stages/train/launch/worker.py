@@ -239,7 +239,10 @@ class Session:
 
         state = self.trainer.state
         if state.global_step < state.max_steps:
-            return self._outcome({"saved": state.global_step, "of": state.max_steps})
+            saved = {"saved": state.global_step, "of": state.max_steps}
+            if self.rank == 0:
+                post_ending(self.job, saved)
+            return saved
         probe = self._probe(self.probed)
         self.history.append({"probe": probe})
         folder = self.job.out / f"model.{self.job.attempt}"
@@ -256,13 +259,9 @@ class Session:
         }
         probed["probe_pairs"] = len(probe)
         summary = {**self._summary(), **probed, **changes(self.policy, folder), **counts}
-        return self._outcome({"files": files, "summary": summary})
-
-    def _outcome(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        """Return what training came to; of rank 0 posted as well, for a rank may die before all have returned."""
-        if self.rank == 0:
-            post_ending(self.job, outcome)
-        return outcome
+        published = {"files": files, "summary": summary}
+        post_ending(self.job, published)  # for a rank may die before all have returned
+        return published
 
     def _probe(self, rows: Sequence[ResponsePair]) -> list[dict[str, Any]]:
         """h of some pairs under the model in memory."""
