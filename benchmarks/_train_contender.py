@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from benchmarks._process import give_back, memory_mb, timed
+from benchmarks._process import memory_mb, timed, trim_memory
 from benchmarks._rounds import answers
 from benchmarks._train_pairs import GLOBAL_BATCH, Setting
 
@@ -86,7 +86,7 @@ class Rounds(TrainerCallback):
         peak = self._peak_mb()  # on a GPU it waits for the round's work
         measured = {"parts": self._parts(), "served": self.served, "computed": self.computed, "losses": self.losses}
         told = {**self.told, **measured, "peak_mb": peak}
-        give_back()  # all contenders stay loaded, but one at a time works
+        trim_memory()  # all contenders stay loaded, but one at a time works
         control.should_training_stop = not (self.asked.ready() if rounds == 1 else self.asked.over(told))
         self.seconds.clear()
         self.served = self.computed = 0

@@ -109,7 +109,11 @@ def parity(bench: Bench, case: str) -> list[Row]:
     few = bench.on(eight, PARITY_STEPS - 1)
     told = few.go({DEFAULTS: few.trl(PARITY_MICRO, PLAIN), OURS: few.ours(PARITY_MICRO)})
     theirs, ours = (told[name][-1] for name in (DEFAULTS, OURS))
-    losses = [_step_losses(one["losses"]) for one in (theirs, ours)]
+    passes = GLOBAL_BATCH // PARITY_MICRO
+    losses = [  # of each optimizer step: the mean of its passes
+        [statistics.mean(one["losses"][i : i + passes]) for i in range(0, len(one["losses"]), passes)]
+        for one in (theirs, ours)
+    ]
     case = f"{GLOBAL_BATCH} pairs, {eight.tokens} tokens"
     rows = [
         Row(case, f"step {step}: 2 x our loss from TRL's", 1e6 * abs(2 * b / a - 1), "millionths", aim=1000)
@@ -125,15 +129,9 @@ def parity(bench: Bench, case: str) -> list[Row]:
     ]
 
 
-def _step_losses(losses: Sequence[float]) -> list[float]:
-    """Return the loss of each optimizer step: the mean of its passes'."""
-    passes = GLOBAL_BATCH // PARITY_MICRO
-    return [statistics.mean(losses[i : i + passes]) for i in range(0, len(losses), passes)]
-
-
 def speed(bench: Bench, case: str) -> list[Row]:
     """Return tokens/s, memory and the split of a step of TRL's defaults, its best and ours."""
-    micro = _fastest(bench)
+    micro, steps = _fastest(bench), len(bench.pairs.rows) // GLOBAL_BATCH
     best = f"TRL, best (batch {micro})"
     theirs = {DEFAULTS: bench.trl(), best: bench.trl(micro, tuned(bench.asked.gpu))}
     ours = {OURS: bench.ours(), LEAN: bench.ours(LEAN_MICRO)}
@@ -151,7 +149,7 @@ def speed(bench: Bench, case: str) -> list[Row]:
         *_computed_rows(case, told, settings),
         *_memory_rows(case, told, ours, theirs),
         *(mfu_rows(case, told, bench.asked.adapter, bench.pairs) if bench.asked.gpu else ()),
-        *(row for name in settings for row in split_rows(case, name, told[name], steps=_steps(bench.pairs))),
+        *(row for name in settings for row in split_rows(case, name, told[name], steps)),
     ]
 
 
@@ -169,10 +167,6 @@ def tuned(gpu: bool) -> dict[str, Any]:
     """Return TRL's best settings on this hardware."""
     there = [options for package, options in ON_GPU.items() if gpu and find_spec(package)]
     return {**TUNED, **{name: value for options in there for name, value in options.items()}}
-
-
-def _steps(pairs: Pairs) -> int:
-    return len(pairs.rows) // GLOBAL_BATCH
 
 
 def _speed_row(
