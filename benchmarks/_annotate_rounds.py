@@ -42,7 +42,7 @@ SAME = 1e-9
 """Win rates this close are equal: those of equal texts, summed in another order."""
 
 Answers = dict[str, list[dict[str, Any]]]
-"""way -> what it told, round after round."""
+"""way -> what it answers, round after round."""
 
 
 def measure(part: str, arguments: argparse.Namespace, folder: Path) -> list[Row]:
@@ -53,16 +53,16 @@ def measure(part: str, arguments: argparse.Namespace, folder: Path) -> list[Row]
     cases = make_cases({"warm": warm, "short": texts.cut(2), "all": texts}, folder, size)
     ways = WAYS[part]
     rounds = 1 if BF16 in ways and not bf16_instructions() else arguments.rounds
-    told: Answers = {way: [] for way in ways}
+    answers: Answers = {way: [] for way in ways}
     with loaded("_annotate_contender", dict.fromkeys(PROCESS[way] for way in ways), cases, folder) as contenders:
         best = fastest(contenders["llm-blender"], len(texts.prompts)) if BEST in ways else ONE
         for _ in range(rounds):
             for way in ways:
-                told[way].append(contenders[PROCESS[way]].ask(best if way == BEST else way, "all"))
+                answers[way].append(contenders[PROCESS[way]].ask(best if way == BEST else way, "all"))
     case = f"{texts.name}, {len(texts.prompts)} prompts, K={arguments.k}"
     if part == "speed":
-        return _texts_rows(case, cases["all"], told) + speed_rows(case, texts, told, best)
-    return precision_rows(case, texts.pairs, told) if part == "precision" else embed_rows(case, told)
+        return _texts_rows(case, cases["all"], answers) + speed_rows(case, texts, answers, best)
+    return precision_rows(case, texts.pairs, answers) if part == "precision" else embed_rows(case, answers)
 
 
 def make_cases(texts: dict[str, Texts], folder: Path, size: Mapping[str, Any]) -> dict[str, Case]:
@@ -97,11 +97,11 @@ def bf16_instructions() -> bool:
     return info.is_file() and any(flag in info.read_text(encoding="utf-8").split() for flag in INSTRUCTIONS)
 
 
-def speed_rows(case: str, texts: Texts, told: Answers, best: str) -> list[Row]:
+def speed_rows(case: str, texts: Texts, answers: Answers, best: str) -> list[Row]:
     """Return ordered pairs/s of each way, and ours over llm-blender's."""
-    seconds = {way: _seconds(told[way]) for way in WAYS["speed"]}
+    seconds = {way: _seconds(answers[way]) for way in WAYS["speed"]}
     speeds = {way: texts.pairs / statistics.median(found) for way, found in seconds.items()}
-    passed = told[OURS][0]["duels"] / texts.pairs
+    passed = answers[OURS][0]["duels"] / texts.pairs
     rows = [Row(case, best if way == BEST else way, speed, "pairs/s") for way, speed in speeds.items()]
     for baseline, name, aim in ((ONE, ONE, 1.3), (BEST, best, 1.2)):
         times = ratio(seconds[baseline], seconds[OURS])
@@ -110,17 +110,17 @@ def speed_rows(case: str, texts: Texts, told: Answers, best: str) -> list[Row]:
     return rows
 
 
-def precision_rows(case: str, pairs: int, told: Answers) -> list[Row]:
+def precision_rows(case: str, pairs: int, answers: Answers) -> list[Row]:
     """Return the speed of bf16, and how far P and the ranks by win rate are from those of fp32."""
     has = bf16_instructions()
     case = f"{case}; {'bf16 instructions' if has else 'no bf16 instructions here'}"
-    seconds = {way: _seconds(told[way]) for way in WAYS["precision"]}
+    seconds = {way: _seconds(answers[way]) for way in WAYS["precision"]}
     speed = pairs / statistics.median(seconds[BF16])
     rows = [
         Row(case, BF16, speed, "pairs/s", baseline, ratio(seconds[baseline], seconds[BF16]), aim)
         for baseline, aim in ((ONE, 4.0 if has else None), (OURS, None))
     ]
-    exact, rough = (preferences(told[way][0]["logits"]) for way in (OURS, BF16))
+    exact, rough = (preferences(answers[way][0]["logits"]) for way in (OURS, BF16))
     errors, spread = moved(exact, rough)
     changed, of = rank_changes(exact, rough)
     return [
@@ -132,9 +132,9 @@ def precision_rows(case: str, pairs: int, told: Answers) -> list[Row]:
     ]
 
 
-def embed_rows(case: str, told: Answers) -> list[Row]:
+def embed_rows(case: str, answers: Answers) -> list[Row]:
     """Return the seconds of the gate's steps over those of scoring."""
-    gate, scoring = _seconds(told[GATE]), _seconds(told[OURS])
+    gate, scoring = _seconds(answers[GATE]), _seconds(answers[OURS])
     return [
         Row(case, "score", statistics.median(scoring), "s"),
         Row(case, GATE, statistics.median(gate), "s", "score", ratio(gate, scoring), 0.1),
@@ -161,13 +161,13 @@ def rank_changes(exact: Sequence[winrate.Array], rough: Sequence[winrate.Array])
     return sum(a != b for a, b in pairs), len(pairs)
 
 
-def _texts_rows(case: str, made: Case, told: Answers) -> list[Row]:
+def _texts_rows(case: str, made: Case, answers: Answers) -> list[Row]:
     """Return what the texts are like, and how far llm-blender's scores are from ours where both read them whole."""
     lengths = token_lengths(made)
     mean = statistics.mean(s + a + b for s, row in lengths for i, a in enumerate(row) for b in row[:i])
     scores = [
         (np.array(theirs), winrate.aggregate_scores(_debiased(ours)))
-        for theirs, ours, size in zip(told[ONE][0]["scores"], told[OURS][0]["logits"], lengths, strict=True)
+        for theirs, ours, size in zip(answers[ONE][0]["scores"], answers[OURS][0]["logits"], lengths, strict=True)
         if whole(*size)
     ]
     apart = [float(np.abs(a - b).max()) for a, b in scores]

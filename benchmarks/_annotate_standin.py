@@ -44,8 +44,8 @@ class MadeUp:
         self.seconds += time.perf_counter() - begun
         return vectors, [1] * len(texts)
 
-    def told(self, part: Part, before: float) -> Part:
-        """Return the part with what was taken for it."""
+    def with_seconds(self, part: Part, before: float) -> Part:
+        """Return the part with the seconds since `before` among its stats."""
         return replace(part, stats={**part.stats, SECONDS: self.seconds - before})
 
 
@@ -58,7 +58,7 @@ class StandInScorer(score.Scorer):
 
     def __call__(self, shard: Shard) -> Part:
         before = self.made.seconds
-        return self.made.told(super().__call__(shard), before)
+        return self.made.with_seconds(super().__call__(shard), before)
 
 
 class StandInEmbedder(embed.Embedder):
@@ -71,4 +71,4 @@ class StandInEmbedder(embed.Embedder):
 
     def __call__(self, shard: Shard) -> Part:
         before = self.made.seconds
-        return self.made.told(super().__call__(shard), before)
+        return self.made.with_seconds(super().__call__(shard), before)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,15 +61,14 @@ def samples_table(texts: Texts) -> pa.Table:
             "id": f"{i:016x}",
             "messages": [{"role": "user", "content": prompt}],
             "prompt_ids": [],
-            "responses": [_response(text, j) for j, text in enumerate(responses)],
+            "responses": [
+                {"text": text, "ids": list(range(len(text.split()))), "finish": "stop", "seed": j}
+                for j, text in enumerate(responses)
+            ],
         }
         for i, (prompt, responses) in enumerate(zip(texts.prompts, texts.responses, strict=True))
     ]
     return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
-
-
-def _response(text: str, seed: int) -> dict[str, Any]:
-    return {"text": text, "ids": list(range(len(text.split()))), "finish": "stop", "seed": seed}
 
 
 def _made_up(prompts: int, k: int) -> Texts:

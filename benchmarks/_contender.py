@@ -44,13 +44,17 @@ def official(jobs: dict[str, Job]) -> dict[str, Way]:
     llm = _llm(next(iter(jobs.values())), enable_chunked_prefill=False)
 
     def passes(job: Job, *, cached: bool) -> int:
+        import torch
+
         llm.reset_prefix_cache()
         responses: list[list[str]] = []
         tokens = 0
         for p in range(job.settings.sampler.k):
             if not cached:
                 llm.reset_prefix_cache()
-            _set_seed(50 * p)
+            random.seed(50 * p)
+            np.random.seed(50 * p)
+            torch.manual_seed(50 * p)
             outputs = _generate(llm, job, [50 * p] * _rows(job), n=1)
             responses.append([output.outputs[0].text for output in outputs])
             tokens += _count(outputs)
@@ -111,11 +115,11 @@ def unseeded(jobs: dict[str, Job]) -> dict[str, Way]:
         llm.reset_prefix_cache()
         return _count(_generate(llm, job, [None] * _rows(job), n=job.settings.sampler.k, detokenize=False))
 
-    def our_own(job: Job) -> int:
+    def ours_without_seeds(job: Job) -> int:
         llm.reset_prefix_cache()
         return ways["ours"](_unseeded(job))
 
-    return {"ours, no seeds": our_own, "bare, no seeds": once}
+    return {"ours, no seeds": ours_without_seeds, "bare, no seeds": once}
 
 
 def transformers(jobs: dict[str, Job]) -> dict[str, Way]:
@@ -143,7 +147,8 @@ def transformers(jobs: dict[str, Job]) -> dict[str, Way]:
             top_k=0,
             max_new_tokens=sampler.max_tokens,
         )
-        return sum(_sampled(row) for row in found[:, width:].tolist())
+        rows = found[:, width:].tolist()
+        return sum(row.index(END) + 1 if END in row else len(row) for row in rows)  # up to the first end of turn
 
     def once(job: Job) -> int:
         ids = prompt_ids(job)
@@ -204,31 +209,17 @@ def _count(outputs: Any) -> int:
     return sum(len(one.token_ids) for output in outputs for one in output.outputs)
 
 
-def _sampled(ids: list[int]) -> int:
-    """Return how many ids of a padded row were sampled: all, or up to the first end of turn."""
-    return ids.index(END) + 1 if END in ids else len(ids)
-
-
-def _set_seed(seed: int) -> None:
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def main(name: str, path: str) -> None:
     """Load, warm up, then answer."""
-    told = {who: partial(_telling, make) for who, make in CONTENDERS.items()}
-    serve(told, name, path)
+
+    def counted(jobs: dict[str, Job]) -> Ways:
+        return {way: partial(_tokens, sample) for way, sample in CONTENDERS[name](jobs).items()}
+
+    serve({name: counted}, name, path)
 
 
-def _telling(make: Callable[[dict[str, Job]], dict[str, Way]], jobs: dict[str, Job]) -> Ways:
-    return {name: partial(_told, way) for name, way in make(jobs).items()}
-
-
-def _told(way: Way, job: Job) -> dict[str, int]:
-    return {"tokens": way(job)}
+def _tokens(sample: Way, job: Job) -> dict[str, int]:
+    return {"tokens": sample(job)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Runs a benchmark part by part: rows are printed and written as soon as a part has them; a part that fails is named
-with its words and its log, and the others stand.
+"""Runs a benchmark part by part. Rows are printed and written when a part ends; a part that fails is reported with its
+log, and the other parts still run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def run_parts(title: str, parts: Mapping[str, Part], file: Path | None) -> int:
         try:
             found = part(folder)
         except Exception as error:
-            failed.append(_failure(title, name, error))
+            log = Path(f"benchmark-{title}-{name}.log".replace(" ", "-")).absolute()  # outlives the part's folder
+            stderr = error.stderr if isinstance(error, ChildFailed) else ""
+            log.write_text(f"{stderr}\n{''.join(traceback.format_exception(error))}", encoding="utf-8")
+            failed.append(f"{title}: the part {name} failed: {error} (log: {log})")
             print(failed[-1], file=sys.stderr, flush=True)
         else:
             rows += found
@@ -38,11 +41,3 @@ def run_parts(title: str, parts: Mapping[str, Part], file: Path | None) -> int:
     if failed:
         print(f"{len(failed)} of {len(parts)} parts failed:", *failed, sep="\n", file=sys.stderr)
     return int(bool(failed))
-
-
-def _failure(title: str, name: str, error: Exception) -> str:
-    """Keep what a part and its process said in a log that outlives its folder; return the line that names both."""
-    log = Path(f"benchmark-{title}-{name}.log".replace(" ", "-")).absolute()
-    said = error.said if isinstance(error, ChildFailed) else ""
-    log.write_text(f"{said}\n{''.join(traceback.format_exception(error))}", encoding="utf-8")
-    return f"{title}: the part {name} failed: {error} (log: {log})"

@@ -1,4 +1,4 @@
-"""Processes of a benchmark: started on this checkout's code, and what one says of its own memory and time."""
+"""Processes of a benchmark: how they are started, and how they measure their own memory and time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[1]
 
 
 class ChildFailed(Exception):
-    """A process of a benchmark ended before its answer. `said`: all that it wrote to stderr."""
+    """A process of a benchmark ended before its answer. `stderr`: all that it wrote to stderr."""
 
-    def __init__(self, name: str, said: str) -> None:
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+    def __init__(self, name: str, stderr: str) -> None:
+        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
         super().__init__(f"{name} ended: {lines[-1] if lines else 'it wrote nothing to stderr'}")
-        self.said = said
+        self.stderr = stderr
 
 
 def command(module: str, arguments: Sequence[str]) -> list[str]:
@@ -55,13 +55,13 @@ def memory_mb(name: str, process: int | str = "self") -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def give_back() -> None:
-    """Hand memory that is free, but kept by glibc's malloc, back to the system."""
+def trim_memory() -> None:
+    """Return free memory that glibc's malloc keeps to the system."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def timed(owner: Any, name: str, seconds: dict[str, float]) -> None:
-    """Have the calls of owner.name counted in `seconds`."""
+    """Replace owner.name by a function that adds the time of its calls to seconds[name]."""
     function: Callable[..., Any] = getattr(owner, name)
 
     def counted(*given: Any, **named: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from benchmarks._process import ChildFailed, command, environment
 
 Ways = Mapping[str, Callable[[Any], dict[str, Any]]]
-"""Name of a way -> what runs a case once and returns what is to be told of it."""
+"""Name of a way -> function that runs a case once and returns its measurements."""
 
 
 class Contender:
@@ -57,31 +57,30 @@ class Contender:
             self.process.stdin.flush()
         return self.answer()
 
+    def stop(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+        self.process.wait()
+
 
 @contextmanager
 def loaded(script: str, names: Iterable[str], cases: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Contender]]:
-    """Start the contenders of a script and yield them by name once all are loaded; they are gone afterwards."""
+    """Start the contenders of a script and yield them by name once all are loaded; afterwards they are stopped."""
     path = folder / "cases"
     path.write_bytes(pickle.dumps(cases))
     with ExitStack() as stack:
-        started = [stack.enter_context(_running(script, name, path, folder / f"{name}.log")) for name in names]
+        started = []
+        for name in names:
+            contender = Contender(script, name, path, folder / f"{name}.log")
+            stack.callback(contender.stop)
+            started.append(contender)
         for contender in started:
             contender.answer()
         yield {contender.name: contender for contender in started}
 
 
-@contextmanager
-def _running(script: str, name: str, cases: Path, log: Path) -> Iterator[Contender]:
-    contender = Contender(script, name, cases, log)
-    try:
-        yield contender
-    finally:
-        contender.process.kill()
-        contender.process.wait()
-
-
 def ratio(values: Sequence[float], baseline: Sequence[float]) -> float:
-    """Return the median of value / baseline within each round: what else the machine does changes between rounds."""
+    """Return the median over rounds of value / baseline; the machine's other load changes between rounds."""
     return statistics.median(a / b for a, b in zip(values, baseline, strict=True))
 
 
@@ -94,15 +93,15 @@ def serve(contenders: Mapping[str, Callable[[Any], Ways]], name: str, path: str)
         way(cases["warm"])
     print(json.dumps({"ready": True}), file=out)
     for line in sys.stdin:
-        told = json.loads(line)
+        request = json.loads(line)
         begun, cpu = time.perf_counter(), time.process_time()
-        found = ways[told["way"]](cases[told["case"]])
+        found = ways[request["way"]](cases[request["case"]])
         spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
         print(json.dumps({**found, **spent}), file=out)
 
 
 def answers() -> TextIO:
-    """Return the stdout that was; from now on prints go to stderr."""
+    """Return the original stdout; redirect later prints to stderr."""
     kept = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return kept

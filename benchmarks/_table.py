@@ -1,4 +1,4 @@
-"""What every benchmark gives: rows, shown as a table and written as JSON, and the machine they were taken on."""
+"""The rows of a benchmark, shown as a table that names the machine, and written as JSON."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
             f"{_number(row.value)} {row.unit}",
             row.baseline or "",
             "" if row.ratio is None else f"{row.ratio:.2f}",
-            _aim(row),
+            "" if row.aim is None else f"{'>=' if row.unit in LEAST else '<'} {row.aim:g}",
         )
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
@@ -87,7 +87,3 @@ def write_rows(rows: Sequence[Row], file: Path | None) -> None:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _aim(row: Row) -> str:
-    return "" if row.aim is None else f"{'>=' if row.unit in LEAST else '<'} {row.aim:g}"

@@ -1,7 +1,7 @@
 """One contender of training in a process of its own: `_train_contender.py NAME CASES`; CASES: pickled {name: Setting}.
 
-It loads, trains a first round that nobody counts, and says so; from then on it trains a round each time it is asked to,
-within the one run of its trainer: optimizer, engine and memory are those of a training that goes on.
+It loads, trains an uncounted first round and reports that it is ready; then it trains one round for each request, all
+within one run of its trainer: optimizer, engine and memory are those of a training that goes on.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from benchmarks._process import give_back, memory_mb, timed
+from benchmarks._process import memory_mb, timed, trim_memory
 from benchmarks._rounds import answers
 from benchmarks._train_pairs import GLOBAL_BATCH, Setting
 
 
-class Asked:
-    """The benchmark at the other end: hears that a round is over, and asks for the next one."""
+class Caller:
+    """The benchmark that started this process: it reads the result of a round and requests the next one."""
 
     def __init__(self) -> None:
         self.answers = answers()
         self.begun = self.cpu = 0.0
 
     def ready(self) -> bool:
-        """Say that the set-up is done; return whether a round is asked for."""
-        return self._say({"ready": True})
+        """Report that the set-up is done; return whether a round is requested."""
+        return self._report({"ready": True})
 
-    def over(self, told: dict[str, Any]) -> bool:
-        """Say what the round took, and `told`; return whether another one is asked for."""
+    def over(self, facts: dict[str, Any]) -> bool:
+        """Report what the round took, and `facts`; return whether another round is requested."""
         spent = {"seconds": time.perf_counter() - self.begun, "cpu_seconds": time.process_time() - self.cpu}
-        return self._say({**told, **spent})
+        return self._report({**facts, **spent})
 
-    def _say(self, line: dict[str, Any]) -> bool:
+    def _report(self, line: dict[str, Any]) -> bool:
         print(json.dumps(line), file=self.answers)
-        asked = bool(sys.stdin.readline())
+        another = bool(sys.stdin.readline())
         self.begun, self.cpu = time.perf_counter(), time.process_time()
-        return asked
+        return another
 
 
 class Rounds(TrainerCallback):
-    """Holds a Trainer at the end of each round, and sees where the round's time went."""
+    """Pauses a Trainer at the end of each round, and measures where the round's time went."""
 
-    def __init__(self, asked: Asked, trainer: Any, steps: int, useful: Callable[[Any], int], **told: Any) -> None:
-        self.asked, self.trainer, self.steps, self.useful, self.told = asked, trainer, steps, useful, told
+    def __init__(self, caller: Caller, trainer: Any, steps: int, useful: Callable[[Any], int], **facts: Any) -> None:
+        self.caller, self.trainer, self.steps, self.useful, self.facts = caller, trainer, steps, useful, facts
         self.seconds: dict[str, float] = {}
         self.losses: list[float] = []
         self.served = self.computed = 0
@@ -73,10 +73,10 @@ class Rounds(TrainerCallback):
         self.trainer.compute_loss = compute_loss
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Have the optimizer's steps timed: it exists by now."""
+        """Time the optimizer's steps; the optimizer exists from now on."""
         stepping = self.trainer.model_wrapped if self.trainer.is_deepspeed_enabled else self.trainer.optimizer
         timed(stepping, "step", self.seconds)
-        self.told["loaded_mb"] = memory_mb("VmRSS")
+        self.facts["loaded_mb"] = memory_mb("VmRSS")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Answer at the end of a round."""
@@ -85,9 +85,9 @@ class Rounds(TrainerCallback):
             return control
         peak = self._peak_mb()  # on a GPU it waits for the round's work
         measured = {"parts": self._parts(), "served": self.served, "computed": self.computed, "losses": self.losses}
-        told = {**self.told, **measured, "peak_mb": peak}
-        give_back()  # all contenders stay loaded, but one at a time works
-        control.should_training_stop = not (self.asked.ready() if rounds == 1 else self.asked.over(told))
+        facts = {**self.facts, **measured, "peak_mb": peak}
+        trim_memory()  # all contenders stay loaded, but one at a time works
+        control.should_training_stop = not (self.caller.ready() if rounds == 1 else self.caller.over(facts))
         self.seconds.clear()
         self.served = self.computed = 0
         return control
@@ -113,20 +113,20 @@ class Rounds(TrainerCallback):
         }
 
 
-def trl(setting: Setting, asked: Asked, folder: Path) -> None:
+def trl(setting: Setting, caller: Caller, folder: Path) -> None:
     """TRL's DPOTrainer with the published loss for hard targets, on the same token ids."""
     from benchmarks._train_trl import trainer
     from sparring.stages.train.config import optimizer_steps
 
     steps = optimizer_steps(len(setting.pairs.rows), 1, GLOBAL_BATCH)
-    built, told = trainer(setting, steps * (setting.rounds + 1), folder)
-    rounds = Rounds(asked, built, steps, lambda inputs: int(inputs["attention_mask"].sum()), **told)
+    built, facts = trainer(setting, steps * (setting.rounds + 1), folder)
+    rounds = Rounds(caller, built, steps, lambda inputs: int(inputs["attention_mask"].sum()), **facts)
     if built.ref_model is not None:
         timed(built.ref_model, "forward", rounds.seconds)
     built.train()
 
 
-def ours(setting: Setting, asked: Asked, folder: Path) -> None:
+def ours(setting: Setting, caller: Caller, folder: Path) -> None:
     """What a worker of the step `train` runs, in a process group of one that Ray Train did not start."""
     from benchmarks._train_ours import trainer
     from sparring.stages.train.config import optimizer_steps
@@ -134,18 +134,18 @@ def ours(setting: Setting, asked: Asked, folder: Path) -> None:
     rows = setting.pairs.rows
     steps = optimizer_steps(len(rows), 1, GLOBAL_BATCH)
     built = trainer(setting, steps * (setting.rounds + 1), folder)
-    Rounds(asked, built, steps, lambda inputs: sum(rows[i].tokens for i in inputs["rows"].tolist()))
+    Rounds(caller, built, steps, lambda inputs: sum(rows[i].tokens for i in inputs["rows"].tolist()))
     built.train()
 
 
-def reference(setting: Setting, asked: Asked, folder: Path) -> None:
+def reference(setting: Setting, caller: Caller, folder: Path) -> None:
     """The scoring of the step `reference`."""
     from sparring.stages.train.model.scorer import load_scorer, score
 
     model = load_scorer(setting.pairs.policy, "bfloat16" if setting.gpu else "float32")
-    asking = asked.ready()
-    while asking:
-        asking = asked.over({"scores": score(model, setting.pairs.rows)})
+    requested = caller.ready()
+    while requested:
+        requested = caller.over({"scores": score(model, setting.pairs.rows)})
 
 
 def main(name: str, path: str) -> None:
@@ -154,7 +154,7 @@ def main(name: str, path: str) -> None:
 
     torch.set_num_threads(os.cpu_count() or 1)
     setting: Setting = pickle.loads(Path(path).read_bytes())[name]
-    {"trl": trl, "ours": ours, "reference": reference}[setting.kind](setting, Asked(), Path(path).parent)
+    {"trl": trl, "ours": ours, "reference": reference}[setting.kind](setting, Caller(), Path(path).parent)
 
 
 if __name__ == "__main__":

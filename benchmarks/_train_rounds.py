@@ -39,7 +39,7 @@ PARITY_STEPS, PARITY_MICRO = 3, 2
 H100_FLOPS = 989e12
 
 Answers = dict[str, list[dict[str, Any]]]
-"""contender -> what it told, round after round."""
+"""contender -> its measurements, a dict for each round."""
 
 
 def measure(part: str, arguments: argparse.Namespace, pairs: Pairs, folder: Path) -> list[Row]:
@@ -64,15 +64,15 @@ def with_reference(pairs: Pairs, scores: Sequence[Sequence[float]]) -> Pairs:
 
 
 class Bench:
-    """The pairs, the scorer of the reference, which stays loaded, and what was asked for."""
+    """The pairs, the scorer of the reference, which stays loaded, and the options of the command line."""
 
-    def __init__(self, pairs: Pairs, folder: Path, scorer: Contender, asked: argparse.Namespace) -> None:
-        self.pairs, self.folder, self.scorer, self.asked = pairs, folder, scorer, asked
-        self.common = {"pairs": pairs, "rounds": asked.rounds, "gpu": asked.gpu, "adapter": asked.adapter}
+    def __init__(self, pairs: Pairs, folder: Path, scorer: Contender, arguments: argparse.Namespace) -> None:
+        self.pairs, self.folder, self.scorer, self.arguments = pairs, folder, scorer, arguments
+        self.common = {"pairs": pairs, "rounds": arguments.rounds, "gpu": arguments.gpu, "adapter": arguments.adapter}
 
     def on(self, pairs: Pairs, rounds: int) -> Bench:
         """Return the same on other pairs, for so many rounds."""
-        return Bench(pairs, self.folder, self.scorer, argparse.Namespace(**{**vars(self.asked), "rounds": rounds}))
+        return Bench(pairs, self.folder, self.scorer, argparse.Namespace(**{**vars(self.arguments), "rounds": rounds}))
 
     def trl(self, micro_batch: int = GLOBAL_BATCH, options: Mapping[str, Any] | None = None) -> Setting:
         """Return the setting of TRL's trainer; options: arguments of DPOConfig."""
@@ -80,19 +80,21 @@ class Bench:
 
     def ours(self, micro_batch: int | None = None, **options: Any) -> Setting:
         """Return the setting of our trainer."""
-        return Setting(kind="ours", micro_batch=micro_batch or self.asked.micro_batch, options=options, **self.common)
+        return Setting(
+            kind="ours", micro_batch=micro_batch or self.arguments.micro_batch, options=options, **self.common
+        )
 
     def go(self, settings: Mapping[str, Setting], also: Sequence[str] = ()) -> Answers:
         """Load the contenders, one after another so that none disturbs what another does once, and go round."""
-        told: Answers = {name: [] for name in [*settings, *also]}
+        measured: Answers = {name: [] for name in [*settings, *also]}
         with ExitStack() as stack:
             contenders = {name: stack.enter_context(_one(name, it, self.folder)) for name, it in settings.items()}
-            for _ in range(self.asked.rounds):
+            for _ in range(self.arguments.rounds):
                 for name, contender in (contenders | dict.fromkeys(also, self.scorer)).items():
-                    told[name].append(contender.ask("", ""))
-        served = {one["served"] for name in settings for one in told[name]}
+                    measured[name].append(contender.ask("", ""))
+        served = {one["served"] for name in settings for one in measured[name]}
         assert served == {self.pairs.tokens}, f"a round is {self.pairs.tokens} tokens, but contenders served {served}"
-        return told
+        return measured
 
 
 @contextmanager
@@ -107,9 +109,13 @@ def parity(bench: Bench, case: str) -> list[Row]:
     """Return how far the losses of the first steps are apart on 8 pairs, and the log-probs before them."""
     eight = replace(bench.pairs, rows=bench.pairs.rows[:GLOBAL_BATCH])
     few = bench.on(eight, PARITY_STEPS - 1)
-    told = few.go({DEFAULTS: few.trl(PARITY_MICRO, PLAIN), OURS: few.ours(PARITY_MICRO)})
-    theirs, ours = (told[name][-1] for name in (DEFAULTS, OURS))
-    losses = [_step_losses(one["losses"]) for one in (theirs, ours)]
+    measured = few.go({DEFAULTS: few.trl(PARITY_MICRO, PLAIN), OURS: few.ours(PARITY_MICRO)})
+    theirs, ours = (measured[name][-1] for name in (DEFAULTS, OURS))
+    passes = GLOBAL_BATCH // PARITY_MICRO
+    losses = [  # of each optimizer step: the mean of its passes
+        [statistics.mean(one["losses"][i : i + passes]) for i in range(0, len(one["losses"]), passes)]
+        for one in (theirs, ours)
+    ]
     case = f"{GLOBAL_BATCH} pairs, {eight.tokens} tokens"
     rows = [
         Row(case, f"step {step}: 2 x our loss from TRL's", 1e6 * abs(2 * b / a - 1), "millionths", aim=1000)
@@ -125,42 +131,36 @@ def parity(bench: Bench, case: str) -> list[Row]:
     ]
 
 
-def _step_losses(losses: Sequence[float]) -> list[float]:
-    """Return the loss of each optimizer step: the mean of its passes'."""
-    passes = GLOBAL_BATCH // PARITY_MICRO
-    return [statistics.mean(losses[i : i + passes]) for i in range(0, len(losses), passes)]
-
-
 def speed(bench: Bench, case: str) -> list[Row]:
     """Return tokens/s, memory and the split of a step of TRL's defaults, its best and ours."""
-    micro = _fastest(bench)
+    micro, steps = _fastest(bench), len(bench.pairs.rows) // GLOBAL_BATCH
     best = f"TRL, best (batch {micro})"
-    theirs = {DEFAULTS: bench.trl(), best: bench.trl(micro, tuned(bench.asked.gpu))}
+    theirs = {DEFAULTS: bench.trl(), best: bench.trl(micro, tuned(bench.arguments.gpu))}
     ours = {OURS: bench.ours(), LEAN: bench.ours(LEAN_MICRO)}
     settings = theirs | ours
-    told = bench.go(settings, also=[REFERENCE])
+    measured = bench.go(settings, also=[REFERENCE])
     tokens = bench.pairs.tokens
-    seconds = {name: [one["seconds"] for one in answers] for name, answers in told.items()}
+    seconds = {name: [one["seconds"] for one in answers] for name, answers in measured.items()}
     whole = dict(seconds)
-    whole[best] = [one + told[best][0]["precompute"] for one in seconds[best]]
+    whole[best] = [one + measured[best][0]["precompute"] for one in seconds[best]]
     whole |= {name: [a + b for a, b in zip(seconds[name], seconds[REFERENCE], strict=True)] for name in ours}
     aims = {DEFAULTS: 1.5, best: 1.2}
     return [
         *_speed_rows(case, tokens, seconds, ours, aims),
         *_speed_rows(f"{case}; with the reference's pass", tokens, whole, ours, aims),
-        *_computed_rows(case, told, settings),
-        *_memory_rows(case, told, ours, theirs),
-        *(mfu_rows(case, told, bench.asked.adapter, bench.pairs) if bench.asked.gpu else ()),
-        *(row for name in settings for row in split_rows(case, name, told[name], steps=_steps(bench.pairs))),
+        *_computed_rows(case, measured, settings),
+        *_memory_rows(case, measured, ours, theirs),
+        *(mfu_rows(case, measured, bench.arguments.adapter, bench.pairs) if bench.arguments.gpu else ()),
+        *(row for name in settings for row in split_rows(case, name, measured[name], steps)),
     ]
 
 
 def _fastest(bench: Bench) -> int:
     """Return the batch of TRL's best: each is tried for a round, alone on the machine."""
-    batches: list[int] = bench.asked.batches
+    batches: list[int] = bench.arguments.batches
     if len(batches) == 1:
         return batches[0]
-    tried, options = bench.on(bench.pairs, 1), tuned(bench.asked.gpu)
+    tried, options = bench.on(bench.pairs, 1), tuned(bench.arguments.gpu)
     found = {micro: tried.go({BEST: tried.trl(micro, options)})[BEST][0]["seconds"] for micro in batches}
     return min(found, key=lambda micro: found[micro])
 
@@ -169,10 +169,6 @@ def tuned(gpu: bool) -> dict[str, Any]:
     """Return TRL's best settings on this hardware."""
     there = [options for package, options in ON_GPU.items() if gpu and find_spec(package)]
     return {**TUNED, **{name: value for options in there for name, value in options.items()}}
-
-
-def _steps(pairs: Pairs) -> int:
-    return len(pairs.rows) // GLOBAL_BATCH
 
 
 def _speed_row(
@@ -196,14 +192,14 @@ def _speed_rows(
     return [*(_speed_row(case, other, tokens, seconds) for other in aims), *beside]
 
 
-def _computed_rows(case: str, told: Answers, names: Sequence[str] | Mapping[str, Any]) -> list[Row]:
-    share = {name: 100 * told[name][0]["computed"] / told[name][0]["served"] for name in names}
+def _computed_rows(case: str, measured: Answers, names: Sequence[str] | Mapping[str, Any]) -> list[Row]:
+    share = {name: 100 * measured[name][0]["computed"] / measured[name][0]["served"] for name in names}
     return [Row(case, f"{name}: tokens computed for those served", value, "%") for name, value in share.items()]
 
 
-def _memory_rows(case: str, told: Answers, ours: Iterable[str], theirs: Iterable[str]) -> list[Row]:
-    peaks = {name: answers[-1]["peak_mb"] for name, answers in told.items() if name != REFERENCE}
-    before = {name: told[name][-1]["loaded_mb"] for name in peaks}
+def _memory_rows(case: str, measured: Answers, ours: Iterable[str], theirs: Iterable[str]) -> list[Row]:
+    peaks = {name: answers[-1]["peak_mb"] for name, answers in measured.items() if name != REFERENCE}
+    before = {name: measured[name][-1]["loaded_mb"] for name in peaks}
     return [
         *(Row(case, f"{name}: memory before the first step", value, "MB") for name, value in before.items()),
         *(Row(case, f"{name}: peak memory", peaks[name], "MB") for name in theirs),
@@ -215,13 +211,13 @@ def _memory_rows(case: str, told: Answers, ours: Iterable[str], theirs: Iterable
     ]
 
 
-def mfu_rows(case: str, told: Answers, adapter: str, pairs: Pairs) -> list[Row]:
+def mfu_rows(case: str, measured: Answers, adapter: str, pairs: Pairs) -> list[Row]:
     """Return the FLOPs a second of ours, of what an H100 does in bf16 on dense matrices; in %.
 
     2 a weight and token computed forward, 2 for the gradient of what went in, 2 for that of trained weights; the head
     at the tokens of responses alone, attention's own products not counted.
     """
-    sizes, answers = told[DEFAULTS][0], told[OURS]
+    sizes, answers = measured[DEFAULTS][0], measured[OURS]
     seconds = statistics.median(one["seconds"] for one in answers)
     responses = sum(len(row.chosen) + len(row.rejected) for row in pairs.rows)
     each = 6 if adapter == "off" else 4
@@ -249,14 +245,14 @@ def _cost(*changes: str, shared: bool = True, without: str = "") -> Callable[[Be
 
     def part(bench: Bench, case: str) -> list[Row]:
         changed = bench.ours(overrides=changes, shared=shared)
-        told = bench.go({plain: bench.ours(overrides=[without] if without else []), name: changed})
-        seconds = {way: [one["seconds"] for one in answers] for way, answers in told.items()}
-        peaks = {way: answers[-1]["peak_mb"] for way, answers in told.items()}
+        measured = bench.go({plain: bench.ours(overrides=[without] if without else []), name: changed})
+        seconds = {way: [one["seconds"] for one in answers] for way, answers in measured.items()}
+        peaks = {way: answers[-1]["peak_mb"] for way, answers in measured.items()}
         tokens = bench.pairs.tokens
         return [
             _speed_row(case, plain, tokens, seconds),
             _speed_row(case, name, tokens, seconds, plain),
-            *_computed_rows(case, told, told),
+            *_computed_rows(case, measured, measured),
             Row(case, f"{plain}: peak memory", peaks[plain], "MB"),
             Row(case, f"{name}: peak memory", peaks[name], "MB", plain, peaks[name] / peaks[plain]),
         ]

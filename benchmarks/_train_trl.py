@@ -27,10 +27,14 @@ def trainer(setting: Setting, steps: int, folder: Path) -> tuple[DPOTrainer, dic
     """Return the trainer, the policy's parameters, and what it precomputed: seconds and the reference's log-probs."""
     seconds: dict[str, float] = {}
     timed(DPOTrainer, "_precompute_ref_logps", seconds)
+    examples = [
+        {"prompt_ids": row.prompt, "chosen_ids": row.chosen, "rejected_ids": row.rejected, "length": row.length}
+        for row in setting.pairs.rows
+    ]
     built = Tokenized(
         model=str(setting.pairs.policy),
         args=_arguments(setting, steps, folder),
-        train_dataset=Dataset.from_list([_example(row) for row in setting.pairs.rows]),
+        train_dataset=Dataset.from_list(examples),
         processing_class=AutoTokenizer.from_pretrained(setting.pairs.policy),
         peft_config=None if setting.adapter == "off" else LORA,
     )
@@ -48,11 +52,6 @@ def _sizes(model: Any) -> dict[str, Any]:
     inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     looked_up = 0 if inputs is head else inputs.numel()
     return {"trunk": sum(p.numel() for p in model.parameters()) - head.numel() - looked_up, "head": head.numel()}
-
-
-def _example(row: Any) -> dict[str, Any]:
-    ids = {"prompt_ids": row.prompt, "chosen_ids": row.chosen, "rejected_ids": row.rejected}
-    return {**ids, "length": row.length}
 
 
 def _arguments(setting: Setting, steps: int, folder: Path) -> DPOConfig:

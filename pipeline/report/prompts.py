@@ -162,7 +162,7 @@ class AnnotatedIteration:
                 dropped=judged.dropped if judged else None,
             )
 
-    def _judged(self, part: int, sample: Row) -> pairs.Judged | None:
+    def _judged(self, part: int, sample: Row) -> pairs.PromptPairs | None:
         """Return what the step `pairs` makes of a prompt; None without scores, and of what another version made."""
         scores, made = list(self.rows("score", part, [sample["id"]])), self.steps.get("pairs")
         if not scores or made is None or made.imported or made.version != PAIRS.version:

@@ -73,7 +73,8 @@ def _report(study: Study, overrides: Sequence[str], others: Sequence[Path]) -> N
     data = read.read(folder, {arm: one.seed for arm, one in arms.items()})
     if not data.policies:
         raise DataError(f"{folder}: no policy of this study is evaluated yet; run it without --report.")
-    settings, planned = elsewhere.shared(list(arms.values())), len(arms) * first.iterations
+    settings = {**elsewhere.shared(list(arms.values())), **data.files}
+    planned = len(arms) * first.iterations
     elsewhere.write(folder / "policies.json", data, settings)
     own = len(data.policies)
     data = elsewhere.joined(data, others, settings)

@@ -17,7 +17,7 @@ from sparring.stages.evaluate.bootstrap import Bootstrap, Estimate, Rates, detec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ArmDifference:
     """The win rate of `arm` minus that of `than`."""
 
     arm: str
@@ -40,14 +40,14 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ArmsAtIteration:
     """All arms at one iteration, by one judge."""
 
     iteration: int
     judge: str
     arms: Mapping[str, Estimate]
     """Win rates against the base."""
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ArmDifference, ...]
     seed_sd: float | None
     """See the function."""
 
@@ -58,7 +58,7 @@ def judged(
     rates: Mapping[str, Mapping[int, Rates]],
     against: Sequence[tuple[str, str]],
     settings: Bootstrap,
-) -> Judged:
+) -> ArmsAtIteration:
     """Estimate the win rates of all arms and the differences of the pairs `against`, with the same resamples.
 
     rates: arm -> seed -> prompt -> P(the arm's policy beats the base).
@@ -68,19 +68,21 @@ def judged(
         pair: [difference(rates[pair[0]][seed], rates[pair[1]][seed]) for seed in seeds]
         for pair, seeds in common.items()
     }
-    apart = {pair: over_seeds(seeds) for pair, seeds in by_seed.items()}
-    every = estimates([over_seeds(list(seeds.values())) for seeds in rates.values()] + list(apart.values()), settings)
+    differences = {pair: over_seeds(seeds) for pair, seeds in by_seed.items()}
+    every = estimates(
+        [over_seeds(list(seeds.values())) for seeds in rates.values()] + list(differences.values()), settings
+    )
     deviation = seed_sd([[_mean(one) for one in seeds.values()] for seeds in rates.values()])
-    return Judged(
+    return ArmsAtIteration(
         iteration=iteration,
         judge=judge,
         arms=dict(zip(rates, every, strict=False)),
         comparisons=tuple(
-            Comparison(
+            ArmDifference(
                 arm=pair[0],
                 than=pair[1],
                 difference=estimate,
-                detectable=detectable(list(apart[pair].values()), settings.confidence),
+                detectable=detectable(list(differences[pair].values()), settings.confidence),
                 by_seed=tuple(_mean(one) for one in by_seed[pair]),
                 luck=luck(deviation, len(common[pair]), settings.confidence),
             )

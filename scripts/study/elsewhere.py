@@ -3,7 +3,8 @@
     python -m scripts.study small seed=1 ...                              writes runs/<run.name>/policies.json
     python -m scripts.study small seed=0 --with there/policies.json ...   reports both
 
-A file has the settings that all its arms share; DataError where they differ from those of this study.
+A file has the settings that all its arms share, and the digests of the files that these name. DataError where they
+differ from those of this study.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ def joined(data: StudyData, paths: Iterable[Path], settings: Mapping[str, Any]) 
     for path in paths:
         content = _read(path)
         _check(path, content["settings"], settings)
-        added = tuple(_policies(content))
-        there = {(one.arm, one.seed, one.iteration) for one in data.policies}
-        again = [one for one in added if (one.arm, one.seed, one.iteration) in there]
+        known = {(one.arm, one.seed, one.iteration) for one in data.policies}
+        added = []
+        for row in content["policies"]:
+            columns = {judge: zip(content["prompts"], row["rates"][judge], strict=True) for judge in JUDGES}
+            rates = {judge: {p: rate for p, rate in column if rate is not None} for judge, column in columns.items()}
+            added.append(Policy(**{**row, "rates": rates}))
+        again = [one for one in added if (one.arm, one.seed, one.iteration) in known]
         if again:
             raise DataError(
-                f"{path}: {again[0].arm}, seed {again[0].seed}, iteration {again[0].iteration} is there already; "
+                f"{path}: {again[0].arm}, seed {again[0].seed}, iteration {again[0].iteration} is in both; "
                 "leave one of them out (seed=...)."
             )
         base = {int(seed): figures for seed, figures in content["base"].items()}
@@ -82,10 +87,3 @@ def _check(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> No
     if differing:
         key = differing[0]
         raise DataError(f"{path}: {key} is {theirs[key]} there, {plain[key]} in this study: not comparable.")
-
-
-def _policies(content: Mapping[str, Any]) -> Iterable[Policy]:
-    for row in content["policies"]:
-        columns = {judge: zip(content["prompts"], row["rates"][judge], strict=True) for judge in JUDGES}
-        rates = {judge: {p: rate for p, rate in column if rate is not None} for judge, column in columns.items()}
-        yield Policy(**{**row, "rates": rates})

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.study.compare import Judged
+from scripts.study.compare import ArmsAtIteration
 from sparring.pipeline.report.judging import JUDGES
 
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
@@ -30,7 +30,7 @@ WIDTH = 3
 
 def draw(
     path: Path,
-    compared: Sequence[Judged],
+    compared: Sequence[ArmsAtIteration],
     figures: Mapping[tuple[str, int], Mapping[str, float]],
     base: Mapping[str, float],
     title: str,
@@ -76,13 +76,13 @@ def _place(t: int, arm: int, arms: int) -> float:
     return t + (arm - (arms - 1) / 2) * DODGE
 
 
-def _judge(axis: Any, judge: str, compared: Sequence[Judged], arms: Sequence[str]) -> None:
+def _judge(axis: Any, judge: str, compared: Sequence[ArmsAtIteration], arms: Sequence[str]) -> None:
     axis.axhline(0.5, color="grey", linewidth=0.8)
     for number, arm in enumerate(arms):
-        there = [(one.iteration, one.arms[arm]) for one in compared if arm in one.arms and one.arms[arm].n]
-        xs = [_place(t, number, len(arms)) for t, _ in there]
-        reach = [[e.mean - e.low for _, e in there], [e.high - e.mean for _, e in there]]
-        axis.errorbar(xs, [e.mean for _, e in there], yerr=reach, label=arm, capsize=2, **style(number))
+        points = [(one.iteration, one.arms[arm]) for one in compared if arm in one.arms and one.arms[arm].n]
+        xs = [_place(t, number, len(arms)) for t, _ in points]
+        reach = [[e.mean - e.low for _, e in points], [e.high - e.mean for _, e in points]]
+        axis.errorbar(xs, [e.mean for _, e in points], yerr=reach, label=arm, capsize=2, **style(number))
     axis.set_title(f"win rate against the base, {JUDGES[judge]}", fontsize=10)
 
 
@@ -96,6 +96,6 @@ def _number(
     if base is not None:
         axis.axhline(base, color="grey", linewidth=0.8)
     for number, arm in enumerate(arms):
-        there = sorted((t, one[name]) for (a, t), one in figures.items() if a == arm and name in one)
-        axis.plot([_place(t, number, len(arms)) for t, _ in there], [y for _, y in there], **style(number))
+        points = sorted((t, one[name]) for (a, t), one in figures.items() if a == arm and name in one)
+        axis.plot([_place(t, number, len(arms)) for t, _ in points], [y for _, y in points], **style(number))
     axis.set_title(name, fontsize=10)

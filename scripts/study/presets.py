@@ -24,10 +24,10 @@ class Study:
     """What the report must say of it."""
 
     def comparisons(self, arms: Iterable[str]) -> list[tuple[str, str]]:
-        """Return (arm, than) for the arms that there are."""
-        there = list(arms)
-        pairs = [(arm, self.baseline) for arm in there if arm != self.baseline]
-        return [pair for pair in [*pairs, *self.also] if set(pair) <= set(there)]
+        """Return the comparisons (arm, than) between these arms."""
+        names = list(arms)
+        pairs = [(arm, self.baseline) for arm in names if arm != self.baseline]
+        return [pair for pair in [*pairs, *self.also] if set(pair) <= set(names)]
 
 
 STUDIES: Mapping[str, Study] = {

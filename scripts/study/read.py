@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.study.presets import label
@@ -41,6 +41,15 @@ previous policy gave.
 """
 
 
+INPUTS: Mapping[str, tuple[str, str]] = {
+    "files of policy": ("sample_base", "policy"),
+    "files of oracle": ("score_oracle_base", "judge"),
+    "files of judge": ("score_second_base", "judge"),
+    "files of encoder": ("embed", "encoder"),
+}
+"""Name -> step and role of the input."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """The policy of an arm after an iteration."""
@@ -64,6 +73,8 @@ class StudyData:
     """Fingerprint -> manifest of every step."""
     last: Steps
     """The steps of the last policy."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name in INPUTS -> digest, where it is the same in all arms."""
 
 
 def read(folder: Path, seeds: Mapping[str, int]) -> StudyData:
@@ -72,6 +83,7 @@ def read(folder: Path, seeds: Mapping[str, int]) -> StudyData:
     policies, manifests = [], {}
     base: dict[int, Mapping[str, float]] = {}
     last: Steps = {}
+    digests: dict[str, set[str]] = {source: set() for source in INPUTS}
     for name, seed in seeds.items():
         if name not in histories:
             continue
@@ -79,6 +91,9 @@ def read(folder: Path, seeds: Mapping[str, int]) -> StudyData:
         panels = {panel.iteration: panel for panel in history.panels}
         for t, steps in history.steps.items():
             manifests.update({manifest.fingerprint: manifest for manifest in steps.values()})
+            for source, (step, role) in INPUTS.items():
+                if step in steps and role in steps[step].inputs:
+                    digests[source].add(steps[step].inputs[role]["digest"])
             if "evaluate" in steps:
                 last = steps
                 rates = {judge: _rates(history, t, judge) for judge in JUDGES}
@@ -86,7 +101,8 @@ def read(folder: Path, seeds: Mapping[str, int]) -> StudyData:
                 policies.append(Policy(arm=label(name), seed=seed, iteration=t, rates=rates, figures=numbers))
         if panels and "sample_base" in history.steps.get(0, {}):
             base[seed] = figures(history, panels[min(panels)], of_base=True)
-    return StudyData(policies=tuple(policies), base=base, manifests=manifests, last=last)
+    files = {source: found.pop() for source, found in digests.items() if len(found) == 1}
+    return StudyData(policies=tuple(policies), base=base, manifests=manifests, last=last, files=files)
 
 
 def _rates(history: RunHistory, t: int, judge: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scripts.study.compare import Judged, judged
+from scripts.study.compare import ArmsAtIteration, judged
 from scripts.study.presets import Study
 from scripts.study.read import FIGURES, Policy, StudyData
 from scripts.study.words import limits, verdicts
@@ -40,7 +40,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What is written and shown."""
+    """The report of a study."""
 
     title: str
     about: tuple[str, ...]
@@ -50,7 +50,7 @@ class Report:
     rows: tuple[dict[str, Any], ...]
 
 
-def rounds(policies: Sequence[Policy], study: Study, settings: Bootstrap) -> list[Judged]:
+def rounds(policies: Sequence[Policy], study: Study, settings: Bootstrap) -> list[ArmsAtIteration]:
     """Compare the arms at each iteration, by each judge."""
     found = []
     for t in sorted({policy.iteration for policy in policies}):
@@ -63,7 +63,7 @@ def rounds(policies: Sequence[Policy], study: Study, settings: Bootstrap) -> lis
     return found
 
 
-def last_of(found: Sequence[Judged]) -> list[Judged]:
+def last_of(found: Sequence[ArmsAtIteration]) -> list[ArmsAtIteration]:
     """Return the latest iteration among those that most arms have reached."""
     most = max((len(one.arms) for one in found), default=0)
     last = max((one.iteration for one in found if len(one.arms) == most), default=0)
@@ -84,7 +84,9 @@ def mean_of(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(one[name] for one in figures if name in one) for name in names}
 
 
-def make(name: str, study: Study, data: StudyData, config: Config, planned: int) -> tuple[Report, list[Judged]]:
+def make(
+    name: str, study: Study, data: StudyData, config: Config, planned: int
+) -> tuple[Report, list[ArmsAtIteration]]:
     """Return the report, and what the figure draws. planned: policies that the study will have when it is done."""
     settings = Bootstrap(resamples=config.evaluate.resamples, confidence=config.evaluate.confidence)
     compared = rounds(data.policies, study, settings)
@@ -121,23 +123,23 @@ def _about(study: Study, data: StudyData, config: Config, planned: int) -> list[
     return lines + ([study.note] if study.note else [])
 
 
-def _wins(compared: Sequence[Judged]) -> Grid:
+def _wins(compared: Sequence[ArmsAtIteration]) -> Grid:
     places = {(arm, one.iteration) for one in compared for arm in one.arms}
     by_place = {(one.iteration, one.judge): one for one in compared}
     order = list(dict.fromkeys(arm for one in compared for arm in one.arms))
     rows = [
-        (arm, str(t), *(_told(by_place[t, judge].arms[arm]) for judge in JUDGES))
+        (arm, str(t), *(_win_rate(by_place[t, judge].arms[arm]) for judge in JUDGES))
         for arm, t in sorted(places, key=lambda place: (order.index(place[0]), place[1]))
     ]
     columns = ("arm", "iteration", *(JUDGE_NAMES[judge] for judge in JUDGES))
     return Grid(title="Win rate against the base", columns=columns, rows=tuple(rows))
 
 
-def _told(rate: Estimate) -> str:
+def _win_rate(rate: Estimate) -> str:
     return f"{interval(rate)} ({rate.n})"
 
 
-def _apart(compared: Sequence[Judged]) -> Grid:
+def _apart(compared: Sequence[ArmsAtIteration]) -> Grid:
     rows = [
         (
             f"{c.arm} - {c.than}",
@@ -166,7 +168,9 @@ def _behaviour(figures: Mapping[tuple[str, int], Mapping[str, float]], base: Map
     return Grid(title=BEHAVIOUR, columns=columns, rows=tuple(rows))
 
 
-def _rows(compared: Sequence[Judged], figures: Mapping[tuple[str, int], Mapping[str, float]]) -> list[dict[str, Any]]:
+def _rows(
+    compared: Sequence[ArmsAtIteration], figures: Mapping[tuple[str, int], Mapping[str, float]]
+) -> list[dict[str, Any]]:
     rows = []
     for one in compared:
         name = JUDGE_NAMES[one.judge]
@@ -207,14 +211,11 @@ def write(report: Report, folder: Path, figure: str) -> None:
     parts = [f"# {report.title}", *report.about, "## What it shows"]
     parts += ["\n".join(f"- {line}" for line in [*report.verdicts, *report.limits]), f"![]({figure})"]
     for grid in report.grids:
-        parts += [f"## {grid.title}", _markdown(grid)]
+        rows = [grid.columns, ("---",) * len(grid.columns), *grid.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts += [f"## {grid.title}", "\n".join(lines)]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     (folder / "rows.json").write_text(json.dumps(report.rows, indent=1) + "\n", encoding="utf-8")
-
-
-def _markdown(grid: Grid) -> str:
-    rows = [grid.columns, ("---",) * len(grid.columns), *grid.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def show(report: Report, console: Console) -> None:

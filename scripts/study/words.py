@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from scripts.study.compare import Comparison, Judged
+from scripts.study.compare import ArmDifference, ArmsAtIteration
 from sparring.pipeline.report.comparison import by_chance, interval
 from sparring.pipeline.report.judging import JUDGES
 from sparring.stages.evaluate.bootstrap import Estimate, alarm, detectable_of, informative, outcome
 
 
-def verdicts(last: Sequence[Judged], confidence: float) -> list[str]:
+def verdicts(last: Sequence[ArmsAtIteration], confidence: float) -> list[str]:
     """Return lines for each arm, of the last iteration: against the base, then against other arms, by each judge."""
-    return [line for arm in (last[0].arms if last else ()) for line in _verdict(arm, last, confidence)]
-
-
-def _verdict(arm: str, last: Sequence[Judged], confidence: float) -> Iterable[str]:
-    for one in last:
-        said = [against_base(one.arms[arm], confidence), *(against(c) for c in one.comparisons if c.arm == arm)]
-        yield f"**{arm}**, iteration {one.iteration}, {JUDGES[one.judge]}: {'; '.join(said)}."
-    by_judge = {one.judge: one.arms[arm] for one in last}
-    if alarm(by_judge["oracle"].low, by_judge["second"].mean):
-        yield f"**{arm}**: ALARM, the oracle rises while the second judge falls; the oracle may be gamed."
+    lines = []
+    for arm in last[0].arms if last else ():
+        for one in last:
+            found = [against_base(one.arms[arm], confidence), *(against(c) for c in one.comparisons if c.arm == arm)]
+            lines.append(f"**{arm}**, iteration {one.iteration}, {JUDGES[one.judge]}: {'; '.join(found)}.")
+        by_judge = {one.judge: one.arms[arm] for one in last}
+        if alarm(by_judge["oracle"].low, by_judge["second"].mean):
+            lines.append(f"**{arm}**: ALARM, the oracle rises while the second judge falls; the oracle may be gamed.")
+    return lines
 
 
 def against_base(rate: Estimate, confidence: float) -> str:
@@ -38,9 +37,11 @@ def against_base(rate: Estimate, confidence: float) -> str:
     return f"no difference from the base is detectable, {interval(rate)}: it takes more than {least:.3f}"
 
 
-def against(one: Comparison) -> str:
+def against(one: ArmDifference) -> str:
     """Say what a comparison shows."""
-    shown = f"{interval(one.difference, signed=True)} on {one.difference.n} prompts{_seeds(one.by_seed)}"
+    shown = f"{interval(one.difference, signed=True)} on {one.difference.n} prompts"
+    if len(one.by_seed) > 1:
+        shown += f" (by seed: {', '.join(f'{d:+.3f}' for d in one.by_seed)})"
     match one.finding:
         case "better" | "worse":
             return f"{one.finding} than {one.than}, {shown}"
@@ -54,25 +55,21 @@ def against(one: Comparison) -> str:
     return f"no prompt in common with {one.than}, or no more than one"
 
 
-def _seeds(by_seed: Sequence[float]) -> str:
-    return f" (by seed: {', '.join(f'{d:+.3f}' for d in by_seed)})" if len(by_seed) > 1 else ""
-
-
-def limits(last: Sequence[Judged], confidence: float) -> list[str]:
+def limits(last: Sequence[ArmsAtIteration], confidence: float) -> list[str]:
     """Return what the intervals do not cover."""
     lines = []
     count = sum(len(one.comparisons) for one in last)
     if count:
         lines.append(by_chance(count, confidence))
     if all(one.seed_sd is None for one in last):
-        return [*lines, "One seed an arm: nothing is known of how another training would have come out."]
-    return lines + [_of_seeds(one, one.seed_sd) for one in last if one.seed_sd is not None]
-
-
-def _of_seeds(one: Judged, deviation: float) -> str:
-    return (
-        f"By the {JUDGES[one.judge]}: the win rates of one arm's seeds have a standard deviation of "
-        f"{deviation:.3f}, which the intervals over prompts do not hold. Seeds alone make differences of up to "
-        f"{max((c.luck for c in one.comparisons), default=0.0):.3f}; one that is smaller, or that has another sign "
-        "under another seed, is not counted as found."
-    )
+        return [*lines, "One seed for each arm: the variance between seeds is unknown."]
+    for one in last:
+        if one.seed_sd is None:
+            continue
+        largest = max((c.luck for c in one.comparisons), default=0.0)
+        lines.append(
+            f"By the {JUDGES[one.judge]}: the win rates of one arm's seeds have a standard deviation of "
+            f"{one.seed_sd:.3f}, which the intervals over prompts do not include. Seeds alone make differences of up "
+            f"to {largest:.3f}; a smaller one, or one whose sign changes with the seed, does not count as a difference."
+        )
+    return lines

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from scripts.study import compare, elsewhere, figure, report, words
 from scripts.study.__main__ import main
-from scripts.study.compare import Comparison, Judged
+from scripts.study.compare import ArmDifference, ArmsAtIteration
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 from scripts.study.read import FIGURES, Policy, StudyData, read
 from sparring.pipeline import config
@@ -45,8 +45,8 @@ def test_differences_are_paired_by_prompt() -> None:
     (one,) = compare.judged(1, "oracle", {"a": {0: easy}, "b": {0: harder}}, PAIR, SETTINGS).comparisons
     assert one.difference.low == pytest.approx(0.01) and one.difference.high == pytest.approx(0.01)
     assert one.detectable == pytest.approx(0.0, abs=1e-12) and one.finding == "better"
-    apart = compare.judged(1, "oracle", {"a": {0: easy}, "b": {0: harder}}, (("b", "a"),), SETTINGS)
-    assert apart.comparisons[0].finding == "worse"
+    differences = compare.judged(1, "oracle", {"a": {0: easy}, "b": {0: harder}}, (("b", "a"),), SETTINGS)
+    assert differences.comparisons[0].finding == "worse"
 
 
 def test_an_effect_as_large_as_the_detectable_one_has_its_interval_four_times_in_five() -> None:
@@ -90,9 +90,9 @@ def test_equal_arms_whose_trainings_differ_are_seldom_told_apart() -> None:
     assert told == 200 and found <= 20
 
 
-def comparison(low: float, high: float, *by_seed: float) -> Comparison:
+def comparison(low: float, high: float, *by_seed: float) -> ArmDifference:
     middle = Estimate(mean=(low + high) / 2, low=low, high=high, n=400)
-    return Comparison(arm="a", than="b", difference=middle, detectable=0.018, by_seed=by_seed, luck=0.015)
+    return ArmDifference(arm="a", than="b", difference=middle, detectable=0.018, by_seed=by_seed, luck=0.015)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def comparison(low: float, high: float, *by_seed: float) -> Comparison:
         (comparison(math.nan, math.nan), "unknown", "no prompt in common with b"),
     ],
 )
-def test_what_a_comparison_found(one: Comparison, finding: str, text: str) -> None:
+def test_what_a_comparison_found(one: ArmDifference, finding: str, text: str) -> None:
     assert one.finding == finding
     assert words.against(one).startswith(text)
 
@@ -127,10 +127,10 @@ def test_against_the_base() -> None:
     assert said(0.52, 0.03).startswith("not to be told from the base")
 
 
-def two_judges(oracle: float, second: float) -> list[Judged]:
+def two_judges(oracle: float, second: float) -> list[ArmsAtIteration]:
     rates = {"oracle": oracle, "second": second}
     return [
-        Judged(
+        ArmsAtIteration(
             iteration=3,
             judge=judge,
             arms={"a": Estimate(mean=mean, low=mean - 0.01, high=mean + 0.01, n=400)},
@@ -233,8 +233,8 @@ def test_the_report(tmp_path: Path) -> None:
     rates = [p.rates["oracle"] for p in policies() if (p.arm, p.iteration) == ("a", 1)]
     expected = fmean(fmean(one.values()) for one in rates)
     assert by_name["a, iteration 1", "win rate against the base, oracle"]["value"] == pytest.approx(expected)
-    apart = by_name["a, iteration 2", "win rate minus that of b, second judge"]
-    assert apart["baseline"] == "b" and apart["finding"] == "better" and len(apart["by_seed"]) == 1  # type: ignore[arg-type]
+    differences = by_name["a, iteration 2", "win rate minus that of b, second judge"]
+    assert differences["baseline"] == "b" and differences["finding"] == "better" and len(differences["by_seed"]) == 1  # type: ignore[arg-type]
     assert all(row.keys() >= {"case", "metric", "value", "unit", "baseline", "ratio", "aim"} for row in rows)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -284,6 +284,10 @@ def test_policies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     other = [config.load(["hardware=cpu", "experiment=sppo", "sampler.k=5"])]
     with refused(DataError, "policies.json", "sampler.k is 4", "5"):
         elsewhere.joined(mine, [path], elsewhere.shared(other))
+    elsewhere.write(path, mine, {**elsewhere.shared(arms), "files of policy": "ab12"})
+    with refused(DataError, "policies.json", "ab12", "cd34"):
+        elsewhere.joined(mine, [path], {**elsewhere.shared(arms), "files of policy": "cd34"})
+    _, path, _ = here_and_there(tmp_path)
     with refused(DataError, "seed 1, iteration 1"):
         elsewhere.joined(mine, [path, path], elsewhere.shared(arms))
     path.write_text("[]")

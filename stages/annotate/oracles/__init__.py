@@ -100,7 +100,7 @@ def options(kind: str, values: Mapping[str, Any], key: str = "oracle") -> Any:
 
     key: where the oracle is configured: `oracle`, `judge`, `oracle.members.first`.
     """
-    model = options_class(kind, key)
+    model: Any = options_class(kind, key)
     names = list(hints(model))
     for name in values:
         if name not in names:
