@@ -127,6 +127,17 @@ def identity(settings: Any) -> Any:
     return [identity(value) for value in settings] if isinstance(settings, (list, tuple)) else settings
 
 
+def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by their dotted keys: {"sampler": {"k": 2}} is {"sampler.k": 2}; {} is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{name}": one for name, one in dotted(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
 def setting(identity: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """Return a setting that an artifact recorded, such as `sampler.k`.
 
