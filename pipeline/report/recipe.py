@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from sparring.pipeline import config
 from sparring.pipeline.runs.run_history import RunHistory
+from sparring.stages import fields
 from sparring.stages.errors import ConfigError
 
 GROUPS = (
@@ -42,8 +43,8 @@ def settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     if plain.get("repulsion", {}).get("name") == "off":
         chosen["repulsion"] = {"name": "off"}
     free = tuple(f"{key}." for key in FREE)
-    leaves = config.dotted(chosen)
-    return {key: value for key, value in leaves if not f"{key}.".startswith(free) and not key.endswith(PLACES)}
+    leaves = fields.dotted(chosen)
+    return {key: value for key, value in leaves.items() if not f"{key}.".startswith(free) and not key.endswith(PLACES)}
 
 
 def of_preset(name: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.study.read import Policy, StudyData
-from sparring.pipeline.config import dotted
 from sparring.pipeline.config.model import Config
+from sparring.stages import fields
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.stage import JUDGES
 
@@ -36,7 +36,7 @@ DIGITS = 6
 
 def shared(configs: Sequence[Config]) -> dict[str, Any]:
     """Return dotted key -> value of what all arms have alike, without what may differ between machines."""
-    flat = [dict(dotted(asdict(one))) for one in configs]
+    flat = [fields.dotted(asdict(one)) for one in configs]
     first = flat[0]
     alike = {key: value for key, value in first.items() if all(one.get(key) == value for one in flat)}
     return {key: value for key, value in alike.items() if not key.startswith(FREE) and key not in RUNTIME}

@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from sparring.pipeline import config
+from sparring.pipeline.config.groups import CONF
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
@@ -61,7 +62,7 @@ def test_a_policy_states_the_weights_of_its_architecture(name: str) -> None:
 
 
 def test_every_policy_but_a_folder_states_them() -> None:
-    names = {path.stem for path in (config.CONF / "policy").glob("*.yaml")}
+    names = {path.stem for path in (CONF / "policy").glob("*.yaml")}
     assert names == {*ARCHITECTURES, "folder"}
 
 
