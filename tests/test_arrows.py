@@ -1,4 +1,4 @@
-"""Imports point one way: stages/ knows nothing of pipeline/, and no modules import each other in a circle."""
+"""Imports point one way: from the commands down to stages/, and no modules import each other in a circle."""
 
 from __future__ import annotations
 
@@ -56,6 +56,26 @@ def test_stages_import_nothing_of_the_orchestrator() -> None:
         if name.startswith("sparring.stages")
     }
     assert {name: to for name, to in wrong.items() if to} == {}
+
+
+BELOW_THE_COMMANDS = ("execution", "runs", "planning", "sources", "config", "store")
+"""Rooms of pipeline/, each of which imports only those after it; the commands import all of them."""
+SETTINGS = ("sparring.pipeline.runs.config", "sparring.pipeline.report.config")
+"""The settings of rooms, which the configuration is made of; they import nothing of pipeline/."""
+
+
+def test_rooms_of_the_orchestrator_import_only_those_below_them() -> None:
+    def room(name: str) -> str:
+        return name.split(".")[2] if name.startswith("sparring.pipeline.") else ""
+
+    imports = arrows()
+    wrong = []
+    for name, to in imports.items():
+        if room(name) in BELOW_THE_COMMANDS:
+            allowed = ("", *BELOW_THE_COMMANDS[BELOW_THE_COMMANDS.index(room(name)) :])
+            wrong += [f"{name} -> {one}" for one in to if room(one) not in allowed and one not in SETTINGS]
+    assert wrong == []
+    assert not any(room(one) for name in SETTINGS for one in imports[name])
 
 
 def test_the_package_imports_nothing_that_stays_in_a_checkout() -> None:

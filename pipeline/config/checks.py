@@ -26,7 +26,7 @@ def cross_field_errors(config: Config) -> Iterable[str]:
 
 def _of_prompts(config: Config) -> Iterable[str]:
     rows, slices = config.prompts.per_iteration, config.prompts.slices
-    by_file = config.prompts.source == "file" and rows is None  # as many as it holds: pipeline/sources/prompt_count.py
+    by_file = config.prompts.source == "file" and rows is None  # as many as it holds: pipeline/planning/prompt_count.py
     if (rows is None) == (slices is None) and not by_file:
         yield (
             f"prompts.per_iteration={rows} and prompts.slices={slices}: one of the two says how many prompts "

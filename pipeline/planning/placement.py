@@ -7,12 +7,10 @@ pool do where there is but one machine; on a cluster there are as many of them a
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.plan import Step
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SampleSettings
@@ -74,12 +72,6 @@ def check_placement(steps: Iterable[Step], nodes: Sequence[Node], where: str, *,
             f"{demand.step} can never be placed: {many}, but {where} has {there}. Lower these keys, choose another "
             "hardware=..., or join a cluster that has them (RAY_ADDRESS)."
         )
-
-
-def this_machine() -> list[Node]:
-    """Return the resources that Ray gets when it is started on this machine, and its memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return [{"CPU": os.cpu_count() or 1, "GPU": ray_cluster.gpu_count(), "GB": memory}]
 
 
 def _amounts(node: Node) -> str:

@@ -5,7 +5,7 @@ Neither Ray nor torch is loaded here: planning, `status` and a run with nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from sparring.pipeline.config.model import Config
 from sparring.pipeline.planning.imported import Entry
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest
 from sparring.stages import fields
+from sparring.stages.fingerprint import artifact_name
 from sparring.stages.step import Input, StepSpec, Workers
 
 
@@ -43,13 +44,13 @@ class Step:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What its fingerprint is made of."""
-        found: dict[str, Any] = fields.identity(self.settings)
-        return found
+        settings: dict[str, Any] = fields.identity(self.settings)
+        return settings
 
     @property
     def name(self) -> str:
         """`sample-1f2e3d4c`."""
-        return f"{self.spec.kind}-{self.fingerprint[:8]}"
+        return artifact_name(self.spec.kind, self.fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,34 +130,3 @@ def input_digest(plan: Plan, name: str, states: Mapping[str, State]) -> str | No
         return name
     state = states[name]
     return state.manifest.content if state.kind == "hit" and state.manifest else None
-
-
-def explain(plan: Plan, step: Step, manifests: Sequence[Manifest]) -> list[str]:
-    """Return how `step` differs from the nearest existing artifact of its kind: `trainer.lr: 5e-07 -> 1e-05`."""
-    best: list[str] | None = None
-    for manifest in manifests:
-        differences = _differences(step, manifest)
-        if best is None or len(differences) < len(best):
-            best = differences
-    return ["nothing of this kind in the store"] if best is None else best
-
-
-def _differences(step: Step, manifest: Manifest) -> list[str]:
-    here = _flat({"version": step.spec.version, **step.identity})
-    there = _flat({"version": manifest.version, **manifest.identity})
-    changed = [
-        f"{key}: {there.get(key)} -> {here.get(key)}"
-        for key in sorted({*here, *there})
-        if here.get(key) != there.get(key)
-    ]
-    old = {role: entry.get("name") for role, entry in manifest.inputs.items()}
-    return changed + [
-        f"input {role} is another" for role in sorted({*old, *step.inputs}) if old.get(role) != step.inputs.get(role)
-    ]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: list(node) if isinstance(node, tuple) else node}
-    named = {f"{prefix}.{key}" if prefix else key: value for key, value in node.items()}
-    return {k: v for key, value in named.items() for k, v in _flat(value, key).items()}

@@ -122,6 +122,30 @@ def test_runtime_is_in_no_fingerprint() -> None:
     assert labels(plan_of(*runtime)) == labels(plan_of())
 
 
+@pytest.mark.parametrize(
+    ("key", "others"),
+    [
+        ("sampler.urls", ["sampler=server"]),
+        ("oracle.urls", ["oracle=llm", "oracle.options.model=m"]),
+        ("judge.urls", ["judge=llm", "judge.options.model=m"]),
+        (
+            "oracle.members.first.urls",
+            [
+                "oracle=ensemble",
+                "judge=pairrm",
+                "oracle@oracle.members.first=llm",
+                "oracle.members.first.options.model=m",
+            ],
+        ),
+    ],
+)
+def test_addresses_of_servers_are_in_no_fingerprint(key: str, others: list[str]) -> None:
+    one, two = (plan_of(*others, f"{key}=[{urls}]") for urls in ("http://a:1", "http://b:1,http://c:2"))
+    assert labels(one) == labels(two)
+    assert "http" not in str([step.identity for step in one.steps.values()])
+    assert "http://a:1" in str([step.settings for step in one.steps.values()]), "they are not read at all"
+
+
 def test_a_shard_of_the_default_profile_has_minutes_one_of_ultrafeedback_hours() -> None:
     def deadline(*overrides: str) -> float:
         found = plan_of(*overrides)
