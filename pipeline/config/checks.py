@@ -18,13 +18,6 @@ SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})
 
 def cross_field_errors(config: Config) -> Iterable[str]:
     """Yield what no single group can see."""
-    yield from _of_prompts(config)
-    yield from _of_training(config)
-    yield from _of_sampling(config)
-    yield from _of_judging(config)
-
-
-def _of_prompts(config: Config) -> Iterable[str]:
     rows, slices = config.prompts.per_iteration, config.prompts.slices
     by_file = config.prompts.source == "file" and rows is None  # as many as it holds: pipeline/planning/prompt_count.py
     if (rows is None) == (slices is None) and not by_file:
@@ -32,6 +25,9 @@ def _of_prompts(config: Config) -> Iterable[str]:
             f"prompts.per_iteration={rows} and prompts.slices={slices}: one of the two says how many prompts "
             "an iteration plays on; set the other to null."
         )
+    yield from _of_training(config)
+    yield from _of_sampling(config)
+    yield from _of_judging(config)
 
 
 def _of_training(config: Config) -> Iterable[str]:
@@ -123,6 +119,6 @@ def _of_judging(config: Config) -> Iterable[str]:
 
 def _of_urls(key: str, urls: Sequence[str]) -> Iterable[str]:
     for url in urls:
-        found = SERVER_URL.fullmatch(url)
-        if not found or not 0 < int((found[2] or ":80")[1:]) < 65536:
+        match = SERVER_URL.fullmatch(url)
+        if not match or not 0 < int((match[2] or ":80")[1:]) < 65536:
             yield f"{key}.urls: {url} is no address of a server; write http://host:port, with no path and no slash."

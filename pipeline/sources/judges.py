@@ -19,13 +19,13 @@ from sparring.stages.step import Input, StepSpec
 def folders(judge: JudgeConfig, sources: Sources, prefix: str = "") -> dict[str, Input]:
     """Return what an oracle is loaded from, by role: `judge`, `encoder`, `first.judge`."""
     options = oracles.options(judge.kind, judge.options)
-    wanted = () if judge.urls and options.servers else options.inputs
-    found = {f"{prefix}judge": sources.judge(judge)} if "judge" in wanted else {}
-    if "encoder" in wanted:
-        found[f"{prefix}encoder"] = sources.minilm()
+    roles = () if judge.urls and options.servers else options.inputs
+    by_role = {f"{prefix}judge": sources.judge(judge)} if "judge" in roles else {}
+    if "encoder" in roles:
+        by_role[f"{prefix}encoder"] = sources.minilm()
     for name, member in judge.members.items():
-        found |= folders(member, sources, f"{prefix}{name}.")
-    return found
+        by_role |= folders(member, sources, f"{prefix}{name}.")
+    return by_role
 
 
 def reads(judge: JudgeConfig) -> str:
