@@ -22,8 +22,8 @@ from sparring.pipeline.cli.prepare import (
     stdout_console,
 )
 from sparring.pipeline.planning import estimate
-from sparring.pipeline.planning.changes import explain, other_code, redone
-from sparring.pipeline.planning.plan import Plan, State, Step, inspect
+from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.runs import run_history
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.errors import ConfigError

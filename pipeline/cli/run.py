@@ -32,9 +32,9 @@ from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.execution.executor import Executor, tidy_after_kill
 from sparring.pipeline.planning import estimate
-from sparring.pipeline.planning.changes import other_code, redone
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, State, Step, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.runs import run_history, run_record

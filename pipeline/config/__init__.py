@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +23,6 @@ from pydantic import ValidationError
 from sparring.pipeline.config import messages, overrides
 from sparring.pipeline.config.arms import DETECTED, detect_hardware, expand
 from sparring.pipeline.config.checks import cross_field_errors
-from sparring.pipeline.config.config_file import render
 from sparring.pipeline.config.groups import (
     SHARED,
     compose_by_hydra,
@@ -36,7 +35,7 @@ from sparring.pipeline.config.model import Config
 from sparring.stages import fields
 from sparring.stages.errors import ConfigError
 
-__all__ = ["DETECTED", "Config", "detect_hardware", "expand", "load", "render"]
+__all__ = ["DETECTED", "Config", "detect_hardware", "expand", "load"]
 INHERITED = ("stop", "dtype", "tensor_parallel")
 """Of a preset's policy: what policy=folder beside the preset keeps, where it is not set."""
 
@@ -68,6 +67,20 @@ def load(words: Sequence[str]) -> Config:
         raise ConfigError(message)
     _check_effect(config, composed, parsed)
     return config
+
+
+def render(config: Config) -> str:
+    """Return the resolved configuration as YAML: all keys that are read."""
+    plain = asdict(config)
+    for key, _ in fields.unread(config, config):
+        *above, last = key.split(".")
+        group, owner = plain, cast(Any, config)
+        for part in above:
+            group = group[part]
+            owner = owner[part] if isinstance(owner, dict) else getattr(owner, part, {})
+        if fields.has_default(owner, last):
+            del group[last]
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def compose(parsed: Sequence[Override]) -> DictConfig:

@@ -1,34 +1,18 @@
-"""config.yaml in the folder of a run: the resolved configuration, as it is written and read again."""
+"""config.yaml in the folder of a run, read again."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sparring.pipeline.config.groups import CONF
-from sparring.pipeline.config.model import Config
 from sparring.pipeline.runs.config import DiagnosticsConfig
 from sparring.stages import fields
 from sparring.stages.errors import DataError
-
-
-def render(config: Config) -> str:
-    """Return the resolved configuration as YAML: all keys that are read."""
-    plain = asdict(config)
-    for key, _ in fields.unread(config, config):
-        *above, last = key.split(".")
-        group, owner = plain, cast(Any, config)
-        for part in above:
-            group = group[part]
-            owner = owner[part] if isinstance(owner, dict) else getattr(owner, part, {})
-        if fields.has_default(owner, last):
-            del group[last]
-    return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def config_of(folder: Path) -> dict[str, Any]:

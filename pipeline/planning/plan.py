@@ -5,7 +5,7 @@ Neither Ray nor torch is loaded here: planning, `status` and a run with nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -130,3 +130,20 @@ def input_digest(plan: Plan, name: str, states: Mapping[str, State]) -> str | No
         return name
     state = states[name]
     return state.manifest.content if state.kind == "hit" and state.manifest else None
+
+
+def explain(step: Step, manifests: Sequence[Manifest]) -> list[str]:
+    """Return how `step` differs from the nearest existing artifact of its kind: `trainer.lr: 5e-07 -> 1e-05`."""
+    nearest: list[str] | None = None
+    for manifest in manifests:
+        before = {"version": manifest.version, **manifest.identity}
+        changed = fields.differences(before, {"version": step.spec.version, **step.identity})
+        inputs = {role: entry.get("name") for role, entry in manifest.inputs.items()}
+        differing = [f"{key}: {old} -> {new}" for key, old, new in changed] + [
+            f"input {role} is another"
+            for role in sorted({*inputs, *step.inputs})
+            if inputs.get(role) != step.inputs.get(role)
+        ]
+        if nearest is None or len(differing) < len(nearest):
+            nearest = differing
+    return ["nothing of this kind in the store"] if nearest is None else nearest

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.planning.changes import explain
-from sparring.pipeline.planning.plan import Plan, State, inspect
+from sparring.pipeline.planning.plan import Plan, State, explain, inspect
 from sparring.pipeline.store.manifest import Artifact
 from tests.pipeline.plans import finish, plan_of
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sparring.pipeline.planning.changes import other_code, redone
 from sparring.pipeline.planning.plan import Plan, Step, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.store import code_digest
 from sparring.pipeline.store.code_digest import code_of, differing
 from sparring.pipeline.store.manifest import Artifact, publish

@@ -1,35 +1,16 @@
-"""What has changed since the artifacts of a store were made: settings and inputs, code, and what --redo makes again."""
+"""Which finished steps were made with other code, and which ones `--redo` makes again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.pipeline.planning.plan import Plan, State, Step
+from sparring.pipeline.planning.plan import Plan, State
 from sparring.pipeline.store.code_digest import code_of, differing
-from sparring.pipeline.store.manifest import Manifest
-from sparring.stages import fields
 from sparring.stages.errors import ConfigError
 
 SHOWN = 3
 """Files named in the message about changed code, per kind of step."""
-
-
-def explain(step: Step, manifests: Sequence[Manifest]) -> list[str]:
-    """Return how `step` differs from the nearest existing artifact of its kind: `trainer.lr: 5e-07 -> 1e-05`."""
-    nearest: list[str] | None = None
-    for manifest in manifests:
-        before = {"version": manifest.version, **manifest.identity}
-        changed = fields.differences(before, {"version": step.spec.version, **step.identity})
-        inputs = {role: entry.get("name") for role, entry in manifest.inputs.items()}
-        differing = [f"{key}: {old} -> {new}" for key, old, new in changed] + [
-            f"input {role} is another"
-            for role in sorted({*inputs, *step.inputs})
-            if inputs.get(role) != step.inputs.get(role)
-        ]
-        if nearest is None or len(differing) < len(nearest):
-            nearest = differing
-    return ["nothing of this kind in the store"] if nearest is None else nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +54,8 @@ def other_code(plan: Plan, states: Mapping[str, State]) -> OtherCode | None:
 def redone(plan: Plan, requested: Sequence[str]) -> frozenset[str]:
     """Return the fingerprints of the steps that --redo names, by kind or label; ConfigError lists the valid names."""
     names = {name: {step.spec.kind, *(use.label for use in step.uses)} for name, step in plan.steps.items()}
-    matching: set[str] = set()
+    valid = {name for own in names.values() for name in own}
     for one in requested:
-        if not any(one in known for known in names.values()):
-            valid = ", ".join(sorted({known for every in names.values() for known in every}))
-            raise ConfigError(f"--redo {one}: this plan has no such step; choose from {valid}.")
-        matching |= {name for name, known in names.items() if one in known}
-    return frozenset(matching)
+        if one not in valid:
+            raise ConfigError(f"--redo {one}: this plan has no such step; choose from {', '.join(sorted(valid))}.")
+    return frozenset(name for name, own in names.items() if own & set(requested))
