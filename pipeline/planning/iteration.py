@@ -1,4 +1,4 @@
-"""The loop: the steps of N iterations, what defines each of them, what it is made of, and where it runs.
+"""The loop: the steps of N iterations, each with the settings and inputs that define it and the workers that run it.
 
     build({"": config}, sources)        one plan for all arms; `Builder.build` has the loop, then one method a step
 
@@ -74,18 +74,18 @@ class Builder:
         """id of a judge's configuration -> how it is run, and role -> name of what it is loaded from."""
 
     def build(self) -> None:
-        """Add N iterations: sample, annotate, train, evaluate, each from what the one before left."""
+        """Add N iterations: sample, annotate, train, evaluate; each starts from the policy of the one before."""
         config = self.config
         prompts = self.prompts()
         policy = base = self.external(self.sources.policy(config.policy))
         imported = self.imported_steps(prompts, policy)
         heldout: list[str] = []
         for t in range(1, config.iterations + 1):
-            given = imported if t == 1 else {}
-            samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
-            if not heldout:  # by the engine that is already loaded
+            ready = imported if t == 1 else {}
+            samples = ready.get("sample") or self.sample(t, "sample", prompts, policy, "train")
+            if t == 1:  # by the engine that is already loaded
                 heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
-            pairs, targets = self.annotate(t, samples, given.get("pairs"))
+            pairs, targets = self.annotate(t, samples, ready.get("pairs"))
             before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
             heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
             self.evaluate(t, heldout)
@@ -130,7 +130,7 @@ class Builder:
         return self.step(t, label, SAMPLE, settings, {"prompts": prompts, "policy": policy}, workers)
 
     def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
-        """Return (pairs, targets); pairs that are there need no scores."""
+        """Return (pairs, targets); pairs: imported ones, which need no scores."""
         config = self.config
         anchors = config.oracle.opponents
         scores = "" if pairs else self.score(t, "score", config.oracle, samples, anchors=anchors)
@@ -202,7 +202,10 @@ class Builder:
         return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
 
     def evaluate(self, t: int, heldout: Sequence[str]) -> None:
-        """Judge π_t; heldout: what π_0 .. π_t said to the held-out prompts. Who met before is not judged again."""
+        """Judge π_t against earlier policies; heldout: the held-out samples of π_0 .. π_t.
+
+        Two policies are judged once: cross-play reads the scores of earlier iterations.
+        """
         crossed = self.config.evaluate.crossplay
         opponents = {"previous": t - 1, "base": 0} | {f"vs{s:02d}": s for s in range(1, t - 1) if crossed}
         inputs = {"samples": heldout[t]}
@@ -214,11 +217,11 @@ class Builder:
                     inputs[f"{name}_{opponent}"] = scores
         settings = EvaluateSettings(evaluate=self.config.evaluate, seed=self.config.seed)
         self.step(t, "evaluate", EVALUATE, settings, inputs)
-        if crossed and t > 1:  # of two policies all is said
+        if crossed and t > 1:  # at t = 1 there are two policies, and `evaluate` compares them
             self.step(t, "crossplay", CROSSPLAY, settings, self.scores_by_pair)
 
     def best_of(self, t: int, n: int, prompts: str, policy: str, heldout: Sequence[str]) -> None:
-        """Judge the best of n responses of π_t by the oracle, against one response of the base, and one of its own."""
+        """Judge the oracle's best of n responses of π_t against one response of the base, and one of its own."""
         config = self.config
         samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
         scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
@@ -274,13 +277,13 @@ class Builder:
         return name
 
     def external(self, source: Input) -> str:
-        """Note what comes from outside the store, and return its name."""
+        """Add an input from outside the plan, and return its name."""
         return self.plan.externals.setdefault(source.digest, source).digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of which policy."""
+    """A file of prompts that a policy answers."""
 
     source: Input
     column: str
@@ -288,17 +291,17 @@ class Question:
     """A trained policy; None: the base."""
     iteration: int
     n: int
-    """Samples of each prompt, of which the oracle's best is the answer."""
+    """Samples of each prompt; the oracle's best of them is the answer."""
     temperature: float | None = None
-    """What the suite samples it at; None: as the configuration says."""
+    """The suite's own; None: sampler.temperature."""
 
 
 def build_answers(config: Config, sources: Sources, *questions: Question) -> Plan:
     """Return the plan of a policy's answers to files: the prompts, `n` samples each, and for n > 1 their scores."""
     plan = Plan(steps={}, externals={}, configs={"": config})
     for one in questions:
-        t, warmth = one.iteration, config.sampler.temperature if one.temperature is None else one.temperature
-        builder = Builder("", replace(config, sampler=replace(config.sampler, temperature=warmth)), sources, plan)
+        t, temperature = one.iteration, config.sampler.temperature if one.temperature is None else one.temperature
+        builder = Builder("", replace(config, sampler=replace(config.sampler, temperature=temperature)), sources, plan)
         base = builder.external(sources.policy(config.policy))
         policy = builder.external(one.policy) if one.policy else base
         settings = SuitePromptsSettings(column=one.column, max_tokens=config.prompts.max_tokens)
@@ -311,7 +314,7 @@ def build_answers(config: Config, sources: Sources, *questions: Question) -> Pla
 
 
 def build_import(config: Config, sources: Sources, source: Input, settings: ImportSettings) -> Plan:
-    """Return the plan of an import, all of it made in this process: prompts (which are held out), samples, pairs."""
+    """Return the plan of an import: prompts (it leaves out the held-out ones), samples, pairs."""
     plan = Plan(steps={}, externals={}, configs={"": config})
     builder = Builder("", config, sources, plan)
     prompts = builder.prompts()

@@ -106,12 +106,9 @@ def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, 
     except CorruptManifest as error:
         return State(kind="stale", why=str(error))
     if manifest is None:
-        parts = len(list(artifact.path.glob("part-*.json"))) + len(list(artifact.path.glob("checkpoints*/*")))
-        return (
-            State(kind="resume", why=f"{artifact.path.name} was begun")
-            if parts
-            else State(kind="miss", why="never made")
-        )
+        begun = any(artifact.path.glob("part-*.json")) or any(artifact.path.glob("checkpoints*/*"))
+        why = f"{artifact.path.name} was begun" if begun else "never made"
+        return State(kind="resume" if begun else "miss", why=why)
     for role, name in step.inputs.items():
         current = input_digest(plan, name, states)
         if current is None:
