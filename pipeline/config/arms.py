@@ -60,8 +60,10 @@ def _values(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise ConfigError(f"{word}: an interval has no end of values; name them: choice(...) or range(...).")
     sweep: Any = override.value()
-    if isinstance(sweep, RangeSweep) and sweep.step and (sweep.stop - (sweep.start or 0)) / sweep.step > MOST_ARMS:
-        raise ConfigError(f"{word}: too many values; at most {MOST_ARMS} arms are one plan.")
+    if isinstance(sweep, RangeSweep):
+        count = ((sweep.stop or 0) - (sweep.start or 0)) / sweep.step if sweep.step else 0
+        if count > MOST_ARMS:
+            raise ConfigError(f"{word}: too many values; at most {MOST_ARMS} arms are one plan.")
     if isinstance(sweep, Glob):
         if not is_choice(override):
             raise ConfigError(f"{word}: {override.key_or_group} is no group whose options glob can list.")

@@ -99,20 +99,20 @@ def _of_judging(config: Config) -> Iterable[str]:
             )
         if any("." in name for name in members):
             yield f"{key}.members: {', '.join(members)}: a member's name has no dot."
-    met = config.oracle.opponents
-    if config.win_rate == "cross_fit" and (met is None or met >= config.sampler.k):
+    opponents = config.oracle.opponents
+    if config.win_rate == "cross_fit" and (opponents is None or opponents >= config.sampler.k):
         yield (
-            f"win_rate=cross_fit with oracle.opponents={met} and sampler.k={config.sampler.k}: every response meets "
-            "all others, so there is nothing to split and no bias; set win_rate=matrix, or fewer opponents."
+            f"win_rate=cross_fit with oracle.opponents={opponents} and sampler.k={config.sampler.k}: every response "
+            "meets all others, so there is nothing to split and no bias; set win_rate=matrix, or fewer opponents."
         )
-    if config.selection.require_head_to_head and config.oracle.opponents is not None:
+    if config.selection.require_head_to_head and opponents is not None:
         yield (
-            f"selection.require_head_to_head with oracle.opponents={config.oracle.opponents}: chosen and rejected may "
+            f"selection.require_head_to_head with oracle.opponents={opponents}: chosen and rejected may "
             "not have met; set oracle.opponents=null."
         )
-    if config.objective.name == "sppo_single" and config.oracle.opponents is not None:
+    if config.objective.name == "sppo_single" and opponents is not None:
         yield (
-            f"objective=sppo_single with oracle.opponents={config.oracle.opponents}: it trains on the duel of chosen "
+            f"objective=sppo_single with oracle.opponents={opponents}: it trains on the duel of chosen "
             "and rejected, which may not have met; set oracle.opponents=null, or use objective=sppo."
         )
 

@@ -60,7 +60,7 @@ class Cost:
 
 def manifests(store: Path) -> list[Manifest]:
     """Return all readable manifests of the store, oldest first."""
-    found = []
+    readable = []
     for path in sorted(store.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
         kind, _, _ = path.parent.name.rpartition("-")
         try:
@@ -68,17 +68,17 @@ def manifests(store: Path) -> list[Manifest]:
         except CorruptManifest:
             continue
         if manifest:
-            found.append(manifest)
-    return found
+            readable.append(manifest)
+    return readable
 
 
 class Estimate:
-    """What the steps of a plan are expected to cost; what they share is looked up once."""
+    """What the steps of a plan are expected to cost, by the rates of what the store has made already."""
 
-    def __init__(self, plan: Plan, known: Iterable[Manifest]) -> None:
-        self.plan, self.known = plan, list(known)
+    def __init__(self, plan: Plan, made: Iterable[Manifest]) -> None:
+        self.plan, self.made = plan, list(made)
         self.costs: dict[str, Cost] = {}
-        trained = {m.fingerprint: _input_names(m).get("policy", "") for m in self.known if m.step == "train"}
+        trained = {m.fingerprint: _input_names(m).get("policy", "") for m in self.made if m.step == "train"}
         trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
         self.bases: dict[str, str] = {}
         """A trained policy -> the one that it was trained from in the end."""
@@ -90,7 +90,7 @@ class Estimate:
         self.rates: dict[str, float] = {}
         """Units (UNITS) a second of the latest artifact of a kind, engine, dtype, oracle, encoder and base policy, with
         or without GPUs."""
-        for manifest in self.known:
+        for manifest in self.made:
             units = manifest.stats.get(UNITS.get(manifest.step, "tokens"))
             if units and manifest.seconds:
                 on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
@@ -153,8 +153,8 @@ class Estimate:
         """Return the prompts of an iteration; of slices whose prompts were not read yet, a guess."""
         if config.prompts.per_iteration is not None:
             return config.prompts.per_iteration
-        made = [m for m in self.known if m.step == "prompts" and m.fingerprint in self.plan.steps]
-        prompts = made[-1].summary.get("train", 0) if made else config.prompts.limit or HUB_PROMPTS
+        counted = [m for m in self.made if m.step == "prompts" and m.fingerprint in self.plan.steps]
+        prompts = counted[-1].summary.get("train", 0) if counted else config.prompts.limit or HUB_PROMPTS
         return int(prompts) // (config.prompts.slices or 1)
 
 

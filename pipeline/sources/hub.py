@@ -98,10 +98,10 @@ def split_files(folder: Path, name: str | None, split: str) -> list[Path]:
                 f"prompts.subset={name}: {folder} has several configurations; choose one of {', '.join(names)}."
             ) from None
         raise DataError(f"{folder}: no dataset in the hub's layout ({_first_line(error)}).") from None
-    found = builder.config.data_files or {}
-    if split not in found:
-        raise ConfigError(f"prompts.split={split}: {folder} has {', '.join(map(str, found)) or 'none'}.")
-    return [Path(str(path)) for path in found[split]]
+    splits = builder.config.data_files or {}
+    if split not in splits:
+        raise ConfigError(f"prompts.split={split}: {folder} has {', '.join(map(str, splits)) or 'none'}.")
+    return [Path(str(path)) for path in splits[split]]
 
 
 def download(kind: str, repo: str, commit: str) -> Path:

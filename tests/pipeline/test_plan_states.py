@@ -95,8 +95,8 @@ def test_an_artifact_of_an_earlier_version_differs_by_its_settings_alone(tmp_pat
     changed["train"] = ["adapter.rank: 16 -> 4"]
     for step in after.steps.values():
         if step.spec.kind in changed:
-            (before,) = (old for old in plan.steps.values() if old.uses[:1] == step.uses[:1])
-            artifact = Artifact(tmp_path, before.spec.kind, before.fingerprint).manifest()
+            (old,) = (one for one in plan.steps.values() if one.uses[:1] == step.uses[:1])
+            artifact = Artifact(tmp_path, old.spec.kind, old.fingerprint).manifest()
             assert artifact
-            older = replace(artifact, identity=recorded_before(before.spec.kind, before.identity))
+            older = replace(artifact, identity=recorded_before(old.spec.kind, old.identity))
             assert [one for one in explain(step, [older]) if not one.startswith("input")] == changed[step.spec.kind]
