@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any, get_args, get_origin
 
-from sparring.pipeline import config
+from sparring.pipeline.config.groups import group_names, options_of
 from sparring.pipeline.config.model import Config
 from sparring.stages import fields
 
@@ -51,8 +51,8 @@ def page() -> str:
 
 
 def _options(group: str) -> Iterator[str]:
-    if group in config.groups():
-        yield f"Options: {', '.join(f'`{group}={one}`' for one in config.options_of(group))}.\n"
+    if group in group_names():
+        yield f"Options: {', '.join(f'`{group}={one}`' for one in options_of(group))}.\n"
 
 
 def _group(prefix: str, kind: Any, above: str = "yes") -> Iterator[tuple[str, ...]]:

@@ -143,6 +143,31 @@ def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, its value in one, its value in the other) of the settings that differ between two identities.
+
+    None stands for a setting that is not there. Where one is of an earlier version, both are read as that has recorded
+    them: `k`, not `sampler.k`.
+    """
+    flat = [dotted(_as_recorded_by(other, one)), dotted(_as_recorded_by(one, other))]
+    ours, theirs = ({key: value for key, value in settings.items() if value != {}} for settings in flat)
+    keys = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    return [(key, ours.get(key), theirs.get(key)) for key in keys]
+
+
+def _as_recorded_by(other: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity, without the groups around settings that another identity records outside any group."""
+    in_groups = {name for group in other.values() if isinstance(group, Mapping) for name in group}
+    recorded: dict[str, Any] = {}
+    for name, value in identity.items():
+        is_group = name in in_groups or isinstance(other.get(name, 0), Mapping | None)
+        if isinstance(value, Mapping) and not is_group:
+            recorded |= {name if key == "by" and name in other else key: one for key, one in value.items()}
+        else:
+            recorded[name] = value
+    return recorded
+
+
 def setting(identity: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """Return a setting that an artifact recorded, such as `sampler.k`.
 

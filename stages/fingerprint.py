@@ -26,6 +26,11 @@ def fingerprint(kind: str, version: int, identity: Mapping[str, Any], inputs: Ma
     return digest({"step": kind, "version": version, "identity": dict(identity), "inputs": dict(inputs)})
 
 
+def artifact_name(kind: str, fingerprint: str) -> str:
+    """Return what an artifact is called: `sample-1f2e3d4c`."""
+    return f"{kind}-{fingerprint[:8]}"
+
+
 def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value

@@ -1,4 +1,4 @@
-"""Imports point one way: stages/ knows nothing of pipeline/, and neither modules nor packages import in a circle."""
+"""Imports point one way, from the commands down to stages/; neither modules nor packages import in a circle."""
 
 from __future__ import annotations
 
@@ -56,6 +56,25 @@ def test_stages_import_nothing_of_the_orchestrator() -> None:
         if name.startswith("sparring.stages")
     }
     assert {name: to for name, to in wrong.items() if to} == {}
+
+
+BELOW_THE_COMMANDS = ("execution", "runs", "planning", "sources", "config", "store")
+"""Rooms of pipeline/, each of which imports only those after it; the commands import all of them."""
+OF_SETTINGS = {"config": ("runs", "report")}
+"""The configuration is made of the settings of rooms, which are beside their owners."""
+
+
+def test_rooms_of_the_orchestrator_import_only_those_below_them() -> None:
+    def room(name: str) -> str:
+        return name.split(".")[2] if name.startswith("sparring.pipeline.") else ""
+
+    wrong = []
+    for name, to in arrows().items():
+        if room(name) in BELOW_THE_COMMANDS:
+            below = BELOW_THE_COMMANDS[BELOW_THE_COMMANDS.index(room(name)) :]
+            allowed = ("", *below, *OF_SETTINGS.get(room(name), ()))
+            wrong += [f"{name} -> {one}" for one in to if room(one) not in allowed]
+    assert wrong == []
 
 
 def test_the_package_imports_nothing_that_stays_in_a_checkout() -> None:

@@ -123,11 +123,11 @@ def described(made: dict[str, Manifest], config: Config, overrides: Sequence[str
     given = summary["provenance"]
     lines = [
         f"{given['path']} ({given['layout']}): {rows['out']:,} of {rows['in']:,} rows{_dropped(samples)}",
-        f"  {_name(samples)}: {summary['prompts']:,} prompts, {summary['responses']:,} responses "
+        f"  {samples.name}: {summary['prompts']:,} prompts, {summary['responses']:,} responses "
         f"of {summary['length_mean']:.0f} tokens on average",
     ]
     if pairs:
-        lines.append(f"  {_name(pairs)}: {pairs.rows['out']:,} pairs{_dropped(pairs)}")
+        lines.append(f"  {pairs.name}: {pairs.rows['out']:,} pairs{_dropped(pairs)}")
     if summary["sequence_max"] > config.trainer.max_length:
         does = "cuts responses" if config.trainer.truncate == "keep_end" else "drops pairs"
         lines.append(
@@ -136,12 +136,8 @@ def described(made: dict[str, Manifest], config: Config, overrides: Sequence[str
             f"{config.trainer.max_length}"
         )
     lines += [f"  assumed: {text}" for text in given["assumed"]]
-    entry = f"entry.pairs={_name(pairs)}" if pairs else f"entry.samples={_name(samples)}"
+    entry = f"entry.pairs={pairs.name}" if pairs else f"entry.samples={samples.name}"
     return [*lines, f"next: {shlex.join(['sparring', 'run', entry, *overrides])}"]
-
-
-def _name(manifest: Manifest) -> str:
-    return f"{manifest.step}-{manifest.fingerprint[:8]}"
 
 
 def _dropped(manifest: Manifest) -> str:

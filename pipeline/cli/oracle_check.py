@@ -32,8 +32,8 @@ from sparring.pipeline.cli.prepare import download, pins_of
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.estimate import HUB_PROMPTS
+from sparring.pipeline.planning.prompt_count import with_prompt_counts
 from sparring.pipeline.sources import Sources, judges
-from sparring.pipeline.sources.prompt_count import fitted
 from sparring.pipeline.store.files import check_target, write_target
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import JudgeConfig
@@ -134,7 +134,7 @@ def run(
     pairs, counts = read([source.root / one.path for one in source.files], prompt_column, limit, drop_empty=drop_empty)
     asked(pairs, counts, frozenset(), file)
     if chosen.prompts.source == "file":  # how many prompts a run plays on is the file's to say
-        chosen, _ = fitted(chosen, sources)
+        chosen, _ = with_prompt_counts(chosen, sources)
     folders = judges.folders(judge, sources)
     if download(folders.values()):
         folders = judges.folders(judge, sources)

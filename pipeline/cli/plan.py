@@ -23,8 +23,8 @@ from sparring.pipeline.cli.prepare import (
 )
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.runs import run_history
-from sparring.pipeline.store.code_digest import other_code, redone
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.errors import ConfigError
 from sparring.stages.plain import printable
@@ -83,14 +83,14 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
     expected = estimate.Estimate(plan, known)
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
-        table.add_row("1", entry.label, entry.name, "given", "", "", _origin(entry.manifest))
+        table.add_row("1", entry.label, entry.manifest.name, "given", "", "", _origin(entry.manifest))
     rows: dict[tuple[int, str, str, str], list[tuple[int, Step]]] = {}
     for name, step in plan.steps.items():
         state, use = states[name], step.uses[0]
         reason = state.why
         if why and state.kind == "miss":
             near = [m for m in known if m.step == step.spec.kind and not m.imported]
-            reason = "; ".join(explain(plan, step, near))
+            reason = "; ".join(explain(step, near))
         crossed, _, other = use.label.partition("_vs")  # N^2 of them: those of an iteration share a row
         more = f" (+{len(step.uses) - 1} uses)" if len(step.uses) > 1 else ""
         label = f"{crossed}_vs…" if other and use.iteration > FEW else use.label + more

@@ -17,11 +17,11 @@ from sparring.pipeline import config
 from sparring.pipeline.config.model import Config, judges_of
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.iteration import build
-from sparring.pipeline.planning.placement import check_placement, this_machine
+from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State
+from sparring.pipeline.planning.prompt_count import dealt_again
 from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.sources import Sources, check_policy, hub, judges
-from sparring.pipeline.sources.prompt_count import dealt_again
 from sparring.pipeline.store.files import check_folder, existing
 from sparring.stages import digests, model_folder
 from sparring.stages.errors import ConfigError, DataError
@@ -112,7 +112,7 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
     if todo and ray_cluster.joined():
         ray_cluster.check_address(os.environ["RAY_ADDRESS"])
     elif todo:
-        check_placement(todo, this_machine(), "this machine", alone=True)
+        check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
 
 
 def check_servers(plan: Plan, states: Mapping[str, State]) -> None:

@@ -34,12 +34,12 @@ from sparring.pipeline.execution.executor import Executor, tidy_after_kill
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, State, Step, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources
-from sparring.pipeline.store.code_digest import other_code, redone
 from sparring.pipeline.store.files import existing, make_folder
 from sparring.pipeline.store.lease import Lease, LeaseHeld
 from sparring.pipeline.store.manifest import Artifact, Manifest
@@ -129,11 +129,11 @@ def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
     planned |= {(1, entry.label): entry.manifest.fingerprint for entry in entered}
     run_record.begin(folder, planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
     for entry in entered:
-        run_record.note(folder, Path(resolved.paths.store), (1, entry.label), entry.name, entry.manifest)
+        run_record.note(folder, Path(resolved.paths.store), (1, entry.label), entry.manifest.name, entry.manifest)
 
 
 def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
-    need = estimate.total(plan, states, []).peak_bytes
+    need = estimate.Estimate(plan, []).total(states).peak_bytes
     free = shutil.disk_usage(existing(store)).free
     if free < need:
         raise DataError(

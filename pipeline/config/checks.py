@@ -18,20 +18,16 @@ SERVER_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})
 
 def cross_field_errors(config: Config) -> Iterable[str]:
     """Yield what no single group can see."""
-    yield from _of_prompts(config)
-    yield from _of_training(config)
-    yield from _of_sampling(config)
-    yield from _of_judging(config)
-
-
-def _of_prompts(config: Config) -> Iterable[str]:
     rows, slices = config.prompts.per_iteration, config.prompts.slices
-    by_file = config.prompts.source == "file" and rows is None  # as many as it holds: pipeline/sources/prompt_count.py
+    by_file = config.prompts.source == "file" and rows is None  # as many as it holds: pipeline/planning/prompt_count.py
     if (rows is None) == (slices is None) and not by_file:
         yield (
             f"prompts.per_iteration={rows} and prompts.slices={slices}: one of the two says how many prompts "
             "an iteration plays on; set the other to null."
         )
+    yield from _of_training(config)
+    yield from _of_sampling(config)
+    yield from _of_judging(config)
 
 
 def _of_training(config: Config) -> Iterable[str]:
@@ -103,26 +99,26 @@ def _of_judging(config: Config) -> Iterable[str]:
             )
         if any("." in name for name in members):
             yield f"{key}.members: {', '.join(members)}: a member's name has no dot."
-    met = config.oracle.opponents
-    if config.win_rate == "cross_fit" and (met is None or met >= config.sampler.k):
+    opponents = config.oracle.opponents
+    if config.win_rate == "cross_fit" and (opponents is None or opponents >= config.sampler.k):
         yield (
-            f"win_rate=cross_fit with oracle.opponents={met} and sampler.k={config.sampler.k}: every response meets "
-            "all others, so there is nothing to split and no bias; set win_rate=matrix, or fewer opponents."
+            f"win_rate=cross_fit with oracle.opponents={opponents} and sampler.k={config.sampler.k}: every response "
+            "meets all others, so there is nothing to split and no bias; set win_rate=matrix, or fewer opponents."
         )
-    if config.selection.require_head_to_head and config.oracle.opponents is not None:
+    if config.selection.require_head_to_head and opponents is not None:
         yield (
-            f"selection.require_head_to_head with oracle.opponents={config.oracle.opponents}: chosen and rejected may "
+            f"selection.require_head_to_head with oracle.opponents={opponents}: chosen and rejected may "
             "not have met; set oracle.opponents=null."
         )
-    if config.objective.reads_duel and config.oracle.opponents is not None:
+    if config.objective.reads_duel and opponents is not None:
         yield (
-            f"objective={config.objective.name} with oracle.opponents={config.oracle.opponents}: it trains on "
-            "the duel of chosen and rejected, which may not have met; set oracle.opponents=null, or use objective=sppo."
+            f"objective={config.objective.name} with oracle.opponents={opponents}: it trains on the duel of chosen and "
+            "rejected, which may not have met; set oracle.opponents=null, or use objective=sppo."
         )
 
 
 def _of_urls(key: str, urls: Sequence[str]) -> Iterable[str]:
     for url in urls:
-        found = SERVER_URL.fullmatch(url)
-        if not found or not 0 < int((found[2] or ":80")[1:]) < 65536:
+        match = SERVER_URL.fullmatch(url)
+        if not match or not 0 < int((match[2] or ":80")[1:]) < 65536:
             yield f"{key}.urls: {url} is no address of a server; write http://host:port, with no path and no slash."

@@ -19,7 +19,7 @@ from typing import Any
 
 from sparring.pipeline.execution import in_process, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
-from sparring.pipeline.planning.placement import check_placement, this_machine
+from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
 from sparring.pipeline.store.code_digest import code_of
 from sparring.pipeline.store.files import files_below
@@ -215,7 +215,7 @@ class Executor:
         self._message("joining the Ray cluster" if joined else "starting Ray")
         todo = list(self._to_make())
         if not joined:
-            check_placement(todo, this_machine(), "this machine", alone=True)
+            check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
         ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
         self._ray = True
         if joined and (nodes := ray_cluster.nodes()) is not None:

@@ -113,6 +113,12 @@ def _to_log(log: Path, printed: dict[str, Any], **_: Any) -> None:
         file.write("\n".join(printed["lines"]) + "\n")
 
 
+def this_machine() -> dict[str, float]:
+    """Return the resources that Ray gets when it is started on this machine, and its memory (GB)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"CPU": os.cpu_count() or 1, "GPU": gpu_count(), "GB": memory}
+
+
 def nodes() -> list[dict[str, float]] | None:
     """Return the resources of every machine of the joined cluster; None where an autoscaler adds others on demand."""
     import ray

@@ -56,7 +56,7 @@ def base_of(run: RunHistory) -> Base:
     folder = Path(policy["path"]) if policy.get("path") else None
     commit = None
     if source == "hub" and folder is None:
-        folder = Hub(run.pins).here("model", repo, revision or "main")
+        folder = Hub(run.pins).downloaded_folder("model", repo, revision or "main")
         commit = run.pins.get(f"model:{repo}@{revision or 'main'}", revision)
     embedded = source == "embedded"
     return Base(

@@ -96,7 +96,7 @@ def model_card(arm: ArmReport, choice: Choice, base: Base, dtype: str, cast: boo
             if "train" in steps and i
         ],
         lineage=[
-            (i, label, f"{manifest.step}-{manifest.fingerprint[:8]}", manifest.fingerprint, manifest.content)
+            (i, label, manifest.name, manifest.fingerprint, manifest.content)
             for i, steps in before.items()
             for label, manifest in steps.items()
         ],

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.planning.plan import Plan, State, Step
-from sparring.pipeline.sources.parameters import counted
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest, fingerprint_of
+from sparring.stages.errors import DataError
 from sparring.stages.fields import setting
 from sparring.stages.fingerprint import digest
 from sparring.stages.hardware import ExpectConfig
+from sparring.stages.model_folder import header
 from sparring.stages.sample.config import FolderPolicy
+from sparring.stages.step import Input
 
 MEAN_SHARE = 0.8
 """Share of max_tokens a response is expected to take before any was measured."""
@@ -57,7 +60,7 @@ class Cost:
 
 def manifests(store: Path) -> list[Manifest]:
     """Return all readable manifests of the store, oldest first."""
-    found = []
+    readable = []
     for path in sorted(store.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
         kind, _, _ = path.parent.name.rpartition("-")
         try:
@@ -65,17 +68,17 @@ def manifests(store: Path) -> list[Manifest]:
         except CorruptManifest:
             continue
         if manifest:
-            found.append(manifest)
-    return found
+            readable.append(manifest)
+    return readable
 
 
 class Estimate:
-    """What the steps of a plan are expected to cost; what they share is looked up once."""
+    """What the steps of a plan are expected to cost, by the rates of what the store has made already."""
 
-    def __init__(self, plan: Plan, known: Iterable[Manifest]) -> None:
-        self.plan, self.known = plan, list(known)
+    def __init__(self, plan: Plan, made: Iterable[Manifest]) -> None:
+        self.plan, self.made = plan, list(made)
         self.costs: dict[str, Cost] = {}
-        trained = {m.fingerprint: _named(m).get("policy", "") for m in self.known if m.step == "train"}
+        trained = {m.fingerprint: _input_names(m).get("policy", "") for m in self.made if m.step == "train"}
         trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
         self.bases: dict[str, str] = {}
         """A trained policy -> the one that it was trained from in the end."""
@@ -84,31 +87,38 @@ class Estimate:
             while chain[-1] in trained and chain[-1] not in self.bases:
                 chain.append(trained[chain[-1]])
             self.bases |= dict.fromkeys(chain[:-1], self.bases.get(chain[-1], chain[-1]))
-        self.rates = dict(filter(None, map(self._measured, self.known)))
-        """Of the latest artifact of its kind, engine, dtype, oracle, encoder, base policy, with or without GPUs."""
+        self.rates: dict[str, float] = {}
+        """Units (UNITS) a second of the latest artifact of a kind, engine, dtype, oracle, encoder and base policy, with
+        or without GPUs."""
+        for manifest in self.made:
+            units = manifest.stats.get(UNITS.get(manifest.step, "tokens"))
+            if units and manifest.seconds:
+                on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
+                alike = self._alike(manifest.step, manifest.identity, _input_names(manifest), on_gpus)
+                self.rates[alike] = units / manifest.seconds
         self.weights = {arm: self._weights(arm) for arm in plan.configs}
-        self.slices = {arm: _slice(plan, config, self.known) for arm, config in plan.configs.items()}
+        self.slices = {arm: self._prompts_per_iteration(config) for arm, config in plan.configs.items()}
 
     def cost(self, step: Step) -> Cost:
         """Return what `step` is expected to cost; tokens are what it reads or samples."""
-        if step.fingerprint not in self.costs:
-            self.costs[step.fingerprint] = self._cost(step)
-        return self.costs[step.fingerprint]
-
-    def _cost(self, step: Step) -> Cost:
+        if step.fingerprint in self.costs:
+            return self.costs[step.fingerprint]
         arm = step.uses[0].arm
         config, prompts, weights = self.plan.configs[arm], self.slices[arm], self.weights[arm]
         tokens = _tokens(step, self.plan, config, prompts)
-        count = {"score": _duels, "embed": _responses}.get(step.spec.kind)
-        units = count(step, self.plan, config, prompts) if count else tokens
-        measured = self.rate(step)
+        units = _units(step, self.plan, config, prompts)
+        alike = self._alike(step.spec.kind, step.identity, step.inputs, bool(step.workers.gpus)) if self.rates else ""
+        measured = self.rates.get(alike)
         rate = measured or _profile_rate(step, config.hardware.expect, weights)
         heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
-        seconds = (config.hardware.expect.start_s if heavy else LIGHT_S) + (units / rate if rate else 0.0)
+        seconds = config.hardware.expect.start_s if heavy else LIGHT_S
+        if rate:
+            seconds += (tokens if units is None else units) / rate
         kept, peak = _disk(step, config, weights, tokens)
-        return Cost(
-            tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, assumed=bool(rate) and measured is None
-        )
+        assumed = bool(rate) and measured is None
+        cost = Cost(tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, assumed=assumed)
+        self.costs[step.fingerprint] = cost
+        return cost
 
     def total(self, states: Mapping[str, State]) -> Cost:
         """Return the sum over the steps that are not hits; the peak is kept plus the largest step's need."""
@@ -122,21 +132,8 @@ class Estimate:
             assumed=any(c.assumed for c in costs),
         )
 
-    def rate(self, step: Step) -> float | None:
-        """Return the units (UNITS) per second of the latest artifact like it, None without one."""
-        if not self.rates:
-            return None
-        return self.rates.get(self._like(step.spec.kind, step.identity, step.inputs, bool(step.workers.gpus)))
-
-    def _measured(self, manifest: Manifest) -> tuple[str, float] | None:
-        done = manifest.stats.get(UNITS.get(manifest.step, "tokens"))
-        on_gpus = bool(manifest.made_with.get("hardware", {}).get("gpus"))
-        if not done or not manifest.seconds:
-            return None
-        return self._like(manifest.step, manifest.identity, _named(manifest), on_gpus), done / manifest.seconds
-
-    def _like(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
-        """Return what artifacts have in common whose rates are alike."""
+    def _alike(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
+        """Return a digest of what steps have in common whose rates are alike."""
         dtype = setting(identity, "sampler.dtype", setting(identity, "trainer.dtype"))
         named = [setting(identity, "sampler.engine"), dtype, setting(identity, "oracle")]
         policy = inputs.get("policy")
@@ -148,25 +145,26 @@ class Estimate:
         """Return the weights of an arm's policy: those of its files, else those that the configuration states."""
         policy = self.plan.configs[arm].policy
         stated = None if isinstance(policy, FolderPolicy) else policy.parameters
-        uses = ((use, step) for step in self.plan.steps.values() for use in step.uses)
-        role = next((step.inputs.get("policy") for use, step in uses if (use.arm, use.label) == (arm, "prompts")), None)
-        base = self.plan.externals.get(role or "")
-        return (counted(base) if base else None) or stated or UNKNOWN
+        names = (step.inputs.get("policy", "") for use, step in self.plan.arm(arm) if use.label == "prompts")
+        base = self.plan.externals.get(next(names, ""))
+        return (weights_in_files(base) if base else None) or stated or UNKNOWN
+
+    def _prompts_per_iteration(self, config: Config) -> int:
+        """Return the prompts of an iteration; of slices whose prompts were not read yet, a guess."""
+        if config.prompts.per_iteration is not None:
+            return config.prompts.per_iteration
+        counted = [m for m in self.made if m.step == "prompts" and m.fingerprint in self.plan.steps]
+        prompts = counted[-1].summary.get("train", 0) if counted else config.prompts.limit or HUB_PROMPTS
+        return int(prompts) // (config.prompts.slices or 1)
 
 
-def cost(step: Step, plan: Plan, known: Iterable[Manifest]) -> Cost:
-    """Return what one step is expected to cost."""
-    return Estimate(plan, known).cost(step)
-
-
-def parameters(plan: Plan, arm: str) -> int:
-    """Return the weights of an arm's policy."""
-    return Estimate(plan, []).weights[arm]
-
-
-def total(plan: Plan, states: Mapping[str, State], known: Iterable[Manifest]) -> Cost:
-    """Return what all steps that are not hits are expected to cost."""
-    return Estimate(plan, known).total(states)
+def weights_in_files(model: Input) -> int | None:
+    """Return how many weights the headers of a model's safetensors files list, None where none can be read."""
+    files = [model.root / file.path for file in model.files if file.path.endswith(".safetensors")]
+    try:
+        return sum(prod(tensor.shape) for file in files for tensor in header(file).values()) or None
+    except DataError:  # not here yet, or not what it seems
+        return None
 
 
 def price(config: Config, total: Cost) -> str | None:
@@ -180,21 +178,8 @@ def price(config: Config, total: Cost) -> str | None:
     return f"{', '.join(parts)}{basis}" if parts else None
 
 
-def measured_rate(step: Step, plan: Plan, known: Iterable[Manifest]) -> float | None:
-    """Return the rate that was measured of what is like one step."""
-    return Estimate(plan, known).rate(step)
-
-
-def _named(manifest: Manifest) -> dict[str, str]:
+def _input_names(manifest: Manifest) -> dict[str, str]:
     return {role: entry.get("name", "") for role, entry in manifest.inputs.items()}
-
-
-def _slice(plan: Plan, config: Config, known: Iterable[Manifest]) -> int:
-    """Return the prompts of an iteration; of slices whose prompts were not read yet, a guess."""
-    if config.prompts.per_iteration is not None:
-        return config.prompts.per_iteration
-    read = [m.summary.get("train", 0) for m in known if m.step == "prompts" and m.fingerprint in plan.steps]
-    return int(read[-1] if read else config.prompts.limit or HUB_PROMPTS) // (config.prompts.slices or 1)
 
 
 def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
@@ -202,7 +187,7 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
     prompt = config.prompts.max_tokens / 4
     use = step.uses[0]
     for entry in plan.entries if use.iteration == 1 and step.spec.kind != "sample" else ():
-        if entry.arm == use.arm:  # what is there is known
+        if entry.arm == use.arm:  # what was imported is counted
             pairs = entry.manifest.rows["out"]
             length = entry.manifest.summary.get("length_mean", length)
     match step.spec.kind:
@@ -217,23 +202,23 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
     return 0.0
 
 
-def _duels(step: Step, plan: Plan, config: Config, prompts: int) -> float:
-    """Return the ordered pairs that a score judges; those of an embedded oracle take seconds and are not counted."""
-    if step.settings.oracle.kind in EMBEDDED:
+def _units(step: Step, plan: Plan, config: Config, prompts: int) -> float | None:
+    """Return the ordered pairs that a score judges, or the responses that are embedded; None for other steps.
+
+    Those of an embedded oracle take seconds and are not counted.
+    """
+    if step.spec.kind not in UNITS:
+        return None
+    if step.spec.kind == "score" and step.settings.oracle.kind in EMBEDDED:
         return 0.0
     if "opponents" in step.inputs:
         return 2.0 * (config.prompts.heldout or 0) * config.evaluate.k**2
-    given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
-    k, met = config.sampler.k, step.settings.anchors
-    if given:
-        k, prompts = given.settings.sampler.k, given.settings.rows or prompts
-    return float(prompts * (met * (2 * k - met - 1) if met else k * (k - 1)))
-
-
-def _responses(step: Step, plan: Plan, config: Config, prompts: int) -> float:
-    """Return the responses that are embedded."""
-    given = plan.steps.get(step.inputs["samples"])  # none where samples were imported
-    return float(prompts * (given.settings.sampler.k if given else config.sampler.k))
+    sampled = plan.steps.get(step.inputs["samples"])  # None where samples were imported
+    k = sampled.settings.sampler.k if sampled else config.sampler.k
+    if step.spec.kind == "embed":
+        return float(prompts * k)
+    rows, anchors = (sampled.settings.rows if sampled else None) or prompts, step.settings.anchors
+    return float(rows * (anchors * (2 * k - anchors - 1) if anchors else k * (k - 1)))
 
 
 def _profile_rate(step: Step, expect: ExpectConfig, weights: int) -> float | None:

@@ -1,4 +1,4 @@
-"""The loop: the steps of N iterations, what defines each of them, what it is made of, and where it runs.
+"""The loop: the steps of N iterations, each with the settings and inputs that define it and the workers that run it.
 
     build({"": config}, sources)        one plan for all arms; `Builder.build` has the loop, then one method a step
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.planning.imported import entries
 from sparring.pipeline.planning.plan import Plan, Step, Use
+from sparring.pipeline.planning.prompt_count import MOST_HELDOUT, check_lengths, on_empty, with_prompt_counts
 from sparring.pipeline.sources import Sources, judges
-from sparring.pipeline.sources.prompt_count import MOST_HELDOUT, check_lengths, fitted, on_empty
 from sparring.stages.annotate.config import (
     BEST,
     CALIBRATE,
@@ -30,7 +30,7 @@ from sparring.stages.annotate.config import (
     ScoreSettings,
 )
 from sparring.stages.evaluate.config import CROSSPLAY, EVALUATE, EvaluateSettings
-from sparring.stages.fields import part
+from sparring.stages.fields import identity, part
 from sparring.stages.fingerprint import fingerprint
 from sparring.stages.sample.config import (
     IMPORT,
@@ -49,9 +49,13 @@ from sparring.stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceSe
 
 def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
     """Return one plan for all arms: steps that arms share are computed once."""
-    found = {arm: fitted(config, sources) for arm, config in configs.items()}
-    counts = {arm: train for arm, (_, train) in found.items()}
-    plan = Plan(steps={}, externals={}, configs={arm: c for arm, (c, _) in found.items()}, train_prompts=counts)
+    counted = {arm: with_prompt_counts(config, sources) for arm, config in configs.items()}
+    plan = Plan(
+        steps={},
+        externals={},
+        configs={arm: config for arm, (config, _) in counted.items()},
+        train_prompts={arm: train for arm, (_, train) in counted.items()},
+    )
     for arm, config in plan.configs.items():
         Builder(arm, config, sources, plan).build()
         judges.check_second(config.oracle, config.judge, sources)
@@ -63,24 +67,24 @@ class Builder:
 
     def __init__(self, arm: str, config: Config, sources: Sources, plan: Plan) -> None:
         self.arm, self.config, self.sources, self.plan = arm, config, sources, plan
-        self.met: dict[str, str] = {}
+        self.scores_by_pair: dict[str, str] = {}
         """`oracle_03_01` -> the step that scores π_3 against π_1 by the oracle."""
-        self.judged: dict[int, tuple[StepSpec, dict[str, str]]] = {}
-        """How each of the configuration's judges is run, and what it is loaded from, by role."""
+        self.judge_inputs: dict[int, tuple[StepSpec, dict[str, str]]] = {}
+        """id of a judge's configuration -> how it is run, and role -> name of what it is loaded from."""
 
     def build(self) -> None:
-        """Add N iterations: sample, annotate, train, evaluate, each from what the one before left."""
+        """Add N iterations: sample, annotate, train, evaluate; each starts from the policy of the one before."""
         config = self.config
         prompts = self.prompts()
         policy = base = self.external(self.sources.policy(config.policy))
-        entered = self.enter(prompts, policy)
+        imported = self.imported_steps(prompts, policy)
         heldout: list[str] = []
         for t in range(1, config.iterations + 1):
-            given = entered if t == 1 else {}
-            samples = given.get("sample") or self.sample(t, "sample", prompts, policy, "train")
-            if not heldout:  # by the engine that is already loaded
+            ready = imported if t == 1 else {}
+            samples = ready.get("sample") or self.sample(t, "sample", prompts, policy, "train")
+            if t == 1:  # by the engine that is already loaded
                 heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
-            pairs, targets = self.annotate(t, samples, given.get("pairs"))
+            pairs, targets = self.annotate(t, samples, ready.get("pairs"))
             before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
             heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
             self.evaluate(t, heldout)
@@ -125,7 +129,7 @@ class Builder:
         return self.step(t, label, SAMPLE, settings, {"prompts": prompts, "policy": policy}, workers)
 
     def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
-        """Return (pairs, targets); pairs that are there need no scores."""
+        """Return (pairs, targets); pairs: imported ones, which need no scores."""
         config = self.config
         anchors = config.oracle.opponents
         scores = "" if pairs else self.score(t, "score", config.oracle, samples, anchors=anchors)
@@ -197,23 +201,26 @@ class Builder:
         return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
 
     def evaluate(self, t: int, heldout: Sequence[str]) -> None:
-        """Judge π_t; heldout: what π_0 .. π_t said to the held-out prompts. Who met before is not judged again."""
+        """Judge π_t against earlier policies; heldout: the held-out samples of π_0 .. π_t.
+
+        Two policies are judged once: cross-play reads the scores of earlier iterations.
+        """
         crossed = self.config.evaluate.crossplay
         opponents = {"previous": t - 1, "base": 0} | {f"vs{s:02d}": s for s in range(1, t - 1) if crossed}
         inputs = {"samples": heldout[t]}
         for judge, name in ((self.config.oracle, "oracle"), (self.config.judge, "second")):
             for opponent, s in opponents.items():
                 scores = self.score(t, f"score_{name}_{opponent}", judge, heldout[t], heldout[s])
-                self.met[f"{name}_{t:02d}_{s:02d}"] = scores
+                self.scores_by_pair[f"{name}_{t:02d}_{s:02d}"] = scores
                 if opponent in ("previous", "base"):
                     inputs[f"{name}_{opponent}"] = scores
         settings = EvaluateSettings(evaluate=self.config.evaluate, seed=self.config.seed)
         self.step(t, "evaluate", EVALUATE, settings, inputs)
-        if crossed and t > 1:  # of two policies all is said
-            self.step(t, "crossplay", CROSSPLAY, settings, self.met)
+        if crossed and t > 1:  # at t = 1 there are two policies, and `evaluate` compares them
+            self.step(t, "crossplay", CROSSPLAY, settings, self.scores_by_pair)
 
     def best_of(self, t: int, n: int, prompts: str, policy: str, heldout: Sequence[str]) -> None:
-        """Judge the best of n responses of π_t by the oracle, against one response of the base, and one of its own."""
+        """Judge the oracle's best of n responses of π_t against one response of the base, and one of its own."""
         config = self.config
         samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
         scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
@@ -236,20 +243,20 @@ class Builder:
         opponents: str | None = None,
         anchors: int | None = None,
     ) -> str:
-        if id(judge) not in self.judged:
-            folders = judges.folders(judge, self.sources).items()
-            self.judged[id(judge)] = judges.spec(judge), {role: self.external(source) for role, source in folders}
-        spec, inputs = self.judged[id(judge)]
+        if id(judge) not in self.judge_inputs:
+            folders = {role: self.external(source) for role, source in judges.folders(judge, self.sources).items()}
+            self.judge_inputs[id(judge)] = judges.spec(judge), folders
+        spec, inputs = self.judge_inputs[id(judge)]
         seed = self.config.seed if anchors else 0
         settings = ScoreSettings(oracle=part(judge, JudgeConfig), anchors=anchors, seed=seed)
         inputs = {"samples": samples, **inputs, **({"opponents": opponents} if opponents else {})}
         return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
 
-    def enter(self, prompts: str, policy: str) -> dict[str, str]:
-        """Return label -> name of what iteration 1 does not make itself."""
-        found = entries(self.arm, self.config, prompts, policy)
-        self.plan.entries.extend(found)
-        return {entry.label: self.external(entry.source) for entry in found}
+    def imported_steps(self, prompts: str, policy: str) -> dict[str, str]:
+        """Return label -> name of the steps of iteration 1 that imported artifacts stand for."""
+        imported = entries(self.arm, self.config, prompts, policy)
+        self.plan.entries.extend(imported)
+        return {entry.label: self.external(entry.source) for entry in imported}
 
     def step(
         self,
@@ -260,21 +267,22 @@ class Builder:
         inputs: Mapping[str, str],
         workers: Workers | None = None,
     ) -> str:
-        workers = workers or Workers(max_failures=self.config.hardware.max_failures)
-        step = Step(spec=spec, settings=settings, workers=workers, inputs=dict(inputs), fingerprint="")
-        name = fingerprint(spec.kind, spec.version, step.identity, inputs)
-        added = self.plan.steps.setdefault(name, replace(step, fingerprint=name))
-        added.uses.append(Use(arm=self.arm, iteration=t, label=label))
+        name = fingerprint(spec.kind, spec.version, identity(settings), inputs)
+        if name not in self.plan.steps:
+            workers = workers or Workers(max_failures=self.config.hardware.max_failures)
+            step = Step(spec=spec, settings=settings, workers=workers, inputs=dict(inputs), fingerprint=name)
+            self.plan.steps[name] = step
+        self.plan.steps[name].uses.append(Use(arm=self.arm, iteration=t, label=label))
         return name
 
     def external(self, source: Input) -> str:
-        """Note what comes from outside the store, and return its name."""
+        """Add an input from outside the plan, and return its name."""
         return self.plan.externals.setdefault(source.digest, source).digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of which policy."""
+    """A file of prompts that a policy answers."""
 
     source: Input
     column: str
@@ -282,17 +290,17 @@ class Question:
     """A trained policy; None: the base."""
     iteration: int
     n: int
-    """Samples of each prompt, of which the oracle's best is the answer."""
+    """Samples of each prompt; the oracle's best of them is the answer."""
     temperature: float | None = None
-    """What the suite samples it at; None: as the configuration says."""
+    """The suite's own; None: sampler.temperature."""
 
 
 def build_answers(config: Config, sources: Sources, *questions: Question) -> Plan:
     """Return the plan of a policy's answers to files: the prompts, `n` samples each, and for n > 1 their scores."""
     plan = Plan(steps={}, externals={}, configs={"": config})
     for one in questions:
-        t, warmth = one.iteration, config.sampler.temperature if one.temperature is None else one.temperature
-        builder = Builder("", replace(config, sampler=replace(config.sampler, temperature=warmth)), sources, plan)
+        t, temperature = one.iteration, config.sampler.temperature if one.temperature is None else one.temperature
+        builder = Builder("", replace(config, sampler=replace(config.sampler, temperature=temperature)), sources, plan)
         base = builder.external(sources.policy(config.policy))
         policy = builder.external(one.policy) if one.policy else base
         settings = SuitePromptsSettings(column=one.column, max_tokens=config.prompts.max_tokens)
@@ -305,7 +313,7 @@ def build_answers(config: Config, sources: Sources, *questions: Question) -> Pla
 
 
 def build_import(config: Config, sources: Sources, source: Input, settings: ImportSettings) -> Plan:
-    """Return the plan of an import, all of it made in this process: prompts (which are held out), samples, pairs."""
+    """Return the plan of an import: prompts (it leaves out the held-out ones), samples, pairs."""
     plan = Plan(steps={}, externals={}, configs={"": config})
     builder = Builder("", config, sources, plan)
     prompts = builder.prompts()

@@ -1,4 +1,4 @@
-"""Whether the workers of a plan's steps fit on the machines there are: asked before anything is made.
+"""Whether the workers of a plan's steps fit on the machines there are: checked before anything is made.
 
 A worker takes its cores and GPUs on one machine. The workers of a training take theirs at the same time, and those of a
 pool do where there is but one machine; on a cluster there are as many of them as it holds.
@@ -6,13 +6,9 @@ pool do where there is but one machine; on a cluster there are as many of them a
 
 from __future__ import annotations
 
-import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.plan import Step
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SampleSettings
@@ -21,65 +17,46 @@ Node = Mapping[str, float]
 """Resources of a machine by Ray's names: {"CPU": 16, "GPU": 8}; GB: its memory, where that is known."""
 
 COUNTS = {"engines": "hardware.engines", "annotators": "hardware.annotators", "train": "hardware.workers"}
+"""Workers -> the configuration key that says how many there are."""
 KEYS = {
     "engines": {"CPU": "hardware.cores_per_engine", "GPU": "policy.tensor_parallel", "GB": "hardware.kv_cache_gb"},
     "annotators": {"CPU": "hardware.annotator_cpus", "GPU": "hardware.annotator_gpus"},
     "train": {"CPU": "hardware.worker_cpus", "GPU": "hardware.worker_gpus"},
 }
-"""Who asks -> resource -> the configuration key that says how many; COUNTS: how many ask."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a step must have at the same time: `workers` of them, each with `each` on one machine."""
-
-    step: str
-    owner: str
-    """A key of KEYS."""
-    workers: int
-    each: Mapping[str, int]
-
-
-def demand_of(step: Step, alone: bool) -> Demand | None:
-    """Return what a step must have at the same time; None for a light step. alone: on one machine, no cluster."""
-    trains = bool(step.spec.run)
-    owner = "train" if trains else step.spec.pool
-    if owner not in KEYS:
-        return None
-    each = {"CPU": step.workers.cpus, "GPU": step.workers.gpus}
-    settings = step.settings
-    if isinstance(settings, SampleSettings) and settings.sampler.engine == "vllm" and not each["GPU"]:
-        each["GB"] = settings.hardware.kv_cache_gb
-    workers = (step.workers.count or 1) if trains or alone else 1
-    return Demand(step.name, owner, workers, {k: n for k, n in each.items() if n})
-
-
-def fitting(demand: Demand, nodes: Sequence[Node]) -> int:
-    """Return how many of a demand's workers the machines hold at the same time."""
-    amounts = (
-        [(node.get(kind, math.inf if kind == "GB" else 0), n) for kind, n in demand.each.items()] for node in nodes
-    )
-    return sum(int(min(there // n if there < math.inf else sys.maxsize for there, n in one)) for one in amounts)
+"""Workers -> resource -> the configuration key that says how much of it one takes."""
 
 
 def check_placement(steps: Iterable[Step], nodes: Sequence[Node], where: str, *, alone: bool = False) -> None:
-    """ConfigError where the workers of a step can never be placed; where: `this machine` or the cluster's name."""
-    there = " + ".join(_amounts(node) for node in nodes) or "no live node"
-    for demand in filter(None, (demand_of(step, alone) for step in steps)):
-        if not demand.each or fitting(demand, nodes) >= demand.workers:
+    """ConfigError where the workers of a step can never be placed; light steps, which run in no worker, fit anywhere.
+
+    where: `this machine` or the cluster's name. alone: it is one machine, which must hold all workers of a pool.
+    """
+    for step in steps:
+        is_training = bool(step.spec.run)
+        workers = "train" if is_training else step.spec.pool
+        if workers not in KEYS:
             continue
-        keys = ", ".join(f"{KEYS[demand.owner][kind]}={n}" for kind, n in demand.each.items())
-        many = f"{COUNTS[demand.owner]}={demand.workers} with {keys} each" if demand.workers > 1 else keys
+        takes = {"CPU": step.workers.cpus, "GPU": step.workers.gpus}
+        settings = step.settings
+        if isinstance(settings, SampleSettings) and settings.sampler.engine == "vllm" and not takes["GPU"]:
+            takes["GB"] = settings.hardware.kv_cache_gb
+        takes = {kind: n for kind, n in takes.items() if n}
+        count = (step.workers.count or 1) if is_training or alone else 1
+        if not takes or sum(_most_workers(node, takes) for node in nodes) >= count:
+            continue
+        keys = ", ".join(f"{KEYS[workers][kind]}={n}" for kind, n in takes.items())
+        what = f"{COUNTS[workers]}={count} with {keys} each" if count > 1 else keys
+        resources = " + ".join(map(_amounts, nodes)) or "no live node"
         raise ConfigError(
-            f"{demand.step} can never be placed: {many}, but {where} has {there}. Lower these keys, choose another "
+            f"{step.name} can never be placed: {what}, but {where} has {resources}. Lower these keys, choose another "
             "hardware=..., or join a cluster that has them (RAY_ADDRESS)."
         )
 
 
-def this_machine() -> list[Node]:
-    """Return the resources that Ray gets when it is started on this machine, and its memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return [{"CPU": os.cpu_count() or 1, "GPU": ray_cluster.gpu_count(), "GB": memory}]
+def _most_workers(node: Node, takes: Mapping[str, int]) -> int:
+    """Return how many workers a machine holds at the same time; memory that is not known is enough."""
+    limits = [int(node.get(kind, 0) // n) for kind, n in takes.items() if kind in node or kind != "GB"]
+    return min(limits, default=sys.maxsize)
 
 
 def _amounts(node: Node) -> str:

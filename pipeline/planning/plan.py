@@ -15,6 +15,7 @@ from sparring.pipeline.config.model import Config
 from sparring.pipeline.planning.imported import Entry
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest
 from sparring.stages import fields
+from sparring.stages.fingerprint import artifact_name
 from sparring.stages.step import Input, StepSpec, Workers
 
 
@@ -48,7 +49,7 @@ class Step:
     @property
     def name(self) -> str:
         """`sample-1f2e3d4c`."""
-        return f"{self.spec.kind}-{self.fingerprint[:8]}"
+        return artifact_name(self.spec.kind, self.fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +105,9 @@ def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, 
     except CorruptManifest as error:
         return State(kind="stale", why=str(error))
     if manifest is None:
-        parts = len(list(artifact.path.glob("part-*.json"))) + len(list(artifact.path.glob("checkpoints*/*")))
-        return (
-            State(kind="resume", why=f"{artifact.path.name} was begun")
-            if parts
-            else State(kind="miss", why="never made")
-        )
+        begun = any(artifact.path.glob("part-*.json")) or any(artifact.path.glob("checkpoints*/*"))
+        why = f"{artifact.path.name} was begun" if begun else "never made"
+        return State(kind="resume" if begun else "miss", why=why)
     for role, name in step.inputs.items():
         current = input_digest(plan, name, states)
         if current is None:
@@ -130,32 +128,18 @@ def input_digest(plan: Plan, name: str, states: Mapping[str, State]) -> str | No
     return state.manifest.content if state.kind == "hit" and state.manifest else None
 
 
-def explain(plan: Plan, step: Step, manifests: Sequence[Manifest]) -> list[str]:
+def explain(step: Step, manifests: Sequence[Manifest]) -> list[str]:
     """Return how `step` differs from the nearest existing artifact of its kind: `trainer.lr: 5e-07 -> 1e-05`."""
-    best: list[str] | None = None
+    nearest: list[str] | None = None
     for manifest in manifests:
-        differences = _differences(step, manifest)
-        if best is None or len(differences) < len(best):
-            best = differences
-    return ["nothing of this kind in the store"] if best is None else best
-
-
-def _differences(step: Step, manifest: Manifest) -> list[str]:
-    here = _flat({"version": step.spec.version, **step.identity})
-    there = _flat({"version": manifest.version, **manifest.identity})
-    changed = [
-        f"{key}: {there.get(key)} -> {here.get(key)}"
-        for key in sorted({*here, *there})
-        if here.get(key) != there.get(key)
-    ]
-    old = {role: entry.get("name") for role, entry in manifest.inputs.items()}
-    return changed + [
-        f"input {role} is another" for role in sorted({*old, *step.inputs}) if old.get(role) != step.inputs.get(role)
-    ]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: list(node) if isinstance(node, tuple) else node}
-    named = {f"{prefix}.{key}" if prefix else key: value for key, value in node.items()}
-    return {k: v for key, value in named.items() for k, v in _flat(value, key).items()}
+        before = {"version": manifest.version, **manifest.identity}
+        changed = fields.differences(before, {"version": step.spec.version, **step.identity})
+        inputs = {role: entry.get("name") for role, entry in manifest.inputs.items()}
+        differing = [f"{key}: {old} -> {new}" for key, old, new in changed] + [
+            f"input {role} is another"
+            for role in sorted({*inputs, *step.inputs})
+            if inputs.get(role) != step.inputs.get(role)
+        ]
+        if nearest is None or len(differing) < len(nearest):
+            nearest = differing
+    return ["nothing of this kind in the store"] if nearest is None else nearest

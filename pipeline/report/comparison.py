@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparring.pipeline.config import dotted
 from sparring.pipeline.report.judging import JUDGES
 from sparring.pipeline.runs.run_history import RunHistory, labels
 from sparring.pipeline.store.manifest import Manifest
+from sparring.stages import fields
 from sparring.stages.evaluate.bootstrap import (
     POWER,
     Bootstrap,
@@ -155,7 +155,7 @@ def why_not(ours: Manifest, theirs: Manifest, our_base: Manifest | None, their_b
         if our_base and their_base:
             others = {"policy": "another base", "prompts": "other prompts"}
             of_base = [why for role, why in others.items() if _digest(our_base, role) != _digest(their_base, role)]
-            if changed := changes(*_comparable(our_base.identity, their_base.identity)):
+            if changed := changes(our_base.identity, their_base.identity):
                 of_base.append(f"the base's held-out responses are sampled otherwise ({changed})")
         of_base = of_base or ["the base's held-out responses are others"]
     return "; ".join(filter(None, [*of_base, _of_judge(ours, theirs)]))
@@ -178,19 +178,9 @@ def _of_judge(ours: Manifest, theirs: Manifest) -> str:
     return ""
 
 
-def _comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return two identities of samples; where one is of an earlier version, both as that has recorded it: flat."""
-    if ("sampler" in ours) == ("sampler" in theirs):
-        return ours, theirs
-    one, other = ({key.rpartition(".")[2]: value for key, value in dotted(identity)} for identity in (ours, theirs))
-    return one, other
-
-
 def changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Return `seed=1, not 0; k=2, not 1`: the dotted keys whose values differ; '' without any."""
-    one, other = dict(dotted(ours)), dict(dotted(theirs))
-    keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-    return "; ".join(f"{key}={one.get(key)}, not {other.get(key)}" for key in keys)
+    """Return `seed=1, not 0; k=2, not 1`: the settings of two identities that differ; '' without any."""
+    return "; ".join(f"{key}={one}, not {other}" for key, one, other in fields.differences(ours, theirs))
 
 
 def _same(ours: Manifest, theirs: Manifest, what: str, role: str = "opponents") -> bool:

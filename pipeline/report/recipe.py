@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from sparring.pipeline import config
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.runs.run_history import RunHistory
+from sparring.stages import fields
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import LOCATION, RUNTIME, unhashed
 
@@ -48,7 +49,7 @@ def settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     if plain.get("repulsion", {}).get("name") == "off":
         chosen["repulsion"] = {"name": "off"}
     outside = tuple(f"{key}." for key in NO_RECIPE)
-    leaves = {key: value for key, value in config.dotted(chosen) if not f"{key}.".startswith(outside)}
+    leaves = {key: value for key, value in fields.dotted(chosen).items() if not f"{key}.".startswith(outside)}
     return {key: value for key, value in leaves.items() if key == "policy.name" or not is_local(key)}
 
 

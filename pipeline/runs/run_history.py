@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.config import config_of, diagnostics_of
+from sparring.pipeline.config.config_file import config_of, diagnostics_of
 from sparring.pipeline.runs import rules, run_record
 from sparring.pipeline.runs.panel import Panel, panels
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import sparring.stages.annotate
@@ -48,15 +48,22 @@ class Sources:
     def policy(self, config: PolicyConfig) -> Input:
         """Return the base policy. One that is not prepared or downloaded yet has its digest and no files to read."""
         if isinstance(config, EmbeddedPolicy):
-            return _embedded_policy()
+            return self._embedded_policy
         if config.path is None:
-            found = self.hub.model(config.repo, config.revision)
-            if found.files:
-                check_policy_folder(found.root)
-            return found
+            model = self.hub.model(config.repo, config.revision)
+            if model.files:
+                check_policy_folder(model.root)
+            return model
         folder = Path(config.path)
         check_policy_folder(folder)
         return _external("policy", folder)
+
+    @cached_property
+    def _embedded_policy(self) -> Input:
+        folder = embedded.place()
+        if embedded.is_prepared():  # reads the cache of digests once a file
+            return _external("policy", folder)
+        return _recorded("policy", folder, embedded.POLICY_FILES)
 
     def encoder(self, config: EncoderConfig) -> Input:
         """Return the sentence encoder's folder."""
@@ -121,7 +128,13 @@ class Sources:
 
 
 def _external(role: str, path: Path) -> Input:
-    return _seen(role, path, Path.cwd())
+    return _cached_external(role, path, Path.cwd())
+
+
+@cache
+def _cached_external(role: str, path: Path, _working_folder: Path) -> Input:
+    """Return the files at `path`, which may be relative to the working folder."""
+    return external(role, path, cached_sha256)
 
 
 def _files(role: str, path: Path, split: str | None, key: str) -> Input:
@@ -142,21 +155,8 @@ def _files(role: str, path: Path, split: str | None, key: str) -> Input:
     return Input(role=role, root=path.absolute(), digest=content_digest(files), files=files)
 
 
-@cache
-def _seen(role: str, path: Path, _here: Path) -> Input:
-    """Return what lies at `path`, which may be relative to where the process is."""
-    return external(role, path, cached_sha256)
-
-
-@cache
-def _embedded_policy() -> Input:
-    folder = embedded.place()
-    if embedded.is_prepared():
-        return _external("policy", folder)
-    return _recorded("policy", folder, embedded.POLICY_FILES)
-
-
 def _recorded(role: str, folder: Path, sha256: Mapping[str, str]) -> Input:
+    """Return files that are not here yet, with the digests that they will have."""
     files = tuple(File(name=n, path=n, sha256=s, bytes=0) for n, s in sha256.items())
     return Input(role=role, root=folder, digest=content_digest(files), files=files)
 
@@ -180,7 +180,10 @@ def check_policy_folder(folder: Path) -> None:
         raise DataError(
             f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's tokenizer there."
         )
-    if not _has_chat_template(folder):
+    has_template = (folder / "chat_template.jinja").is_file()
+    if not has_template and (folder / "tokenizer_config.json").is_file():
+        has_template = bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    if not has_template:
         raise DataError(
             f"{folder}: no chat template; add chat_template.jinja (or chat_template in tokenizer_config.json). "
             "Base models without one cannot be played as chat models."
@@ -240,10 +243,3 @@ def check_context(policy: Input, longest: int) -> None:
             f"prompts.max_tokens + sampler.max_tokens = {longest} exceeds the policy's context of {context} tokens "
             f"({settings}); lower one of the two."
         )
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(read_json(settings).get("chat_template"))

@@ -43,7 +43,9 @@ class Hub:
         digest = _digest("model", repo, commit)
         if folder is None:
             return Input(role="policy", root=Path(), digest=digest, wanted=("model", repo, commit))
-        return Input(role="policy", root=folder, digest=digest, files=_files(folder, _matching(folder, MODEL_FILES)))
+        paths = sorted(path for path in folder.resolve().iterdir() if path.is_file())
+        selected = [path for path in paths if any(fnmatch.fnmatch(path.name, pattern) for pattern in MODEL_FILES)]
+        return Input(role="policy", root=folder, digest=digest, files=_files(folder, selected))
 
     def dataset(self, repo: str, revision: str, name: str | None, split: str) -> Input:
         """Return the files of a split; without files while it is not downloaded."""
@@ -54,7 +56,7 @@ class Hub:
             return Input(role="source", root=Path(), digest=digest, wanted=("dataset", repo, commit))
         return Input(role="source", root=folder, digest=digest, files=_files(folder, split_files(folder, name, split)))
 
-    def here(self, kind: str, repo: str, revision: str) -> Path | None:
+    def downloaded_folder(self, kind: str, repo: str, revision: str) -> Path | None:
         """Return the folder of what was downloaded, without asking anybody; None when there is none."""
         return _downloaded(kind, repo, self.pins.get(f"{kind}:{repo}@{revision}", revision))
 
@@ -87,25 +89,19 @@ def split_files(folder: Path, name: str | None, split: str) -> list[Path]:
     try:
         builder = datasets.load_dataset_builder(str(folder.resolve()), name=name)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        names = _configurations(folder)
+        try:
+            names = list(datasets.get_dataset_config_names(str(folder)))
+        except (ValueError, OSError, datasets.exceptions.DatasetsError):
+            names = []
         if name not in names and len(names) > 1:
             raise ConfigError(
                 f"prompts.subset={name}: {folder} has several configurations; choose one of {', '.join(names)}."
             ) from None
         raise DataError(f"{folder}: no dataset in the hub's layout ({first_line(error)}).") from None
-    found = builder.config.data_files or {}
-    if split not in found:
-        raise ConfigError(f"prompts.split={split}: {folder} has {', '.join(map(str, found)) or 'none'}.")
-    return [Path(str(path)) for path in found[split]]
-
-
-def _configurations(folder: Path) -> list[str]:
-    import datasets
-
-    try:
-        return list(datasets.get_dataset_config_names(str(folder)))
-    except (ValueError, OSError, datasets.exceptions.DatasetsError):
-        return []
+    splits = builder.config.data_files or {}
+    if split not in splits:
+        raise ConfigError(f"prompts.split={split}: {folder} has {', '.join(map(str, splits)) or 'none'}.")
+    return [Path(str(path)) for path in splits[split]]
 
 
 def download(kind: str, repo: str, commit: str) -> Path:
@@ -113,7 +109,7 @@ def download(kind: str, repo: str, commit: str) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     patterns = (*MODEL_FILES, "README.md") if kind == "model" else DATA_FILES
-    folder = _asked(
+    folder = _ask_hub(
         kind,
         repo,
         commit,
@@ -139,7 +135,7 @@ def data_file(kind: str, repo: str, name: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    return Path(_asked(kind, repo, "main", lambda: hf_hub_download(repo, name, repo_type=kind)))
+    return Path(_ask_hub(kind, repo, "main", lambda: hf_hub_download(repo, name, repo_type=kind)))
 
 
 def cached_file(kind: str, repo: str, name: str) -> Path | None:
@@ -174,35 +170,28 @@ def _downloaded(kind: str, repo: str, commit: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    found = sorted(path for path in folder.resolve().iterdir() if path.is_file())
-    return [path for path in found if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)]
-
-
 def _files(folder: Path, paths: Sequence[Path]) -> tuple[File, ...]:
-    """Names are relative to the folder; large files lie in the hub's cache under their sha256."""
-    root = folder.resolve()  # as the datasets library finds them; files may be links into the hub's cache
-    named = [(str(path.absolute().relative_to(root)), path) for path in paths]
-    return tuple(File(name=name, path=name, sha256=_sha256(path), bytes=path.stat().st_size) for name, path in named)
-
-
-def _sha256(path: Path) -> str:
-    blob = path.resolve().name
-    return blob if SHA256.fullmatch(blob) else cached_sha256(path)
+    """Return paths in a folder as files; large ones are links into the hub's cache, where sha256 is their name."""
+    root, files = folder.resolve(), []
+    for path in paths:
+        name, blob = str(path.absolute().relative_to(root)), path.resolve().name
+        sha256 = blob if SHA256.fullmatch(blob) else cached_sha256(path)
+        files.append(File(name=name, path=name, sha256=sha256, bytes=path.stat().st_size))
+    return tuple(files)
 
 
 def _resolve(kind: str, repo: str, revision: str, ask: bool) -> str:
     """Return the commit of a branch: the hub's, or the one that its cache last saw where the hub does not answer."""
     from huggingface_hub import HfApi, constants
 
-    cached = _ref(kind, repo, revision)
+    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
     ask = ask and not constants.HF_HUB_OFFLINE
     if not ask and not cached.is_file():
         why = "and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "and the hub does not answer"
         raise HubSilent(f"{kind} {repo}: revision {revision} is not in the hub's cache, {why}.")
     try:
         if ask:
-            info = _asked(kind, repo, revision, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision))
+            info = _ask_hub(kind, repo, revision, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision))
             return str(info.sha)
     except DataError:
         if not cached.is_file():
@@ -210,13 +199,7 @@ def _resolve(kind: str, repo: str, revision: str, ask: bool) -> str:
     return cached.read_text(encoding="utf-8").strip()
 
 
-def _ref(kind: str, repo: str, revision: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
-
-
-def _asked(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> Any:
+def _ask_hub(kind: str, repo: str, revision: str, question: Callable[[], Any]) -> Any:
     """Return the hub's answer, or say in one line why there is none."""
     import httpx2  # the hub library's own client
     from huggingface_hub import errors

@@ -19,13 +19,13 @@ from sparring.stages.step import Input, StepSpec
 def folders(judge: JudgeConfig, sources: Sources, prefix: str = "") -> dict[str, Input]:
     """Return what an oracle is loaded from, by role: `judge`, `encoder`, `first.judge`."""
     options = oracles.options(judge.kind, judge.options)
-    wanted = () if judge.urls and options.servers else options.inputs
-    found = {f"{prefix}judge": sources.judge(judge)} if "judge" in wanted else {}
-    if "encoder" in wanted:
-        found[f"{prefix}encoder"] = sources.minilm()
+    roles = () if judge.urls and options.servers else options.inputs
+    by_role = {f"{prefix}judge": sources.judge(judge)} if "judge" in roles else {}
+    if "encoder" in roles:
+        by_role[f"{prefix}encoder"] = sources.minilm()
     for name, member in judge.members.items():
-        found |= folders(member, sources, f"{prefix}{name}.")
-    return found
+        by_role |= folders(member, sources, f"{prefix}{name}.")
+    return by_role
 
 
 def reads(judge: JudgeConfig) -> str:
@@ -57,25 +57,25 @@ CHECKS = ("lexical", "mini", "pairrm")
 
 def check_second(oracle: JudgeConfig, judge: JudgeConfig, sources: Sources) -> None:
     """ConfigError when the second judge is the oracle or a member of it, whatever its options."""
-    taught, kinds = _verdicts("oracle", oracle, sources), {one.kind for _, one in judges_of("", oracle)}
+    teachers, kinds = _weights_of("oracle", oracle, sources), {one.kind for _, one in judges_of("", oracle)}
     places = dict(judges_of("judge", judge))
-    for key, whose in _verdicts("judge", judge, sources).items():
-        same = next((place for place, other in taught.items() if other == whose), None)
+    for key, weights in _weights_of("judge", judge, sources).items():
+        same = next((place for place, others in teachers.items() if others == weights), None)
         if same:
             other = next((kind for kind in CHECKS if kind not in kinds), "reward_model")
             raise ConfigError(
-                f"{key} ({places[key].kind}) is {same} as well: who has taught the policy cannot check it; "
-                f"choose another second judge, such as judge={other}."
+                f"{key} ({places[key].kind}) has the weights of {same}: a second judge must be independent of the "
+                f"oracle; choose another one, such as judge={other}."
             )
 
 
-def _verdicts(key: str, judge: JudgeConfig, sources: Sources) -> dict[str, str]:
-    """Return key -> where a judge's verdicts come from: the digest of its folder, or its model at servers."""
-    found = {}
+def _weights_of(key: str, judge: JudgeConfig, sources: Sources) -> dict[str, str]:
+    """Return key -> what a judge and its members are known by: the digest of a folder, or the model at servers."""
+    weights = {}
     for place, one in judges_of(key, judge):
         options = oracles.options(one.kind, one.options)
         if one.urls and options.servers:
-            found[place] = f"{one.kind}: {one.options['model']}"
+            weights[place] = f"{one.kind}: {one.options['model']}"
         elif "judge" in options.inputs:
-            found[place] = sources.judge(one).digest
-    return found
+            weights[place] = sources.judge(one).digest
+    return weights

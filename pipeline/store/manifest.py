@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from sparring.pipeline.store.files import LEASES, content_digest, disk_errors, sync, write_text
 from sparring.stages import fields
 from sparring.stages.errors import DataError, SparringError
-from sparring.stages.fingerprint import digest
+from sparring.stages.fingerprint import artifact_name, digest
 from sparring.stages.step import File, Input, sha256_file
 
 MANIFEST = "manifest.json"
@@ -49,6 +49,11 @@ class Manifest:
     attempts: list[str]
     made_with: dict[str, Any]
     """Code version, packages, hardware, creation time."""
+
+    @property
+    def name(self) -> str:
+        """`sample-1f2e3d4c`, its folder in the store."""
+        return artifact_name(self.step, self.fingerprint)
 
     @property
     def content(self) -> str:
@@ -78,8 +83,8 @@ class Artifact:
     def __init__(self, store: Path, kind: str, fingerprint: str) -> None:
         self.kind = kind
         self.fingerprint = fingerprint
-        self.path = store / f"{kind}-{fingerprint[:8]}"
-        self.lease = store / LEASES / f"{kind}-{fingerprint[:8]}.json"
+        self.path = store / artifact_name(kind, fingerprint)
+        self.lease = store / LEASES / f"{self.path.name}.json"
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, None when there is none; CorruptManifest when it is not what was published."""

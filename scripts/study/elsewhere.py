@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.study.read import Policy, StudyData
-from sparring.pipeline.config import dotted
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.report.recipe import is_local
+from sparring.stages import fields
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.stage import JUDGES
 
@@ -30,8 +30,9 @@ DIGITS = 6
 
 def shared(configs: Sequence[Config]) -> dict[str, Any]:
     """Return dotted key -> value of what all arms have alike, without what may differ between machines."""
-    first, *others = [dict(dotted(asdict(one))) for one in configs]
-    alike = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
+    flat = [fields.dotted(asdict(one)) for one in configs]
+    first = flat[0]
+    alike = {key: value for key, value in first.items() if all(one.get(key) == value for one in flat)}
     return {key: value for key, value in alike.items() if key not in MAY_DIFFER and not is_local(key)}
 
 

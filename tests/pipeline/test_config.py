@@ -1,11 +1,10 @@
 """Configuration: what is composed, and that every mistake gets one message that names the key and the remedy."""
 
 import pytest
-from hydra import compose
 from omegaconf import OmegaConf
 
 from sparring.pipeline import config
-from sparring.pipeline.config import overrides
+from sparring.pipeline.config import groups, overrides
 from sparring.stages.errors import ConfigError
 from tests.refusals import refused
 
@@ -114,6 +113,22 @@ def test_what_is_cut_may_be_sampled_longer_than_it_is_trained() -> None:
         config.load(["prompts.max_tokens=512", "trainer.truncate=keep_end"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["oracle@judge=ensemble"], ["judge=lexical", "oracle@judge=mini"], ["oracle@judge=mini"], ["+oracle@judge=gpm"]],
+)
+def test_the_second_judge_is_chosen_by_its_own_key(words: list[str]) -> None:
+    """`oracle@judge=` is Hydra's own way to write it, which would pass by the options that `judge=` has."""
+    with refused(ConfigError, words[-1], "judge=NAME", "gpm, lexical, llm, mini, pairrm, reward_model") as caught:
+        config.load(words)
+    assert "ensemble," not in str(caught.value)
+
+
+def test_a_member_is_chosen_by_its_place() -> None:
+    ensemble = ["oracle=ensemble", "judge=pairrm", "oracle@oracle.members.second=pairrm"]
+    assert config.load(ensemble).oracle.members["second"].kind == "pairrm"
+
+
 def test_servers_are_addresses_alone() -> None:
     for good in ("http://127.0.0.1:8000", "https://node-17.cluster", "http://[::1]:8000"):
         assert config.load(["sampler=server", f"sampler.urls=['{good}']"]).sampler.urls == (good,)
@@ -170,10 +185,9 @@ def test_rendered_configuration_is_complete() -> None:
         "hardware=h100x8 adapter=lora calibration=reward judge=mini sampling=official",
     ],
 )
-def test_what_arms_share_is_composed_once_as_hydra_would(words: str) -> None:
+def test_what_arms_share_is_composed_once_as_hydra_would(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = overrides.parse(words.split())
-    with config._hydra():
-        whole = compose("config", overrides=[config._hydra_word(one) for one in parsed])
-    for _ in range(2):  # the first does not change what the second is made of
-        found = config._from_groups(parsed)
-        assert found is not None and OmegaConf.to_yaml(found) == OmegaConf.to_yaml(whole)
+    by_hydra = OmegaConf.to_yaml(groups.compose_by_hydra([groups.hydra_word(one) for one in parsed]))
+    assert OmegaConf.to_yaml(config.compose(parsed)) == by_hydra
+    monkeypatch.setattr(config, "compose_by_hydra", lambda *_: pytest.fail("composed again"))
+    assert OmegaConf.to_yaml(config.compose(parsed)) == by_hydra, "the first has changed what both are made of"

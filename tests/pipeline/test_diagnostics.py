@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sparring.pipeline import cli, config
 from sparring.pipeline.cli import run as cli_run
+from sparring.pipeline.config.config_file import diagnostics_of
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.report.data import ArmReport
@@ -31,7 +32,7 @@ from tests.refusals import refused
 
 @pytest.fixture(scope="module")
 def defaults() -> DiagnosticsConfig:
-    return config.diagnostics_of(Path("nowhere"))
+    return diagnostics_of(Path("nowhere"))
 
 
 def seen(iteration: int, values: Mapping[str, float]) -> Panel:
@@ -211,9 +212,9 @@ def test_a_rule_that_is_off_stops_nothing() -> None:
 
 
 def test_thresholds_of_a_run_are_those_it_was_begun_with(tmp_path: Path, defaults: DiagnosticsConfig) -> None:
-    assert config.diagnostics_of(tmp_path) == defaults  # a run of a version without them has those of conf/
+    assert diagnostics_of(tmp_path) == defaults  # a run of a version without them has those of conf/
     (tmp_path / "config.yaml").write_text("seed: 0\ndiagnostics:\n  longer: 3.0\n  gone: 1\n  stop_on: [longer]\n")
-    found = config.diagnostics_of(tmp_path)
+    found = diagnostics_of(tmp_path)
     assert (found.longer, found.capped, found.stop_on) == (3.0, defaults.capped, ("longer",))
 
 

@@ -1,4 +1,4 @@
-"""What a plan is reckoned to cost: weights of a policy, disk, tokens/s by its size, embedding, what was measured."""
+"""What a plan is expected to cost: weights of a policy, disk, tokens/s by its size, embedding, what was measured."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from safetensors import safe_open
 
 from sparring.pipeline import config
-from sparring.pipeline.planning import estimate
+from sparring.pipeline.config.groups import CONF
+from sparring.pipeline.planning.estimate import Cost, Estimate, weights_in_files
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
-from sparring.pipeline.sources.parameters import counted
 from sparring.pipeline.store.files import external
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.sample import embedded
@@ -40,14 +40,11 @@ def plan_of(*overrides: str) -> Plan:
     return build({"": config.load(overrides)}, Fixed())
 
 
-def costs(*overrides: str) -> dict[str, estimate.Cost]:
+def costs(*overrides: str) -> dict[str, Cost]:
     """label -> what a step of iteration 1 costs, nothing being measured."""
     plan = plan_of(*overrides)
-    return {use.label: estimate.cost(step, plan, []) for use, step in plan.arm("") if use.iteration <= 1}
-
-
-def whole(plan: Plan) -> estimate.Cost:
-    return estimate.total(plan, inspect(plan, Path("nowhere")), [])
+    expected = Estimate(plan, [])
+    return {use.label: expected.cost(step) for use, step in plan.arm("") if use.iteration <= 1}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -61,7 +58,7 @@ def test_a_policy_states_the_weights_of_its_architecture(name: str) -> None:
 
 
 def test_every_policy_but_a_folder_states_them() -> None:
-    names = {path.stem for path in (config.CONF / "policy").glob("*.yaml")}
+    names = {path.stem for path in (CONF / "policy").glob("*.yaml")}
     assert names == {*ARCHITECTURES, "folder"}
 
 
@@ -69,11 +66,11 @@ def test_weights_are_counted_in_files_that_are_here(tmp_path: Path) -> None:
     folder = tiny_policy(tmp_path / "policy")
     with safe_open(folder / "model.safetensors", "pt") as handle:
         there = sum(prod(handle.get_slice(name).get_shape()) for name in handle.keys())  # noqa: SIM118
-    assert counted(external("policy", folder, sha256_file)) == there > 3_000_000
+    assert weights_in_files(external("policy", folder, sha256_file)) == there > 3_000_000
     for content in (b"", b"\xff" * 64, (2).to_bytes(8, "little") + b"[]", (9).to_bytes(8, "little") + b'{"a": {}}'):
         (folder / "model.safetensors").write_bytes(content)
-        assert counted(external("policy", folder, sha256_file)) is None
-    assert counted(Input(role="policy", root=tmp_path, digest="1" * 64)) is None
+        assert weights_in_files(external("policy", folder, sha256_file)) is None
+    assert weights_in_files(Input(role="policy", root=tmp_path, digest="1" * 64)) is None
 
 
 def test_files_that_are_here_say_more_than_the_configuration(tmp_path: Path) -> None:
@@ -82,15 +79,16 @@ def test_files_that_are_here_say_more_than_the_configuration(tmp_path: Path) -> 
             return external("policy", folder, sha256_file)
 
     folder = tiny_policy(tmp_path / "policy")
-    found = estimate.parameters(build({"": config.load(["hardware=cpu"])}, Here()), "")
-    assert found == counted(external("policy", folder, sha256_file)) != estimate.parameters(plan_of("hardware=cpu"), "")
-    assert estimate.parameters(plan_of("hardware=cpu"), "") == 134_515_008
+    plans = (build({"": config.load(["hardware=cpu"])}, Here()), plan_of("hardware=cpu"))
+    in_files, stated = (Estimate(plan, []).cost(of(plan, "train", 1)).kept_bytes / 4 for plan in plans)
+    assert in_files == weights_in_files(external("policy", folder, sha256_file))
+    assert stated == 134_515_008
 
 
 def test_the_embedded_policy_has_the_weights_that_its_yaml_states() -> None:
     if not embedded.is_prepared():
         pytest.skip("the embedded policy is not prepared")
-    assert counted(external("policy", embedded.place(), lambda path: "")) == 134_515_008
+    assert weights_in_files(external("policy", embedded.place(), lambda path: "")) == 134_515_008
 
 
 def test_a_policy_of_7_billion_weights_takes_tens_of_gib() -> None:
@@ -98,7 +96,8 @@ def test_a_policy_of_7_billion_weights_takes_tens_of_gib() -> None:
     weights = 7_241_732_096
     assert made.kept_bytes == 2 * weights  # published in bf16
     assert made.peak_bytes == 2 * (4 + 4) * weights  # two checkpoints: fp32 weights, one moment
-    three = whole(plan_of(*PROFILE))
+    plan = plan_of(*PROFILE)
+    three = Estimate(plan, []).total(inspect(plan, Path("nowhere")))
     assert 40 < three.kept_bytes / 2**30 < 50 and 140 < three.peak_bytes / 2**30 < 160
     wide = costs(*PROFILE, "trainer.publish_dtype=float32", "trainer.optimizer=adamw")["train"]
     assert (wide.kept_bytes, wide.peak_bytes) == (4 * weights, 2 * (4 + 8) * weights)
@@ -142,6 +141,12 @@ def measured(plan: Plan, step: Step, store: Path, stats: dict[str, float]) -> Ma
     return replace(finish(plan, step, store), stats=stats, seconds=10.0)
 
 
+def rate(plan: Plan, step: Step, known: list[Manifest]) -> float | None:
+    """Tokens a second that a step is expected to sample, None where they are the profile's."""
+    cost = Estimate(plan, known).cost(step)
+    return None if cost.assumed else cost.tokens / (cost.seconds - 12)
+
+
 def test_what_was_measured_counts_for_the_same_base_policy(tmp_path: Path) -> None:
     """Also of a policy that was trained from it, in this run or an earlier one; not of another one's."""
 
@@ -155,9 +160,9 @@ def test_what_was_measured_counts_for_the_same_base_policy(tmp_path: Path) -> No
     train = measured(earlier, of(earlier, "train", 1), tmp_path / "a", {})
     sample = measured(earlier, of(earlier, "sample", 2), tmp_path / "b", {"tokens": 700.0})
     for t in (1, 2):
-        assert estimate.measured_rate(of(plan, "sample", t), plan, [train, sample]) == 70
-        assert estimate.measured_rate(of(other, "sample", t), other, [train, sample]) is None
-    assert estimate.measured_rate(of(plan, "sample", 2), plan, [sample]) is None  # nothing says whose it is
+        assert rate(plan, of(plan, "sample", t), [train, sample]) == pytest.approx(70)
+        assert rate(other, of(other, "sample", t), [train, sample]) is None
+    assert rate(plan, of(plan, "sample", 2), [sample]) is None  # nothing says whose it is
 
 
 def test_what_embedding_took_is_measured_in_responses_of_the_same_encoder(tmp_path: Path) -> None:
@@ -168,7 +173,6 @@ def test_what_embedding_took_is_measured_in_responses_of_the_same_encoder(tmp_pa
     plan, other = plan_of("hardware=cpu"), build({"": config.load(["hardware=cpu"])}, Other())
     done = measured(plan, of(plan, "embed", 1), tmp_path, {"responses": 500.0})
     again = plan_of("hardware=cpu", "sampler.k=8")
-    assert estimate.measured_rate(of(again, "embed", 1), again, [done]) == 50
-    assert estimate.measured_rate(of(other, "embed", 1), other, [done]) is None
-    found = estimate.cost(of(again, "embed", 1), again, [done])
-    assert found.seconds == pytest.approx(12 + 40 * 8 / 50) and not found.assumed
+    cost = Estimate(again, [done]).cost(of(again, "embed", 1))
+    assert cost.seconds == pytest.approx(12 + 40 * 8 / 50) and not cost.assumed
+    assert Estimate(other, [done]).cost(of(other, "embed", 1)).assumed

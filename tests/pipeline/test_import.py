@@ -17,7 +17,7 @@ import pytest
 from sparring.pipeline.cli import main
 from sparring.pipeline.cli.prepare import plan_of
 from sparring.pipeline.execution import in_process
-from sparring.pipeline.planning.estimate import cost
+from sparring.pipeline.planning.estimate import Estimate
 from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.runs.rules import learned
 from sparring.pipeline.runs.run_history import RunHistory
@@ -103,7 +103,7 @@ def test_ultrafeedbacks_shape(place: Place, name: str) -> None:
         assert sample["messages"] == [{"role": "user", "content": source["prompt"]}]
         assert [r["text"] for r in sample["responses"]] == [source[n][1]["content"] for n in ("chosen", "rejected")]
         assert pair["P"] == [0.5, 1.0, 0.0, 0.5] and pair["win_rates"] == [0.75, 0.25]
-    assert entry(out) == f"entry.pairs=pairs-{made['pairs'].fingerprint[:8]}"
+    assert entry(out) == f"entry.pairs={made['pairs'].name}"
     assert "the probability that chosen beats rejected is 1" in out
     assert made["pairs"].inputs["samples"]["name"] == made["sample"].fingerprint
     assert set(made["sample"].inputs) == {"source", "policy", "prompts"}
@@ -260,27 +260,22 @@ def test_published_pairs(place: Place) -> None:
 # What an import refuses
 
 
-BAD = [
-    ("no rows", [], ("no rows",)),
-    ("no column", [{"prompt": "Q", "chosen": "a"}], ("column rejected", "prompt, chosen")),
-    ("no prompt", [{"chosen": "a", "rejected": "b"}], ("line 1", "chosen, rejected", "--prompt-column")),
-    ("empty", [*plain(), {**plain()[0], "chosen": " "}], ("line 13: chosen", "--drop-empty")),
-    ("prompts", [{"chosen": said("Q", "a"), "rejected": said("R", "b")}], ("line 1", "chosen", "rejected")),
-    ("another K", [*generated(k=5), *generated(["R?"], k=4)], ("line 13", "generate_4")),
-    ("K x K", [{**generated(k=2)[0], "probability": [[0.5, 0.5]]}], ("line 1", "probability", "2 x 2")),
-    ("NaN", [{**scored()[0], "chosen_probs_win": float("nan")}], ("chosen_probs_win", "nan", "[0, 1]")),
-    (
-        "range",
-        [{**scored()[0], "chosen_probs": 1.2}],
-        ("chosen_probs", "1.2", "[0, 1]"),
-    ),
-]
+BAD: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
+    "no rows": ([], ("no rows",)),
+    "no column": ([{"prompt": "Q", "chosen": "a"}], ("column rejected", "prompt, chosen")),
+    "no prompt": ([{"chosen": "a", "rejected": "b"}], ("line 1", "chosen, rejected", "--prompt-column")),
+    "empty": ([*plain(), {**plain()[0], "chosen": " "}], ("line 13: chosen", "--drop-empty")),
+    "prompts": ([{"chosen": said("Q", "a"), "rejected": said("R", "b")}], ("line 1", "chosen", "rejected")),
+    "another K": ([*generated(k=5), *generated(["R?"], k=4)], ("line 13", "generate_4")),
+    "K x K": ([{**generated(k=2)[0], "probability": [[0.5, 0.5]]}], ("line 1", "probability", "2 x 2")),
+    "NaN": ([{**scored()[0], "chosen_probs_win": float("nan")}], ("chosen_probs_win", "nan", "[0, 1]")),
+    "range": ([{**scored()[0], "chosen_probs": 1.2}], ("chosen_probs", "1.2", "[0, 1]")),
+}
 
 
-@pytest.mark.parametrize(("rows", "names"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_bad_input_is_one_message_and_nothing_is_written(
-    place: Place, rows: list[dict[str, Any]], names: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_message_and_nothing_is_written(place: Place, name: str) -> None:
+    rows, names = BAD[name]
     path = place.file(rows)
     found = place("import", "pairs", path, code=2)
     assert found.startswith(f"error: {path}: ")
@@ -384,12 +379,12 @@ def test_pairs_stand_for_three_steps_of_iteration_1(place: Place) -> None:
     assert plan.externals[made["pairs"].content].root.is_absolute()
     shown = place("plan", "--why", entry(out))
     assert shown.count(" given ") == 2 and "imported from" in shown and "12 steps, 11 to do" in shown
-    assert "identity.layout" not in shown, "an import is near to no step"
+    assert "layout:" not in shown, "an import is near to no step"
 
 
 def test_samples_stand_for_one_step(place: Place) -> None:
     out = place("import", "pairs", place.file(plain()))
-    name = f"entry.samples=sample-{place.made(out)['sample'].fingerprint[:8]}"
+    name = f"entry.samples={place.made(out)['sample'].name}"
     plan, without = place.plan(name), place.plan()
     assert labels(without).keys() - labels(plan).keys() == {(1, "sample")}
     assert labels(place.plan(entry(out))).keys() < labels(plan).keys()
@@ -399,9 +394,8 @@ def test_costs_are_those_of_what_is_there(place: Place) -> None:
     out = place("import", "pairs", place.file(plain()))
     made = place.made(out)
     plan = place.plan("iterations=2", entry(out))
-    found = {
-        step.uses[0].iteration: cost(step, plan, []).tokens for step in plan.steps.values() if step.spec.kind == "train"
-    }
+    trained = [step for step in plan.steps.values() if step.spec.kind == "train"]
+    found = {step.uses[0].iteration: Estimate(plan, []).cost(step).tokens for step in trained}
     assert found[1] == pytest.approx(2 * 12 * (96 / 4 + made["sample"].summary["length_mean"]))
     assert found[2] == pytest.approx(2 * 8 * (96 / 4 + 0.8 * 8))
 
@@ -422,7 +416,7 @@ def test_an_entry_that_is_not_there_or_does_not_fit(place: Place, policy: Path, 
     other = tiny_policy(tmp_path / "other", seed=1)
     named(refused(given, f"policy.path={other}"), given, "policy")
     named(refused(given, "entry.samples=sample-00000000"), "entry.samples", "entry.pairs")
-    folder = place.store / f"sample-{made['sample'].fingerprint[:8]}"
+    folder = place.store / made["sample"].name
     part = next(folder.glob("part-*.parquet"))
     part.rename(part.with_suffix(".gone"))
     named(refused(given), part.name, "missing")
@@ -443,7 +437,7 @@ def test_the_loop_from_imported_pairs(tmp_path: Path, policy: Path, capsys: pyte
     assert "score" not in steps and all(counted(manifest) for manifest in steps.values())
     assert steps["train"].rows["in"] == steps["reference"].rows["out"] == made["pairs"].rows["out"] == 20
     assert learned(steps["train"].summary)
-    assert (tmp_path / "runs" / "default" / "iter-01" / f"pairs-{made['pairs'].fingerprint[:8]}").is_dir()
+    assert (tmp_path / "runs" / "default" / "iter-01" / made["pairs"].name).is_dir()
     shown = place("report", "default", "--runs", str(tmp_path / "runs"))
     assert "iteration 1: pairs imported: 20 of the 24 rows of" in shown and "oracle (mini): accuracy" in shown
     assert "sampled tokens/s" not in shown

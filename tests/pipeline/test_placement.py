@@ -65,7 +65,7 @@ def test_placement(overrides: list[str], nodes: list[dict[str, float]], key: str
 
 def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("sparring.pipeline.planning.placement.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("sparring.pipeline.execution.ray_cluster.os.cpu_count", lambda: 2)
     plan = plan_of("hardware.workers=4", "hardware.worker_cpus=1")
     states = {name: State(kind="miss") for name in plan.steps}
     with refused(ConfigError, "workers=4"):

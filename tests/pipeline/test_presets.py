@@ -202,7 +202,7 @@ def test_what_works_side_by_side_counts_and_so_do_the_oracles_duels() -> None:
         )
         plan = build({"": chosen}, _Anywhere())
         by_label = {step.uses[0].label: step for step in plan.steps.values() if step.uses[0].iteration == 1}
-        costs[engines] = {label: estimate.cost(step, plan, []) for label, step in by_label.items()}
+        costs[engines] = {label: estimate.Estimate(plan, []).cost(step) for label, step in by_label.items()}
     mistral = 7_241_732_096 / 8e9  # of the size that the rates are of
     for label, units in (("sample", 800 * 5 * 512 / 6000 * mistral), ("score", 800 * 20 / 25)):
         one, eight = (costs[n][label].seconds - 90 for n in (1, 8))

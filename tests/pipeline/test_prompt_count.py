@@ -12,8 +12,8 @@ from sparring.pipeline import config
 from sparring.pipeline.cli import main
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan
+from sparring.pipeline.planning.prompt_count import dealt_again, with_prompt_counts
 from sparring.pipeline.sources import Sources
-from sparring.pipeline.sources.prompt_count import dealt_again, fitted
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import prompts
 from sparring.stages.sample.config import PolicyConfig
@@ -183,5 +183,5 @@ def test_a_plan_says_that_prompts_are_dealt_again(tmp_path: Path, capsys: pytest
 
 
 def test_files_that_are_not_here_are_not_counted() -> None:
-    assert fitted(config.load(["hardware=cpu"]), Fixed())[1] is None
+    assert with_prompt_counts(config.load(["hardware=cpu"]), Fixed())[1] is None
     assert plan_of().train_prompts == {"": None}

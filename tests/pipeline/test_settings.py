@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparring.pipeline import config
-from sparring.pipeline.config import overrides
+from sparring.pipeline.config import groups, messages, overrides
 from sparring.pipeline.config.model import Config
 from sparring.stages import fields
 from sparring.stages.errors import ConfigError
@@ -24,10 +24,10 @@ ALSO = {  # what an option needs beside itself
     "sampler=server": ["sampler.urls=[http://a:1]"],
 }
 KINDS = {  # of options that set the same keys, one
-    (group, frozenset(config.option_keys(group, option))): option
-    for group in config.groups()
+    (group, frozenset(groups.option_keys(group, option))): option
+    for group in groups.group_names()
     if group != "experiment"
-    for option in config.options_of(group)
+    for option in groups.options_of(group)
 }
 OPTIONS = [(group, option) for (group, _), option in KINDS.items()]
 
@@ -45,14 +45,14 @@ def chosen(group: str, option: str) -> list[str]:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_an_option_sets_what_it_reads_and_refuses_what_only_others_read(group: str, option: str) -> None:
     """A key that the models lack would be dropped in silence; one that another option reads is refused by its name."""
-    words, own = chosen(group, option), config.option_keys(group, option)
+    words, own = chosen(group, option), groups.option_keys(group, option)
     found = config.load(words)
-    known = {key for key, _ in config.dotted(asdict(found))}
-    assert [key for key, value in own.items() if key not in known and value not in ({}, [])] == []
+    known = fields.dotted(asdict(found))
+    assert own.keys() <= known.keys()
     idle = {key for key, _ in fields.unread(found, found)}
     assert [key for key in own if key in idle and own[key] not in (None, "main")] in ([], ["hardware.kv_cache_gb"])
-    everywhere = set(config.known_keys(overrides.parse(words)))
-    others = {key for other in config.options_of(group) for key in config.option_keys(group, other)} - set(own)
+    everywhere = set(groups.known_keys(overrides.parse(words)))
+    others = {key for other in groups.options_of(group) for key in groups.option_keys(group, other)} - set(own)
     whole = {key for key in others for name in everywhere if name.startswith(f"{key}.")}
     foreign = sorted(key for key in others - everywhere - whole if ".members." not in key)
     for sign, key in zip(("", "++"), foreign[:1] + foreign[-1:], strict=False):
@@ -342,6 +342,6 @@ def test_a_gate_that_is_named_by_its_key_is_that_gate() -> None:
 
 
 def test_what_others_call_a_setting_leads_to_one_there_is() -> None:
-    every = {*config.known_keys(), *(key for one in OPTIONS for key in config.option_keys(*one))}
-    assert set(config.ELSEWHERE.values()) <= every
-    assert not {key.rpartition(".")[2] for key in every} & config.ELSEWHERE.keys()
+    every = {*groups.known_keys(), *(key for one in OPTIONS for key in groups.option_keys(*one))}
+    assert set(messages.OTHER_NAMES.values()) <= every
+    assert not {key.rpartition(".")[2] for key in every} & messages.OTHER_NAMES.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from scripts import reference
-from sparring.pipeline import config
+from sparring.pipeline.config.groups import group_names, known_keys
 
 
 def rows() -> list[list[str]]:
@@ -23,8 +23,8 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_every_key_of_the_configuration_is_there() -> None:
     known = {row[0].strip("`") for row in rows()}
-    groups = (*config.groups(), *(key.rpartition(".")[0] for key in config.known_keys()))
-    keys = {key for key in config.known_keys() if key not in groups}
+    groups = (*group_names(), *(key.rpartition(".")[0] for key in known_keys()))
+    keys = {key for key in known_keys() if key not in groups}
     missing = {key for key in keys if not any(f"{key}.".startswith(f"{one}.") for one in known)}
     assert {key for key in missing if not key.startswith(("published", "adapter", "sampling", "experiment"))} == set()
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sparring.pipeline.planning.plan import Plan, Step, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.store import code_digest
-from sparring.pipeline.store.code_digest import code_of, differing, other_code, redone
+from sparring.pipeline.store.code_digest import code_of, differing
 from sparring.pipeline.store.manifest import Artifact, publish
 from sparring.stages import digests
 from sparring.stages.annotate.config import PAIRS, SCORE

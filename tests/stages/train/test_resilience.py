@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from sparring.pipeline.planning import estimate
-from sparring.pipeline.sources.parameters import counted
 from sparring.stages import patience
 from sparring.stages.errors import Stopped, TrainingFault
 from sparring.stages.step import Input
@@ -48,8 +47,8 @@ def test_a_driver_told_to_end_saves_and_goes_on_where_it_was(
     kept = checkpoint.latest(job)
     assert kept is not None and kept[1] == 1
     taken = sum(path.stat().st_size for path in kept[0].rglob("*") if path.is_file())
-    weights = counted(next(source for source in inputs if source.role == "policy"))
-    assert weights is not None  # what a plan reckons with: fp32 weights and RMSProp's moment
+    weights = estimate.weights_in_files(next(source for source in inputs if source.role == "policy"))
+    assert weights is not None  # what a plan expects: fp32 weights and RMSProp's moment
     assert taken == pytest.approx(weights * (4 + estimate.MOMENTS["rmsprop"]), rel=0.02)
     again: list[dict[str, Any]] = []
     made = run(replace(job, attempt="again"), again.append)

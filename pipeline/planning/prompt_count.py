@@ -1,25 +1,23 @@
-"""How many prompts a run has: counted when it is planned, where the files are here, and kept by their digest.
+"""How many prompts a run has: counted when it is planned, where the files are here, and cached by their digest.
 
-What follows from the number is said or refused at plan: too few prompts to hold some out or to take the optimizer's
-steps, `prompts.heldout` and `prompts.per_iteration` where the file decides them, and prompts that are dealt again.
-The number is that of the rows that differ. Prompts that the policy's tokenizer finds too long are dropped later.
+The number decides `prompts.heldout` and `prompts.per_iteration` where a file leaves them open. Too few prompts to hold
+some out, or for the optimizer's steps, are refused; prompts that are dealt again are said. The number is that of the
+rows that differ. Prompts that the policy's tokenizer finds too long are dropped later.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.sources import Sources
-from sparring.stages.digests import cache_folder
+from sparring.stages import digests
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample.config import PromptsSettings
 from sparring.stages.step import Input
@@ -33,22 +31,24 @@ PER_ITERATION = 64
 
 
 def on_empty(config: Config) -> Literal["refuse", "drop"]:
-    """Return what a row without text does: it stops a file, which the user can mend, and is dropped of the hub."""
+    """Return what a row without text does: in a file it is refused, since the user can mend it; of the hub dropped."""
     return "drop" if config.prompts.source == "hub" else "refuse"
 
 
-def fitted(config: Config, sources: Sources) -> tuple[Config, int | None]:
+def with_prompt_counts(config: Config, sources: Sources) -> tuple[Config, int | None]:
     """Return the configuration with its numbers of prompts decided, and how many there are to train on.
 
     That number is None where the files are not here. ConfigError or DataError where they are too few.
     """
     prompts = config.prompts
     inputs = sources.prompts(prompts)
-    counted = _counted(inputs, prompts.column, on_empty(config))
-    if counted is None:
+    if not _are_here(inputs):
         return config, None
-    different, dropped = counted
-    name, heldout = _named(inputs), prompts.heldout
+    different, dropped = _count(inputs, prompts.column, on_empty(config))
+    first = next(iter(inputs.values()))
+    name = str(first.root / first.files[0].path if len(first.files) == 1 else first.root)
+    name += f" and {len(inputs) - 1} more" if len(inputs) > 1 else ""
+    heldout = prompts.heldout
     if heldout is None:
         heldout = max(1, min(MOST_HELDOUT, different // HELDOUT_SHARE))
     if different <= heldout:
@@ -92,40 +92,37 @@ def _check_slices(config: Config, name: str, train: int, heldout: int) -> None:
 def check_lengths(inputs: Mapping[str, Input], policy: Input, settings: PromptsSettings) -> None:
     """DataError where too few prompts fit the policy's tokenizer; where it or they are not here, the step looks."""
     path = policy.root / "tokenizer.json"
-    if policy.wanted or not path.is_file() or not _here(inputs) or find_spec("tokenizers") is None:
+    if policy.wanted or not path.is_file() or not _are_here(inputs) or find_spec("tokenizers") is None:
         return
     from sparring.stages.sample.prompts import check_lengths as check
     from sparring.stages.sample.prompts import sources_of
 
-    tokenizer: list[Any] = []
+    @cache
+    def tokenizer() -> Any:  # loaded where a text is long enough to be counted
+        import tokenizers  # without transformers, whose import takes seconds
 
-    def encode(text: str) -> int:
-        if not tokenizer:
-            import tokenizers  # without transformers, whose import takes seconds
+        loaded = tokenizers.Tokenizer.from_file(str(path))
+        loaded.no_truncation()
+        loaded.no_padding()
+        return loaded
 
-            tokenizer.append(tokenizers.Tokenizer.from_file(str(path)))
-            tokenizer[0].no_truncation()
-            tokenizer[0].no_padding()
-        return len(tokenizer[0].encode(text, add_special_tokens=False).ids)
-
-    check(sources_of(inputs), settings, encode)
+    check(sources_of(inputs), settings, lambda text: len(tokenizer().encode(text, add_special_tokens=False).ids))
 
 
-def _here(inputs: Mapping[str, Input]) -> bool:
+def _are_here(inputs: Mapping[str, Input]) -> bool:
     return all(source.files and not source.wanted for source in inputs.values())
 
 
 def dealt_again(config: Config, train: int | None) -> str | None:
-    """Return which iterations play on prompts that were played on before; None without any, or where none is known."""
+    """Return which iterations play on prompts that were played on before; None without any.
+
+    train: how many prompts there are to train on, None where that is not known.
+    """
     n, slices, rows = config.iterations, config.prompts.slices, config.prompts.per_iteration
-    if slices:
-        return (
-            f"iterations 1 to {slices} play on every prompt once; from {slices + 1} on they are dealt again, newly "
-            "permuted"
-            if n > slices
-            else None
-        )
-    if train is None or rows is None or n * rows <= train:
+    if slices and n > slices:
+        again = f"from {slices + 1} on they are dealt again, newly permuted"
+        return f"iterations 1 to {slices} play on every prompt once; {again}"
+    if slices or train is None or rows is None or n * rows <= train:
         return None
     return (
         f"{n} iteration{'s' * (n > 1)} of {rows} prompts take{'s' * (n == 1)} {n * rows}, there are {train}: from "
@@ -133,31 +130,15 @@ def dealt_again(config: Config, train: int | None) -> str | None:
     )
 
 
-def _named(inputs: Mapping[str, Input]) -> str:
-    first = next(iter(inputs.values()))
-    place = first.root / first.files[0].path if len(first.files) == 1 else first.root
-    return f"{place}" + (f" and {len(inputs) - 1} more" if len(inputs) > 1 else "")
-
-
-def _counted(inputs: Mapping[str, Input], column: str, empty: str) -> tuple[int, dict[str, int]] | None:
-    """Return how many prompts differ and what is dropped; None where the files are not here."""
-    if not _here(inputs):
-        return None
-    words = json.dumps([VERSION, [source.digest for source in inputs.values()], column, empty])
-    kept = cache_folder() / "prompts" / f"{hashlib.sha256(words.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        return int(known["different"]), dict(known["dropped"])
+def _count(inputs: Mapping[str, Input], column: str, empty: Literal["refuse", "drop"]) -> tuple[int, dict[str, int]]:
+    """Return how many prompts differ and, by reason, how many are dropped; from the cache where they were counted."""
+    counted = json.dumps([VERSION, [source.digest for source in inputs.values()], column, empty])
+    name = f"prompts/{hashlib.sha256(counted.encode()).hexdigest()}.json"
+    cached = digests.load(name)
+    if isinstance(cached.get("different"), int) and isinstance(cached.get("dropped"), dict):
+        return cached["different"], cached["dropped"]
     from sparring.stages.sample.prompts import count, sources_of
 
-    found = count(sources_of(inputs), column, empty)
-    _keep(kept, json.dumps(found._asdict()))
-    return found.different, found.dropped
-
-
-def _keep(path: Path, text: str) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+    prompts = count(sources_of(inputs), column, empty)
+    digests.save(name, prompts._asdict())
+    return prompts.different, prompts.dropped
