@@ -140,7 +140,7 @@ def _nothing_false(place: Path) -> str:
         if bad:
             return str(bad)
     record = place / "runs" / "mine" / "run.json"
-    return "" if not record.exists() or run_record.read(record.parent) else f"{record} cannot be read"
+    return "" if not record.exists() or run_record.read(record.parent).store else f"{record} cannot be read"
 
 
 def _outcome(place: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def pins_of(first: Config) -> dict[str, str]:
     """Return what the run wrote down of the hub's revisions when it began."""
     folder = Path(first.paths.runs) / first.run.name
     arms = [run_history.RunHistory.at(path.parent) for path in run_record.records(folder)]
-    return {key: commit for arm in arms for key, commit in arm.pins.items()}
+    return {key: commit for arm in arms for key, commit in arm.record.pins.items()}
 
 
 def first_of(plan: Plan) -> Config:

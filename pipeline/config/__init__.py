@@ -26,16 +26,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from sparring import conf
 from sparring.pipeline.config import overrides
 from sparring.pipeline.config.checks import cross_field_errors
 from sparring.pipeline.config.model import Config
-from sparring.pipeline.runs.config import DiagnosticsConfig
 from sparring.stages import fields
 from sparring.stages.annotate import oracles
-from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError
 
 CONF = Path(conf.__file__).parent
 SHARED = {"judge": "oracle"}
@@ -181,33 +179,6 @@ def render(config: Config) -> str:
         if fields.has_default(owner, last):
             del group[last]
     return OmegaConf.to_yaml(OmegaConf.create(plain))
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """Return the configuration that the run in `folder` wrote down, {} without one that can be read."""
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
-        return {}
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def diagnostics_of(folder: Path) -> DiagnosticsConfig:
-    """Return the thresholds that the run in `folder` was begun with, those of conf/ where it recorded none."""
-    known, path = _group(CONF / "config.yaml", "diagnostics"), folder / "config.yaml"
-    try:
-        recorded = _group(path, "diagnostics")
-        chosen = {**known, **{key: recorded[key] for key in known if key in recorded}}
-        return fields.validator(DiagnosticsConfig).validate_python(chosen)
-    except (ValueError, TypeError, AttributeError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be read ({first}); the same `sparring run` again writes it.") from None
-
-
-def _group(path: Path, name: str) -> dict[str, Any]:
-    """Return a group as a file has it, {} where the file or the group is not there."""
-    plain: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
-    return dict(plain.get(name, {}))
 
 
 def _choices(override: Override) -> list[str]:

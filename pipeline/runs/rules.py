@@ -7,18 +7,65 @@ there fires no rule. The name of a rule is that of its threshold; null there tur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from operator import gt, lt
+from typing import Annotated
 
-from sparring.pipeline.runs.config import DiagnosticsConfig
+from pydantic import Field
+
 from sparring.pipeline.runs.panel import Panel
+from sparring.stages.errors import ConfigError
 from sparring.stages.evaluate.bootstrap import alarm
+from sparring.stages.fields import NO_BOOL, NonNegative, Share
 
 History = Sequence[Panel]
 Rule = Callable[[History, float], str]
 CHANGED = 0.01
 """Least share of the parameters that a training changes which learned something: after a cast to bf16 at a small lr,
 1% is what is left of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsConfig:
+    """The group `diagnostics`: the threshold of each rule by its name, null where it never warns. In no fingerprint."""
+
+    overoptimized: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False), NO_BOOL] | None
+    """How far below 1/2 the second judge is while the oracle's interval lies above."""
+    longer: Annotated[float, Field(ge=1, allow_inf_nan=False), NO_BOOL] | None
+    """Held-out length in tokens, times the base's."""
+    shorter: Share | None
+    """Likewise."""
+    capped: Share | None
+    """Share of held-out responses that hit sampler.max_tokens."""
+    repeats: Share | None
+    """Diversity as a share of iteration 1's, or of the base's."""
+    similar: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), NO_BOOL] | None
+    """Mean similarity over the K responses of a prompt."""
+    collapsed: Share | None
+    """Distance of chosen and rejected states as a share of iteration 1's."""
+    chosen_falls: Share | None
+    """Share of chosen responses that training makes less likely."""
+    ties: Share | None
+    """Share of pairs in which the oracle sees no difference."""
+    position: Share | None
+    """Share of pairs whose winner changes with the order."""
+    reversed: Share | None
+    """Share of pairs that a step pushes the wrong way."""
+    learned_nothing: NonNegative | None
+    """How far chosen and rejected move apart at least, times the noise before training."""
+    stop_on: tuple[str, ...]
+    """Rules that stop an arm before its next iteration."""
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in fields(self) if one.name != "stop_on"]
+        for rule in self.stop_on:
+            if rule not in names:
+                near = get_close_matches(rule, names, n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"diagnostics.stop_on: {rule} is no rule.{hint} There are: {', '.join(names)}.")
+            if getattr(self, rule) is None:
+                raise ConfigError(f"diagnostics.stop_on: {rule} never fires with diagnostics.{rule}=null; set it.")
 
 
 @dataclass(frozen=True, kw_only=True)
