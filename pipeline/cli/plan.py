@@ -23,8 +23,8 @@ from sparring.pipeline.cli.prepare import (
 )
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.runs import run_history
-from sparring.pipeline.store.code_digest import other_code, redone
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.errors import ConfigError
 from sparring.stages.plain import printable

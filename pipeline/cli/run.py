@@ -34,12 +34,12 @@ from sparring.pipeline.execution.executor import Executor, tidy_after_kill
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, State, Step, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
 from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources
-from sparring.pipeline.store.code_digest import other_code, redone
 from sparring.pipeline.store.files import existing, make_folder
 from sparring.pipeline.store.lease import Lease, LeaseHeld
 from sparring.pipeline.store.manifest import Artifact, Manifest
@@ -154,7 +154,7 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
         events("message", text=line)
     if differs := other_code(plan, states):
         events("message", text=str(differs))
-    watch = Watch(plan, folder, store, partial(_say, events))
+    watch = Watch(plan, folder, store, events.message)
     try:
         Executor(
             plan=plan,
@@ -181,13 +181,9 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
         events.close()
 
 
-def _say(events: Events, text: str) -> None:
-    events("message", text=text)
-
-
 def _done(plan: Plan, store: Path, watch: Watch, step: Step, manifest: Manifest) -> None:
     _link_step(plan, store, step, manifest)
-    watch.look(step)
+    watch.check(step)
 
 
 def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:

@@ -240,11 +240,12 @@ class ActorPool:
         """Kill the actors whose shard or loading is past its deadline; Ray starts new processes for them."""
         allowed = self.deadline.allowed_s()
         for actor, shard, begun in running:
-            if actor in self.pid_of and self.deadline.is_past(begun) and actor not in self.ended:
+            spent = time.monotonic() - begun
+            if spent > allowed and actor in self.pid_of and actor not in self.ended:
                 fault = WorkerDied(f"it took longer than {allowed:.0f} s (hardware.shard_deadline_s) and was ended")
                 self.ended[actor] = fault
                 what = f"shard {shard.index} has taken" if shard else "its models have been loading for"
-                self.message(f"{self.job.out.name}: {what} {time.monotonic() - begun:.0f} s; its worker is ended")
+                self.message(f"{self.job.out.name}: {what} {spent:.0f} s; its worker is ended")
                 ray.kill(actor, no_restart=False)
 
     def _retry(self, actor: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:

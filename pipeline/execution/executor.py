@@ -1,6 +1,6 @@
 """Executes a plan, step by step: lease, shards on actors or tasks of Ray, manifest, links.
 
-A step that is a hit costs a look at its manifest; Ray starts only when a step needs it.
+Of a step that is a hit only the manifest is read; Ray starts only when a step needs it.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Pace:
         """Return the seconds left after `done` of `of`; None where nothing was done since the clock began."""
         now = time.monotonic()
         self.first = self.first or (now, done)
-        since, known = self.first
-        return (now - since) / (done - known) * (of - done) if done > known else None
+        since, done_before = self.first
+        return (now - since) / (done - done_before) * (of - done) if done > done_before else None
 
 
 @dataclass(kw_only=True)
 class Executor:
-    """Executes a plan; `states` grows as steps are found or made."""
+    """Executes a plan; `states` holds the steps that are finished so far."""
 
     plan: Plan
     store: Path
@@ -72,7 +72,7 @@ class Executor:
     on_done: Callable[[Step, Manifest], None]
     gpus: int = 0
     redo: frozenset[str] = frozenset()
-    """Steps to make again although they are there."""
+    """Steps to make again although they are finished."""
     wanted: Callable[[Step], bool] = lambda step: True
     """Predicate per step; if False the step is skipped. Its dependents must be skipped too."""
     states: dict[str, State] = field(default_factory=dict, init=False)
@@ -103,23 +103,22 @@ class Executor:
         """Make a step unless it is a hit; return whether it was made."""
 
         def waiting(holder: str) -> None:
-            self._message(f"{step.name} is being made by {holder}; waiting to adopt it")
+            self.events.message(f"{step.name} is being made by {holder}; waiting to adopt it")
 
-        artifact, owner = self._artifact(step), f"run {self.run}"
+        artifact, owner, made = self._artifact(step), f"run {self.run}", False
         state = self._state(step, artifact)
-        if state.kind == "hit":
-            assert state.manifest is not None
+        if state.kind == "hit" and state.manifest:
             tidy_after_kill(artifact, state.manifest, owner, waiting)
-            self._note(step, state)
-            return False
-        with Lease(artifact.lease, owner).acquire(wait=True, waiting=waiting):
-            state = self._state(step, artifact)
-            if made := state.kind != "hit":
-                state = self._make_or_adopt(step, artifact, state)
-            else:
-                assert state.manifest is not None
-                tidy(artifact, state.manifest)  # its maker may have been killed before it did
-            self._note(step, state)
+        else:
+            with Lease(artifact.lease, owner).acquire(wait=True, waiting=waiting):
+                state = self._state(step, artifact)
+                if state.kind == "hit" and state.manifest:  # another run has made it meanwhile
+                    tidy(artifact, state.manifest)  # and may have been killed before it did so
+                else:
+                    state, made = self._make_or_adopt(step, artifact, state), True
+        assert state.manifest is not None
+        self.states[step.fingerprint] = state
+        self.on_done(step, state.manifest)
         return made
 
     def _state(self, step: Step, artifact: Artifact) -> State:
@@ -141,14 +140,6 @@ class Executor:
             raise SparringError(f"{step.name}: published, but {made.why}; run again.")
         return made
 
-    def _note(self, step: Step, state: State) -> None:
-        assert state.manifest is not None
-        self.states[step.fingerprint] = state
-        self.on_done(step, state.manifest)
-
-    def _message(self, text: str) -> None:
-        self.events("message", text=text)
-
     def _artifact(self, step: Step) -> Artifact:
         return Artifact(self.store, step.spec.kind, step.fingerprint)
 
@@ -161,7 +152,7 @@ class Executor:
     def _make(self, step: Step, artifact: Artifact, state: State) -> None:
         stale = artifact.raw() if state.kind == "stale" else None
         if stale is not None:
-            self._message(f"{step.name}: {state.why}; it is replaced when its successor is complete")
+            self.events.message(f"{step.name}: {state.why}; it is replaced when its successor is complete")
         self._made_with = self._made_with or {
             **ray_cluster.software(),
             "hardware": ray_cluster.hardware(),
@@ -208,12 +199,12 @@ class Executor:
         )
 
     def _start_ray(self, step: Step) -> None:
-        """Start or join Ray where it is not there yet, and this step or a later one needs it."""
+        """Start or join Ray, unless that is done, where this step or a later one needs it."""
         todo = [one for one in self.plan.steps.values() if not self._is_made(one)]
         if self._ray or not any(one.spec.pool != "in_process" and self.wanted(one) for one in (step, *todo)):
             return
         joined = ray_cluster.joined()
-        self._message("joining the Ray cluster" if joined else "starting Ray")
+        self.events.message("joining the Ray cluster" if joined else "starting Ray")
         if not joined:
             check_placement(todo, this_machine(), "this machine", alone=True)
         ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
@@ -243,20 +234,20 @@ class Executor:
 
     def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
         if job.spec.pool == "in_process":
-            self._message(f"{job.out.name}: reading its input files")
+            self.events.message(f"{job.out.name}: reading its input files")
         shards = resolve(job.spec.shards)(job)
         records = finished_parts(job)
         todo = [shard for shard in shards if shard.index not in records]
         why = "resumed" if records else state.why
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         if todo:
-            known, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
-            results = workers.map(job, todo, lambda pid: self.events("worker", **show, pid=pid), self._message)
+            done_before, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
+            results = workers.map(job, todo, lambda pid: self.events("worker", **show, pid=pid), self.events.message)
             for index, record in results:
                 records[index] = record
                 tokens += record["stats"].get("tokens", 0)
                 done, spent = len(records), time.monotonic() - workers.ready_at
-                eta = Pace((workers.ready_at, known)).left_s(done, len(shards))
+                eta = Pace((workers.ready_at, done_before)).left_s(done, len(shards))
                 self.events("shard", **show, done=done, of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
         if job.spec.pool == "in_process":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,10 +43,6 @@ class ShardDeadline:
         """Return the seconds that a shard may take."""
         usual = HANGS_AFTER * self.slowest_s + FLOOR_S if self.slowest_s else math.inf
         return min(self.limit_s, usual)
-
-    def is_past(self, begun: float) -> bool:
-        """Return whether a shard begun at `begun` (time.monotonic) hangs."""
-        return time.monotonic() - begun > self.allowed_s()
 
 
 def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[int]:

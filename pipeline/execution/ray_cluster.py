@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.store import leftovers
+from sparring.pipeline.execution import leftovers
 from sparring.stages.errors import ConfigError, SparringError
 
 PACKAGES = (
@@ -107,7 +107,7 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
 
-        def to_log(printed: dict[str, Any], **_: Any) -> None:
+        def to_log(printed: dict[str, Any], ignore_prefix: bool) -> None:
             with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
                 file.write("\n".join(printed["lines"]) + "\n")
 
@@ -219,8 +219,8 @@ from ray._raylet import GcsClient
 try:
     client = GcsClient(address=services.canonicalize_bootstrap_address_or_die(sys.argv[1]))
     client.get_all_node_info(timeout=10)
-    if found := get_cluster_metadata(client):
-        utils.check_version_info(found, "this machine")
+    if metadata := get_cluster_metadata(client):
+        utils.check_version_info(metadata, "this machine")
 except Exception as error:
     sys.exit(" ".join(str(error).split()))
 """

@@ -101,21 +101,21 @@ def overoptimized(history: History, margin: float) -> str:
     """The oracle's interval lies above 1/2 while the second judge says less than 1/2 - margin: the oracle is gamed."""
     now, against = history[-1], []
     opponents = {"previous": "the policy before"} if now.iteration > 1 else {}
-    for opponent, said in {**opponents, "base": "the base"}.items():
+    for opponent, words in {**opponents, "base": "the base"}.items():
         low, second = now.get(f"oracle_{opponent}_low"), now.get(f"second_{opponent}")
         if low is not None and second is not None and alarm(low, second + margin):
             oracle, high = now.get(f"oracle_{opponent}"), now.get(f"oracle_{opponent}_high")
             by_both = f"{oracle:.3f} [{low:.3f}, {high:.3f}] by the oracle, {second:.3f} by the second judge"
-            against.append(f"against {said} it wins {by_both}")
+            against.append(f"against {words} it wins {by_both}")
     return f"the policy may be gaming the oracle: {'; '.join(against)}" if against else ""
 
 
-def above(name: str, what: str) -> Rule:
-    """Return the rule that a measurement is above the threshold; what: how it is said, {} for the value."""
+def above(name: str, message: str) -> Rule:
+    """Return the rule that a measurement is above the threshold; {} in the message stands for the value."""
 
     def rule(history: History, most: float) -> str:
         one = history[-1].figures.get(name)
-        return what.format(one.text) if one and one.value > most else ""
+        return message.format(one.text) if one and one.value > most else ""
 
     return rule
 
@@ -154,8 +154,8 @@ def collapsed(history: History, share: float) -> str:
 def learned_nothing(history: History, times: float) -> str:
     """Chosen and rejected moved apart by no more than `times` the noise before training, or hardly a weight changed."""
     values = {name: history[-1].get(name) for name in ("probe_h_w", "probe_h_l", "noise", "changed_fraction")}
-    known = {name: value for name, value in values.items() if value is not None}
-    if len(known) < len(values) or learned(known, times):
+    measured = {name: value for name, value in values.items() if value is not None}
+    if len(measured) < len(values) or learned(measured, times):
         return ""
     return "training changed the policy no more than noise; raise trainer.lr or take more steps"
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sparring import stages
-from sparring.pipeline.planning.plan import Plan, State
 from sparring.stages import digests
-from sparring.stages.errors import ConfigError
 from sparring.stages.step import StepSpec, resolve
 
 PACKAGE = stages.__name__
@@ -28,9 +26,6 @@ CONTRACT = frozenset(
     f"{name}.py" for name in ("digests", "errors", "fields", "fingerprint", "model_folder", "patience", "plain", "step")
 )
 """Files directly in stages/ that its packages and the orchestrator share."""
-SHOWN = 3
-"""Files named in the message about changed code, per kind of step."""
-
 CACHE = f"code-{sys.version_info.major}.{sys.version_info.minor}.json"
 """A file of the user's cache; the dump of a syntax tree depends on Python's version."""
 
@@ -45,28 +40,6 @@ class Module:
     digest: str
     imports: list[str]
     """Dotted names that it may import, at its top or inside functions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OtherCode:
-    """The cached steps of a plan that were made with other code."""
-
-    steps: int
-    of: int
-    """All cached steps."""
-    files: Mapping[str, set[str]]
-    """Kind of step -> files that differ."""
-
-    def __str__(self) -> str:
-        kinds = []
-        for kind, files in self.files.items():
-            more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-            kinds.append(f"{kind}: {', '.join(sorted(files)[:SHOWN])}{more}")
-        redo = " ".join(f"--redo {kind}" for kind in self.files)
-        return (
-            f"{self.steps} of {self.of} cached steps were made with other code ({'; '.join(kinds)}). "
-            f"`sparring run {redo}` makes them again."
-        )
 
 
 def code_of(spec: StepSpec, settings: Any) -> dict[str, str]:
@@ -84,37 +57,9 @@ def code_of(spec: StepSpec, settings: Any) -> dict[str, str]:
     return {str(path.relative_to(ROOT)): seen[path].digest for path in sorted(seen)}
 
 
-def other_code(plan: Plan, states: Mapping[str, State]) -> OtherCode | None:
-    """Return the cached steps that were made with other code, None where there is none.
-
-    Steps made by older versions, whose manifests do not name their code, are left out.
-    """
-    files: dict[str, set[str]] = {}
-    steps = 0
-    hits = {name: state.manifest for name, state in states.items() if state.kind == "hit" and state.manifest}
-    for name, manifest in hits.items():
-        step, made = plan.steps[name], manifest.made_with.get("modules")
-        if isinstance(made, dict) and (differ := differing(made, code_of(step.spec, step.settings))):
-            files.setdefault(step.spec.kind, set()).update(differ)
-            steps += 1
-    return OtherCode(steps=steps, of=len(hits), files=files) if steps else None
-
-
 def differing(made: Code, now: Code) -> set[str]:
     """Return the files that are not the same in both."""
     return {name for name in {*made, *now} if made.get(name) != now.get(name)}
-
-
-def redone(plan: Plan, requested: Sequence[str]) -> frozenset[str]:
-    """Return the fingerprints of the steps that --redo names, by kind or label; ConfigError lists the valid names."""
-    names = {name: {step.spec.kind, *(use.label for use in step.uses)} for name, step in plan.steps.items()}
-    matching: set[str] = set()
-    for one in requested:
-        if not any(one in known for known in names.values()):
-            valid = ", ".join(sorted({known for every in names.values() for known in every}))
-            raise ConfigError(f"--redo {one}: this plan has no such step; choose from {valid}.")
-        matching |= {name for name, known in names.items() if one in known}
-    return frozenset(matching)
 
 
 def _files(module: str) -> Iterator[Path]:
@@ -132,11 +77,11 @@ def _files(module: str) -> Iterator[Path]:
 @cache
 def _read(path: Path, mark: str) -> Module:
     """Read a file, or what the user's cache has of it: parsing all of them takes most of a second."""
-    known = digests.load(CACHE).get(str(path))
-    if not isinstance(known, dict) or known.get("mark") != mark:
-        known = {"mark": mark, **_parse(path)}
-        digests.save(CACHE, {**digests.load(CACHE), str(path): known})
-    return Module(digest=str(known.get("digest")), imports=[str(name) for name in known.get("imports", [])])
+    cached = digests.load(CACHE).get(str(path))
+    if not isinstance(cached, dict) or cached.get("mark") != mark:
+        cached = {"mark": mark, **_parse(path)}
+        digests.save(CACHE, {**digests.load(CACHE), str(path): cached})
+    return Module(digest=str(cached.get("digest")), imports=[str(name) for name in cached.get("imports", [])])
 
 
 def _parse(path: Path) -> dict[str, Any]:

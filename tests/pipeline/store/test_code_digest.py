@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from sparring.pipeline.planning.plan import Plan, Step, inspect
+from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.store import code_digest
-from sparring.pipeline.store.code_digest import code_of, differing, other_code, redone
+from sparring.pipeline.store.code_digest import code_of, differing
 from sparring.pipeline.store.manifest import Artifact, publish
 from sparring.stages import digests
 from sparring.stages.annotate.config import PAIRS, SCORE
@@ -76,19 +77,20 @@ def _without_texts(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("spec", "settings", "file", "old", "new"),
+    ("spec", "chosen", "file", "old", "new"),
     [
         (SCORE, MINI, "annotate/oracles/mini.py", " - ", " + "),
         (SCORE, OF_MINI, "annotate/oracles/mini.py", " - ", " + "),
-        (PAIRS, {}, "annotate/winrate.py", " / ", " * "),
-        (TRAIN, {}, "train/loss/objectives.py", " * ", " + "),
-        (TRAIN, {}, "train/batch/collate.py", " + ", " - "),  # imported inside functions alone
+        (PAIRS, None, "annotate/winrate.py", " / ", " * "),
+        (TRAIN, None, "train/loss/objectives.py", " * ", " + "),
+        (TRAIN, None, "train/batch/collate.py", " + ", " - "),  # imported inside functions alone
     ],
 )
-def test_a_change_of_what_computes_shows(code: Path, spec: Any, settings: Any, file: str, old: str, new: str) -> None:
-    before = code_of(spec, settings)
+def test_a_change_of_what_computes_shows(code: Path, spec: Any, chosen: Any, file: str, old: str, new: str) -> None:
+    """`chosen`: the settings, which name the modules of a step that has `modules`; no other step reads them."""
+    before = code_of(spec, chosen)
     change(code / file, old, new)
-    assert differing(before, code_of(spec, settings)) == {f"stages/{file}"}
+    assert differing(before, code_of(spec, chosen)) == {f"stages/{file}"}
 
 
 def test_comments_docstrings_and_formatting_do_not(code: Path) -> None:
