@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -27,7 +27,7 @@ from sparring.pipeline.execution.fault_policy import (
     ShardDeadline,
     alike,
     bisect,
-    logs,
+    log_files,
     step_errors,
 )
 from sparring.pipeline.execution.worker import Worker, finish_task, run_task
@@ -43,10 +43,24 @@ MODELS = ("policy", "judge", "encoder")
 """Input roles that a worker loads once and keeps; `first.judge` is a judge too."""
 
 
+class WorkerDied(EngineFault):
+    """The process of a worker has ended."""
+
+
+@dataclass
+class Call:
+    """A call that a worker has not answered yet; without a shard the worker loads its models."""
+
+    actor: Any
+    """None: a task of a light step."""
+    shard: Shard | None
+    begun: float = field(default_factory=time.monotonic)
+
+
 class ActorPool:
     """Workers of one step, and of the steps after it that they fit; `close` ends their processes.
 
-    Light steps run as tasks, without actors: then every entry of `running` has None for its actor.
+    Light steps run as tasks, without actors.
     """
 
     def __init__(self, job: Job, shards: int) -> None:
@@ -58,7 +72,7 @@ class ActorPool:
         self.ended: dict[Any, WorkerDied] = {}
         """Actor that was killed since it hung -> the fault to report."""
         self.starting: dict[Any, Any] = {}
-        """Call -> actor whose process does not answer yet."""
+        """Ray's reference -> actor whose process does not answer yet."""
         self.actors: list[Any] = []
         if job.spec.pool != "tasks":
             _check_placeable(job)
@@ -124,8 +138,7 @@ class ActorPool:
         self.deadline = ShardDeadline(job.workers.deadline_s)
         self.waiting, self.failures, self.load_failures = deque(shards), Counter[int](), Counter[Any]()
         self.warned: set[str] = set()
-        self.running: dict[Any, tuple[Any, Shard | None, float]] = {}
-        """Call -> (actor, shard, begun); without a shard the actor loads its models."""
+        self.running: dict[Any, Call] = {}
         # A worker counts as started when its process answers: on a busy cluster some wait for others' cores and GPUs.
         self.starting = {actor.pid.remote(): actor for actor in self.actors}
         seen_pids: set[int] = set()
@@ -145,12 +158,13 @@ class ActorPool:
                 if reference in self.starting:
                     actor = self.starting.pop(reference)
                     pid = self.pid_of[actor] = _result_or_stop(job, reference)
-                    for call, (other, shard, _) in self.running.items():  # only now its models begin to load
-                        if other == actor:
-                            self.running[call] = (actor, shard, time.monotonic())
+                    for call in self.running.values():
+                        if call.actor == actor:  # only now its models begin to load
+                            call.begun = time.monotonic()
                 elif reference in self.running:
-                    actor, shard, begun = self.running.pop(reference)
-                    pid, result = self._collect(reference, actor, shard, begun)
+                    call = self.running.pop(reference)
+                    actor = call.actor
+                    pid, result = self._collect(reference, call)
                 else:  # the worker was restarted after this call
                     continue
                 if pid and pid not in seen_pids:
@@ -158,20 +172,20 @@ class ActorPool:
                     on_worker(pid)
                 if result:
                     yield result
-                busy = actor is not None and any(actor == other for other, _, _ in self.running.values())
+                busy = actor is not None and any(actor == call.actor for call in self.running.values())
                 if pid and actor not in self.starting.values() and not busy:
                     self._submit(actor)
             self._check_wait(patience, bool(seen_pids))
             # A result that has arrived but was not collected yet belongs to no hung worker.
             done = _ready(list(self.running))
-            self._end_hung([entry for reference, entry in self.running.items() if reference not in done])
+            self._end_hung([call for reference, call in self.running.items() if reference not in done])
 
     def _computing(self) -> bool:
         """Return whether a shard is being computed; at a step's end, workers that still load are not waited for."""
-        return any(shard for _, shard, _ in self.running.values())
+        return any(call.shard for call in self.running.values())
 
     def _load(self, actor: Any) -> None:
-        self.running[actor.load.options(max_task_retries=0).remote(self.job)] = (actor, None, time.monotonic())
+        self.running[actor.load.options(max_task_retries=0).remote(self.job)] = Call(actor, None)
 
     def _submit(self, actor: Any) -> None:
         """Give the next shard to an actor, or to a task if `actor` is None."""
@@ -179,7 +193,7 @@ class ActorPool:
             shard = self.waiting.popleft()
             # Ray restarts a worker but does not retry its shard: `map` does, which counts the failures and asks why.
             run = actor.run.options(max_task_retries=0) if actor else _task(self.job, run_task)
-            self.running[run.remote(self.job, shard)] = (actor, shard, time.monotonic())
+            self.running[run.remote(self.job, shard)] = Call(actor, shard)
 
     def _check_wait(self, patience: Patience, any_worker: bool) -> None:
         """Report what a driver without results waits for; SparringError where no worker starts at all."""
@@ -198,10 +212,9 @@ class ActorPool:
         needed = f"{_reserved(self.job)} CPUs and {self.job.workers.gpus} GPUs"
         return f"no worker answers yet: it still starts, or waits for {needed} that others hold"
 
-    def _collect(
-        self, reference: Any, actor: Any, shard: Shard | None, begun: float
-    ) -> tuple[int | None, tuple[int, dict[str, Any]] | None]:
+    def _collect(self, reference: Any, call: Call) -> tuple[int | None, tuple[int, dict[str, Any]] | None]:
         """Return the worker's pid, and of a shard its index and record; None, None after a failure."""
+        actor, shard = call.actor, call.shard
         try:
             result = _result(self.job, reference, shard)
         except EngineFault as error:
@@ -221,7 +234,7 @@ class ActorPool:
                     self.warned.add(text)
                     self.message(f"{self.job.out.name}: {text}")
             return self.pid_of.get(actor), None
-        self.deadline.record(time.monotonic() - begun)
+        self.deadline.record(time.monotonic() - call.begun)
         pid, record = result
         return pid, (shard.index, record)
 
@@ -231,22 +244,22 @@ class ActorPool:
         if self.job.workers.gives_up(self.load_failures[actor]):
             raise EngineFault(
                 f"{self.job.out.name}: its worker failed {self.load_failures[actor]} times while it loaded its models, "
-                f"before any prompt: {fault}; details: {logs(self.job)}."
+                f"before any prompt: {fault}; details: {log_files(self.job)}."
             )
         self.message(f"{self.job.out.name}: while it loaded its models, {fault}; it is started again")
         self._restart(actor, fault)
 
-    def _end_hung(self, running: list[tuple[Any, Shard | None, float]]) -> None:
+    def _end_hung(self, calls: list[Call]) -> None:
         """Kill the actors whose shard or loading is past its deadline; Ray starts new processes for them."""
         allowed = self.deadline.allowed_s()
-        for actor, shard, begun in running:
-            spent = time.monotonic() - begun
-            if spent > allowed and actor in self.pid_of and actor not in self.ended:
+        for call in calls:
+            spent = time.monotonic() - call.begun
+            if spent > allowed and call.actor in self.pid_of and call.actor not in self.ended:
                 fault = WorkerDied(f"it took longer than {allowed:.0f} s (hardware.shard_deadline_s) and was ended")
-                self.ended[actor] = fault
-                what = f"shard {shard.index} has taken" if shard else "its models have been loading for"
+                self.ended[call.actor] = fault
+                what = f"shard {call.shard.index} has taken" if call.shard else "its models have been loading for"
                 self.message(f"{self.job.out.name}: {what} {spent:.0f} s; its worker is ended")
-                ray.kill(actor, no_restart=False)
+                ray.kill(call.actor, no_restart=False)
 
     def _retry(self, actor: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
         """Return the shard to try next, without the prompts that make it fail, if found; EngineFault at the end."""
@@ -256,7 +269,7 @@ class ActorPool:
         if self.job.workers.gives_up(failures):
             raise EngineFault(
                 f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because "
-                f"{fault}; details: {logs(self.job)}. Run again to resume from the finished shards."
+                f"{fault}; details: {log_files(self.job)}. Run again to resume from the finished shards."
             )
         self.message(f"{name}: shard {shard.index}: {fault}; it is done again")
         self._restart(actor, fault)
@@ -270,7 +283,7 @@ class ActorPool:
             many = "all" if len(poison) == rows else f"more than {MOST_POISON}"
             raise EngineFault(
                 f"{name}: {many} prompts of shard {shard.index} fail, so it is not the prompts; the last time because "
-                f"{fault}; details: {logs(self.job)}."
+                f"{fault}; details: {log_files(self.job)}."
             )
         if not poison:
             return shard
@@ -291,7 +304,7 @@ class ActorPool:
                 return
         raise EngineFault(
             f"{self.job.out.name}: every prompt fails in the same way, so it is not the prompts: {fault}; details: "
-            f"{logs(self.job)}."
+            f"{log_files(self.job)}."
         )
 
     def _probe(self, actor: Any, shard: Shard) -> EngineFault | None:
@@ -309,11 +322,11 @@ class ActorPool:
 
     def _outcome(self, actor: Any, method: Any, shard: Shard | None) -> EngineFault | None:
         """Call a worker and wait; return why it died, failed or hung, None where it did not."""
-        begun, arguments = time.monotonic(), (self.job, shard) if shard else (self.job,)
+        call, arguments = Call(actor, shard), (self.job, shard) if shard else (self.job,)
         reference = method.options(max_task_retries=0).remote(*arguments)
         while not ray.wait([reference], timeout=POLL_S)[0]:
             ray_cluster.check_alive()
-            self._end_hung([(actor, shard, begun)])
+            self._end_hung([call])
         try:
             _result(self.job, reference, shard)
         except EngineFault as error:
@@ -340,10 +353,6 @@ class ActorPool:
             self.pid_of[actor] = _result_or_stop(self.job, reference)
             time.sleep(POLL_S / 10)
         self.ended.pop(actor, None)
-
-
-class WorkerDied(EngineFault):
-    """The process of a worker has ended."""
 
 
 def side_by_side(job: Job) -> int:
@@ -401,7 +410,7 @@ def _result_or_stop(job: Job, reference: Any) -> Any:
     try:
         return _result(job, reference)
     except EngineFault as fault:
-        raise SparringError(f"{job.out.name}: {fault}; details: {logs(job)}") from None
+        raise SparringError(f"{job.out.name}: {fault}; details: {log_files(job)}") from None
 
 
 def _check_placeable(job: Job) -> None:

@@ -157,7 +157,7 @@ class Executor:
             **ray_cluster.software(),
             "hardware": ray_cluster.hardware(),
         }
-        self._start_ray(step)
+        self._ensure_ray(step)
         inputs = self._inputs(step)
         artifact.path.mkdir(parents=True, exist_ok=True)
         job = self._job(step, inputs)
@@ -198,7 +198,7 @@ class Executor:
             code=digest(modules),
         )
 
-    def _start_ray(self, step: Step) -> None:
+    def _ensure_ray(self, step: Step) -> None:
         """Start or join Ray, unless that is done, where this step or a later one needs it."""
         todo = [one for one in self.plan.steps.values() if not self._is_made(one)]
         if self._ray or not any(one.spec.pool != "in_process" and self.wanted(one) for one in (step, *todo)):

@@ -73,14 +73,15 @@ def step_errors(job: Job, shard: Shard | None = None) -> Iterator[None]:
     except Exception as error:
         if disk_is_full(error, job.out):
             raise DataError(full_disk(job.out)) from None
-        with contextlib.suppress(OSError), (job.scratch / f"{job.out.name}-errors.log").open("a") as log:
+        path = job.scratch / f"{job.out.name}-errors.log"
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8", errors="replace") as log:
             log.write(traceback.format_exc())
         place = f"{job.out.name}: shard {shard.index}" if shard else job.out.name
         message = str(error).strip().partition("\n")[0]
         what = f"{type(error).__name__}: {message}" if message else type(error).__name__
-        raise SparringError(f"{place} failed: {what}; details: {logs(job)}") from error
+        raise SparringError(f"{place} failed: {what}; details: {log_files(job)}.") from error
 
 
-def logs(job: Job) -> str:
+def log_files(job: Job) -> str:
     """Return the pattern of the log files of a step's workers."""
     return f"{job.scratch}/{job.out.name}-*.log"

@@ -96,7 +96,7 @@ class RunHistory:
 
     @property
     def iterations(self) -> dict[int, Steps]:
-        """The steps of iterations from 1 on; those before the first one are counted as its cost."""
+        """The steps of each iteration from 1 on; those before the first one belong to it here."""
         before = self.steps.get(0, {})
         return {t: {**before, **steps} if t == 1 else steps for t, steps in self.steps.items() if t > 0}
 
@@ -136,9 +136,10 @@ class RunHistory:
             where = "" if self.store.is_absolute() else ", or call this from the folder that the run was begun in"
             return f"{self.folder}: its store {self.store} is not there; bring it back{where}, or run it again."
         lost = [f"iteration {t}, {label}: {why}" for t, label, one in self._recorded() if (why := one.damage())]
-        more = f", and so are {len(lost) - 1} other artifacts" if len(lost) > 1 else ""
+        more = f" ({len(lost) - 1} other artifacts are lost or damaged too)" if len(lost) > 1 else ""
         remedy = (
-            f"`sparring verify --store {self.store}` lists what is damaged; repeat its `sparring run` to make it again."
+            f"`sparring verify --store {self.store}` lists all of them; repeat the `sparring run` that began this run "
+            "to make them again."
         )
         return f"{self.folder}: {lost[0]}{more}; {remedy}" if lost else ""
 

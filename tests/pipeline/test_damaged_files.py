@@ -198,7 +198,7 @@ def test_whatever_is_lost_is_named(place: Path) -> None:
     named(said(), f"{place_of}/metrics.jsonl ", "missing")
     shutil.rmtree("store")
     Path("store").mkdir()
-    assert re.search(r"gone.* \d+ other", said())
+    assert re.search(r"gone.*\b\d+ other", said())
 
 
 def test_a_plan_of_damaged_manifests(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
