@@ -114,10 +114,10 @@ def _of_judging(config: Config) -> Iterable[str]:
             f"selection.require_head_to_head with oracle.opponents={config.oracle.opponents}: chosen and rejected may "
             "not have met; set oracle.opponents=null."
         )
-    if config.objective.name == "sppo_single" and config.oracle.opponents is not None:
+    if config.objective.reads_duel and config.oracle.opponents is not None:
         yield (
-            f"objective=sppo_single with oracle.opponents={config.oracle.opponents}: it trains on the duel of chosen "
-            "and rejected, which may not have met; set oracle.opponents=null, or use objective=sppo."
+            f"objective={config.objective.name} with oracle.opponents={config.oracle.opponents}: it trains on "
+            "the duel of chosen and rejected, which may not have met; set oracle.opponents=null, or use objective=sppo."
         )
 
 

@@ -45,7 +45,6 @@ from sparring.stages.sample.config import (
 )
 from sparring.stages.step import Input, StepSpec, Workers
 from sparring.stages.train.config import LOGPROBS, REFERENCE, TRAIN, ReferenceSettings, Scoring, TrainSettings
-from sparring.stages.train.objective_config import has_base, has_reference
 
 
 def build(configs: Mapping[str, Config], sources: Sources) -> Plan:
@@ -182,8 +181,8 @@ class Builder:
     def references(self, t: int, samples: str, pairs: str, policy: str) -> dict[str, str]:
         """Return what the objective reads of other policies, by role; at t = 1 the two are one step."""
         objective = self.config.objective
-        policies = {"reference": policy} if has_reference(objective) else {}
-        if has_base(objective):
+        policies = {"reference": policy} if objective.reads_reference else {}
+        if objective.reads_base:
             policies["reference_base"] = self.external(self.sources.policy(self.config.policy))
         inputs = {"samples": samples, "pairs": pairs}
         four_bit = self.config.trainer.adapter.four_bit

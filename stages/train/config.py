@@ -1,5 +1,5 @@
 """Configuration of the train stage: adapter, repulsion, reward calibration, trainer, trackers, and the settings of its
-steps: reference, logprobs, train. No heavy import. The objectives' are in objective_config.py.
+steps: reference, logprobs, train. No heavy import. The objectives' are in loss/objectives/.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sparring.stages.fields import (
 )
 from sparring.stages.hardware import HardwareConfig
 from sparring.stages.step import StepSpec
-from sparring.stages.train.objective_config import ObjectiveConfig
+from sparring.stages.train.loss.objectives import ObjectiveConfig
 
 REFERENCE = StepSpec(
     kind="reference",
@@ -47,7 +47,12 @@ LOGPROBS = StepSpec(
     finish="sparring.stages.train.steps.logprobs:finish",
     pool="annotators",
 )
-TRAIN = StepSpec(kind="train", version=5, run="sparring.stages.train.steps.train:run")
+TRAIN = StepSpec(
+    kind="train",
+    version=5,
+    run="sparring.stages.train.steps.train:run",
+    modules="sparring.stages.train.loss.objectives:modules",
+)
 
 SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
 Dtype = Literal["float32", "bfloat16"]

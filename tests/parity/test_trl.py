@@ -24,8 +24,12 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss.loss import pair_losses
+from sparring.stages.train.loss.objectives.base import Objective
+from sparring.stages.train.loss.objectives.dpo import Dpo
+from sparring.stages.train.loss.objectives.ipo import Ipo
+from sparring.stages.train.loss.objectives.simpo import Simpo
+from sparring.stages.train.loss.objectives.sppo import Sppo
 from sparring.stages.train.model.forward import bind, forward
-from sparring.stages.train.objective_config import Dpo, Ipo, ObjectiveConfig, Simpo, Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
 
@@ -109,7 +113,7 @@ def cpo_trainer_loss(models: Models, output: Path, beta: float, gamma: float) ->
     return loss.item(), trainer.model.model.layers[0].mlp.up_proj.weight.grad
 
 
-def our_loss(models: Models, objective: ObjectiveConfig) -> Result:
+def our_loss(models: Models, objective: Objective) -> Result:
     reference, policy = map(copy.deepcopy, models[1:])
     batch = collate(ROWS, (2,), "mean", 99)
     with torch.no_grad():

@@ -28,7 +28,6 @@ from sparring.stages.train.launch.mailbox import (
     post,
     read,
 )
-from sparring.stages.train.objective_config import has_reference
 
 METRICS = "metrics.jsonl"
 """The records of all optimizer steps and of the probe, in a checkpoint and among the published files."""
@@ -190,7 +189,7 @@ class Session:
         scorer: Any = load_scorer(self.policy, self.settings.trainer.dtype, self.settings.trainer.adapter.four_bit)
         if scorer.route.why:
             self.send({"event": "message", "text": f"train: {scorer.route.why}"})
-        if not has_reference(self.settings.objective):
+        if not self.settings.objective.reads_reference:
             self.probed, self.noise = from_start(scorer, self.probed)
         return _of_rank_0(scorer.route)
 
@@ -198,7 +197,7 @@ class Session:
         """Train to the last step, or until this run must end."""
         if self.rank == 0:
             checkpoint.prune(self.job, self.resumed[0] if self.resumed else None)
-        if has_reference(self.settings.objective) and not self.history:
+        if self.settings.objective.reads_reference and not self.history:
             from sparring.stages.train.files.probe import BeforeTraining
 
             self.trainer.add_callback(BeforeTraining(self._measure_noise))

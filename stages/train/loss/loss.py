@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparring.stages.train import objective_config
 from sparring.stages.train.batch.collate import COLUMNS
 from sparring.stages.train.config import OffRepulsion, RepulsionConfig
-from sparring.stages.train.loss import objectives, repulsion
-from sparring.stages.train.loss.objectives import Scores
-from sparring.stages.train.objective_config import ObjectiveConfig
+from sparring.stages.train.loss import repulsion
+from sparring.stages.train.loss.objectives.base import Objective, Scores
 
 SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "d_w", "d_l", "distance")
 """Recorded as means over the pairs of the global batch."""
@@ -20,10 +18,9 @@ GAUGE = ("moved", "norm")
 """Two sums whose ratio is the saturation gauge, where the objective has a target."""
 
 
-def recorded(objective: ObjectiveConfig) -> tuple[str, ...]:
+def recorded(objective: Objective) -> tuple[str, ...]:
     """Names of the sums that `pair_losses` returns."""
-    moves, gauge = objective_config.has_reference(objective), objectives.has_target(objective)
-    return (*SUMS, *(MOVES if moves else ()), *(GAUGE if gauge else ()))
+    return (*SUMS, *(MOVES if objective.reads_reference else ()), *(GAUGE if objective.has_target else ()))
 
 
 def scores_of(z: Tensor, batch: dict[str, Tensor]) -> Scores:
@@ -37,7 +34,7 @@ def pair_losses(
     z: Tensor,
     states: Tensor,
     batch: dict[str, Tensor],
-    objective: ObjectiveConfig,
+    objective: Objective,
     term: RepulsionConfig,
 ) -> tuple[Tensor, Tensor]:
     """Return the losses (B,) of a batch of B pairs, and the sums `recorded` over its pairs, float64.
@@ -45,8 +42,8 @@ def pair_losses(
     loss of a pair = loss_scale * (L_beta + weight * L_rep); z: (2B,) chosen first; states: (2B, H).
     """
     scores = scores_of(z, batch)
-    scale = objectives.loss_scale(objective)
-    l_beta = objectives.loss(objective, scores)
+    scale = objective.scale
+    l_beta = objective.loss(scores)
     if isinstance(term, OffRepulsion):
         d = repulsion.distance(*states.detach().chunk(2)).double()
         l_rep, weight = torch.zeros_like(d), 0.0
@@ -55,11 +52,11 @@ def pair_losses(
         l_rep, weight = repulsion.loss(term, d), term.weight
     losses = scale * (l_beta + weight * l_rep)
     with torch.no_grad():
-        d_w, d_l = objectives.incentives(objective, scores)
+        d_w, d_l = objective.incentives(scores)
         rows = [losses, l_beta, l_rep, scores.z_w, scores.z_l, scale * d_w, scale * d_l, d]
-        if objective_config.has_reference(objective):
+        if objective.reads_reference:
             h_w, h_l = scores.h
             rows += [h_w, h_l, (h_w < 0).double(), (h_w.abs() + h_l.abs()) / 2]
-        gauge = objectives.saturation(objective, scores) if objectives.has_target(objective) else ()
+        gauge = objective.saturation(scores) if objective.has_target else ()
         sums = torch.stack([*(row.sum() for row in rows), *gauge])
     return losses, sums

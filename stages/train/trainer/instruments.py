@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparring.stages.errors import DataError
 from sparring.stages.train.config import OffCalibration, OffRepulsion, TrainSettings
-from sparring.stages.train.loss import band, objectives
+from sparring.stages.train.loss import band
 from sparring.stages.train.loss.head_gradients import Head, add_gradient, products
 from sparring.stages.train.loss.loss import scores_of
 from sparring.stages.train.loss.reward_calibration import RewardCalibration, calibrate
@@ -62,7 +62,7 @@ class Instruments:
             if handle:
                 handle.remove()
         if inner:  # by the incentives as they act: after reward calibration
-            d_w, d_l = objectives.incentives(self.objective, scores_of(z.detach(), batch))
+            d_w, d_l = self.objective.incentives(scores_of(z.detach(), batch))
             delta = self.calibration.delta if self.calibration else 1.0
             sums = band.sums(torch.stack(inner), delta * d_w, d_l / delta)
             self.band = sums if self.band is None else self.band + sums

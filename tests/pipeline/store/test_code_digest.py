@@ -6,6 +6,7 @@ import ast
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,13 @@ from sparring.stages.annotate.config import PAIRS, SCORE
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.train.config import TRAIN
+from sparring.stages.train.loss.objectives.sppo import Sppo
 from tests import settings
 from tests.pipeline.plans import finish, plan_of
 from tests.refusals import refused
 
 MINI = settings.score("mini")
+OF_SPPO = SimpleNamespace(objective=Sppo(name="sppo", beta=0.001, loss_scale=None))
 OF_MINI = settings.score("ensemble", {"a": MINI.oracle}, weights={"a": 1.0})
 
 
@@ -82,8 +85,8 @@ def _without_texts(text: str) -> str:
         (SCORE, MINI, "annotate/oracles/mini.py", " - ", " + "),
         (SCORE, OF_MINI, "annotate/oracles/mini.py", " - ", " + "),
         (PAIRS, None, "annotate/winrate.py", " / ", " * "),
-        (TRAIN, None, "train/loss/objectives.py", " * ", " + "),
-        (TRAIN, None, "train/batch/collate.py", " + ", " - "),  # imported inside functions alone
+        (TRAIN, OF_SPPO, "train/loss/objectives/sppo.py", " * ", " + "),
+        (TRAIN, OF_SPPO, "train/batch/collate.py", " + ", " - "),  # imported inside functions alone
     ],
 )
 def test_a_change_of_what_computes_shows(code: Path, spec: Any, chosen: Any, file: str, old: str, new: str) -> None:
@@ -104,9 +107,12 @@ def test_comments_docstrings_and_formatting_do_not(code: Path) -> None:
 
 def test_code_that_the_step_does_not_take_does_not(code: Path) -> None:
     before = code_of(SCORE, MINI)
-    assert "stages/annotate/oracles/gpm.py" not in before and "stages/train/loss/objectives.py" not in before
+    assert "stages/annotate/oracles/gpm.py" not in before and "stages/train/loss/objectives/base.py" not in before
     change(code / "annotate" / "oracles" / "gpm.py", "return ", "return not ")
     assert differing(before, code_of(SCORE, MINI)) == set()
+    trained = code_of(TRAIN, OF_SPPO)
+    change(code / "train" / "loss" / "objectives" / "dpo.py", " * ", " + ")
+    assert differing(trained, code_of(TRAIN, OF_SPPO)) == set()
 
 
 def test_a_plan_names_the_steps_of_other_code(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from sparring.stages.train.config import (
     TrainSettings,
     Truncation,
 )
-from sparring.stages.train.objective_config import ObjectiveConfig, has_base, has_reference
+from sparring.stages.train.loss.objectives import ObjectiveConfig
 from sparring.stages.train.steps.reference import Reference, shards
 from sparring.stages.train.steps.train import Trained
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input
@@ -179,8 +179,8 @@ def inputs_of(wanted: ObjectiveConfig, inputs: list[Input]) -> list[Input]:
     """What of `train_inputs` an objective is given; at iteration 1 the base's log-probs are the reference's."""
     reference = next(source for source in inputs if source.role == "reference")
     others = [source for source in inputs if source is not reference]
-    base = [replace(reference, role="reference_base")] if has_base(wanted) else []
-    return [*others, *([reference] if has_reference(wanted) else []), *base]
+    base = [replace(reference, role="reference_base")] if wanted.reads_base else []
+    return [*others, *([reference] if wanted.reads_reference else []), *base]
 
 
 def train_job(folder: Path, inputs: list[Input], wanted: TrainSettings | None = None, attempt: str = "first") -> Job:

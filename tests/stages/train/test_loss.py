@@ -14,10 +14,10 @@ from sparring.stages.train.batch.collate import COLUMNS, collate
 from sparring.stages.train.batch.rows import load_rows
 from sparring.stages.train.config import OffRepulsion, PlainRepulsion, RepulsionConfig
 from sparring.stages.train.launch.worker import load_policy
-from sparring.stages.train.loss import objectives, repulsion
+from sparring.stages.train.loss import repulsion
 from sparring.stages.train.loss.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
+from sparring.stages.train.loss.objectives import ObjectiveConfig
 from sparring.stages.train.model.forward import forward
-from sparring.stages.train.objective_config import ObjectiveConfig, has_base, has_reference
 from tests.stages.train.rig import HINGE, OBJECTIVES, OFF, inputs_of, objective, train_inputs, train_job
 from tests.tiny import tiny_policy
 
@@ -42,7 +42,7 @@ def batch(gated: bool, wanted: ObjectiveConfig) -> tuple[Tensor, Tensor, dict[st
     for name in ("p_w", "p_l", "p_wl"):
         values[name] = 0.5 + left * (torch.rand(PAIRS, generator=generator).double() - 0.5)
     values["label"] = torch.full((PAIRS,), 0.5 + left / 2, dtype=torch.float64)
-    absent = [name for name, there in ((BASE, has_base(wanted)), (REFERENCE, has_reference(wanted))) if not there]
+    absent = [name for name, there in ((BASE, wanted.reads_base), (REFERENCE, wanted.reads_reference)) if not there]
     columns = {name: torch.full_like(v, math.nan) if name[:-2] in absent else v for name, v in values.items()}
     tokens = torch.randint(1, 7, (2 * PAIRS,), generator=generator)
     return z, states, {**columns, "response_mask": torch.arange(7) < tokens[:, None]}
@@ -56,15 +56,15 @@ def test_gate_and_repulsion_combine_with_every_objective(name: str, gated: bool,
     z, states, columns = batch(gated, wanted)
     total, sums = pair_losses(z, states, columns, wanted, term)
     total = total.mean()
-    scores, scale = scores_of(z, columns), objectives.loss_scale(wanted)
-    expected = scale * objectives.loss(wanted, scores).mean()
+    scores, scale = scores_of(z, columns), wanted.scale
+    expected = scale * wanted.loss(scores).mean()
     if not isinstance(term, OffRepulsion):
         d = repulsion.distance(*states.chunk(2)).double()
         expected = expected + scale * term.weight * repulsion.loss(term, d).mean()
     assert total.item() == pytest.approx(expected.item(), rel=1e-12)
     total.backward()
     assert z.grad is not None
-    d_w, d_l = objectives.incentives(wanted, scores)
+    d_w, d_l = wanted.incentives(scores)
     torch.testing.assert_close(z.grad, torch.cat([-d_w, d_l]).detach() * scale / PAIRS, rtol=1e-10, atol=1e-12)
     assert (states.grad is not None and states.grad.abs().max() > 0) == (term.name != "off")
     named = dict(zip(recorded(wanted), sums.tolist(), strict=True))

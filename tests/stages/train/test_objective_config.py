@@ -10,7 +10,7 @@ import pytest
 from sparring.pipeline import config
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import tags
-from sparring.stages.train.objective_config import ObjectiveConfig
+from sparring.stages.train.loss.objectives import ObjectiveConfig
 from tests.refusals import refused
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -27,6 +27,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", tags(ObjectiveConfig, "name"))
 def test_each_has_its_yaml(name: str) -> None:
+    assert config.load(["hardware=cpu", f"objective={name}"]).objective.name == name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_defaults_are_the_published_parameters(name: str) -> None:
     found = config.load(["hardware=cpu", f"objective={name}"]).objective
     assert asdict(found) == {"name": name, "loss_scale": None, **PUBLISHED[name]}
 

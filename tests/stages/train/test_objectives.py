@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparring.stages.train.loss import objectives
-from sparring.stages.train.loss.objectives import Scores, has_target, incentives, loss, loss_scale, saturation
-from sparring.stages.train.objective_config import Dpo, Inpo, Ipo, ObjectiveConfig, Simpo, Spo, Sppo
+from sparring.stages.train.loss.objectives.base import MarginObjective, Objective, Scores
+from sparring.stages.train.loss.objectives.dpo import Dpo
+from sparring.stages.train.loss.objectives.inpo import Inpo
+from sparring.stages.train.loss.objectives.ipo import Ipo
+from sparring.stages.train.loss.objectives.simpo import Simpo
+from sparring.stages.train.loss.objectives.spo import Spo
+from sparring.stages.train.loss.objectives.sppo import Sppo
 
 
 def sppo(name: Any = "sppo", beta: float = 0.1, scale: float | None = None) -> Sppo:
@@ -33,7 +37,7 @@ def spo(alpha: float, kappa: float = 0.0, z_min: float = -1.0) -> Spo:
 
 INPO = Inpo(name="inpo", tau=0.25, inpo_eta=0.5, loss_scale=None)
 SIMPO = Simpo(name="simpo", beta=2.0, gamma=0.5, loss_scale=None)
-ALL: list[ObjectiveConfig] = [
+ALL: list[Objective] = [
     *(sppo(name) for name in ("sppo", "sppo_single", "sppo_hard")),
     *(dpo(smoothing) for smoothing in (0.0, 0.1)),
     *(ipo(length_normalize) for length_normalize in (False, True)),
@@ -61,8 +65,8 @@ def many(size: int = 60, spread: float = 5.0) -> Scores:
     return Scores(**values)
 
 
-def value(objective: ObjectiveConfig, scores: Scores) -> float:
-    return loss(objective, scores).item()
+def value(objective: Objective, scores: Scores) -> float:
+    return objective.loss(scores).item()
 
 
 BY_HAND = [
@@ -81,21 +85,21 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("objective", "expected", "d_w", "d_l"), BY_HAND, ids=lambda x: getattr(x, "name", ""))
-def test_by_hand(objective: ObjectiveConfig, expected: float, d_w: float, d_l: float) -> None:
+def test_by_hand(objective: Objective, expected: float, d_w: float, d_l: float) -> None:
     assert value(objective, one()) == pytest.approx(expected, abs=1e-12)
-    found = [d.item() for d in incentives(objective, one())]
+    found = [d.item() for d in objective.incentives(one())]
     assert found == pytest.approx([d_w, d_l], abs=1e-12)
 
 
 @pytest.mark.parametrize("objective", ALL, ids=lambda x: x.name)
 @pytest.mark.parametrize("labels", ["certain", "gated"])
-def test_incentives_are_the_gradient(objective: ObjectiveConfig, labels: str) -> None:
+def test_incentives_are_the_gradient(objective: Objective, labels: str) -> None:
     scores = many()
     if labels == "certain":
         scores = replace(scores, label=torch.ones_like(scores.label))
     z_w, z_l = (z.clone().requires_grad_() for z in (scores.z_w, scores.z_l))
-    loss(objective, replace(scores, z_w=z_w, z_l=z_l)).sum().backward()
-    d_w, d_l = incentives(objective, scores)
+    objective.loss(replace(scores, z_w=z_w, z_l=z_l)).sum().backward()
+    d_w, d_l = objective.incentives(scores)
     assert z_w.grad is not None
     torch.testing.assert_close(d_w, -z_w.grad, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(d_l, z_l.grad, rtol=1e-10, atol=1e-12)
@@ -107,22 +111,22 @@ def test_scaled_sppo_is_the_published_one() -> None:
     scores, eta = many(), 1000.0
     (h_w, h_l), p_w, p_l = scores.h, scores.p_w, scores.p_l
     published = 0.5 * ((h_w - eta * (p_w - 0.5)) ** 2 + (h_l - eta * (p_l - 0.5)) ** 2)
-    ours = loss_scale(sppo(beta=1 / eta)) * loss(sppo(beta=1 / eta), scores)
+    ours = sppo(beta=1 / eta).scale * sppo(beta=1 / eta).loss(scores)
     torch.testing.assert_close(ours, published, rtol=1e-12, atol=0)
-    d_w, d_l = (loss_scale(sppo(beta=1 / eta)) * d for d in incentives(sppo(beta=1 / eta), scores))
+    d_w, d_l = (sppo(beta=1 / eta).scale * d for d in sppo(beta=1 / eta).incentives(scores))
     torch.testing.assert_close(d_w, eta * (p_w - 0.5) - h_w, rtol=1e-11, atol=1e-9)
     torch.testing.assert_close(d_l, h_l - eta * (p_l - 0.5), rtol=1e-11, atol=1e-9)
 
 
 def test_loss_scales() -> None:
-    assert loss_scale(sppo(beta=0.1)) == pytest.approx(100) and loss_scale(sppo(scale=3.0)) == 3.0
-    assert {loss_scale(objective) for objective in ALL if not isinstance(objective, Sppo)} == {1.0}
+    assert sppo(beta=0.1).scale == pytest.approx(100) and sppo(scale=3.0).scale == 3.0
+    assert {objective.scale for objective in ALL if not isinstance(objective, Sppo)} == {1.0}
 
 
 def test_single_and_hard_are_sppo_with_other_targets() -> None:
     scores = many()
     for name, p_w in (("sppo_single", scores.p_wl), ("sppo_hard", scores.label)):
-        assert torch.equal(loss(sppo(name), scores), loss(sppo(), replace(scores, p_w=p_w, p_l=1 - p_w)))
+        assert torch.equal(sppo(name).loss(scores), sppo().loss(replace(scores, p_w=p_w, p_l=1 - p_w)))
 
 
 def m_of(*values: float) -> Tensor:
@@ -132,24 +136,24 @@ def m_of(*values: float) -> Tensor:
 def test_spo_is_least_at_alpha_and_lets_go_beyond() -> None:
     alpha = 4.0
     grid = torch.linspace(-20, 60, 8001, dtype=torch.float64)
-    values, pulls = objectives.spo(grid, alpha, -1.0)
+    values, pulls = spo(alpha).of_margin(grid)
     assert grid[values.argmin()].item() == pytest.approx(alpha, abs=1e-9)
     assert values.min().item() == pytest.approx(-math.exp(-1), abs=1e-15)
     assert (pulls[grid < alpha - 1e-9] > 0).all() and (pulls[grid > alpha + 1e-9] < 0).all()
-    assert abs(objectives.spo(m_of(50 * alpha), alpha, -1.0)[1].item()) < 1e-18
+    assert abs(spo(alpha).of_margin(m_of(50 * alpha))[1].item()) < 1e-18
 
 
 def test_spo_far_below_is_linear_not_clamped_and_not_exploding() -> None:
     alpha = 0.5
     m = m_of(-10 * alpha).requires_grad_()
-    found, _ = objectives.spo(m, alpha, -1.0)
+    found, _ = spo(alpha).of_margin(m)
     found.sum().backward()
     assert found.item() == pytest.approx(math.e + 2 * math.e * 9, abs=1e-12)  # f(-1) = e, f'(-1) = -2e
     assert m.grad is not None and m.grad.item() == pytest.approx(-2 * math.e / alpha, abs=1e-12)
-    below, above = objectives.spo(m_of(-1 - 1e-9, -1 + 1e-9), 1.0, -1.0)[0]
+    below, above = spo(1.0).of_margin(m_of(-1 - 1e-9, -1 + 1e-9))[0]
     assert (below - above).item() == pytest.approx(4e-9 * math.e, rel=1e-3)
     extreme = many(spread=1e4)
-    assert all(loss(spo(0.3), extreme).isfinite()) and all(incentives(spo(0.3), extreme)[0].isfinite())
+    assert all(spo(0.3).loss(extreme).isfinite()) and all(spo(0.3).incentives(extreme)[0].isfinite())
 
 
 def test_kappa_holds_the_rejected_response_down() -> None:
@@ -160,10 +164,10 @@ def test_kappa_holds_the_rejected_response_down() -> None:
 
 def test_inpo_without_penalty_is_ipo() -> None:
     free = Inpo(name="inpo", tau=0.0, inpo_eta=0.1, loss_scale=None)
-    torch.testing.assert_close(loss(free, many()), loss(ipo(), many()), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(free.loss(many()), ipo().loss(many()), rtol=1e-12, atol=1e-12)
     tied = Inpo(name="inpo", tau=0.1, inpo_eta=0.1, loss_scale=None)
     swapped = replace(many(), ref_w=many().base_w, ref_l=many().base_l)
-    torch.testing.assert_close(loss(tied, many()), loss(ipo(), swapped), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tied.loss(many()), ipo().loss(swapped), rtol=1e-12, atol=1e-12)
 
 
 READ = {
@@ -179,11 +183,11 @@ READ = {
 
 
 @pytest.mark.parametrize("objective", ALL, ids=lambda x: x.name)
-def test_what_is_not_read_may_be_missing(objective: ObjectiveConfig) -> None:
+def test_what_is_not_read_may_be_missing(objective: Objective) -> None:
     missing = {f.name: torch.full((60,), math.nan) for f in fields(Scores) if f.name not in READ[objective.name]}
     part = replace(many(), **missing)
-    assert torch.equal(loss(objective, part), loss(objective, many()))
-    assert torch.equal(incentives(objective, part)[1], incentives(objective, many())[1])
+    assert torch.equal(objective.loss(part), objective.loss(many()))
+    assert torch.equal(objective.incentives(part)[1], objective.incentives(many())[1])
 
 
 HARD = [objective for objective in ALL if not isinstance(objective, Sppo) and not getattr(objective, "kappa", 0)]
@@ -196,27 +200,27 @@ def mirrored(scores: Scores) -> Scores:
 
 
 @pytest.mark.parametrize("objective", HARD, ids=lambda x: x.name)
-def test_a_gated_label_is_the_mean_over_labels(objective: ObjectiveConfig) -> None:
+def test_a_gated_label_is_the_mean_over_labels(objective: Objective) -> None:
     certain = replace(many(), label=torch.ones(60, dtype=torch.float64))
     q = many().label
-    expected = q * loss(objective, certain) + (1 - q) * loss(objective, mirrored(certain))
-    torch.testing.assert_close(loss(objective, many()), expected, rtol=1e-12, atol=1e-12)
+    expected = q * objective.loss(certain) + (1 - q) * objective.loss(mirrored(certain))
+    torch.testing.assert_close(objective.loss(many()), expected, rtol=1e-12, atol=1e-12)
     even = replace(many(), label=torch.full((60,), 0.5, dtype=torch.float64))
-    torch.testing.assert_close(loss(objective, even), loss(objective, mirrored(even)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(objective.loss(even), objective.loss(mirrored(even)), rtol=1e-12, atol=1e-12)
 
 
 def test_a_gated_label_moves_the_minimum_of_ipo() -> None:
     """IPO's own target is (P - 1/2)/tau; with q for P that is (2q - 1)/(2 tau): at q = 0.8 and tau = 0.1, 3."""
-    assert [d.item() for d in incentives(ipo(), one(label=0.8))] == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert [d.item() for d in ipo().incentives(one(label=0.8))] == pytest.approx([0.0, 0.0], abs=1e-12)
 
 
 def test_a_closed_gate_changes_no_bit() -> None:
     certain = replace(many(), label=torch.ones(60, dtype=torch.float64))
-    assert torch.equal(loss(dpo(), certain), objectives.dpo(objectives.margin(dpo(), certain), 0.5, 0.0)[0])
+    assert torch.equal(dpo().loss(certain), dpo().of_margin(dpo().margin(certain))[0])
 
 
-def gauge(objective: ObjectiveConfig, scores: Scores) -> float:
-    moved, norm = saturation(objective, scores)
+def gauge(objective: Objective, scores: Scores) -> float:
+    moved, norm = objective.saturation(scores)
     return (moved / norm).item()
 
 
@@ -227,18 +231,19 @@ def test_saturation_is_one_where_sppo_is_least() -> None:
         there = replace(scores, z_w=z_w, z_l=z_l)
         assert gauge(sppo(beta=1 / 20), there) == pytest.approx(expected, abs=1e-12)
     at_best = replace(scores, z_w=scores.ref_w + 20 * (scores.p_w - 0.5), z_l=scores.ref_l + 20 * (scores.p_l - 0.5))
-    assert loss(sppo(beta=1 / 20), at_best).max().item() < 1e-24
+    assert sppo(beta=1 / 20).loss(at_best).max().item() < 1e-24
 
 
 @pytest.mark.parametrize("objective", [ipo(), ipo(True), spo(3.0), INPO], ids=lambda x: x.name)
-def test_saturation_of_a_margin_is_one_where_the_loss_is_least(objective: Any) -> None:
+def test_saturation_of_a_margin_is_one_where_the_loss_is_least(objective: MarginObjective) -> None:
+    assert objective.minimum is not None
     certain = replace(many(), label=torch.ones(60, dtype=torch.float64))
-    u = objectives.margin(objective, certain)
-    per_w, _ = objectives.slopes(objective, certain)
-    there = replace(certain, z_w=certain.z_w + (objectives.minimum(objective) - u) / per_w)
+    u = objective.margin(certain)
+    per_w, _ = objective.slopes(certain)
+    there = replace(certain, z_w=certain.z_w + (objective.minimum - u) / per_w)
     assert gauge(objective, there) == pytest.approx(1.0, abs=1e-12)
-    assert incentives(objective, there)[0].abs().max().item() < 1e-10
+    assert objective.incentives(there)[0].abs().max().item() < 1e-10
 
 
 def test_what_falls_for_ever_has_no_gauge() -> None:
-    assert {objective.name for objective in ALL if not has_target(objective)} == {"dpo", "simpo"}
+    assert {objective.name for objective in ALL if not objective.has_target} == {"dpo", "simpo"}

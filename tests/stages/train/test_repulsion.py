@@ -12,9 +12,9 @@ from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import OffRepulsion
 from sparring.stages.train.loss.loss import pair_losses
+from sparring.stages.train.loss.objectives.sppo import Sppo
 from sparring.stages.train.loss.repulsion import distance, loss, pool, pool_weights
 from sparring.stages.train.model.forward import bind, forward
-from sparring.stages.train.objective_config import Sppo
 from tests.stages.train.rig import REPULSIONS, repelling
 
 ROWS = [

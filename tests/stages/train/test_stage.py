@@ -19,7 +19,6 @@ from sparring.stages.train.batch.order import deal
 from sparring.stages.train.batch.rows import ResponsePair, load_rows
 from sparring.stages.train.files import checkpoint
 from sparring.stages.train.files.probe import reload_probe
-from sparring.stages.train.objective_config import has_reference
 from sparring.stages.train.steps.train import Trained, run
 from tests.artifacts import as_input
 from tests.refusals import refused
@@ -216,7 +215,7 @@ def test_other_objectives(ray_started: None, inputs: list[Input], tmp_path: Path
     summary, records = made.summary, steps(made)
     assert summary["probe_h_w"] - summary["probe_h_l"] > max(0.1, 10 * summary["noise"])
     assert summary["noise"] < 1e-3 and learned(summary)
-    assert ("h_w" in records[0]) == has_reference(wanted.objective)
+    assert ("h_w" in records[0]) == wanted.objective.reads_reference
     assert ("saturation" in summary) == ("saturation" in records[0]) == (name == "inpo")
     assert records[-1]["d_w"] != 0 and records[-1]["l_beta"] < records[0]["l_beta"]
 

@@ -12,7 +12,7 @@ from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
 from sparring.stages.train.config import optimizer_steps
 from sparring.stages.train.loss.loss import SUMS, pair_losses, recorded
-from sparring.stages.train.objective_config import Sppo
+from sparring.stages.train.loss.objectives.sppo import Sppo
 from sparring.stages.train.trainer.arguments import OPTIMIZERS, arguments, deepspeed_config, schedule
 from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, settings
