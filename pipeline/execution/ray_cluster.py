@@ -107,9 +107,9 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
 
-        def to_log(printed: dict[str, Any], ignore_prefix: bool) -> None:
+        def to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
             with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-                file.write("\n".join(printed["lines"]) + "\n")
+                file.write("\n".join(data["lines"]) + "\n")
 
         ray._private.worker.print_to_stdstream = to_log  # a dead raylet's last hundred lines
 
