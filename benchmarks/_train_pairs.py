@@ -59,10 +59,10 @@ class Setting:
 
 def pairs_of(run: Path, store: Path, policy: Path, count: int) -> Pairs:
     """Return `count` pairs of iteration 1 of the run in a folder, evenly spread; DataError when there are fewer."""
-    steps = run_record.read(run).get("steps", {}).get("01", {})
+    steps = run_record.read(run).steps.get(1, {})
     if not {"sample", "pairs"} <= steps.keys():
         raise DataError(f"{run}: has no first iteration to take pairs from; {REMEDY}.")
-    samples, pairs = (_opened(store, label, steps[label]["fingerprint"]) for label in ("sample", "pairs"))
+    samples, pairs = (_opened(store, label, steps[label].fingerprint) for label in ("sample", "pairs"))
     sampled_by = samples[1].inputs["policy"]["digest"]
     if sampled_by != external("policy", policy).digest:
         raise DataError(f"{policy}: did not sample the responses of {run}; name the policy that did with --policy.")

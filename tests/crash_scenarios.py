@@ -136,11 +136,11 @@ def _nothing_false(place: Path) -> str:
     """What claims to be finished is whole, and so is the record of the run."""
     for artifact in _artifacts(place):
         manifest = artifact.manifest()
-        bad = artifact.corrupt_files(manifest) if manifest else []
+        bad = list(artifact.damaged_files(manifest, rehash=True)) if manifest else []
         if bad:
             return str(bad)
     record = place / "runs" / "mine" / "run.json"
-    return "" if not record.exists() or run_record.read(record.parent) else f"{record} cannot be read"
+    return "" if not record.exists() or run_record.read(record.parent).store else f"{record} cannot be read"
 
 
 def _outcome(place: Path) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _outcome(place: Path) -> dict[str, Any]:
         found[artifact.kind] = (manifest.content, manifest.rows, manifest.summary, manifest.inputs)
         known = {Path(file.path).parts[0] for file in manifest.files} | {"manifest.json"}
         found[f"{artifact.kind}: left behind"] = sorted({p.name for p in artifact.path.iterdir()} - known)
-        found[f"{artifact.kind}: damaged"] = artifact.corrupt_files(manifest)
+        found[f"{artifact.kind}: damaged"] = list(artifact.damaged_files(manifest, rehash=True))
     run, leases = tree(place / "runs" / "mine"), tree(place / "store" / ".leases")
     found["leases"] = sorted(leases)
     found["run"] = {name: what for name, what in run.items() if name != "events.jsonl"}

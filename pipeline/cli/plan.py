@@ -63,7 +63,7 @@ def status(
     Example: sparring status myrun --why
     """
     arms = run_history.recorded(runs, run)
-    _print_plan(plan_of({one.arm: one.overrides for one in arms}), why, to_run=False)
+    _print_plan(plan_of({one.arm: one.record.overrides for one in arms}), why, to_run=False)
     run_history.check_undamaged(arms)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -28,6 +30,9 @@ from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.plain import printable
 from sparring.stages.sample import embedded
 from sparring.stages.step import Input
+
+CONNECT_S = 5.0
+"""Seconds that a server has to accept a connection."""
 
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
@@ -80,7 +85,7 @@ def pins_of(first: Config) -> dict[str, str]:
     """Return what the run wrote down of the hub's revisions when it began."""
     folder = Path(first.paths.runs) / first.run.name
     arms = [run_history.RunHistory.at(path.parent) for path in run_record.records(folder)]
-    return {key: commit for arm in arms for key, commit in arm.pins.items()}
+    return {key: commit for arm in arms for key, commit in arm.record.pins.items()}
 
 
 def first_of(plan: Plan) -> Config:
@@ -120,10 +125,24 @@ def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
     todo = {plan.steps[name].spec.kind for name, state in states.items() if state.kind != "hit"}
     for chosen in plan.configs.values():
         if "sample" in todo and chosen.sampler.engine == "server":
-            ray_cluster.check_servers("sampler.urls", chosen.sampler.urls)
+            _check_answers("sampler.urls", chosen.sampler.urls)
         for key, judge in (*judges_of("oracle", chosen.oracle), *judges_of("judge", chosen.judge)):
             if "score" in todo and judge.urls:
-                ray_cluster.check_servers(f"{key}.urls", judge.urls)
+                _check_answers(f"{key}.urls", judge.urls)
+
+
+def _check_answers(key: str, urls: Iterable[str]) -> None:
+    """ConfigError when none of the servers accepts a connection; key: the configuration key that names them."""
+    faults = []
+    for url in urls:
+        place = urlsplit(url)
+        try:
+            port = place.port or (443 if place.scheme == "https" else 80)
+            socket.create_connection((place.hostname or "", port), timeout=CONNECT_S).close()
+            return
+        except (OSError, ValueError) as error:
+            faults.append(f"{url}: {error}")
+    raise ConfigError(f"{key}: no server answers ({'; '.join(faults)}); start one, or name another.")
 
 
 def stdout_console() -> Console:

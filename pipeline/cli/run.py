@@ -154,7 +154,7 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
         events("message", text=line)
     if differs := other_code(plan, states):
         events("message", text=str(differs))
-    watch = Watch(plan, folder, store, partial(_say, events))
+    watch = Watch(plan, folder, store, events.message)
     try:
         Executor(
             plan=plan,
@@ -181,13 +181,9 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
         events.close()
 
 
-def _say(events: Events, text: str) -> None:
-    events("message", text=text)
-
-
 def _done(plan: Plan, store: Path, watch: Watch, step: Step, manifest: Manifest) -> None:
     _link_step(plan, store, step, manifest)
-    watch.look(step)
+    watch.check(step)
 
 
 def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:

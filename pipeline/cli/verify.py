@@ -68,4 +68,4 @@ def _problems(artifact: Artifact) -> list[str]:
         manifest = artifact.manifest()
     except DataError as error:
         return [str(error)]
-    return artifact.corrupt_files(manifest) if manifest else []
+    return list(artifact.damaged_files(manifest, rehash=True)) if manifest else []

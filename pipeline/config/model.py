@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sparring.pipeline.report.config import PublishedConfig
-from sparring.pipeline.runs.config import DiagnosticsConfig
+from sparring.pipeline.runs.rules import DiagnosticsConfig
 from sparring.stages.annotate.config import (
     EncoderConfig,
     GateConfig,

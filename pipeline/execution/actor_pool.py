@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -21,7 +21,15 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from sparring.pipeline.execution import ray_cluster
-from sparring.pipeline.execution.fault_policy import MOST_POISON, TRIES_BEFORE_BISECTION, ShardDeadline, alike, bisect
+from sparring.pipeline.execution.fault_policy import (
+    MOST_POISON,
+    TRIES_BEFORE_BISECTION,
+    ShardDeadline,
+    alike,
+    bisect,
+    log_files,
+    step_errors,
+)
 from sparring.pipeline.execution.worker import Worker, finish_task, run_task
 from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, first_line, full_disk
 from sparring.stages.patience import PLACEMENT_S, Patience
@@ -36,22 +44,36 @@ MODELS = ("policy", "judge", "encoder")
 """Input roles that a worker loads once and keeps; `first.judge` is a judge too."""
 
 
+class WorkerDied(EngineFault):
+    """The process of a worker has ended."""
+
+
+@dataclass
+class Call:
+    """A call that a worker has not answered yet; without a shard the worker loads its models."""
+
+    actor: Any
+    """None: a task of a light step."""
+    shard: Shard | None
+    begun: float = field(default_factory=time.monotonic)
+
+
 class ActorPool:
     """Workers of one step, and of the steps after it that they fit; `close` ends their processes.
 
-    Light steps run as tasks, without actors: then every entry of `running` has None for its actor.
+    Light steps run as tasks, without actors.
     """
 
     def __init__(self, job: Job, shards: int) -> None:
         self.job = job
         self.loaded = False
-        self.ready_at: float | None = None
-        """When the first worker had loaded the models of the current step (time.monotonic)."""
+        self.ready_at = 0.0
+        """When the first worker had loaded the models of the current step (time.monotonic), 0 before."""
         self.pid_of: dict[Any, int] = {}
-        self.ended: set[Any] = set()
-        """Actors that were killed since they hung."""
+        self.ended: dict[Any, WorkerDied] = {}
+        """Actor that was killed since it hung -> the fault to report."""
         self.starting: dict[Any, Any] = {}
-        """Call -> actor whose process does not answer yet."""
+        """Ray's reference -> actor whose process does not answer yet."""
         self.actors: list[Any] = []
         if job.spec.pool != "tasks":
             _check_placeable(job)
@@ -113,12 +135,11 @@ class ActorPool:
         and the step's shards can be split, the prompts that make it fail are found and dropped. `message` gets a line
         about each of these.
         """
-        self.job, self.loaded, self.message, self.ready_at = job, True, message, None
+        self.job, self.loaded, self.message, self.ready_at = job, True, message, 0.0
         self.deadline = ShardDeadline(job.workers.deadline_s)
         self.waiting, self.failures, self.load_failures = deque(shards), Counter[int](), Counter[Any]()
         self.warned: set[str] = set()
-        self.running: dict[Any, tuple[Any, Shard | None, float]] = {}
-        """Call -> (actor, shard, begun); without a shard the actor loads its models."""
+        self.running: dict[Any, Call] = {}
         # A worker counts as started when its process answers: on a busy cluster some wait for others' cores and GPUs.
         self.starting = {actor.pid.remote(): actor for actor in self.actors}
         seen_pids: set[int] = set()
@@ -138,12 +159,13 @@ class ActorPool:
                 if reference in self.starting:
                     actor = self.starting.pop(reference)
                     pid = self.pid_of[actor] = _result_or_stop(job, reference)
-                    for call, (other, shard, _) in self.running.items():  # only now its models begin to load
-                        if other == actor:
-                            self.running[call] = (actor, shard, time.monotonic())
+                    for call in self.running.values():
+                        if call.actor == actor:  # only now its models begin to load
+                            call.begun = time.monotonic()
                 elif reference in self.running:
-                    actor, shard, begun = self.running.pop(reference)
-                    pid, result = self._collect(reference, actor, shard, begun)
+                    call = self.running.pop(reference)
+                    actor = call.actor
+                    pid, result = self._collect(reference, call)
                 else:  # the worker was restarted after this call
                     continue
                 if pid and pid not in seen_pids:
@@ -151,20 +173,20 @@ class ActorPool:
                     on_worker(pid)
                 if result:
                     yield result
-                busy = actor is not None and any(actor == other for other, _, _ in self.running.values())
+                busy = actor is not None and any(actor == call.actor for call in self.running.values())
                 if pid and actor not in self.starting.values() and not busy:
                     self._submit(actor)
             self._check_wait(patience, bool(seen_pids))
             # A result that has arrived but was not collected yet belongs to no hung worker.
             done = _ready(list(self.running))
-            self._end_hung([entry for reference, entry in self.running.items() if reference not in done])
+            self._end_hung([call for reference, call in self.running.items() if reference not in done])
 
     def _computing(self) -> bool:
         """Return whether a shard is being computed; at a step's end, workers that still load are not waited for."""
-        return any(shard for _, shard, _ in self.running.values())
+        return any(call.shard for call in self.running.values())
 
     def _load(self, actor: Any) -> None:
-        self.running[actor.load.options(max_task_retries=0).remote(self.job)] = (actor, None, time.monotonic())
+        self.running[actor.load.options(max_task_retries=0).remote(self.job)] = Call(actor, None)
 
     def _submit(self, actor: Any) -> None:
         """Give the next shard to an actor, or to a task if `actor` is None."""
@@ -172,11 +194,10 @@ class ActorPool:
             shard = self.waiting.popleft()
             # Ray restarts a worker but does not retry its shard: `map` does, which counts the failures and asks why.
             run = actor.run.options(max_task_retries=0) if actor else _task(self.job, run_task)
-            self.running[run.remote(self.job, shard)] = (actor, shard, time.monotonic())
+            self.running[run.remote(self.job, shard)] = Call(actor, shard)
 
     def _check_wait(self, patience: Patience, any_worker: bool) -> None:
         """Report what a driver without results waits for; SparringError where no worker starts at all."""
-        ray_cluster.check_alive()
         if self._computing():
             patience.restart()
         elif patience.is_due():
@@ -192,14 +213,13 @@ class ActorPool:
         needed = f"{_reserved(self.job)} CPUs and {self.job.workers.gpus} GPUs"
         return f"no worker answers yet: it still starts, or waits for {needed} that others hold"
 
-    def _collect(
-        self, reference: Any, actor: Any, shard: Shard | None, begun: float
-    ) -> tuple[int | None, tuple[int, dict[str, Any]] | None]:
+    def _collect(self, reference: Any, call: Call) -> tuple[int | None, tuple[int, dict[str, Any]] | None]:
         """Return the worker's pid, and of a shard its index and record; None, None after a failure."""
+        actor, shard = call.actor, call.shard
         try:
-            result = _result(self.job, reference)
+            result = _result(self.job, reference, shard)
         except EngineFault as error:
-            fault = self._fault(actor, error)
+            fault = self.ended.get(actor, error)
             if shard:
                 self.failures[shard.index] += 1
                 self.waiting.appendleft(self._retry(actor, shard, self.failures[shard.index], fault))
@@ -207,7 +227,7 @@ class ActorPool:
                 self._load_failed(actor, fault)
             self._load(actor)
             return None, None
-        self.ended.discard(actor)
+        self.ended.pop(actor, None)
         if shard is None:
             self.load_failures[actor], self.ready_at = 0, self.ready_at or time.monotonic()
             for text in result:
@@ -215,7 +235,7 @@ class ActorPool:
                     self.warned.add(text)
                     self.message(f"{self.job.out.name}: {text}")
             return self.pid_of.get(actor), None
-        self.deadline.record(time.monotonic() - begun)
+        self.deadline.record(time.monotonic() - call.begun)
         pid, record = result
         return pid, (shard.index, record)
 
@@ -225,33 +245,32 @@ class ActorPool:
         if self.job.workers.gives_up(self.load_failures[actor]):
             raise EngineFault(
                 f"{self.job.out.name}: its worker failed {self.load_failures[actor]} times while it loaded its models, "
-                f"before any prompt: {fault}; details: {_logs(self.job)}."
+                f"before any prompt: {fault}; details: {log_files(self.job)}."
             )
         self.message(f"{self.job.out.name}: while it loaded its models, {fault}; it is started again")
         self._restart(actor, fault)
 
-    def _fault(self, actor: Any, error: EngineFault) -> EngineFault:
-        """Return the reason of a failure: for a worker that was ended since it hung, its deadline."""
-        if actor not in self.ended:
-            return error
+    def _end_hung(self, calls: list[Call]) -> None:
+        """Kill the actors whose shard or loading is past its deadline; Ray starts new processes for them."""
         allowed = self.deadline.allowed_s()
-        return WorkerDied(f"it took longer than {allowed:.0f} s (hardware.shard_deadline_s) and was ended")
-
-    def _end_hung(self, running: list[Any]) -> None:
-        for actor, shard, begun in running:
-            if actor in self.pid_of and self.deadline.is_past(begun) and actor not in self.ended:
-                self.ended.add(actor)
-                what = f"shard {shard.index} has taken" if shard else "its models have been loading for"
-                self.message(f"{self.job.out.name}: {what} {time.monotonic() - begun:.0f} s; its worker is ended")
-                ray.kill(actor, no_restart=False)
+        for call in calls:
+            spent = time.monotonic() - call.begun
+            if spent > allowed and call.actor in self.pid_of and call.actor not in self.ended:
+                fault = WorkerDied(f"it took longer than {allowed:.0f} s (hardware.shard_deadline_s) and was ended")
+                self.ended[call.actor] = fault
+                what = f"shard {call.shard.index} has taken" if call.shard else "its models have been loading for"
+                self.message(f"{self.job.out.name}: {what} {spent:.0f} s; its worker is ended")
+                ray.kill(call.actor, no_restart=False)
 
     def _retry(self, actor: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
         """Return the shard to try next, without the prompts that make it fail, if found; EngineFault at the end."""
         name, narrow = self.job.out.name, self.job.spec.narrow
-        if actor is None or self.job.workers.gives_up(failures):
+        if actor is None:  # Ray itself has done a light task again
+            failures = 1 + self.job.workers.max_failures
+        if self.job.workers.gives_up(failures):
             raise EngineFault(
                 f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because "
-                f"{fault}; details: {_logs(self.job)}. Run again to resume from the finished shards."
+                f"{fault}; details: {log_files(self.job)}. Run again to resume from the finished shards."
             )
         self.message(f"{name}: shard {shard.index}: {fault}; it is done again")
         self._restart(actor, fault)
@@ -265,7 +284,7 @@ class ActorPool:
             many = "all" if len(poison) == rows else f"more than {MOST_POISON}"
             raise EngineFault(
                 f"{name}: {many} prompts of shard {shard.index} fail, so it is not the prompts; the last time because "
-                f"{fault}; details: {_logs(self.job)}."
+                f"{fault}; details: {log_files(self.job)}."
             )
         if not poison:
             return shard
@@ -286,7 +305,7 @@ class ActorPool:
                 return
         raise EngineFault(
             f"{self.job.out.name}: every prompt fails in the same way, so it is not the prompts: {fault}; details: "
-            f"{_logs(self.job)}."
+            f"{log_files(self.job)}."
         )
 
     def _probe(self, actor: Any, shard: Shard) -> EngineFault | None:
@@ -304,15 +323,15 @@ class ActorPool:
 
     def _outcome(self, actor: Any, method: Any, shard: Shard | None) -> EngineFault | None:
         """Call a worker and wait; return why it died, failed or hung, None where it did not."""
-        begun, arguments = time.monotonic(), (self.job, shard) if shard else (self.job,)
+        call, arguments = Call(actor, shard), (self.job, shard) if shard else (self.job,)
         reference = method.options(max_task_retries=0).remote(*arguments)
         while not ray.wait([reference], timeout=POLL_S)[0]:
             ray_cluster.check_alive()
-            self._end_hung([(actor, shard, begun)])
+            self._end_hung([call])
         try:
-            _result(self.job, reference)
+            _result(self.job, reference, shard)
         except EngineFault as error:
-            return self._fault(actor, error)
+            return self.ended.get(actor, error)
         return None
 
     def _restart(self, actor: Any, fault: EngineFault) -> None:
@@ -334,11 +353,7 @@ class ActorPool:
                     self.message(f"{self.job.out.name}: {self._no_worker_yet()}, {patience.waited_s:.0f} s so far")
             self.pid_of[actor] = _result_or_stop(self.job, reference)
             time.sleep(POLL_S / 10)
-        self.ended.discard(actor)
-
-
-class WorkerDied(EngineFault):
-    """The process of a worker has ended."""
+        self.ended.pop(actor, None)
 
 
 def side_by_side(job: Job) -> int:
@@ -351,14 +366,14 @@ def side_by_side(job: Job) -> int:
     needed = {kind: n for kind, n in (("CPU", _reserved(job)), ("GPU", job.workers.gpus)) if n}
     capacity = sys.maxsize
     if needed:
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        machines = ray_cluster.machines()
         capacity = sum(min(int(has.get(kind, 0) // n) for kind, n in needed.items()) for has in machines)
     return max(1, min(job.workers.count or capacity, capacity))
 
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
-    return _result_or_stop(job, _task(job, finish_task).remote(job, records)) if job.spec.finish else {}
+    return _result_or_stop(job, _task(job, finish_task).remote(job, records))
 
 
 def _task(job: Job, function: Callable[..., Any]) -> Any:
@@ -372,18 +387,15 @@ def _ready(references: list[Any]) -> list[Any]:
     return ready
 
 
-def _result(job: Job, reference: Any) -> Any:
+def _result(job: Job, reference: Any, shard: Shard | None = None) -> Any:
     """Wait for a call and return its result; WorkerDied where its process has ended, else an error to report."""
     while not ray.wait([reference], timeout=POLL_S)[0]:
         ray_cluster.check_alive()
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, SparringError):
-            raise error.cause from None
-        if disk_is_full(error.cause, job.out):
-            raise DataError(full_disk(job.out)) from None
-        raise SparringError(f"{job.out.name} failed: {error.cause!r}; details: {_logs(job)}") from error
+        with step_errors(job, shard):
+            raise error.cause from error
     except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
         if disk_is_full(error, job.out):
             raise DataError(full_disk(job.out)) from None
@@ -399,12 +411,12 @@ def _result_or_stop(job: Job, reference: Any) -> Any:
     try:
         return _result(job, reference)
     except EngineFault as fault:
-        raise SparringError(f"{job.out.name}: {fault}; details: {_logs(job)}") from None
+        raise SparringError(f"{job.out.name}: {fault}; details: {log_files(job)}") from None
 
 
 def _check_placeable(job: Job) -> None:
     """SparringError when no machine of the cluster has the cores or GPUs that one worker needs."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = ray_cluster.machines()
     for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
         most = max((machine.get(resource, 0) for machine in machines), default=0)
         if (needed := getattr(job.workers, key)) > most:
@@ -431,7 +443,3 @@ def _process_settings(job: Job) -> Any:
 
 def _models(job: Job) -> dict[str, str]:
     return {role: source.digest for role, source in job.inputs.items() if role.rpartition(".")[2] in MODELS}
-
-
-def _logs(job: Job) -> str:
-    return f"{job.scratch}/{job.out.name}-*.log"

@@ -36,6 +36,10 @@ class Events:
             clock = time.strftime("%H:%M:%S", time.localtime(record["time"]))
             print(f"{clock} {line}", file=self._stream, flush=True)
 
+    def message(self, text: str) -> None:
+        """Record a line for the user."""
+        self("message", text=text)
+
     def close(self) -> None:
         """Stop the display and close the stream."""
         if self._bars:

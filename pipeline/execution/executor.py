@@ -1,6 +1,6 @@
 """Executes a plan, step by step: lease, shards on actors or tasks of Ray, manifest, links.
 
-A step that is a hit costs a look at its manifest; Ray starts only when a step needs it.
+Of a step that is a hit only the manifest is read; Ray starts only when a step needs it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparring.pipeline.execution import in_process, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
@@ -30,6 +29,9 @@ from sparring.stages.errors import DataError, SparringError
 from sparring.stages.fields import identity
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import File, Input, Job, resolve
+
+if TYPE_CHECKING:  # it imports Ray, which takes seconds
+    from sparring.pipeline.execution.actor_pool import ActorPool
 
 LOOK_AHEAD = 3
 """Steps whose workers are started early."""
@@ -55,13 +57,13 @@ class Pace:
         """Return the seconds left after `done` of `of`; None where nothing was done since the clock began."""
         now = time.monotonic()
         self.first = self.first or (now, done)
-        since, known = self.first
-        return (now - since) / (done - known) * (of - done) if done > known else None
+        since, done_before = self.first
+        return (now - since) / (done - done_before) * (of - done) if done > done_before else None
 
 
 @dataclass(kw_only=True)
 class Executor:
-    """Executes a plan; `states` grows as steps are found or made."""
+    """Executes a plan; `states` holds the steps that are finished so far."""
 
     plan: Plan
     store: Path
@@ -71,12 +73,12 @@ class Executor:
     on_done: Callable[[Step, Manifest], None]
     gpus: int = 0
     redo: frozenset[str] = frozenset()
-    """Steps to make again although they are there."""
+    """Steps to make again although they are finished."""
     wanted: Callable[[Step], bool] = lambda step: True
     """Predicate per step; if False the step is skipped. Its dependents must be skipped too."""
     states: dict[str, State] = field(default_factory=dict, init=False)
     _ray: bool = field(default=False, init=False)
-    _pools: dict[str, Any] = field(default_factory=dict, init=False)
+    _pools: dict[str, ActorPool] = field(default_factory=dict, init=False)
     _made_with: dict[str, Any] = field(default_factory=dict, init=False)
     _modules: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
 
@@ -102,23 +104,22 @@ class Executor:
         """Make a step unless it is a hit; return whether it was made."""
 
         def waiting(holder: str) -> None:
-            self._message(f"{step.name} is being made by {holder}; waiting to adopt it")
+            self.events.message(f"{step.name} is being made by {holder}; waiting to adopt it")
 
-        artifact, owner = self._artifact(step), f"run {self.run}"
+        artifact, owner, made = self._artifact(step), f"run {self.run}", False
         state = self._state(step, artifact)
-        if state.kind == "hit":
-            assert state.manifest is not None
+        if state.kind == "hit" and state.manifest:
             tidy_after_kill(artifact, state.manifest, owner, waiting)
-            self._note(step, state)
-            return False
-        with Lease(artifact.lease, owner).acquire(wait=True, waiting=waiting):
-            state = self._state(step, artifact)
-            if made := state.kind != "hit":
-                state = self._make_or_adopt(step, artifact, state)
-            else:
-                assert state.manifest is not None
-                tidy(artifact, state.manifest)  # its maker may have been killed before it did
-            self._note(step, state)
+        else:
+            with Lease(artifact.lease, owner).acquire(wait=True, waiting=waiting):
+                state = self._state(step, artifact)
+                if state.kind == "hit" and state.manifest:  # another run has made it meanwhile
+                    tidy(artifact, state.manifest)  # and may have been killed before it did so
+                else:
+                    state, made = self._make_or_adopt(step, artifact, state), True
+        assert state.manifest is not None
+        self.states[step.fingerprint] = state
+        self.on_done(step, state.manifest)
         return made
 
     def _state(self, step: Step, artifact: Artifact) -> State:
@@ -140,18 +141,10 @@ class Executor:
             raise SparringError(f"{step.name}: published, but {made.why}; run again.")
         return made
 
-    def _note(self, step: Step, state: State) -> None:
-        assert state.manifest is not None
-        self.states[step.fingerprint] = state
-        self.on_done(step, state.manifest)
-
-    def _message(self, text: str) -> None:
-        self.events("message", text=text)
-
     def _artifact(self, step: Step) -> Artifact:
         return Artifact(self.store, step.spec.kind, step.fingerprint)
 
-    def _close_pools(self, chosen: Callable[[Any], bool]) -> None:
+    def _close_pools(self, chosen: Callable[[ActorPool], bool]) -> None:
         for kind, pool in list(self._pools.items()):
             if chosen(pool):
                 del self._pools[kind]
@@ -160,17 +153,15 @@ class Executor:
     def _make(self, step: Step, artifact: Artifact, state: State) -> None:
         stale = artifact.raw() if state.kind == "stale" else None
         if stale is not None:
-            self._message(f"{step.name}: {state.why}; it is replaced when its successor is complete")
+            self.events.message(f"{step.name}: {state.why}; it is replaced when its successor is complete")
         self._made_with = self._made_with or {
             **ray_cluster.software(),
             "hardware": ray_cluster.hardware(),
         }
-        needs_ray = (one.spec.pool != "in_process" and self.wanted(one) for one in chain((step,), self._to_make()))
-        if not self._ray and any(needs_ray):
-            self._start_ray()
+        self._ensure_ray(step)
         inputs = self._inputs(step)
         artifact.path.mkdir(parents=True, exist_ok=True)
-        job = self._job(step, artifact, inputs)
+        job = self._job(step, inputs)
         if step.spec.run:
             self._close_pools(lambda pool: pool.loaded)
         if step.spec.pool in ("tasks", "in_process"):
@@ -193,7 +184,7 @@ class Executor:
                 inputs[role] = replace(source, root=source.root.absolute())
         return inputs
 
-    def _job(self, step: Step, artifact: Artifact, inputs: dict[str, Input]) -> Job:
+    def _job(self, step: Step, inputs: dict[str, Input]) -> Job:
         self.scratch.mkdir(parents=True, exist_ok=True)
         modules = self._modules[step.fingerprint] = code_of(step.spec, step.settings)
         return Job(
@@ -202,63 +193,70 @@ class Executor:
             settings=step.settings,
             workers=step.workers,
             inputs=inputs,
-            out=artifact.path.absolute(),
+            out=self._artifact(step).path.absolute(),
             attempt=uuid.uuid4().hex[:8],
             scratch=self.scratch.absolute(),
             code=digest(modules),
         )
 
-    def _start_ray(self) -> None:
-        if self._ray:
+    def _ensure_ray(self, step: Step) -> None:
+        """Start or join Ray, unless that is done, where this step or a later one needs it."""
+        todo = [one for one in self.plan.steps.values() if not self._is_made(one)]
+        if self._ray or not any(one.spec.pool != "in_process" and self.wanted(one) for one in (step, *todo)):
             return
         joined = ray_cluster.joined()
-        self._message("joining the Ray cluster" if joined else "starting Ray")
-        todo = list(self._to_make())
+        self.events.message("joining the Ray cluster" if joined else "starting Ray")
         if not joined:
             check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
         ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
         self._ray = True
-        if joined and (nodes := ray_cluster.nodes()) is not None:
-            check_placement(todo, nodes, f"the cluster {os.environ['RAY_ADDRESS']}")
+        if joined and not ray_cluster.autoscales():
+            check_placement(todo, ray_cluster.machines(), f"the cluster {os.environ['RAY_ADDRESS']}")
 
-    def _to_make(self) -> Iterator[Step]:
-        """Yield the steps whose artifact has no manifest."""
-        return (one for one in self.plan.steps.values() if not (self._artifact(one).path / MANIFEST).exists())
+    def _is_made(self, step: Step) -> bool:
+        """Return whether a step's artifact has a manifest, valid or not."""
+        return (self._artifact(step).path / MANIFEST).exists()
 
     def _warm_up_after(self, step: Step) -> None:
         """Start the workers of the next steps beside a light step or a training: imports keep one core busy each.
 
         Only on this machine and its CPUs: elsewhere an idle worker would hold the resources that this step waits for.
         """
+        if ray_cluster.joined():
+            return
         for later in steps_to_warm_up(list(self.plan.steps.values()), step):
-            artifact = self._artifact(later)
-            made = later.spec.pool in ("in_process", *self._pools) or (artifact.path / MANIFEST).exists()
-            if not made and self.wanted(later) and later.workers.gpus == 0 and not ray_cluster.joined():
+            needed = self.wanted(later) and not self._is_made(later) and later.spec.pool not in self._pools
+            if needed and later.workers.gpus == 0:
                 from sparring.pipeline.execution.actor_pool import ActorPool
 
-                pool = ActorPool(self._job(later, artifact, {}), later.workers.count)
+                pool = ActorPool(self._job(later, {}), later.workers.count)
                 pool.prepare()
                 self._pools[later.spec.pool] = pool
 
     def _run_shards(self, job: Job, show: dict[str, Any], state: State) -> Manifest:
         if job.spec.pool == "in_process":
-            self._message(f"{job.out.name}: reading its source")
+            self.events.message(f"{job.out.name}: reading its input files")
         shards = resolve(job.spec.shards)(job)
         records = finished_parts(job)
         todo = [shard for shard in shards if shard.index not in records]
         why = "resumed" if records else state.why
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         if todo:
-            known, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
-            results = workers.map(job, todo, lambda pid: self.events("worker", **show, pid=pid), self._message)
+            done_before, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
+            results = workers.map(job, todo, lambda pid: self.events("worker", **show, pid=pid), self.events.message)
             for index, record in results:
                 records[index] = record
                 tokens += record["stats"].get("tokens", 0)
                 done, spent = len(records), time.monotonic() - workers.ready_at
-                eta = Pace((workers.ready_at, known)).left_s(done, len(shards))
+                eta = Pace((workers.ready_at, done_before)).left_s(done, len(shards))
                 self.events("shard", **show, done=done, of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
         ordered = [records[shard.index] for shard in shards]
-        summary = _runner(job).finish(job, ordered)
+        if job.spec.pool == "in_process":
+            summary, side_by_side = in_process.finish(job, ordered), 1
+        else:
+            from sparring.pipeline.execution import actor_pool
+
+            summary, side_by_side = actor_pool.finish(job, ordered), actor_pool.side_by_side(job)
         return self._manifest(
             job,
             files=tuple(File(**record["file"]) for record in ordered),
@@ -268,12 +266,12 @@ class Executor:
                 "dropped": _sum(record["dropped"] for record in ordered),
             },
             summary=summary,
-            seconds=sum(r["seconds"] for r in ordered) / max(1, min(_runner(job).side_by_side(job), len(ordered))),
+            seconds=sum(record["seconds"] for record in ordered) / max(1, min(side_by_side, len(ordered))),
             stats=_sum(record["stats"] for record in ordered),
             attempts=[*sorted({record["attempt"] for record in ordered} - {job.attempt}), job.attempt],
         )
 
-    def _workers(self, job: Job, shards: int) -> Any:
+    def _workers(self, job: Job, shards: int) -> in_process.InProcess | ActorPool:
         """Return workers for the step: those of the last steps where they fit. Tasks hold no resources.
 
         One set of models at a time: the workers of the steps before are ended, and their memory is free, before new
@@ -336,15 +334,6 @@ class Executor:
             },
             **made,
         )
-
-
-def _runner(job: Job) -> ModuleType:
-    """Return the module that runs a job's shards; actor_pool imports Ray, which takes seconds."""
-    if job.spec.pool == "in_process":
-        return in_process
-    from sparring.pipeline.execution import actor_pool
-
-    return actor_pool
 
 
 def _sum(records: Iterable[dict[str, float]]) -> dict[str, Any]:

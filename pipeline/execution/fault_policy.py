@@ -1,12 +1,16 @@
-"""When a shard counts as hung, and which of its prompts make its worker fail. Plain logic, no Ray."""
+"""When a shard counts as hung, which of its prompts make its worker fail, and how an error is reported. No Ray here."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+from sparring.stages.errors import DataError, SparringError, disk_is_full, full_disk
+from sparring.stages.step import Job, Shard
 
 TRIES_BEFORE_BISECTION = 2
 """A worker that fails once on a shard may have been killed from outside; after two failures the prompts are tested."""
@@ -40,10 +44,6 @@ class ShardDeadline:
         usual = HANGS_AFTER * self.slowest_s + FLOOR_S if self.slowest_s else math.inf
         return min(self.limit_s, usual)
 
-    def is_past(self, begun: float) -> bool:
-        """Return whether a shard begun at `begun` (time.monotonic) hangs."""
-        return time.monotonic() - begun > self.allowed_s()
-
 
 def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[int]:
     """Return the rows that fail alone, twice, of rows that fail together; [] when none does.
@@ -58,3 +58,30 @@ def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[
         if len(poison) <= MOST_POISON and fails(half):
             poison += bisect(half, fails)
     return poison
+
+
+@contextlib.contextmanager
+def step_errors(job: Job, shard: Shard | None = None) -> Iterator[None]:
+    """Replace an exception by a SparringError that names the step and the shard; its stack trace goes into the logs.
+
+    An error of ours says these already. An ImportError is left to the command line, which names the missing package.
+    """
+    try:
+        yield
+    except (SparringError, ImportError):
+        raise
+    except Exception as error:
+        if disk_is_full(error, job.out):
+            raise DataError(full_disk(job.out)) from None
+        path = job.scratch / f"{job.out.name}-errors.log"
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8", errors="replace") as log:
+            log.write(traceback.format_exc())
+        place = f"{job.out.name}: shard {shard.index}" if shard else job.out.name
+        message = str(error).strip().partition("\n")[0]
+        what = f"{type(error).__name__}: {message}" if message else type(error).__name__
+        raise SparringError(f"{place} failed: {what}; details: {log_files(job)}.") from error
+
+
+def log_files(job: Job) -> str:
+    """Return the pattern of the log files of a step's workers."""
+    return f"{job.scratch}/{job.out.name}-*.log"

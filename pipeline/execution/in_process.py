@@ -1,4 +1,4 @@
-"""Steps that run in the driver's own process, without Ray; actor_pool.py has the same functions for the others."""
+"""Steps that run in the driver's own process, without Ray; those of actor_pool.py run on Ray."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sparring.pipeline.execution.fault_policy import step_errors
 from sparring.pipeline.store.parts import write_part
 from sparring.stages.step import File, Input, Job, Shard, resolve
-
-
-def side_by_side(job: Job) -> int:
-    """Return how many shards are computed at the same time."""
-    return 1
 
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary from the written parts, one at a time in memory."""
     files = tuple(File(**record["file"]) for record in records)
     own = Input(role="own", root=job.out, digest="", files=files)
-    summary: dict[str, Any] = resolve(job.spec.finish)(job, (own.table(i) for i in range(len(files))), records)
-    return summary
+    with step_errors(job):
+        summary: dict[str, Any] = resolve(job.spec.finish)(job, (own.table(i) for i in range(len(files))), records)
+        return summary
 
 
 class InProcess:
@@ -35,8 +32,11 @@ class InProcess:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as ActorPool.map does, without its retries."""
         on_worker(os.getpid())
-        worker = resolve(job.spec.worker)(job)
+        with step_errors(job):
+            worker = resolve(job.spec.worker)(job)
         self.ready_at = time.monotonic()
         for shard in shards:
             begun = time.monotonic()
-            yield shard.index, write_part(job, shard, worker(shard), time.monotonic() - begun)
+            with step_errors(job, shard):
+                record = write_part(job, shard, worker(shard), time.monotonic() - begun)
+            yield shard.index, record

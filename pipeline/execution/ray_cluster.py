@@ -13,13 +13,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from sparring.pipeline.store import leftovers
+from sparring.pipeline.execution import leftovers
 from sparring.stages.digests import installed
 from sparring.stages.errors import ConfigError, SparringError
 
@@ -42,10 +40,10 @@ def gpu_count() -> int:
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     left = [one for one in (visible or "").split(",") if one.strip() not in ("", "-1", "NoDevFiles")]
-    return there if visible is None else min(there, len(left))
+    return count if visible is None else min(count, len(left))
 
 
 def hardware() -> dict[str, Any]:
@@ -105,12 +103,12 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
             signal.signal(signal.SIGTERM, terminate)  # Ray's own would end the driver without a word
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
-        ray._private.worker.print_to_stdstream = partial(_to_log, log)  # a dead raylet's last hundred lines
 
+        def to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+                file.write("\n".join(data["lines"]) + "\n")
 
-def _to_log(log: Path, printed: dict[str, Any], **_: Any) -> None:
-    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write("\n".join(printed["lines"]) + "\n")
+        ray._private.worker.print_to_stdstream = to_log  # a dead raylet's last hundred lines
 
 
 def this_machine() -> dict[str, float]:
@@ -119,12 +117,18 @@ def this_machine() -> dict[str, float]:
     return {"CPU": os.cpu_count() or 1, "GPU": gpu_count(), "GB": memory}
 
 
-def nodes() -> list[dict[str, float]] | None:
-    """Return the resources of every machine of the joined cluster; None where an autoscaler adds others on demand."""
+def machines() -> list[dict[str, float]]:
+    """Return the resources of every machine of the cluster."""
     import ray
 
-    scales = ray._private.state.state.get_max_resources_from_cluster_config()
-    return None if scales else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def autoscales() -> bool:
+    """Return whether the cluster adds machines on demand."""
+    import ray
+
+    return bool(ray._private.state.state.get_max_resources_from_cluster_config())
 
 
 def _init(gpus: int) -> None:
@@ -218,8 +222,8 @@ from ray._raylet import GcsClient
 try:
     client = GcsClient(address=services.canonicalize_bootstrap_address_or_die(sys.argv[1]))
     client.get_all_node_info(timeout=10)
-    if found := get_cluster_metadata(client):
-        utils.check_version_info(found, "this machine")
+    if metadata := get_cluster_metadata(client):
+        utils.check_version_info(metadata, "this machine")
 except Exception as error:
     sys.exit(" ".join(str(error).split()))
 """
@@ -280,18 +284,3 @@ def _refusal(reply: str) -> str:
     if "Version mismatch" in reply:
         return f"{last[last.index('Version mismatch') :]}; install the same Ray and Python on both"
     return f"the server is not a Ray cluster ({last[:200]}); {REMEDY}"
-
-
-def check_servers(key: str, urls: Iterable[str]) -> None:
-    """ConfigError when none of the servers accepts a connection; key: the configuration key that names them."""
-    faults = []
-    for url in urls:
-        place = urlsplit(url)
-        try:
-            port = place.port or (443 if place.scheme == "https" else 80)
-            socket.create_connection((place.hostname or "", port), timeout=CONNECT_S).close()
-            return
-        except (OSError, ValueError) as error:
-            faults.append(f"{url}: {error}")
-    if faults:
-        raise ConfigError(f"{key}: no server answers ({'; '.join(faults)}); start one, or name another.")

@@ -56,8 +56,8 @@ def base_of(run: RunHistory) -> Base:
     folder = Path(policy["path"]) if policy.get("path") else None
     commit = None
     if source == "hub" and folder is None:
-        folder = Hub(run.pins).downloaded_folder("model", repo, revision or "main")
-        commit = run.pins.get(f"model:{repo}@{revision or 'main'}", revision)
+        folder = Hub(run.record.pins).downloaded_folder("model", repo, revision or "main")
+        commit = run.record.pins.get(f"model:{repo}@{revision or 'main'}", revision)
     embedded = source == "embedded"
     return Base(
         name=str(policy.get("name")) if source != "folder" or folder is None else folder.name,

@@ -69,8 +69,7 @@ def _pairs(arm: str, store: Path, name: str) -> list[Entry]:
 
 
 def _entry(arm: str, label: str, artifact: Artifact, manifest: Manifest) -> Entry:
-    missing = artifact.missing_file(manifest)
-    if missing:
-        raise DataError(f"{missing}; {AGAIN}")
+    if damaged := next(artifact.damaged_files(manifest), None):
+        raise DataError(f"{damaged}; {AGAIN}")
     source = artifact.as_input("samples" if label == "sample" else label, manifest)
     return Entry(arm=arm, label=label, manifest=manifest, source=replace(source, root=source.root.absolute()))

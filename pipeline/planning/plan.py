@@ -114,9 +114,8 @@ def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, 
             return State(kind="stale", why=f"input {role} ({plan.steps[name].name}) is to be redone", manifest=manifest)
         if manifest.inputs.get(role, {}).get("digest") != current:
             return State(kind="stale", why=f"input {role} changed bytes", manifest=manifest)
-    missing = artifact.missing_file(manifest)
-    if missing:
-        return State(kind="stale", why=missing, manifest=manifest)
+    if damaged := next(artifact.damaged_files(manifest), None):
+        return State(kind="stale", why=damaged, manifest=manifest)
     return State(kind="hit", manifest=manifest)
 
 

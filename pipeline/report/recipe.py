@@ -66,7 +66,7 @@ def differences(run: RunHistory) -> list[str]:
     Not compared are keys that the run's configuration lacks, being of an earlier version, and the encoder of a gate
     that the recipe does not have.
     """
-    overrides = [str(word).lstrip("+") for word in run.overrides]
+    overrides = [str(word).lstrip("+") for word in run.record.overrides]
     names = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
     ours = settings(run.settings)
     try:

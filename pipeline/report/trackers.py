@@ -121,7 +121,7 @@ def _training(
     """
     manifest = history.manifest(t, "train")
     if manifest is None:  # it goes on, or was stopped
-        return streamed.get(f"train-{history.planned.get(t, {}).get('train', '')[:8]}", {})
+        return streamed.get(f"train-{history.record.planned.get(t, {}).get('train', '')[:8]}", {})
     times = streamed.get(f"train-{manifest.fingerprint[:8]}", {})
     records = {int(record["step"]): record for record in records_of(history.steps[t], history.store)}
     last = _when(manifest)

@@ -166,21 +166,21 @@ def panels(steps: Mapping[int, Steps], store: Path) -> list[Panel]:
     """Return the panel of each iteration of a run; steps: iteration -> label -> manifest, 0: before."""
     before = steps.get(0, {})
     return [
-        panel(t, {**before, **steps[t]}, list(records_of(steps[t], store)), list(_apart(steps[t], store)))
+        panel(t, {**before, **steps[t]}, list(records_of(steps[t], store)), list(_divergences(steps[t], store)))
         for t in sorted(steps)
         if t > 0
     ]
 
 
-def panel(iteration: int, steps: Steps, trained: Sequence[Record], apart: Sequence[Measurement] = ()) -> Panel:
-    """Return the measurements that an iteration's summaries and its training's records have, and those given."""
+def panel(iteration: int, steps: Steps, records: Sequence[Record], more: Sequence[Measurement] = ()) -> Panel:
+    """Return the measurements of an iteration: those of its summaries and of its training's records, and `more`."""
     measured = []
     for source in SOURCES.values():
         manifest = steps.get(source.step)
         value = manifest.summary.get(source.key) if manifest else None
         if manifest and value is not None and not (manifest.imported and source.key in ASSUMED):
             measured.append(_measured(source.name, float(value), source.step, source.key))
-    measured += [*apart, *_compared(steps), *_trained(trained)]
+    measured += [*more, *_win_rates(steps), *_training(records)]
     return Panel(iteration=iteration, figures={one.name: one for one in measured})
 
 
@@ -199,24 +199,24 @@ def records_of(steps: Steps, store: Path) -> Iterator[Record]:
         yield from (record for line in lines if "step" in (record := json.loads(line)))  # the last one is the probe
 
 
-def _apart(steps: Steps, store: Path) -> Iterator[Measurement]:
-    """Yield how far π_t is from the policies that its held-out responses were scored under as well."""
+def _divergences(steps: Steps, store: Path) -> Iterator[Measurement]:
+    """Yield the KL, or the log-ratio, of π_t to each other policy that its held-out responses were scored under."""
     names = ("own", "previous", "base")
-    scored = {name: steps[label] for name in names if (label := f"logprobs_{name}") in steps}
-    there = [name for name, manifest in scored.items() if manifest.summary.get("mean_logprob") is not None]
-    if "own" not in there:
+    made = {name: steps[label] for name in names if (label := f"logprobs_{name}") in steps}
+    scored = {name: manifest for name, manifest in made.items() if manifest.summary.get("mean_logprob") is not None}
+    if "own" not in scored:
         return
-    own, *others = (_logprobs(scored[name], store) for name in there)
+    own, *others = (_logprobs(manifest, store) for manifest in scored.values())
     evaluate, heldout = steps.get("evaluate"), steps.get("sample_heldout")
-    chosen: dict[str, Any] = {"resamples": 2000, "confidence": 0.95, "seed": 0}
+    bootstrap: dict[str, Any] = {"resamples": 2000, "confidence": 0.95, "seed": 0}
     if evaluate:
-        chosen = {name: evaluate.setting(f"evaluate.{name}", value) for name, value in chosen.items()}
-    settings = Bootstrap(**chosen)
-    drawn = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
+        bootstrap = {name: evaluate.setting(f"evaluate.{name}", value) for name, value in bootstrap.items()}
+    settings = Bootstrap(**bootstrap)
+    sampling = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
     if heldout:
-        drawn = {name: heldout.setting(f"sampler.{name}", value) for name, value in drawn.items()}
-    kind = "log_ratio" if tempered(drawn) else "kl"
-    for other, one in zip(there[1:], log_ratios(own, others, settings), strict=True):
+        sampling = {name: heldout.setting(f"sampler.{name}", value) for name, value in sampling.items()}
+    kind = "log_ratio" if tempered(sampling) else "kl"
+    for other, one in zip(list(scored)[1:], log_ratios(own, others, settings), strict=True):
         key = f"logprob of logprobs_own minus that of logprobs_{other}, mean over responses"
         for end, value in (("", one.mean), ("_low", one.low), ("_high", one.high)) if one.n else ():
             yield _measured(f"{kind}_{other}", value, f"logprobs_{other}", key, end)
@@ -228,7 +228,7 @@ def _logprobs(manifest: Manifest, store: Path) -> LogProbs:
     return {(row["id"], row["response"]): row["logprob"] for table in tables for row in table.to_pylist()}
 
 
-def _compared(steps: Steps) -> Iterator[Measurement]:
+def _win_rates(steps: Steps) -> Iterator[Measurement]:
     """Yield `oracle_base`, `oracle_base_low`, `oracle_base_high` and their like: held-out win rates of π_t."""
     for row in steps["evaluate"].summary.get("comparisons", ()) if "evaluate" in steps else ():
         for key, end in (("win_rate", ""), ("low", "_low"), ("high", "_high")):
@@ -237,18 +237,18 @@ def _compared(steps: Steps) -> Iterator[Measurement]:
                 yield _measured(f"{judge}_{opponent}", row[key], "evaluate", f"{key} of {judge} vs {opponent}", end)
 
 
-def _trained(trained: Sequence[Record]) -> Iterator[Measurement]:
-    """Yield what the records of a training's optimizer steps come to."""
-    if not trained:
+def _training(records: Sequence[Record]) -> Iterator[Measurement]:
+    """Yield the measurements over the records of a training's optimizer steps."""
+    if not records:
         return
-    late = trained[len(trained) // 2 :]
+    late = records[len(records) // 2 :]
     for name in (source.name for source in SOURCES.values() if source.step == METRICS):
         if all(name in record for record in late):
             mean = fmean(record[name] for record in late)
             yield _measured(name, mean, "train", f"{METRICS}: {name}, second half of the steps")
-    if "distance" in trained[0]:  # before the first step: of pairs no training has seen
-        yield _measured("distance_new", float(trained[0]["distance"]), "train", f"{METRICS}: distance, first step")
-    ratios = [math.log(record["r_star"]) for record in trained if "r_star" in record]
+    if "distance" in records[0]:  # before the first step: of pairs no training has seen
+        yield _measured("distance_new", float(records[0]["distance"]), "train", f"{METRICS}: distance, first step")
+    ratios = [math.log(record["r_star"]) for record in records if "r_star" in record]
     if ratios:
         mean = math.exp(fmean(ratios))
         yield _measured("r_star", mean, "train", f"{METRICS}: r_star, geometric mean of the steps")

@@ -7,18 +7,65 @@ there fires no rule. The name of a rule is that of its threshold; null there tur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from operator import gt, lt
+from typing import Annotated
 
-from sparring.pipeline.runs.config import DiagnosticsConfig
+from pydantic import Field
+
 from sparring.pipeline.runs.panel import Panel
+from sparring.stages.errors import ConfigError
 from sparring.stages.evaluate.bootstrap import alarm
+from sparring.stages.fields import NO_BOOL, NonNegative, Share
 
 History = Sequence[Panel]
 Rule = Callable[[History, float], str]
 CHANGED = 0.01
 """Least share of the parameters that a training changes which learned something: after a cast to bf16 at a small lr,
 1% is what is left of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsConfig:
+    """The group `diagnostics`: the threshold of each rule by its name, null where it never warns. In no fingerprint."""
+
+    overoptimized: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False), NO_BOOL] | None
+    """How far below 1/2 the second judge is while the oracle's interval lies above."""
+    longer: Annotated[float, Field(ge=1, allow_inf_nan=False), NO_BOOL] | None
+    """Held-out length in tokens, times the base's."""
+    shorter: Share | None
+    """Likewise."""
+    capped: Share | None
+    """Share of held-out responses that hit sampler.max_tokens."""
+    repeats: Share | None
+    """Diversity as a share of iteration 1's, or of the base's."""
+    similar: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), NO_BOOL] | None
+    """Mean similarity over the K responses of a prompt."""
+    collapsed: Share | None
+    """Distance of chosen and rejected states as a share of iteration 1's."""
+    chosen_falls: Share | None
+    """Share of chosen responses that training makes less likely."""
+    ties: Share | None
+    """Share of pairs in which the oracle sees no difference."""
+    position: Share | None
+    """Share of pairs whose winner changes with the order."""
+    reversed: Share | None
+    """Share of pairs that a step pushes the wrong way."""
+    learned_nothing: NonNegative | None
+    """How far chosen and rejected move apart at least, times the noise before training."""
+    stop_on: tuple[str, ...]
+    """Rules that stop an arm before its next iteration."""
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in fields(self) if one.name != "stop_on"]
+        for rule in self.stop_on:
+            if rule not in names:
+                near = get_close_matches(rule, names, n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"diagnostics.stop_on: {rule} is no rule.{hint} There are: {', '.join(names)}.")
+            if getattr(self, rule) is None:
+                raise ConfigError(f"diagnostics.stop_on: {rule} never fires with diagnostics.{rule}=null; set it.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +101,21 @@ def overoptimized(history: History, margin: float) -> str:
     """The oracle's interval lies above 1/2 while the second judge says less than 1/2 - margin: the oracle is gamed."""
     now, against = history[-1], []
     opponents = {"previous": "the policy before"} if now.iteration > 1 else {}
-    for opponent, said in {**opponents, "base": "the base"}.items():
+    for opponent, words in {**opponents, "base": "the base"}.items():
         low, second = now.get(f"oracle_{opponent}_low"), now.get(f"second_{opponent}")
         if low is not None and second is not None and alarm(low, second + margin):
             oracle, high = now.get(f"oracle_{opponent}"), now.get(f"oracle_{opponent}_high")
             by_both = f"{oracle:.3f} [{low:.3f}, {high:.3f}] by the oracle, {second:.3f} by the second judge"
-            against.append(f"against {said} it wins {by_both}")
+            against.append(f"against {words} it wins {by_both}")
     return f"the policy may be gaming the oracle: {'; '.join(against)}" if against else ""
 
 
-def above(name: str, what: str) -> Rule:
-    """Return the rule that a measurement is above the threshold; what: how it is said, {} for the value."""
+def above(name: str, message: str) -> Rule:
+    """Return the rule that a measurement is above the threshold; {} in the message stands for the value."""
 
     def rule(history: History, most: float) -> str:
         one = history[-1].figures.get(name)
-        return what.format(one.text) if one and one.value > most else ""
+        return message.format(one.text) if one and one.value > most else ""
 
     return rule
 
@@ -107,8 +154,8 @@ def collapsed(history: History, share: float) -> str:
 def learned_nothing(history: History, times: float) -> str:
     """Chosen and rejected moved apart by no more than `times` the noise before training, or hardly a weight changed."""
     values = {name: history[-1].get(name) for name in ("probe_h_w", "probe_h_l", "noise", "changed_fraction")}
-    known = {name: value for name, value in values.items() if value is not None}
-    if len(known) < len(values) or learned(known, times):
+    measured = {name: value for name, value in values.items() if value is not None}
+    if len(measured) < len(values) or learned(measured, times):
         return ""
     return "training changed the policy no more than noise; raise trainer.lr or take more steps"
 

@@ -13,15 +13,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparring.pipeline.config.config_file import config_of, diagnostics_of
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sparring.pipeline.config.groups import CONF
 from sparring.pipeline.runs import rules, run_record
 from sparring.pipeline.runs.panel import Panel, panels
+from sparring.pipeline.runs.run_record import WRITE_AGAIN, RunRecord
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest
 from sparring.stages.errors import DataError
+from sparring.stages.fields import validator
 from sparring.stages.step import Input
 
 Steps = dict[str, Manifest]
 """label -> manifest of one iteration."""
+UNREADABLE = (OSError, ValueError, TypeError, RecursionError, YAMLError, OmegaConfBaseException)
+"""What reading a damaged YAML file raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +41,7 @@ class RunHistory:
     arm: str = ""
     """`experiment=sppo`, where it is one of several below that name; ''."""
     folder: Path
-    record: dict[str, Any]
-    """run.json."""
+    record: RunRecord
 
     @staticmethod
     def at(folder: Path) -> RunHistory:
@@ -49,34 +56,33 @@ class RunHistory:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration that the run was begun with; {} where it cannot be read."""
-        return config_of(self.folder)
+        with suppress(*UNREADABLE):
+            return _yaml(self.folder / "config.yaml")
+        return {}
 
     @property
     def config(self) -> dict[str, Any]:
         """The configuration that the run was begun with; DataError where it cannot be read."""
         if not self.settings:
-            raise DataError(f"{self.folder / 'config.yaml'}: cannot be read; the same `sparring run` again writes it.")
+            raise DataError(f"{self.folder / 'config.yaml'}: cannot be read; {WRITE_AGAIN}")
         return self.settings
 
     @property
-    def overrides(self) -> list[str]:
-        """The overrides that the run was begun with."""
-        return list(self.record.get("overrides", []))
+    def diagnostics(self) -> rules.DiagnosticsConfig:
+        """The thresholds that the run was begun with, those of conf/ where it recorded none."""
+        path, defaults = self.folder / "config.yaml", _yaml(CONF / "config.yaml")["diagnostics"]
+        try:
+            recorded = _yaml(path).get("diagnostics", {})
+            chosen = {name: recorded.get(name, default) for name, default in defaults.items()}
+            return validator(rules.DiagnosticsConfig).validate_python(chosen)
+        except (*UNREADABLE, AttributeError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"{path}: cannot be read ({first}); {WRITE_AGAIN}") from None
 
     @property
     def store(self) -> Path:
         """Where its artifacts are."""
-        return Path(self.record["store"])
-
-    @property
-    def pins(self) -> dict[str, str]:
-        """model:repo@revision -> commit, of revisions that are not commits."""
-        return dict(self.record.get("pins", {}))
-
-    @property
-    def planned(self) -> dict[int, dict[str, str]]:
-        """iteration -> label -> fingerprint, made or not."""
-        return {int(t): row for t, row in self.record.get("planned", {}).items()}
+        return Path(self.record.store)
 
     @cached_property
     def steps(self) -> dict[int, Steps]:
@@ -90,7 +96,7 @@ class RunHistory:
 
     @property
     def iterations(self) -> dict[int, Steps]:
-        """The steps of iterations from 1 on; those before the first one are counted as its cost."""
+        """The steps of each iteration from 1 on; those before the first one belong to it here."""
         before = self.steps.get(0, {})
         return {t: {**before, **steps} if t == 1 else steps for t, steps in self.steps.items() if t > 0}
 
@@ -102,7 +108,7 @@ class RunHistory:
     @cached_property
     def warnings(self) -> list[rules.RuleWarning]:
         """The rules that fire, by the thresholds that the run was begun with."""
-        return rules.warnings(self.panels, diagnostics_of(self.folder))
+        return rules.warnings(self.panels, self.diagnostics)
 
     def manifest(self, t: int, label: str) -> Manifest | None:
         """Return the manifest of a step of iteration t, None where it is not made."""
@@ -126,21 +132,22 @@ class RunHistory:
 
     def damage(self) -> str:
         """Return a line on what the run has made and the store has lost or damaged; '' without any."""
-        if self.record["steps"] and not self.store.is_dir():
+        if self.record.steps and not self.store.is_dir():
             where = "" if self.store.is_absolute() else ", or call this from the folder that the run was begun in"
             return f"{self.folder}: its store {self.store} is not there; bring it back{where}, or run it again."
         lost = [f"iteration {t}, {label}: {why}" for t, label, one in self._recorded() if (why := one.damage())]
-        more = f", and so are {len(lost) - 1} other artifacts" if len(lost) > 1 else ""
+        more = f" ({len(lost) - 1} other artifacts are lost or damaged too)" if len(lost) > 1 else ""
         remedy = (
-            f"`sparring verify --store {self.store}` names what is damaged, the same `sparring run` makes it again."
+            f"`sparring verify --store {self.store}` lists all of them; repeat the `sparring run` that began this run "
+            "to make them again."
         )
         return f"{self.folder}: {lost[0]}{more}; {remedy}" if lost else ""
 
     def _recorded(self) -> Iterator[tuple[int, str, Artifact]]:
         """Yield iteration, label and artifact of what the record says is made, in the order of the iterations."""
-        for t, row in sorted(self.record.get("steps", {}).items(), key=lambda item: int(item[0])):
-            for label, entry in row.items():
-                yield int(t), label, Artifact(self.store, label.partition("_")[0], entry["fingerprint"])
+        for t, row in sorted(self.record.steps.items()):
+            for label, step in row.items():
+                yield t, label, Artifact(self.store, label.partition("_")[0], step.fingerprint)
 
 
 def recorded(runs: Path, name: str) -> list[RunHistory]:
@@ -174,7 +181,7 @@ def open_arms(runs: Path, names: Sequence[str]) -> list[RunHistory]:
     """Return the arms of the runs `names` that have made something; DataError where a part of one is lost."""
     arms: dict[Path, RunHistory] = {}
     for name in names:
-        made = [arm for arm in recorded(runs, name) if arm.record["steps"]]
+        made = [arm for arm in recorded(runs, name) if arm.record.steps]
         if not made:
             raise DataError(f"{runs / name}: nothing is made yet; `sparring status {name}` shows what is missing.")
         arms |= {arm.folder: arm for arm in made}
@@ -196,9 +203,15 @@ def labels(arms: Sequence[RunHistory]) -> list[str]:
     return [arm.arm if arm.arm and len(runs) == 1 else arm.name for arm in arms]
 
 
-def _unknown(runs: Path, asked: Path | str, run: str) -> DataError:
+def _unknown(runs: Path, name: Path | str, run: str) -> DataError:
     """Return the one error for a name that is no single run: it lists the arms of `run`, else all runs."""
     arms = [path.parent for path in run_record.records(runs / run)] if run else []
-    known = arms or [path for path in runs.glob("*") if path.is_dir()]
-    listed = ", ".join(sorted(str(path.relative_to(runs)) for path in known))
-    return DataError(f"{asked}: no such run or arm. In {runs} there are: {listed or 'none'}.")
+    existing = arms or [path for path in runs.glob("*") if path.is_dir()]
+    listed = ", ".join(sorted(str(path.relative_to(runs)) for path in existing))
+    return DataError(f"{name}: no such run or arm. In {runs} there are: {listed or 'none'}.")
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file holds, {} where it is not there; one of UNREADABLE where it is damaged."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    return {str(key): value for key, value in dict(content).items()}

@@ -11,53 +11,71 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from sparring.pipeline.store.files import write_text
+from pydantic import Field, TypeAdapter, ValidationError
+
+from sparring.pipeline.store.files import RUN_RECORD, write_text
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.errors import DataError
 
 Key = tuple[int, str]
 """(iteration, label)."""
+Iteration = Annotated[int, Field(ge=0)]
+"""0 is what comes before the first iteration."""
+WRITE_AGAIN = (
+    "repeat the `sparring run` that began this run: it writes the file again and makes no finished step again."
+)
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Return the record of the run in `folder`, {} when there is none that can be read."""
-    try:
-        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if _is_record(content) else {}
+@dataclass(frozen=True, kw_only=True)
+class MadeStep:
+    """A step that the run has made."""
+
+    fingerprint: str
+    content: str = ""
+    """Digest of the artifact's bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The content of run.json."""
+
+    overrides: list[str] = field(default_factory=list)
+    """Those that the run was begun with."""
+    store: str = ""
+    """Where its artifacts are; '' where there is no record."""
+    pins: dict[str, str] = field(default_factory=dict)
+    """model:repo@revision -> commit, of revisions that are not commits."""
+    planned: dict[Iteration, dict[str, str]] = field(default_factory=dict)
+    """iteration -> label -> fingerprint, made or not."""
+    steps: dict[Iteration, dict[str, MadeStep]] = field(default_factory=dict)
+    """iteration -> label -> what is made."""
+
+
+_TYPES = TypeAdapter(RunRecord)
+
+
+def read(folder: Path) -> RunRecord:
+    """Return the record of the run in `folder`, an empty one where there is none that can be read."""
+    with contextlib.suppress(OSError, ValidationError):
+        return _TYPES.validate_json((folder / RUN_RECORD).read_bytes())
+    return RunRecord()
 
 
 def records(folder: Path) -> list[Path]:
     """Return the paths of the records of a run, its own first, then those of its arms."""
-    return [*folder.glob("run.json"), *sorted(folder.glob("*/run.json"))]
+    return [*folder.glob(RUN_RECORD), *sorted(folder.glob(f"*/{RUN_RECORD}"))]
 
 
-def checked(folder: Path) -> dict[str, Any]:
+def checked(folder: Path) -> RunRecord:
     """Return the record of the run in `folder`; DataError when it is not there, or not what `sparring run` writes."""
-    content = read(folder)
-    if not {"store", "overrides", "steps"} <= content.keys():
-        path = folder / "run.json"
-        raise DataError(f"{path}: no record of a run, or a damaged one; `sparring run` writes it again.")
-    return content
-
-
-def _is_record(content: Any) -> bool:
-    """Return whether the content has the types that `begin` and `note` write."""
-    try:
-        steps = [entry for row in content.get("steps", {}).values() for entry in row.values()]
-        planned = [name for row in content.get("planned", {}).values() for name in row.values()]
-        lists = [content.get("overrides", []), list(content.get("pins", {}).values()), planned]
-        lists.append([entry[name] for entry in steps for name in ("fingerprint", "content") if name in entry])
-        numbers = [int(t) for name in ("steps", "planned") for t in content.get(name, {})]
-        named = all("fingerprint" in entry for entry in steps) and bool(content.get("store", "store"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    texts = all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists)
-    return named and texts and isinstance(content.get("store", ""), str) and min(numbers, default=0) >= 0
+    record = read(folder)
+    if not record.store:
+        raise DataError(f"{folder / RUN_RECORD}: the record of the run is missing or damaged; {WRITE_AGAIN}")
+    return record
 
 
 def begin(
@@ -74,28 +92,27 @@ def begin(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", config)
-    old = read(folder).get("steps", {})
-    known = {(int(t), label): entry["fingerprint"] for t, row in old.items() for label, entry in row.items()}
-    if any(planned.get(key, name) != name for key, name in known.items()):
-        old = {}
+    steps = read(folder).steps
+    made = {(t, label): step.fingerprint for t, row in steps.items() for label, step in row.items()}
+    if any(planned.get(key, fingerprint) != fingerprint for key, fingerprint in made.items()):
+        steps = {}
         for path in folder.glob("iter-*"):
             shutil.rmtree(path)
-    rows: dict[str, dict[str, str]] = {}
-    for (t, label), name in sorted(planned.items()):
-        rows.setdefault(f"{t:02d}", {})[label] = name
-    content = {"overrides": list(overrides), "store": store, "pins": dict(pins), "planned": rows, "steps": old}
-    write_text(folder / "run.json", json.dumps(content, indent=1))
+    rows: dict[int, dict[str, str]] = {}
+    for (t, label), fingerprint in sorted(planned.items()):
+        rows.setdefault(t, {})[label] = fingerprint
+    _write(folder, RunRecord(overrides=list(overrides), store=store, pins=dict(pins), planned=rows, steps=steps))
 
 
 def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> None:
     """Note that step `key` is the artifact `name` and link it under iter-NN."""
     t, label = key
     record = read(folder)
-    row = record.setdefault("steps", {}).setdefault(f"{t:02d}", {})
-    entry = {"fingerprint": manifest.fingerprint, "content": manifest.content}
-    if row.get(label) != entry:
-        row[label] = entry
-        write_text(folder / "run.json", json.dumps(record, indent=1))
+    row = record.steps.setdefault(t, {})
+    step = MadeStep(fingerprint=manifest.fingerprint, content=manifest.content)
+    if row.get(label) != step:
+        row[label] = step
+        _write(folder, record)
     link, target = folder / f"iter-{t:02d}" / name, store.absolute() / name
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() == target.resolve():
@@ -103,3 +120,10 @@ def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> 
     with contextlib.suppress(FileNotFoundError):
         link.unlink()
     link.symlink_to(os.path.relpath(target, link.parent.absolute()))
+
+
+def _write(folder: Path, record: RunRecord) -> None:
+    content = asdict(record)
+    for name in ("planned", "steps"):
+        content[name] = {f"{t:02d}": row for t, row in content[name].items()}
+    write_text(folder / RUN_RECORD, json.dumps(content, indent=1))

@@ -17,10 +17,10 @@ from sparring.stages.errors import RuleFired
 
 
 class Watch:
-    """Looks at each iteration of each arm when it is evaluated."""
+    """Applies the rules to each iteration of each arm when it is evaluated."""
 
-    def __init__(self, plan: Plan, run: Path, store: Path, say: Callable[[str], None]) -> None:
-        self.plan, self.run, self.store, self.say = plan, run, store, say
+    def __init__(self, plan: Plan, run: Path, store: Path, message: Callable[[str], None]) -> None:
+        self.plan, self.run, self.store, self.message = plan, run, store, message
         self.stopped: dict[str, list[RuleWarning]] = {}
         """arm -> the rules that stopped it, all of one iteration."""
 
@@ -29,20 +29,20 @@ class Watch:
         last = {arm: rules[0].iteration for arm, rules in self.stopped.items()}
         return any(use.arm not in last or use.iteration <= last[use.arm] for use in step.uses)
 
-    def look(self, step: Step) -> None:
-        """Say what fires in the iterations that `step` evaluates. It must be in the arms' records already."""
+    def check(self, step: Step) -> None:
+        """Report the rules that fire in the iterations that `step` evaluates, which the records already have."""
         for use in step.uses if step.spec.kind == "evaluate" else ():
             if use.arm in self.stopped:
                 continue
             config = self.plan.configs[use.arm].diagnostics
             made = RunHistory.at(self.run / use.arm).steps
             history = panels({t: steps for t, steps in made.items() if t <= use.iteration}, self.store)
-            now = fired(history, config)
-            for one in now:
-                self.say(f"{_place(use.arm, use.iteration)}: WARNING {one}")
-            halting = [one for one in now if one.rule in config.stop_on]
-            if halting and any(later.iteration > use.iteration for later, _ in self.plan.arm(use.arm)):
-                self.stopped[use.arm] = halting
+            warnings = fired(history, config)
+            for one in warnings:
+                self.message(f"{_place(use.arm, use.iteration)}: WARNING {one}")
+            stopping = [one for one in warnings if one.rule in config.stop_on]
+            if stopping and any(later.iteration > use.iteration for later, _ in self.plan.arm(use.arm)):
+                self.stopped[use.arm] = stopping
 
     def end(self) -> None:
         """Raise RuleFired where an arm was stopped."""

@@ -78,11 +78,11 @@ def _files(module: str) -> Iterator[Path]:
 @cache
 def _read(path: Path, mark: str) -> Module:
     """Read a file, or what the user's cache has of it: parsing all of them takes most of a second."""
-    known = digests.load(CACHE).get(str(path))
-    if not isinstance(known, dict) or known.get("mark") != mark:
-        known = {"mark": mark, **_parse(path)}
-        digests.save(CACHE, {**digests.load(CACHE), str(path): known})
-    return Module(digest=str(known.get("digest")), imports=[str(name) for name in known.get("imports", [])])
+    cached = digests.load(CACHE).get(str(path))
+    if not isinstance(cached, dict) or cached.get("mark") != mark:
+        cached = {"mark": mark, **_parse(path)}
+        digests.save(CACHE, {**digests.load(CACHE), str(path): cached})
+    return Module(digest=str(cached.get("digest")), imports=[str(name) for name in cached.get("imports", [])])
 
 
 def _parse(path: Path) -> dict[str, Any]:

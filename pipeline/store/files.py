@@ -17,8 +17,10 @@ from sparring.stages.step import File, Input, naming, sha256_file
 
 LEASES = ".leases"
 """Folder of the leases in a store."""
-RECORDS = ("run.json", "events.jsonl", "config.yaml", "report.html")
-"""Files in the folder of a run."""
+RUN_RECORD = "run.json"
+"""A folder with this file is the folder of a run."""
+RUN_FILES = (RUN_RECORD, "events.jsonl", "config.yaml", "report.html")
+"""What `sparring run` and `sparring report` write into the folder of a run."""
 LONGEST_BELOW = 256
 """Bytes of path that the store and a run may need below their folder."""
 
@@ -163,7 +165,7 @@ def check_export(folder: Path, option: str) -> None:
     """ConfigError where a folder of the user's would lie in the store or in a run; option: the option that names it."""
     check_folder(option, folder)
     place = folder.resolve()
-    run = next((above for above in place.parents if (above / RECORDS[0]).is_file()), None)
+    run = next((above for above in place.parents if (above / RUN_RECORD).is_file()), None)
     if why := f"{run} is the folder of a run" if run else _reserved(place):
         raise ConfigError(f"{option} {folder}: {why}; name a folder elsewhere.")
 
@@ -173,7 +175,7 @@ def _reserved(place: Path) -> str:
     store = next((above for above in place.parents if (above / LEASES).is_dir()), None)
     if store:
         return f"{store} is a store"
-    of_run = place.name in RECORDS and (place.parent / RECORDS[0]).is_file()
+    of_run = place.name in RUN_FILES and (place.parent / RUN_RECORD).is_file()
     return f"{place.name} is a record of the run" if of_run else ""
 
 

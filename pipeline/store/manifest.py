@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,15 +123,16 @@ class Artifact:
         except FileNotFoundError:
             return None
 
-    def missing_file(self, manifest: Manifest) -> str | None:
-        """Return what is wrong with the files' presence and sizes (not their bytes), None when nothing is."""
+    def damaged_files(self, manifest: Manifest, *, rehash: bool = False) -> Iterator[str]:
+        """Yield a line for each file that is missing, has another size or, with `rehash`, has other bytes."""
         for file in manifest.files:
             path = self.path / file.path
             if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != file.bytes:
-                return f"{path} has {path.stat().st_size} bytes, recorded {file.bytes}"
-        return None
+                yield f"{path} is missing"
+            elif path.stat().st_size != file.bytes:
+                yield f"{path} has {path.stat().st_size} bytes, recorded {file.bytes}"
+            elif rehash and sha256_file(path) != file.sha256:
+                yield f"{path}: sha256 differs from the manifest"
 
     def damage(self) -> str:
         """Return what the store has lost of a finished artifact, by presence and sizes; '' where nothing is."""
@@ -140,18 +142,7 @@ class Artifact:
             return str(error).removesuffix("; the step will be redone.")
         if manifest is None:
             return f"{self.path} {'has lost its manifest' if self.path.is_dir() else 'is gone'}"
-        return self.missing_file(manifest) or ""
-
-    def corrupt_files(self, manifest: Manifest) -> list[str]:
-        """Re-hash every file and return the messages of those that differ."""
-        bad = []
-        for file in manifest.files:
-            path = self.path / file.path
-            if not path.is_file():
-                bad.append(f"{path}: missing")
-            elif sha256_file(path) != file.sha256:
-                bad.append(f"{path}: sha256 differs from the manifest")
-        return bad
+        return next(self.damaged_files(manifest), "")
 
     def set_aside(self) -> None:
         """Make the artifact undone: the manifest is removed first, then the rest, so that a kill leaves no half."""
@@ -181,8 +172,8 @@ def find(store: Path, name: str) -> tuple[Artifact, Manifest]:
     artifact = Artifact(store, kind, fingerprint_of(store / name / MANIFEST))
     manifest = artifact.manifest() if artifact.path.name == name else None
     if manifest is None:
-        there = ", ".join(sorted(path.parent.name for path in store.glob(f"{kind}-*/{MANIFEST}")))
-        raise DataError(f"{store} has no finished artifact {name}; finished ones of its kind: {there or 'none'}.")
+        finished = ", ".join(sorted(path.parent.name for path in store.glob(f"{kind}-*/{MANIFEST}")))
+        raise DataError(f"{store} has no finished artifact {name}; finished ones of its kind: {finished or 'none'}.")
     return artifact, manifest
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sparring.pipeline.store.lease import Lease, LeaseHeld
+from sparring.stages.plain import printable
 
 STAGED = ".sparring-staged"
 
@@ -44,5 +45,8 @@ def staged(target: Path) -> Iterator[Path]:
 
 def _acquire(folder: Path) -> Lease:
     """Return the acquired lease of a folder; LeaseHeld while its holder lives."""
-    lease = Lease(folder.with_name(f"{folder.name}.json"), "sparring")
-    return lease.acquire(wait=False, waiting=lambda holder: print(f"{folder} is held by {holder}", file=sys.stderr))
+
+    def waiting(holder: str) -> None:
+        print(printable(f"{folder} is held by {holder}"), file=sys.stderr)
+
+    return Lease(folder.with_name(f"{folder.name}.json"), "sparring").acquire(wait=False, waiting=waiting)

@@ -149,7 +149,7 @@ def best_of_n(
 def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[str] = ()) -> Player:
     """Return the policy of an iteration of the run, the last trained one by default."""
     history = run_history.open_run(runs, run)
-    words = [*history.overrides, *overrides]
+    words = [*history.record.overrides, *overrides]
     chosen = config.load(config.detect_hardware(words, ray_cluster.gpu_count()))
     t, policy = _trained(history, iteration)
     return Player(
@@ -158,7 +158,7 @@ def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[s
         iteration=t,
         policy=policy,
         config=chosen,
-        pins=history.pins,
+        pins=history.record.pins,
     )
 
 

@@ -19,7 +19,9 @@ SICK = "The poison"
 
 
 def strike(how: str) -> None:
-    """Die, fail or hang."""
+    """Die, fail, hang, or have a bug."""
+    if how == "bug":
+        raise ValueError("no such row\nat all")
     if how == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "raise":

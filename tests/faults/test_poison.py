@@ -16,12 +16,13 @@ import pytest
 
 from sparring.pipeline.execution import fault_policy, ray_cluster
 from sparring.pipeline.execution.actor_pool import ActorPool, side_by_side
-from sparring.stages.errors import DataError, EngineFault
+from sparring.stages.errors import DataError, EngineFault, SparringError
 from sparring.stages.sample import stage
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.step import Job, Shard, Workers
 from tests.artifacts import as_job
 from tests.faults.poison import SICK
+from tests.refusals import refused
 from tests.stages.sample.jobs import jsonl, prompts_input, sample_job
 
 pytestmark = pytest.mark.faults
@@ -139,6 +140,28 @@ def test_a_full_disk_is_one_line_and_no_second_try(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the disk is full"):
         play(job, shards(4, 4))
     assert len((job.scratch / "loads").read_text()) == 1
+
+
+def light_task(folder: Path, how: str) -> Job:
+    """A step without actors, of which Ray itself does a task again."""
+    made = light_job(folder, how, sick=[5])
+    made.scratch.mkdir()
+    return replace(made, spec=replace(made.spec, pool="tasks"), workers=Workers(max_failures=1))
+
+
+def test_a_light_task_that_dies_names_how_often_it_was_tried(tmp_path: Path) -> None:
+    job = light_task(tmp_path, "die")
+    with refused(EngineFault, job.out.name, "shard 1", "2 times", "hardware.max_failures"):
+        play(job, shards(8, 4))
+    assert len((job.scratch / "loads").read_text()) == 1 + 2
+
+
+def test_a_bug_names_its_step_and_shard_and_is_in_the_logs(tmp_path: Path) -> None:
+    job = light_task(tmp_path, "bug")
+    with refused(SparringError, f"{job.out.name}: shard 1 ", "ValueError: no such row; ", str(job.scratch)):
+        play(job, shards(8, 4))
+    (log,) = job.scratch.glob(f"{job.out.name}-errors.log")
+    assert "poison.py" in log.read_text(encoding="utf-8")
 
 
 def test_more_than_a_few_prompts_are_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sparring.pipeline import config
@@ -39,6 +40,12 @@ def plan_of(*overrides: str) -> Plan:
     """The plan of a run with every step, KL's too, which the starter prompts leave out."""
     kl = [] if any(one.startswith("evaluate.kl=") for one in overrides) else ["evaluate.kl=true"]
     return build({"": config.load(["hardware=cpu", *kl, *overrides])}, Fixed())
+
+
+def in_process(plan: Plan) -> Plan:
+    """The same plan; every step is made in the driver's own process, without Ray."""
+    specs = {name: replace(step.spec, pool="in_process", prepare="") for name, step in plan.steps.items()}
+    return replace(plan, steps={name: replace(step, spec=specs[name]) for name, step in plan.steps.items()})
 
 
 def labels(plan: Plan, arm: str = "") -> dict[tuple[int, str], str]:

@@ -13,14 +13,12 @@ from rich.console import Console
 
 from sparring.pipeline import cli, config
 from sparring.pipeline.cli import run as cli_run
-from sparring.pipeline.config.config_file import diagnostics_of
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report
-from sparring.pipeline.runs.config import DiagnosticsConfig
 from sparring.pipeline.runs.panel import Measurement, Panel, panel, panels
-from sparring.pipeline.runs.rules import RULES, fired, learned, warnings
+from sparring.pipeline.runs.rules import RULES, DiagnosticsConfig, fired, learned, warnings
 from sparring.pipeline.runs.run_history import RunHistory, open_run
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.errors import ConfigError, DataError, RuleFired
@@ -32,7 +30,7 @@ from tests.refusals import refused
 
 @pytest.fixture(scope="module")
 def defaults() -> DiagnosticsConfig:
-    return diagnostics_of(Path("nowhere"))
+    return RunHistory.at(Path("nowhere")).diagnostics
 
 
 def seen(iteration: int, values: Mapping[str, float]) -> Panel:
@@ -212,9 +210,9 @@ def test_a_rule_that_is_off_stops_nothing() -> None:
 
 
 def test_thresholds_of_a_run_are_those_it_was_begun_with(tmp_path: Path, defaults: DiagnosticsConfig) -> None:
-    assert diagnostics_of(tmp_path) == defaults  # a run of a version without them has those of conf/
+    assert RunHistory.at(tmp_path).diagnostics == defaults  # a run of a version without them has those of conf/
     (tmp_path / "config.yaml").write_text("seed: 0\ndiagnostics:\n  longer: 3.0\n  gone: 1\n  stop_on: [longer]\n")
-    found = diagnostics_of(tmp_path)
+    found = RunHistory.at(tmp_path).diagnostics
     assert (found.longer, found.capped, found.stop_on) == (3.0, defaults.capped, ("longer",))
 
 

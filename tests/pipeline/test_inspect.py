@@ -14,6 +14,7 @@ from sparring.pipeline.cli import prepare as cli_prepare
 from sparring.pipeline.cli import run as cli_run
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.execution.executor import Executor
+from tests.pipeline.plans import in_process
 from tests.refusals import named
 from tests.tiny import tiny_policy
 
@@ -51,12 +52,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["import", "responses", str(folder / "r.jsonl"), *overrides]) == 0
     (sample,) = (folder / "store").glob("sample-*")
     overrides.append(f"entry.samples={sample.name}")
-    plan = cli_prepare.plan_of({"": overrides})
-    steps = {
-        name: replace(step, spec=replace(step.spec, pool="in_process"))
-        for name, step in plan.steps.items()
-        if step.uses[0].label in KINDS
-    }
+    plan = in_process(cli_prepare.plan_of({"": overrides}))
+    steps = {name: step for name, step in plan.steps.items() if step.uses[0].label in KINDS}
     run = folder / "runs" / "mine"
     cli_run._begin(plan, "", overrides)
     events = Events(run / "events.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from sparring.pipeline import config
 from sparring.pipeline.cli import main
 from sparring.pipeline.cli import plan as cli_plan
-from sparring.pipeline.cli.prepare import check_here
+from sparring.pipeline.cli.prepare import check_here, check_servers
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement
@@ -74,6 +75,18 @@ def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sparring.pipeline.execution.ray_cluster.check_address", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # its nodes are asked when it is joined
     check_here(plan, states)
+
+
+def test_servers_of_which_none_answers_are_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        live, dead = f"http://127.0.0.1:{server.getsockname()[1]}", "http://127.0.0.1:1"
+        judged = ["oracle=llm", "oracle.options.model=m", f"oracle.urls=[{dead},'http://nowhere.invalid:80']"]
+        plan = plan_of("sampler=server", f"sampler.urls=[{dead},{live}]", *judged)
+        states = {name: State(kind="miss") for name in plan.steps}
+        with refused(ConfigError, "oracle.urls", "127.0.0.1:1", "nowhere.invalid"):
+            check_servers(plan, states)
+        scored = {name: State(kind="hit") for name, step in plan.steps.items() if step.spec.kind == "score"}
+        check_servers(plan, {**states, **scored})
 
 
 @pytest.mark.parametrize(

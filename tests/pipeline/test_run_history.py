@@ -10,7 +10,8 @@ from sparring.pipeline.cli import main
 from sparring.pipeline.runs.run_history import RunHistory, labels, open_arms, open_run, recorded
 from sparring.stages.errors import DataError
 from tests.pipeline.report.fabricated import Run
-from tests.refusals import refused
+from tests.pipeline.test_damaged_files import COMMANDS
+from tests.refusals import named, refused
 
 
 @pytest.fixture
@@ -55,15 +56,10 @@ def test_several_arms_are_no_single_run(runs: Path) -> None:
         open_run(runs, "b")
 
 
-COMMANDS = ("status", "report", "inspect", "export", "sync --to tensorboard", "answer alpaca_eval", "contamination")
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_the_same_message(command: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    word, *more = command.split()
-    given = more[-1:] if word in ("answer",) else []
-    options = more if word == "sync" else []
-    assert main([word, *given, "other", "--runs", str(runs), *options]) == 2
-    assert (
-        capsys.readouterr().err == f"error: {runs / 'other'}: no such run or arm. In {runs} there are: a, b, empty.\n"
-    )
+def test_every_command_names_the_runs_that_are_there(
+    command: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["other" if word == "mine" else word for word in COMMANDS[command]]
+    assert main([*words, "--runs", str(runs)]) == 2
+    named(capsys.readouterr().err, f"{runs / 'other'}: ", f"{runs} ", "a, b, empty.\n")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,16 +51,14 @@ def test_it_stops_looking_when_everything_fails() -> None:
     assert len(tried) < 40
 
 
-def test_a_shard_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(fault_policy.time, "monotonic", lambda: now[0])
+def test_the_seconds_that_a_shard_may_take() -> None:
     deadline = ShardDeadline(900.0)
-    assert not deadline.is_past(1000.0 - 899) and deadline.is_past(1000.0 - 901)
+    assert deadline.allowed_s() == 900
     deadline.record(2.0)
     deadline.record(1.0)
-    assert not deadline.is_past(1000.0 - 619) and deadline.is_past(1000.0 - 621)  # 10 x 2 s, and a load
+    assert deadline.allowed_s() == 620  # 10 x 2 s, and a load
     deadline.record(100.0)
-    assert not deadline.is_past(1000.0 - 899) and deadline.is_past(1000.0 - 901)
+    assert deadline.allowed_s() == 900
 
 
 def test_failures_are_alike_but_for_numbers() -> None:

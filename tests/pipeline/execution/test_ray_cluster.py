@@ -96,15 +96,6 @@ def test_what_a_cluster_refuses_is_named(monkeypatch: pytest.MonkeyPatch, said: 
         ray_cluster.check_address("auto")
 
 
-def test_servers_of_which_none_answers_are_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as there:
-        live, dead = f"http://127.0.0.1:{there.getsockname()[1]}", "http://127.0.0.1:1"
-        ray_cluster.check_servers("sampler.urls", [dead, live])
-        ray_cluster.check_servers("sampler.urls", [])
-        with refused(ConfigError, "oracle.urls", "127.0.0.1:1", "nowhere.invalid"):
-            ray_cluster.check_servers("oracle.urls", [dead, "http://nowhere.invalid:80"])
-
-
 def test_nothing_of_rays_follows_our_message() -> None:
     words = "_mute(); os.write(2, b'noise'); print('ours', file=sys.stderr)"
     code = f"import os, sys; from sparring.pipeline.execution.ray_cluster import _mute; {words}"

@@ -194,12 +194,11 @@ class Run:
         """
         said = samples_table({"h": duel("Held out.", f"{self.name} {t}", "b", 0.5)})
         samples = self.add(t, "sample_heldout", [said], summary=lengths(t))
-        base = (
-            run_record.read(self.folder)["steps"].get("00", {}).get("sample_base", {"fingerprint": "", "content": ""})
-        )
+        before = run_record.read(self.folder).steps.get(0, {})
+        base = before.get("sample_base", run_record.MadeStep(fingerprint=""))
         met = {
             "samples": {"name": samples.fingerprint, "digest": samples.content},
-            "opponents": {"name": base["fingerprint"], "digest": base["content"]},
+            "opponents": {"name": base.fingerprint, "digest": base.content},
         }
         comparisons = []
         for judge, rates in (("oracle", oracle), ("second", second)):
@@ -268,7 +267,7 @@ def _duels(rates: Mapping[tuple[int, int], float]) -> list[dict[str, Any]]:
 
 def history_of(steps: Mapping[int, Mapping[str, Manifest]], name: str = "mine") -> RunHistory:
     """A run of which nothing is on disk but, so it says, these manifests."""
-    history = RunHistory(run=name, folder=Path(name), record={"store": "store", "steps": {}, "overrides": []})
+    history = RunHistory(run=name, folder=Path(name), record=run_record.RunRecord(store="store"))
     vars(history)["steps"] = {t: dict(of) for t, of in steps.items()}
     return history
 

@@ -360,8 +360,3 @@ def test_json_into_a_pipe_and_through_a_link(tmp_path: Path) -> None:
     os.close(write)
     with os.fdopen(read) as pipe:
         assert pipe.read() == (tmp_path / "figures.json").read_text()
-
-
-def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "nothing", "--runs", str(tmp_path)]) == 2
-    assert "no such run" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_published_manifest_reads_back(tmp_path: Path) -> None:
     assert artifact.manifest() is None
     written = publish(artifact, manifest_of([write_part(job_in(tmp_path), Shard(index=0), part(), 1.0)]))
     assert artifact.manifest() == written
-    assert artifact.missing_file(written) is None
+    assert not list(artifact.damaged_files(written, rehash=True))
     assert artifact.as_input("samples", written).table(0).num_rows == 3
 
 
@@ -105,7 +105,8 @@ def test_a_flipped_byte_in_a_shard_is_found_when_it_is_opened(tmp_path: Path) ->
     path.write_bytes(raw)
     with refused(DataError, path.name, "changed"):
         artifact.as_input("samples", written).table(0)
-    (found,) = artifact.corrupt_files(written)
+    assert not list(artifact.damaged_files(written)), "its size is the recorded one"
+    (found,) = artifact.damaged_files(written, rehash=True)
     named(found, f"{path}: ", "sha256")
 
 

@@ -80,19 +80,20 @@ def _without_texts(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("spec", "settings", "file", "old", "new"),
+    ("spec", "chosen", "file", "old", "new"),
     [
         (SCORE, MINI, "annotate/oracles/mini.py", " - ", " + "),
         (SCORE, OF_MINI, "annotate/oracles/mini.py", " - ", " + "),
-        (PAIRS, {}, "annotate/winrate.py", " / ", " * "),
+        (PAIRS, None, "annotate/winrate.py", " / ", " * "),
         (TRAIN, OF_SPPO, "train/loss/objectives/sppo.py", " * ", " + "),
         (TRAIN, OF_SPPO, "train/batch/collate.py", " + ", " - "),  # imported inside functions alone
     ],
 )
-def test_a_change_of_what_computes_shows(code: Path, spec: Any, settings: Any, file: str, old: str, new: str) -> None:
-    before = code_of(spec, settings)
+def test_a_change_of_what_computes_shows(code: Path, spec: Any, chosen: Any, file: str, old: str, new: str) -> None:
+    """`chosen`: the settings, which name the modules of a step that has `modules`; no other step reads them."""
+    before = code_of(spec, chosen)
     change(code / file, old, new)
-    assert differing(before, code_of(spec, settings)) == {f"stages/{file}"}
+    assert differing(before, code_of(spec, chosen)) == {f"stages/{file}"}
 
 
 def test_comments_docstrings_and_formatting_do_not(code: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from sparring.pipeline.store import lease
 from sparring.pipeline.store.lease import Lease, LeaseHeld
+from sparring.pipeline.store.staging import STAGED, staged
 from sparring.stages import patience as waiting
 from sparring.stages.errors import DataError
 from sparring.stages.patience import Patience
@@ -54,7 +55,7 @@ def test_a_killed_holder_loses_it_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 5
 
 
-def foreign(path: Path, counter: int) -> None:
+def foreign(path: Path, counter: int, owner: str = "run c") -> None:
     path.write_text(
         json.dumps(
             {
@@ -63,7 +64,7 @@ def foreign(path: Path, counter: int) -> None:
                 "host": "far",
                 "pid": 1,
                 "counter": counter,
-                "owner": "run c",
+                "owner": owner,
             }
         ),
         encoding="utf-8",
@@ -136,6 +137,16 @@ def test_one_of_the_future_is_judged_by_its_counter(tmp_path: Path, monkeypatch:
     os.utime(path, (time.time() + 9e5, time.time() + 9e5))
     Lease(path, "heir").acquire(wait=True, waiting=said.append).release()
     assert len(said) == 1 and "run c (host far, since ?, pid 1)" in said[0]
+
+
+def test_what_a_lease_names_cannot_steer_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.1)
+    foreign(tmp_path / f".policy{STAGED}.json", 7, owner="run \x1b[31mred")
+    with staged(tmp_path / "policy"):
+        shown = capsys.readouterr().err
+    assert "red" in shown and "\x1b" not in shown
 
 
 def test_one_that_cannot_be_read_but_changes_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

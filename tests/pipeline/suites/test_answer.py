@@ -6,22 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.planning import iteration
-from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.store.manifest import Artifact, find
 from sparring.pipeline.suites import answer, results
 from sparring.stages.annotate import winrate
 from sparring.stages.step import Input
 from tests.artifacts import as_input, samples_table
+from tests.pipeline.plans import in_process
 from tests.pipeline.suites import runs
 from tests.refusals import named
 from tests.tiny import tiny_policy
@@ -52,16 +49,8 @@ def asked(tmp_path: Path, policies: list[Path]) -> Path:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every step here, without Ray."""
-    made: Callable[..., Plan] = iteration.build_answers
-
-    def here(*given: Any) -> Plan:
-        plan = made(*given)
-        for name, step in plan.steps.items():
-            plan.steps[name] = replace(step, spec=replace(step.spec, pool="in_process"))
-        return plan
-
-    monkeypatch.setattr(answer, "build_answers", here)
+    """Make every step in this process, without Ray."""
+    monkeypatch.setattr(answer, "build_answers", lambda *given: in_process(iteration.build_answers(*given)))
 
 
 def words(folder: Path, *more: str) -> list[str]:

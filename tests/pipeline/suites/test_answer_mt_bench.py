@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.planning import iteration
-from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.store.manifest import find
 from sparring.pipeline.suites import answer
 from sparring.pipeline.suites.answer_mt_bench import row
 from sparring.pipeline.suites.judge_mt_bench import Question, read_answers, read_questions
+from tests.pipeline.plans import in_process
 from tests.pipeline.suites import runs
 from tests.refusals import named
 from tests.tiny import tiny_policy
@@ -33,15 +30,7 @@ SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "samp
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose iteration 1 has trained, and questions; every step is made in this process, without Ray."""
-    made: Callable[..., Plan] = iteration.build_answers
-
-    def here(*given: Any) -> Plan:
-        plan = made(*given)
-        for name, step in plan.steps.items():
-            plan.steps[name] = replace(step, spec=replace(step.spec, pool="in_process"))
-        return plan
-
-    monkeypatch.setattr(answer, "build_answers", here)
+    monkeypatch.setattr(answer, "build_answers", lambda *given: in_process(iteration.build_answers(*given)))
     policy = tiny_policy(tmp_path / "policy")
     runs.begin(tmp_path, policy, *SAMPLING)
     runs.train(tmp_path, 1, policy)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sparring.pipeline.store import leftovers
+from sparring.pipeline.execution import leftovers
 
 
 def test_folders_of_processes_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
