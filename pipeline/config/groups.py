@@ -34,7 +34,7 @@ def options_of(group: str) -> list[str]:
     options = sorted(path.stem for path in (CONF / SHARED.get(group, group)).glob("*.yaml"))
     if group != "judge":
         return options
-    return [one for one in options if not oracles.options_of(option_keys("oracle", one)["oracle.kind"]).mixes]
+    return [one for one in options if not oracles.options_class(option_keys("oracle", one)["oracle.kind"]).has_members]
 
 
 @cache
