@@ -34,7 +34,7 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "train": (
         "train",
         "trainer",
-        "objective repulsion calibration adapter optimizer lr warmup_ratio epochs global_batch max_grad_norm "
+        "objective repulsion calibration adapter optimizer lr weight_decay warmup_ratio epochs global_batch max_grad_norm "
         "max_length truncate dtype publish_dtype seed",
     ),
 }

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.stages.annotate import gate, pairs
-from sparring.stages.annotate.config import PAIRS, PairsSettings
+from sparring.stages.annotate.config import PAIRS, OffGate, PairsSettings
 from sparring.stages.annotate.rows import matrix, place
 from sparring.stages.annotate.winrate import win_rates
 from sparring.stages.errors import DataError
@@ -137,7 +137,7 @@ class AnnotatedIteration:
     def prompts(self, part: int, ids: Sequence[str], judge_again: bool = False) -> Iterator[Prompt]:
         """Yield the prompts of a part. judge_again: also those with a pair, to see what was dropped of them."""
         targets = {tuple(row[name] for name in KEY): row for row in self.rows("calibrate", part, ids)}
-        scope = self.steps["calibrate"].setting("gate.scope") if targets else ""
+        scope = self.steps["calibrate"].setting("gate.scope", OffGate.scope) if targets else ""
         made: dict[str, list[Row]] = {}
         for row in self.rows("pairs", part, ids):
             made.setdefault(row["id"], []).append({**row, **targets.get(tuple(row[name] for name in KEY), {})})

@@ -87,7 +87,7 @@ def test_prompts_that_trained_a_judge_are_left_out_for_that_judge(tmp_path: Path
         ({"says": "c", "seed": 1}, "the base's held-out responses are sampled otherwise (seed=1, not 0)"),
         (
             {"says": "c", "max_tokens": 64},
-            "the base's held-out responses are sampled otherwise (max_tokens=64, not 32)",
+            "the base's held-out responses are sampled otherwise (sampler.max_tokens=64, not 32)",
         ),
         ({"says": "c", "policy": "other"}, "another base"),
         ({"says": "c", "prompts": "other"}, "other prompts"),
