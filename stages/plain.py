@@ -1,9 +1,9 @@
-"""Text of models and of files, made safe for a terminal."""
+"""Text that is written alike everywhere: that of models and files, made safe for a terminal; counts; intervals."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need."""
@@ -29,3 +29,13 @@ def listed(names: Iterable[str]) -> str:
     """Return the first three names in order, and how many more there are."""
     every = sorted(names)
     return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return `capped 2, tie 1,003`, in the order of the names; '' without any."""
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+
+
+def interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:
+    """Return `0.605 [0.553, 0.649]`; form: how each number is written, `+.3f` for a difference."""
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

@@ -34,8 +34,8 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "train": (
         "train",
         "trainer",
-        "objective repulsion calibration adapter optimizer lr weight_decay warmup_ratio epochs global_batch max_grad_norm "
-        "max_length truncate dtype publish_dtype seed",
+        "objective repulsion calibration adapter optimizer lr weight_decay warmup_ratio epochs global_batch "
+        "max_grad_norm max_length truncate dtype publish_dtype seed",
     ),
 }
 """Label of a step -> its title, the group of its settings, and those that the card has; some are groups themselves."""

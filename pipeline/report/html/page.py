@@ -24,6 +24,7 @@ from sparring.pipeline.report.comparison import Comparison
 from sparring.pipeline.report.cost import cost_of
 from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.details import ArmDetails
+from sparring.pipeline.report.html.axes import number
 from sparring.pipeline.report.html.charts import (
     DRAWN,
     Chart,
@@ -34,7 +35,6 @@ from sparring.pipeline.report.html.charts import (
     heat_map,
     histogram_chart,
     line_chart,
-    number,
     whisker_chart,
 )
 from sparring.pipeline.report.judging import JUDGES, OPPONENTS

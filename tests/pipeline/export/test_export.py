@@ -103,7 +103,11 @@ def test_the_card_says_what_it_is_and_how_good(run: Fabricated, tmp_path: Path) 
     assert "| 1 | 0.600 [0.550, 0.650] | 0.600 [0.550, 0.650] | 0.620 [0.600, 0.640] | 0.620 [0.600, 0.640] |" in card
     assert CARD and f"second judge (lexical): accuracy {CARD['macro']:.3f} \\[{CARD['macro_low']:.3f}, " in card
     assert "sources like those it was trained on" in card and "second judge (lexical), by source: " in card
-    assert "| train: objective | sppo (beta 0.001) |" in card and "| train: lr | 1e-05 |" in card and "| train: weight_decay | 0.01 |" in card
+    assert (
+        "| train: objective | sppo (beta 0.001) |" in card
+        and "| train: lr | 1e-05 |" in card
+        and "| train: weight_decay | 0.01 |" in card
+    )
     assert "Of the base, as its source states it: apache-2.0" in card and "| torch | 2 |" in card
     assert "| 2 | train | train-" in card and "| 1 | 2 | 4 | 61 | tie 3 |" in card
     assert str(tmp_path) not in card  # no path of this machine

@@ -182,7 +182,9 @@ class Run:
         """Add the base's held-out responses, in which it says one word to every prompt."""
         inputs = {"policy": named(policy), "prompts": named(prompts)}
         tables = [samples_table({"h": duel("Held out.", says, "b", 0.5)})]
-        self.add(0, "sample_base", tables, inputs=inputs, identity={"sampler": {"max_tokens": max_tokens}, "seed": seed})
+        self.add(
+            0, "sample_base", tables, inputs=inputs, identity={"sampler": {"max_tokens": max_tokens}, "seed": seed}
+        )
         return self
 
     def evaluated(
