@@ -28,7 +28,7 @@ from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import make_folder
 from sparring.pipeline.store.manifest import Manifest, find
-from sparring.stages.plain import printable
+from sparring.stages.plain import counts_text, printable
 from sparring.stages.sample.config import ImportSettings
 
 
@@ -145,5 +145,5 @@ def _name(manifest: Manifest) -> str:
 
 
 def _dropped(manifest: Manifest) -> str:
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rows["dropped"].items())
-    return f"; dropped: {reasons}" if reasons else ""
+    dropped = counts_text(manifest.rows["dropped"])
+    return f"; dropped: {dropped}" if dropped else ""

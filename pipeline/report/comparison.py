@@ -27,6 +27,7 @@ from sparring.stages.evaluate.bootstrap import (
     outcome,
 )
 from sparring.stages.evaluate.stage import win_rates
+from sparring.stages.plain import interval_text
 
 NOTHING = Estimate(mean=math.nan, low=math.nan, high=math.nan, n=0)
 HEADS = ("arm", *JUDGES.values())
@@ -230,8 +231,8 @@ def remarks(comparisons: Sequence[Comparison]) -> list[str]:
     if compared:
         confidence = compared[0].confidence
         lines += [
-            f"{confidence:.0%} intervals over prompts. They do not hold the luck of the seed, of which each arm has "
-            "one: another training of the same arm may differ by as much.",
+            f"{confidence:.0%} intervals over prompts. They do not include seed variance: each arm was trained once, "
+            "and another training of the same arm may differ by as much.",
             "n: prompts. better and worse are said of a difference whose interval excludes 0 and that is larger than "
             f"the detectable one: a true difference of that size has such an interval {POWER:.0%} of the time.",
         ]
@@ -249,5 +250,4 @@ def by_chance(count: int, confidence: float) -> str:
 
 def interval(one: Estimate, signed: bool = False) -> str:
     """Return `0.540 [0.512, 0.568]`, of a difference with signs; what rounds to 0 is not negative."""
-    form = "+z.3f" if signed else ".3f"
-    return f"{one.mean:{form}} [{one.low:{form}}, {one.high:{form}}]" if one.n else "no prompts"
+    return interval_text(one.mean, one.low, one.high, "+z.3f" if signed else ".3f") if one.n else "no prompts"

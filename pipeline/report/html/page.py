@@ -37,7 +37,7 @@ from sparring.pipeline.report.html.charts import (
     line_chart,
     whisker_chart,
 )
-from sparring.pipeline.report.judging import JUDGES, OPPONENTS
+from sparring.pipeline.report.judging import JUDGES, OPPONENTS, win_rate_name
 from sparring.pipeline.report.prompts import DRAWN as DRAWN_PROMPTS
 from sparring.pipeline.report.prompts import WIDEST, Prompt, ShownPrompts
 from sparring.pipeline.report.spread import Histogram
@@ -209,7 +209,7 @@ def win_rate_charts(arms: Sequence[ArmReport]) -> list[Chart | None]:
     """Return the win rates over iterations: by judge for one arm, by arm for several."""
 
     def line(name: str, look: int, arm: ArmReport, judge: str, opponent: str) -> Series:
-        rates = {t: of.get(f"{JUDGES[judge]}: vs {opponent}") for t, of in arm.figures.items()}
+        rates = {t: of.get(win_rate_name(judge, opponent)) for t, of in arm.figures.items()}
         known = {t: one for t, one in rates.items() if one and one.verdict}
         points = [Point(x=t, y=one.value["win_rate"], low=one.low, high=one.high) for t, one in known.items()]
         return Series(name=name, look=look, points=points)

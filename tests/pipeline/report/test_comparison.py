@@ -208,7 +208,7 @@ def test_the_limits_are_said(tmp_path: Path) -> None:
     found = compare(open_arms(tmp_path / "runs", ["m/gate=off", "m"]))
     refused, seeds, power = remarks(found)
     assert refused.startswith("gate=<b>") and refused.endswith("is not compared with gate=off: another base.")
-    assert seeds.startswith("95% intervals over prompts. They do not hold the luck of the seed")
+    assert seeds.startswith("95% intervals over prompts. They do not include seed variance")
     assert (
         "larger than the detectable one: a true difference of that size has such an interval 80% of the time" in power
     )

@@ -295,7 +295,7 @@ def test_report_prints_the_table_and_writes_page_and_json(
         values = arm["iterations"][str(t)]
         assert values == {name: figure.value for name, figure in figures.items()}
         assert figures["oracle: vs base"].text.splitlines()[0] in printed
-    assert "prompts dropped: 2 <b>over</b>" in arm["notes"]["1"][0]
+    assert "prompts dropped: <b>over</b> 2" in arm["notes"]["1"][0]
 
 
 @pytest.mark.parametrize(("columns", "least", "most"), [("", 100, 160), ("60", 40, 60)])
