@@ -35,8 +35,8 @@ COMMANDS = {
         "Run", "cli.oracle_check:run", "Is the oracle fit for these prompts? Ask it about labelled pairs."
     ),
     "status": Listed("Look", "cli.plan:status", "Show the steps of a run."),
-    "report": Listed("Look", "cli.look:report", "Print the table of runs, and write them as one HTML file."),
-    "inspect": Listed("Look", "cli.look:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
+    "report": Listed("Look", "cli.report:report", "Print the table of runs, and write them as one HTML file."),
+    "inspect": Listed("Look", "cli.report:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
     "answer": Listed("Judge", "suites.answer:answer", "Have a run's policy answer a suite or a file of prompts."),
     "best-of-n": Listed("Judge", "suites.answer:best_of_n", "Answer as `answer` does, with the oracle's best of n."),
     "judge": Listed("Judge", "suites.judge:run", "Judge answers to a suite by its own rules."),

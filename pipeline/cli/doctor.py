@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
-from sparring.pipeline import config
 from sparring.pipeline.cli import options
+from sparring.pipeline.cli.prepare import load_config
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.sources import Sources
@@ -144,9 +144,8 @@ def doctor(overrides: Annotated[list[str], options.words("those of the run, e.g.
 
     Example: sparring doctor hardware=cpu
     """
-    chosen = config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
     bad = 0
-    for good, name, text in checks(chosen):
+    for good, name, text in checks(load_config(overrides)):
         bad += good is False
         print(printable(f"{MARKS[good]} {name}: {text}"))
     return 1 if bad else 0

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-
-from rich.console import Console
 
 from sparring.pipeline import config
 from sparring.pipeline.config.model import Config, judges_of
@@ -34,6 +31,11 @@ def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
     """Return arm -> overrides; the arm of a single run is ''."""
     chosen = config.detect_hardware(overrides, ray_cluster.gpu_count())
     return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
+
+
+def load_config(overrides: Sequence[str]) -> Config:
+    """Return the configuration of a single run; hardware=auto becomes that of this machine."""
+    return config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
 
 
 def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str, str] | None = None) -> Plan:
@@ -124,13 +126,6 @@ def check_servers(plan: Plan, states: Mapping[str, State]) -> None:
         for key, judge in (*judges_of("oracle", chosen.oracle), *judges_of("judge", chosen.judge)):
             if "score" in todo and judge.urls:
                 ray_cluster.check_servers(f"{key}.urls", judge.urls)
-
-
-def stdout_console() -> Console:
-    """Return what tables are printed to: as wide as COLUMNS or the terminal, 160 where it is a pipe or a file."""
-    columns = os.environ.get("COLUMNS", "")
-    wide = int(columns) if columns.isdecimal() else 0
-    return Console(width=wide or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 160))
 
 
 def print_held(folder: Path, holder: str) -> None:

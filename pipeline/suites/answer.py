@@ -24,12 +24,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sparring.pipeline import config
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
-from sparring.pipeline.cli.prepare import fetch
+from sparring.pipeline.cli.prepare import fetch, load_config
 from sparring.pipeline.config.model import Config
-from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import Question, build_answers
 from sparring.pipeline.planning.plan import Plan, inspect
@@ -150,7 +148,7 @@ def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[s
     """Return the policy of an iteration of the run, the last trained one by default."""
     history = run_history.open_run(runs, run)
     words = [*history.overrides, *overrides]
-    chosen = config.load(config.detect_hardware(words, ray_cluster.gpu_count()))
+    chosen = load_config(words)
     t, policy = _trained(history, iteration)
     return Player(
         folder=history.folder,
