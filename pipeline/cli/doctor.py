@@ -137,7 +137,7 @@ def _optional() -> Iterator[Check]:
         yield bool(path) or None, f"suite {name}", str(path or missing)
 
 
-def doctor(overrides: Annotated[list[str], options.words("those of the run, e.g. hardware=cpu")]) -> int:
+def doctor(overrides: Annotated[list[str], options.words("overrides of the run, e.g. hardware=cpu")]) -> int:
     """Check what a run needs, list what is optional.
 
     The exit code is 1 when something is wrong.

@@ -62,7 +62,7 @@ ROWS = {
     "longer_wins_length_matched": "  of the rule 'longer wins'",
     "length_matched_over_longer_wins": "  accuracy - 'longer wins'",
     "length_matched_over_shorter_wins": "  accuracy - 'shorter wins'",
-    "prefers_longer": "length: prefers the longer",
+    "prefers_longer": "length bias: prefers the longer",
     "label_longer": "  the label does",
     "leans_longer": "  oracle - label",
     "length_logit_spearman": "  Spearman of logit and length",
@@ -75,7 +75,7 @@ ROWS = {
     "brier": "  Brier of P (blind: 0.250)",
     "ece": "  calibration error of P",
     "overconfidence": "  confidence - accuracy",
-    "truncated": "read cut",
+    "truncated": "truncated inputs",
 }
 SIGNED = ("first_logit", "leans_longer", "length_logit_spearman", "overconfidence")
 
@@ -100,7 +100,7 @@ class Answers(NamedTuple):
     logits: NDArray[np.float64]
     """(n, 2): the chosen response shown first, the rejected one shown first."""
     truncated: NDArray[np.bool_]
-    """(n,): a text was read cut, in either order."""
+    """(n,): a text was truncated, in either order."""
     duels_per_s: float
     reads_per_s: float
     """Of what the oracle's time grows with: see oracles.Base.reads."""
@@ -108,11 +108,13 @@ class Answers(NamedTuple):
 
 def run(
     what: Annotated[Literal["check"], typer.Argument(help="check")],
-    file: Annotated[Path, typer.Argument(parser=options.place, help="pairs in a layout that `import pairs` reads")],
-    overrides: Annotated[list[str], options.words("those of the run: oracle, prompts, sampler.k")],
+    file: Annotated[
+        Path, typer.Argument(parser=options.place, help="labelled pairs, in any layout that `import pairs` reads")
+    ],
+    overrides: Annotated[list[str], options.words("overrides of the run: oracle, prompts, sampler.k")],
     split: options.Split = None,
-    limit: Annotated[int | None, options.value("N", "look at the first N rows (default: all)")] = None,
-    second: Annotated[bool, options.flag("--judge", "ask the second judge, not the oracle")] = False,
+    limit: Annotated[int | None, options.value("N", "rows to read, the first N (default: all)")] = None,
+    second: Annotated[bool, options.flag("--judge", "check the second judge instead of the oracle")] = False,
     to: options.Json = None,
     prompt_column: options.PromptColumn = None,
     drop_empty: options.DropEmpty = False,

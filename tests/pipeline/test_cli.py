@@ -189,10 +189,6 @@ def test_unknown_key(tmp_path: Path, policy: Path) -> None:
     named(run_error(tmp_path, policy, "samplr.k=2"), "samplr.k", "sampler.k?")
 
 
-def test_status_of_a_run_that_never_was(tmp_path: Path) -> None:
-    assert "ghost" in error_of(sparring("status", "ghost", cwd=tmp_path))
-
-
 def test_an_unexpected_error_is_one_line_with_its_log(tmp_path: Path) -> None:
     before = "import sparring.pipeline.cli.verify; sparring.pipeline.cli.verify.verify = lambda: 1 / 0"
     done = sparring("verify", cwd=tmp_path, before=before)
