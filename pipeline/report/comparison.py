@@ -79,8 +79,8 @@ class _Side:
 
     arm: RunHistory
     name: str
-    known: dict[tuple[int, str], Rates] = field(default_factory=dict)
-    """What was read: the scores of the first arm meet those of every other one."""
+    cache: dict[tuple[int, str], Rates] = field(default_factory=dict)
+    """Rates that are read: those of the first arm are compared with every other one's."""
 
     @property
     def evaluated(self) -> list[int]:
@@ -88,11 +88,11 @@ class _Side:
 
     def rates(self, t: int, label: str) -> Rates:
         """Return prompt -> win rate of a score, without the prompts that trained the judge."""
-        if (t, label) not in self.known:
+        if (t, label) not in self.cache:
             scores = self.arm.artifact(t, label)
             assert scores is not None
-            self.known[t, label] = {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
-        return self.known[t, label]
+            self.cache[t, label] = {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
+        return self.cache[t, label]
 
 
 def compare(arms: Sequence[RunHistory]) -> list[Comparison]:
@@ -107,32 +107,32 @@ def compare(arms: Sequence[RunHistory]) -> list[Comparison]:
 
 def _by_judge(arm: _Side, baseline: _Side, t: int, judge: str) -> Comparison:
     """Compare two arms at iteration t, by one judge."""
-    names: dict[str, Any] = {"arm": arm.name, "baseline": baseline.name, "judge": judge, "iteration": t}
+    common: dict[str, Any] = {"arm": arm.name, "baseline": baseline.name, "judge": judge, "iteration": t}
     if not t:
         made = "; ".join(f"{one.name}: {', '.join(map(str, one.evaluated)) or 'none'}" for one in (arm, baseline))
-        return Comparison(**names, why=f"there is no iteration that both have evaluated ({made})")
+        return Comparison(**common, why=f"there is no iteration that both have evaluated ({made})")
     label, ours, theirs = f"score_{judge}_base", arm.arm.iterations[t], baseline.arm.iterations[t]
     for side, steps in ((arm, ours), (baseline, theirs)):
         if label not in steps:
             return Comparison(
-                **names, why=f"{label} of {side.name}, iteration {t}, is not made; `sparring run` makes it"
+                **common, why=f"{label} of {side.name}, iteration {t}, is not made; `sparring run` makes it"
             )
     bases = (side.arm.manifest(0, "sample_base") for side in (arm, baseline))
     if why := why_not(ours[label], theirs[label], *bases):
-        return Comparison(**names, why=why)
+        return Comparison(**common, why=why)
     by_prompt = difference(arm.rates(t, label), baseline.rates(t, label))
     if len(by_prompt) < 2:
         few = f"{len(by_prompt)} of the held-out prompts are in both and did not train this judge; it takes two"
-        return Comparison(**names, why=few)
+        return Comparison(**common, why=few)
     chosen = {name: theirs["evaluate"].setting(f"evaluate.{name}") for name in ("resamples", "confidence", "seed")}
     (estimate,) = estimates([by_prompt], settings := Bootstrap(**chosen))
     seeds, notes = [steps["evaluate"].setting("evaluate.seed") for steps in (ours, theirs)], []
     if seeds[0] != seeds[1]:
         notes.append(f"{arm.name} has another seed than {baseline.name} ({seeds[0]}, not {seeds[1]})")
     if not _same(ours[label], theirs[label], "digest") and _same(ours[label], theirs[label], "name"):
-        notes.append(f"{arm.name} met responses of the base that were sampled again: alike, not the same")
+        notes.append(f"{arm.name} was compared with responses of the base that were sampled again: alike, not the same")
     return Comparison(
-        **names,
+        **common,
         estimate=estimate,
         detectable=detectable(list(by_prompt.values()), settings.confidence),
         confidence=settings.confidence,
@@ -149,14 +149,17 @@ def why_not(ours: Manifest, theirs: Manifest, our_base: Manifest | None, their_b
     ours, theirs: the scores against the base by a judge, theirs of the baseline. our_base, their_base: the base's
     held-out responses, None where they are no longer in the store.
     """
-    if _digest(ours, "samples") == _digest(theirs, "samples"):
-        return "both have given the same held-out responses, so they are one policy"
+    if _same(ours, theirs, "digest", "samples"):
+        return "both have the same held-out responses, so they are one policy"
     of_base = []
     if not _same(ours, theirs, "digest") and not _same(ours, theirs, "name"):
         if our_base and their_base:
             others = {"policy": "another base", "prompts": "other prompts"}
-            of_base = [why for role, why in others.items() if _digest(our_base, role) != _digest(their_base, role)]
-            if changed := changes(*_comparable(our_base.identity, their_base.identity)):
+            of_base = [why for role, why in others.items() if not _same(our_base, their_base, "digest", role)]
+            one, other = our_base.identity, their_base.identity
+            if ("sampler" in one) != ("sampler" in other):  # one is of an earlier version, which recorded flat keys
+                one, other = ({key.rpartition(".")[2]: x for key, x in dotted(flat)} for flat in (one, other))
+            if changed := changes(one, other):
                 of_base.append(f"the base's held-out responses are sampled otherwise ({changed})")
         of_base = of_base or ["the base's held-out responses are others"]
     return "; ".join(filter(None, [*of_base, _of_judge(ours, theirs)]))
@@ -179,14 +182,6 @@ def _of_judge(ours: Manifest, theirs: Manifest) -> str:
     return ""
 
 
-def _comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return two identities of samples; where one is of an earlier version, both as that has recorded it: flat."""
-    if ("sampler" in ours) == ("sampler" in theirs):
-        return ours, theirs
-    one, other = ({key.rpartition(".")[2]: value for key, value in dotted(identity)} for identity in (ours, theirs))
-    return one, other
-
-
 def changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Return `seed=1, not 0; k=2, not 1`: the dotted keys whose values differ; '' without any."""
     one, other = dict(dotted(ours)), dict(dotted(theirs))
@@ -198,10 +193,6 @@ def _same(ours: Manifest, theirs: Manifest, what: str, role: str = "opponents") 
     """Whether an input is the same, by its `digest` or by its `name`, the fingerprint."""
     one, other = (manifest.inputs.get(role, {}).get(what) for manifest in (ours, theirs))
     return one is not None and one == other
-
-
-def _digest(manifest: Manifest, role: str) -> str | None:
-    return manifest.inputs.get(role, {}).get("digest")
 
 
 # What is said of the comparisons
@@ -217,7 +208,7 @@ def rows(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
 
 
 def remarks(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return a line for each two arms that are not compared, what should be known of the others, and the limits."""
+    """Return a line for each arm that is not compared and why, notes on the others, and what intervals leave out."""
     refused: dict[tuple[str, str, str], list[str]] = {}
     for one in comparisons:
         if one.why:

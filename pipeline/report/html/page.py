@@ -121,10 +121,16 @@ def templates() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"cut": cut, "one_line": one_line, "number": number}
-    environment.globals |= {"names": NAMES, "limits": LIMITS, "comparison": comparison}
+    environment.globals |= {
+        "names": NAMES,
+        "limits": LIMITS,
+        "comparison": comparison,
+        "TRAINING": TRAINING,
+        "BAND": BAND,
+    }
     called = (
-        win_rate_charts, length_charts, training_charts, band_charts, difference_chart, bar_chart, game_maps, spreads,
-        cost_of, made_of,
+        win_rate_charts, length_charts, training_charts, difference_chart, bar_chart, game_maps, spreads, cost_of,
+        made_of,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in called}
     return environment
@@ -246,14 +252,9 @@ def length_charts(arms: Sequence[ArmReport]) -> list[Chart | None]:
     return charts
 
 
-def training_charts(details: ArmDetails, most: int) -> list[Chart | None]:
-    """Return loss, log-ratios and gradient norms over all optimizer steps; most: points of a line."""
-    return [_over_steps(details, title, keys, most) for title, keys in TRAINING.items()]
-
-
-def band_charts(details: ArmDetails, most: int) -> list[Chart | None]:
-    """Return the disentanglement diagnostics, measured at some optimizer steps on the output head."""
-    return [_over_steps(details, title, keys, most) for title, keys in BAND.items()]
+def training_charts(details: ArmDetails, shown: Mapping[str, Mapping[str, str]], most: int) -> list[Chart | None]:
+    """Return the charts of TRAINING or BAND, over all optimizer steps; most: points of a line."""
+    return [_over_steps(details, title, keys, most) for title, keys in shown.items()]
 
 
 def _over_steps(details: ArmDetails, title: str, keys: Mapping[str, str], most: int) -> Chart | None:
@@ -352,7 +353,7 @@ def _prompts(shown: Sequence[tuple[ArmReport, ArmDetails]]) -> dict[str, Any]:
     """Return the prompts by iteration and arms, and what the fields that filter them offer."""
     shared: dict[int, tuple[int, list[str], ShownPrompts]] = {}
     for arm, details in shown:
-        for t, prompts in details.prompts.items():  # what arms share is shown once, under all their labels
+        for t, prompts in details.prompts.items():  # prompts that arms share are shown once, under all their labels
             shared.setdefault(id(prompts), (t, [], prompts))[1].append(arm.label)
     groups = [
         (t, ", ".join(labels) if len(shown) > 1 else "", prompts)

@@ -139,7 +139,9 @@ def test_a_base_that_was_sampled_again_is_compared_and_that_is_said(tmp_path: Pa
     ours.steps[1][label] = replace(score, inputs=again)
     oracle, second = compare([theirs, ours])
     assert oracle.finding == "better" and "others" in second.why and not second.notes
-    assert oracle.notes == ("gate=on met responses of the base that were sampled again: alike, not the same",)
+    assert oracle.notes == (
+        "gate=on was compared with responses of the base that were sampled again: alike, not the same",
+    )
 
 
 def test_scores_of_another_version_are_not_compared(tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_one_policy_in_two_arms_is_said(tmp_path: Path) -> None:
     copy = Run(tmp_path, "m/gate=on").begin()
     (copy.folder / "run.json").write_text((off.folder / "run.json").read_text())
     assert {one.why for one in against_off(tmp_path)} == {
-        "both have given the same held-out responses, so they are one policy"
+        "both have the same held-out responses, so they are one policy"
     }
 
 
