@@ -1,4 +1,4 @@
-"""The commands by name. Each is one typed function, beside what it does, whose parameters are its words and options.
+"""The commands by name. Each is one typed function, beside what it does; its parameters are arguments and options.
 
 Its module is imported when the command is called: `sparring --help` imports none of them. Help is plain text, since
 rich, which typer would draw boxes with, takes longer to import than all the rest.
@@ -75,8 +75,8 @@ class Group(TyperGroup):
         self.commands = {name: TyperCommand(name, short_help=one.help) for name, one in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
-        name, found, rest = super().resolve_command(ctx, args)
-        return name, loaded(args[0]) if found else None, rest
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, loaded(args[0]) if command else None, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, COMMANDS))
@@ -96,15 +96,17 @@ def loaded(name: str) -> Any:
 app = typer.Typer(cls=Group, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-def _show(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"sparring {version('sparring')}")
         raise typer.Exit
 
 
 @app.callback()
 def _sparring(
-    shown: Annotated[bool, typer.Option("--version", callback=_show, is_eager=True, help="show the version")] = False,
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version")
+    ] = False,
 ) -> None:
     """Iterative self-play preference optimization."""
 

@@ -44,9 +44,7 @@ def checks(config: Config) -> Iterator[Check]:
     """Yield (good, name, text); a check that raises is reported as bad with the error's message."""
     parts: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("versions", _versions),
-        ("hardware", lambda: _hardware(config)),
-        ("cache", _cache),
-        ("disk", lambda: _disk(config)),
+        ("machine", lambda: _machine(config)),
         ("policy", lambda: _policy(config)),
         ("optional", _optional),
     ]
@@ -87,31 +85,24 @@ def _locked() -> dict[str, str]:
     return {name: pin for name, _, pin in pins}
 
 
-def _hardware(config: Config) -> Iterator[Check]:
+def _machine(config: Config) -> Iterator[Check]:
     machine = ray_cluster.hardware()
     text = f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['gpus']} GPUs, {machine['cpu']}"
     wanted = config.hardware.engine_gpus * (config.hardware.engines or 1)
     good = machine["gpus"] >= wanted or bool(os.environ.get("RAY_ADDRESS"))
     yield good, "hardware", text if good else f"{text}; hardware={config.hardware.name} wants {wanted} GPUs"
-
-
-def _cache() -> Iterator[Check]:
-    folder = cache_folder()
-    good = os.access(next(p for p in (folder, *folder.parents) if p.exists()), os.W_OK)
-    yield good, "cache", f"{folder}" + ("" if good else " is not writable; set SPARRING_CACHE to another folder")
-    prepared = embedded.is_prepared()
-    yield prepared, "embedded policy", str(embedded.policy_path()) if prepared else "not prepared; run `make setup`"
-
-
-def _disk(config: Config) -> Iterator[Check]:
-    store = Path(config.paths.store).absolute()
+    cache, store = cache_folder(), Path(config.paths.store).absolute()
+    good = os.access(next(p for p in (cache, *cache.parents) if p.exists()), os.W_OK)
+    yield good, "cache", str(cache) if good else f"{cache} is not writable; set SPARRING_CACHE to another folder"
     free = shutil.disk_usage(next(p for p in (store, *store.parents) if p.exists())).free / 2**30
     text = f"{free:.1f} GiB free at {store}"
     yield free > 5, "disk", text if free > 5 else f"{text}; an iteration of a small policy needs 5"
 
 
 def _policy(config: Config) -> Iterator[Check]:
-    if config.policy.source == "embedded" and not embedded.is_prepared():
+    prepared = embedded.is_prepared()
+    yield prepared, "embedded policy", str(embedded.policy_path()) if prepared else "not prepared; run `make setup`"
+    if config.policy.source == "embedded" and not prepared:
         return
     source = Sources().policy(config.policy)
     from sparring.stages.chat import check_template, load_tokenizer

@@ -1,4 +1,4 @@
-"""What commands do before they make anything: arms, their plan, what is refused, what is fetched."""
+"""What commands do before they make anything: load arms, plan, check, download."""
 
 from __future__ import annotations
 
@@ -41,26 +41,22 @@ def load_config(overrides: Sequence[str]) -> Config:
 def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str, str] | None = None) -> Plan:
     """Return the one plan of all arms; with `assume` one to look at, even where the hub does not answer.
 
-    pins: what revisions of the hub are already resolved to, beside those that the run wrote down.
+    ConfigError or DataError where a policy, an encoder or a judge cannot be used as configured. pins: commits of the
+    hub's revisions that are already known, beside those that the run recorded.
     """
     configs = {arm: config.load(overrides) for arm, overrides in arms.items()}
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
-    for c in configs.values():
-        check_models(c, sources)
+    for chosen in configs.values():  # models that are here and cannot be used as configured
+        check_policy(chosen, sources.policy(chosen.policy))
+        encoder = sources.encoder(chosen.encoder)
+        if chosen.encoder.source != "embedded" and encoder.files:
+            model_folder.check_loaded(encoder.root)
+        for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
+            judges.check_folders(key, judge, sources)
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
-
-
-def check_models(chosen: Config, sources: Sources) -> None:
-    """Refuse a policy, an encoder or a judge that is here and cannot be used as configured."""
-    check_policy(chosen, sources.policy(chosen.policy))
-    encoder = sources.encoder(chosen.encoder)
-    if chosen.encoder.source != "embedded" and encoder.files:
-        model_folder.check_loaded(encoder.root)
-    for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
-        judges.check_folders(key, judge, sources)
 
 
 def check_places(plan: Plan) -> None:
@@ -79,7 +75,7 @@ def check_places(plan: Plan) -> None:
 
 
 def pins_of(first: Config) -> dict[str, str]:
-    """Return what the run wrote down of the hub's revisions when it began."""
+    """Return the commits of the hub's revisions that the run recorded when it began."""
     folder = Path(first.paths.runs) / first.run.name
     arms = [run_history.RunHistory.at(path.parent) for path in run_record.records(folder)]
     return {key: commit for arm in arms for key, commit in arm.pins.items()}
@@ -133,12 +129,12 @@ def print_held(folder: Path, holder: str) -> None:
 
 
 def prepare(plan: Plan, arms: dict[str, list[str]]) -> Plan:
-    """Have the policy and the prompts here before anything starts; what was fetched is looked at in a new plan."""
+    """Download what a plan needs; return the plan, made again if anything was downloaded."""
     return plan_of(arms, pins=plan.pins) if fetch(plan) else plan
 
 
 def fetch(plan: Plan) -> bool:
-    """Have here what a plan takes from outside: the embedded policy, the hub's files; say whether it was not."""
+    """Prepare the embedded policy and download the hub's files; return whether anything was missing."""
     prepared = any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared()
     if prepared:
         print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
@@ -149,7 +145,7 @@ def fetch(plan: Plan) -> bool:
 
 
 def download(inputs: Iterable[Input]) -> bool:
-    """Fetch what is still to be had from the hub; say whether anything was."""
+    """Download the inputs that are still on the hub; return whether there were any."""
     missing = [source.wanted for source in inputs if source.wanted]
     for kind, repo, commit in missing:
         print(f"downloading the {kind} {repo} at {commit[:12]} (once)", file=sys.stderr)
