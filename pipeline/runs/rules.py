@@ -13,7 +13,6 @@ from operator import gt, lt
 from sparring.pipeline.runs.config import DiagnosticsConfig
 from sparring.pipeline.runs.panel import Panel
 from sparring.stages.evaluate.bootstrap import alarm
-from sparring.stages.plain import interval_text
 
 History = Sequence[Panel]
 Rule = Callable[[History, float], str]
@@ -59,7 +58,7 @@ def overoptimized(history: History, margin: float) -> str:
         low, second = now.get(f"oracle_{opponent}_low"), now.get(f"second_{opponent}")
         if low is not None and second is not None and alarm(low, second + margin):
             oracle, high = now.get(f"oracle_{opponent}"), now.get(f"oracle_{opponent}_high")
-            by_both = f"{interval_text(oracle, low, high)} by the oracle, {second:.3f} by the second judge"
+            by_both = f"{oracle:.3f} [{low:.3f}, {high:.3f}] by the oracle, {second:.3f} by the second judge"
             against.append(f"against {said} it wins {by_both}")
     return f"the policy may be gaming the oracle: {'; '.join(against)}" if against else ""
 

@@ -250,7 +250,7 @@ def verdict(card: Card) -> tuple[bool, str]:
     return True, f"fit, with care: {fit}; {cautions}" if cautions else f"fit: {fit}"
 
 
-def interval(card: Card, name: str, sign: str = "") -> str:
+def interval(card: Mapping[str, Any], name: str, sign: str = "") -> str:
     """Return `0.605 [0.553, 0.649]`; sign `+`: of a difference."""
     return interval_text(card[name], card[f"{name}_low"], card[f"{name}_high"], f"{sign}.3f")
 

@@ -43,7 +43,7 @@ from sparring.pipeline.report.prompts import WIDEST, Prompt, ShownPrompts
 from sparring.pipeline.report.spread import Histogram
 from sparring.pipeline.report.suites import NAMES
 from sparring.pipeline.runs.rules import RULES
-from sparring.stages.plain import printable
+from sparring.stages.plain import interval_text, printable
 
 FOLDER = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
@@ -307,9 +307,7 @@ def game_maps(arm: ArmReport, details: ArmDetails) -> dict[str, Any] | None:
         [
             f"{named(i)} against {named(j)}",
             *(
-                f"{game['win_rates'][i][j]:.3f} [{every[judge][i, j][0]:.3f}, {every[judge][i, j][1]:.3f}]"
-                if (i, j) in every[judge]
-                else ""
+                interval_text(game["win_rates"][i][j], *every[judge][i, j]) if (i, j) in every[judge] else ""
                 for judge, game in arm.games.items()
             ),
         ]
