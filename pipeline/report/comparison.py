@@ -224,8 +224,8 @@ def remarks(comparisons: Sequence[Comparison]) -> list[str]:
         lines += [
             f"{confidence:.0%} intervals over prompts. They do not include seed variance: each arm was trained once, "
             "and another training of the same arm may differ by as much.",
-            "n: held-out prompts. A difference is called better or worse if its interval excludes 0 and it is larger than "
-            f"the detectable one: a true difference of that size has such an interval {POWER:.0%} of the time.",
+            "n: held-out prompts. A difference is called better or worse if its interval excludes 0 and it is larger "
+            f"than the detectable one: a true difference of that size has such an interval {POWER:.0%} of the time.",
         ]
         lines += [by_chance(len(compared), confidence)] if len(compared) > len(JUDGES) else []
     return lines
