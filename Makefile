@@ -56,13 +56,13 @@ bench: setup  ## every benchmark, one after another; ARGS=--smallest tries wheth
 	@.venv/bin/sparring run iterations=1 run.name=default hardware=$(HARDWARE)
 	@failed=0; for name in annotate game sample train; do $(PY) -m benchmarks.$$name $(ARGS) || failed=1; done; exit $$failed
 
-study-smoke: setup  ## two arms, one seed, two small iterations: do studies run here? a quarter of an hour
+study-smoke: setup  ## two arms, one seed, two small iterations: do studies run here? 12 minutes
 	@$(STUDY) smoke $(ON) $(ARGS)
 
 study-small: setup  ## six arms, two seeds, three iterations on the prompts of the file PROMPTS: four to five hours on two cores; resumes
 	@$(STUDY) small $(ON) $(if $(PROMPTS),prompts=file prompts.path=$(PROMPTS)) $(ARGS)
 
-study-lr: setup  ## learning rate x global batch, six trainings on the same samples: half an hour
+study-lr: setup  ## learning rate x global batch, six trainings on the same samples: 51 minutes
 	@$(STUDY) sweep $(ON) $(if $(PROMPTS),prompts=file prompts.path=$(PROMPTS)) $(ARGS)
 
 clean:  ## removes caches and build output; runs, store and .venv stay

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sparring.pipeline.execution.ray_cluster import hardware
+from sparring.pipeline.report.terminal import stdout_console
 from sparring.pipeline.store.files import check_target, write_text
 from sparring.stages.errors import SparringError
 
@@ -76,7 +75,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
             "" if row.ratio is None else f"{row.ratio:.2f}",
             "" if row.aim is None else f"{'>=' if row.unit in LEAST else '<'} {row.aim:g}",
         )
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    stdout_console().print(table)
 
 
 def write_rows(rows: Sequence[Row], file: Path | None) -> None:

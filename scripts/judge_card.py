@@ -31,6 +31,7 @@ from sparring.stages.annotate.fitness import (
     ratio,
 )
 from sparring.stages.annotate.oracle import Duel, Oracle
+from sparring.stages.plain import interval_text
 
 WHAT = {
     "mini": "A pairwise ranker on frozen all-MiniLM-L6-v2 embeddings and surface features: a Bradley-Terry "
@@ -281,7 +282,7 @@ def both(cards: Mapping[str, Card]) -> str:
     for title, key in names.items():
         own = [_named(card, key) for card in cards.values()]
         counts = [f"{own[0][name]:,}" for name in ("pairs", "prompts")]
-        accuracies = [f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" for found in own]
+        accuracies = [interval_text(found["accuracy"], found["low"], found["high"]) for found in own]
         rules = [f"{own[0][name]:.3f}" for name in ("shorter_wins", "longer_wins")]
         rows.append([title, *accuracies, *rules, *counts])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,10 +1,10 @@
-"""Values as they are shown or written: text that cannot steer a terminal, lists of names, numbers for JSON."""
+"""Values as they are shown or written: text that cannot steer a terminal, names, counts, intervals, JSON's numbers."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need."""
@@ -35,3 +35,13 @@ def listed(names: Iterable[str]) -> str:
 def null_if_nan(value: float) -> float | None:
     """Return the value; None, JSON's null, where it is NaN."""
     return None if math.isnan(value) else float(value)
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return `capped 2, tie 1,003`, in the order of the names; '' without any."""
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+
+
+def interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:
+    """Return `0.605 [0.553, 0.649]`; form: how each number is written, `+.3f` for a difference."""
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

@@ -14,11 +14,33 @@ def test_nothing_is_left_to_fill_in() -> None:
     assert not re.findall(r"@[A-Z0-9]+@|TODO|TBD", TEXT)
 
 
-def test_every_group_is_named() -> None:
-    from sparring.pipeline.config.groups import group_names
+def test_every_option_of_every_group_is_named() -> None:
+    from sparring.pipeline.config import groups
 
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", TEXT, re.M)
-    assert set(group_names()) <= {group for row in rows for group in re.findall(r"\w+", row)}
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*?) \|", TEXT, re.M)
+    choices = {group: row for groups, row in rows for group in re.findall(r"\w+", groups)}
+    reference = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert set(groups.group_names()) <= choices.keys()
+    named = {
+        f"{group}={option}": f"`{option}`" in choices[group] or f"`{group}={option}`" in reference
+        for group in groups.group_names()
+        for option in groups.options_of(group)
+    }
+    assert [option for option, is_named in named.items() if not is_named] == []
+    unknown = {
+        f"{group}={option}"
+        for group in groups.group_names()
+        for option in re.findall(r"`([\w.-]+)`", choices[group].partition("; published")[0])
+        if option not in groups.options_of(group)
+    }
+    assert unknown == {"hardware=auto", "judge=ensemble"}  # `auto` becomes an option; one row is of oracle and judge
+
+
+def test_files_that_are_linked_exist() -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+        assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_commands_of_the_readme_are_those_of_the_command_line() -> None:
@@ -29,6 +51,7 @@ def test_the_commands_of_the_readme_are_those_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("words", re.findall(r'^make iter N=\d .*?ARGS="(.*?)"', TEXT, re.M))
 def test_the_settings_of_a_run_are_accepted(words: str) -> None:
+
     from sparring.pipeline import config
 
     config.load([*([] if "hardware=" in words else ["hardware=cpu"]), *shlex.split(words)])

@@ -1,4 +1,4 @@
-"""The command line: what a command came to, as an exit code and one line. The commands are listed in app.py.
+"""The command line: runs a command, and turns an error into an exit code and one line. app.py lists the commands.
 
 sparring run iterations=3 run.name=myrun experiment=sppo
 sparring run -m experiment=sppo,s_sppo        # arms as one plan: what they share is computed once
@@ -30,9 +30,9 @@ from sparring.stages.plain import printable
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 2 for an error that the user can mend, 130 when interrupted, 143 when terminated."""
-    _reopen()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no letter for a character shows another one
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot encode is replaced
             stream.reconfigure(errors="replace")
     signals.handle_signals()
     try:
@@ -57,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if number := signals.last_signal():  # an import that a signal broke off is an ImportError
             _say(f"stopped; {RUN_AGAIN}")
             return 128 + number
-        if not (known := _not_ours(error)):
+        if not (cause := _outside_cause(error)):
             log = _crash_log()
             _say(f"error: unexpected {type(error).__name__}: {error}. The details are in {log}; please report it.")
             return 1
-        _say(_one_line(known))
+        _say(_one_line(cause))
         return 2
 
 
-def _reopen() -> None:
-    """Open what the shell has closed, as in `sparring plan >&-`: else the next file would be the standard output."""
+def _open_closed_streams() -> None:
+    """Open streams that the shell has closed, as in `sparring plan >&-`; else the next file would become stdout."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -79,11 +79,11 @@ OWN = ("sparring", "scripts")
 NETWORK = ("aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "socket", "urllib3")
 SETTINGS = ("antlr4", "hydra", "omegaconf", "yaml")
 FORMATS = ("json", "pyarrow", "safetensors_rust")
-"""Packages whose errors are of what they were given."""
+"""Packages whose errors are about their input."""
 
 
-def _not_ours(error: Exception) -> str | None:
-    """Return what is said of an error of the machine, the network or a file; None of one that is our own fault."""
+def _outside_cause(error: Exception) -> str | None:
+    """Return the message for an error of the machine, the network or a file; None for a fault of this program."""
     first = first_line(error)
     package = type(error).__module__.partition(".")[0]
     named = [str(name) for name in (getattr(error, "filename2", None), getattr(error, "filename", None)) if name]
@@ -108,7 +108,7 @@ def _not_ours(error: Exception) -> str | None:
 
 
 def _one_line(error: SparringError | str) -> str:
-    """Return what is said of an error; line feeds in what it quotes are spelled out."""
+    """Return an error as one line; line feeds in what it quotes are spelled out."""
     return f"error: {error}".replace("\n", "\\n")
 
 
@@ -118,7 +118,7 @@ def _say(text: str) -> None:
 
 
 def _usage(error: TyperException) -> str:
-    """Return what is wrong with a command line, and where its words are explained."""
+    """Return what is wrong with a command line, and the command that explains its parameters."""
     message = " ".join(error.format_message().replace(": Value error, ", ": ").split()).rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sparring"

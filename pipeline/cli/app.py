@@ -1,4 +1,4 @@
-"""The commands by name. Each is one typed function, beside what it does, whose parameters are its words and options.
+"""The commands by name. Each is one typed function, beside what it does; its parameters are arguments and options.
 
 Its module is imported when the command is called: `sparring --help` imports none of them. Help is plain text, since
 rich, which typer would draw boxes with, takes longer to import than all the rest.
@@ -35,8 +35,8 @@ COMMANDS = {
         "Run", "cli.oracle_check:run", "Is the oracle fit for these prompts? Ask it about labelled pairs."
     ),
     "status": Listed("Look", "cli.plan:status", "Show the steps of a run."),
-    "report": Listed("Look", "cli.look:report", "Print the table of runs, and write them as one HTML file."),
-    "inspect": Listed("Look", "cli.look:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
+    "report": Listed("Look", "cli.report:report", "Print the table of runs, and write them as one HTML file."),
+    "inspect": Listed("Look", "cli.report:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
     "answer": Listed("Judge", "suites.answer:answer", "Have a run's policy answer a suite or a file of prompts."),
     "best-of-n": Listed("Judge", "suites.answer:best_of_n", "Answer as `answer` does, with the oracle's best of n."),
     "judge": Listed("Judge", "suites.judge:run", "Judge answers to a suite by its own rules."),
@@ -75,8 +75,8 @@ class Group(TyperGroup):
         self.commands = {name: TyperCommand(name, short_help=one.help) for name, one in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
-        name, found, rest = super().resolve_command(ctx, args)
-        return name, loaded(args[0]) if found else None, rest
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, loaded(args[0]) if command else None, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, COMMANDS))
@@ -96,15 +96,17 @@ def loaded(name: str) -> Any:
 app = typer.Typer(cls=Group, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-def _show(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"sparring {version('sparring')}")
         raise typer.Exit
 
 
 @app.callback()
 def _sparring(
-    shown: Annotated[bool, typer.Option("--version", callback=_show, is_eager=True, help="show the version")] = False,
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version")
+    ] = False,
 ) -> None:
     """Iterative self-play preference optimization."""
 

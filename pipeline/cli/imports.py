@@ -28,14 +28,17 @@ from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import make_folder
 from sparring.pipeline.store.manifest import Manifest, find
-from sparring.stages.plain import printable
+from sparring.stages.plain import counts_text, printable
 from sparring.stages.sample.config import ImportSettings
 
 
 def run(
-    what: Annotated[Literal["responses", "pairs"], typer.Argument(help="what its rows are")],
+    what: Annotated[
+        Literal["responses", "pairs"],
+        typer.Argument(help="what each row has: responses to a prompt, or a pair of them"),
+    ],
     file: Annotated[Path, typer.Argument(parser=options.place, help="a file or a folder; its columns tell the layout")],
-    overrides: Annotated[list[str], options.words("those of the run that will use it: policy, prompts")],
+    overrides: Annotated[list[str], options.words("overrides of the run that will use it: policy, prompts")],
     prompt_column: options.PromptColumn = None,
     split: options.Split = None,
     cut: Annotated[bool, options.flag("--cut", "the responses were cut: append no end-of-turn token")] = False,
@@ -43,10 +46,12 @@ def run(
 ) -> None:
     """Bring existing responses or pairs into the store.
 
-    What is printed says what came of it, and how a run enters with it.
+    Prints what was imported and dropped, and the command of a run that uses it.
 
     Example: sparring import pairs train.parquet policy=qwen2.5-0.5b
     """
+    from sparring.stages.sample.imported import check, paths_of
+
     begun = time.monotonic()
     planned = partial(_planned, what, file, prompt_column, split, cut, drop_empty)
     arms = arms_of(overrides, multirun=False)
@@ -57,7 +62,8 @@ def run(
     if all(state.kind == "hit" for state in inspect(plan, store).values()):
         print(f"nothing to do: all of it is in {store} ({time.monotonic() - begun:.1f} s)")
     else:
-        _check(plan)
+        step = _step(plan, "sample")
+        check(paths_of(plan.externals[step.inputs["source"]]), step.settings)  # before anything is fetched or written
         run_plan = prepare(run_plan, arms)
         plan = planned(run_plan)
         _check_with_policy(plan, store)
@@ -87,16 +93,8 @@ def _planned(
     return build_import(config, sources, source, settings)
 
 
-def _check(plan: Plan) -> None:
-    """Look at all rows before anything is fetched or written."""
-    from sparring.stages.sample.imported import check, paths_of
-
-    step = _step(plan, "sample")
-    check(paths_of(plan.externals[step.inputs["source"]]), step.settings)
-
-
 def _check_with_policy(plan: Plan, store: Path) -> None:
-    """Look whether a row is left that is not held out and fits, before anything is written."""
+    """DataError where no row is left that is not held out and fits; nothing is written."""
     from sparring.stages.chat import load_chat
     from sparring.stages.sample.imported import check, paths_of
     from sparring.stages.sample.prompts import heldout_ids
@@ -141,5 +139,5 @@ def described(made: dict[str, Manifest], config: Config, overrides: Sequence[str
 
 
 def _dropped(manifest: Manifest) -> str:
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rows["dropped"].items())
-    return f"; dropped: {reasons}" if reasons else ""
+    dropped = counts_text(manifest.rows["dropped"])
+    return f"; dropped: {dropped}" if dropped else ""

@@ -1,4 +1,4 @@
-"""What the commands' signatures share: how options, files and overrides are declared, and what several take."""
+"""Parameters that several commands share, and how parameters are declared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 
 def place(text: str | Path) -> Path:
-    """Return a file or a folder that was named on the command line, ~ expanded."""
+    """Return a path of the command line, ~ expanded."""
     text = str(text)
     if not text or any(char < " " for char in text):
         raise typer.BadParameter("name a file or a folder")
@@ -34,7 +34,7 @@ def flag(name: str, help: str) -> Any:
 
 
 def words(help: str, metavar: str = "KEY=VALUE", parser: Callable[[str], Any] | None = None) -> Any:
-    """Declare all the words that are left: overrides, which may stand around options; runs; files."""
+    """Declare the remaining words: overrides, runs or files. They may stand before, between and after options."""
     return typer.Argument(parser=parser, metavar=metavar, default_factory=list, show_default=False, help=help)
 
 
@@ -45,12 +45,10 @@ Overrides = Annotated[list[str], words("Hydra overrides, e.g. iterations=3 exper
 Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="sweep values a=1,2 as arms of one plan")]
 Redo = Annotated[
     list[str],
-    typer.Option(
-        metavar="STEP", default_factory=list, show_default=False, help="make again steps of this kind or label"
-    ),
+    typer.Option(metavar="STEP", default_factory=list, show_default=False, help="kind or label of steps to make again"),
 ]
-Json = Annotated[Path | None, path("FILE", "write the figures there", "--json")]
-Split = Annotated[str | None, value("NAME", "which split of a folder that has several")]
+Json = Annotated[Path | None, path("FILE", "file to write the figures to", "--json")]
+Split = Annotated[str | None, value("NAME", "split to read, of a folder that has several")]
 Column = Annotated[str | None, value("NAME", "column of the text (default: instruction, prompt, …)")]
 PromptColumn = Annotated[str | None, value("NAME", "column of the prompt (default: prompt, if there is one)")]
-DropEmpty = Annotated[bool, flag("--drop-empty", "leave rows with an empty response out, do not refuse them")]
+DropEmpty = Annotated[bool, flag("--drop-empty", "drop rows with an empty response instead of refusing the file")]

@@ -1,13 +1,12 @@
-"""`sparring oracle check`: is this oracle fit for these prompts? Asked of labelled pairs, before hours are spent.
+"""`sparring oracle check`: is this oracle fit for these prompts? Measured on labelled pairs.
 
     sparring oracle check pairs.jsonl oracle=pairrm oracle.path=/models/PairRM
     sparring oracle check pairs.parquet --judge --limit 500 --json figures.json
 
-The overrides are those of the run. Both orders of every pair are asked, in this process, without Ray, on the GPUs that
-`hardware` gives to an annotator. The figures and the verdict are stages/annotate/fitness.py. Left out, and counted, are
-pairs of equal texts, which a run does not ask about, and pairs whose prompt the oracle was trained on.
-
-A file may say how sure its labels are (chosen_probs): here it only says which response is the better one.
+The overrides are those of the run. The oracle judges both orders of every pair in this process, without Ray, on the
+GPUs that `hardware` gives to an annotator. stages/annotate/fitness.py has the figures and the verdict. Left out, and
+counted, are pairs of equal texts, which a run does not judge, and pairs whose prompt the oracle was trained on.
+Probabilities of labels (chosen_probs) are not read.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -26,19 +26,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparring.pipeline import config
 from sparring.pipeline.cli import options
-from sparring.pipeline.cli.prepare import download, pins_of
+from sparring.pipeline.cli.prepare import download, load_config, pins_of
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.estimate import HUB_PROMPTS
 from sparring.pipeline.planning.prompt_count import with_prompt_counts
+from sparring.pipeline.report.terminal import stdout_console
 from sparring.pipeline.sources import Sources, judges
 from sparring.pipeline.store.files import check_target, write_target
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import JudgeConfig
 from sparring.stages.annotate.oracle import Duel, Messages, Oracle, prompt_key
 from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.plain import counts_text
 from sparring.stages.step import Input
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ ROWS = {
     "longer_wins_length_matched": "  of the rule 'longer wins'",
     "length_matched_over_longer_wins": "  accuracy - 'longer wins'",
     "length_matched_over_shorter_wins": "  accuracy - 'shorter wins'",
-    "prefers_longer": "length: prefers the longer",
+    "prefers_longer": "length bias: prefers the longer",
     "label_longer": "  the label does",
     "leans_longer": "  oracle - label",
     "length_logit_spearman": "  Spearman of logit and length",
@@ -75,7 +76,7 @@ ROWS = {
     "brier": "  Brier of P (blind: 0.250)",
     "ece": "  calibration error of P",
     "overconfidence": "  confidence - accuracy",
-    "truncated": "read cut",
+    "truncated": "truncated inputs",
 }
 SIGNED = ("first_logit", "leans_longer", "length_logit_spearman", "overconfidence")
 
@@ -100,7 +101,7 @@ class Answers(NamedTuple):
     logits: NDArray[np.float64]
     """(n, 2): the chosen response shown first, the rejected one shown first."""
     truncated: NDArray[np.bool_]
-    """(n,): a text was read cut, in either order."""
+    """(n,): a text was truncated, in either order."""
     duels_per_s: float
     reads_per_s: float
     """Of what the oracle's time grows with: see oracles.OracleOptions.cost_unit."""
@@ -108,18 +109,20 @@ class Answers(NamedTuple):
 
 def run(
     what: Annotated[Literal["check"], typer.Argument(help="check")],
-    file: Annotated[Path, typer.Argument(parser=options.place, help="pairs in a layout that `import pairs` reads")],
-    overrides: Annotated[list[str], options.words("those of the run: oracle, prompts, sampler.k")],
+    file: Annotated[
+        Path, typer.Argument(parser=options.place, help="labelled pairs, in any layout that `import pairs` reads")
+    ],
+    overrides: Annotated[list[str], options.words("overrides of the run: oracle, prompts, sampler.k")],
     split: options.Split = None,
-    limit: Annotated[int | None, options.value("N", "look at the first N rows (default: all)")] = None,
-    second: Annotated[bool, options.flag("--judge", "ask the second judge, not the oracle")] = False,
+    limit: Annotated[int | None, options.value("N", "rows to read, the first N (default: all)")] = None,
+    second: Annotated[bool, options.flag("--judge", "check the second judge instead of the oracle")] = False,
     to: options.Json = None,
     prompt_column: options.PromptColumn = None,
     drop_empty: options.DropEmpty = False,
 ) -> None:
     """Is the oracle fit for these prompts? Ask it about labelled pairs.
 
-    The figures are printed, and what they say.
+    Prints accuracy, biases, calibration and a verdict.
 
     Example: sparring oracle check pairs.jsonl oracle=pairrm --limit 500
     """
@@ -127,19 +130,19 @@ def run(
         raise ConfigError(f"--limit {limit}: give the number of rows to look at, 1 or more.")
     if to:
         check_target(to, "--json")
-    chosen = config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
+    chosen = load_config(overrides)
     judge = chosen.judge if second else chosen.oracle
     sources = Sources(pins_of(chosen))
     source = sources.imported(file, split)
     pairs, counts = read([source.root / one.path for one in source.files], prompt_column, limit, drop_empty=drop_empty)
-    asked(pairs, counts, frozenset(), file)
+    usable(pairs, counts, frozenset(), file)
     if chosen.prompts.source == "file":  # how many prompts a run plays on is the file's to say
         chosen, _ = with_prompt_counts(chosen, sources)
     folders = judges.folders(judge, sources)
     if download(folders.values()):
         folders = judges.folders(judge, sources)
     oracle = load(judge, folders, chosen)
-    pairs, counts = asked(pairs, counts, oracle.trained_on, file)
+    pairs, counts = usable(pairs, counts, oracle.trained_on, file)
     reads = judges.reads(judge)
     answers = ask(oracle, pairs, reads)
     card, due = card_of(pairs, answers, chosen.seed), run_reads(chosen, reads, second=second)
@@ -170,8 +173,12 @@ def read(
     paths: Sequence[Path], prompt_column: str | None = None, limit: int | None = None, *, drop_empty: bool = False
 ) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs of different texts, and how many rows there are and are left out; DataError names a bad row."""
+    from sparring.stages.sample.layouts import recognise
+
     pairs, counts = [], {"rows": 0, "empty_response": 0, "identical": 0}
-    layout = _layout(paths, prompt_column)
+    layout = recognise(paths, "pairs", prompt_column)
+    columns = tuple(name for name in layout.columns if not name.startswith("chosen_probs"))  # how sure labels are
+    layout = layout._replace(name="pairs" if layout.name == "sppo_pairs" else layout.name, columns=columns)
     for pair in islice(_rows(paths, layout, drop_empty=drop_empty), limit):
         counts["rows"] += 1
         if pair is None:
@@ -183,15 +190,6 @@ def read(
     if not counts["rows"]:
         raise DataError(f"{paths[0]}: holds no rows; give a file with at least one.")
     return pairs, counts
-
-
-def _layout(paths: Sequence[Path], prompt_column: str | None) -> Layout:
-    """Return the layout of a file; of how sure its labels are nothing is read."""
-    from sparring.stages.sample.layouts import recognise
-
-    found = recognise(paths, "pairs", prompt_column)
-    columns = tuple(name for name in found.columns if not name.startswith("chosen_probs"))
-    return found._replace(name="pairs" if found.name == "sppo_pairs" else found.name, columns=columns)
 
 
 def _rows(paths: Sequence[Path], layout: Layout, *, drop_empty: bool) -> Iterator[Pair | None]:
@@ -216,7 +214,7 @@ def _rows(paths: Sequence[Path], layout: Layout, *, drop_empty: bool) -> Iterato
         yield Pair(place, tuple((turn["role"], turn["content"]) for turn in entry.prompt), chosen, rejected)
 
 
-def asked(
+def usable(
     pairs: Sequence[Pair], counts: dict[str, int], trained_on: frozenset[int], file: Path
 ) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs whose prompt the oracle was not trained on; DataError when none is left."""
@@ -224,7 +222,7 @@ def asked(
     counts = {**counts, "trained_on": len(pairs) - len(kept)}
     if not kept:
         raise DataError(
-            f"{file}: none of its {counts['rows']:,} rows can be asked about (left out: {_left_out(counts)}); "
+            f"{file}: none of its {counts['rows']:,} rows can be used (left out: {_left_out(counts)}); "
             "give pairs of different texts whose prompts the oracle was not trained on."
         )
     return kept, counts
@@ -235,14 +233,14 @@ def asked(
 
 def load(judge: JudgeConfig, folders: dict[str, Input], chosen: Config) -> Oracle:
     """Load an oracle as the step `score` does, with all cores of this machine."""
-    given = oracles.OracleContext(
+    context = oracles.OracleContext(
         folders={role: source.folder() for role, source in folders.items()},
         judge=judge,
         cpus=os.cpu_count() or 1,
         gpus=min(chosen.hardware.annotator_gpus, ray_cluster.gpu_count()),
     )
     print(f"loading {judge.kind}", file=sys.stderr)
-    return oracles.load(judge.kind, judge.options, given)
+    return oracles.load(judge.kind, judge.options, context)
 
 
 def ask(oracle: Oracle, pairs: Sequence[Pair], reads: str) -> Answers:
@@ -256,17 +254,17 @@ def ask(oracle: Oracle, pairs: Sequence[Pair], reads: str) -> Answers:
 
     logits, truncated, rates = [], [], []
     size, done = FIRST_CHUNK, 0
-    with _Progress(len(pairs)) as progress:
+    with _progress(len(pairs)) as show_done:
         while done < len(pairs):
             chunk, begun = pairs[done : done + size], time.monotonic()
-            found = oracle([duel for pair in chunk for duel in pair.duels()])
+            verdicts = oracle([duel for pair in chunk for duel in pair.duels()])
             took = time.monotonic() - begun
-            both = found.logits.reshape(-1, 2)
+            both = verdicts.logits.reshape(-1, 2)
             logits += [matrix(row, (1, 2), "oracle logit", pair.place) for pair, row in zip(chunk, both, strict=True)]
-            truncated.append(found.truncated.reshape(-1, 2).any(axis=1))
+            truncated.append(verdicts.truncated.reshape(-1, 2).any(axis=1))
             rates.append((2 * len(chunk), read_of(chunk, reads), took))
             done += len(chunk)
-            progress(done)
+            show_done(done)
             size = min(2 * size, MOST_CHUNK) if took < CHUNK_S else size
     duels, read, seconds = (max(sum(column), 1e-9) for column in zip(*(rates[1:] or rates), strict=True))
     return Answers(np.concatenate(logits), np.concatenate(truncated), duels / seconds, read / seconds)
@@ -280,42 +278,38 @@ def read_of(pairs: Sequence[Pair], reads: str) -> int:
     return len(responses) + (len({pair.prompt for pair in pairs}) if reads == "texts" else 0)
 
 
-class _Progress:
-    """A bar with rate and time left on a terminal, else a line from time to time."""
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Yield what shows how many pairs are judged: a bar on a terminal, else a line from time to time."""
+    begun = printed = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    task = bar.add_task("pairs", total=total, rate="")
 
-    def __init__(self, pairs: int) -> None:
-        self.pairs, self.begun = pairs, time.monotonic()
-        self.said = self.begun
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, *times, console=Console(stderr=True), disable=not sys.stderr.isatty())
-        self.task = self.bar.add_task("pairs", total=pairs, rate="")
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, done: int) -> None:
-        """Show that `done` pairs were judged."""
+    def show_done(done: int) -> None:
+        nonlocal printed
         now = time.monotonic()
-        seconds = max(now - self.begun, 1e-9)
+        seconds = max(now - begun, 1e-9)
         rate = f"{2 * done / seconds:,.1f} duels/s"
-        self.bar.update(self.task, completed=done, rate=rate)
-        if self.bar.disable and now - self.said > LOG_S:
-            self.said = now
-            left = seconds * (self.pairs - done) / done
-            print(f"{done:,}/{self.pairs:,} pairs {rate} ETA {left:,.0f} s", file=sys.stderr, flush=True)
+        bar.update(task, completed=done, rate=rate)
+        if bar.disable and now - printed > LOG_S:
+            printed = now
+            left = seconds * (total - done) / done
+            print(f"{done:,}/{total:,} pairs {rate} ETA {left:,.0f} s", file=sys.stderr, flush=True)
+
+    with bar:
+        yield show_done
 
 
-# What came of it
+# The figures
 
 
 def card_of(pairs: Sequence[Pair], answers: Answers, seed: int) -> dict[str, Any]:
@@ -332,7 +326,7 @@ def card_of(pairs: Sequence[Pair], answers: Answers, seed: int) -> dict[str, Any
 
 
 def run_reads(chosen: Config, reads: str, *, second: bool) -> int:
-    """Return what an oracle reads in one iteration on its seat: duels, both orders of each pair, responses or texts.
+    """Return what an oracle, or the second judge, reads in one iteration: duels in both orders, responses or texts.
 
     The oracle's: the step `score`. Duels of each prompt: m (2K - m - 1), m = K or oracle.opponents; K (K - 1) without
     opponents. Responses: K, whoever meets whom. Without prompts.per_iteration its prompts are a slice, guessed.
@@ -352,10 +346,10 @@ def run_reads(chosen: Config, reads: str, *, second: bool) -> int:
 
 
 def show(facts: dict[str, Any]) -> None:
-    """Print the table, what was asked, what it costs, and the verdict."""
+    """Print the table, the counts, what an iteration will take, and the verdict."""
     from sparring.stages.annotate.fitness import interval
 
-    out = Console(width=None if sys.stdout.isatty() else 120)
+    out = stdout_console()
     table = Table(title=f"{facts['seat']} {facts['kind']} on {facts['file']}", title_justify="left")
     table.add_column("")
     for name in ("figure [95%]", "pairs", "prompts"):
@@ -368,7 +362,7 @@ def show(facts: dict[str, Any]) -> None:
             )
     out.print(table)
     lines = [
-        f"{facts['rows']:,} rows, {facts['accuracy_pairs']:,} pairs asked about; left out: {_left_out(facts)}",
+        f"{facts['rows']:,} rows, {facts['accuracy_pairs']:,} pairs judged; left out: {_left_out(facts)}",
         f"{facts['reads_per_s']:,.1f} {facts['reads']}/s here: the {facts['run_reads']:,} that it reads in an "
         f"iteration of this run, as long as these, take {facts['run_minutes']:,.1f} minutes on one such worker",
         facts["verdict"],
@@ -379,4 +373,4 @@ def show(facts: dict[str, Any]) -> None:
 
 def _left_out(counts: dict[str, Any]) -> str:
     names = {"identical": "identical", "trained_on": "trained on", "empty_response": "empty response"}
-    return ", ".join(f"{label} {counts[name]:,}" for name, label in names.items() if counts[name]) or "none"
+    return counts_text({label: counts[name] for name, label in names.items() if counts[name]}) or "none"

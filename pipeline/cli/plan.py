@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +19,11 @@ from sparring.pipeline.cli.prepare import (
     dealt_again_lines,
     first_of,
     plan_of,
-    stdout_console,
 )
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
 from sparring.pipeline.planning.redo import other_code, redone
+from sparring.pipeline.report.terminal import stdout_console
 from sparring.pipeline.runs import run_history
 from sparring.pipeline.store.manifest import Manifest
 from sparring.stages.errors import ConfigError
@@ -67,28 +67,62 @@ def status(
     run_history.check_undamaged(arms)
 
 
-def print_other_code(plan: Plan, states: Mapping[str, State]) -> None:
-    if differs := other_code(plan, states):
-        print(differs)
-
-
 FEW, MANY = 5, 20
 """Iterations whose every policy met, and whose every step, has a row of its own."""
 
 
 def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
     """Print a plan; to_run: refuse what can never run here, else say so."""
-    store = Path(first_of(plan).paths.store)
+    first = first_of(plan)
+    store = Path(first.paths.store)
     states, known = inspect(plan, store, redo), estimate.manifests(store)
     expected = estimate.Estimate(plan, known)
+    console = stdout_console()
+    console.print(_table(plan, states, expected, known if why else None))
+    for line in dealt_again_lines(plan, states):
+        console.print(line, markup=False)
+    total = expected.total(states)
+    todo = sum(state.kind != "hit" for state in states.values())
+    console.print(
+        f"{len(states)} steps, {todo} to do: about {total.tokens:,.0f} tokens, {total.seconds / 60:.1f} minutes, "
+        f"{total.peak_bytes / 2**30:.1f} GiB of disk at the peak ({total.kept_bytes / 2**30:.1f} GiB kept)"
+    )
+    if todo and (price := estimate.price(first, total)):
+        console.print(price, highlight=False)
+    if differs := other_code(plan, states):
+        print(differs)
+    lines = []
+    if wanted := [f"the {s.wanted[0]} {s.wanted[1]}" for s in plan.externals.values() if s.wanted]:
+        lines.append(f"to be downloaded, and not in these figures: {', '.join(wanted)}")
+    if plan.assumed:
+        lines.append(f"estimated as if nothing were made of it yet, since the hub does not answer: {plan.assumed[0]}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+    try:
+        check_here(plan, states)
+    except ConfigError as error:
+        if to_run and first.hardware.name in config.DETECTED:  # profiles of whatever machine they are used on
+            raise
+        console.print(f"this machine cannot run it: {error}", markup=False, highlight=False)
+
+
+def _table(
+    plan: Plan, states: Mapping[str, State], expected: estimate.Estimate, known: Sequence[Manifest] | None
+) -> Table:
+    """Return the table of the steps; known: manifests of the store, of which the nearest says why a step is missing."""
     table = Table("iteration", "step", "artifact", "state", "tokens", "minutes", "why", box=None)
     for entry in plan.entries:
-        table.add_row("1", entry.label, entry.manifest.name, "given", "", "", _origin(entry.manifest))
+        origin = (
+            f"imported from {entry.manifest.summary['provenance']['path']}"
+            if entry.manifest.imported
+            else "of another run"
+        )
+        table.add_row("1", entry.label, entry.manifest.name, "given", "", "", origin)
     rows: dict[tuple[int, str, str, str], list[tuple[int, Step]]] = {}
     for name, step in plan.steps.items():
         state, use = states[name], step.uses[0]
         reason = state.why
-        if why and state.kind == "miss":
+        if known is not None and state.kind == "miss":
             near = [m for m in known if m.step == step.spec.kind and not m.imported]
             reason = "; ".join(explain(step, near))
         crossed, _, other = use.label.partition("_vs")  # N^2 of them: those of an iteration share a row
@@ -109,39 +143,4 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
             f"{sum(cost.seconds for cost in costs) / 60:.1f}" if costs else "",
             Text(printable(reason)),
         )
-    console = stdout_console()
-    console.print(table)
-    total = expected.total(states)
-    todo = sum(state.kind != "hit" for state in states.values())
-    for line in dealt_again_lines(plan, states):
-        console.print(line, markup=False)
-    console.print(
-        f"{len(states)} steps, {todo} to do: about {total.tokens:,.0f} tokens, {total.seconds / 60:.1f} minutes, "
-        f"{total.peak_bytes / 2**30:.1f} GiB of disk at the peak ({total.kept_bytes / 2**30:.1f} GiB kept)"
-    )
-    billed = estimate.price(first_of(plan), total) if todo else None
-    if billed:
-        console.print(billed, highlight=False)
-    print_other_code(plan, states)
-    for line in _of_the_hub(plan):
-        console.print(line, markup=False, highlight=False)
-    try:
-        check_here(plan, states)
-    except ConfigError as error:
-        if (
-            to_run and first_of(plan).hardware.name in config.DETECTED
-        ):  # the profiles of whatever machine they are used on
-            raise
-        console.print(f"to look at, not to run here: {error}", markup=False, highlight=False)
-
-
-def _of_the_hub(plan: Plan) -> list[str]:
-    wanted = [f"the {kind} {repo}" for kind, repo, _ in (s.wanted for s in plan.externals.values() if s.wanted)]
-    lines = [f"to be downloaded, and not in these figures: {', '.join(wanted)}"] if wanted else []
-    if plan.assumed:
-        lines.append(f"estimated as if nothing were made of it yet, since the hub does not answer: {plan.assumed[0]}")
-    return lines
-
-
-def _origin(manifest: Manifest) -> str:
-    return f"imported from {manifest.summary['provenance']['path']}" if manifest.imported else "of another run"
+    return table

@@ -1,9 +1,8 @@
-"""What commands do before they make anything: arms, their plan, what is refused, what is fetched."""
+"""What commands do before they make anything: load arms, plan, check, download."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,8 +11,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
-
-from rich.console import Console
 
 from sparring.pipeline import config
 from sparring.pipeline.config.model import Config, judges_of
@@ -41,29 +38,30 @@ def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
     return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
 
 
+def load_config(overrides: Sequence[str]) -> Config:
+    """Return the configuration of a single run; hardware=auto becomes that of this machine."""
+    return config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
+
+
 def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str, str] | None = None) -> Plan:
     """Return the one plan of all arms; with `assume` one to look at, even where the hub does not answer.
 
-    pins: what revisions of the hub are already resolved to, beside those that the run wrote down.
+    ConfigError or DataError where a policy, an encoder or a judge cannot be used as configured. pins: commits of the
+    hub's revisions that are already known, beside those that the run recorded.
     """
     configs = {arm: config.load(overrides) for arm, overrides in arms.items()}
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
     sources = Sources({**pins_of(next(iter(configs.values()))), **(pins or {})}, assume)
-    for c in configs.values():
-        check_models(c, sources)
+    for chosen in configs.values():  # models that are here and cannot be used as configured
+        check_policy(chosen, sources.policy(chosen.policy))
+        encoder = sources.encoder(chosen.encoder)
+        if chosen.encoder.source != "embedded" and encoder.files:
+            model_folder.check_loaded(encoder.root)
+        for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
+            judges.check_folders(key, judge, sources)
     return replace(build(configs, sources), pins=sources.hub.pins, assumed=sources.hub.assumed)
-
-
-def check_models(chosen: Config, sources: Sources) -> None:
-    """Refuse a policy, an encoder or a judge that is here and cannot be used as configured."""
-    check_policy(chosen, sources.policy(chosen.policy))
-    encoder = sources.encoder(chosen.encoder)
-    if chosen.encoder.source != "embedded" and encoder.files:
-        model_folder.check_loaded(encoder.root)
-    for key, judge in (("oracle", chosen.oracle), ("judge", chosen.judge)):
-        judges.check_folders(key, judge, sources)
 
 
 def check_places(plan: Plan) -> None:
@@ -82,7 +80,7 @@ def check_places(plan: Plan) -> None:
 
 
 def pins_of(first: Config) -> dict[str, str]:
-    """Return what the run wrote down of the hub's revisions when it began."""
+    """Return the commits of the hub's revisions that the run recorded when it began."""
     folder = Path(first.paths.runs) / first.run.name
     arms = [run_history.RunHistory.at(path.parent) for path in run_record.records(folder)]
     return {key: commit for arm in arms for key, commit in arm.record.pins.items()}
@@ -145,24 +143,17 @@ def _check_answers(key: str, urls: Iterable[str]) -> None:
     raise ConfigError(f"{key}: no server answers ({'; '.join(faults)}); start one, or name another.")
 
 
-def stdout_console() -> Console:
-    """Return what tables are printed to: as wide as COLUMNS or the terminal, 160 where it is a pipe or a file."""
-    columns = os.environ.get("COLUMNS", "")
-    wide = int(columns) if columns.isdecimal() else 0
-    return Console(width=wide or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 160))
-
-
 def print_held(folder: Path, holder: str) -> None:
     print(printable(f"{folder} is held by {holder}"), file=sys.stderr)
 
 
 def prepare(plan: Plan, arms: dict[str, list[str]]) -> Plan:
-    """Have the policy and the prompts here before anything starts; what was fetched is looked at in a new plan."""
+    """Download what a plan needs; return the plan, made again if anything was downloaded."""
     return plan_of(arms, pins=plan.pins) if fetch(plan) else plan
 
 
 def fetch(plan: Plan) -> bool:
-    """Have here what a plan takes from outside: the embedded policy, the hub's files; say whether it was not."""
+    """Prepare the embedded policy and download the hub's files; return whether anything was missing."""
     prepared = any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared()
     if prepared:
         print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
@@ -173,7 +164,7 @@ def fetch(plan: Plan) -> bool:
 
 
 def download(inputs: Iterable[Input]) -> bool:
-    """Fetch what is still to be had from the hub; say whether anything was."""
+    """Download the inputs that are still on the hub; return whether there were any."""
     missing = [source.wanted for source in inputs if source.wanted]
     for kind, repo, commit in missing:
         print(f"downloading the {kind} {repo} at {commit[:12]} (once)", file=sys.stderr)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from sparring.pipeline import config
 from sparring.pipeline.cli.options import Multirun, Overrides, Redo
-from sparring.pipeline.cli.plan import print_other_code
 from sparring.pipeline.cli.prepare import (
     arm_folder,
     arms_of,
@@ -26,7 +25,6 @@ from sparring.pipeline.cli.prepare import (
     plan_of,
     prepare,
     print_held,
-    stdout_console,
 )
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.events import Events
@@ -36,7 +34,7 @@ from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, State, Step, inspect
 from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.data import ArmReport
-from sparring.pipeline.report.terminal import print_report
+from sparring.pipeline.report.terminal import print_report, stdout_console
 from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources
@@ -61,7 +59,7 @@ def run(
     arms = arms_of(overrides, multirun)
     plan = plan_of(arms)
     first = first_of(plan)
-    store, folder = Path(first.paths.store), Path(first.paths.runs) / first.run.name
+    store, runs = Path(first.paths.store), Path(first.paths.runs)
     check_places(plan)
     again = redone(plan, redo)
     states = inspect(plan, store, again)
@@ -72,34 +70,35 @@ def run(
         check_servers(plan, states)
         _check_disk(plan, states, store)
     make_folder("paths.store", store)
-    make_folder("paths.runs", Path(first.paths.runs))
-    with ExitStack() as held:
+    make_folder("paths.runs", runs)
+    with ExitStack() as leases:
         for arm in arms:
-            held.enter_context(_run_lease(arm_folder(plan, arm)))
+            leases.enter_context(_run_lease(arm_folder(plan, arm)))
         if todo:  # first: what stops here leaves the run as it was
             plan = prepare(plan, arms)
             _check_disk(plan, states, store)
         for arm, overrides in arms.items():
             _begin(plan, arm, overrides)
         if not todo:
-            _link_all(plan, store, states)
-            print_other_code(plan, states)
+            _link_cached(plan, store, states)
+            if differs := other_code(plan, states):
+                print(differs)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
         else:
-            _execute(plan, store, folder, again)
-    for history in run_history.recorded(Path(first.paths.runs), first.run.name):
+            _execute(plan, store, runs / first.run.name, again)
+    for history in run_history.recorded(runs, first.run.name):
         if history.arm in arms:
             print_report(ArmReport.of(history), stdout_console())
-    if text := _onward(plan, store):
-        print(text)
+    if hint := _onward(plan, store):
+        print(hint)
 
 
 ENOUGH = 3
-"""Iterations of the starter prompts: one alone changes little."""
+"""Iterations on the starter prompts: one alone changes little."""
 
 
 def _onward(plan: Plan, store: Path) -> str:
-    """Return what is said after fewer iterations of the starter prompts: what it takes to go on."""
+    """Return how long more iterations on the starter prompts would take, '' after enough of them."""
     first = first_of(plan)
     if first.prompts.source != "starter" or first.iterations >= ENOUGH:
         return ""
@@ -113,9 +112,10 @@ def _onward(plan: Plan, store: Path) -> str:
 
 
 def _run_lease(folder: Path) -> Lease:
-    lease = Lease(folder / ".lease.json", f"run {folder.name}")
     try:
-        return lease.acquire(wait=False, waiting=partial(print_held, folder))
+        return Lease(folder / ".lease.json", f"run {folder.name}").acquire(
+            wait=False, waiting=partial(print_held, folder)
+        )
     except LeaseHeld as error:
         raise LeaseHeld(
             f"{folder} is already being driven by {error}. Wait for it, stop it, or choose another run.name."
@@ -146,15 +146,18 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
     events = Events(folder / "events.jsonl")
     states = inspect(plan, store, redo)
     todo = sum(state.kind != "hit" for state in states.values())
-    events(
-        "message",
-        text=f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}",
-    )
+    text = f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}"
+    events("message", text=text)
     for line in dealt_again_lines(plan, states):
         events("message", text=line)
     if differs := other_code(plan, states):
         events("message", text=str(differs))
     watch = Watch(plan, folder, store, events.message)
+
+    def done(step: Step, manifest: Manifest) -> None:
+        _link_step(plan, store, step, manifest)
+        watch.check(step)
+
     try:
         Executor(
             plan=plan,
@@ -162,28 +165,20 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
             run=folder.name,
             scratch=folder / "logs",
             events=events,
-            on_done=partial(_done, plan, store, watch),
+            on_done=done,
             gpus=ray_cluster.gpu_count(),
             redo=redo,
             wanted=watch.wanted,
         ).execute()
         watch.end()
-    except RuleFired as stop:
+    except (RuleFired, KeyboardInterrupt) as stop:
         events("stopped", text=str(stop))
         raise
     except SparringError as error:
         events("failed", text=str(error))
         raise
-    except KeyboardInterrupt as stop:
-        events("stopped", text=str(stop))
-        raise
     finally:
         events.close()
-
-
-def _done(plan: Plan, store: Path, watch: Watch, step: Step, manifest: Manifest) -> None:
-    _link_step(plan, store, step, manifest)
-    watch.check(step)
 
 
 def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:
@@ -191,7 +186,8 @@ def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:
         run_record.note(arm_folder(plan, use.arm), store, (use.iteration, use.label), step.name, manifest)
 
 
-def _link_all(plan: Plan, store: Path, states: dict[str, State]) -> None:
+def _link_cached(plan: Plan, store: Path, states: dict[str, State]) -> None:
+    """Link steps that are all done; remove what a killed process left beside them."""
     for name, step in plan.steps.items():
         manifest = states[name].manifest
         assert manifest is not None

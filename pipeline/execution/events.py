@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sparring.stages.plain import printable
+from sparring.stages.plain import counts_text, printable
 
 
 class Events:
@@ -59,7 +59,7 @@ def describe(record: dict[str, Any]) -> str | None:
             line = f"{name}: {record['done']}/{record['of']}{_rate(record)}"
         case "step_done":
             rows = record["rows"]
-            dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(rows["dropped"].items()))
+            dropped = counts_text(rows["dropped"])
             counts = f"{rows['in']} rows in, {rows['out']} out" + (f", dropped: {dropped}" if dropped else "")
             line = f"{name}: done in {record['seconds']:.1f} s; {counts}"
         case _:

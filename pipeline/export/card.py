@@ -18,12 +18,13 @@ from sparring.pipeline.export.markdown import escaped, front, table
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.answer import alarms
 from sparring.pipeline.report.data import ArmReport
-from sparring.pipeline.report.figures import counts_text
-from sparring.pipeline.report.judging import JUDGES, are_independent, left_out, worth_of_judges
+from sparring.pipeline.report.figures import JUDGED
+from sparring.pipeline.report.judging import JUDGES, are_independent, left_out, win_rate_name, worth_of_judges
 from sparring.pipeline.report.suites import published_of, published_rows
 from sparring.pipeline.runs.run_history import RunHistory, Steps
+from sparring.stages.plain import counts_text
 
-COMPARED = [f"{judge}: vs {opponent}" for judge in JUDGES.values() for opponent in ("previous", "base")]
+COMPARED = [win_rate_name(judge, opponent) for judge, opponent in JUDGED]
 """Figures of the report that the card shows."""
 SETTINGS: dict[str, tuple[str, str, str]] = {
     "sample": ("sampling", "sampler", "k temperature top_p min_p max_tokens dtype engine seed"),
@@ -34,8 +35,8 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "train": (
         "train",
         "trainer",
-        "objective repulsion calibration adapter optimizer lr warmup_ratio epochs global_batch max_grad_norm "
-        "max_length truncate dtype publish_dtype seed",
+        "objective repulsion calibration adapter optimizer lr weight_decay warmup_ratio epochs global_batch "
+        "max_grad_norm max_length truncate dtype publish_dtype seed",
     ),
 }
 """Label of a step -> its title, the group of its settings, and those that the card has; some are groups themselves."""
@@ -124,7 +125,7 @@ def _results(arm: ArmReport, before: dict[int, Steps]) -> dict[str, Any]:
     remarks = []
     for i in evaluated:
         figures = arm.figures[i]
-        best = {judge: figures.get(f"best of n, {judge}: vs base") for judge in JUDGES.values()}
+        best = {named: figures.get(f"best of n, {win_rate_name(judge, 'base')}") for judge, named in JUDGES.items()}
         rates = [f"{judge}: {one.text}" for judge, one in best.items() if one]
         lines = [*alarms(before[i]), *left_out_lines(before[i])]
         if rates and "best of n: responses" in figures:
@@ -157,7 +158,7 @@ def _results(arm: ArmReport, before: dict[int, Steps]) -> dict[str, Any]:
 def left_out_lines(steps: Steps) -> list[str]:
     """Return a line for each win rate of which held-out prompts are left out, and why."""
     rows = steps["evaluate"].summary["comparisons"]
-    whys = ((f"{JUDGES[row['judge']]}: vs {row['opponent']}", left_out(steps, row)) for row in rows)
+    whys = ((win_rate_name(row["judge"], row["opponent"]), left_out(steps, row)) for row in rows)
     return [f"{name}: left out of the held-out prompts are {why}" for name, why in whys if why]
 
 
@@ -186,7 +187,7 @@ def _data(before: dict[int, Steps]) -> Iterator[list[object]]:
         if i:
             summary = steps["sample"].summary if "sample" in steps else {}
             kept, dropped = (steps["pairs"].rows[key] for key in ("out", "dropped")) if "pairs" in steps else ("", {})
-            yield [i, summary.get("prompts", ""), summary.get("responses", ""), kept, counts_text(dropped)]
+            yield [i, summary.get("prompts", ""), summary.get("responses", ""), kept, counts_text(dropped) or "0"]
 
 
 def _settings(steps: Steps) -> Iterator[tuple[str, str]]:

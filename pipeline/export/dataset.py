@@ -12,9 +12,9 @@ from sparring.pipeline.export.base import Base
 from sparring.pipeline.export.card import datasets_of
 from sparring.pipeline.export.folder import Piece, text_piece
 from sparring.pipeline.export.markdown import escaped, front, table
-from sparring.pipeline.report.figures import counts_text
 from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.store.manifest import Manifest
+from sparring.stages.plain import counts_text
 
 KINDS = {
     "samples": ("sample", "What the policy of each iteration answered: K responses a prompt, text and token ids"),
@@ -65,7 +65,7 @@ def _card(run: RunHistory, base: Base, kind: str, parts: list[_Part]) -> str:
         "source_datasets": datasets_of(run),
     }
     rows = (
-        [t, part.manifest.rows["out"], counts_text(part.manifest.rows["dropped"])]
+        [t, part.manifest.rows["out"], counts_text(part.manifest.rows["dropped"]) or "0"]
         for t, part in zip(iterations, parts, strict=True)
     )
     lines = [

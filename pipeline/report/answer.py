@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparring.pipeline.report.figures import Figure, Figures
-from sparring.pipeline.report.judging import OPPONENTS
+from sparring.pipeline.report.judging import JUDGES, OPPONENTS, win_rate_name
 from sparring.pipeline.runs.run_history import Steps
 
-VS_BASE = {"oracle": "oracle: vs base", "second": "second judge: vs base"}
-"""Judge -> the name of its win rate against the base."""
 BY_BOTH = {
     "better": "Better than the base, by both judges",
     "worse": "Worse than the base, by both judges",
@@ -53,13 +51,13 @@ def answer(iterations: Mapping[int, Steps], figures: Mapping[int, Figures]) -> A
         return Answer(iteration=0, headline="Not evaluated yet", sentences=(), tone="open")
     t = max(evaluated)
     summary = iterations[t]["evaluate"].summary
-    rates = {judge: figures[t].get(name) for judge, name in VS_BASE.items()}
+    rates = {judge: figures[t].get(win_rate_name(judge, "base")) for judge in JUDGES}
     oracle, second = (rate.verdict if rate else "" for rate in rates.values())
     plain, alarms = headline(oracle, second), summary["alarms"]
     sentences = [f"The policy may be gaming the oracle. {plain}."] if alarms else []
     sentences += [rate.sentence for rate in rates.values() if rate]
     sentences.append(f"{100 * summary.get('confidence', 0.95):.0f}% intervals over held-out prompts, not over seeds.")
-    best = highest({one: figures[one].get(VS_BASE["second"]) for one in figures})
+    best = highest({one: of.get(win_rate_name("second", "base")) for one, of in figures.items()})
     if best and best[0] != t:
         sentences.append(
             f"By the second judge iteration {best[0]} stands highest, by point estimates: {best[1].interval}."

@@ -27,6 +27,7 @@ from sparring.stages.evaluate.bootstrap import (
     outcome,
 )
 from sparring.stages.evaluate.stage import win_rates
+from sparring.stages.plain import interval_text
 
 NOTHING = Estimate(mean=math.nan, low=math.nan, high=math.nan, n=0)
 HEADS = ("arm", *JUDGES.values())
@@ -78,8 +79,8 @@ class _Side:
 
     arm: RunHistory
     name: str
-    known: dict[tuple[int, str], Rates] = field(default_factory=dict)
-    """What was read: the scores of the first arm meet those of every other one."""
+    cache: dict[tuple[int, str], Rates] = field(default_factory=dict)
+    """Rates that are read: those of the first arm are compared with every other one's."""
 
     @property
     def evaluated(self) -> list[int]:
@@ -87,11 +88,11 @@ class _Side:
 
     def rates(self, t: int, label: str) -> Rates:
         """Return prompt -> win rate of a score, without the prompts that trained the judge."""
-        if (t, label) not in self.known:
+        if (t, label) not in self.cache:
             scores = self.arm.artifact(t, label)
             assert scores is not None
-            self.known[t, label] = {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
-        return self.known[t, label]
+            self.cache[t, label] = {prompt: rate for prompt, rate in win_rates(scores).items() if not math.isnan(rate)}
+        return self.cache[t, label]
 
 
 def compare(arms: Sequence[RunHistory]) -> list[Comparison]:
@@ -106,32 +107,32 @@ def compare(arms: Sequence[RunHistory]) -> list[Comparison]:
 
 def _by_judge(arm: _Side, baseline: _Side, t: int, judge: str) -> Comparison:
     """Compare two arms at iteration t, by one judge."""
-    names: dict[str, Any] = {"arm": arm.name, "baseline": baseline.name, "judge": judge, "iteration": t}
+    common: dict[str, Any] = {"arm": arm.name, "baseline": baseline.name, "judge": judge, "iteration": t}
     if not t:
         made = "; ".join(f"{one.name}: {', '.join(map(str, one.evaluated)) or 'none'}" for one in (arm, baseline))
-        return Comparison(**names, why=f"there is no iteration that both have evaluated ({made})")
+        return Comparison(**common, why=f"there is no iteration that both have evaluated ({made})")
     label, ours, theirs = f"score_{judge}_base", arm.arm.iterations[t], baseline.arm.iterations[t]
     for side, steps in ((arm, ours), (baseline, theirs)):
         if label not in steps:
             return Comparison(
-                **names, why=f"{label} of {side.name}, iteration {t}, is not made; `sparring run` makes it"
+                **common, why=f"{label} of {side.name}, iteration {t}, is not made; `sparring run` makes it"
             )
     bases = (side.arm.manifest(0, "sample_base") for side in (arm, baseline))
     if why := why_not(ours[label], theirs[label], *bases):
-        return Comparison(**names, why=why)
+        return Comparison(**common, why=why)
     by_prompt = difference(arm.rates(t, label), baseline.rates(t, label))
     if len(by_prompt) < 2:
         few = f"{len(by_prompt)} of the held-out prompts are in both and did not train this judge; it takes two"
-        return Comparison(**names, why=few)
+        return Comparison(**common, why=few)
     chosen = {name: theirs["evaluate"].setting(f"evaluate.{name}") for name in ("resamples", "confidence", "seed")}
     (estimate,) = estimates([by_prompt], settings := Bootstrap(**chosen))
     seeds, notes = [steps["evaluate"].setting("evaluate.seed") for steps in (ours, theirs)], []
     if seeds[0] != seeds[1]:
         notes.append(f"{arm.name} has another seed than {baseline.name} ({seeds[0]}, not {seeds[1]})")
     if not _same(ours[label], theirs[label], "digest") and _same(ours[label], theirs[label], "name"):
-        notes.append(f"{arm.name} met responses of the base that were sampled again: alike, not the same")
+        notes.append(f"{arm.name} was compared with responses of the base that were sampled again: alike, not the same")
     return Comparison(
-        **names,
+        **common,
         estimate=estimate,
         detectable=detectable(list(by_prompt.values()), settings.confidence),
         confidence=settings.confidence,
@@ -148,13 +149,13 @@ def why_not(ours: Manifest, theirs: Manifest, our_base: Manifest | None, their_b
     ours, theirs: the scores against the base by a judge, theirs of the baseline. our_base, their_base: the base's
     held-out responses, None where they are no longer in the store.
     """
-    if _digest(ours, "samples") == _digest(theirs, "samples"):
-        return "both have given the same held-out responses, so they are one policy"
+    if _same(ours, theirs, "digest", "samples"):
+        return "both have the same held-out responses, so they are one policy"
     of_base = []
     if not _same(ours, theirs, "digest") and not _same(ours, theirs, "name"):
         if our_base and their_base:
             others = {"policy": "another base", "prompts": "other prompts"}
-            of_base = [why for role, why in others.items() if _digest(our_base, role) != _digest(their_base, role)]
+            of_base = [why for role, why in others.items() if not _same(our_base, their_base, "digest", role)]
             if changed := changes(our_base.identity, their_base.identity):
                 of_base.append(f"the base's held-out responses are sampled otherwise ({changed})")
         of_base = of_base or ["the base's held-out responses are others"]
@@ -189,10 +190,6 @@ def _same(ours: Manifest, theirs: Manifest, what: str, role: str = "opponents") 
     return one is not None and one == other
 
 
-def _digest(manifest: Manifest, role: str) -> str | None:
-    return manifest.inputs.get(role, {}).get("digest")
-
-
 # What is said of the comparisons
 
 
@@ -206,7 +203,7 @@ def rows(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
 
 
 def remarks(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return a line for each two arms that are not compared, what should be known of the others, and the limits."""
+    """Return a line for each arm that is not compared and why, notes on the others, and what intervals leave out."""
     refused: dict[tuple[str, str, str], list[str]] = {}
     for one in comparisons:
         if one.why:
@@ -220,10 +217,10 @@ def remarks(comparisons: Sequence[Comparison]) -> list[str]:
     if compared:
         confidence = compared[0].confidence
         lines += [
-            f"{confidence:.0%} intervals over prompts. They do not hold the luck of the seed, of which each arm has "
-            "one: another training of the same arm may differ by as much.",
-            "n: prompts. better and worse are said of a difference whose interval excludes 0 and that is larger than "
-            f"the detectable one: a true difference of that size has such an interval {POWER:.0%} of the time.",
+            f"{confidence:.0%} intervals over prompts. They do not include seed variance: each arm was trained once, "
+            "and another training of the same arm may differ by as much.",
+            "n: held-out prompts. A difference is called better or worse if its interval excludes 0 and it is larger "
+            f"than the detectable one: a true difference of that size has such an interval {POWER:.0%} of the time.",
         ]
         lines += [by_chance(len(compared), confidence)] if len(compared) > len(JUDGES) else []
     return lines
@@ -239,5 +236,4 @@ def by_chance(count: int, confidence: float) -> str:
 
 def interval(one: Estimate, signed: bool = False) -> str:
     """Return `0.540 [0.512, 0.568]`, of a difference with signs; what rounds to 0 is not negative."""
-    form = "+z.3f" if signed else ".3f"
-    return f"{one.mean:{form}} [{one.low:{form}}, {one.high:{form}}]" if one.n else "no prompts"
+    return interval_text(one.mean, one.low, one.high, "+z.3f" if signed else ".3f") if one.n else "no prompts"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparring.pipeline.report import crossplay
-from sparring.pipeline.report.answer import VS_BASE, Answer, answer
+from sparring.pipeline.report.answer import Answer, answer
 from sparring.pipeline.report.comparison import Comparison, compare
 from sparring.pipeline.report.figures import (
     FIGURES,
@@ -24,7 +24,7 @@ from sparring.pipeline.report.figures import (
     panel_figures,
     panel_groups,
 )
-from sparring.pipeline.report.judging import worth_of_judges
+from sparring.pipeline.report.judging import JUDGES, win_rate_name, worth_of_judges
 from sparring.pipeline.report.suites import SuiteTable, suite_table
 from sparring.pipeline.runs.rules import RuleWarning
 from sparring.pipeline.runs.run_history import RunHistory, labels
@@ -58,7 +58,7 @@ class ArmReport:
         iterations, panels = history.iterations, history.panels
         by_iteration = {panel.iteration: panel for panel in panels}
         figures = {t: iteration_figures(t, steps, by_iteration.get(t)) for t, steps in iterations.items()}
-        scored = [steps for steps in iterations.values() if any(f"score_{judge}_base" in steps for judge in VS_BASE)]
+        scored = [steps for steps in iterations.values() if any(f"score_{judge}_base" in steps for judge in JUDGES)]
         judged = [steps for steps in scored if "evaluate" in steps] or scored
         return ArmReport(
             history=history,
@@ -75,7 +75,7 @@ class ArmReport:
 
     def win_rate(self, t: int, judge: str) -> Figure | None:
         """Return the win rate of iteration t against the base, None where the judge has not judged it."""
-        return self.figures.get(t, {}).get(VS_BASE[judge])
+        return self.figures.get(t, {}).get(win_rate_name(judge, "base"))
 
     def rows(self) -> list[FigureRow]:
         """Return the table's rows, of the figures that some iteration has."""

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.pipeline.report.judging import JUDGES, OPPONENTS, are_independent, left_out
+from sparring.pipeline.report.judging import JUDGES, OPPONENTS, are_independent, left_out, win_rate_name
 from sparring.pipeline.runs.panel import GROUPS, SOURCES, Panel, Source
 from sparring.pipeline.runs.run_history import Steps
 from sparring.stages.evaluate.bootstrap import Estimate, detectable_of, outcome
+from sparring.stages.plain import counts_text, interval_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def win_rate_text(row: Mapping[str, Any]) -> str:
     """Return `0.540 [0.512, 0.568]`, with "not informative" where the interval contains 1/2, and what is too small."""
     if row["win_rate"] is None:
         return "no prompts"
-    text = f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    text = interval_text(row["win_rate"], row["low"], row["high"])
     if not row["informative"]:
         return f"{text}\nnot informative"
     return text if row["finding"] in ("better", "worse") else f"{text}\nno difference detectable"
@@ -135,7 +136,7 @@ def _sentence(t: int, steps: Steps, row: Mapping[str, Any]) -> str:
         verdict = f"no difference detectable, as it takes more than {row['detectable']:.3f} on so many prompts"
     else:
         verdict = "not informative, as the interval contains ½"
-    interval = win_rate_text(row).partition("\n")[0]
+    interval = interval_text(row["win_rate"], row["low"], row["high"])
     on = f"the mean over {row.get('n')} prompts{f', with {why} left out' if why else ''}"
     return f"{who} iteration {t} beats {OPPONENTS[row['opponent']]} with probability {interval}, {on}: {verdict}."
 
@@ -175,7 +176,7 @@ class EstimateSource:
             return None
         return Figure(
             name=self.name, value={"value": value, "low": low, "high": high}, unit="nats", low=low, high=high,
-            text=f"{value:.3f} [{low:.3f}, {high:.3f}]", meaning=SOURCES[self.measurement].meaning,
+            text=interval_text(value, low, high), meaning=SOURCES[self.measurement].meaning,
         )  # fmt: skip
 
 
@@ -221,18 +222,16 @@ def _pairs(name: str, key: str, write: Callable[[Any], str], meaning: str) -> Nu
     )  # fmt: skip
 
 
-def counts_text(dropped: Mapping[str, int]) -> str:
-    """Return `capped 2, tie 3`, or 0."""
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "0"
-
-
-SCORES = tuple(f"score_{judge}_{opponent}" for judge in ("oracle", "second") for opponent in ("previous", "base"))
+JUDGED = tuple((judge, opponent) for judge in JUDGES for opponent in ("previous", "base"))
+"""(judge, opponent) of each win rate of an iteration."""
 
 FIGURES: tuple[NumberSource | WinRateSource | EstimateSource, ...] = (
     _number("prompts", "sample", "prompts", "d", "prompts", "prompts with responses to train on"),
     _number("responses", "sample", "responses", "d", "responses", "responses to them, by the policy before"),
     _pairs("pairs kept", "out", str, "pairs of a chosen and a rejected response to train on"),
-    _pairs("pairs dropped", "dropped", counts_text, "prompts without a pair, by reason"),
+    _pairs(
+        "pairs dropped", "dropped", lambda dropped: counts_text(dropped) or "0", "prompts without a pair, by reason"
+    ),
     _measured("response tokens, mean", "played_length_mean", ".1f"),
     _measured("response tokens, p95", "played_length_p95", ".0f"),
     _measured("ties of the oracle", "ties", ".1%"),
@@ -242,14 +241,13 @@ FIGURES: tuple[NumberSource | WinRateSource | EstimateSource, ...] = (
     _measured("similarity, mean", "similarity", ".3f"),
     _measured("|P̃-P|, mean", "shift", ".4f"),
     _measured("pairs turned by the gate", "flips", "d"),
-    WinRateSource(name="oracle: vs previous", judge="oracle", opponent="previous"),
-    WinRateSource(name="oracle: vs base", judge="oracle", opponent="base"),
-    WinRateSource(name="second judge: vs previous", judge="second", opponent="previous"),
-    WinRateSource(name="second judge: vs base", judge="second", opponent="base"),
+    *(WinRateSource(name=win_rate_name(judge, opponent), judge=judge, opponent=opponent) for judge, opponent in JUDGED),
     _number("best of n: responses", "best", "n", "d", "responses", "of which the oracle takes the best"),
     *(
-        WinRateSource(name=f"best of n, {who}: vs {named}", judge=judge, opponent=opponent, label="evaluate_best")
-        for judge, who in JUDGES.items()
+        WinRateSource(
+            name=f"best of n, {win_rate_name(judge, named)}", judge=judge, opponent=opponent, label="evaluate_best"
+        )
+        for judge in JUDGES
         for opponent, named in (("single", "one response"), ("base", "base"))
     ),
     _number("best of n: tokens, mean", "best", "length_mean", ".1f", "tokens", "length of the best responses"),
@@ -280,7 +278,7 @@ FIGURES: tuple[NumberSource | WinRateSource | EstimateSource, ...] = (
     _seconds("reference", "reference", "reference_base"),
     _seconds("train", "train"),
     _seconds("held-out sample", "sample_base", "sample_heldout"),
-    _seconds("evaluate", *SCORES, "evaluate"),
+    _seconds("evaluate", *(f"score_{judge}_{opponent}" for judge, opponent in JUDGED), "evaluate"),
     _seconds("KL", where=lambda label: label.startswith("logprobs")),
     _seconds("cross-play", where=lambda label: label == "crossplay" or "_vs" in label),
     _seconds("best of n", where=lambda label: "best" in label),
@@ -310,7 +308,10 @@ def panel_figures(panel: Panel) -> dict[str, Figure]:
 
 def panel_groups(panel: Mapping[int, Figures], panels: Sequence[Panel]) -> list[tuple[str, list[FigureRow]]]:
     """Return title and rows of each group that has any; figures without words come last, under their names."""
-    named = dict.fromkeys(name for figures in panel.values() for name in figures if not _is_end(name, figures))
+    named: dict[str, None] = {}
+    for figures in panel.values():
+        ends = {f"{name}{end}" for name in figures for end in ("_low", "_high")}
+        named |= dict.fromkeys(name for name in figures if name not in ends)
     others = tuple(Source(name, "", "") for name in named if name not in SOURCES)
     groups = []
     for title, sources in {**GROUPS, "others": others}.items():
@@ -325,12 +326,6 @@ def panel_groups(panel: Mapping[int, Figures], panels: Sequence[Panel]) -> list[
         ]
         groups += [(title, rows)] if rows else []
     return groups
-
-
-def _is_end(name: str, figures: Figures) -> bool:
-    """Whether a figure is an end of another one's interval."""
-    stem = name.removesuffix("_low").removesuffix("_high")
-    return stem != name and stem in figures
 
 
 def pairs_of(panels: Sequence[Panel]) -> str:
@@ -355,6 +350,5 @@ def notes(steps: Steps) -> list[str]:
         manifest = steps.get(label)
         dropped = manifest.rows["dropped"] if manifest and not manifest.imported else {}
         if dropped:
-            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-            lines.append(f"{label}: prompts dropped: {counts}")
+            lines.append(f"{label}: prompts dropped: {counts_text(dropped)}")
     return lines

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.pipeline.report.prompts import AnnotatedIteration, Array, Prompt
+from sparring.pipeline.report.prompts import AnnotatedIteration, Prompt
 from sparring.stages.annotate.rows import matrix
 from sparring.stages.plain import printable
 
@@ -69,7 +69,10 @@ def print_prompt(iteration: AnnotatedIteration, name: str, full: bool, console: 
     matrices = {"P: row beats column": prompt.p, "similarity": similarity, "gate g": prompt.g, "P̃": prompt.gated}
     for title, values in matrices.items():
         if values is not None:
-            console.print(_matrix(title, values))
+            table = Table("", *map(str, range(k)), title=title, title_justify="left", box=None)
+            for i, row in enumerate(values):
+                table.add_row(str(i), *("" if np.isnan(value) else f"{value:.2f}" for value in row))
+            console.print(table)
     for reason, count in sorted((prompt.dropped or {}).items()):
         console.print(f"dropped: {count} {'pair' if count == 1 else 'pairs'}, {reason}", markup=False, highlight=False)
     if "pairs" not in iteration.steps:
@@ -98,10 +101,3 @@ def _print_responses(prompt: Prompt, full: bool, console: Console) -> None:
             text = f"{text[:SHOWN]} … ({len(text) - SHOWN:,} more characters)"
         console.print(Text(text))
         console.print()
-
-
-def _matrix(title: str, values: Array) -> Table:
-    table = Table("", *map(str, range(len(values))), title=title, title_justify="left", box=None)
-    for i, row in enumerate(values):
-        table.add_row(str(i), *("" if np.isnan(value) else f"{value:.2f}" for value in row))
-    return table

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparring.pipeline.store.manifest import Manifest
+from sparring.stages.annotate.fitness import interval
 
 JUDGES = {"oracle": "oracle", "second": "second judge"}
 """Judge -> its name in tables; `score_<judge>_<opponent>` is how it judged the new policy."""
@@ -14,6 +15,11 @@ CHECKED_BY = {"oracle": "oracle=", "second": "--judge judge="}
 """Judge -> the option of `sparring oracle check` that names its kind."""
 CORRELATION = ("error_phi", "error_phi_low", "error_phi_high")
 """Of a judge's card: how its mistakes correlate with those of the other judge that was measured beside it."""
+
+
+def win_rate_name(judge: str, opponent: str) -> str:
+    """Return the name of a win rate among the figures: `second judge: vs base`."""
+    return f"{JUDGES[judge]}: vs {opponent}"
 
 
 def worth_of_judges(steps: Mapping[str, Manifest]) -> list[str]:
@@ -34,7 +40,7 @@ def worth_of_judges(steps: Mapping[str, Manifest]) -> list[str]:
     cards = [score.get("card") or {} for score in scores.values()]
     stated = [[card.get(name) for name in CORRELATION] for card in cards]
     if len(stated) == 2 and stated[0] == stated[1] and None not in stated[0]:
-        lines.append(f"the two judges err together: error correlation {_interval(cards[0], 'error_phi')}")
+        lines.append(f"the judges' mistakes correlate: {interval(cards[0], 'error_phi')}")
     return lines
 
 
@@ -68,24 +74,20 @@ def accuracy_of(card: Mapping[str, Any]) -> Iterator[str]:
 
     if "macro" not in card:  # a card of another make
         names = {"accuracy": "accuracy of all its test pairs", "length_matched": "length-matched"}
-        yield ", ".join(f"{text} {_interval(card, name)}" for name, text in names.items() if name in card)
+        yield ", ".join(f"{text} {interval(card, name)}" for name, text in names.items() if name in card)
         return
     parts = [
-        f"accuracy {_interval(card, 'macro')}, the mean over {len(card['sources'])} sources, on held-out prompts of "
+        f"accuracy {interval(card, 'macro')}, the mean over {len(card['sources'])} sources, on held-out prompts of "
         f"sources like those it was trained on ({rules('macro_', '')})"
     ]
     if card["few_prompts"]:
         few = ", ".join(f"{name} ({card['sources'][name]['prompts']} prompts)" for name in card["few_prompts"])
         parts.append(
-            f"without {few} {_interval(card, 'macro_many_prompts')} ({rules('macro_', '_many_prompts')}), of all "
-            f"pairs {_interval(card, 'accuracy_many_prompts')} ({rules('', '_many_prompts')})"
+            f"without {few} {interval(card, 'macro_many_prompts')} ({rules('macro_', '_many_prompts')}), of all "
+            f"pairs {interval(card, 'accuracy_many_prompts')} ({rules('', '_many_prompts')})"
         )
     if "length_matched" in card:
-        parts.append(f"length-matched {_interval(card, 'length_matched')} ({rules('', '_length_matched')})")
+        parts.append(f"length-matched {interval(card, 'length_matched')} ({rules('', '_length_matched')})")
     yield "; ".join(parts)
     by_source = (f"{name} {one['accuracy']:.3f} of {one['pairs']:,} pairs" for name, one in card["sources"].items())
     yield f"by source: {', '.join(by_source)}"
-
-
-def _interval(card: Mapping[str, float], name: str) -> str:
-    return f"{card[name]:.3f} [{card[f'{name}_low']:.3f}, {card[f'{name}_high']:.3f}]"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.stages.annotate import gate, pairs
-from sparring.stages.annotate.config import PAIRS, PairsSettings
+from sparring.stages.annotate.config import PAIRS, OffGate, PairsSettings
 from sparring.stages.annotate.rows import matrix, place
 from sparring.stages.annotate.winrate import win_rates
 from sparring.stages.errors import DataError
@@ -137,7 +137,7 @@ class AnnotatedIteration:
     def prompts(self, part: int, ids: Sequence[str], judge_again: bool = False) -> Iterator[Prompt]:
         """Yield the prompts of a part. judge_again: also those with a pair, to see what was dropped of them."""
         targets = {tuple(row[name] for name in KEY): row for row in self.rows("calibrate", part, ids)}
-        scope = self.steps["calibrate"].setting("gate.scope") if targets else ""
+        scope = self.steps["calibrate"].setting("gate.scope", OffGate.scope) if targets else ""
         made: dict[str, list[Row]] = {}
         for row in self.rows("pairs", part, ids):
             made.setdefault(row["id"], []).append({**row, **targets.get(tuple(row[name] for name in KEY), {})})
@@ -184,22 +184,22 @@ def after_gate(p: Array, g: Array | None, scope: str, pair: Row) -> Array:
 
 
 def choose(samples: Input, pairs: Input | None) -> tuple[list[Place], int]:
-    """Return the places of the prompts that are shown, widest first, and the number of all prompts."""
+    """Return the places of the prompts that are shown, widest |P - 1/2| first, and the number of all prompts."""
     widest: list[tuple[float, str, int]] = []
     drawn: list[tuple[int, str, int]] = []
-    every = 0
+    total = 0
     for part in range(samples.n_parts):
         ids = samples.table(part, columns=["id"])["id"].to_pylist()
-        every += len(ids)
+        total += len(ids)
         hashes = ((int.from_bytes(hashlib.sha256(i.encode()).digest()[:8], "big"), i, part) for i in ids)
         drawn = heapq.nsmallest(WIDEST + DRAWN, [*drawn, *hashes])
         if pairs and part < pairs.n_parts:
             rows = pairs.table(part, columns=["id", "P"]).to_pylist()
-            reach = {row["id"]: max(abs(value - 0.5) for value in row["P"] if value is not None) for row in rows}
-            widest = heapq.nlargest(WIDEST, [*widest, *((far, i, part) for i, far in reach.items())])
+            distances = {row["id"]: max(abs(p - 0.5) for p in row["P"] if p is not None) for row in rows}
+            widest = heapq.nlargest(WIDEST, [*widest, *((distance, i, part) for i, distance in distances.items())])
     first = [(part, i) for _, i, part in widest]
     others = [(part, i) for _, i, part in drawn if (part, i) not in first]
-    return first + others[:DRAWN], every
+    return first + others[:DRAWN], total
 
 
 def shown_prompts(arm: RunHistory, t: int) -> ShownPrompts | None:
@@ -207,9 +207,9 @@ def shown_prompts(arm: RunHistory, t: int) -> ShownPrompts | None:
     samples = arm.artifact(t, "sample")
     if samples is None:
         return None
-    places, every = choose(samples, arm.artifact(t, "pairs"))
+    places, total = choose(samples, arm.artifact(t, "pairs"))
     iteration, read = AnnotatedIteration(history=arm, number=t), {}
     for part in sorted({part for part, _ in places}):
         for prompt in iteration.prompts(part, [row_id for other, row_id in places if other == part]):
             read[part, prompt.id] = prompt
-    return ShownPrompts(prompts=[read[one] for one in places], of=every)
+    return ShownPrompts(prompts=[read[one] for one in places], of=total)

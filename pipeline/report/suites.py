@@ -15,13 +15,14 @@ from pydantic import TypeAdapter
 from sparring.pipeline.report import recipe
 from sparring.pipeline.report.config import PublishedConfig
 from sparring.pipeline.report.figures import Figures
+from sparring.pipeline.report.judging import JUDGES, win_rate_name
 from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.suites.results import Overlap, Result, read
 
 ANSWERS = "answers"
 """Folder of a run that holds its answers to suites."""
 NAMES = {0: "base", None: "iteration not stated"}
-HELD_OUT = tuple(f"{best}{judge}: vs base" for best in ("", "best of n, ") for judge in ("oracle", "second judge"))
+HELD_OUT = tuple(f"{best}{win_rate_name(judge, 'base')}" for best in ("", "best of n, ") for judge in JUDGES)
 """Figures that stand beside published ones."""
 Cells = dict[int | None, str]
 """Iteration (0: the base, None: not stated) -> figure."""

@@ -1,7 +1,10 @@
-"""A report in the terminal: the answer, the table, what must be said of it, and what the judges are worth."""
+"""What is printed of a report: the answer, the tables, the notes, and what the judges are worth."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -14,6 +17,13 @@ from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.judging import JUDGES
 from sparring.pipeline.report.suites import NAMES, SuiteTable, overlap_text
 from sparring.stages.plain import printable
+
+
+def stdout_console() -> Console:
+    """Return what tables are printed to: as wide as COLUMNS or the terminal, 160 where it is a pipe or a file."""
+    columns = os.environ.get("COLUMNS", "")
+    wide = int(columns) if columns.isdecimal() else 0
+    return Console(width=wide or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 160))
 
 
 def print_report(arm: ArmReport, console: Console, panel: bool = False) -> None:

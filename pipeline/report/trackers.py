@@ -4,9 +4,9 @@
     sparring sync myrun --to wandb --project alignment
 
 Two axes: `train/step`, the optimizer steps of all iterations one after another, and `iteration`. A training's records
-are those of its artifact, else, while it runs, those of the event stream; an iteration's figures are the report's.
-An iteration's figures come once it is evaluated, so that the rows only grow at their end: W&B goes on with the same run
-and ignores rows that it has; TensorBoard's folder, MLflow's run and trackio's are replaced.
+are read from its artifact or, while it runs, from the event stream. An iteration's figures are sent once it is
+evaluated, so that rows are only ever appended: W&B continues the same run and ignores rows that it has; TensorBoard's
+folder, MLflow's run and trackio's are replaced.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Annotated, Any
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Run, Runs
 from sparring.pipeline.report.crossplay import flat
-from sparring.pipeline.report.data import ArmReport
+from sparring.pipeline.report.figures import FIGURES, Figures, WinRateSource, panel_figures
 from sparring.pipeline.runs import run_history
 from sparring.pipeline.runs.panel import records_of
-from sparring.pipeline.runs.run_history import RunHistory
+from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.store.staging import staged
 from sparring.stages.errors import ConfigError, DataError, SparringError, first_line
@@ -53,7 +53,9 @@ class Metrics:
 def run(
     to: Annotated[str, options.value("TRACKER", "tensorboard, wandb, mlflow or trackio")],
     run: Run = "default",
-    project: Annotated[str | None, options.value("NAME", "its project or experiment there (default: sparring)")] = None,
+    project: Annotated[
+        str | None, options.value("NAME", "project, or experiment, of the tracker (default: sparring)")
+    ] = None,
     runs: Runs = RUNS,
 ) -> None:
     """Feed a tracker with a run's records, after the fact.
@@ -81,7 +83,8 @@ def run(
 
 def metrics_of(history: RunHistory) -> Iterator[Metrics]:
     """Yield the metrics of a run in the order in which they were made."""
-    streamed, before, arm = _events(history), 0, ArmReport.of(history)
+    streamed, before = _events(history), 0
+    panels = {panel.iteration: panel_figures(panel) for panel in history.panels}
     for t, steps in history.steps.items():
         records = _training(history, t, streamed)
         for step, record in sorted(records.items()):
@@ -89,7 +92,7 @@ def metrics_of(history: RunHistory) -> Iterator[Metrics]:
         before += max(records, default=0)
         if "evaluate" in steps or "sample_base" in steps:
             made = max(_when(manifest) for manifest in steps.values())
-            yield Metrics(axis=ITERATION, x=t, time=made, values=dict(_figures(arm, t)))
+            yield Metrics(axis=ITERATION, x=t, time=made, values=dict(_figures(t, steps, panels.get(t, {}))))
 
 
 def numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
@@ -128,12 +131,11 @@ def _training(
     return {step: {"time": times.get(step, {}).get("time", last), **one} for step, one in records.items()}
 
 
-def _figures(arm: ArmReport, t: int) -> Iterator[tuple[str, float]]:
+def _figures(t: int, steps: Steps, panel: Figures) -> Iterator[tuple[str, float]]:
     """Yield name and value of an iteration's figures, with its collapse panel and the cross-play.
 
     None has the name of a figure of an optimizer step.
     """
-    steps = arm.history.steps[t]
     for label, manifest in steps.items():
         if label.startswith("score_"):
             continue
@@ -142,15 +144,14 @@ def _figures(arm: ArmReport, t: int) -> Iterator[tuple[str, float]]:
         yield f"{name}/seconds", manifest.seconds
         if manifest.stats.get("tokens") and manifest.seconds:
             yield f"{name}/tokens_per_s", manifest.stats["tokens"] / manifest.seconds
-    for figure in arm.figures.get(t, {}).values():
-        if figure.unit == "win rate":
-            row = figure.value
+    for source in FIGURES:
+        if isinstance(source, WinRateSource) and (figure := source.figure(t, steps)):
             for key in ("win_rate", "low", "high"):
-                if row[key] is not None:
-                    yield f"{figure.step}/{row['judge']}_vs_{row['opponent']}/{key}", row[key]
+                if figure.value[key] is not None:
+                    yield f"{source.label}/{source.judge}_vs_{source.opponent}/{key}", figure.value[key]
     for judge, game in steps["crossplay"].summary["judges"].items() if "crossplay" in steps else ():
         yield from ((f"crossplay/{judge}/{name}", value) for name, value in flat(game))
-    for name, figure in arm.panel.get(t, {}).items():
+    for name, figure in panel.items():
         yield f"panel/{tracked_name(name)}", figure.value
 
 

@@ -24,7 +24,7 @@ class Asked:
     instructions: str
     """Its file of instructions; AlpacaEval's holds the baseline's outputs too."""
     column: str | None = None
-    """Of the file; None: the first known one (stages/sample/asked.py)."""
+    """Of the file; None: the first known one (stages/sample/suite_prompts.py)."""
 
     def fetch(self, name: str, instead: str) -> Path:
         """Return a file of the hub; DataError says how to give it instead: `--reference FILE`."""

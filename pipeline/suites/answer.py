@@ -24,12 +24,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sparring.pipeline import config
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
-from sparring.pipeline.cli.prepare import fetch
+from sparring.pipeline.cli.prepare import fetch, load_config
 from sparring.pipeline.config.model import Config
-from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import Question, build_answers
 from sparring.pipeline.planning.plan import Plan, inspect
@@ -76,17 +74,19 @@ class File:
 
 
 Suite = Annotated[str, typer.Argument(help="alpaca_eval, mt_bench, or a json, jsonl, parquet or csv file of prompts")]
-Changed = Annotated[list[str], options.words("what differs from the run, e.g. sampling=official")]
-Iteration = Annotated[int | None, options.value("T", "0: the base (default: the last trained)", "--iter")]
-To = Annotated[Path | None, options.path("FILE", "write there (default: runs/RUN/answers/…)")]
-Instructions = Annotated[Path | None, options.path("FILE", "the suite's instructions, instead of the hub's")]
+Changed = Annotated[list[str], options.words("overrides that differ from the run's, e.g. sampling=official")]
+Iteration = Annotated[
+    int | None, options.value("T", "iteration whose policy answers, 0: the base (default: the last trained)", "--iter")
+]
+To = Annotated[Path | None, options.path("FILE", "file to write (default: runs/RUN/answers/…)")]
+Instructions = Annotated[Path | None, options.path("FILE", "file of the suite's instructions, in place of the hub's")]
 
 
 def answer(
     suite: Suite,
     run: Run,
     overrides: Changed,
-    best_of: Annotated[int, options.value("N", "sample N, keep the oracle's best")] = 1,
+    best_of: Annotated[int, options.value("N", "responses to sample, of which the oracle's best is kept")] = 1,
     iteration: Iteration = None,
     to: To = None,
     instructions: Instructions = None,
@@ -129,7 +129,7 @@ def best_of_n(
     suite: Suite,
     run: Run,
     overrides: Changed,
-    n: Annotated[int, options.value("N", "samples of each prompt")] = 16,
+    n: Annotated[int, options.value("N", "responses to sample of each prompt")] = 16,
     iteration: Iteration = None,
     to: To = None,
     instructions: Instructions = None,
@@ -150,7 +150,7 @@ def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[s
     """Return the policy of an iteration of the run, the last trained one by default."""
     history = run_history.open_run(runs, run)
     words = [*history.record.overrides, *overrides]
-    chosen = config.load(config.detect_hardware(words, ray_cluster.gpu_count()))
+    chosen = load_config(words)
     t, policy = _trained(history, iteration)
     return Player(
         folder=history.folder,

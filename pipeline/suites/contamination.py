@@ -11,18 +11,17 @@ or before the first one all that it may sample. They pass by part by part; in me
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
+from sparring.pipeline.report.terminal import stdout_console
 from sparring.pipeline.runs import run_history
 from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources import hub
@@ -51,10 +50,13 @@ class Asked(NamedTuple):
 
 def run(
     run: Run,
-    files: Annotated[list[Path], options.words("names, or files (default: all)", "SUITE", options.place)],
-    n: Annotated[int, options.value("N", "words of an n-gram; 8 finds more")] = 13,
+    files: Annotated[
+        list[Path],
+        options.words("suites by name, or files of prompts (default: every known suite)", "SUITE", options.place),
+    ],
+    n: Annotated[int, options.value("N", "words in a row that count as an overlap; 8 finds more")] = 13,
     column: Column = None,
-    to: Annotated[Path | None, options.path("FILE", "write figures and overlapping rows there", "--json")] = None,
+    to: Annotated[Path | None, options.path("FILE", "file to write figures and overlapping rows to", "--json")] = None,
     runs: Runs = RUNS,
 ) -> None:
     """Which rows of suites do the training prompts hold?
@@ -184,7 +186,7 @@ def show(
     found: dict[str, list[Overlap]],
 ) -> None:
     """Print a line for each suite, then its worst rows."""
-    out = Console(width=None if sys.stdout.isatty() else 120)
+    out = stdout_console()
     table = Table(title=f"{n}-grams of {prompts:,} training prompts ({what})", title_justify="left")
     table.add_column("suite", overflow="fold")
     for name in ("rows", f"under {n} words", "overlapping", "share"):

@@ -16,12 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from scripts.study import elsewhere, figure, read, report
 from scripts.study.presets import STUDIES, Study, label, overrides_of
 from sparring.pipeline import cli, config
 from sparring.pipeline.cli import prepare as cli_prepare
+from sparring.pipeline.report.terminal import stdout_console
 from sparring.stages.errors import ConfigError, DataError, SparringError
 
 
@@ -84,7 +83,7 @@ def _report(study: Study, overrides: Sequence[str], others: Sequence[Path]) -> N
     figures, base = report.averaged(data.policies), report.mean_of(list(data.base.values()))
     figure.draw(path, compared, figures, base, made.title)
     report.write(made, folder, path.name)
-    report.show(made, Console(width=None if sys.stdout.isatty() else 200))
+    report.show(made, stdout_console())
     print(f"{folder / 'report.md'}, {path.name}, rows.json")
 
 

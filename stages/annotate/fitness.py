@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparring.stages.annotate.winrate import debiased_logits, position_disagreement, sigmoid, ties
+from sparring.stages.plain import interval_text
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -249,10 +250,9 @@ def verdict(card: Card) -> tuple[bool, str]:
     return True, f"fit, with care: {fit}; {cautions}" if cautions else f"fit: {fit}"
 
 
-def interval(card: Card, name: str, sign: str = "") -> str:
+def interval(card: Mapping[str, Any], name: str, sign: str = "") -> str:
     """Return `0.605 [0.553, 0.649]`; sign `+`: of a difference."""
-    value, low, high = (format(card[key], f"{sign}.3f") for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value} [{low}, {high}]"
+    return interval_text(card[name], card[f"{name}_low"], card[f"{name}_high"], f"{sign}.3f")
 
 
 def _objection(card: Card) -> str | None:

@@ -1,21 +1,32 @@
-"""`sparring doctor`: what is optional is listed with how to get it, and its absence is nothing wrong."""
+"""`sparring doctor`: installed versions against the lock; what is optional, with how to get it."""
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from sparring.pipeline.cli import doctor
-from sparring.pipeline.cli import doctor as cli_doctor
-from sparring.pipeline.cli.doctor import _packages, _suites
 from sparring.pipeline.suites import COMPARED, SUITES
 from sparring.stages.train.config import SINKS
 
 
+def test_installed_versions_are_compared_with_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = doctor._locked()
+    assert re.match(r"\d+\.\d+", locked["torch"]) and set(doctor.REQUIRED) <= locked.keys()
+    installed = {**locked, "ray": "0.0.1", "trl": None}
+    monkeypatch.setattr(doctor, "_installed", installed.get)
+    checked = {name: (good, text) for good, name, text in doctor._versions()}
+    assert checked.pop("ray")[0] is False and checked.pop("trl")[0] is False
+    assert checked.pop("torch") == (True, locked["torch"])
+    monkeypatch.setattr(doctor, "_locked", dict)  # outside a checkout
+    assert {name: good for good, name, _ in doctor._versions()}["ray"] is True
+
+
 def test_optional_packages_are_listed_with_how_to_get_them() -> None:
-    found = {name: (good, text) for good, name, text in _packages()}
+    found = {name: (good, text) for good, name, text in doctor._optional() if not name.startswith("suite ")}
     assert set(found) == {"alpaca_eval", "lm-eval", *SINKS}
     assert found["tensorboard"] == (True, version("tensorboard"))  # of the locks
     for name, (good, text) in found.items():
@@ -32,7 +43,8 @@ def test_suites_are_of_the_hubs_cache_or_say_how_to_get_them(tmp_path: Path, mon
     path.touch()
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    found = {name.removeprefix("suite "): (good, text) for good, name, text in _suites()}
+    lines = list(doctor._optional())
+    found = {name.removeprefix("suite "): (good, text) for good, name, text in lines if name.startswith("suite ")}
     assert found.pop("gsm8k") == (True, str(path))
     assert set(found) == COMPARED.keys() - {"gsm8k"}
     for name, (good, text) in found.items():
@@ -52,6 +64,6 @@ def test_only_what_is_wrong_is_an_error(
         *([(False, "disk", "full")] * bad),
     ]
     monkeypatch.setattr(doctor, "checks", lambda _: iter(found))
-    assert cli_doctor.doctor(["hardware=cpu"]) == code
+    assert doctor.doctor(["hardware=cpu"]) == code
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["ok  torch: 2", "-   wandb: not installed", *(["BAD disk: full"] * bad)]

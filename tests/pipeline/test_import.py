@@ -158,7 +158,7 @@ def test_held_out_prompts_stay_out_and_every_row_is_counted(place: Place) -> Non
     assert made["pairs"].rows["dropped"] == {"identical": 1}
     assert made["sample"].rows["in"] == 27 and made["pairs"].rows["out"] == 20
     assert all(counted(manifest) for manifest in made.values())
-    assert "21 of 27 rows; dropped: near_empty 1, duplicate 1, heldout 4" in out
+    assert "21 of 27 rows; dropped: duplicate 1, heldout 4, near_empty 1" in out
     prompts = next(step for step in place.plan().steps.values() if step.spec.kind == "prompts")
     assert made["sample"].inputs["prompts"]["name"] == prompts.fingerprint
     _, manifest = find(place.store, prompts.name)

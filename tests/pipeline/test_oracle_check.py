@@ -184,7 +184,7 @@ def test_what_is_left_out_is_counted(check: Check, tmp_path: Path) -> None:
     found, out = check(check.file([*rows, *more]), "oracle=lexical", f"oracle.path={folder}", "--drop-empty")
     counts = {name: found[name] for name in ("rows", "identical", "empty_response", "trained_on", "accuracy_pairs")}
     assert counts == {"rows": 14, "identical": 1, "empty_response": 1, "trained_on": 4, "accuracy_pairs": 8}
-    assert "14 rows, 8 pairs asked about; left out: identical 1, trained on 4, empty response 1" in out
+    assert "14 rows, 8 pairs judged; left out: empty response 1, identical 1, trained on 4" in out
 
 
 def test_limit_and_the_second_seat(check: Check) -> None:

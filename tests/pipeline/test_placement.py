@@ -147,4 +147,4 @@ def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
     shown = capsys.readouterr()
     assert "steps, " in shown.out
     assert ("policy.tensor_parallel=1" in shown.err) == (code == 2)
-    assert ("to look at, not to run here" in shown.out) == (profile[0] == "hardware=h100x8")
+    assert ("this machine cannot run it" in shown.out) == (profile[0] == "hardware=h100x8")

@@ -250,13 +250,6 @@ def test_a_stream_that_is_closed_is_written_to_nowhere(place: Path, closed: str)
     assert done.returncode == 0 and not done.stderr and not list(place.glob("sparring-crash*"))
 
 
-@pytest.mark.parametrize("words", [["oracle", "check", "x.jsonl", "--limit", "many"], ["plan", "--nope"], ["nope"], []])
-def test_a_command_line_that_is_none_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and "--help` says" in said
-
-
 @pytest.mark.parametrize(
     "ours", [KeyError("x"), ModuleNotFoundError("gone", name="sparring.pipeline.gone"), ValueError("x")]
 )

@@ -70,7 +70,7 @@ def test_prompts_that_were_dropped_or_dealt_again_are_said() -> None:
         "sample_heldout": manifest("sample", {}, rows={"in": 64, "out": 64, "dropped": {}}),
     }
     again, dropped = notes(steps)
-    assert "dealt again under a new permutation" in again and dropped == "sample: prompts dropped: 1 poison"
+    assert "dealt again under a new permutation" in again and dropped == "sample: prompts dropped: poison 1"
 
 
 def test_what_was_imported_is_said_once() -> None:

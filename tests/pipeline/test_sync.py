@@ -135,6 +135,13 @@ def test_tensorboard_has_it_once_after_two_calls(run: Fabricated, capsys: pytest
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".tensorboard")]
 
 
+def test_a_damaged_configuration_does_not_keep_tensorboard_from_the_figures(run: Fabricated) -> None:
+    whole = list(trackers.metrics_of(open_run(run.runs, "mine")))
+    (run.runs / "mine" / "config.yaml").write_text("diagnostics: {longer: [")
+    assert list(trackers.metrics_of(open_run(run.runs, "mine"))) == whole
+    assert main(["sync", "mine", "--runs", str(run.runs), "--to", "tensorboard"]) == 0
+
+
 def test_refusals_are_one_line(
     run: Fabricated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

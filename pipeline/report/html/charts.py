@@ -1,19 +1,32 @@
-"""The charts of the page as shapes of SVG, which the template draws. Pure functions of numbers.
+"""The charts of the page as shapes of SVG, which the template draws. Pure functions of numbers; axes.py has the axes.
 
 Nothing depends on colour alone: series differ by marker and dashes as well. Sizes are pixels of the picture.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from sparring.pipeline.report.html.axes import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Frame,
+    Shape,
+    labelled,
+    number,
+    padded,
+    shape,
+    ticks,
+)
 from sparring.pipeline.report.spread import Histogram
+from sparring.stages.plain import interval_text
 
-WIDTH, HEIGHT = 360.0, 210.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 10.0, 34.0
 NARROW = (270.0, 190.0)
 """Width and height of a histogram, of which four stand beside each other."""
 DASHES = (None, "6 3", "2 2", "8 3 2 3", "12 3", "1 3", "6 2 1 2 1 2")
@@ -33,16 +46,6 @@ INSET, NAMED, LINE, GAP = 16.0, 16.0, 15.0, 7.0
 """Of whiskers: from the left edge to the smallest value; heights of a row's name, of a whisker, and between rows."""
 LONGEST = 52
 """Characters of a row's name that fit."""
-
-
-class Shape(NamedTuple):
-    """An element of SVG. `title` is what a pointer on it shows."""
-
-    tag: str
-    attributes: Mapping[str, str]
-    text: str = ""
-    title: str = ""
-    inside: Sequence[Shape] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +93,6 @@ class Whisker:
     high: float
 
 
-def shape(tag: str, text: str = "", *, title: str = "", inside: Sequence[Shape] = (), **attributes: object) -> Shape:
-    """Return a shape; names of attributes: `class_` for class, `text_anchor` for text-anchor; None leaves one out."""
-    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    written = {key: number(value) if isinstance(value, float) else str(value) for key, value in named.items()}
-    return Shape(tag, written, text, title, inside)
-
-
-def number(value: float) -> str:
-    """Return a coordinate with at most two decimals: `12`, `3.25`."""
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
 def marker(look: int, x: float, y: float, r: float = 3.6) -> Shape:
     """Return the marker of the series number `look` at (x, y), a path of radius r."""
     around = (
@@ -115,80 +106,6 @@ def marker(look: int, x: float, y: float, r: float = 3.6) -> Shape:
         f"m{-1.3 * r:g} 0h{2.6 * r:g}",  # bar
     )
     return shape("path", d=f"M{x:.2f} {y:.2f}{around[look % len(around)]}", class_=f"mark c{look % COLOURS}")
-
-
-# Axes
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The rectangle in which a chart is drawn, and the values at its edges."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    width: float = WIDTH
-    height: float = HEIGHT
-
-    @property
-    def right(self) -> float:
-        """Where the axis from left to right ends."""
-        return self.width - RIGHT
-
-    @property
-    def bottom(self) -> float:
-        """Where the axis from left to right lies."""
-        return self.height - BOTTOM
-
-    def at_x(self, value: float) -> float:
-        """Return the horizontal place of a value, from the left edge of the picture."""
-        low, high = self.x
-        return LEFT + (value - low) / (high - low) * (self.right - LEFT)
-
-    def at_y(self, value: float) -> float:
-        """Return the vertical place of a value, from the top: larger values lie higher."""
-        low, high = self.y
-        return self.bottom - (value - low) / (high - low) * (self.bottom - TOP)
-
-    def grid(self, x_ticks: Sequence[tuple[float, str]], x_name: str) -> list[Shape]:
-        """Return the lines and labels of both axes."""
-        bottom, right, shapes = self.bottom, self.right, []
-        for value, label in labelled(*self.y):
-            y = self.at_y(value)
-            shapes.append(shape("path", d=f"M{LEFT:g} {y:.2f}H{right:g}", class_="grid"))
-            shapes.append(shape("text", label, x=LEFT - 6, y=y + 3.5, text_anchor="end"))
-        for value, label in x_ticks:
-            shapes.append(shape("text", label, x=self.at_x(value), y=bottom + 15, text_anchor="middle"))
-        shapes.append(shape("path", d=f"M{LEFT:g} {bottom:g}H{right:g}", class_="axis"))
-        middle = (LEFT + right) / 2
-        return [*shapes, shape("text", x_name, x=middle, y=self.height - 4, text_anchor="middle", class_="name")]
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return at most `most` round values from low to high, a step of 1, 2 or 5 times a power of ten apart."""
-
-    def multiples(step: float) -> range:
-        return range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(m * power for m in (1, 2, 5, 10, 20) if len(multiples(m * power)) <= most)
-    return [i * step for i in multiples(step)]
-
-
-def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
-    """Return the range of the values, wider by `share` on both sides; of one value, wider by a tenth of it."""
-    low, high = min(values), max(values)
-    pad = (high - low) * share or abs(high) * 0.1 or 1.0
-    return low - pad, high + pad
-
-
-def labelled(low: float, high: float) -> list[tuple[float, str]]:
-    """Return the ticks with their labels: as many decimals as make them differ, thousands where they are long."""
-    values = ticks(low, high)
-    step = values[1] - values[0] if len(values) > 1 else high - low
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    if max(abs(low), abs(high)) >= 10_000:
-        return [(value, f"{value / 1000:g}k".replace("-", "−")) for value in values]
-    return [(value, f"{value:.{decimals}f}".replace("-", "−")) for value in values]
 
 
 # Lines
@@ -331,8 +248,8 @@ def heat_map(
             if value is not None:
                 unsure = interval is not None and interval[0] <= 0.5 <= interval[1]
                 sign = f"{'~' if unsure else ''}{f'{value:.2f}'.lstrip('0')}"
-                said = f"{name} against {other}: {value:.3f}"
-                said += f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+                said = f"{name} against {other}: "
+                said += interval_text(value, *interval) if interval else f"{value:.3f}"
                 look, opacity = f"cell {'c0' if value >= 0.5 else 'c1'}", STRONGEST * abs(value - 0.5) / reach
             inner = size - 2
             box = shape("rect", class_=look, fill_opacity=opacity, x=x + 1, y=top + 1, width=inner, height=inner)
@@ -395,23 +312,14 @@ def whisker_chart(title: str, x_name: str, rows: Sequence[tuple[str, Sequence[Wh
             y = top + NAMED + (line + 0.5) * LINE
             reach = f"M{at(one.low):.2f} {y - 3:.2f}v6m0 -3H{at(one.high):.2f}m0 -3v6"
             inside = [shape("path", d=reach, class_=f"reach c{one.look % COLOURS}"), marker(one.look, at(one.value), y)]
-            said = f"{name}, {one.name}: {one.value:+z.3f} [{one.low:+z.3f}, {one.high:+z.3f}]"
+            said = f"{name}, {one.name}: {interval_text(one.value, one.low, one.high, '+z.3f')}"
             shapes.append(shape("g", title=said, inside=inside))
     shapes.append(shape("path", d=f"M{INSET:g} {bottom:g}H{WIDTH - RIGHT:g}", class_="axis"))
     middle = (INSET + WIDTH - RIGHT) / 2
     shapes.append(shape("text", x_name, x=middle, y=bottom + BOTTOM - 4, text_anchor="middle", class_="name"))
     looks = {one.name: one.look for one in every}
-    legend = [
-        (
-            name,
-            shape(
-                "g",
-                inside=[
-                    shape("path", d="M2 3v6m0 -3H26m0 -3v6", class_=f"reach c{look % COLOURS}"),
-                    marker(look, 14, 6),
-                ],
-            ),
-        )
-        for name, look in looks.items()
-    ]
+    legend = []
+    for name, look in looks.items():
+        reach_sample = shape("path", d="M2 3v6m0 -3H26m0 -3v6", class_=f"reach c{look % COLOURS}")
+        legend.append((name, shape("g", inside=[reach_sample, marker(look, 14, 6)])))
     return Chart(title=title, shapes=shapes, height=bottom + BOTTOM, legend=legend)

@@ -24,6 +24,7 @@ from sparring.pipeline.report.comparison import Comparison
 from sparring.pipeline.report.cost import cost_of
 from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.details import ArmDetails
+from sparring.pipeline.report.html.axes import number
 from sparring.pipeline.report.html.charts import (
     DRAWN,
     Chart,
@@ -34,16 +35,15 @@ from sparring.pipeline.report.html.charts import (
     heat_map,
     histogram_chart,
     line_chart,
-    number,
     whisker_chart,
 )
-from sparring.pipeline.report.judging import JUDGES, OPPONENTS
+from sparring.pipeline.report.judging import JUDGES, OPPONENTS, win_rate_name
 from sparring.pipeline.report.prompts import DRAWN as DRAWN_PROMPTS
 from sparring.pipeline.report.prompts import WIDEST, Prompt, ShownPrompts
 from sparring.pipeline.report.spread import Histogram
 from sparring.pipeline.report.suites import NAMES
 from sparring.pipeline.runs.rules import RULES
-from sparring.stages.plain import printable
+from sparring.stages.plain import interval_text, printable
 
 FOLDER = Path(__file__).parent
 SYMBOLS = {"good": "▲", "bad": "▼", "open": "◆", "alarm": "⚠"}
@@ -121,10 +121,16 @@ def templates() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"cut": cut, "one_line": one_line, "number": number}
-    environment.globals |= {"names": NAMES, "limits": LIMITS, "comparison": comparison}
+    environment.globals |= {
+        "names": NAMES,
+        "limits": LIMITS,
+        "comparison": comparison,
+        "TRAINING": TRAINING,
+        "BAND": BAND,
+    }
     called = (
-        win_rate_charts, length_charts, training_charts, band_charts, difference_chart, bar_chart, game_maps, spreads,
-        cost_of, made_of,
+        win_rate_charts, length_charts, training_charts, difference_chart, bar_chart, game_maps, spreads, cost_of,
+        made_of,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in called}
     return environment
@@ -209,7 +215,7 @@ def win_rate_charts(arms: Sequence[ArmReport]) -> list[Chart | None]:
     """Return the win rates over iterations: by judge for one arm, by arm for several."""
 
     def line(name: str, look: int, arm: ArmReport, judge: str, opponent: str) -> Series:
-        rates = {t: of.get(f"{JUDGES[judge]}: vs {opponent}") for t, of in arm.figures.items()}
+        rates = {t: of.get(win_rate_name(judge, opponent)) for t, of in arm.figures.items()}
         known = {t: one for t, one in rates.items() if one and one.verdict}
         points = [Point(x=t, y=one.value["win_rate"], low=one.low, high=one.high) for t, one in known.items()]
         return Series(name=name, look=look, points=points)
@@ -246,14 +252,9 @@ def length_charts(arms: Sequence[ArmReport]) -> list[Chart | None]:
     return charts
 
 
-def training_charts(details: ArmDetails, most: int) -> list[Chart | None]:
-    """Return loss, log-ratios and gradient norms over all optimizer steps; most: points of a line."""
-    return [_over_steps(details, title, keys, most) for title, keys in TRAINING.items()]
-
-
-def band_charts(details: ArmDetails, most: int) -> list[Chart | None]:
-    """Return the disentanglement diagnostics, measured at some optimizer steps on the output head."""
-    return [_over_steps(details, title, keys, most) for title, keys in BAND.items()]
+def training_charts(details: ArmDetails, shown: Mapping[str, Mapping[str, str]], most: int) -> list[Chart | None]:
+    """Return the charts of TRAINING or BAND, over all optimizer steps; most: points of a line."""
+    return [_over_steps(details, title, keys, most) for title, keys in shown.items()]
 
 
 def _over_steps(details: ArmDetails, title: str, keys: Mapping[str, str], most: int) -> Chart | None:
@@ -306,9 +307,7 @@ def game_maps(arm: ArmReport, details: ArmDetails) -> dict[str, Any] | None:
         [
             f"{named(i)} against {named(j)}",
             *(
-                f"{game['win_rates'][i][j]:.3f} [{every[judge][i, j][0]:.3f}, {every[judge][i, j][1]:.3f}]"
-                if (i, j) in every[judge]
-                else ""
+                interval_text(game["win_rates"][i][j], *every[judge][i, j]) if (i, j) in every[judge] else ""
                 for judge, game in arm.games.items()
             ),
         ]
@@ -352,7 +351,7 @@ def _prompts(shown: Sequence[tuple[ArmReport, ArmDetails]]) -> dict[str, Any]:
     """Return the prompts by iteration and arms, and what the fields that filter them offer."""
     shared: dict[int, tuple[int, list[str], ShownPrompts]] = {}
     for arm, details in shown:
-        for t, prompts in details.prompts.items():  # what arms share is shown once, under all their labels
+        for t, prompts in details.prompts.items():  # prompts that arms share are shown once, under all their labels
             shared.setdefault(id(prompts), (t, [], prompts))[1].append(arm.label)
     groups = [
         (t, ", ".join(labels) if len(shown) > 1 else "", prompts)

@@ -103,7 +103,11 @@ def test_the_card_says_what_it_is_and_how_good(run: Fabricated, tmp_path: Path) 
     assert "| 1 | 0.600 [0.550, 0.650] | 0.600 [0.550, 0.650] | 0.620 [0.600, 0.640] | 0.620 [0.600, 0.640] |" in card
     assert CARD and f"second judge (lexical): accuracy {CARD['macro']:.3f} \\[{CARD['macro_low']:.3f}, " in card
     assert "sources like those it was trained on" in card and "second judge (lexical), by source: " in card
-    assert "| train: objective | sppo (beta 0.001) |" in card and "| train: lr | 1e-05 |" in card
+    assert (
+        "| train: objective | sppo (beta 0.001) |" in card
+        and "| train: lr | 1e-05 |" in card
+        and "| train: weight_decay | 0.01 |" in card
+    )
     assert "Of the base, as its source states it: apache-2.0" in card and "| torch | 2 |" in card
     assert "| 2 | train | train-" in card and "| 1 | 2 | 4 | 61 | tie 3 |" in card
     assert str(tmp_path) not in card  # no path of this machine
@@ -129,7 +133,7 @@ def test_the_code_of_the_card_answers_a_question(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    identity = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 12}
+    identity = {"sampler": {"temperature": 0.7, "top_p": 0.9, "max_tokens": 12}}
     run.step(3, "sample", {}, identity=identity)
     run.train(3, policy)
     assert export(run, "--iter", "3", "--to", str(tmp_path / "out")) == 0
@@ -220,7 +224,7 @@ def test_data_goes_along_with_cards_and_nothing_of_a_model_is_in_them(run: Fabri
 def test_hostile_names_are_text(tmp_path: Path, policy: Path) -> None:
     run = Fabricated(tmp_path)
     run.begin()
-    run.step(1, "sample", {"prompts": 1}, identity={"engine": HOSTILE})
+    run.step(1, "sample", {"prompts": 1}, identity={"sampler": {"engine": HOSTILE}})
     run.step(1, "pairs", {}, rows={"in": 2, "out": 1, "dropped": {HOSTILE: 1}})
     run.train(1, policy)
     run.evaluate(1, BETTER)

@@ -53,6 +53,12 @@ SELECTION: dict[str, Any] = {
 """How pairs are made: `inspect` judges a prompt without one again, to say why."""
 
 
+def gate_identity(name: str) -> dict[str, Any]:
+    """How targets are made, as the step `calibrate` records it."""
+    bounds = {"floor": 0.0, "floor_quantile": None, "ceil": 1.0, "ceil_quantile": None, "scope": "pairwise"}
+    return {"gate": {**({} if name == "off" else bounds), "name": name}, "seed": 0, "dealt_over": "pairs"}
+
+
 def named(name: str) -> dict[str, str]:
     """An input that is told from others by its name."""
     digest = hashlib.sha256(name.encode()).hexdigest()
@@ -153,7 +159,7 @@ class Run:
         pairs_of = (len(played.texts) * (len(played.texts) - 1) // 2 for part in parts for played in part.values())
         gates = histogram((np.full(n, g) for n in pairs_of), 0.0, 1.0)
         summary = {"gate": "linear" if g else "off", "g": gates, "strength": 1 - g}
-        self.add(t, "calibrate", targets, identity={"scope": "pairwise"}, summary=summary)
+        self.add(t, "calibrate", targets, identity=gate_identity("linear" if g else "off"), summary=summary)
 
     def trained(self, t: int, steps: int = 12) -> None:
         """Add a training whose records are straight lines."""
@@ -170,11 +176,15 @@ class Run:
         summary = {"steps": steps, "probe_h_w": 1.0, "probe_h_l": -2.0, "noise": 1e-6, "changed_fraction": 1.0}
         self.add(t, "train", files={"metrics.jsonl": lines}, summary=summary, seconds=100.0, stats={"tokens": 2000})
 
-    def based(self, *, policy: str = "base", prompts: str = "prompts", says: str = "a", **identity: Any) -> Run:
+    def based(
+        self, *, policy: str = "base", prompts: str = "prompts", says: str = "a", seed: int = 0, max_tokens: int = 32
+    ) -> Run:
         """Add the base's held-out responses, in which it says one word to every prompt."""
         inputs = {"policy": named(policy), "prompts": named(prompts)}
         tables = [samples_table({"h": duel("Held out.", says, "b", 0.5)})]
-        self.add(0, "sample_base", tables, inputs=inputs, identity={"seed": 0, "max_tokens": 32, **identity})
+        self.add(
+            0, "sample_base", tables, inputs=inputs, identity={"sampler": {"max_tokens": max_tokens}, "seed": seed}
+        )
         return self
 
     def evaluated(
@@ -213,7 +223,7 @@ class Run:
                     summary={"oracle": judges[judge]["identity"]["kind"], "card": None},
                 )
                 comparisons.append(comparison(judge, opponent, float(np.nanmean([*by_prompt.values()])), reach))
-        identity = {"resamples": 400, "confidence": 0.95, "seed": seed}
+        identity = {"evaluate": {"resamples": 400, "confidence": 0.95}, "seed": seed}
         summary = {"confidence": 0.95, "comparisons": comparisons, "alarms": list(alarms), "alarm": bool(alarms)}
         self.add(t, "evaluate", identity=identity, summary=summary)
 
@@ -232,8 +242,7 @@ class Run:
             for label, keys in summaries.items():
                 summary = {key: whole[key] + t if key in whole else next(numbers) for key in keys}
                 lines = {"metrics.jsonl": json.dumps(record) + "\n"} if label == "train" else None
-                ungated = {"summary": {**summary, "gate": "off"}, "identity": {"scope": "pairwise"}}
-                self.add(t, label, files=lines, **ungated)  # type: ignore[arg-type]
+                self.add(t, label, files=lines, summary={**summary, "gate": "off"}, identity=gate_identity("off"))
             for number, whose in enumerate(("base", "previous", "own")):  # so that both KL are above 0
                 values = [number * t + next(numbers), number * t + next(numbers) + 0.1 * number]
                 rows = [{"id": f"h{i}", "response": 0, "logprob": v, "tokens": 9} for i, v in enumerate(values)]

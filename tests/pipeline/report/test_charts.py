@@ -5,22 +5,19 @@ import re
 import pytest
 
 from sparring.pipeline.report.html import charts
+from sparring.pipeline.report.html.axes import Frame, Shape, labelled, padded, shape, ticks
 from sparring.pipeline.report.html.charts import (
     LONGEST,
     Chart,
-    Frame,
     Point,
     Series,
-    Shape,
     Whisker,
     bar_chart,
     heat_map,
     histogram_chart,
     line_chart,
     outline,
-    shape,
     thinned,
-    ticks,
     whisker_chart,
 )
 from sparring.pipeline.report.html.page import templates
@@ -64,7 +61,7 @@ def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
 
 def test_labels_have_the_decimals_that_tell_them_apart() -> None:
     def labels(low: float, high: float) -> list[str]:
-        return [label for _, label in charts.labelled(low, high)]
+        return [label for _, label in labelled(low, high)]
 
     assert labels(0.38, 0.71) == ["0.4", "0.5", "0.6", "0.7"] and labels(0.49, 0.57) == ["0.50", "0.52", "0.54", "0.56"]
     assert labels(-9, 1) == ["−8", "−6", "−4", "−2", "0"]
@@ -72,8 +69,8 @@ def test_labels_have_the_decimals_that_tell_them_apart() -> None:
 
 
 def test_a_range_is_wider_than_its_values() -> None:
-    assert charts.padded([0.0, 1.0]) == (-0.08, 1.08)
-    assert charts.padded([2.0]) == (1.8, 2.2) and charts.padded([0.0]) == (-1.0, 1.0)
+    assert padded([0.0, 1.0]) == (-0.08, 1.08)
+    assert padded([2.0]) == (1.8, 2.2) and padded([0.0]) == (-1.0, 1.0)
 
 
 def test_a_line_goes_through_its_points_and_its_intervals_reach_from_low_to_high() -> None:

@@ -87,7 +87,7 @@ def test_prompts_that_trained_a_judge_are_left_out_for_that_judge(tmp_path: Path
         ({"says": "c", "seed": 1}, "the base's held-out responses are sampled otherwise (seed=1, not 0)"),
         (
             {"says": "c", "max_tokens": 64},
-            "the base's held-out responses are sampled otherwise (max_tokens=64, not 32)",
+            "the base's held-out responses are sampled otherwise (sampler.max_tokens=64, not 32)",
         ),
         ({"says": "c", "policy": "other"}, "another base"),
         ({"says": "c", "prompts": "other"}, "other prompts"),
@@ -139,7 +139,9 @@ def test_a_base_that_was_sampled_again_is_compared_and_that_is_said(tmp_path: Pa
     ours.steps[1][label] = replace(score, inputs=again)
     oracle, second = compare([theirs, ours])
     assert oracle.finding == "better" and "others" in second.why and not second.notes
-    assert oracle.notes == ("gate=on met responses of the base that were sampled again: alike, not the same",)
+    assert oracle.notes == (
+        "gate=on was compared with responses of the base that were sampled again: alike, not the same",
+    )
 
 
 def test_scores_of_another_version_are_not_compared(tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_one_policy_in_two_arms_is_said(tmp_path: Path) -> None:
     copy = Run(tmp_path, "m/gate=on").begin()
     (copy.folder / "run.json").write_text((off.folder / "run.json").read_text())
     assert {one.why for one in against_off(tmp_path)} == {
-        "both have given the same held-out responses, so they are one policy"
+        "both have the same held-out responses, so they are one policy"
     }
 
 
@@ -208,7 +210,7 @@ def test_the_limits_are_said(tmp_path: Path) -> None:
     found = compare(open_arms(tmp_path / "runs", ["m/gate=off", "m"]))
     refused, seeds, power = remarks(found)
     assert refused.startswith("gate=<b>") and refused.endswith("is not compared with gate=off: another base.")
-    assert seeds.startswith("95% intervals over prompts. They do not hold the luck of the seed")
+    assert seeds.startswith("95% intervals over prompts. They do not include seed variance")
     assert (
         "larger than the detectable one: a true difference of that size has such an interval 80% of the time" in power
     )

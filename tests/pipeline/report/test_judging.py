@@ -40,7 +40,7 @@ def test_the_embedded_judges_err_together_as_their_cards_say(oracle: str, second
         assert by_source == f"{seat} ({kind}), by source: {listed}"
     card = json.loads((EMBEDDED_JUDGES / oracle / "card.json").read_text())
     phi = f"{card['error_phi']:.3f} [{card['error_phi_low']:.3f}, {card['error_phi_high']:.3f}]"
-    assert together == f"the two judges err together: error correlation {phi}"
+    assert together == f"the judges' mistakes correlate: {phi}"
 
 
 def test_a_card_of_another_make_is_said_to_be_of_all_its_pairs() -> None:

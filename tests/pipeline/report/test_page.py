@@ -295,7 +295,7 @@ def test_report_prints_the_table_and_writes_page_and_json(
         values = arm["iterations"][str(t)]
         assert values == {name: figure.value for name, figure in figures.items()}
         assert figures["oracle: vs base"].text.splitlines()[0] in printed
-    assert "prompts dropped: 2 <b>over</b>" in arm["notes"]["1"][0]
+    assert "prompts dropped: <b>over</b> 2" in arm["notes"]["1"][0]
 
 
 @pytest.mark.parametrize(("columns", "least", "most"), [("", 100, 160), ("60", 40, 60)])
@@ -360,3 +360,36 @@ def test_json_into_a_pipe_and_through_a_link(tmp_path: Path) -> None:
     os.close(write)
     with os.fdopen(read) as pipe:
         assert pipe.read() == (tmp_path / "figures.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def ungated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run with gate=off."""
+    run = Run(tmp_path_factory.mktemp("ungated")).begin().based()
+    run.annotated(1, [{"p": duel("?", "x", "y", 0.7), "tied": duel("?", "x", "x", 0.5)}], g=0.0)
+    run.trained(1)
+    run.evaluated(1, 0.6, 0.55)
+    run.crossplayed(1)
+    return run
+
+
+STEPS = ("sample", "score", "pairs", "calibrate", "train", "evaluate", "crossplay", "sample_base", "sample_heldout")
+
+
+@pytest.mark.parametrize("missing", ["", *STEPS, "score_oracle_base", "score_second_base"])
+def test_a_run_without_a_gate_is_shown_whatever_step_is_missing(
+    ungated: Run, missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((ungated.folder / "run.json").read_text())
+    for steps in record["steps"].values():
+        steps.pop(missing, None)
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    words = ["mine", "--runs", str(tmp_path / "runs")]
+    assert main(["report", *words, "--json", str(tmp_path / "figures.json")]) == 0
+    text = Elements((folder / "report.html").read_text()).text
+    assert ("Pair 0 over 1" in text) == (missing not in ("sample", "pairs"))
+    prompts = ("p", "tied") if missing != "sample" else ()
+    assert all(main(["inspect", *words, "--prompt", name]) == 0 for name in prompts)
+    assert main(["inspect", *words]) == (0 if prompts else 2)

@@ -93,7 +93,7 @@ def test_every_figure_reaches_the_terminal_the_page_and_the_json(arm: RunHistory
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_kl_has_an_interval_and_another_name_where_sampling_is_tempered(tmp_path: Path, temperature: float) -> None:
     run = Run(tmp_path).begin()
-    run.add(1, "sample_heldout", identity={"temperature": temperature, "top_p": 1.0, "min_p": 0.0})
+    run.add(1, "sample_heldout", identity={"sampler": {"temperature": temperature, "top_p": 1.0, "min_p": 0.0}})
     for whose, values in (("own", (-1.0, -2.0)), ("base", (-1.5, -1.5))):
         rows = [{"id": f"h{i}", "response": 0, "logprob": value, "tokens": 1} for i, value in enumerate(values)]
         run.add(1, f"logprobs_{whose}", [pa.Table.from_pylist(rows, schema=SCHEMA)], summary={"mean_logprob": 0.0})

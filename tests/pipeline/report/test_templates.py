@@ -5,7 +5,8 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from sparring.pipeline.report.html import page
-from sparring.pipeline.report.html.charts import Chart, shape
+from sparring.pipeline.report.html.axes import shape
+from sparring.pipeline.report.html.charts import Chart
 from sparring.pipeline.report.html.page import cut, one_line, templates
 
 
