@@ -93,14 +93,14 @@ class EmptyResponse(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptRow:
     """A prompt and its place in the file (`line 17`, `row 17`)."""
 
     where: str
     messages: list[Message]
 
 
-def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
+def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[PromptRow]:
     """Yield the prompts of a file: of the named column, else as a layout without that column has them.
 
     DataError when a row is wrong. A last answer is left out.
@@ -121,15 +121,15 @@ def read(path: Path, column: str, *, drop_empty: bool = False) -> Iterator[Row]:
         place = f"{path}: {where}"
         try:
             if layout.prompt is None:
-                yield Row(where, _prompt_and_texts(values, layout)[0])
+                yield PromptRow(where, _prompt_and_texts(values, layout)[0])
             elif layout.prompt in values:
-                yield Row(where, _under_name(layout.prompt, _prompt_of, values, layout))
+                yield PromptRow(where, _under_name(layout.prompt, _prompt_of, values, layout))
             else:
                 raise DataError(f"{place}: {_no_column(layout.prompt, list(values))}")
         except Empty as error:
             if not drop_empty:
                 raise DataError(f"{place}: {error}; mend or remove the row.") from None
-            yield Row(where, [])
+            yield PromptRow(where, [])
         except ValueError as error:
             raise DataError(f"{place}: {error}; mend or remove the row.") from None
 

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from sparring.stages.errors import DataError
 from sparring.stages.sample.config import PromptsSettings
-from sparring.stages.sample.layouts import Row, read
+from sparring.stages.sample.layouts import PromptRow, read
 from sparring.stages.sample.messages import Message
 from sparring.stages.sample.source import ByNumber
 from sparring.stages.step import Input, Job, Part, Shard
@@ -60,7 +60,7 @@ class Keyed(NamedTuple):
 
     key: str
     """prompt_hash of its messages; empty where it has next to no text and is dropped as `near_empty`."""
-    row: Row
+    row: PromptRow
     source: Source
 
 
