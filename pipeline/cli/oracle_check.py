@@ -28,11 +28,11 @@ from rich.table import Table
 
 from sparring.pipeline import config
 from sparring.pipeline.cli import options
-from sparring.pipeline.cli.prepare import download, pins_of
+from sparring.pipeline.cli.prepare import pins_of
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.estimate import HUB_PROMPTS
-from sparring.pipeline.sources import Sources, judges
+from sparring.pipeline.sources import Sources, hub, judges
 from sparring.pipeline.sources.prompt_count import fitted
 from sparring.pipeline.store.files import check_target, write_target
 from sparring.stages.annotate import oracles
@@ -136,7 +136,7 @@ def run(
     if chosen.prompts.source == "file":  # how many prompts a run plays on is the file's to say
         chosen, _ = fitted(chosen, sources)
     folders = judges.folders(judge, sources)
-    if download(folders.values()):
+    if hub.download_missing(folders.values()):
         folders = judges.folders(judge, sources)
     oracle = load(judge, folders, chosen)
     pairs, counts = asked(pairs, counts, oracle.trained_on, file)

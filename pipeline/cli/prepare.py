@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,14 +19,13 @@ from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement, this_machine
 from sparring.pipeline.planning.plan import Plan, State
 from sparring.pipeline.runs import run_history, run_record
-from sparring.pipeline.sources import Sources, check_policy, hub, judges
+from sparring.pipeline.sources import Sources, check_policy, fetch, hub, judges
 from sparring.pipeline.sources.prompt_count import dealt_again
 from sparring.pipeline.store.files import check_folder, existing
 from sparring.stages import digests, model_folder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.plain import printable
 from sparring.stages.sample import embedded
-from sparring.stages.step import Input
 
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
@@ -139,27 +137,7 @@ def print_held(folder: Path, holder: str) -> None:
 
 def prepare(plan: Plan, arms: dict[str, list[str]]) -> Plan:
     """Have the policy and the prompts here before anything starts; what was fetched is looked at in a new plan."""
-    return plan_of(arms, pins=plan.pins) if fetch(plan) else plan
-
-
-def fetch(plan: Plan) -> bool:
-    """Have here what a plan takes from outside: the embedded policy, the hub's files; say whether it was not."""
-    prepared = any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared()
-    if prepared:
-        print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
-        done = subprocess.run([sys.executable, "-m", "sparring.stages.sample.embedded"], check=False)
-        if done.returncode:
-            raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
-    return download(plan.externals.values()) or prepared
-
-
-def download(inputs: Iterable[Input]) -> bool:
-    """Fetch what is still to be had from the hub; say whether anything was."""
-    missing = [source.wanted for source in inputs if source.wanted]
-    for kind, repo, commit in missing:
-        print(f"downloading the {kind} {repo} at {commit[:12]} (once)", file=sys.stderr)
-        hub.download(kind, repo, commit)
-    return bool(missing)
+    return plan_of(arms, pins=plan.pins) if fetch(plan.configs.values(), plan.externals.values()) else plan
 
 
 def dealt_again_lines(plan: Plan, states: Mapping[str, State]) -> list[str]:

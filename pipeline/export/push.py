@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from sparring.pipeline.export.folder import DATASETS
 from sparring.stages.errors import ConfigError, DataError
-
-DATASETS = "datasets"
 
 
 def check(repo: str) -> None:
@@ -25,10 +25,10 @@ def check(repo: str) -> None:
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("--push: HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or leave --push out.")
     if get_token() is None:
-        raise ConfigError("--push: the hub knows nobody here; set HF_TOKEN, or call `hf auth login`.")
+        raise ConfigError("--push: you are not logged in to the hub; set HF_TOKEN, or call `hf auth login`.")
 
 
-def confirm(repos: list[str], yes: bool) -> bool:
+def confirm(repos: Iterable[str], yes: bool) -> bool:
     """Ask on a terminal; without one only --yes will do."""
     if yes:
         return True
@@ -40,28 +40,29 @@ def confirm(repos: list[str], yes: bool) -> bool:
         return False
 
 
-def repositories(repo: str, kinds: list[str]) -> dict[str, tuple[str, str]]:
-    """Return folder inside the export -> (type, repository): the model, and a dataset of its own for each kind."""
-    return {"": ("model", repo), **{f"{DATASETS}/{kind}": ("dataset", f"{repo}-{kind}") for kind in kinds}}
+def repositories(repo: str, folders: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return folder in the export -> (type, repository): the model's is "", a dataset has a repository of its own."""
+    return {folder: ("dataset", f"{repo}-{Path(folder).name}") if folder else ("model", repo) for folder in folders}
 
 
-def push(folder: Path, repo: str, kinds: list[str]) -> list[str]:
+def push(export: Path, repositories: dict[str, tuple[str, str]]) -> list[str]:
     """Upload the export and return the pages; DataError says how to go on where the hub refuses."""
-    return [_pushed(folder / inside, kind, name) for inside, (kind, name) in repositories(repo, kinds).items()]
-
-
-def _pushed(folder: Path, kind: str, repo: str) -> str:
     import httpx2  # the hub library's own client
     from huggingface_hub import errors
 
-    try:
-        return _upload(folder, kind, repo)
-    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        words = ["hf", "upload", repo, str(folder), ".", "--repo-type", kind]
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{kind} {repo}: the hub did not take it ({line}). The export is whole; to send it: {shlex.join(words)}"
-        ) from None
+    pages = []
+    for inside, (kind, repo) in repositories.items():
+        folder = export / inside
+        try:
+            pages.append(_upload(folder, kind, repo))
+        except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+            words = ["hf", "upload", repo, str(folder), ".", "--repo-type", kind]
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"{kind} {repo}: the hub did not take it ({line}). The export is complete; to send it: "
+                f"{shlex.join(words)}"
+            ) from None
+    return pages
 
 
 def _upload(folder: Path, kind: str, repo: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.cli import run as cli_run
+from sparring.pipeline.cli import sync as cli_sync
 from sparring.pipeline.report import trackers
 from sparring.pipeline.runs.run_history import RunHistory, open_run
 from sparring.pipeline.store.manifest import Artifact
@@ -144,7 +145,7 @@ def test_refusals_are_one_line(
 
     named(error("--to", "comet"), "--to comet", "tensorboard, wandb, mlflow, trackio")
     named(error("--to", "tensorboard", "--project", "mine"), "--project", "tensorboard")
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_sync, "find_spec", lambda name: None)
     named(error("--to", "wandb"), "error: --to wandb: ", "pip install")
 
 

@@ -24,9 +24,7 @@ from tests.artifacts import samples_table
 TRAIN: dict[str, Any] = {
     "objective": {"name": "sppo", "beta": 0.001},
     "repulsion": {"name": "hinge", "weight": 0.002},
-    "optimizer": "rmsprop",
-    "lr": 1e-5,
-    "global_batch": 8,
+    "trainer": {"optimizer": "rmsprop", "lr": 1e-5, "weight_decay": 0.01, "global_batch": 8},
     "seed": 0,
 }
 SUMMARY = {

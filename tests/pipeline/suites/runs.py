@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from sparring.pipeline.planning import iteration
+from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.runs import run_record
 from sparring.pipeline.store.files import files_below
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
+from sparring.pipeline.suites import answer
 from tests.faults.harness import overrides, write_prompts
 
 MADE: dict[str, Any] = {
@@ -26,6 +31,22 @@ MADE: dict[str, Any] = {
     "attempts": ["test"],
     "made_with": {},
 }
+
+
+SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"]
+
+
+def answer_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every step of `sparring answer` here, without Ray."""
+    made: Callable[..., Plan] = iteration.build_answers
+
+    def in_process(*given: Any) -> Plan:
+        plan = made(*given)
+        for name, step in plan.steps.items():
+            plan.steps[name] = replace(step, spec=replace(step.spec, pool="in_process"))
+        return plan
+
+    monkeypatch.setattr(answer, "build_answers", in_process)
 
 
 def begin(folder: Path, policy: Path, *more: str) -> list[str]:

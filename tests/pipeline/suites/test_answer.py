@@ -6,17 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.planning import iteration
-from sparring.pipeline.planning.plan import Plan
 from sparring.pipeline.store.manifest import Artifact, find
 from sparring.pipeline.suites import answer, results
 from sparring.stages.annotate import winrate
@@ -32,7 +27,6 @@ ROWS = [
     {"dataset": "third", "instruction": "Count to ten. " * 60},
     {"dataset": "fourth", "instruction": "Name three rivers."},
 ]
-SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def asked(tmp_path: Path, policies: list[Path]) -> Path:
     """A folder with a run whose iteration 1 has trained, and a suite."""
-    runs.begin(tmp_path, policies[0], *SAMPLING)
+    runs.begin(tmp_path, policies[0], *runs.SAMPLING)
     runs.train(tmp_path, 1, policies[1])
     (tmp_path / "suite.json").write_text(json.dumps(ROWS))
     return tmp_path
@@ -53,15 +47,7 @@ def asked(tmp_path: Path, policies: list[Path]) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every step here, without Ray."""
-    made: Callable[..., Plan] = iteration.build_answers
-
-    def here(*given: Any) -> Plan:
-        plan = made(*given)
-        for name, step in plan.steps.items():
-            plan.steps[name] = replace(step, spec=replace(step.spec, pool="in_process"))
-        return plan
-
-    monkeypatch.setattr(answer, "build_answers", here)
+    runs.answer_in_this_process(monkeypatch)
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -127,7 +113,7 @@ def test_ties_go_to_the_first(tmp_path: Path) -> None:
     assert winrate.best(np.array([0.5, 0.6, 0.6 + 1e-14])) == 1
     assert winrate.best(np.array([0.5, 0.5])) == 0
     samples = as_input("sample", tmp_path, [samples_table({"a": ["one", "two"]})])
-    assert [(name, one["text"]) for name, one in answer.best(samples, None, "matrix")] == [("a", "one")]
+    assert [(name, one["text"]) for name, one in answer.best_responses(samples, None, "matrix")] == [("a", "one")]
 
 
 ERRORS: list[tuple[list[str], str | tuple[str, ...]]] = [

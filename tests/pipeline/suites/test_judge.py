@@ -16,8 +16,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.judge import in_order, read
-from sparring.pipeline.suites.judge_alpaca_eval import served
+from sparring.pipeline.suites.judge_alpaca_eval import in_order, read, served
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.suites import alpaca_eval
 from tests.pipeline.suites.served import Row, Server, serving
