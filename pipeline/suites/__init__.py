@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from sparring.stages.errors import ConfigError, DataError, HubSilent
@@ -136,3 +137,13 @@ def only_model(names: Sequence[str], wanted: str | None, url: str) -> str:
         listed = printable(", ".join(names[:20])) or "none"
         raise ConfigError(f"--model {wanted}: the server at {url} has {listed}; name one of them.")
     return wanted
+
+
+def require(module: str, sentence: str, package: str) -> None:
+    """DataError where a module does not load: `sentence` says what its package, an extra of ours, is needed for."""
+    try:
+        import_module(module)
+    except ImportError as error:
+        why = "is not installed here" if error.name == module else f"does not load here ({error})"
+        extra = package.replace("_", "-")
+        raise DataError(f"{sentence}, which {why}: pip install {package} (or sparring[{extra}]).") from None

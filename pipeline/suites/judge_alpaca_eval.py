@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.store.files import write_text
-from sparring.pipeline.suites import SUITES, only_model
+from sparring.pipeline.suites import SUITES, only_model, require
 from sparring.pipeline.suites.results import Judged, Result, Score, about_of
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.suites import alpaca_eval
@@ -40,7 +40,7 @@ def judge(
     gamed: Path | None,
 ) -> Judged:
     """Print and return the figures of a file of outputs."""
-    alpaca_eval.require()
+    require("alpaca_eval", "AlpacaEval is judged by its package alpaca_eval", "alpaca_eval")
     suite = SUITES["alpaca_eval"]
     outputs = read(path, ("instruction", "output", "generator"))
     if annotations:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparring.pipeline.sources import Sources, hub
+from sparring.pipeline.suites import require
 from sparring.pipeline.suites.answer import Player, player_of
 from sparring.pipeline.suites.results import Judged, Result, Score
 from sparring.stages.errors import ConfigError, DataError
-
-INSTALL = "pip install lm-eval (or sparring[lm-eval])"
 
 
 class Task(NamedTuple):
@@ -52,7 +51,7 @@ def judge(
         raise ConfigError(f"--model {model}: lm-eval runs the policy as {' or '.join(MODELS)}.")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: give the number of rows of each task, 1 or more.")
-    require()
+    require("lm_eval", "the leaderboard's tasks are run by the package lm-eval", "lm-eval")
     player = player_of(str(run), runs, iter)
     arguments: dict[str, Any] = {"pretrained": str(folder_of(player)), "dtype": "auto"}  # the precision of its files
     if model == "vllm":
@@ -86,15 +85,6 @@ def judge(
     part = [] if average is not None else names
     stem = "-".join(["lm_eval", player.name, *part, *(["limit", str(limit)] if limit else [])])
     return Judged(figures, result, player.folder / "answers", stem)
-
-
-def require() -> None:
-    """DataError, with what to do, when the package does not load here."""
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        what = "is not installed here" if error.name == "lm_eval" else f"does not load here ({error})"
-        raise DataError(f"the leaderboard's tasks are run by the package lm-eval, which {what}: {INSTALL}.") from None
 
 
 def by_shots(names: Sequence[str]) -> dict[int, list[str]]:

@@ -25,10 +25,7 @@ from tests.stages.evaluate.suites.alpaca import ANNOTATED, GAMED, annotated, dat
 
 
 def needs_the_package() -> None:
-    try:
-        alpaca_eval.require()
-    except DataError as error:
-        pytest.skip(str(error))
+    pytest.importorskip("alpaca_eval", exc_type=ImportError)
 
 
 def dump(path: Path, rows: list[Row]) -> str:
