@@ -518,7 +518,8 @@ def test_an_architecture_that_the_engine_does_not_know(folder: Path) -> None:
 def test_architectures_that_the_engine_takes_for_another_model(folder: Path, names: list[str] | str) -> None:
     """It generates nothing, or makes up what Llama does not have, such as Qwen's biases."""
     setting("config.json", architectures=names)(folder)
-    with refused(ConfigError, "sampler.engine=vllm", names[0], '["LlamaForCausalLM"]'):
+    first = names if isinstance(names, str) else names[0]
+    with refused(ConfigError, "sampler.engine=vllm", first, '["LlamaForCausalLM"]'):
         chosen(folder, "sampler=vllm")
     chosen(folder, "sampler=transformers")
 
