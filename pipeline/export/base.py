@@ -87,7 +87,8 @@ def base_of(run: RunHistory) -> Base:
 def licence_of(folder: Path) -> dict[str, str | list[str]]:
     """Return what a model folder states of its licence: in the head of its README.md, or in its config.json."""
     readme, config = folder / "README.md", folder / "config.json"
-    stated = _front_matter(readme.read_text(encoding="utf-8-sig", errors="replace")) if readme.is_file() else {}
+    text = readme.read_text(encoding="utf-8-sig", errors="replace") if readme.is_file() else ""
+    stated: Any = _front_matter(text)
     if "license" not in stated and config.is_file():
         try:
             stated = json.loads(config.read_text(encoding="utf-8", errors="replace"))
