@@ -21,17 +21,19 @@ from sparring.stages.sample.config import MOST_RESPONSES
 from sparring.stages.step import resolve
 
 Suite = Annotated[str, typer.Argument(help="alpaca_eval, mt_bench, or a json, jsonl, parquet or csv file of prompts")]
-Changed = Annotated[list[str], options.words("what differs from the run, e.g. sampling=official")]
-Iteration = Annotated[int | None, options.value("T", "0: the base (default: the last trained)", "--iter")]
-To = Annotated[Path | None, options.path("FILE", "write there (default: runs/RUN/answers/…)")]
-Instructions = Annotated[Path | None, options.path("FILE", "the suite's instructions, instead of the hub's")]
+Changed = Annotated[list[str], options.words("overrides that differ from the run's, e.g. sampling=official")]
+Iteration = Annotated[
+    int | None, options.value("T", "iteration whose policy answers, 0: the base (default: the last trained)", "--iter")
+]
+To = Annotated[Path | None, options.path("FILE", "file to write (default: runs/RUN/answers/…)")]
+Instructions = Annotated[Path | None, options.path("FILE", "file of the suite's instructions, in place of the hub's")]
 
 
 def answer(
     suite: Suite,
     run: Run,
     overrides: Changed,
-    best_of: Annotated[int, options.value("N", "sample N, keep the oracle's best")] = 1,
+    best_of: Annotated[int, options.value("N", "responses to sample, of which the oracle's best is kept")] = 1,
     iteration: Iteration = None,
     to: To = None,
     instructions: Instructions = None,
@@ -65,7 +67,7 @@ def best_of_n(
     suite: Suite,
     run: Run,
     overrides: Changed,
-    n: Annotated[int, options.value("N", "samples of each prompt")] = 16,
+    n: Annotated[int, options.value("N", "responses to sample of each prompt")] = 16,
     iteration: Iteration = None,
     to: To = None,
     instructions: Instructions = None,

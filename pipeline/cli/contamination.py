@@ -35,10 +35,13 @@ SHOWN = 60
 
 def contamination(
     run: Run,
-    files: Annotated[list[Path], options.words("names, or files (default: all)", "SUITE", options.place)],
-    n: Annotated[int, options.value("N", "words of an n-gram; 8 finds more")] = 13,
+    files: Annotated[
+        list[Path],
+        options.words("suites by name, or files of prompts (default: every known suite)", "SUITE", options.place),
+    ],
+    n: Annotated[int, options.value("N", "words in a row that count as an overlap; 8 finds more")] = 13,
     column: Column = None,
-    to: Annotated[Path | None, options.path("FILE", "write figures and overlapping rows there", "--json")] = None,
+    to: Annotated[Path | None, options.path("FILE", "file to write figures and overlapping rows to", "--json")] = None,
     runs: Runs = RUNS,
 ) -> None:
     """Which rows of suites do the training prompts hold?

@@ -28,13 +28,19 @@ from sparring.pipeline.store.files import check_export
 
 def export(
     run: Run = "default",
-    iteration: Annotated[int | None, options.value("T", "(default: the best by the second judge)", "--iter")] = None,
-    to: Annotated[Path | None, options.path("FOLDER", "where (default: exports/RUN-iter-T)")] = None,
-    dtype: Annotated[
-        Literal["bfloat16", "float32"] | None, typer.Option(help="cast the weights (default: as published)")
+    iteration: Annotated[
+        int | None, options.value("T", "iteration to export (default: the best by the second judge)", "--iter")
     ] = None,
-    datasets: Annotated[bool, options.flag("--datasets", "responses and pairs as datasets, under datasets/")] = False,
-    repo: Annotated[str | None, options.value("OWNER/NAME", "send it to the hub as well; asks first", "--push")] = None,
+    to: Annotated[Path | None, options.path("FOLDER", "folder to write (default: exports/RUN-iter-T)")] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None, typer.Option(help="data type of the weights (default: as published)")
+    ] = None,
+    datasets: Annotated[
+        bool, options.flag("--datasets", "export responses and pairs as well, below datasets/")
+    ] = False,
+    repo: Annotated[
+        str | None, options.value("OWNER/NAME", "repository of the hub to push to; asks first", "--push")
+    ] = None,
     yes: Annotated[bool, options.flag("--yes", "push without asking")] = False,
     dry_run: Annotated[bool, options.flag("--dry-run", "list what would go where; write and send nothing")] = False,
     runs: Runs = RUNS,

@@ -25,19 +25,33 @@ from sparring.stages.step import resolve
 
 def judge(
     suite: Annotated[str, typer.Argument(help="alpaca_eval, mt_bench or lm_eval")],
-    outputs: Annotated[Path, typer.Argument(parser=options.place, help="what `answer` wrote; of lm_eval a run")],
-    reference: Annotated[Path | None, options.path("FILE", "the baseline's outputs, or reference answers")] = None,
-    questions: Annotated[Path | None, options.path("FILE", "question.jsonl, instead of the hub's")] = None,
+    outputs: Annotated[Path, typer.Argument(parser=options.place, help="file that `answer` wrote; for lm_eval a run")],
+    reference: Annotated[
+        Path | None, options.path("FILE", "file of the baseline's outputs, or of reference answers")
+    ] = None,
+    questions: Annotated[Path | None, options.path("FILE", "MT-Bench's question.jsonl, in place of the hub's")] = None,
     judge_prompts: Annotated[Path | None, options.path("FILE", "MT-Bench's judge_prompts.jsonl")] = None,
-    annotator: Annotated[str | None, options.value("CONFIG", "one of the package, or a folder or yaml of one")] = None,
-    base_url: Annotated[str | None, options.value("URL", "an OpenAI-compatible server: http://host:8000/v1")] = None,
-    model: Annotated[str | None, options.value("NAME", "the model that it asks there; of lm_eval hf or vllm")] = None,
-    annotations: Annotated[Path | None, options.path("FILE", "those that exist: no annotator is asked")] = None,
-    gamed: Annotated[Path | None, options.path("FILE", "df_gamed.csv of the suite, instead of the hub's")] = None,
-    iter: Annotated[int | None, options.value("T", "of lm_eval: the iteration (default: the last trained)")] = None,
-    tasks: Annotated[str | None, options.value("NAME,…", "of lm_eval: arc_challenge,… (default: all six)")] = None,
-    limit: Annotated[int | None, options.value("N", "of lm_eval: rows of each task, for a try")] = None,
-    runs: Annotated[Path | None, options.path("FOLDER", "of lm_eval: folder of the runs (paths.runs)")] = None,
+    annotator: Annotated[
+        str | None, options.value("CONFIG", "annotator of alpaca_eval: its name, folder or yaml")
+    ] = None,
+    base_url: Annotated[
+        str | None, options.value("URL", "OpenAI-compatible server of the judge: http://host:8000/v1")
+    ] = None,
+    model: Annotated[
+        str | None, options.value("NAME", "model of the judge on that server; for lm_eval: hf or vllm")
+    ] = None,
+    annotations: Annotated[
+        Path | None, options.path("FILE", "file of existing annotations; no annotator is called")
+    ] = None,
+    gamed: Annotated[Path | None, options.path("FILE", "AlpacaEval's df_gamed.csv, in place of the hub's")] = None,
+    iter: Annotated[
+        int | None, options.value("T", "for lm_eval: iteration to judge (default: the last trained)")
+    ] = None,
+    tasks: Annotated[
+        str | None, options.value("NAME,…", "for lm_eval: tasks such as arc_challenge (default: all six)")
+    ] = None,
+    limit: Annotated[int | None, options.value("N", "for lm_eval: rows of each task, for a trial")] = None,
+    runs: Annotated[Path | None, options.path("FOLDER", "for lm_eval: folder of the runs (paths.runs)")] = None,
     to: options.Json = None,
 ) -> None:
     """Judge answers to a suite by its own rules.

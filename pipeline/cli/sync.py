@@ -19,7 +19,9 @@ from sparring.stages.errors import ConfigError, DataError, SparringError
 def sync(
     to: Annotated[str, options.value("TRACKER", "tensorboard, wandb, mlflow or trackio")],
     run: Run = "default",
-    project: Annotated[str | None, options.value("NAME", "its project or experiment there (default: sparring)")] = None,
+    project: Annotated[
+        str | None, options.value("NAME", "project, or experiment, of the tracker (default: sparring)")
+    ] = None,
     runs: Runs = RUNS,
 ) -> None:
     """Feed a tracker with a run's records, after the fact.

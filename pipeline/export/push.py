@@ -23,9 +23,9 @@ def check(repo: str) -> None:
     if repo.count("/") != 1:
         raise ConfigError(f"--push {repo}: write OWNER/NAME.")
     if constants.HF_HUB_OFFLINE:
-        raise ConfigError("--push: HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or leave --push out.")
+        raise ConfigError("--push: HF_HUB_OFFLINE is set; unset it, or leave --push out.")
     if get_token() is None:
-        raise ConfigError("--push: you are not logged in to the hub; set HF_TOKEN, or call `hf auth login`.")
+        raise ConfigError("--push: no token for the hub; set HF_TOKEN, or run `hf auth login`.")
 
 
 def confirm(repos: Iterable[str], yes: bool) -> bool:
