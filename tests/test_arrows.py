@@ -111,3 +111,11 @@ def test_the_parts_of_a_package_do_not_import_each_other_in_a_circle(package: st
         TopologicalSorter(parts).prepare()
     except CycleError as error:
         pytest.fail(f"a circle in {package}: {' <- '.join(error.args[1])}")
+
+
+def test_commands_call_the_orchestrator_and_not_the_reverse() -> None:
+    cli = "sparring.pipeline.cli"
+    inside = {name: to for name, to in arrows().items() if name.startswith("sparring.") and not name.startswith(cli)}
+    assert cli in arrows() and len(inside) > 50
+    calls = {name: sorted(one for one in to if one.startswith(cli)) for name, to in inside.items()}
+    assert {name: to for name, to in calls.items() if to} == {}

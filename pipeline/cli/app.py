@@ -1,4 +1,4 @@
-"""The commands by name. Each is one typed function, beside what it does; its parameters are arguments and options.
+"""The commands by name. Each is one typed function of this package; its parameters are its arguments and options.
 
 Its module is imported when the command is called: `sparring --help` imports none of them. Help is plain text, since
 rich, which typer would draw boxes with, takes longer to import than all the rest.
@@ -37,12 +37,14 @@ COMMANDS = {
     "status": Listed("Look", "cli.plan:status", "Show the steps of a run."),
     "report": Listed("Look", "cli.report:report", "Print the table of runs, and write them as one HTML file."),
     "inspect": Listed("Look", "cli.report:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
-    "answer": Listed("Judge", "suites.answer:answer", "Have a run's policy answer a suite or a file of prompts."),
-    "best-of-n": Listed("Judge", "suites.answer:best_of_n", "Answer as `answer` does, with the oracle's best of n."),
-    "judge": Listed("Judge", "suites.judge:run", "Judge answers to a suite by its own rules."),
-    "contamination": Listed("Judge", "suites.contamination:run", "Which rows of suites do the training prompts hold?"),
-    "export": Listed("Share", "export.command:run", "Write a policy as a folder with a model card."),
-    "sync": Listed("Share", "report.trackers:run", "Feed a tracker with a run's records, after the fact."),
+    "answer": Listed("Judge", "cli.answer:answer", "Have a run's policy answer a suite or a file of prompts."),
+    "best-of-n": Listed("Judge", "cli.answer:best_of_n", "Answer as `answer` does, with the oracle's best of n."),
+    "judge": Listed("Judge", "cli.judge:judge", "Judge answers to a suite by its own rules."),
+    "contamination": Listed(
+        "Judge", "cli.contamination:contamination", "Which rows of suites do the training prompts hold?"
+    ),
+    "export": Listed("Share", "cli.export:export", "Write a policy as a folder with a model card."),
+    "sync": Listed("Share", "cli.sync:sync", "Feed a tracker with a run's records, after the fact."),
     "verify": Listed("Maintain", "cli.verify:verify", "Re-hash every file of the store; undo what is corrupt."),
     "doctor": Listed("Maintain", "cli.doctor:doctor", "Check what a run needs, list what is optional."),
 }

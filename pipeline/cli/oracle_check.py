@@ -27,13 +27,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sparring.pipeline.cli import options
-from sparring.pipeline.cli.prepare import download, load_config, pins_of
+from sparring.pipeline.cli.prepare import load_config, pins_of
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.estimate import HUB_PROMPTS
 from sparring.pipeline.planning.prompt_count import with_prompt_counts
 from sparring.pipeline.report.terminal import stdout_console
-from sparring.pipeline.sources import Sources, judges
+from sparring.pipeline.sources import Sources, hub, judges
 from sparring.pipeline.store.files import check_target, write_target
 from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import JudgeConfig
@@ -139,7 +139,7 @@ def run(
     if chosen.prompts.source == "file":  # how many prompts a run plays on is the file's to say
         chosen, _ = with_prompt_counts(chosen, sources)
     folders = judges.folders(judge, sources)
-    if download(folders.values()):
+    if hub.download_missing(folders.values()):
         folders = judges.folders(judge, sources)
     oracle = load(judge, folders, chosen)
     pairs, counts = usable(pairs, counts, oracle.trained_on, file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,13 +19,12 @@ from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State
 from sparring.pipeline.planning.prompt_count import dealt_again
 from sparring.pipeline.runs import run_history, run_record
-from sparring.pipeline.sources import Sources, check_policy, hub, judges
+from sparring.pipeline.sources import Sources, check_policy, fetch, hub, judges
 from sparring.pipeline.store.files import check_folder, existing
 from sparring.stages import digests, model_folder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.plain import printable
 from sparring.stages.sample import embedded
-from sparring.stages.step import Input
 
 CONNECT_S = 5.0
 """Seconds that a server has to accept a connection."""
@@ -149,27 +147,7 @@ def print_held(folder: Path, holder: str) -> None:
 
 def prepare(plan: Plan, arms: dict[str, list[str]]) -> Plan:
     """Download what a plan needs; return the plan, made again if anything was downloaded."""
-    return plan_of(arms, pins=plan.pins) if fetch(plan) else plan
-
-
-def fetch(plan: Plan) -> bool:
-    """Prepare the embedded policy and download the hub's files; return whether anything was missing."""
-    prepared = any(c.policy.source == "embedded" for c in plan.configs.values()) and not embedded.is_prepared()
-    if prepared:
-        print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
-        done = subprocess.run([sys.executable, "-m", "sparring.stages.sample.embedded"], check=False)
-        if done.returncode:
-            raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
-    return download(plan.externals.values()) or prepared
-
-
-def download(inputs: Iterable[Input]) -> bool:
-    """Download the inputs that are still on the hub; return whether there were any."""
-    missing = [source.wanted for source in inputs if source.wanted]
-    for kind, repo, commit in missing:
-        print(f"downloading the {kind} {repo} at {commit[:12]} (once)", file=sys.stderr)
-        hub.download(kind, repo, commit)
-    return bool(missing)
+    return plan_of(arms, pins=plan.pins) if fetch(plan.configs.values(), plan.externals.values()) else plan
 
 
 def dealt_again_lines(plan: Plan, states: Mapping[str, State]) -> list[str]:

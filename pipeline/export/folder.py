@@ -15,6 +15,8 @@ from sparring.pipeline.store.staging import staged
 from sparring.stages.errors import DataError
 from sparring.stages.step import Input
 
+DATASETS = "datasets"
+"""Folder of the datasets in the export."""
 WIDTHS = {"bfloat16": 2, "float32": 4}
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a number of safetensors' floating types."""
@@ -51,19 +53,17 @@ def model_pieces(source: Input, folder: Path, dtype: str) -> list[Piece]:
         raise DataError(f"{folder}: {', '.join(foreign)}: only safetensors and text files are exported; run it again.")
     if dtype_of(folder) == dtype:
         return files
-    kept = [piece for piece in files if not piece.name.endswith((".safetensors", ".index.json"))]
-    return [*(_with_dtype(piece, dtype) for piece in kept), *_weights(folder, dtype)]
-
-
-def _with_dtype(piece: Piece, dtype: str) -> Piece:
-    if piece.name != "config.json" or piece.source is None:
-        return piece
-    config = json.loads(piece.source.read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
-    return text_piece(piece.name, json.dumps({**config, "dtype": dtype}, indent=2) + "\n")
+    kept = [p for p in files if p.name != "config.json" and not p.name.endswith((".safetensors", ".index.json"))]
+    return [
+        *kept,
+        text_piece("config.json", json.dumps({**config, "dtype": dtype}, indent=2) + "\n"),
+        *_cast_pieces(folder, dtype),
+    ]
 
 
-def _weights(folder: Path, dtype: str) -> list[Piece]:
+def _cast_pieces(folder: Path, dtype: str) -> list[Piece]:
     """Return the files that casting will make; ShardWriter fills them in the same order."""
     from sparring.stages.train.files.safetensors_writer import SHARD_BYTES
 
@@ -105,12 +105,25 @@ def write(pieces: Iterable[Piece], source: Path, dtype: str, target: Path) -> No
     refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with staged(target) as folder:  # first: what it removes may be what fills the disk
-        _refuse_full(target, sum(piece.bytes for piece in pieces))
+        need, free = sum(piece.bytes for piece in pieces), shutil.disk_usage(target.parent).free
+        if free < need:
+            raise DataError(
+                f"{target}: {need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free; free space, or choose "
+                "another place: --to FOLDER."
+            )
         for piece in pieces:
-            _write_one(piece, folder / piece.name)
+            path = folder / piece.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if piece.source is not None:
+                shutil.copyfile(piece.source, path)
+            elif piece.text is not None:
+                path.write_text(piece.text, encoding="utf-8")
         if any(piece.cast for piece in pieces):
             _cast(source, folder, dtype)
-        _sync(folder)
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            path.chmod(0o644)
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
         refuse_existing(target)
         folder.rename(target)
 
@@ -119,23 +132,6 @@ def refuse_existing(target: Path) -> None:
     """DataError where something has the export's name."""
     if target.exists() or target.is_symlink():
         raise DataError(f"{target} exists; remove it, or choose another place: --to FOLDER.")
-
-
-def _refuse_full(target: Path, need: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < need:
-        raise DataError(
-            f"{target}: {need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free; free space, or choose another "
-            "place: --to FOLDER."
-        )
-
-
-def _write_one(piece: Piece, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if piece.source is not None:
-        shutil.copyfile(piece.source, path)
-    elif piece.text is not None:
-        path.write_text(piece.text, encoding="utf-8")
 
 
 def _cast(source: Path, folder: Path, dtype: str) -> None:
@@ -149,10 +145,3 @@ def _cast(source: Path, folder: Path, dtype: str) -> None:
         tensor = read(path, name)
         writer.add(name, tensor.to(to) if tensor.is_floating_point() else tensor)
     writer.close()
-
-
-def _sync(folder: Path) -> None:
-    for path in (path for path in folder.rglob("*") if path.is_file()):
-        path.chmod(0o644)
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())

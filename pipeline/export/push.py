@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from sparring.pipeline.export.folder import DATASETS
 from sparring.stages.errors import ConfigError, DataError, first_line
-
-DATASETS = "datasets"
 
 
 def check(repo: str) -> None:
@@ -28,7 +28,7 @@ def check(repo: str) -> None:
         raise ConfigError("--push: no token for the hub; set HF_TOKEN, or run `hf auth login`.")
 
 
-def confirm(repos: list[str], yes: bool) -> bool:
+def confirm(repos: Iterable[str], yes: bool) -> bool:
     """Ask on a terminal; without one only --yes will do."""
     if yes:
         return True
@@ -40,28 +40,28 @@ def confirm(repos: list[str], yes: bool) -> bool:
         return False
 
 
-def repositories(repo: str, kinds: list[str]) -> dict[str, tuple[str, str]]:
-    """Return folder inside the export -> (type, repository): the model, and a dataset of its own for each kind."""
-    return {"": ("model", repo), **{f"{DATASETS}/{kind}": ("dataset", f"{repo}-{kind}") for kind in kinds}}
+def repositories(repo: str, folders: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return folder in the export -> (type, repository): the model's is "", a dataset has a repository of its own."""
+    return {folder: ("dataset", f"{repo}-{Path(folder).name}") if folder else ("model", repo) for folder in folders}
 
 
-def push(folder: Path, repo: str, kinds: list[str]) -> list[str]:
+def push(export: Path, repositories: dict[str, tuple[str, str]]) -> list[str]:
     """Upload the export and return the pages; DataError says how to go on where the hub refuses."""
-    return [_pushed(folder / inside, kind, name) for inside, (kind, name) in repositories(repo, kinds).items()]
-
-
-def _pushed(folder: Path, kind: str, repo: str) -> str:
     import httpx2  # the hub library's own client
     from huggingface_hub import errors
 
-    try:
-        return _upload(folder, kind, repo)
-    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        words = ["hf", "upload", repo, str(folder), ".", "--repo-type", kind]
-        raise DataError(
-            f"{kind} {repo}: the hub did not take it ({first_line(error)}). The export is whole; "
-            f"to send it: {shlex.join(words)}"
-        ) from None
+    pages = []
+    for inside, (kind, repo) in repositories.items():
+        folder = export / inside
+        try:
+            pages.append(_upload(folder, kind, repo))
+        except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+            words = ["hf", "upload", repo, str(folder), ".", "--repo-type", kind]
+            raise DataError(
+                f"{kind} {repo}: the hub did not take it ({first_line(error)}). The export is complete; to send it: "
+                f"{shlex.join(words)}"
+            ) from None
+    return pages
 
 
 def _upload(folder: Path, kind: str, repo: str) -> str:

@@ -1,7 +1,4 @@
-"""`sparring sync RUN --to TRACKER`: what a run recorded, fed to a tracker after the fact.
-
-    sparring sync myrun --to tensorboard                # runs/myrun/tensorboard-sync, replaced on each call
-    sparring sync myrun --to wandb --project alignment
+"""What a run recorded, as metrics, and the trackers that they are sent to afterwards (`sparring sync`).
 
 Two axes: `train/step`, the optimizer steps of all iterations one after another, and `iteration`. A training's records
 are read from its artifact or, while it runs, from the event stream. An iteration's figures are sent once it is
@@ -18,19 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Any
 
-from sparring.pipeline.cli import options
-from sparring.pipeline.cli.options import RUNS, Run, Runs
 from sparring.pipeline.report.crossplay import flat
 from sparring.pipeline.report.figures import FIGURES, Figures, WinRateSource, panel_figures
-from sparring.pipeline.runs import run_history
 from sparring.pipeline.runs.panel import records_of
 from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.store.staging import staged
-from sparring.stages.errors import ConfigError, DataError, SparringError, first_line
 from sparring.stages.fingerprint import digest
 from sparring.stages.train.config import tracked_name
 
@@ -48,37 +40,6 @@ class Metrics:
     x: int
     time: float
     values: dict[str, float]
-
-
-def run(
-    to: Annotated[str, options.value("TRACKER", "tensorboard, wandb, mlflow or trackio")],
-    run: Run = "default",
-    project: Annotated[
-        str | None, options.value("NAME", "project, or experiment, of the tracker (default: sparring)")
-    ] = None,
-    runs: Runs = RUNS,
-) -> None:
-    """Feed a tracker with a run's records, after the fact.
-
-    Example: sparring sync myrun --to tensorboard
-    """
-    feed = TRACKERS.get(to)
-    if feed is None:
-        raise ConfigError(f"--to {to}: choose one of {', '.join(TRACKERS)}.")
-    if find_spec(to) is None:
-        raise ConfigError(f"--to {to}: it is not installed; pip install {to}.")
-    if project and to == "tensorboard":
-        raise ConfigError("--project: tensorboard has no projects; leave it out.")
-    history = run_history.open_run(runs, run)
-    if not history.steps:
-        raise DataError(f"{history.folder}: nothing is made yet; `sparring run` goes on with it.")
-    rows = list(metrics_of(history))
-    try:
-        place = feed(history, project or "sparring", rows)
-    except Exception as error:  # another program's: a server, an account, a version
-        raise SparringError(f"--to {to}: {first_line(error)}") from None
-    trained, played = (sum(row.axis == axis and row.x > 0 for row in rows) for axis in (TRAIN, ITERATION))
-    print(f"{to}: optimizer steps: {trained}, iterations: {played}; in {place}")
 
 
 def metrics_of(history: RunHistory) -> Iterator[Metrics]:

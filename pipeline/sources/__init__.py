@@ -5,7 +5,9 @@ Embedded parts come out of ordinary packages; the rest is local, or of the hub. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import sparring.stages.annotate
 import sparring.stages.sample
 from sparring.pipeline.config.model import Config
-from sparring.pipeline.sources.hub import Hub, local_dataset
+from sparring.pipeline.sources.hub import Hub, download_missing, local_dataset
 from sparring.pipeline.store.files import content_digest, external
 from sparring.stages import model_folder
 from sparring.stages.annotate.config import EmbeddedEncoder, EncoderConfig, JudgeConfig
@@ -159,6 +161,17 @@ def _recorded(role: str, folder: Path, sha256: Mapping[str, str]) -> Input:
     """Return files that are not here yet, with the digests that they will have."""
     files = tuple(File(name=n, path=n, sha256=s, bytes=0) for n, s in sha256.items())
     return Input(role=role, root=folder, digest=content_digest(files), files=files)
+
+
+def fetch(configs: Iterable[Config], inputs: Iterable[Input]) -> bool:
+    """Prepare the embedded policy and download from the hub what is not here yet; return whether anything was not."""
+    unprepared = any(c.policy.source == "embedded" for c in configs) and not embedded.is_prepared()
+    if unprepared:
+        print("preparing the embedded policy (once, about half a minute)", file=sys.stderr)
+        done = subprocess.run([sys.executable, "-m", "sparring.stages.sample.embedded"], check=False)
+        if done.returncode:
+            raise DataError("the embedded policy could not be prepared (see above); run `make setup`.")
+    return download_missing(inputs) or unprepared
 
 
 def check_policy_folder(folder: Path) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,15 @@ def download(kind: str, repo: str, commit: str) -> Path:
     marker.parent.mkdir(parents=True, exist_ok=True)
     write_text(marker, str(folder))
     return Path(folder)
+
+
+def download_missing(inputs: Iterable[Input]) -> bool:
+    """Download the inputs that are not here yet; return whether there were any."""
+    missing = [source.wanted for source in inputs if source.wanted]
+    for kind, repo, commit in missing:
+        print(f"downloading the {kind} {repo} at {commit[:12]} (once)", file=sys.stderr)
+        download(kind, repo, commit)
+    return bool(missing)
 
 
 def data_file(kind: str, repo: str, name: str) -> Path:

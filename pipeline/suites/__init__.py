@@ -6,15 +6,18 @@ has a function that does it. Nothing of a suite is shipped or trained on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from sparring.stages.errors import DataError, HubSilent
+from sparring.stages.errors import ConfigError, DataError, HubSilent
+from sparring.stages.plain import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is asked, and where to have it."""
+class PublicDataset:
+    """A published file of prompts, and where it is on the hub."""
 
     title: str
     repo: str
@@ -28,7 +31,7 @@ class Asked:
 
     def fetch(self, name: str, instead: str) -> Path:
         """Return a file of the hub; DataError says how to give it instead: `--reference FILE`."""
-        from sparring.pipeline.sources import hub
+        from sparring.pipeline.sources import hub  # half a second
 
         try:
             return hub.data_file(self.kind, self.repo, name)
@@ -45,7 +48,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite(Asked):
+class Suite(PublicDataset):
     """A suite that a policy answers here."""
 
     rows: int
@@ -79,28 +82,30 @@ SUITES = {
         answer="sparring.pipeline.suites.answer_mt_bench:run",
     ),
 }
-COMPARED: dict[str, Asked] = {
+COMPARED: dict[str, PublicDataset] = {
     **SUITES,
-    "truthfulqa": Asked(
+    "truthfulqa": PublicDataset(
         title="TruthfulQA",
         repo="truthfulqa/truthful_qa",
         instructions="generation/validation-00000-of-00001.parquet",
         column="question",
     ),
-    "arc_challenge": Asked(
+    "arc_challenge": PublicDataset(
         title="ARC-Challenge",
         repo="allenai/ai2_arc",
         instructions="ARC-Challenge/test-00000-of-00001.parquet",
         column="question",
     ),
-    "gsm8k": Asked(
+    "gsm8k": PublicDataset(
         title="GSM8K", repo="openai/gsm8k", instructions="main/test-00000-of-00001.parquet", column="question"
     ),
-    "hellaswag": Asked(
+    "hellaswag": PublicDataset(
         title="HellaSwag", repo="Rowan/hellaswag", instructions="data/validation-00000-of-00001.parquet", column="ctx"
     ),
-    "mmlu": Asked(title="MMLU", repo="cais/mmlu", instructions="all/test-00000-of-00001.parquet", column="question"),
-    "winogrande": Asked(
+    "mmlu": PublicDataset(
+        title="MMLU", repo="cais/mmlu", instructions="all/test-00000-of-00001.parquet", column="question"
+    ),
+    "winogrande": PublicDataset(
         title="WinoGrande",
         repo="allenai/winogrande",
         instructions="winogrande_xl/validation-00000-of-00001.parquet",
@@ -122,3 +127,23 @@ JUDGES = {
         options=("iter", "tasks", "limit", "model", "runs"),
     ),
 }
+
+
+def only_model(names: Sequence[str], wanted: str | None, url: str) -> str:
+    """Return the model to ask a server for: the one wanted, or the only one that it has."""
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted is None or wanted not in names:
+        listed = printable(", ".join(names[:20])) or "none"
+        raise ConfigError(f"--model {wanted}: the server at {url} has {listed}; name one of them.")
+    return wanted
+
+
+def require(module: str, sentence: str, package: str) -> None:
+    """DataError where a module does not load: `sentence` says what its package, an extra of ours, is needed for."""
+    try:
+        import_module(module)
+    except ImportError as error:
+        why = "is not installed here" if error.name == module else f"does not load here ({error})"
+        extra = package.replace("_", "-")
+        raise DataError(f"{sentence}, which {why}: pip install {package} (or sparring[{extra}]).") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,82 +17,87 @@ from typing import Any
 from sparring.pipeline.store.files import write_target, write_text
 from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.answer import File, Player, Response, about, best, make, opened_of, target
-from sparring.pipeline.suites.judge_mt_bench import Question, read_questions
+from sparring.pipeline.suites.answer import (
+    Player,
+    PromptFile,
+    Response,
+    best_responses,
+    dropped_prompts,
+    make,
+    mean_characters,
+    print_cut,
+    writable,
+)
+from sparring.pipeline.suites.mt_bench_files import Question, read_questions
 from sparring.stages.evaluate.suites import mt_bench
 from sparring.stages.plain import printable
 from sparring.stages.sample.messages import Message
 from sparring.stages.sample.prompts import prompt_hash
 
-Talks = dict[Any, list[Message]]
-"""Question -> what is said before the answer."""
+Conversations = dict[Any, list[Message]]
+"""Id of a question -> what is said before the answer."""
 
 
 def run(player: Player, path: Path, to: Path | None) -> None:
     """Have the policy answer both turns of a file of questions, write what it says, and say what is in it."""
     questions = read_questions(path)
-    to = target(to, player.folder / "answers" / f"mt_bench-{player.name}.jsonl")
-    given, made = answer(player, questions)
-    rows = [row(question, player.name, given.get(question.id, [])) for question in questions]
+    to = writable(to, player.folder / "answers" / f"mt_bench-{player.name}.jsonl")
+    answers: dict[Any, list[Response]] = {one.id: [] for one in questions}
+    made: list[Manifest] = []
+    for turn in (1, 2):
+        due = [one for one in questions if turn == 1 or any(said["text"].strip() for said in answers[one.id])]
+        responses, manifests = _answered(player, due, answers, turn)
+        made += manifests
+        for name, response in responses.items():
+            answers[name].append(response)
+    rows = [row(question, player.name, answers[question.id]) for question in questions]
     write_target(to, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))
-    results.write_about(to, about(player))
-    print("\n".join(described(to, questions, given, made)))
+    results.write_about(to, player.about())
+    _describe(to, questions, answers, made)
     print(f"next: sparring judge mt_bench {to} --judge-prompts FILE --reference FILE --base-url URL")
 
 
-def answer(player: Player, questions: Sequence[Question]) -> tuple[dict[Any, list[Response]], list[Manifest]]:
-    """Return question -> the responses that there are, of turn 1 and turn 2, and what was made."""
-    given: dict[Any, list[Response]] = {}
-    made: list[Manifest] = []
-    for turn in (1, 2):
-        talks = {one.id: _talk(one, given.get(one.id, [])) for one in questions if turn == 1 or _said(given, one.id)}
-        if talks:
-            responses, manifests = _answered(player, questions, talks, turn)
-            made += manifests
-            for name, response in responses.items():
-                given.setdefault(name, []).append(response)
-    return given, made
-
-
-def _said(given: Mapping[Any, list[Response]], name: Any) -> bool:
-    return name in given and bool(given[name][0]["text"].strip())
-
-
-def _talk(question: Question, given: Sequence[Response]) -> list[Message]:
+def conversation(question: Question, answers: Sequence[Response]) -> list[Message]:
     """Return the turns up to the next answer; answers without the white space around them, as FastChat has them."""
-    talk: list[Message] = []
-    for asked, response in zip(question.turns, given, strict=False):
-        talk.append({"role": "user", "content": asked})
-        talk.append({"role": "assistant", "content": response["text"].strip()})
-    return [*talk, {"role": "user", "content": question.turns[len(given)]}]
+    messages: list[Message] = []
+    for asked, response in zip(question.turns, answers, strict=False):
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": response["text"].strip()})
+    return [*messages, {"role": "user", "content": question.turns[len(answers)]}]
 
 
 def _answered(
-    player: Player, questions: Sequence[Question], talks: Talks, turn: int
+    player: Player, questions: Sequence[Question], before: Mapping[Any, list[Response]], turn: int
 ) -> tuple[dict[Any, Response], list[Manifest]]:
-    """Sample a turn, a step for each temperature; return question -> response, and what was made."""
-    groups: dict[float, Talks] = {}
+    """Sample a turn, a step for each temperature; return question -> response, and what was made.
+
+    before: the responses of the turns before.
+    """
+    groups: dict[float, Conversations] = {}
     for one in questions:
-        if one.id in talks:
-            heat = mt_bench.TEMPERATURES.get(one.category, mt_bench.OTHER_TEMPERATURE)
-            groups.setdefault(heat, {})[one.id] = talks[one.id]
+        temperature = mt_bench.TEMPERATURES.get(one.category, mt_bench.OTHER_TEMPERATURE)
+        groups.setdefault(temperature, {})[one.id] = conversation(one, before[one.id])
+    if not groups:
+        return {}, []
     files = [
-        File(path=write(player.folder, group, turn), column="messages", temperature=heat)
-        for heat, group in groups.items()
+        PromptFile(path=_prompt_file(player.folder, group, turn), column="messages", temperature=temperature)
+        for temperature, group in groups.items()
     ]
     made = make(player, files)
     samples = [one for one in made if one.step == "sample"]
-    found: dict[Any, Response] = {}
+    answers: dict[Any, Response] = {}
     for group, sample in zip(groups.values(), samples, strict=True):
-        chosen = dict(best(opened_of(player, sample), None, player.config.win_rate))
-        names = {name: prompt_hash(talk)[:16] for name, talk in group.items()}
-        found |= {name: chosen[row_id] for name, row_id in names.items() if row_id in chosen}
-    return found, made
+        responses = dict(best_responses(player.opened(sample), None, player.config.win_rate))
+        for name, messages in group.items():
+            row_id = prompt_hash(messages)[:16]
+            if row_id in responses:
+                answers[name] = responses[row_id]
+    return answers, made
 
 
-def write(folder: Path, talks: Talks, turn: int) -> Path:
-    """Write what is asked to a file that is named by it."""
-    lines = [json.dumps({"question_id": name, "messages": talk}) + "\n" for name, talk in talks.items()]
+def _prompt_file(folder: Path, conversations: Conversations, turn: int) -> Path:
+    """Write conversations to a file that is named by their digest."""
+    lines = [json.dumps({"question_id": name, "messages": one}) + "\n" for name, one in conversations.items()]
     text = "".join(lines)
     path = folder / "answers" / "mt_bench" / f"turn-{turn}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,52 +105,41 @@ def write(folder: Path, talks: Talks, turn: int) -> Path:
     return path
 
 
-def row(question: Question, model: str, given: Sequence[Response]) -> dict[str, Any]:
-    """Return a row of FastChat's model_answer."""
-    turns = [one["text"].strip() for one in given]
+def row(question: Question, model: str, answers: Sequence[Response]) -> dict[str, Any]:
+    """Return a row of FastChat's model_answer; a turn without an answer is empty."""
+    turns = [one["text"].strip() for one in answers]
     turns += [""] * (len(question.turns) - len(turns))
-    name = hashlib.sha256(json.dumps([question.id, model, turns]).encode()).hexdigest()[:22]
-    choices = [{"index": 0, "turns": turns}]
     return {
         "question_id": question.id,
-        "answer_id": name,
+        "answer_id": hashlib.sha256(json.dumps([question.id, model, turns]).encode()).hexdigest()[:22],
         "model_id": model,
-        "choices": choices,
+        "choices": [{"index": 0, "turns": turns}],
         "tstamp": time.time(),
     }
 
 
-def described(
-    to: Path, questions: Sequence[Question], given: Mapping[Any, list[Response]], made: Sequence[Manifest]
-) -> list[str]:
-    """Return the lines that the command ends with."""
-    samples = [one for one in made if one.step == "sample"]
-    responses = [one for name in given for one in given[name]]
-    characters = sum(len(one["text"].strip()) for one in responses) / max(1, len(responses))
-    drawn = ", ".join(f"{key}={samples[0].setting(f'sampler.{key}')}" for key in ("top_p", "max_tokens"))
-    lines = [
-        f"{to}: {len(responses):,} answers to {len(questions):,} questions of two turns, {characters:,.0f} characters "
-        "on average",
-        *(
-            f"  sample-{one.fingerprint[:8]} (temperature={one.setting('sampler.temperature')}, {drawn})"
-            for one in samples
-        ),
-    ]
+def _describe(
+    to: Path, questions: Sequence[Question], answers: Mapping[Any, list[Response]], made: Sequence[Manifest]
+) -> None:
+    """Print what the command ends with."""
+    responses = [response for given in answers.values() for response in given]
+    print(
+        f"{to}: {len(responses):,} answers to {len(questions):,} questions of two turns, {mean_characters(responses)}"
+    )
+    for one in made:
+        if one.step == "sample":
+            drawn = ", ".join(
+                f"{key}={one.setting(f'sampler.{key}')}" for key in ("temperature", "top_p", "max_tokens")
+            )
+            print(f"  sample-{one.fingerprint[:8]} ({drawn})")
     other = sorted({one.category for one in questions} - set(mt_bench.TEMPERATURES))
     if other:
-        lines.append(
-            f"  not the benchmark's categories, temperature {mt_bench.OTHER_TEMPERATURE}: {printable(', '.join(other))}"
-        )
-    cut, empty = sum(one["finish"] == "length" for one in responses), sum(not one["text"].strip() for one in responses)
-    if cut or empty:
-        lines.append(f"  {cut:,} were cut at sampler.max_tokens, {empty:,} are empty")
-    missing = [one.id for one in questions if len(given.get(one.id, [])) < len(one.turns)]
+        names = printable(", ".join(other))
+        print(f"  not the benchmark's categories, temperature {mt_bench.OTHER_TEMPERATURE}: {names}")
+    print_cut(responses)
+    missing = [one.id for one in questions if len(answers[one.id]) < len(one.turns)]
     if missing:
-        dropped = Counter(reason for one in made for reason, n in one.rows["dropped"].items() for _ in range(n))
-        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items()) if reason != "duplicate")
-        lines.append(
-            f"WARNING: {len(missing):,} of the questions have not both answers, what lacks is empty; the first is "
-            f"{printable(str(missing[0]))}. Prompts dropped: {reasons or 'none'}."
-            + (" prompts.max_tokens is too low." if dropped["too_long"] else "")
+        print(
+            f"WARNING: {len(missing):,} of the questions lack an answer, which is left empty; the first is "
+            f"{printable(str(missing[0]))}. {dropped_prompts(made)}"
         )
-    return lines

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.store.files import write_text
-from sparring.pipeline.suites import SUITES, Suite
-from sparring.pipeline.suites.judge import Row, in_order, read
-from sparring.pipeline.suites.results import About, Judged, Result, Score, about_of
-from sparring.stages.errors import ConfigError, DataError
+from sparring.pipeline.suites import SUITES, only_model, require
+from sparring.pipeline.suites.results import Judged, Result, Score, about_of
+from sparring.stages.errors import DataError
 from sparring.stages.evaluate.suites import alpaca_eval
 from sparring.stages.plain import printable
+from sparring.stages.sample.messages import kind
+from sparring.stages.sample.source import rows as rows_of
 
 ANSWER_S = 20.0
 """A server that lists its models later than this does not answer."""
+
+Row = dict[str, Any]
 
 
 def judge(
@@ -35,16 +40,16 @@ def judge(
     gamed: Path | None,
 ) -> Judged:
     """Print and return the figures of a file of outputs."""
-    alpaca_eval.require()
+    require("alpaca_eval", "AlpacaEval is judged by its package alpaca_eval", "alpaca_eval")
     suite = SUITES["alpaca_eval"]
     outputs = read(path, ("instruction", "output", "generator"))
     if annotations:
         rows, who = _existing(path, outputs, annotations, reference), f"annotations of {annotations.name}"
     else:
         config = annotator or alpaca_eval.DEFAULT_ANNOTATOR
-        asked = alpaca_eval.Annotator(config=config, base_url=base_url, model=model)
-        rows, named = _annotated(path, outputs, reference, asked), alpaca_eval.named(config)
-        who = f"{named} ({model})" if model else named
+        settings = alpaca_eval.Annotator(config=config, base_url=base_url, model=model)
+        rows, name = _annotated(path, outputs, reference, settings), alpaca_eval.named(config)
+        who = f"{name} ({model})" if model else name
     if all(row["preference"] is None for row in rows):
         raise DataError(f"none of the {len(rows):,} rows has a preference: the annotator gave no answer that it reads.")
     figures: dict[str, Any] = {
@@ -58,61 +63,89 @@ def judge(
         "reference_length": sum(len(row["output_1"]) for row in rows) / len(rows),
         **alpaca_eval.win_rate(rows),
     }
-    print("\n".join(_described(figures, suite)))
-    if len(rows) != suite.rows:
-        print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
-    else:
-        figures |= alpaca_eval.length_controlled(rows, gamed or suite.fetch("df_gamed.csv", "--gamed FILE"))
-        lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
-        print(f"  length-controlled win rate {lc:.2f} ± {error:.2f}")
-    whose = about_of(path)
-    return Judged(figures, result_of(figures, suite, whose, who) if whose else None, path.parent, path.stem)
-
-
-def result_of(figures: dict[str, Any], suite: Suite, whose: About, by: str) -> Result:
-    """Return the figures as the report shows them: LC win rate, win rate, length, as published ones are given."""
+    notes = []
+    if figures["not_annotated"]:
+        notes.append(f"{figures['not_annotated']:,} rows have no preference and are left out of the figures")
+    if figures["empty"]:
+        notes.append(f"{figures['empty']:,} of the outputs are empty")
+    print("\n".join([*_described(figures), *(f"WARNING: {note}" for note in notes)]))
     scores = {}
-    if "length_controlled_winrate" in figures:
-        lc, error = figures["length_controlled_winrate"], figures["lc_standard_error"]
-        scores["LC win rate, %"] = Score(value=lc, error=error)
+    if len(rows) == suite.rows:
+        figures |= alpaca_eval.length_controlled(rows, gamed or suite.fetch("df_gamed.csv", "--gamed FILE"))
+        controlled = Score(value=figures["length_controlled_winrate"], error=figures["lc_standard_error"])
+        print(f"  length-controlled win rate {controlled.text}")
+        scores["LC win rate, %"] = controlled
+    else:
+        print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
+        notes.append(f"of {len(rows):,} instructions, the suite has {suite.rows:,}")
     scores["win rate, %"] = Score(value=figures["win_rate"], error=figures["standard_error"])
     scores["mean length, characters"] = Score(value=figures["length"])
-    return Result(
-        suite=suite.title,
-        judge=by,
-        model=figures["generator"],
-        scores=scores,
-        about=whose,
-        notes=_notes(figures, suite),
-    )
+    whose, generator = about_of(path), figures["generator"]
+    result = None
+    if whose:
+        result = Result(suite=suite.title, judge=who, model=generator, scores=scores, about=whose, notes=notes)
+    return Judged(figures, result, path.parent, path.stem)
 
 
-def _notes(figures: dict[str, Any], suite: Suite) -> list[str]:
-    """Return what must be said of the rows."""
-    lines = []
-    if figures["not_annotated"]:
-        lines.append(f"{figures['not_annotated']:,} rows have no preference and are left out of the figures")
-    if figures["empty"]:
-        lines.append(f"{figures['empty']:,} of the outputs are empty")
-    if figures["rows"] != suite.rows:
-        lines.append(f"of {figures['rows']:,} instructions, the suite has {suite.rows:,}")
-    return lines
-
-
-def _described(figures: dict[str, Any], suite: Suite) -> list[str]:
+def _described(figures: dict[str, Any]) -> list[str]:
     """Return the lines of the raw win rate; ± is a standard error, of points of 100."""
     names = (printable(figures[name]) for name in ("generator", "reference"))
-    lines = [
-        f"{suite.title}: {' against '.join(names)}, {figures['n_total']:,} of {figures['rows']:,} rows annotated",
+    title = SUITES["alpaca_eval"].title
+    return [
+        f"{title}: {' against '.join(names)}, {figures['n_total']:,} of {figures['rows']:,} rows annotated",
         f"  {figures['length']:,.0f} characters on average, the reference {figures['reference_length']:,.0f}",
         f"  won {figures['n_wins']:,}, lost {figures['n_wins_base']:,}, drawn {figures['n_draws']:,}",
         f"  win rate {figures['win_rate']:.2f} ± {figures['standard_error']:.2f}",
     ]
-    if figures["not_annotated"]:
-        lines.append(f"WARNING: {figures['not_annotated']:,} rows have no preference and are left out of the figures")
-    if figures["empty"]:
-        lines.append(f"WARNING: {figures['empty']:,} of the outputs are empty")
-    return lines
+
+
+# The files
+
+
+def read(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Return the rows of a json or jsonl file, one for each instruction; DataError names row and key."""
+    found: list[Row] = []
+    for where, values in rows_of(path, columns):
+        for name in columns:
+            if name == "preference":
+                _check_preference(values.get(name), f"{path}: {where}")
+            elif not isinstance(values.get(name), str):
+                raise DataError(f"{path}: {where}: {name} is {kind(values.get(name))}, not a text; mend the row.")
+        found.append(values)
+    if not found:
+        raise DataError(f"{path}: holds no rows.")
+    twice, times = Counter(row["instruction"] for row in found).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{path}: the instruction {twice[:60]!r} has {times} rows; leave one of them.")
+    return found
+
+
+def _check_preference(value: object, place: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{place}: preference is {value!r}, not a number or null; mend the row.")
+    if value == value and value != 0 and not 1 <= value <= 2:
+        raise DataError(f"{place}: preference is {value}, not in 1 (the baseline) to 2 (the model); mend the row.")
+
+
+def in_order(rows: Sequence[Row], of: Sequence[Row], path: Path, other: Path) -> list[Row]:
+    """Return rows in the order of the instructions of `of`; DataError where the two files ask different things."""
+    by_instruction = {row["instruction"]: row for row in rows}
+    for number, row in enumerate(of, start=1):
+        if row["instruction"] not in by_instruction:
+            raise DataError(
+                f"{path}: the instruction of row {number} of {other}, {row['instruction'][:60]!r}, is not there; "
+                "both must be of the same suite, whole."
+            )
+    if len(rows) > len(of):
+        wanted = {row["instruction"] for row in of}
+        extra = next(one for one in by_instruction if one not in wanted)
+        raise DataError(f"{path}: the instruction {extra[:60]!r} is not in {other}; both must be of the same suite.")
+    return [by_instruction[row["instruction"]] for row in of]
+
+
+# Annotations
 
 
 def _existing(outputs_path: Path, outputs: list[Row], path: Path, reference: Path | None) -> list[Row]:
@@ -123,30 +156,32 @@ def _existing(outputs_path: Path, outputs: list[Row], path: Path, reference: Pat
         of = reference
         order = read(of, ("instruction", "output"))
         outputs = in_order(outputs, order, outputs_path, of)
-    found = in_order(read(path, columns), order, path, of)
-    for number, (row, output) in enumerate(zip(found, outputs, strict=True), start=1):
+    annotations = in_order(read(path, columns), order, path, of)
+    for number, (row, output) in enumerate(zip(annotations, outputs, strict=True), start=1):
         if row["output_2"].strip() != output["output"].strip():
             raise DataError(
                 f"{path}: output_2 of {row['instruction'][:60]!r} is not the output of {outputs_path}, row "
                 f"{number}: the annotations are of other answers."
             )
-    return [_completed(row, output, "reference") for row, output in zip(found, outputs, strict=True)]
+    return [_completed(row, output, "reference") for row, output in zip(annotations, outputs, strict=True)]
 
 
-def _annotated(outputs_path: Path, outputs: list[Row], given: Path | None, asked: alpaca_eval.Annotator) -> list[Row]:
+def _annotated(
+    outputs_path: Path, outputs: list[Row], given: Path | None, annotator: alpaca_eval.Annotator
+) -> list[Row]:
     """Annotate, and keep the annotations beside the outputs."""
     suite = SUITES["alpaca_eval"]
     path = given or suite.fetch(suite.instructions, "--reference FILE")
     reference = read(path, ("instruction", "output"))
     outputs = in_order(outputs, reference, outputs_path, path)
     name = reference[0].get("generator") or path.stem
-    if asked.base_url:
-        asked = replace(asked, model=served(asked.base_url, asked.model))
+    if annotator.base_url:
+        annotator = replace(annotator, model=served(annotator.base_url, annotator.model))
     beside = outputs_path.absolute().parent
     ours, theirs = _side(outputs, outputs[0]["generator"]), _side(reference, name)
-    found = {row["instruction"]: row for row in alpaca_eval.annotate(theirs, ours, asked, beside)}
+    annotated = {row["instruction"]: row for row in alpaca_eval.annotate(theirs, ours, annotator, beside)}
     rows = [
-        _completed({**found[output["instruction"]], "output_1": base["output"]}, output, name)
+        _completed({**annotated[output["instruction"]], "output_1": base["output"]}, output, name)
         for base, output in zip(reference, outputs, strict=True)
     ]
     to = beside / f"{outputs_path.stem}.annotations.json"
@@ -178,9 +213,4 @@ def served(url: str, wanted: str | None) -> str:
             names = [str(one["id"]) for one in json.load(answer)["data"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"--base-url {url}: no OpenAI-compatible server answers there ({error}).") from None
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted not in names:
-        there = printable(", ".join(names)) or "none"
-        raise ConfigError(f"--model {wanted}: the server at {url} has {there}; name one of them.")
-    return wanted
+    return only_model(names, wanted, url)

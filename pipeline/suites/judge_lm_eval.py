@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparring.pipeline.cli.options import RUNS
-from sparring.pipeline.cli.prepare import download
-from sparring.pipeline.sources import Sources
-from sparring.pipeline.suites.answer import Player, about, player_of
-from sparring.pipeline.suites.results import About, Judged, Result, Score
+from sparring.pipeline.sources import Sources, hub
+from sparring.pipeline.suites import require
+from sparring.pipeline.suites.answer import Player, player_of
+from sparring.pipeline.suites.results import Judged, Result, Score
 from sparring.stages.errors import ConfigError, DataError
-
-INSTALL = "pip install lm-eval (or sparring[lm-eval])"
 
 
 class Task(NamedTuple):
@@ -42,56 +39,52 @@ MODELS = ("hf", "vllm")
 
 
 def judge(
-    run: Path, *, iter: int | None, tasks: str | None, limit: int | None, model: str | None, runs: Path | None
+    run: Path, *, iter: int | None, tasks: str | None, limit: int | None, model: str | None, runs: Path
 ) -> Judged:
     """Evaluate, print the table and return it."""
-    names = tasks_of(tasks)
+    names = list(dict.fromkeys(name.strip() for name in tasks.split(","))) if tasks is not None else list(TASKS)
+    for name in names:
+        if name not in TASKS:
+            raise ConfigError(f"--tasks {name}: choose of {','.join(TASKS)}.")
     model = model or "hf"
     if model not in MODELS:
         raise ConfigError(f"--model {model}: lm-eval runs the policy as {' or '.join(MODELS)}.")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: give the number of rows of each task, 1 or more.")
-    require()
-    player = player_of(str(run), runs or RUNS, iter)
-    found = evaluated(model, model_arguments(model, folder_of(player), player), names, limit)
-    figures = {"suite": "lm_eval", "model": player.name, "limit": limit, **found}
-    print("\n".join(described(figures)))
-    part = [] if set(names) == set(TASKS) else names
-    stem = "-".join(["lm_eval", player.name, *part, *(["limit", str(limit)] if limit else [])])
-    return Judged(figures, result_of(figures, about(player), f"lm-eval {model}"), player.folder / "answers", stem)
-
-
-def result_of(figures: dict[str, Any], whose: About, by: str) -> Result:
-    """Return the figures as the report shows them."""
-    scores = {
-        f"{name} ({one['shots']} shots, {one['metric']}), %": Score(value=one["value"], error=one["stderr"])
-        for name, one in figures["tasks"].items()
-    }
-    if figures["average"] is not None:
-        scores["average of the six, %"] = Score(value=figures["average"])
-    limit = figures["limit"]
+    require("lm_eval", "the leaderboard's tasks are run by the package lm-eval", "lm-eval")
+    player = player_of(str(run), runs, iter)
+    arguments: dict[str, Any] = {"pretrained": str(folder_of(player)), "dtype": "auto"}  # the precision of its files
+    if model == "vllm":
+        hardware = player.config.hardware
+        arguments["tensor_parallel_size"] = max(1, int(hardware.engine_gpus))
+        arguments["gpu_memory_utilization"] = hardware.gpu_memory
+    found = evaluated(model, arguments, names, limit)
+    values = [found[name]["value"] for name in names]
+    average = sum(values) / len(values) if set(names) == set(TASKS) else None
     notes = [f"the first {limit} rows of each task alone: not the published figures"] if limit else []
-    return Result(
-        suite="Open LLM Leaderboard tasks", judge=by, model=figures["model"], scores=scores, about=whose, notes=notes
+    print(f"Open LLM Leaderboard tasks: {player.name}")
+    scores = {}
+    for name, one in found.items():
+        scores[f"{name} ({one['shots']} shots, {one['metric']}), %"] = Score(value=one["value"], error=one["stderr"])
+        error = "" if one["stderr"] is None else f" ± {one['stderr']:.2f}"
+        print(f"  {name:<16}{one['shots']:>3} shots  {one['metric']:<12}{one['value']:>6.2f}{error}")
+    if average is not None:
+        scores["average of the six, %"] = Score(value=average)
+        print(f"  average of the six {average:.2f}")
+    for note in notes:
+        print(f"WARNING: {note}")
+    figures = {"suite": "lm_eval", "model": player.name, "limit": limit, "tasks": found, "average": average}
+    result = Result(
+        suite="Open LLM Leaderboard tasks",
+        judge=f"lm-eval {model}",
+        model=player.name,
+        scores=scores,
+        about=player.about(),
+        notes=notes,
     )
-
-
-def require() -> None:
-    """DataError, with what to do, when the package does not load here."""
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        what = "is not installed here" if error.name == "lm_eval" else f"does not load here ({error})"
-        raise DataError(f"the leaderboard's tasks are run by the package lm-eval, which {what}: {INSTALL}.") from None
-
-
-def tasks_of(given: str | None) -> list[str]:
-    """Return the tasks to run, all of them by default."""
-    names = list(dict.fromkeys(name.strip() for name in given.split(","))) if given is not None else list(TASKS)
-    for name in names:
-        if name not in TASKS:
-            raise ConfigError(f"--tasks {name}: choose of {','.join(TASKS)}.")
-    return names
+    part = [] if average is not None else names
+    stem = "-".join(["lm_eval", player.name, *part, *(["limit", str(limit)] if limit else [])])
+    return Judged(figures, result, player.folder / "answers", stem)
 
 
 def by_shots(names: Sequence[str]) -> dict[int, list[str]]:
@@ -102,69 +95,45 @@ def by_shots(names: Sequence[str]) -> dict[int, list[str]]:
     return found
 
 
-def model_arguments(model: str, folder: Path, player: Player) -> dict[str, Any]:
-    """Return what lm-eval loads the policy with: the precision is that of its files."""
-    found: dict[str, Any] = {"pretrained": str(folder), "dtype": "auto"}
-    if model == "vllm":
-        hardware = player.config.hardware
-        found["tensor_parallel_size"] = max(1, int(hardware.engine_gpus))
-        found["gpu_memory_utilization"] = hardware.gpu_memory
-    return found
-
-
 def folder_of(player: Player) -> Path:
     """Return the policy's folder, its files verified; the base is fetched where it is not here."""
     if player.policy:
         return player.policy.folder()
     sources = Sources(player.pins)
     base = sources.policy(player.config.policy)
-    if download([base]):
+    if hub.download_missing([base]):
         base = sources.policy(player.config.policy)
     if not base.files:
         raise DataError("the base policy is not prepared here; run `make setup`.")
     return base.folder()
 
 
-def evaluated(model: str, settings: dict[str, Any], names: Sequence[str], limit: int | None) -> dict[str, Any]:
+def evaluated(
+    model: str, arguments: dict[str, Any], names: Sequence[str], limit: int | None
+) -> dict[str, dict[str, Any]]:
     """Run the tasks, the model loaded once; return task -> value in points of 100, standard error, shots, metric."""
     import lm_eval
     from lm_eval.api.registry import get_model
 
-    loaded = get_model(model).create_from_arg_obj(settings, {"batch_size": "auto"})
+    loaded = get_model(model).create_from_arg_obj(arguments, {"batch_size": "auto"})
     found: dict[str, dict[str, Any]] = {}
     for shots, group in by_shots(names).items():
         answer = lm_eval.simple_evaluate(
             model=loaded, tasks=group, num_fewshot=shots, batch_size="auto", limit=limit, log_samples=False
         )
         for name in group:
-            found[name] = _figure(name, answer["results"].get(name, {}))
-    values = [found[name]["value"] for name in names]
-    average = sum(values) / len(values) if set(names) == set(TASKS) else None
-    return {"tasks": {name: found[name] for name in names}, "average": average}
-
-
-def _figure(name: str, results: dict[str, Any]) -> dict[str, Any]:
-    task = TASKS[name]
-    metric, _, kind = task.metric.partition(",")
-    if task.metric not in results:
-        raise DataError(
-            f"lm-eval gave no {task.metric} for {name}, but {', '.join(results) or 'nothing'}; use lm-eval 0.4."
-        )
-    error = results.get(f"{metric}_stderr,{kind}")
-    points = 100 * float(error) if isinstance(error, int | float) else None
-    return {"value": 100 * float(results[task.metric]), "stderr": points, "shots": task.shots, "metric": metric}
-
-
-def described(figures: dict[str, Any]) -> list[str]:
-    """Return the table: ± is a standard error, in points of 100."""
-    lines = [f"Open LLM Leaderboard tasks: {figures['model']}"]
-    for name, one in figures["tasks"].items():
-        error = "" if one["stderr"] is None else f" ± {one['stderr']:.2f}"
-        lines.append(f"  {name:<16}{one['shots']:>3} shots  {one['metric']:<12}{one['value']:>6.2f}{error}")
-    if figures["average"] is not None:
-        lines.append(f"  average of the six {figures['average']:.2f}")
-    if figures["limit"]:
-        lines.append(
-            f"WARNING: the first {figures['limit']} rows of each task alone (--limit): not the published figures"
-        )
-    return lines
+            figures = answer["results"].get(name, {})
+            metric, _, kind = TASKS[name].metric.partition(",")
+            if TASKS[name].metric not in figures:
+                raise DataError(
+                    f"lm-eval gave no {TASKS[name].metric} for {name}, but {', '.join(figures) or 'nothing'}; use "
+                    "lm-eval 0.4."
+                )
+            error = figures.get(f"{metric}_stderr,{kind}")
+            found[name] = {
+                "value": 100 * float(figures[TASKS[name].metric]),
+                "stderr": 100 * float(error) if isinstance(error, int | float) else None,
+                "shots": shots,
+                "metric": metric,
+            }
+    return {name: found[name] for name in names}

@@ -100,8 +100,8 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """All that a run's folder has."""
+class RunResults:
+    """All that a run's folder of answers has."""
 
     results: list[Result]
     overlaps: list[Overlap]
@@ -112,18 +112,18 @@ class Found:
 def write_about(answers: Path, about: About) -> None:
     """Say whose answers the file holds; a pipe or a device holds none."""
     if answers.is_file():
-        write_text(_about(answers), json.dumps(asdict(about)) + "\n")
+        write_text(_about_path(answers), json.dumps(asdict(about)) + "\n")
 
 
 def about_of(answers: Path) -> About | None:
     """Return whose answers the file holds, None where nothing says it."""
     try:
-        return TypeAdapter(About).validate_json(_about(answers).read_bytes())
+        return TypeAdapter(About).validate_json(_about_path(answers).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def _about(answers: Path) -> Path:
+def _about_path(answers: Path) -> Path:
     return answers.with_name(f"{answers.stem}.about.json")
 
 
@@ -136,23 +136,23 @@ def write(folder: Path, stem: str, result: Result) -> Path:
     return path
 
 
-def write_overlaps(folder: Path, found: Sequence[Overlap]) -> Path:
-    """Add to what is known of the run's suites; the same suite and n take the place of what was there."""
+def write_overlaps(folder: Path, overlaps: Sequence[Overlap]) -> Path:
+    """Add overlaps to those of the run; one replaces that of the same suite and n."""
     path = folder / CONTAMINATION
-    known = {(one.suite, one.n): one for one in [*_overlaps(path), *found]}
+    all_overlaps = {(one.suite, one.n): one for one in [*_read_overlaps(path), *overlaps]}
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps([asdict(one) for one in known.values()], indent=2) + "\n")
+    write_text(path, json.dumps([asdict(one) for one in all_overlaps.values()], indent=2) + "\n")
     return path
 
 
-def _overlaps(path: Path) -> list[Overlap]:
+def _read_overlaps(path: Path) -> list[Overlap]:
     try:
         return TypeAdapter(list[Overlap]).validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return []
 
 
-def read(folder: Path) -> Found:
+def read(folder: Path) -> RunResults:
     """Return what lies in a folder of answers; what cannot be read is said, not dropped."""
     results, problems = [], []
     for path in sorted(folder.glob(f"*{RESULTS}")):
@@ -161,6 +161,7 @@ def read(folder: Path) -> Found:
         except (OSError, ValidationError) as error:
             problems.append(f"{path}: not a result of a suite ({first_line(error)}); judge again, or remove it.")
     path = folder / CONTAMINATION
-    if path.is_file() and not _overlaps(path):
+    overlaps = _read_overlaps(path)
+    if path.is_file() and not overlaps:
         problems.append(f"{path}: cannot be read; run `sparring contamination` again.")
-    return Found(results=results, overlaps=_overlaps(path), problems=problems)
+    return RunResults(results=results, overlaps=overlaps, problems=problems)

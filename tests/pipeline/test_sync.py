@@ -10,6 +10,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.cli import run as cli_run
+from sparring.pipeline.cli import sync as cli_sync
 from sparring.pipeline.report import trackers
 from sparring.pipeline.runs.run_history import RunHistory, open_run
 from sparring.pipeline.store.manifest import Artifact
@@ -22,14 +23,7 @@ from tests.refusals import named
 @pytest.fixture
 def run(tmp_path: Path) -> Fabricated:
     """Two iterations that are done, and a third one that trains."""
-    policy = tmp_path / "policy"
-    policy.mkdir()
-    (policy / "config.json").write_text("{}")
-    made = Fabricated(tmp_path)
-    made.begin(planned={(3, "train"): "ab" * 32})
-    for t in (1, 2):
-        made.train(t, policy)
-        made.evaluate(t, (0.6, 0.5, 0.7))
+    made = Fabricated.of_third_training(tmp_path, (0.6, 0.5, 0.7), (0.6, 0.5, 0.7))
     made.step(2, "sample", {"length_mean": 70.5, "redealt": 0, "histogram": {"n": 3}})
     made.step(2, "crossplay", {"policies": 3, "judges": {"oracle": ROUND}})
     made.step(3, "sample", {"length_mean": 60.5})
@@ -151,7 +145,7 @@ def test_refusals_are_one_line(
 
     named(error("--to", "comet"), "--to comet", "tensorboard, wandb, mlflow, trackio")
     named(error("--to", "tensorboard", "--project", "mine"), "--project", "tensorboard")
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_sync, "find_spec", lambda name: None)
     named(error("--to", "wandb"), "error: --to wandb: ", "pip install")
 
 

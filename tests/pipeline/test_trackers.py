@@ -26,14 +26,7 @@ Series = dict[str, list[tuple[float, float]]]
 @pytest.fixture
 def run(tmp_path: Path) -> Fabricated:
     """Two iterations of 8 optimizer steps, and a third one whose training has done 2."""
-    policy = tmp_path / "policy"
-    policy.mkdir()
-    (policy / "config.json").write_text("{}")
-    made = Fabricated(tmp_path)
-    made.begin(planned={(3, "train"): "ab" * 32})
-    for t in (1, 2):
-        made.train(t, policy)
-        made.evaluate(t, (0.6 + t / 100, 0.5, 0.7))
+    made = Fabricated.of_third_training(tmp_path, (0.61, 0.5, 0.7), (0.62, 0.5, 0.7))
     made.step(3, "sample", {"length_mean": 60.5})
     shown = {"event": "train_step", "step": "train-abababab", "label": "iteration 3 train"}
     events = [{**shown, "time": 50.0 + i, "done": i, "loss": loss} for i, loss in ((1, 2.5), (2, 3.5))]

@@ -15,7 +15,7 @@ def no_engine_left() -> Iterator[None]:
     """End vLLM's process groups while they are there: at exit, others have ended them, and vLLM fails aloud."""
     yield
     vllm = sys.modules.get("vllm.distributed.parallel_state")
-    if vllm:
+    if vllm and sys.modules["torch"].distributed.is_initialized():  # else it takes most of a second to end nothing
         vllm.cleanup_dist_env_and_memory()
 
 

@@ -20,7 +20,6 @@ from typing import Any
 from sparring.stages.errors import ConfigError, DataError, first_line
 
 Record = dict[str, Any]
-INSTALL = "pip install alpaca_eval (or sparring[alpaca-eval])"
 DEFAULT_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 """The leaderboard's."""
 GAMED_COLUMNS = ("preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model")
@@ -36,16 +35,6 @@ class Annotator:
     """An OpenAI-compatible server in place of the API, such as vLLM's: http://host:8000/v1."""
     model: str | None
     """What to ask there; None: the model of the config."""
-
-
-def require() -> None:
-    """DataError, with what to do, when the package does not load."""
-    try:
-        import alpaca_eval  # noqa: F401
-    except ImportError as error:
-        absent = error.name == "alpaca_eval"
-        what = "is not installed" if absent else f"does not load ({error})"
-        raise DataError(f"AlpacaEval is judged by its package alpaca_eval, which {what}: {INSTALL}.") from None
 
 
 def annotate(

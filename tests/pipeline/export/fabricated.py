@@ -79,6 +79,19 @@ class Fabricated:
     def store(self) -> Path:
         return self.folder / "store"
 
+    @classmethod
+    def of_third_training(cls, folder: Path, *rates: Rate) -> Fabricated:
+        """Return a run whose iterations 1, 2 are evaluated at these rates, and whose third one trains as ababab…"""
+        policy = folder / "policy"
+        policy.mkdir()
+        (policy / "config.json").write_text("{}")
+        made = cls(folder)
+        made.begin(planned={(3, "train"): "ab" * 32})
+        for t, rate in enumerate(rates, start=1):
+            made.train(t, policy)
+            made.evaluate(t, rate)
+        return made
+
     def begin(self, overrides: Sequence[str] = (), planned: Mapping[run_record.Key, str] | None = None) -> None:
         """Write the run's configuration."""
         text = config.render(config.load(["hardware=cpu", *overrides]))

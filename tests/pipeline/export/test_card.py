@@ -1,8 +1,10 @@
-"""What the model card says of an evaluation."""
+"""What the model card says of an evaluation, and which settings it lists."""
 
 from __future__ import annotations
 
-from sparring.pipeline.export.card import left_out_lines
+from sparring.pipeline import config
+from sparring.pipeline.export.card import SETTINGS, left_out_lines
+from sparring.stages.fields import identity
 from tests.pipeline.export.fabricated import comparisons
 from tests.pipeline.test_report import manifest
 
@@ -19,3 +21,10 @@ def test_the_card_says_why_prompts_are_left_out() -> None:
         "second judge: vs base: left out of the held-out prompts are 3 on which it was trained, "
         "1 that the base did not answer",
     ]
+
+
+def test_the_card_lists_every_setting_of_training_that_changes_the_policy() -> None:
+    _, group, names = SETTINGS["train"]
+    hashed = set(identity(config.load(["hardware=cpu"]).trainer))
+    assert group == "trainer" and "lr" in hashed
+    assert hashed - {"min_steps"} <= set(names.split())  # min_steps refuses a training, and changes none

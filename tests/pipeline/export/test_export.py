@@ -103,11 +103,8 @@ def test_the_card_says_what_it_is_and_how_good(run: Fabricated, tmp_path: Path) 
     assert "| 1 | 0.600 [0.550, 0.650] | 0.600 [0.550, 0.650] | 0.620 [0.600, 0.640] | 0.620 [0.600, 0.640] |" in card
     assert CARD and f"second judge (lexical): accuracy {CARD['macro']:.3f} \\[{CARD['macro_low']:.3f}, " in card
     assert "sources like those it was trained on" in card and "second judge (lexical), by source: " in card
-    assert (
-        "| train: objective | sppo (beta 0.001) |" in card
-        and "| train: lr | 1e-05 |" in card
-        and "| train: weight_decay | 0.01 |" in card
-    )
+    assert "| train: objective | sppo (beta 0.001) |" in card and "| train: lr | 1e-05 |" in card
+    assert "| train: weight_decay | 0.01 |" in card and "| train: seed | 0 |" in card
     assert "Of the base, as its source states it: apache-2.0" in card and "| torch | 2 |" in card
     assert "| 2 | train | train-" in card and "| 1 | 2 | 4 | 61 | tie 3 |" in card
     assert str(tmp_path) not in card  # no path of this machine
@@ -133,8 +130,8 @@ def test_the_code_of_the_card_answers_a_question(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    identity = {"sampler": {"temperature": 0.7, "top_p": 0.9, "max_tokens": 12}}
-    run.step(3, "sample", {}, identity=identity)
+    sampler = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 12}
+    run.step(3, "sample", {}, identity={"sampler": sampler})
     run.train(3, policy)
     assert export(run, "--iter", "3", "--to", str(tmp_path / "out")) == 0
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)
@@ -199,8 +196,8 @@ def test_the_card_has_what_was_published_and_where_this_run_is_another_recipe(
     assert "- iteration 1: the oracle's best of 16 responses vs base: second judge: 0.630 [0.600, 0.660]" in results
     assert "| iteration 3 | 28.53 | 31.02 | 2163 |" in results
     assert "| iteration 3, best of 16 | 32.13 | 34.94 | 2174 |" in results
-    (line,) = (line for line in results.splitlines() if line.startswith("This run differs from the recipe in: "))
-    assert "name=folder" in line.replace("\\", "") and "sampler.stop=" in line.replace("\\", "")
+    differing = results[results.index("This run differs from the recipe in these settings:\n\n- ") :].replace("\\", "")
+    assert "\n- policy.name=folder\n" in differing and "\n- sampler.stop=" in differing
     assert "<script>" not in card
 
 

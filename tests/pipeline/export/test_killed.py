@@ -14,21 +14,21 @@ from tests.pipeline.export.fabricated import Fabricated
 from tests.refusals import named
 
 SLOW = """
+import shutil
 import sys
 from sparring.pipeline.cli import main
-from sparring.pipeline.export import folder
 
-write_one = folder._write_one
+copyfile = shutil.copyfile
 
-def slow(piece, path):
-    write_one(piece, path)
+def slow(source, path):
+    copyfile(source, path)
     print("written", flush=True)
     sys.stdin.readline()
 
-folder._write_one = slow
+shutil.copyfile = slow
 sys.exit(main(sys.argv[1:]))
 """
-"""`sparring`, whose export waits for a line after each file."""
+"""`sparring`, whose export waits for a line after each file that it copies."""
 
 
 @pytest.fixture

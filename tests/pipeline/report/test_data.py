@@ -87,6 +87,7 @@ def test_every_figure_of_the_json_is_in_the_terminal_and_on_the_page(arm: RunHis
         for name, figure in figures.items():
             assert values[name] == figure.value and figure.unit and figure.meaning
             assert terminal[titles[name]][place] == page[titles[name]][place] == figure.text
+    assert content["panel"]
     for one_panel in content["panel"].values():
         assert all(entry["words"] or name.endswith(("_low", "_high")) for name, entry in one_panel.items())
     unwrapped = re.sub(r"\s", "", text)
@@ -112,6 +113,7 @@ def test_trackers_are_given_the_same_numbers(arm: RunHistory) -> None:
             value = figures[f"{named}: vs base"].value
             ends = {key: rows[t][f"evaluate/{judge}_vs_base/{key}"] for key in ("win_rate", "low", "high")}
             assert ends == {key: value[key] for key in ends}
+        assert report.panel[t]
         assert all(
             rows[t][f"panel/{trackers.tracked_name(name)}"] == one.value for name, one in report.panel[t].items()
         )

@@ -9,11 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from sparring.pipeline.planning import iteration
 from sparring.pipeline.runs import run_record
 from sparring.pipeline.store.files import files_below
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
+from sparring.pipeline.suites import answer
 from tests.faults.harness import overrides, write_prompts
+from tests.pipeline.plans import in_process
 
 MADE: dict[str, Any] = {
     "version": 1,
@@ -26,6 +30,14 @@ MADE: dict[str, Any] = {
     "attempts": ["test"],
     "made_with": {},
 }
+
+
+SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"]
+
+
+def answer_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every step of `sparring answer` here, without Ray."""
+    monkeypatch.setattr(answer, "build_answers", lambda *given: in_process(iteration.build_answers(*given)))
 
 
 def begin(folder: Path, policy: Path, *more: str) -> list[str]:

@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serving(model: str, reply: Callable[[Server, Row], Row]) -> Iterator[Server]:
     """Serve until the block ends."""
     found = Server(model, reply)
-    thread = threading.Thread(target=found.serve_forever)
+    thread = threading.Thread(target=found.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield found

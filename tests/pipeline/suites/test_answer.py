@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.planning import iteration
 from sparring.pipeline.store.manifest import Artifact, find
 from sparring.pipeline.suites import answer, results
 from sparring.stages.annotate import winrate
 from sparring.stages.step import Input
 from tests.artifacts import as_input, samples_table
-from tests.pipeline.plans import in_process
 from tests.pipeline.suites import runs
 from tests.refusals import named
 from tests.tiny import tiny_policy
@@ -29,7 +27,6 @@ ROWS = [
     {"dataset": "third", "instruction": "Count to ten. " * 60},
     {"dataset": "fourth", "instruction": "Name three rivers."},
 ]
-SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def asked(tmp_path: Path, policies: list[Path]) -> Path:
     """A folder with a run whose iteration 1 has trained, and a suite."""
-    runs.begin(tmp_path, policies[0], *SAMPLING)
+    runs.begin(tmp_path, policies[0], *runs.SAMPLING)
     runs.train(tmp_path, 1, policies[1])
     (tmp_path / "suite.json").write_text(json.dumps(ROWS))
     return tmp_path
@@ -49,8 +46,8 @@ def asked(tmp_path: Path, policies: list[Path]) -> Path:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every step in this process, without Ray."""
-    monkeypatch.setattr(answer, "build_answers", lambda *given: in_process(iteration.build_answers(*given)))
+    """Make every step here, without Ray."""
+    runs.answer_in_this_process(monkeypatch)
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -116,7 +113,7 @@ def test_ties_go_to_the_first(tmp_path: Path) -> None:
     assert winrate.best(np.array([0.5, 0.6, 0.6 + 1e-14])) == 1
     assert winrate.best(np.array([0.5, 0.5])) == 0
     samples = as_input("sample", tmp_path, [samples_table({"a": ["one", "two"]})])
-    assert [(name, one["text"]) for name, one in answer.best(samples, None, "matrix")] == [("a", "one")]
+    assert [(name, one["text"]) for name, one in answer.best_responses(samples, None, "matrix")] == [("a", "one")]
 
 
 ERRORS: list[tuple[list[str], str | tuple[str, ...]]] = [

@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline.cli import main
-from sparring.pipeline.planning import iteration
 from sparring.pipeline.store.manifest import find
-from sparring.pipeline.suites import answer
 from sparring.pipeline.suites.answer_mt_bench import row
-from sparring.pipeline.suites.judge_mt_bench import Question, read_answers, read_questions
-from tests.pipeline.plans import in_process
+from sparring.pipeline.suites.mt_bench_files import Question, read_answers, read_questions
 from tests.pipeline.suites import runs
 from tests.refusals import named
 from tests.tiny import tiny_policy
@@ -24,15 +21,14 @@ QUESTIONS = [
     {"question_id": 112, "category": "math", "turns": ["Count to ten. " * 60, "And on."]},
     {"question_id": 82, "category": "cooking", "turns": ["Name a soup.", "Count to ten. " * 60]},
 ]
-SAMPLING = ["sampler=transformers", "sampler.k=2", "sampler.max_tokens=8", "sampler.shard_rows=4"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose iteration 1 has trained, and questions; every step is made in this process, without Ray."""
-    monkeypatch.setattr(answer, "build_answers", lambda *given: in_process(iteration.build_answers(*given)))
+    runs.answer_in_this_process(monkeypatch)
     policy = tiny_policy(tmp_path / "policy")
-    runs.begin(tmp_path, policy, *SAMPLING)
+    runs.begin(tmp_path, policy, *runs.SAMPLING)
     runs.train(tmp_path, 1, policy)
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
     return tmp_path
@@ -53,7 +49,7 @@ def test_two_turns(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     turns = [one["choices"][0]["turns"] for one in rows]
     assert all(turns[0]) and all(turns[1]) and turns[2] == ["", ""] and turns[3][0] and not turns[3][1]
     assert "5 answers to 4 questions of two turns" in said and "temperature 0.7: cooking" in said
-    assert "WARNING: 2 of the questions have not both answers, what lacks is empty; the first is 112" in said
+    assert "WARNING: 2 of the questions lack an answer, which is left empty; the first is 112" in said
     assert "Prompts dropped: too_long 2. prompts.max_tokens is too low." in said
     names = [line.split()[0] for line in said.splitlines() if line.startswith("  sample-")]
     opened = [find(folder / "store", name) for name in names]

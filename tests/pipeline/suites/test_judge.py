@@ -15,8 +15,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.judge import in_order, read
-from sparring.pipeline.suites.judge_alpaca_eval import served
+from sparring.pipeline.suites.judge_alpaca_eval import in_order, read, served
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.suites import alpaca_eval
 from tests.pipeline.suites.served import Row, Server, serving
@@ -25,10 +24,7 @@ from tests.stages.evaluate.suites.alpaca import ANNOTATED, GAMED, annotated, dat
 
 
 def needs_the_package() -> None:
-    try:
-        alpaca_eval.require()
-    except DataError as error:
-        pytest.skip(str(error))
+    pytest.importorskip("alpaca_eval", exc_type=ImportError)
 
 
 def dump(path: Path, rows: list[Row]) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.judge_mt_bench import kept
+from sparring.pipeline.suites.judge_mt_bench import read_replies
 from sparring.stages.evaluate.suites.mt_bench import PROMPTS
 from tests.pipeline.suites.served import Row, Server, serving
 from tests.refusals import named
@@ -91,7 +91,7 @@ def test_turns_average_and_categories(folder: Path, server: Server, capsys: pyte
     (shown,) = results.read(folder).results
     assert (shown.suite, shown.judge, shown.model, shown.about) == ("MT-Bench", "org/judge", "ours", whose)
     assert shown.scores["average, 1 to 10"].text == "5.50 [3.00, 8.00]" and len(shown.scores) == 3
-    assert shown.notes == ["of 2 questions, the suite has 80"]
+    assert shown.notes == ["these are 2 questions, the suite has 80: not the published figure"]
     assert {(one["model"], one["temperature"], one["max_tokens"]) for one in server.asked} == {("org/judge", 0, 2048)}
     told = {one["messages"][0]["content"]: one["messages"][1]["content"] for one in server.asked}
     assert told["You are single-math-v1."] == "q1? ref R1 A: say 4"
@@ -119,8 +119,8 @@ def test_replies_are_kept_and_what_is_unrated_is_asked_again(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + json.dumps(rows[3])[:40])  # killed
     assert main(words(server)) == 0
     assert "2 of 4 asked now" in capsys.readouterr().out and len(server.asked) == 6
-    assert [row["score"] for row in kept(path, "org/judge").values()] == [9.0, 7.0, 4.0, 2.0]
-    assert kept(path, "other") == {}
+    assert [row["score"] for row in read_replies(path, "org/judge").values()] == [9.0, 7.0, 4.0, 2.0]
+    assert read_replies(path, "other") == {}
     dump(folder / "answers.jsonl", [answer(2, "say 4", "say 3"), answer(1, "say 9\x1b[31m", "say 7")])
     assert main(words(server)) == 0
     assert "1 of 4 asked now" in capsys.readouterr().out, "another answer is graded anew"
@@ -142,7 +142,7 @@ def test_kill_9_in_mid_asking_costs_the_replies_under_way(
     command = [sys.executable, "-m", "sparring", *words(server)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
     deadline = time.monotonic() + 60
-    while (len(server.asked) < 4 or len(kept(path, "org/judge")) < 2) and time.monotonic() < deadline:
+    while (len(server.asked) < 4 or len(read_replies(path, "org/judge")) < 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     assert process.wait() == -signal.SIGKILL

@@ -41,23 +41,22 @@ from sparring.stages.errors import SparringError
 from sparring.stages.fields import validator
 from sparring.stages.sample.engine import EngineSettings
 from sparring.stages.sample.engine_check import check
-folder, start, many = sys.argv[1:]
-plain = json.loads(start)
-for arguments in json.loads(many):
+starts, many = json.load(sys.stdin)
+for gpus, arguments in many:
     try:
-        sampler = {**plain["sampler"], "engine_args": arguments}
-        check(Path(folder), validator(EngineSettings).validate_python({**plain, "sampler": sampler}))
+        sampler = {**starts[gpus]["sampler"], "engine_args": arguments}
+        check(Path(sys.argv[1]), validator(EngineSettings).validate_python({**starts[gpus], "sampler": sampler}))
         print("said", "")
     except SparringError as error:
         print("said", error)
 """
 
 
-def answers(folder: Path, many: list[dict[str, Any]], **changes: Any) -> list[str]:
-    """What is said of each of many arguments, in a process of its own, which starts no engine afterwards."""
-    given = json.dumps(asdict(start(**changes)))
-    command = [sys.executable, "-c", ALL, str(folder), given, json.dumps(many)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+def answers(folder: Path, many: list[tuple[int, dict[str, Any]]]) -> list[str]:
+    """What is said of many (GPUs, arguments), in a process of its own, which starts no engine afterwards."""
+    given = json.dumps([[asdict(start(gpus=gpus)) for gpus in (0, 1)], many])
+    command = [sys.executable, "-c", ALL, str(folder)]
+    done = subprocess.run(command, input=given, capture_output=True, encoding="utf-8", check=True)
     return [line[len("said ") :] for line in done.stdout.splitlines() if line.startswith("said ")]
 
 
@@ -87,27 +86,24 @@ TAKEN: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_what_vllm_does_not_start_with(folder: Path, gpus: int) -> None:
-    """Each names the argument, on one line; block sizes and whole configurations of a CPU alone."""
-    wrong = ON_ANY if gpus else ON_ANY | ON_CPU
-    found = answers(folder, [{"enforce_eager": True, name: value} for name, (value, _) in wrong.items()], gpus=gpus)
-    for said, (name, (value, words)) in zip(found, wrong.items(), strict=True):
-        place = f"sampler.engine_args.{name}={json.dumps(value)}: vllm "
-        assert said.startswith(place) and re.search(words, said), (name, said)
+def test_what_vllm_starts_with_and_what_not(folder: Path) -> None:
+    """What it refuses names the argument, on one line; block sizes and whole configurations of a CPU alone.
 
-
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_what_vllm_starts_with(folder: Path, gpus: int) -> None:
-    assert answers(folder, TAKEN, gpus=gpus) == [""] * len(TAKEN)
-
-
-def test_the_defaults_of_vllm_are_none_of_it(folder: Path) -> None:
+    One process is asked about all, since vLLM takes seconds to import.
+    """
     from vllm.engine.arg_utils import EngineArgs
 
-    plain = {f.name: f.default for f in fields(EngineArgs) if isinstance(f.default, (int, float, str))}
-    assert len(plain) > 50
-    assert answers(folder, [{name: value} for name, value in plain.items()], gpus=1) == [""] * len(plain)
+    defaults = {f.name: f.default for f in fields(EngineArgs) if isinstance(f.default, (int, float, str))}
+    assert len(defaults) > 50
+    taken = [(gpus, arguments) for gpus in (0, 1) for arguments in TAKEN]
+    taken += [(1, {name: value}) for name, value in defaults.items()]
+    refusals = [(gpus, one) for gpus, wrong in ((0, ON_ANY | ON_CPU), (1, ON_ANY)) for one in wrong.items()]
+    refused_ones = [(gpus, {"enforce_eager": True, name: value}) for gpus, (name, (value, _)) in refusals]
+    found = answers(folder, taken + refused_ones)
+    assert found[: len(taken)] == [""] * len(taken)
+    for said, (_, (name, (value, words))) in zip(found[len(taken) :], refusals, strict=True):
+        place = f"sampler.engine_args.{name}={json.dumps(value)}: vllm "
+        assert said.startswith(place) and re.search(words, said), (name, said)
 
 
 @pytest.mark.parametrize("value", ["nope", "", 3, True, ["sdpa"], "paged|eager", "flash_attention_2", "org/kernel"])

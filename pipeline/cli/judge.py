@@ -10,23 +10,20 @@ sparring judge lm_eval myrun --iter 3
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sparring.pipeline.cli import options
+from sparring.pipeline.cli.options import RUNS
 from sparring.pipeline.store.files import check_target, write_target
 from sparring.pipeline.suites import JUDGES, results
-from sparring.stages.errors import ConfigError, DataError
+from sparring.stages.errors import ConfigError
 from sparring.stages.step import resolve
 
-Row = dict[str, Any]
 
-
-def run(
+def judge(
     suite: Annotated[str, typer.Argument(help="alpaca_eval, mt_bench or lm_eval")],
     outputs: Annotated[Path, typer.Argument(parser=options.place, help="file that `answer` wrote; for lm_eval a run")],
     reference: Annotated[
@@ -62,62 +59,18 @@ def run(
     Example: sparring judge alpaca_eval outputs.json --annotations made.json
     """
     given = locals()  # the options by name
-    judge = JUDGES.get(suite)
-    if judge is None:
+    if suite not in JUDGES:
         raise ConfigError(f"{suite}: no suite of that name; there are: {', '.join(JUDGES)}.")
-    for name in {name for other in JUDGES.values() for name in other.options} - set(judge.options):
-        if given[name] is not None:
+    read = JUDGES[suite].options
+    for name in {name for other in JUDGES.values() for name in other.options}:
+        if name not in read and given[name] is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: is not an option of {suite}; leave it out.")
+    given["runs"] = runs or RUNS
     if to:
         check_target(to, "--json")
-    judged: results.Judged = resolve(judge.function)(outputs, **{name: given[name] for name in judge.options})
+    judged: results.Judged = resolve(JUDGES[suite].function)(outputs, **{name: given[name] for name in read})
     if to:
         write_target(to, json.dumps(judged.figures, indent=2) + "\n")
     if judged.result:
         path = results.write(judged.folder, judged.stem, judged.result)
         print(f"{path}: `sparring report` shows it, if it lies in a run's answers")
-
-
-def read(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Return the rows of a json or jsonl file, one for each instruction; DataError names row and key."""
-    from sparring.stages.sample.messages import kind
-    from sparring.stages.sample.source import rows
-
-    found: list[Row] = []
-    for where, values in rows(path, columns):
-        for name in columns:
-            if name == "preference":
-                _preference(values, f"{path}: {where}")
-            elif not isinstance(values.get(name), str):
-                raise DataError(f"{path}: {where}: {name} is {kind(values.get(name))}, not a text; mend the row.")
-        found.append(values)
-    if not found:
-        raise DataError(f"{path}: holds no rows.")
-    twice, times = Counter(row["instruction"] for row in found).most_common(1)[0]
-    if times > 1:
-        raise DataError(f"{path}: the instruction {twice[:60]!r} has {times} rows; leave one of them.")
-    return found
-
-
-def _preference(values: Row, place: str) -> None:
-    value = values.get("preference")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise DataError(f"{place}: preference is {value!r}, not a number or null; mend the row.")
-    if value is not None and value == value and value != 0 and not 1 <= value <= 2:
-        raise DataError(f"{place}: preference is {value}, not in 1 (the baseline) to 2 (the model); mend the row.")
-
-
-def in_order(rows: Sequence[Row], of: Sequence[Row], path: Path, other: Path) -> list[Row]:
-    """Return rows in the order of the instructions of `of`; DataError where the two files ask different things."""
-    known = {row["instruction"]: row for row in rows}
-    for number, row in enumerate(of, start=1):
-        if row["instruction"] not in known:
-            raise DataError(
-                f"{path}: the instruction of row {number} of {other}, {row['instruction'][:60]!r}, is not there; "
-                "both must be of the same suite, whole."
-            )
-    if len(rows) > len(of):
-        asked = {row["instruction"] for row in of}
-        extra = next(one for one in known if one not in asked)
-        raise DataError(f"{path}: the instruction {extra[:60]!r} is not in {other}; both must be of the same suite.")
-    return [known[row["instruction"]] for row in of]
