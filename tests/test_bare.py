@@ -23,7 +23,7 @@ from tests.pipeline.report.fabricated import Run
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OWN = ("sparring", "scripts")
-OBJECTIVES = ROOT / "stages" / "train" / "loss" / "objectives"
+OBJECTIVES = ROOT / "stages" / "train" / "objectives"
 BASE = (
     "sparring.pipeline.cli",
     "sparring.pipeline.cli.doctor",
@@ -31,7 +31,7 @@ BASE = (
     "sparring.pipeline.report.html.page",
     "sparring.pipeline.report.inspect",
     "sparring.pipeline.report.terminal",
-    *(f"sparring.stages.train.loss.objectives.{path.stem}" for path in OBJECTIVES.glob("*.py")),
+    *(f"sparring.stages.train.objectives.{path.stem}" for path in OBJECTIVES.glob("*.py")),
     *sorted({f"sparring.pipeline.{one.function.partition(':')[0]}" for one in COMMANDS.values()}),
 )
 """Modules of what needs no model: all commands' help, and what reads a run."""

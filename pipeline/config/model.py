@@ -29,7 +29,7 @@ from sparring.stages.fields import ELSEWHERE, NO_BOOL, RUNTIME, OnlyIf, Place
 from sparring.stages.hardware import HardwareConfig
 from sparring.stages.sample.config import PolicyConfig, PromptsConfig, SamplerConfig
 from sparring.stages.train.config import CalibrationConfig, RepulsionConfig, TrackingConfig, TrainerConfig
-from sparring.stages.train.loss.objectives import ObjectiveConfig
+from sparring.stages.train.objectives import ObjectiveConfig
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ARTIFACT = r"{}-[0-9a-f]{{8}}"

@@ -5,6 +5,7 @@ Embedded parts come out of ordinary packages; the rest is local, or of the hub. 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -206,12 +207,13 @@ def check_policy_folder(folder: Path) -> None:
 
 def check_policy(config: Config, policy: Input) -> None:
     """Refuse settings that the policy cannot take: its context, layers, adapter, control tokens, and the engine."""
-    if policy.wanted:
-        return  # looked at again when it is here
+    if policy.wanted or not os.path.isdir(policy.root):
+        return  # checked once it is downloaded or prepared
     sampler, stop = config.sampler, config.policy.stop
-    check_context(policy, config.prompts.max_tokens + sampler.max_tokens)
-    if isinstance(sampler, EngineSampler) and sampler.engine_args and policy.root.is_dir():
-        workers, longest = Workers(gpus=config.hardware.engine_gpus), config.prompts.max_tokens + sampler.max_tokens
+    longest = config.prompts.max_tokens + sampler.max_tokens
+    check_context(policy, longest)
+    if isinstance(sampler, EngineSampler) and sampler.engine_args:
+        workers = Workers(gpus=config.hardware.engine_gpus)
         engine = EngineSettings(
             sampler=sampler,
             gpu_memory=config.hardware.gpu_memory,
@@ -221,14 +223,14 @@ def check_policy(config: Config, policy: Input) -> None:
             stop_ids=(),
         )
         model_folder.check_with(policy.root, model_folder.ENGINE, asdict(at_start(engine)))
-    if config.trainer.adapter.name != "off" and policy.root.is_dir():
+    if config.trainer.adapter.name != "off":
         model_folder.check_with(policy.root, model_folder.ADAPTER, asdict(config.trainer.adapter))
     layer = getattr(config.repulsion, "layer", LAST)
     if isinstance(config.policy, EmbeddedPolicy) and layer == LAST and not stop:
         return  # all of it is known to work
-    facts = model_folder.checked(policy.root) if policy.root.is_dir() else None
+    facts = model_folder.checked(policy.root)
     if facts is None:
-        return  # not prepared yet, or transformers is not here
+        return  # transformers is not installed
     if facts.layers is not None and layer != LAST:
         check_layer(layer, facts.layers)
     check_control(stop, facts.control)
@@ -250,7 +252,7 @@ def check_context(policy: Input, longest: int) -> None:
     if policy.wanted:
         return  # looked at again when it is here
     settings = policy.root / "config.json"
-    context = read_json(settings).get("max_position_embeddings") if settings.is_file() else None
+    context = read_json(settings).get("max_position_embeddings") if os.path.isfile(settings) else None
     if context is not None and longest > context:
         raise ConfigError(
             f"prompts.max_tokens + sampler.max_tokens = {longest} exceeds the policy's context of {context} tokens "

@@ -1,5 +1,5 @@
 """Configuration of the train stage: adapter, repulsion, reward calibration, trainer, trackers, and the settings of its
-steps: reference, logprobs, train. No heavy import. The objectives' are in loss/objectives/.
+steps: reference, logprobs, train. No heavy import. The objectives' are in objectives/.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sparring.stages.fields import (
 )
 from sparring.stages.hardware import HardwareConfig
 from sparring.stages.step import StepSpec
-from sparring.stages.train.loss.objectives import ObjectiveConfig
+from sparring.stages.train.objectives import ObjectiveConfig
 
 REFERENCE = StepSpec(
     kind="reference",
@@ -51,7 +51,7 @@ TRAIN = StepSpec(
     kind="train",
     version=5,
     run="sparring.stages.train.steps.train:run",
-    modules="sparring.stages.train.loss.objectives:modules",
+    modules="sparring.stages.train.objectives:modules",
 )
 
 SINKS = ("tensorboard", "wandb", "mlflow", "trackio")

@@ -24,12 +24,12 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss.loss import pair_losses
-from sparring.stages.train.loss.objectives.base import Objective
-from sparring.stages.train.loss.objectives.dpo import Dpo
-from sparring.stages.train.loss.objectives.ipo import Ipo
-from sparring.stages.train.loss.objectives.simpo import Simpo
-from sparring.stages.train.loss.objectives.sppo import Sppo
 from sparring.stages.train.model.forward import bind, forward
+from sparring.stages.train.objectives.base import Objective
+from sparring.stages.train.objectives.dpo import Dpo
+from sparring.stages.train.objectives.ipo import Ipo
+from sparring.stages.train.objectives.simpo import Simpo
+from sparring.stages.train.objectives.sppo import Sppo
 from tests.stages.train.rig import OFF
 from tests.tiny import tiny_policy
 

@@ -16,8 +16,9 @@ from sparring.stages.train.config import SINKS
 def test_installed_versions_are_compared_with_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     locked = doctor._locked()
     assert re.match(r"\d+\.\d+", locked["torch"]) and set(doctor.REQUIRED) <= locked.keys()
-    installed = {**locked, "ray": "0.0.1", "trl": None}
-    monkeypatch.setattr(doctor, "_installed", installed.get)
+    versions = {**locked, "ray": "0.0.1"}
+    del versions["trl"]
+    monkeypatch.setattr(doctor, "installed", lambda names: {name: versions[name] for name in names if name in versions})
     checked = {name: (good, text) for good, name, text in doctor._versions()}
     assert checked.pop("ray")[0] is False and checked.pop("trl")[0] is False
     assert checked.pop("torch") == (True, locked["torch"])

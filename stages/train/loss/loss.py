@@ -8,7 +8,7 @@ from torch import Tensor
 from sparring.stages.train.batch.collate import COLUMNS
 from sparring.stages.train.config import OffRepulsion, RepulsionConfig
 from sparring.stages.train.loss import repulsion
-from sparring.stages.train.loss.objectives.base import Objective, Scores
+from sparring.stages.train.objectives.base import Objective, Scores
 
 SUMS = ("loss", "l_beta", "l_rep", "z_w", "z_l", "d_w", "d_l", "distance")
 """Recorded as means over the pairs of the global batch."""

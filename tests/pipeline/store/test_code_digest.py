@@ -21,7 +21,7 @@ from sparring.stages.annotate.config import PAIRS, SCORE
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SAMPLE
 from sparring.stages.train.config import TRAIN
-from sparring.stages.train.loss.objectives.sppo import Sppo
+from sparring.stages.train.objectives.sppo import Sppo
 from tests import settings
 from tests.pipeline.plans import finish, plan_of
 from tests.refusals import refused
@@ -85,7 +85,7 @@ def _without_texts(text: str) -> str:
         (SCORE, MINI, "annotate/oracles/mini.py", " - ", " + "),
         (SCORE, OF_MINI, "annotate/oracles/mini.py", " - ", " + "),
         (PAIRS, None, "annotate/winrate.py", " / ", " * "),
-        (TRAIN, OF_SPPO, "train/loss/objectives/sppo.py", " * ", " + "),
+        (TRAIN, OF_SPPO, "train/objectives/sppo.py", " * ", " + "),
         (TRAIN, OF_SPPO, "train/batch/collate.py", " + ", " - "),  # imported inside functions alone
     ],
 )
@@ -107,16 +107,17 @@ def test_comments_docstrings_and_formatting_do_not(code: Path) -> None:
 
 def test_code_that_the_step_does_not_take_does_not(code: Path) -> None:
     before = code_of(SCORE, MINI)
-    assert "stages/annotate/oracles/gpm.py" not in before and "stages/train/loss/objectives/base.py" not in before
+    assert "stages/annotate/oracles/gpm.py" not in before and "stages/train/objectives/base.py" not in before
     change(code / "annotate" / "oracles" / "gpm.py", "return ", "return not ")
     assert differing(before, code_of(SCORE, MINI)) == set()
     trained = code_of(TRAIN, OF_SPPO)
-    change(code / "train" / "loss" / "objectives" / "dpo.py", " * ", " + ")
+    change(code / "train" / "objectives" / "dpo.py", " * ", " + ")
     assert differing(trained, code_of(TRAIN, OF_SPPO)) == set()
 
 
 def test_code_that_computes_no_result_does_not() -> None:
-    assert "stages/train/config.py" in code_of(TRAIN, {}) and "stages/hardware.py" not in code_of(TRAIN, {})
+    modules = code_of(TRAIN, OF_SPPO)
+    assert "stages/train/config.py" in modules and "stages/hardware.py" not in modules
 
 
 def test_a_plan_names_the_steps_of_other_code(tmp_path: Path) -> None:

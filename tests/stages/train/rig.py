@@ -36,8 +36,8 @@ from sparring.stages.train.config import (
     Truncation,
 )
 from sparring.stages.train.files.probe import changes_of_log_prob
-from sparring.stages.train.loss.objectives import ObjectiveConfig
 from sparring.stages.train.model.scorer import load_scorer
+from sparring.stages.train.objectives import ObjectiveConfig
 from sparring.stages.train.steps.reference import Reference, shards
 from sparring.stages.train.steps.train import Trained
 from tests.artifacts import SAMPLES_SCHEMA, as_input, as_job, folder_input

@@ -15,10 +15,10 @@ from sparring.stages.errors import ConfigError
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.loss.loss import SUMS, pair_losses
-from sparring.stages.train.loss.objectives.sppo import Sppo
 from sparring.stages.train.loss.repulsion import distance, loss
 from sparring.stages.train.model.forward import bind, forward, pool
 from sparring.stages.train.model.hidden_states import Reading, decoder_layers
+from sparring.stages.train.objectives.sppo import Sppo
 from sparring.stages.train.trainer.instruments import Instruments
 from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, REPULSIONS, REWARD, alone, repelling, settings, small_llama

@@ -17,8 +17,8 @@ from sparring.stages.train.config import OffRepulsion, RepulsionConfig
 from sparring.stages.train.launch.worker import load_policy
 from sparring.stages.train.loss import repulsion
 from sparring.stages.train.loss.loss import GAUGE, MOVES, SUMS, pair_losses, recorded, scores_of
-from sparring.stages.train.loss.objectives import ObjectiveConfig
 from sparring.stages.train.model.forward import forward
+from sparring.stages.train.objectives import ObjectiveConfig
 from tests.stages.train.rig import (
     HINGE,
     OBJECTIVES,

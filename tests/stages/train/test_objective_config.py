@@ -10,7 +10,7 @@ import pytest
 from sparring.pipeline import config
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import tags
-from sparring.stages.train.loss.objectives import ObjectiveConfig
+from sparring.stages.train.objectives import ObjectiveConfig
 from tests.refusals import refused
 
 PUBLISHED: dict[str, dict[str, Any]] = {

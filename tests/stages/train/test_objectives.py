@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparring.stages.train.loss.objectives.base import MarginObjective, Objective, Scores
-from sparring.stages.train.loss.objectives.dpo import Dpo
-from sparring.stages.train.loss.objectives.inpo import Inpo
-from sparring.stages.train.loss.objectives.ipo import Ipo
-from sparring.stages.train.loss.objectives.simpo import Simpo
-from sparring.stages.train.loss.objectives.spo import Spo
-from sparring.stages.train.loss.objectives.sppo import Sppo
+from sparring.stages.train.objectives.base import MarginObjective, Objective, Scores
+from sparring.stages.train.objectives.dpo import Dpo
+from sparring.stages.train.objectives.inpo import Inpo
+from sparring.stages.train.objectives.ipo import Ipo
+from sparring.stages.train.objectives.simpo import Simpo
+from sparring.stages.train.objectives.spo import Spo
+from sparring.stages.train.objectives.sppo import Sppo
 
 
 def sppo(name: Any = "sppo", beta: float = 0.1, scale: float | None = None) -> Sppo:

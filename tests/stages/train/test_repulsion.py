@@ -11,9 +11,9 @@ from sparring.stages.train.batch.collate import collate, pool_weights
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import OffRepulsion
 from sparring.stages.train.loss.loss import pair_losses
-from sparring.stages.train.loss.objectives.sppo import Sppo
 from sparring.stages.train.loss.repulsion import distance, loss
 from sparring.stages.train.model.forward import bind, forward, pool
+from sparring.stages.train.objectives.sppo import Sppo
 from tests.stages.train.rig import REPULSIONS, repelling, small_llama
 
 ROWS = [

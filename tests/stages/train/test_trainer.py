@@ -13,7 +13,7 @@ from sparring.stages.errors import ConfigError
 from sparring.stages.step import Workers
 from sparring.stages.train.config import optimizer_steps
 from sparring.stages.train.loss.loss import SUMS, pair_losses, recorded
-from sparring.stages.train.loss.objectives.sppo import Sppo
+from sparring.stages.train.objectives.sppo import Sppo
 from sparring.stages.train.trainer.arguments import OPTIMIZERS, arguments, deepspeed_config, schedule
 from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, settings

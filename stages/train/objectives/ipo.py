@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sparring.stages.fields import Number
-from sparring.stages.train.loss.objectives.base import MarginObjective, Ranges, Scores
+from sparring.stages.train.objectives.base import MarginObjective, Ranges, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from sparring.stages.train.loss.objectives.base import Objective
+from sparring.stages.train.objectives.base import Objective
 
 if TYPE_CHECKING:
     from sparring.stages.train.config import TrainSettings
