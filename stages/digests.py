@@ -13,16 +13,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sparring.stages.errors import ConfigError
 from sparring.stages.step import sha256_file
 
 DIGESTS = "digests.json"
 
 
 def cache_folder() -> Path:
-    """Return the user's cache: SPARRING_CACHE, else XDG_CACHE_HOME/sparring, else ~/.cache/sparring."""
+    """Return the user's cache: SPARRING_CACHE, else XDG_CACHE_HOME/sparring, else ~/.cache/sparring.
+
+    ConfigError where SPARRING_CACHE is a name that no folder can have.
+    """
     base = os.environ.get("SPARRING_CACHE")
     if base:
-        return Path(os.path.expanduser(base))
+        folder = Path(os.path.expanduser(base))
+        try:
+            folder.exists()
+        except OSError as error:
+            raise ConfigError(f"SPARRING_CACHE={base}: {error.strerror}; name another folder.") from None
+        return folder
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "sparring"
 
 
