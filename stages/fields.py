@@ -7,12 +7,15 @@ has several kinds, each with the fields that it reads. A field's annotation has 
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from inspect import isabstract
+from pkgutil import iter_modules
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
@@ -373,3 +376,11 @@ def discriminators(annotations: list[Any]) -> list[str]:
     """Return the fields that tell the kinds of unions apart."""
     infos = (metadata(one, FieldInfo) for one in annotations)
     return [str(info.discriminator) for info in infos if info is not None and info.discriminator]
+
+
+def classes_in(package: str, base: type[Model]) -> list[type[Model]]:
+    """Return the subclasses of `base` that the modules of a package have, without the abstract ones."""
+    path = importlib.import_module(package).__path__
+    modules = [vars(importlib.import_module(f"{package}.{file.name}")) for file in iter_modules(path)]
+    named = {name: one for module in modules for name, one in module.items() if isinstance(one, type)}
+    return [one for one in named.values() if issubclass(one, base) and not isabstract(one)]

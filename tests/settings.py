@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 from sparring.pipeline.config import load
 from sparring.pipeline.config.model import Config
 from sparring.stages.annotate.config import CalibrateSettings, EmbedSettings, JudgeConfig, PairsSettings, ScoreSettings
+from sparring.stages.annotate.gates.linear import LinearGate
 from sparring.stages.evaluate.config import EvaluateSettings
 from sparring.stages.fields import hints
 from sparring.stages.sample.config import PromptsSettings, SampleSettings
 
 Model = TypeVar("Model")
+BOUNDS: dict[str, Any] = {"floor": 0.0, "ceil": 1.0, "floor_quantile": None, "ceil_quantile": None, "scope": "pairwise"}
+LINEAR_GATE = LinearGate(name="linear", **BOUNDS)
 
 
 @cache

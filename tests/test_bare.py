@@ -23,6 +23,7 @@ from tests.pipeline.report.fabricated import Run
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OWN = ("sparring", "scripts")
+GATES = ROOT / "stages" / "annotate" / "gates"
 OBJECTIVES = ROOT / "stages" / "train" / "objectives"
 BASE = (
     "sparring.pipeline.cli",
@@ -32,6 +33,7 @@ BASE = (
     "sparring.pipeline.report.inspect",
     "sparring.pipeline.report.terminal",
     *(f"sparring.stages.train.objectives.{path.stem}" for path in OBJECTIVES.glob("*.py")),
+    *(f"sparring.stages.annotate.gates.{path.stem}" for path in GATES.glob("*.py")),
     *sorted({f"sparring.pipeline.{one.function.partition(':')[0]}" for one in COMMANDS.values()}),
 )
 """Modules of what needs no model: all commands' help, and what reads a run."""

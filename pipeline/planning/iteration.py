@@ -156,7 +156,7 @@ class Builder:
 
     def gate(self) -> CalibrateSettings:
         """Return how targets are gated; only `permuted` has a seed."""
-        permuted = self.config.gate.name == "permuted"
+        permuted = self.config.gate.control == "permuted"
         by_gate = permuted and self.config.selection.values == "gated"
         seed = self.config.seed if permuted else 0
         return CalibrateSettings(gate=self.config.gate, seed=seed, dealt_over="prompts" if by_gate else "pairs")

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.stages.annotate import gate, pairs
-from sparring.stages.annotate.config import PAIRS, OffGate, PairsSettings
+from sparring.stages.annotate.config import PAIRS, PairsSettings
+from sparring.stages.annotate.gates.base import OffGate
 from sparring.stages.annotate.rows import matrix, place
 from sparring.stages.annotate.winrate import win_rates
 from sparring.stages.errors import DataError

@@ -115,7 +115,7 @@ def shards(job: Job[CalibrateSettings]) -> list[Shard]:
     prompts = gate.prompt_sizes(job.inputs["pairs"], "n") if selected else gate.prompt_sizes(job.inputs["embeddings"])
     payloads = gate.payloads(job.settings, job.inputs["embeddings"], prompts)
     gated = [Shard(index=s.index, payload=payload) for s, payload in zip(plain, payloads, strict=True)]
-    if job.settings.gate.name != "rescaled":
+    if gate.active_gate(job.settings).control != "rescaled":
         return gated
     gate_alone = Calibrator(job)
     stats = [gate_alone(shard).stats for shard in gated]
@@ -137,7 +137,7 @@ def finish(job: Job[CalibrateSettings], tables: Iterator[pa.Table], parts: list[
         "scope": job.settings.gate.scope,
         "floor": floor,
         "ceil": ceil,
-        "exponent": active.exponent if active else None,
+        "exponent": getattr(active, "exponent", 1.0) if active else None,
         **{f"mean_{name}": value for name, value in means.items()},
         "strength": ratio(total(parts, "target_pull"), total(parts, "p_pull")),
         "similarity_mean": None if off else ratio(total(parts, "similarity"), pairs),

@@ -5,11 +5,13 @@ pairs, calibrate, best. No heavy import.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from sparring.stages.annotate import oracles
+from sparring.stages.annotate.gates import GateConfig
+from sparring.stages.annotate.gates.base import ActiveGate
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import (
     ELSEWHERE,
@@ -20,14 +22,10 @@ from sparring.stages.fields import (
     OnlyIf,
     Options,
     Place,
-    Positive,
-    Share,
     Text,
 )
 from sparring.stages.step import StepSpec
 
-Similarity = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), NO_BOOL]
-Scope = Literal["pairwise", "pair", "row_mean"]
 WinRate = Literal["matrix", "aggregate_score", "cross_fit"]
 """matrix (default); aggregate_score (the published mode, which erases cycles); or cross_fit (with oracle.opponents: one
 half of the opponents selects the pairs, so that the targets have no selection bias)."""
@@ -59,6 +57,7 @@ PAIRS = StepSpec(
     shards="sparring.stages.annotate.pairs:shards",
     finish="sparring.stages.annotate.pairs:finish",
     pool="tasks",
+    modules="sparring.stages.annotate.gates:modules",
 )
 CALIBRATE = StepSpec(
     kind="calibrate",
@@ -67,6 +66,7 @@ CALIBRATE = StepSpec(
     shards="sparring.stages.annotate.calibrate:shards",
     finish="sparring.stages.annotate.calibrate:finish",
     pool="tasks",
+    modules="sparring.stages.annotate.gates:modules",
 )
 BEST = StepSpec(
     kind="best",
@@ -183,61 +183,6 @@ EncoderConfig = Annotated[EmbeddedEncoder | HubEncoder | FolderEncoder, Field(di
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffGate:
-    """The targets are the win rates, bit for bit."""
-
-    name: Literal["off"]
-    scope: ClassVar[Scope] = "pairwise"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActiveGate:
-    """The settings of every gate that is not off."""
-
-    floor: Annotated[Similarity, OnlyIf(lambda gate, _: gate.floor_quantile is None, "without gate.floor_quantile")]
-    """Similarity up to which the gate changes nothing."""
-    floor_quantile: Share | None
-    """When set, floor is this quantile of all off-diagonal similarities of the iteration."""
-    ceil: Annotated[Similarity, OnlyIf(lambda gate, _: gate.ceil_quantile is None, "without gate.ceil_quantile")]
-    """Similarity from which on the targets are 1/2."""
-    ceil_quantile: Share | None
-    """When set, ceil is this quantile of the same similarities."""
-    scope: Scope
-    """Which similarity shrinks P[i, j]: that of i and j (pairwise), that of chosen and rejected (pair), or the mean of
-    those of i (row_mean)."""
-
-    def __post_init__(self) -> None:
-        """Raise for a floor that is not below the ceil."""
-        low, high = self.floor_quantile, self.ceil_quantile
-        if low is None and high is None and not self.floor < self.ceil:
-            raise ConfigError(f"gate.floor={self.floor} must be below gate.ceil={self.ceil}.")
-        if low is not None and high is not None and not low < high:
-            raise ConfigError(f"gate.floor_quantile={low} must be below gate.ceil_quantile={high}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearGate(ActiveGate):
-    name: Literal["linear"]
-    exponent: ClassVar[float] = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PowerGate(ActiveGate):
-    """power, and the two controls, which take the settings of the gate that they control.
-
-    permuted: g matrices are shuffled across prompts of equal K; rescaled: one factor shrinks all targets, which in sum
-    shrink as much as under the gate.
-    """
-
-    name: Literal["power", "permuted", "rescaled"]
-    exponent: Positive
-    """Above 1 the gate opens late, below 1 early; 1 is linear."""
-
-
-GateConfig = Annotated[OffGate | LinearGate | PowerGate, Field(discriminator="name")]
-
-
-@dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     by: Literal["extremes", "all_pairs", "top_vs_random"]
     """The best response against the worst; all pairs; or the best against one drawn from the worse ones."""
@@ -308,9 +253,9 @@ class PairsSettings:
                 "selection.values=gated with gate.scope=pair: that scope needs the pair to gate by; "
                 "use pairwise or row_mean, or selection.values=win_rates."
             )
-        if gate and gate.name == "rescaled":
+        if isinstance(gate, ActiveGate) and gate.control == "rescaled":
             raise ConfigError(
-                "selection.values=gated with gate=rescaled: what it shrinks by is known once pairs are selected; "
+                f"selection.values=gated with gate={gate.name}: what it shrinks by is known once pairs are selected; "
                 "use selection.values=win_rates."
             )
 

@@ -4,7 +4,7 @@ S-SPPO's supervision calibration (arXiv 2606.01561). The linear curve is seconda
 are ours.
 
 s: (K, K) cosine similarity of the responses, symmetric, diagonal 1.
-g: (K, K) in [0, 1], g = clip((s - floor) / (ceil - floor), 0, 1)^exponent; the exponent of `linear` is 1.
+g: (K, K) in [0, 1], a curve of x = clip((s - floor) / (ceil - floor), 0, 1), one of the files in gates/.
 P~[i, j] = 1/2 + (1 - G[i, j]) (P[i, j] - 1/2), and P itself, bit for bit, where G = 0. G spreads g by scope:
 
     pairwise   G[i, j] = g[i, j]                       P~ + P~^T = 1, sum_i p~_i = K/2
@@ -29,25 +29,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from sparring.stages.annotate.config import CalibrateSettings, LinearGate, OffGate, PowerGate
+from sparring.stages.annotate.config import CalibrateSettings
+from sparring.stages.annotate.gates.base import ActiveGate, Array, OffGate
 from sparring.stages.annotate.rows import find_row, matrix, place, rows_by_id
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import Input
 
-Array = NDArray[np.float64]
 Prompts = Sequence[Sequence[tuple[str, int]]]
 """(id, K) of the prompts of each part."""
-
-
-def gate_of(similarity: Array, floor: float, ceil: float, exponent: float = 1.0) -> Array:
-    """g = clip((s - floor) / (ceil - floor), 0, 1)^exponent: 0 at s <= floor, 1 at s >= ceil.
-
-    With an exponent above 1 the gate opens late, below 1 early.
-    """
-    g: Array = np.clip((similarity - floor) / (ceil - floor), 0.0, 1.0) ** exponent
-    return g
 
 
 def spread(g: Array, scope: str, chosen: int, rejected: int) -> Array:
@@ -115,8 +105,9 @@ def payloads(settings: CalibrateSettings, embeddings: Input, prompts: Prompts) -
 
     sources: id of a prompt -> (part, id) of the prompt whose g it is given.
     """
-    floor, ceil = thresholds(active_gate(settings), embeddings)
-    if settings.gate.name != "permuted":
+    active = active_gate(settings)
+    floor, ceil = thresholds(active, embeddings)
+    if active.control != "permuted":
         return [{"floor": floor, "ceil": ceil, "sources": None} for _ in prompts]
     rows = [(part, row_id, n) for part, ids in enumerate(prompts) for row_id, n in ids]
     permuted = permuted_sources([(part, n) for part, _, n in rows], settings.seed)
@@ -126,13 +117,13 @@ def payloads(settings: CalibrateSettings, embeddings: Input, prompts: Prompts) -
     return [{"floor": floor, "ceil": ceil, "sources": of_part} for of_part in sources]
 
 
-def active_gate(settings: CalibrateSettings) -> LinearGate | PowerGate:
+def active_gate(settings: CalibrateSettings) -> ActiveGate:
     """Return the gate of settings whose gate is not `off`."""
     assert not isinstance(settings.gate, OffGate)
     return settings.gate
 
 
-def thresholds(active: LinearGate | PowerGate, embeddings: Input) -> tuple[float, float]:
+def thresholds(active: ActiveGate, embeddings: Input) -> tuple[float, float]:
     """Return floor and ceil: absolute, or exact quantiles of every off-diagonal similarity of the iteration."""
     values = {"floor": active.floor, "ceil": active.ceil}
     settings = {"floor": active.floor_quantile, "ceil": active.ceil_quantile}
@@ -165,7 +156,7 @@ class GateReader:
     """Reads similarity matrices by (part, id), each part of `embeddings` once, and computes the gate from them."""
 
     def __init__(self, settings: CalibrateSettings, embeddings: Input) -> None:
-        self.exponent = active_gate(settings).exponent
+        self.gate = active_gate(settings)
         self.embeddings = embeddings
         self.parts: dict[int, dict[str, dict[str, Any]]] = {}
 
@@ -179,4 +170,4 @@ class GateReader:
     def __call__(self, payload: Mapping[str, Any], part: int, row_id: str, n: int) -> Array:
         """Return g (n, n) of a prompt; under `permuted` that of another prompt."""
         source_part, source_id = payload["sources"][row_id] if payload["sources"] else (part, row_id)
-        return gate_of(self.similarity(source_part, source_id, n), payload["floor"], payload["ceil"], self.exponent)
+        return self.gate.g(self.similarity(source_part, source_id, n), payload["floor"], payload["ceil"])

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from sparring.stages.annotate.gate import gate_of, gated
+from sparring.stages.annotate.gate import gated
 from tests.game.finite import Game
+from tests.settings import LINEAR_GATE
 
 ROCK_PAPER_SCISSORS = Game(
     preference=np.array([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]]),
@@ -31,7 +32,9 @@ SIX = random_game(13)
 SIMILARITY = np.array([[1.0, 0.1, 0.0], [0.1, 1.0, 0.8], [0.0, 0.8, 1.0]])
 """Paper and scissors say nearly the same."""
 
-GATED = replace(ROCK_PAPER_SCISSORS, preference=gated(ROCK_PAPER_SCISSORS.preference, gate_of(SIMILARITY, 0.0, 1.0)))
+GATED = replace(
+    ROCK_PAPER_SCISSORS, preference=gated(ROCK_PAPER_SCISSORS.preference, LINEAR_GATE.g(SIMILARITY, 0.0, 1.0))
+)
 """P~ of the pairwise gate. Its equilibrium is (.10, .48, .43): each response weighs as the margin of the other two."""
 
 GAMES = {"rps": ROCK_PAPER_SCISSORS, "six": SIX, "gated": GATED}

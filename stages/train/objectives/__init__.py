@@ -7,24 +7,15 @@ parameters without it.
 
 from __future__ import annotations
 
-import importlib
-from inspect import isabstract
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from sparring.stages.fields import classes_in
 from sparring.stages.train.objectives.base import Objective
 
 if TYPE_CHECKING:
     from sparring.stages.train.config import TrainSettings
-
-
-def classes() -> list[type[Objective]]:
-    """Return the objectives of all files of this folder."""
-    files = [vars(importlib.import_module(f"{__name__}.{file.name}")) for file in iter_modules(__path__)]
-    named = {name: one for file in files for name, one in file.items() if isinstance(one, type)}
-    return [one for one in named.values() if issubclass(one, Objective) and not isabstract(one)]
 
 
 def modules(settings: TrainSettings) -> list[str]:
@@ -35,4 +26,4 @@ def modules(settings: TrainSettings) -> list[str]:
 if TYPE_CHECKING:
     ObjectiveConfig = Objective
 else:
-    ObjectiveConfig = Annotated[Union[tuple(classes())], Field(discriminator="name")]  # noqa: UP007
+    ObjectiveConfig = Annotated[Union[tuple(classes_in(__name__, Objective))], Field(discriminator="name")]  # noqa: UP007

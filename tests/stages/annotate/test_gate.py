@@ -12,8 +12,10 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from sparring.stages.annotate import gate
+from sparring.stages.annotate.gates.power import PowerGate
 from sparring.stages.annotate.winrate import preference_matrix, win_rates
 from tests.refusals import refused
+from tests.settings import BOUNDS, LINEAR_GATE
 
 Array = NDArray[np.float64]
 TOLERANCE = 1e-12
@@ -33,14 +35,18 @@ def games(draw: st.DrawFn) -> tuple[Array, Array]:
 thresholds = st.tuples(st.floats(-1, 0.9), st.floats(0.01, 1.5)).map(lambda t: (t[0], t[0] + t[1]))
 
 
+def power(exponent: float) -> PowerGate:
+    return PowerGate(name="power", exponent=exponent, **BOUNDS)
+
+
 def calibrated(p: Array, s: Array, bounds: tuple[float, float], scope: str) -> Array:
-    return gate.gated(p, gate.spread(gate.gate_of(s, *bounds), scope, 0, len(p) - 1))
+    return gate.gated(p, gate.spread(LINEAR_GATE.g(s, *bounds), scope, 0, len(p) - 1))
 
 
 def test_linear_gate_by_hand() -> None:
     s = np.array([[1.0, 0.6, 0.1], [0.6, 1.0, 0.9], [0.1, 0.9, 1.0]])
     expected = [[1.0, 2 / 3, 0.0], [2 / 3, 1.0, 1.0], [0.0, 1.0, 1.0]]
-    np.testing.assert_allclose(gate.gate_of(s, 0.2, 0.8), expected, atol=1e-15)
+    np.testing.assert_allclose(LINEAR_GATE.g(s, 0.2, 0.8), expected, atol=1e-15)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -49,7 +55,7 @@ def test_every_exponent_has_the_properties(
     scope: str, game: tuple[Array, Array], bounds: tuple[float, float], exponent: float
 ) -> None:
     p, s = game
-    g = gate.gate_of(s, *bounds, exponent)
+    g = power(exponent).g(s, *bounds)
     after = gate.gated(p, gate.spread(g, scope, 0, len(p) - 1))
     assert (np.abs(after - 0.5) <= np.abs(p - 0.5) + TOLERANCE).all()
     assert ((after - 0.5) * (p - 0.5) >= -TOLERANCE).all()
@@ -61,7 +67,7 @@ def test_every_exponent_has_the_properties(
 
 
 def test_power_by_hand() -> None:
-    np.testing.assert_allclose(gate.gate_of(np.array([0.2, 0.5, 0.8, 1.0]), 0.2, 0.8, 3), [0, 0.125, 1, 1], atol=1e-15)
+    np.testing.assert_allclose(power(3).g(np.array([0.2, 0.5, 0.8, 1.0]), 0.2, 0.8), [0, 0.125, 1, 1], atol=1e-15)
 
 
 def test_scopes_by_hand() -> None:
@@ -107,7 +113,7 @@ def test_pairwise_between_floor_and_ceil(game: tuple[Array, Array], bounds: tupl
 @given(game=games(), bounds=thresholds)
 def test_row_mean_and_pair_follow_their_formula(game: tuple[Array, Array], bounds: tuple[float, float]) -> None:
     p, s = game
-    g, rates, k = gate.gate_of(s, *bounds), win_rates(p), len(p)
+    g, rates, k = LINEAR_GATE.g(s, *bounds), win_rates(p), len(p)
     mean = np.array([np.mean([g[i, j] for j in range(k) if j != i]) for i in range(k)])
     after = win_rates(calibrated(p, s, bounds, "row_mean"))
     np.testing.assert_allclose(after, 0.5 + (1 - mean) * (rates - 0.5), atol=TOLERANCE, rtol=0)
@@ -121,7 +127,7 @@ def test_published_win_rates_of_two_are_gated_as_those_of_p(
     scope: str, p: float, s: float, bounds: tuple[float, float]
 ) -> None:
     game = np.array([[0.5, p], [1 - p, 0.5]])
-    full = gate.spread(gate.gate_of(np.array([[1.0, s], [s, 1.0]]), *bounds), scope, 0, 1)
+    full = gate.spread(LINEAR_GATE.g(np.array([[1.0, s], [s, 1.0]]), *bounds), scope, 0, 1)
     after = gate.gated_rates(win_rates(game), full)
     np.testing.assert_allclose(after, win_rates(gate.gated(game, full)), atol=TOLERANCE, rtol=0)
 
