@@ -192,5 +192,5 @@ def _link_cached(plan: Plan, store: Path, states: dict[str, State]) -> None:
         manifest = states[name].manifest
         assert manifest is not None
         artifact = Artifact(store, step.spec.kind, name)
-        tidy_after_kill(artifact, manifest, "sparring", lambda holder: print(f"waiting for {holder}", file=sys.stderr))
+        tidy_after_kill(artifact, manifest, "sparring", partial(print_held, artifact.path))
         _link_step(plan, store, step, manifest)

@@ -20,7 +20,8 @@ from sparring.stages.plain import counts_text, printable
 class Events:
     """Append events to `path` and show them: bars on a terminal, plain lines in a log."""
 
-    def __init__(self, path: Path, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, path: Path, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stderr  # as it is now: it may have been replaced since the import
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._stream = stream

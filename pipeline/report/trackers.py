@@ -23,7 +23,7 @@ from sparring.pipeline.runs.panel import records_of
 from sparring.pipeline.runs.run_history import RunHistory, Steps
 from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.store.staging import staged
-from sparring.stages.fingerprint import digest
+from sparring.stages.fingerprint import artifact_name, digest
 from sparring.stages.train.config import tracked_name
 
 TRAIN, ITERATION = "train/step", "iteration"
@@ -85,8 +85,8 @@ def _training(
     """
     manifest = history.manifest(t, "train")
     if manifest is None:  # it goes on, or was stopped
-        return streamed.get(f"train-{history.record.planned.get(t, {}).get('train', '')[:8]}", {})
-    times = streamed.get(f"train-{manifest.fingerprint[:8]}", {})
+        return streamed.get(artifact_name("train", history.record.planned.get(t, {}).get("train", "")), {})
+    times = streamed.get(manifest.name, {})
     records = {int(record["step"]): record for record in records_of(history.steps[t], history.store)}
     last = _when(manifest)
     return {step: {"time": times.get(step, {}).get("time", last), **one} for step, one in records.items()}

@@ -145,7 +145,7 @@ def answer_file(player: Player, title: str, path: Path, column: str | None, best
         f"{key}={sample.setting(f'sampler.{key}')}" for key in ("k", "temperature", "top_p", "max_tokens")
     )
     print(f"{to}: {len(given):,} answers to {len(rows):,} rows, {mean_characters(given)}")
-    print(f"  {', '.join(f'{one.step}-{one.fingerprint[:8]}' for one in made)} ({drawn})")
+    print(f"  {', '.join(one.name for one in made)} ({drawn})")
     print_cut(given)
     missing = [row.where for row in rows if row.id not in chosen]
     if missing:

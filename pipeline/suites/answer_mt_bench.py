@@ -131,7 +131,7 @@ def _describe(
             drawn = ", ".join(
                 f"{key}={one.setting(f'sampler.{key}')}" for key in ("temperature", "top_p", "max_tokens")
             )
-            print(f"  sample-{one.fingerprint[:8]} ({drawn})")
+            print(f"  {one.name} ({drawn})")
     other = sorted({one.category for one in questions} - set(mt_bench.TEMPERATURES))
     if other:
         names = printable(", ".join(other))

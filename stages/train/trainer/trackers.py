@@ -17,6 +17,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sparring.stages.fields import identity
+from sparring.stages.fingerprint import artifact_name
 from sparring.stages.step import Job
 
 BATCH = 100
@@ -32,7 +33,7 @@ def set_environment(job: Job) -> None:
     chosen = {
         "TENSORBOARD_LOGGING_DIR": str(job.scratch.parent / "tensorboard" / inside),
         "WANDB_PROJECT": "sparring",
-        "WANDB_RUN_ID": f"{job.spec.kind}-{job.fingerprint[:8]}",
+        "WANDB_RUN_ID": artifact_name(job.spec.kind, job.fingerprint),
         "WANDB_RESUME": "allow",
         "MLFLOW_EXPERIMENT_NAME": "sparring",
     }
