@@ -6,7 +6,8 @@ All of it is runtime, in no fingerprint.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from sparring.stages.fields import Count, NonNegative, OnlyIf, Positive, Rate, Seconds, Size
@@ -67,14 +68,17 @@ class HardwareConfig:
     """Memory for keys and values of each engine, in GiB."""
     gpu_memory: Annotated[Rate, OnlyIf(_vllm_on_gpus, "with sampler=vllm on GPUs")] = 0.9
     """Share of each GPU's memory that an engine takes."""
-    annotators: Count
-    """Processes of score, embed, reference and logprobs."""
+    gpu_gb: Annotated[Positive | None, OnlyIf(lambda hardware, _: hardware.gpus > 0, "with GPUs")] = None
+    """Memory of a GPU, in GiB, that the plan compares with what steps need; null: what nvidia-smi says here."""
+    annotators: Count | None
+    """Processes of score, embed, reference and logprobs; null: as many as there are GPUs for, 1 without GPUs."""
     annotator_cpus: Count | None
     """Cores of each; null: the machine's cores, divided by the annotators."""
     annotator_gpus: Size
     """GPUs of each."""
-    workers: Count
-    """Training workers: ranks of ZeRO-3."""
+    workers: Count | None
+    """Training workers: ranks of ZeRO-3; null: as many as there are GPUs for and trainer.global_batch can be divided
+    by, 1 without GPUs."""
     worker_cpus: Count | None
     """Cores of each; null: the machine's cores, divided by the workers."""
     worker_gpus: Size
@@ -95,9 +99,21 @@ class HardwareConfig:
 
     @property
     def gpus(self) -> int:
-        """Most GPUs that are in use at once; `engines: null` counts as one engine."""
-        engines = (self.engines or 1) * self.engine_gpus
-        return max(engines, self.annotators * self.annotator_gpus, self.workers * self.worker_gpus)
+        """Most GPUs that are in use at once; a count that is null is one."""
+        engines, annotators, workers = (count or 1 for count in (self.engines, self.annotators, self.workers))
+        return max(engines * self.engine_gpus, annotators * self.annotator_gpus, workers * self.worker_gpus)
+
+    def on(self, gpus: Sequence[int], global_batch: int) -> HardwareConfig:
+        """Return it with annotators and workers, where they are null, for machines with these GPUs each.
+
+        `engines: null` stays: a pool takes what GPUs there are, those of machines that join later too.
+        """
+        ranks = max(1, _processes(gpus, self.worker_gpus))
+        return replace(
+            self,
+            annotators=self.annotators or max(1, _processes(gpus, self.annotator_gpus)),
+            workers=self.workers or max(n for n in range(1, ranks + 1) if global_batch % n == 0),
+        )
 
     def engine_workers(self, most_tokens: float) -> Workers:
         """Return the processes of the sampling engines. most_tokens: of a shard whose responses are all the longest."""
@@ -116,8 +132,8 @@ class HardwareConfig:
     def annotator_workers(self) -> Workers:
         """Return the processes of score, embed, reference and logprobs."""
         return Workers(
-            count=self.annotators,
-            cpus=self.annotator_cpus or _share(self.annotators),
+            count=self.annotators or 1,
+            cpus=self.annotator_cpus or _share(self.annotators or 1),
             gpus=self.annotator_gpus,
             max_failures=self.max_failures,
         )
@@ -125,8 +141,8 @@ class HardwareConfig:
     def training_workers(self) -> Workers:
         """Return the ranks of ZeRO-3."""
         return Workers(
-            count=self.workers,
-            cpus=self.worker_cpus or _share(self.workers),
+            count=self.workers or 1,
+            cpus=self.worker_cpus or _share(self.workers or 1),
             gpus=self.worker_gpus,
             max_failures=self.max_failures,
         )
@@ -134,3 +150,8 @@ class HardwareConfig:
 
 def _share(processes: int) -> int:
     return max(1, (os.cpu_count() or 1) // processes)
+
+
+def _processes(gpus: Sequence[int], each: int) -> int:
+    """Return how many processes with `each` GPUs machines hold, none across two machines; 0 where they take none."""
+    return sum(count // each for count in gpus) if each else 0

@@ -84,6 +84,8 @@ def _machine(config: Config) -> Iterator[Check]:
     wanted = config.hardware.engine_gpus * (config.hardware.engines or 1)
     good = machine["gpus"] >= wanted or bool(os.environ.get("RAY_ADDRESS"))
     yield good, "hardware", text if good else f"{text}; hardware={config.hardware.name} wants {wanted} GPUs"
+    if fault := ray_cluster.gpu_fault():
+        yield False, "GPU", fault
     cache, store = cache_folder(), Path(config.paths.store).absolute()
     good = os.access(next(p for p in (cache, *cache.parents) if p.exists()), os.W_OK)
     yield good, "cache", str(cache) if good else f"{cache} is not writable; set SPARRING_CACHE to another folder"

@@ -18,8 +18,10 @@ from sparring.pipeline.cli.prepare import (
     check_places,
     dealt_again_lines,
     first_of,
+    memory_lines,
     plan_of,
 )
+from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
 from sparring.pipeline.planning.redo import other_code, redone
@@ -44,7 +46,7 @@ def plan(
     arms = arms_of(overrides, multirun)
     if resolved:
         for arm in arms.values():
-            print(config.render(config.load(arm)))
+            print(config.render(config.load(arm, ray_cluster.gpus_by_machine())))
         return
     plan = plan_of(arms, assume=True)
     check_places(plan)
@@ -76,7 +78,7 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
     first = first_of(plan)
     store = Path(first.paths.store)
     states, known = inspect(plan, store, redo), estimate.manifests(store)
-    expected = estimate.Estimate(plan, known)
+    expected = estimate.Estimate(plan, known, ray_cluster.gpus_by_machine())
     console = stdout_console()
     console.print(_table(plan, states, expected, known if why else None))
     for line in dealt_again_lines(plan, states):
@@ -91,7 +93,7 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
         console.print(price, highlight=False)
     if differs := other_code(plan, states):
         print(differs)
-    lines = []
+    lines = memory_lines(plan, states, expected.weights)
     if wanted := [f"the {s.wanted[0]} {s.wanted[1]}" for s in plan.externals.values() if s.wanted]:
         lines.append(f"to be downloaded, and not in these figures: {', '.join(wanted)}")
     if plan.assumed:

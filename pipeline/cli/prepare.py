@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from sparring.pipeline import config
 from sparring.pipeline.config.model import Config, judges_of
 from sparring.pipeline.execution import ray_cluster
+from sparring.pipeline.planning import memory
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State
@@ -32,13 +33,14 @@ CONNECT_S = 5.0
 
 def arms_of(overrides: Sequence[str], multirun: bool) -> dict[str, list[str]]:
     """Return arm -> overrides; the arm of a single run is ''."""
-    chosen = config.detect_hardware(overrides, ray_cluster.gpu_count())
+    chosen = config.detect_hardware(overrides, sum(ray_cluster.gpus_by_machine()))
     return dict(config.expand(chosen)) if multirun else {"": list(chosen)}
 
 
 def load_config(overrides: Sequence[str]) -> Config:
-    """Return the configuration of a single run; hardware=auto becomes that of this machine."""
-    return config.load(config.detect_hardware(overrides, ray_cluster.gpu_count()))
+    """Return the configuration of a single run; hardware=auto becomes that of this machine, or of the cluster."""
+    gpus = ray_cluster.gpus_by_machine()
+    return config.load(config.detect_hardware(overrides, sum(gpus)), gpus)
 
 
 def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str, str] | None = None) -> Plan:
@@ -47,7 +49,8 @@ def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str,
     ConfigError or DataError where a policy, an encoder or a judge cannot be used as configured. pins: commits of the
     hub's revisions that are already known, beside those that the run recorded.
     """
-    configs = {arm: config.load(overrides) for arm, overrides in arms.items()}
+    gpus = ray_cluster.gpus_by_machine()
+    configs = {arm: config.load(overrides, gpus) for arm, overrides in arms.items()}
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
             raise ConfigError(f"{key} must be the same for all arms of a multirun.")
@@ -113,7 +116,28 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
     if todo and ray_cluster.joined():
         ray_cluster.check_address(os.environ["RAY_ADDRESS"])
     elif todo:
+        if any(step.workers.gpus for step in todo) and (fault := ray_cluster.gpu_fault()):
+            raise ConfigError(f"{fault}.")
         check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
+
+
+def memory_lines(plan: Plan, states: Mapping[str, State], weights: Mapping[str, int]) -> list[str]:
+    """Return what each step that is to do holds on a GPU; ConfigError where it is more than the GPU has.
+
+    weights: of each arm's policy.
+    """
+    todo = {plan.steps[name].spec.kind for name, state in states.items() if state.kind != "hit"}
+    lines: dict[str, str] = {}
+    for arm, chosen in plan.configs.items():
+        gib = chosen.hardware.gpu_gb or (ray_cluster.gpu_memory_gib() if chosen.hardware.gpus else None)
+        model = memory.of_policy(plan, arm, weights[arm])
+        needs = {step: need for step, need in memory.needs_of(chosen, model).items() if step in todo}
+        for step, need in needs.items():
+            if gib:
+                memory.check(step, need, chosen, model, gib)
+            size = f"of {gib:.0f} GiB" if gib else "whose memory is not known here: hardware.gpu_gb states it"
+            lines[f"{step} needs {memory.described(need)} of each GPU, {size}"] = ""
+    return list(lines)
 
 
 def check_servers(plan: Plan, states: Mapping[str, State]) -> None:

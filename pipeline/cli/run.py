@@ -21,6 +21,7 @@ from sparring.pipeline.cli.prepare import (
     check_servers,
     dealt_again_lines,
     first_of,
+    memory_lines,
     plan_of,
     prepare,
     print_held,
@@ -66,6 +67,7 @@ def run(
     if todo:
         check_installed(plan)
         check_here(plan, states)
+        memory_lines(plan, states, estimate.Estimate(plan, []).weights)
         check_servers(plan, states)
         _check_disk(plan, states, store)
     make_folder("paths.store", store)

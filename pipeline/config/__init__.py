@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, cast
 
@@ -40,8 +40,11 @@ INHERITED = ("stop", "dtype", "tensor_parallel")
 """Of a preset's policy: what policy=folder beside the preset keeps, where it is not set."""
 
 
-def load(words: Sequence[str]) -> Config:
-    """Compose the groups with Hydra overrides; ConfigError names the wrong key, who reads it, and the nearest one."""
+def load(words: Sequence[str], gpus: Sequence[int] = ()) -> Config:
+    """Compose the groups with Hydra overrides; ConfigError names the wrong key, who reads it, and the nearest one.
+
+    gpus: of each machine that the run may use; what hardware leaves open is filled by them.
+    """
     parsed = overrides.parse(words)
     composed = compose(parsed)
     values = {one.key_or_group: one.value() for one in parsed}
@@ -63,6 +66,7 @@ def load(words: Sequence[str]) -> Config:
     except ValidationError as error:
         raise ConfigError(messages.of_type_error(error, parsed)) from None
     _check_read(config, plain, parsed)
+    config = replace(config, hardware=config.hardware.on(gpus, config.trainer.global_batch))
     for message in cross_field_errors(config):
         raise ConfigError(message)
     _check_effect(config, composed, parsed)

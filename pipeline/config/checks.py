@@ -52,7 +52,7 @@ def _of_training(config: Config) -> Iterable[str]:
             "are needed to learn anything. Raise prompts.per_iteration or trainer.epochs, lower trainer.global_batch."
         )
     require_packages(trainer.optimizer, trainer.adapter)
-    if trainer.global_batch % hardware.workers:
+    if hardware.workers and trainer.global_batch % hardware.workers:
         fewer = max(n for n in range(1, hardware.workers) if trainer.global_batch % n == 0)
         yield (
             f"trainer.global_batch={trainer.global_batch} is not a multiple of hardware.workers={hardware.workers}: "

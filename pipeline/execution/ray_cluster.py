@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ PACKAGES = (
 )
 
 
+OLDEST_DRIVER = 580
+"""Major version of the oldest driver that runs CUDA 13, which the lock of requirements/cuda.txt is made for."""
+
+
 def gpu_count() -> int:
     """Return how many GPUs nvidia-smi lists, of those that CUDA_VISIBLE_DEVICES leaves; 0 without it."""
     if not shutil.which("nvidia-smi"):
@@ -44,6 +49,44 @@ def gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     left = [one for one in (visible or "").split(",") if one.strip() not in ("", "-1", "NoDevFiles")]
     return count if visible is None else min(count, len(left))
+
+
+def gpus_by_machine() -> tuple[int, ...]:
+    """Return the GPUs of each machine of the cluster that is joined, else of this machine."""
+    if joined():
+        return tuple(int(machine.get("GPU", 0)) for machine in check_address(os.environ["RAY_ADDRESS"]))
+    return (gpu_count(),)
+
+
+def gpu_memory_gib() -> float | None:
+    """Return the memory of the smallest GPU of this machine; None where nvidia-smi does not say."""
+    sizes = [int(line) for line in _nvidia_smi("memory.total") if line.isdigit()]
+    return min(sizes) / 1024 if sizes else None
+
+
+def gpu_fault() -> str | None:
+    """Return why this machine's GPUs cannot be used as they are, None where nothing is known against it."""
+    versions = [int(line.partition(".")[0]) for line in _nvidia_smi("driver_version") if line[:1].isdigit()]
+    if versions and min(versions) < OLDEST_DRIVER:
+        return (
+            f"the GPU's driver is of version {min(versions)}, and the packages of requirements/cuda.txt need "
+            f"{OLDEST_DRIVER} or later (CUDA 13); update the driver, or set hardware=cpu"
+        )
+    if "Enabled" in _nvidia_smi("mig.mode.current") and "MIG-" not in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        return (
+            "a GPU is split into MIG instances, of which Ray gives out none by itself; switch MIG off (nvidia-smi -mig "
+            "0), or name one instance: CUDA_VISIBLE_DEVICES=MIG-..."
+        )
+    return None
+
+
+def _nvidia_smi(field: str) -> list[str]:
+    """Return what nvidia-smi says of a field, a line for each GPU; [] without it."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
 
 def hardware() -> dict[str, Any]:
@@ -214,16 +257,18 @@ CONNECT_S, GREETING_S, ANSWER_S = 5.0, 2.0, 25.0
 SETTINGS = b"\x04"
 """Type of the frame that a gRPC server sends first (HTTP/2)."""
 ASK = """
-import sys
+import json, sys
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._private import services, utils
 from ray._raylet import GcsClient
 
 try:
     client = GcsClient(address=services.canonicalize_bootstrap_address_or_die(sys.argv[1]))
-    client.get_all_node_info(timeout=10)
+    nodes = client.get_all_node_info(timeout=10).values()
     if metadata := get_cluster_metadata(client):
         utils.check_version_info(metadata, "this machine")
+    print(json.dumps([dict(node.resources_total) for node in nodes if node.state == GcsNodeInfo.ALIVE]))
 except Exception as error:
     sys.exit(" ".join(str(error).split()))
 """
@@ -233,8 +278,12 @@ REMEDY = (
 )
 
 
-def check_address(address: str) -> None:
-    """ConfigError when no Ray cluster that can be joined answers at host:port, or is on this machine for `auto`."""
+@cache
+def check_address(address: str) -> list[dict[str, float]]:
+    """Return the resources of each machine of the Ray cluster at host:port, or on this machine for `auto`.
+
+    ConfigError where none that can be joined answers. A cluster is asked once a process.
+    """
     if address != "auto":
         _check_port(address)
     print(f"RAY_ADDRESS={address}: asking the cluster, for at most {ANSWER_S:.0f} s", file=sys.stderr)
@@ -250,6 +299,8 @@ def check_address(address: str) -> None:
         ) from None
     if done.returncode:
         raise ConfigError(f"RAY_ADDRESS={address}: {_refusal(done.stderr)}.")
+    machines: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return machines
 
 
 def _check_port(address: str) -> None:

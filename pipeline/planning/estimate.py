@@ -4,7 +4,7 @@ where there are any, else the profile's, scaled to the policy's size, times what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -75,8 +75,9 @@ def manifests(store: Path) -> list[Manifest]:
 class Estimate:
     """What the steps of a plan are expected to cost, by the rates of what the store has made already."""
 
-    def __init__(self, plan: Plan, made: Iterable[Manifest]) -> None:
-        self.plan, self.made = plan, list(made)
+    def __init__(self, plan: Plan, made: Iterable[Manifest], gpus: Sequence[int] = ()) -> None:
+        """gpus: of each machine, for engines whose number is left open."""
+        self.plan, self.made, self.gpus = plan, list(made), gpus
         self.costs: dict[str, Cost] = {}
         trained = {m.fingerprint: _input_names(m).get("policy", "") for m in self.made if m.step == "train"}
         trained |= {name: s.inputs["policy"] for name, s in plan.steps.items() if s.spec.kind == "train"}
@@ -109,7 +110,7 @@ class Estimate:
         units = _units(step, self.plan, config, prompts)
         alike = self._alike(step.spec.kind, step.identity, step.inputs, bool(step.workers.gpus)) if self.rates else ""
         measured = self.rates.get(alike)
-        rate = measured or _profile_rate(step, config.hardware.expect, weights)
+        rate = measured or _profile_rate(step, config.hardware.expect, weights, self.gpus)
         heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
         seconds = config.hardware.expect.start_s if heavy else LIGHT_S
         if rate:
@@ -145,8 +146,7 @@ class Estimate:
         """Return the weights of an arm's policy: those of its files, else those that the configuration states."""
         policy = self.plan.configs[arm].policy
         stated = None if isinstance(policy, FolderPolicy) else policy.parameters
-        names = (step.inputs.get("policy", "") for use, step in self.plan.arm(arm) if use.label == "prompts")
-        base = self.plan.externals.get(next(names, ""))
+        base = self.plan.base_policy(arm)
         return (weights_in_files(base) if base else None) or stated or UNKNOWN
 
     def _prompts_per_iteration(self, config: Config) -> int:
@@ -221,8 +221,8 @@ def _units(step: Step, plan: Plan, config: Config, prompts: int) -> float | None
     return float(rows * (anchors * (2 * k - anchors - 1) if anchors else k * (k - 1)))
 
 
-def _profile_rate(step: Step, expect: ExpectConfig, weights: int) -> float | None:
-    """Return the profile's rate, over all that work side by side as far as the profile says how many."""
+def _profile_rate(step: Step, expect: ExpectConfig, weights: int, gpus: Sequence[int]) -> float | None:
+    """Return the profile's rate, over all that work side by side: as many as the step says, or as the GPUs hold."""
     rate = {
         "sample": expect.sample_tokens_per_s,
         "score": expect.score_duels_per_s,
@@ -235,7 +235,8 @@ def _profile_rate(step: Step, expect: ExpectConfig, weights: int) -> float | Non
         return None
     if step.spec.kind in BY_POLICY and expect.parameters:
         rate *= min(FASTER, expect.parameters / weights)
-    return rate * (step.workers.count or 1) * max(1, step.workers.gpus)
+    each = max(1, step.workers.gpus)
+    return rate * (step.workers.count or sum(count // each for count in gpus) or 1) * each
 
 
 def _disk(step: Step, config: Config, weights: int, tokens: float) -> tuple[float, float]:

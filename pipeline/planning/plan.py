@@ -73,6 +73,11 @@ class Plan:
         """Return the steps of one arm in order."""
         return [(use, step) for step in self.steps.values() for use in step.uses if use.arm == arm]
 
+    def base_policy(self, arm: str) -> Input | None:
+        """Return the policy that an arm begins with; None where its plan has no step `prompts`."""
+        names = (step.inputs.get("policy", "") for use, step in self.arm(arm) if use.label == "prompts")
+        return self.externals.get(next(names, ""))
+
 
 @dataclass(frozen=True, kw_only=True)
 class State:

@@ -81,7 +81,8 @@ def player_of(run: str, runs: Path, iteration: int | None, overrides: Sequence[s
     """Return the policy of an iteration of the run: by default the last trained one; of iteration 0 the base."""
     history = run_history.open_run(runs, run)
     words = [*history.record.overrides, *overrides]
-    chosen = config.load(config.detect_hardware(words, ray_cluster.gpu_count()))
+    gpus = ray_cluster.gpus_by_machine()
+    chosen = config.load(config.detect_hardware(words, sum(gpus)), gpus)
     t, policy = (0, None) if iteration == 0 else _trained(history, iteration)
     return Player(
         folder=history.folder,

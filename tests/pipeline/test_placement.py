@@ -11,13 +11,14 @@ from sparring.pipeline import config
 from sparring.pipeline.cli import main
 from sparring.pipeline.cli import plan as cli_plan
 from sparring.pipeline.cli.prepare import check_here, check_servers
+from sparring.pipeline.config import load
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State
 from sparring.stages.errors import ConfigError
 from tests.pipeline.plans import Fixed
-from tests.refusals import refused
+from tests.refusals import named, refused
 
 TWO_CORES = [{"CPU": 2, "GPU": 0}]
 NODE_OF_8 = {"CPU": 64, "GPU": 8}
@@ -132,6 +133,46 @@ def test_gpus_that_are_hidden_are_not_there(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert ray_cluster.gpu_count() == left
+
+
+def test_what_the_gpus_are_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine(driver: str, mig: str) -> None:
+        lines = {"memory.total": "81559\n46068", "driver_version": driver, "mig.mode.current": mig}
+        for field, text in lines.items():
+            (tmp_path / field).write_text(f"{text}\n")
+        tool.write_text(f'#!/bin/sh\n[ "$1" = -L ] && echo "GPU 0: H100" || cat "{tmp_path}/${{1#*=}}"\n')
+        tool.chmod(0o755)
+
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine("580.65.06", "[N/A]")
+    assert ray_cluster.gpu_memory_gib() == pytest.approx(45, abs=0.1) and ray_cluster.gpu_fault() is None
+    machine("550.54.15", "Disabled")
+    named(ray_cluster.gpu_fault() or "", "550", "580")
+    machine("580.65.06", "Enabled")
+    named(ray_cluster.gpu_fault() or "", "MIG", "CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-3f1a")
+    assert ray_cluster.gpu_fault() is None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts"),
+    [((8,), (8, 8)), ((8, 8), (16, 16)), ((3,), (3, 2)), ((6, 6), (12, 8)), ((0,), (1, 1)), ((), (1, 1))],
+)
+def test_open_counts_are_those_of_the_gpus(gpus: tuple[int, ...], counts: tuple[int, int]) -> None:
+    """A worker for each GPU, as far as the batch of 64 pairs can be divided by them."""
+    words = ["hardware=cuda", "trainer.global_batch=64", "prompts.per_iteration=640"]
+    hardware = load(words, gpus).hardware
+    assert (hardware.annotators, hardware.workers) == counts and hardware.engines is None
+    chosen = load([*words, "hardware.workers=4", "hardware.annotators=5"], gpus).hardware
+    assert (chosen.annotators, chosen.workers) == (5, 4)
+
+
+def test_the_gpus_of_a_cluster_are_those_of_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "check_address", lambda address: [{"CPU": 4.0}, {"CPU": 64.0, "GPU": 8.0}])
+    assert ray_cluster.gpus_by_machine() == (0, 8)
 
 
 @pytest.mark.parametrize(
