@@ -65,7 +65,7 @@ def status(
     Example: sparring status myrun --why
     """
     arms = run_history.recorded(runs, run)
-    _print_plan(plan_of({one.arm: one.record.overrides for one in arms}), why, to_run=False)
+    _print_plan(plan_of({one.arm: one.record.overrides for one in arms}, gpus=()), why, to_run=False)
     run_history.check_undamaged(arms)
 
 
@@ -78,7 +78,7 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
     first = first_of(plan)
     store = Path(first.paths.store)
     states, known = inspect(plan, store, redo), estimate.manifests(store)
-    expected = estimate.Estimate(plan, known, ray_cluster.gpus_by_machine())
+    expected = estimate.Estimate(plan, known, ray_cluster.gpus_by_machine() if to_run else ())
     console = stdout_console()
     console.print(_table(plan, states, expected, known if why else None))
     for line in dealt_again_lines(plan, states):

@@ -43,13 +43,19 @@ def load_config(overrides: Sequence[str]) -> Config:
     return config.load(config.detect_hardware(overrides, sum(gpus)), gpus)
 
 
-def plan_of(arms: dict[str, list[str]], assume: bool = False, pins: Mapping[str, str] | None = None) -> Plan:
+def plan_of(
+    arms: dict[str, list[str]],
+    assume: bool = False,
+    pins: Mapping[str, str] | None = None,
+    gpus: Sequence[int] | None = None,
+) -> Plan:
     """Return the one plan of all arms; with `assume` one to look at, even where the hub does not answer.
 
     ConfigError or DataError where a policy, an encoder or a judge cannot be used as configured. pins: commits of the
-    hub's revisions that are already known, beside those that the run recorded.
+    hub's revisions that are already known, beside those that the run recorded. gpus: of each machine; None: those of
+    the cluster that is joined, which is asked, or of this machine.
     """
-    gpus = ray_cluster.gpus_by_machine()
+    gpus = ray_cluster.gpus_by_machine() if gpus is None else gpus
     configs = {arm: config.load(overrides, gpus) for arm, overrides in arms.items()}
     for key in ("run", "paths"):
         if len({str(getattr(c, key)) for c in configs.values()}) > 1:
