@@ -59,7 +59,7 @@ class Hashed:
     how: str
     """Shown in docs/configuration.md."""
     part: Callable[[Any], Any] | None = None
-    """The model that has the field -> what is hashed; None: nothing is."""
+    """The model that has the field -> what is hashed; None, or where it returns None: nothing is."""
 
 
 RUNTIME = Hashed("no")
@@ -127,8 +127,8 @@ def _hashed(value: Any) -> Any:
             rule = metadata(annotation, Hashed)
             if rule is None:
                 kept[name] = _hashed(getattr(value, name))
-            elif rule.part:
-                kept[name] = rule.part(value)
+            elif rule.part and (part := rule.part(value)) is not None:
+                kept[name] = part
         return kept
     if isinstance(value, Mapping):
         return {name: _hashed(one) for name, one in value.items()}

@@ -27,7 +27,7 @@ NO_RECIPE = (
     "sampler.reproducible", "sampler.shard_rows", "trainer.adapter_lr", "trainer.min_steps",
 )  # fmt: skip
 """Keys of these groups that do not define it, beside those of `is_local`."""
-OPEN = re.compile(r"\.(members|weights|engine_args)\.")
+OPEN = re.compile(r"\.(members|weights|engine_args|deepspeed)\.")
 """In what holds any keys; elsewhere a key that the preset lacks is of an earlier version."""
 NAMING = ("name", "kind", "source")
 """Keys that say which one a group is: where they differ, its other keys say nothing."""
@@ -50,7 +50,8 @@ def settings(plain: Mapping[str, Any]) -> dict[str, Any]:
         chosen["repulsion"] = {"name": "off"}
     outside = tuple(f"{key}." for key in NO_RECIPE)
     leaves = {key: value for key, value in fields.dotted(chosen).items() if not f"{key}.".startswith(outside)}
-    return {key: value for key, value in leaves.items() if key == "policy.name" or not is_local(key)}
+    recipe = {key: value for key, value in leaves.items() if key == "policy.name" or not is_local(key)}
+    return {key: value for key, value in recipe.items() if not (value == {} and OPEN.search(f"{key}."))}  # nothing set
 
 
 def of_preset(name: str) -> dict[str, Any]:

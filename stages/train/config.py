@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from sparring.stages.fields import (
     ByReference,
     Count,
     Fraction,
+    Hashed,
     Integer,
     NonNegative,
     Positive,
@@ -29,6 +30,7 @@ from sparring.stages.fields import (
 )
 from sparring.stages.hardware import HardwareConfig
 from sparring.stages.step import StepSpec
+from sparring.stages.train import deepspeed_keys
 from sparring.stages.train.objectives import ObjectiveConfig
 
 REFERENCE = StepSpec(
@@ -168,6 +170,10 @@ class Scoring:
     """Of what is longer: drop the pair, or keep_end: cut the response before its end-of-turn token."""
 
 
+def _lossy(trainer: Any) -> dict[str, Any] | None:
+    return deepspeed_keys.lossy(trainer.deepspeed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Scoring):
     """Of training."""
@@ -201,6 +207,16 @@ class TrainerConfig(Scoring):
     """Compute activations again in the backward pass: less memory, a third more time."""
     band_every: Annotated[Size, RUNTIME]
     """Optimizer steps from one measurement of the disentanglement band to the next; 0: never."""
+    deepspeed: Annotated[
+        dict[str, Any],
+        Hashed("but what changes its speed alone", _lossy),
+    ]
+    """Passed on to DeepSpeed, over our own: +trainer.deepspeed.zero_optimization.overlap_comm=true. What changes more
+    than the order of sums is hashed."""
+
+    def __post_init__(self) -> None:
+        """Refuse keys that DeepSpeed does not have, or that have a key of their own."""
+        deepspeed_keys.check(self.deepspeed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from sparring.stages.step import Workers
 from sparring.stages.train.config import TrainSettings
+from sparring.stages.train.deepspeed_keys import merged
 
 OPTIMIZERS = {"rmsprop": "rmsprop", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 """transformers' names. RMSProp: alpha 0.99, eps 1e-8, no momentum, torch's defaults, as in the official runs. Adam:
@@ -45,7 +46,7 @@ def arguments(settings: TrainSettings, workers: Workers, steps: int, folder: Pat
         seed=settings.seed,
         bf16=False,
         use_cpu=workers.gpus == 0,
-        deepspeed=deepspeed_config(settings.hardware.offload, on_gpus=workers.gpus > 0),
+        deepspeed=merged(deepspeed_config(settings.hardware.offload, on_gpus=workers.gpus > 0), trainer.deepspeed),
         remove_unused_columns=False,
         dataloader_pin_memory=workers.gpus > 0,
         disable_tqdm=True,

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
 from sparring.stages.step import Job
 from sparring.stages.train.launch import worker
 from sparring.stages.train.launch.mailbox import Sender, mailbox
@@ -36,6 +38,7 @@ def _rank(given: tuple[Job, Sequence[str], int, int]) -> list[Any]:
     for attempt in attempts:
         one = replace(job, attempt=attempt)
         mailbox(one).mkdir(parents=True, exist_ok=True)
+        unset_hf_deepspeed_config()  # of the attempt before: a worker's process has one training alone
         made.append(worker.train_rank(one, rank, Sender(mailbox(one) / f"rank-{rank}.jsonl")))
     return made
 

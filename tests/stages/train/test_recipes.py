@@ -36,7 +36,7 @@ def job_of(where: Path, recipe: str, **how: Any) -> Job:
     four_bit = recipe == "qlora"
     policy = tiny_policy(where / "policy")
     inputs = train_inputs(where / "inputs", policy, four_bit=four_bit)
-    return train_job(where, inputs, settings(**RECIPES[recipe], **how))
+    return train_job(where, inputs, settings(**{**RECIPES[recipe], **how}))
 
 
 def by_one_worker(job: Job) -> Job:
@@ -53,6 +53,19 @@ def probed(made: dict[str, Any], job: Job) -> dict[str, float]:
 
 def in_memory(made: dict[str, Any]) -> dict[str, float]:
     return {name: made["summary"][f"probe_{name}"] for name in ("h_w", "h_l")}
+
+
+def check_low_rank(base: Path, published: Path) -> None:
+    """What the published weights have beside the base's is of rank 4, in the adapter's layers alone."""
+    before, after = tensors_of(base), tensors_of(published)
+    assert before.keys() == after.keys()
+    for name in before:
+        delta = read(after[name], name) - read(before[name], name)
+        if ".self_attn." in name or ".mlp." in name:
+            spectrum = torch.linalg.svdvals(delta.double())
+            assert spectrum[3] > 1e-6 and spectrum[4] < 1e-3 * spectrum[3], name
+        else:
+            assert not delta.any(), name
 
 
 def with_shifted_reference(job: Job, nats: float) -> Job:
@@ -74,15 +87,7 @@ def test_lora_trains_and_publishes_a_whole_policy(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in Path(made["files"]["metrics.jsonl"]).read_text(encoding="utf-8").splitlines()]
     assert summary["probe_pairs"] == len(lines[-1]["probe"]) == len(load_rows(job)[0]) == 16
     assert lines[0] == {"noise": summary["noise"]}, "of some of these pairs, before the first step"
-    before, after = tensors_of(tmp_path / "policy"), tensors_of(folder(made))
-    assert before.keys() == after.keys()
-    for name in before:
-        delta = read(after[name], name) - read(before[name], name)
-        if ".self_attn." in name or ".mlp." in name:
-            spectrum = torch.linalg.svdvals(delta.double())
-            assert spectrum[3] > 1e-6 and spectrum[4] < 1e-3 * spectrum[3], name  # rank 4
-        else:
-            assert not delta.any(), name
+    check_low_rank(tmp_path / "policy", folder(made))
     assert probed(made, job) == pytest.approx(in_memory(made), abs=1e-2)
 
 
@@ -130,14 +135,15 @@ def test_8_bit_adam_stays_with_its_number_of_workers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_qlora_starts_at_the_reference_and_its_merged_policy_is_near(tmp_path: Path) -> None:
-    """The published weights are the full ones with the same B A: chosen and rejected are apart as on the 4-bit base."""
-    job = job_of(tmp_path, "qlora")
+    """The published weights are the full ones with the same B A, which moves h as it does on the 4-bit base."""
+    job = job_of(tmp_path, "qlora", lr=3e-3)  # far above bfloat16's noise: the mean of z is about -60
     (made,) = train(job)
-    assert made["summary"]["noise"] < 0.05  # of z about -60, in bfloat16
+    assert made["summary"]["noise"] < 0.05
+    check_low_rank(tmp_path / "policy", folder(made))
     full = train_inputs(tmp_path / "full", tmp_path / "policy")
     shown, trained = probed(made, train_job(tmp_path, full)), in_memory(made)
     apart = trained["h_w"] - trained["h_l"]
-    assert apart > 0.05 and shown["h_w"] - shown["h_l"] == pytest.approx(apart, rel=0.5)
+    assert apart > 0.4 and shown["h_w"] - shown["h_l"] > 0.25 * apart
     assert shown != pytest.approx(trained, abs=1e-2)  # not the equality of the other recipes
 
 

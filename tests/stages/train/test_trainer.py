@@ -66,7 +66,7 @@ def test_adam_by_hand(name: str, tmp_path: Path) -> None:
 
 def test_weight_decay_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW shrinks a matrix by lr times the decay where its gradient is 0; norms and biases are left as they are."""
-    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda *_, **__: None)
+    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda *_, **__: {})
     args = arguments(settings(optimizer="adamw", lr=0.1, weight_decay=0.5, warmup_ratio=0.0), Workers(), 8, tmp_path)
     model = torch.nn.ModuleDict({"matrix": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
     trainer = Trainer(model=model, args=args)
@@ -150,7 +150,7 @@ def test_micro_batch_divides_the_workers_share() -> None:
 def test_batches_are_those_of_the_jobs_workers_whatever_the_hardware_group_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda *_, **__: None)
+    monkeypatch.setattr("sparring.stages.train.trainer.arguments.deepspeed_config", lambda *_, **__: {})
     wanted = settings(workers=1, micro_batch=2, global_batch=8)
     args = arguments(wanted, Workers(count=2), 8, tmp_path)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
