@@ -137,12 +137,14 @@ def memory_lines(plan: Plan, states: Mapping[str, State], weights: Mapping[str, 
     for arm, chosen in plan.configs.items():
         gib = chosen.hardware.gpu_gb or (ray_cluster.gpu_memory_gib() if chosen.hardware.gpus else None)
         model = memory.of_policy(plan, arm, weights[arm])
-        needs = {step: need for step, need in memory.needs_of(chosen, model).items() if step in todo}
+        needs = memory.needs_of(chosen, model)
+        needs = {step: need for step, need in needs.items() if todo & memory.KINDS.get(step, {step})}
         for step, need in needs.items():
             if gib:
                 memory.check(step, need, chosen, model, gib)
             size = f"of {gib:.0f} GiB" if gib else "whose memory is not known here: hardware.gpu_gb states it"
-            lines[f"{step} needs {memory.described(need)} of each GPU, {size}"] = ""
+            least = "" if model.layers else "at least "  # of weights alone: its config.json is not here yet
+            lines[f"{step} needs {least}{memory.described(need)} of each GPU, {size}"] = ""
     return list(lines)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.memory import MOMENTS
 from sparring.pipeline.planning.plan import Plan, State, Step
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest, fingerprint_of
 from sparring.stages.errors import DataError
@@ -38,8 +39,6 @@ FASTER = 4.0
 """A smaller policy is expected to do at most so many times the profile's tokens/s: then other things hold it up."""
 UNKNOWN = 300_000_000
 """Weights of a policy of which nothing is known."""
-MOMENTS = {"rmsprop": 4, "adamw": 8, "adamw_8bit": 2}
-"""Optimizer -> bytes that it keeps for a weight."""
 CHECKPOINTS = 2
 """Of a training: the one before is removed when the next one is complete."""
 

@@ -94,6 +94,8 @@ class Training:
     four_bit: bool = False
 
 
+KINDS = {"reference": {"reference", "logprobs"}}
+"""Step -> the kinds of steps that need the same, where there are several."""
 Need = dict[str, float]
 """What it is for -> bytes of one GPU."""
 
