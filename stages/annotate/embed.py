@@ -1,7 +1,6 @@
 """The step `embed`: similarity of the K responses to a prompt, the cosine of their sentence embeddings.
 
-A response longer than the encoder's window is split into windows on token boundaries, none dropped; the windows' unit
-vectors are averaged, weighted by their tokens, and scaled to length one. White space around a text is ignored: equal
+White space around a text is ignored: equal
 texts have similarity exactly 1, and each text is embedded once per part. An empty response has similarity 0 with every
 text but another empty one.
 """
@@ -9,7 +8,6 @@ text but another empty one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,59 +17,15 @@ from numpy.typing import NDArray
 from sparring.stages.annotate.config import EmbedSettings
 from sparring.stages.annotate.gate import off_diagonals
 from sparring.stages.annotate.rows import histogram, matrix, place, rows_by_id, total
-from sparring.stages.errors import ConfigError
+from sparring.stages.annotate.text_encoder import TextEncoder
 from sparring.stages.step import Job, Part, Shard
 
 EMBEDDINGS_SCHEMA = pa.schema([("id", pa.string()), ("similarity", pa.list_(pa.float32())), ("chunks", pa.int32())])
-
-BATCH = 32
-"""Windows in one forward pass; they are sorted by length to keep padding small."""
 
 
 def prepare(job: Job) -> None:
     """Import the encoder's library, which takes longer than loading a small encoder."""
     import sentence_transformers  # noqa: F401
-
-
-class TextEncoder:
-    """Embeds texts of any length as unit vectors, by a sentence-transformers folder."""
-
-    def __init__(self, folder: Path, window: int, device: str = "cpu") -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.model = SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
-        self.special = self.model.tokenizer.num_special_tokens_to_add()
-        longest = self.model.get_max_seq_length() or window
-        if not self.special < window <= longest:
-            raise ConfigError(
-                f"encoder.window={window}: {folder} reads {self.special + 1} to {longest} tokens at once; "
-                f"use {longest}."
-            )
-        self.window = window
-
-    def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
-        """Return unit vectors (len(texts), d) and the number of windows of each text."""
-        import torch
-
-        tokenizer = self.model.tokenizer
-        windows = tokenizer(
-            list(texts), truncation=True, max_length=self.window, stride=0, return_overflowing_tokens=True
-        )
-        owner = np.asarray(windows["overflow_to_sample_mapping"])
-        lengths = np.array([len(ids) for ids in windows["input_ids"]])
-        names = [name for name in tokenizer.model_input_names if name in windows]
-        order = np.argsort(-lengths, kind="stable")
-        vectors = []
-        for start in range(0, len(order), BATCH):
-            features = {name: [windows[name][i] for i in order[start : start + BATCH]] for name in names}
-            batch = dict(tokenizer.pad(features, return_tensors="pt").to(self.model.device))
-            with torch.inference_mode():
-                embedded = self.model(batch)["sentence_embedding"]
-            vectors.append(_unit(embedded.double().cpu().numpy()))
-        weighted = np.concatenate(vectors) * np.maximum(lengths[order] - self.special, 1)[:, None]
-        sums = np.zeros((len(texts), weighted.shape[1]))
-        np.add.at(sums, owner[order], weighted)
-        return _unit(sums), np.bincount(owner, minlength=len(texts)).tolist()
 
 
 class Embedder:
@@ -125,9 +79,3 @@ def finish(job: Job, tables: Iterator[pa.Table], parts: list[dict[str, Any]]) ->
         "similarity": shape,
         **{name: int(total(parts, name)) for name in ("responses", "embedded", "chunked", "chunks", "empty")},
     }
-
-
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rows scaled to length one; a row of zeros becomes NaN, which the caller reports."""
-    with np.errstate(invalid="ignore"):
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -19,7 +19,7 @@ from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.runs import run_record
 from sparring.pipeline.sources import Sources, hub
 from sparring.pipeline.sources.hub import Hub, local_dataset
-from sparring.stages.annotate.embed import TextEncoder
+from sparring.stages.annotate.text_encoder import TextEncoder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.sample import embedded
 from sparring.stages.sample.prompts import count, sources_of

@@ -44,7 +44,7 @@ WINDOW = 256
 
 def sentence_encoder(folder: Path) -> Encode:
     """Return the encoder of a sentence-transformers folder, on the CPU, reading windows of 256 tokens."""
-    from sparring.stages.annotate.embed import TextEncoder
+    from sparring.stages.annotate.text_encoder import TextEncoder
 
     if not (folder / "modules.json").is_file():
         raise ConfigError(f"{folder}: not a sentence-transformers folder; set the encoder to all-MiniLM-L6-v2.")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from sparring.stages.annotate.config import EMBED
-from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA, Embedder, TextEncoder, finish, similarity
+from sparring.stages.annotate.embed import EMBEDDINGS_SCHEMA, Embedder, finish, similarity
 from sparring.stages.annotate.rows import shards
+from sparring.stages.annotate.text_encoder import TextEncoder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.step import Job
 from tests import settings
