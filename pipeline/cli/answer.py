@@ -14,11 +14,10 @@ import typer
 
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS, Column, Run, Runs
-from sparring.pipeline.suites import SUITES
+from sparring.pipeline.suites import to_answer
 from sparring.pipeline.suites.answer import answer_file, player_of, prompts_file
 from sparring.stages.errors import ConfigError
 from sparring.stages.fields import MOST_RESPONSES
-from sparring.stages.step import resolve
 
 Suite = Annotated[str, typer.Argument(help="alpaca_eval, mt_bench, or a json, jsonl, parquet or csv file of prompts")]
 Changed = Annotated[list[str], options.words("overrides that differ from the run's, e.g. sampling=official")]
@@ -48,7 +47,7 @@ def answer(
         raise ConfigError(
             f"{best_of} samples of each prompt: give 1 to {MOST_RESPONSES} (--best-of; --n of best-of-n)."
         )
-    known = SUITES.get(suite)
+    known = to_answer().get(suite)
     if known and known.answer:
         for option, given in (("--best-of", best_of > 1), ("--column", column is not None)):
             if given:
@@ -56,7 +55,7 @@ def answer(
     player = player_of(run, runs, iteration, overrides)
     path = prompts_file(suite, instructions)
     if known and known.answer:
-        resolve(known.answer)(player, path, to)
+        known.answer(player, path, to)
         return
     to = answer_file(player, suite if known else path.stem, path, column, best_of, to)
     if known:

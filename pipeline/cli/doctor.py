@@ -17,7 +17,8 @@ from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.sources.hub import cached_file
-from sparring.pipeline.suites import COMPARED, SUITES
+from sparring.pipeline.suites import to_answer
+from sparring.pipeline.suites.contamination import compared_suites
 from sparring.stages.digests import cache_folder, installed
 from sparring.stages.errors import SparringError
 from sparring.stages.plain import printable
@@ -114,9 +115,9 @@ def _optional() -> Iterator[Check]:
     for name, use in OPTIONAL.items():
         have = versions.get(name)
         yield bool(have) or None, name, have or f"not installed; for {use}: pip install {name}"
-    for name, suite in COMPARED.items():
+    for name, suite in compared_suites().items():
         path = cached_file(suite.kind, suite.repo, suite.instructions)
-        command = f"answer {name} RUN --instructions FILE" if name in SUITES else "contamination RUN FILE"
+        command = f"answer {name} RUN --instructions FILE" if name in to_answer() else "contamination RUN FILE"
         missing = (
             f"not in the hub's cache; downloaded from the {suite.kind} {suite.repo} when it is first used, or give the "
             f"file: `sparring {command}`"

@@ -18,9 +18,8 @@ import typer
 from sparring.pipeline.cli import options
 from sparring.pipeline.cli.options import RUNS
 from sparring.pipeline.store.files import check_target, write_target
-from sparring.pipeline.suites import JUDGES, results
+from sparring.pipeline.suites import results, suites, to_judge
 from sparring.stages.errors import ConfigError
-from sparring.stages.step import resolve
 
 
 def judge(
@@ -59,16 +58,16 @@ def judge(
     Example: sparring judge alpaca_eval outputs.json --annotations made.json
     """
     given = locals()  # the options by name
-    if suite not in JUDGES:
-        raise ConfigError(f"{suite}: no suite of that name; there are: {', '.join(JUDGES)}.")
-    read = JUDGES[suite].options
-    for name in {name for other in JUDGES.values() for name in other.options}:
+    chosen = to_judge(suite)
+    read = chosen.options
+    for name in {name for other in suites().values() for name in other.options}:
         if name not in read and given[name] is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: is not an option of {suite}; leave it out.")
     given["runs"] = runs or RUNS
     if to:
         check_target(to, "--json")
-    judged: results.Judged = resolve(JUDGES[suite].function)(outputs, **{name: given[name] for name in read})
+    assert chosen.judge is not None
+    judged = chosen.judge(outputs, **{name: given[name] for name in read})
     if to:
         write_target(to, json.dumps(judged.figures, indent=2) + "\n")
     if judged.result:

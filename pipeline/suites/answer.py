@@ -29,7 +29,7 @@ from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources import Sources, check_policy, fetch
 from sparring.pipeline.store.files import check_target, make_folder, write_target
 from sparring.pipeline.store.manifest import Artifact, Manifest, find
-from sparring.pipeline.suites import SUITES, results
+from sparring.pipeline.suites import results, to_answer
 from sparring.stages.annotate import best
 from sparring.stages.annotate.rows import rows_by_id
 from sparring.stages.errors import ConfigError, DataError
@@ -107,13 +107,14 @@ def _trained(history: RunHistory, iteration: int | None) -> tuple[int, Input]:
 
 def prompts_file(suite: str, instructions: Path | None) -> Path:
     """Return the file of prompts of a suite, or the file that `suite` names."""
-    if suite in SUITES:
-        return instructions or SUITES[suite].fetch(SUITES[suite].instructions, "--instructions FILE")
+    known = to_answer()
+    if suite in known and (questions := known[suite].questions):
+        return instructions or questions.fetch(questions.instructions, "--instructions FILE")
     path = Path(os.path.expanduser(suite))
     if instructions:
-        raise ConfigError(f"--instructions: is for a suite ({', '.join(SUITES)}), not for the file {path}.")
+        raise ConfigError(f"--instructions: is for a suite ({', '.join(known)}), not for the file {path}.")
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file, nor a suite of that name; suites: {', '.join(SUITES)}.")
+        raise DataError(f"{path}: there is no such file, nor a suite of that name; suites: {', '.join(known)}.")
     return path
 
 

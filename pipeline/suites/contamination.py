@@ -14,13 +14,50 @@ from typing import Any, NamedTuple
 
 from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources import hub
-from sparring.pipeline.suites import COMPARED
+from sparring.pipeline.suites import to_answer
+from sparring.pipeline.suites.base import PublicDataset
 from sparring.stages.errors import DataError, HubSilent
 from sparring.stages.evaluate.suites.overlap import Index, Overlap
 from sparring.stages.sample.messages import kind, notation
 from sparring.stages.sample.source import rows
 from sparring.stages.sample.suite_prompts import column_of
 from sparring.stages.step import Input
+
+OTHERS = {
+    "truthfulqa": PublicDataset(
+        title="TruthfulQA",
+        repo="truthfulqa/truthful_qa",
+        instructions="generation/validation-00000-of-00001.parquet",
+        column="question",
+    ),
+    "arc_challenge": PublicDataset(
+        title="ARC-Challenge",
+        repo="allenai/ai2_arc",
+        instructions="ARC-Challenge/test-00000-of-00001.parquet",
+        column="question",
+    ),
+    "gsm8k": PublicDataset(
+        title="GSM8K", repo="openai/gsm8k", instructions="main/test-00000-of-00001.parquet", column="question"
+    ),
+    "hellaswag": PublicDataset(
+        title="HellaSwag", repo="Rowan/hellaswag", instructions="data/validation-00000-of-00001.parquet", column="ctx"
+    ),
+    "mmlu": PublicDataset(
+        title="MMLU", repo="cais/mmlu", instructions="all/test-00000-of-00001.parquet", column="question"
+    ),
+    "winogrande": PublicDataset(
+        title="WinoGrande",
+        repo="allenai/winogrande",
+        instructions="winogrande_xl/validation-00000-of-00001.parquet",
+        column="sentence",
+    ),
+}
+"""Compared beside the suites: the rows that are scored, as their authors' datasets have them."""
+
+
+def compared_suites() -> dict[str, PublicDataset]:
+    """Return what training prompts are compared with, by name."""
+    return {name: suite.questions for name, suite in to_answer().items() if suite.questions} | OTHERS
 
 
 class SuiteRow(NamedTuple):
@@ -88,7 +125,7 @@ def read_suites(files: Sequence[Path], column: str | None) -> tuple[dict[str, li
         return _published(column)
     suites = {}
     for path in files:
-        suite = None if path.exists() else COMPARED.get(str(path))
+        suite = None if path.exists() else compared_suites().get(str(path))
         if suite:
             suites[str(path)] = _rows(suite.fetch(suite.instructions, "its path"), column or suite.column)
         else:
@@ -99,7 +136,7 @@ def read_suites(files: Sequence[Path], column: str | None) -> tuple[dict[str, li
 def _published(column: str | None) -> tuple[dict[str, list[SuiteRow]], list[str]]:
     """Return the rows of every suite that can be had here, and why others cannot."""
     suites, absent, silent = {}, [], False
-    for name, suite in COMPARED.items():
+    for name, suite in compared_suites().items():
         cached = hub.cached_file(suite.kind, suite.repo, suite.instructions) if silent else None
         if silent and cached is None:
             absent.append(suite.absent(suite.instructions, "its path", "the hub does not answer"))

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparring.pipeline.suites.base import PublicDataset
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.suites import mt_bench
 from sparring.stages.sample.source import rows
 
+QUESTIONS = PublicDataset(
+    title="MT-Bench", repo="lmsys/mt-bench", kind="space", instructions="data/mt_bench/question.jsonl"
+)
 PLACE = "FastChat has it (github.com/lm-sys/FastChat, fastchat/llm_judge/data/{})"
 Turns = tuple[str, str]
 """A text for each of the two turns."""

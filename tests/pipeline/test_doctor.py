@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sparring.pipeline.cli import doctor
-from sparring.pipeline.suites import COMPARED, SUITES
+from sparring.pipeline.suites import to_answer
+from sparring.pipeline.suites.contamination import compared_suites
 from sparring.stages.train.config import SINKS
 
 
@@ -37,7 +38,8 @@ def test_optional_packages_are_listed_with_how_to_get_them() -> None:
 
 def test_suites_are_of_the_hubs_cache_or_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    gsm8k = COMPARED["gsm8k"]
+    compared = compared_suites()
+    gsm8k = compared["gsm8k"]
     repository, commit = tmp_path / f"datasets--{gsm8k.repo.replace('/', '--')}", "1" * 40
     path = repository / "snapshots" / commit / gsm8k.instructions
     path.parent.mkdir(parents=True)
@@ -47,10 +49,10 @@ def test_suites_are_of_the_hubs_cache_or_say_how_to_get_them(tmp_path: Path, mon
     lines = list(doctor._optional())
     found = {name.removeprefix("suite "): (good, text) for good, name, text in lines if name.startswith("suite ")}
     assert found.pop("gsm8k") == (True, str(path))
-    assert set(found) == COMPARED.keys() - {"gsm8k"}
+    assert set(found) == compared.keys() - {"gsm8k"}
     for name, (good, text) in found.items():
-        assert good is None and COMPARED[name].repo in text
-        assert (f"`sparring answer {name} RUN --instructions FILE`" in text) == (name in SUITES)
+        assert good is None and compared[name].repo in text
+        assert (f"`sparring answer {name} RUN --instructions FILE`" in text) == (name in to_answer())
     assert "the space lmsys/mt-bench" in found["mt_bench"][1]
     assert "`sparring contamination RUN FILE`" in found["truthfulqa"][1]
 

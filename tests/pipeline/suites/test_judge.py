@@ -15,7 +15,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.judge_alpaca_eval import in_order, read, served
+from sparring.pipeline.suites.alpaca_eval import in_order, read, served
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.evaluate.suites import alpaca_eval
 from tests.pipeline.suites.served import Row, Server, serving
@@ -228,4 +228,4 @@ def test_files_of_other_suites() -> None:
 
 def test_a_suite_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "ghost", "outputs.json"]) == 2
-    named(capsys.readouterr().err, "ghost", "alpaca_eval, mt_bench")
+    named(capsys.readouterr().err, "ghost", "alpaca_eval, lm_eval, mt_bench")

@@ -13,7 +13,7 @@ import pytest
 from sparring.pipeline.cli import main
 from sparring.pipeline.store.manifest import Artifact
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.judge_lm_eval import TASKS, by_shots
+from sparring.pipeline.suites.lm_eval import TASKS, by_shots
 from tests.pipeline.suites import runs
 from tests.refusals import named
 

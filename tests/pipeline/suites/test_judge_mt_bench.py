@@ -18,7 +18,7 @@ import pytest
 
 from sparring.pipeline.cli import main
 from sparring.pipeline.suites import results
-from sparring.pipeline.suites.judge_mt_bench import read_replies
+from sparring.pipeline.suites.mt_bench import read_replies
 from sparring.stages.evaluate.suites.mt_bench import PROMPTS
 from tests.pipeline.suites.served import Row, Server, serving
 from tests.refusals import named

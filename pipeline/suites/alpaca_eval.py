@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.store.files import write_text
-from sparring.pipeline.suites import SUITES, only_model, require
+from sparring.pipeline.suites.base import PublicDataset, Suite, only_model, require
 from sparring.pipeline.suites.results import Judged, Result, Score, about_of
 from sparring.stages.errors import DataError
 from sparring.stages.evaluate.suites import alpaca_eval
@@ -25,6 +25,14 @@ from sparring.stages.sample.source import rows as rows_of
 
 ANSWER_S = 20.0
 """A server that lists its models later than this does not answer."""
+
+QUESTIONS = PublicDataset(
+    title="AlpacaEval 2.0",
+    repo="tatsu-lab/alpaca_eval",
+    instructions="alpaca_eval_gpt4_baseline.json",
+)
+ROWS = 805
+"""Of the suite, without all of which there is no length-controlled win rate."""
 
 Row = dict[str, Any]
 
@@ -41,7 +49,6 @@ def judge(
 ) -> Judged:
     """Print and return the figures of a file of outputs."""
     require("alpaca_eval", "AlpacaEval is judged by its package alpaca_eval", "alpaca_eval")
-    suite = SUITES["alpaca_eval"]
     outputs = read(path, ("instruction", "output", "generator"))
     if annotations:
         rows, who = _existing(path, outputs, annotations, reference), f"annotations of {annotations.name}"
@@ -70,27 +77,27 @@ def judge(
         notes.append(f"{figures['empty']:,} of the outputs are empty")
     print("\n".join([*_described(figures), *(f"WARNING: {note}" for note in notes)]))
     scores = {}
-    if len(rows) == suite.rows:
-        figures |= alpaca_eval.length_controlled(rows, gamed or suite.fetch("df_gamed.csv", "--gamed FILE"))
+    if len(rows) == ROWS:
+        figures |= alpaca_eval.length_controlled(rows, gamed or QUESTIONS.fetch("df_gamed.csv", "--gamed FILE"))
         controlled = Score(value=figures["length_controlled_winrate"], error=figures["lc_standard_error"])
         print(f"  length-controlled win rate {controlled.text}")
         scores["LC win rate, %"] = controlled
     else:
-        print(f"  length-controlled: only of all {suite.rows:,} instructions, in their order; these are {len(rows):,}")
-        notes.append(f"of {len(rows):,} instructions, the suite has {suite.rows:,}")
+        print(f"  length-controlled: only of all {ROWS:,} instructions, in their order; these are {len(rows):,}")
+        notes.append(f"of {len(rows):,} instructions, the suite has {ROWS:,}")
     scores["win rate, %"] = Score(value=figures["win_rate"], error=figures["standard_error"])
     scores["mean length, characters"] = Score(value=figures["length"])
     whose, generator = about_of(path), figures["generator"]
     result = None
     if whose:
-        result = Result(suite=suite.title, judge=who, model=generator, scores=scores, about=whose, notes=notes)
+        result = Result(suite=QUESTIONS.title, judge=who, model=generator, scores=scores, about=whose, notes=notes)
     return Judged(figures, result, path.parent, path.stem)
 
 
 def _described(figures: dict[str, Any]) -> list[str]:
     """Return the lines of the raw win rate; ± is a standard error, of points of 100."""
     names = (printable(figures[name]) for name in ("generator", "reference"))
-    title = SUITES["alpaca_eval"].title
+    title = QUESTIONS.title
     return [
         f"{title}: {' against '.join(names)}, {figures['n_total']:,} of {figures['rows']:,} rows annotated",
         f"  {figures['length']:,.0f} characters on average, the reference {figures['reference_length']:,.0f}",
@@ -170,8 +177,7 @@ def _annotated(
     outputs_path: Path, outputs: list[Row], given: Path | None, annotator: alpaca_eval.Annotator
 ) -> list[Row]:
     """Annotate, and keep the annotations beside the outputs."""
-    suite = SUITES["alpaca_eval"]
-    path = given or suite.fetch(suite.instructions, "--reference FILE")
+    path = given or QUESTIONS.fetch(QUESTIONS.instructions, "--reference FILE")
     reference = read(path, ("instruction", "output"))
     outputs = in_order(outputs, reference, outputs_path, path)
     name = reference[0].get("generator") or path.stem
@@ -214,3 +220,6 @@ def served(url: str, wanted: str | None) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"--base-url {url}: no OpenAI-compatible server answers there ({error}).") from None
     return only_model(names, wanted, url)
+
+
+SUITE = Suite(questions=QUESTIONS, judge=judge)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparring.pipeline.sources import Sources, hub
-from sparring.pipeline.suites import require
 from sparring.pipeline.suites.answer import Player, player_of
+from sparring.pipeline.suites.base import Suite, require
 from sparring.pipeline.suites.results import Judged, Result, Score
 from sparring.stages.errors import ConfigError, DataError
 
@@ -137,3 +137,6 @@ def evaluated(
                 "metric": metric,
             }
     return {name: found[name] for name in names}
+
+
+SUITE = Suite(judge=judge)

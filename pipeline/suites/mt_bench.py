@@ -1,4 +1,4 @@
-"""MT-Bench's judging: a model on a server grades each answer from 1 to 10 by the published judge prompts.
+"""MT-Bench, and its judging: a model on a server grades each answer from 1 to 10 by the published judge prompts.
 
 Every reply is added to a file beside the answers when it comes; only what has no rating there is asked again.
 """
@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparring.pipeline.store.files import write_text
-from sparring.pipeline.suites import SUITES, only_model
+from sparring.pipeline.suites import answer_mt_bench
+from sparring.pipeline.suites.base import Suite, only_model
 from sparring.pipeline.suites.mt_bench_files import (
+    QUESTIONS,
     Question,
     Turns,
     read_answers,
@@ -35,6 +37,8 @@ from sparring.stages.servers import Client, Server, Servers
 
 KEY = "OPENAI_API_KEY"
 """Environment variable with the server's API key, which no file and no message holds."""
+ALL = 80
+"""Questions of the suite."""
 MAX_TOKENS = 2048
 """Of a judge's reply, as published."""
 REQUESTS = 16
@@ -73,8 +77,7 @@ def judge(
     """Print and return the figures of a file of answers."""
     if not base_url:
         raise ConfigError("--base-url URL: MT-Bench is graded by a model that an OpenAI-compatible server has.")
-    suite = SUITES["mt_bench"]
-    asked = read_questions(questions or suite.fetch(suite.instructions, "--questions FILE"))
+    asked = read_questions(questions or QUESTIONS.fetch(QUESTIONS.instructions, "--questions FILE"))
     name, answers = read_answers(outputs, asked)
     prompts = read_prompts(required(judge_prompts, "--judge-prompts", "judge_prompts.jsonl"))
     with_reference = [one for one in asked if one.category in mt_bench.WITH_REFERENCE]
@@ -86,7 +89,7 @@ def judge(
     grader = Grader(base_url, model)
     figures = _figures(asked, answers, _graded(outputs.absolute(), grader, due, name))
     figures |= {"model": name, "judge": grader.model}
-    notes = _notes(figures, suite.rows)
+    notes = _notes(figures)
     print("\n".join([*_described(figures), *(f"WARNING: {note}" for note in notes)]))
     if figures["unrated"]:
         print("  the same command asks again for the ratings that lack")
@@ -98,7 +101,7 @@ def judge(
     whose = about_of(outputs)
     result = None
     if whose:
-        result = Result(suite=suite.title, judge=grader.model, model=name, scores=scores, about=whose, notes=notes)
+        result = Result(suite=QUESTIONS.title, judge=grader.model, model=name, scores=scores, about=whose, notes=notes)
     return Judged(figures, result, outputs.parent, outputs.stem)
 
 
@@ -242,7 +245,7 @@ def _without_nan(values: Row) -> Row:
     return {key: None if value != value else value for key, value in values.items()}
 
 
-def _notes(figures: Row, rows: int) -> list[str]:
+def _notes(figures: Row) -> list[str]:
     """Return what must be said beside the figures."""
     notes = []
     if figures["unrated"]:
@@ -253,8 +256,8 @@ def _notes(figures: Row, rows: int) -> list[str]:
         )
     if figures["empty"]:
         notes.append(f"{figures['empty']:,} of the answers are empty")
-    if figures["questions"] != rows:
-        notes.append(f"these are {figures['questions']:,} questions, the suite has {rows}: not the published figure")
+    if figures["questions"] != ALL:
+        notes.append(f"these are {figures['questions']:,} questions, the suite has {ALL}: not the published figure")
     return notes
 
 
@@ -273,3 +276,6 @@ def _described(figures: Row) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+SUITE = Suite(questions=QUESTIONS, answer=answer_mt_bench.run, judge=judge)
