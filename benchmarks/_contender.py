@@ -109,7 +109,7 @@ def unseeded(jobs: dict[str, Job]) -> dict[str, Way]:
 
     free = {name: _unseeded(job) for name, job in jobs.items()}
     ways = ours(free)
-    llm = Sampler(next(iter(free.values()))).engine.llm  # type: ignore[attr-defined]
+    llm = Sampler(next(iter(free.values()))).engine.queue.llm  # type: ignore[attr-defined]
 
     def once(job: Job) -> int:
         llm.reset_prefix_cache()

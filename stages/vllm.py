@@ -41,10 +41,15 @@ EVERYWHERE: dict[str, Any] = {
 """Arguments of every engine: nothing is taken from the policy's recommendations, log-probs are the model's own."""
 
 
-def import_vllm(cpus: int) -> Any:
-    """Import vLLM, set up for this process with so many CPU threads; returns its class LLM."""
+def import_vllm(cpus: int, batch_invariant: bool = False) -> Any:
+    """Import vLLM, set up for this process with so many CPU threads; returns its class LLM.
+
+    batch_invariant: on GPUs of compute capability 8.0 or later, a response does not depend on its batch.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if batch_invariant:  # read when modules of vLLM are imported
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(cpus)
     with quickly():
         import torch

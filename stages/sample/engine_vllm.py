@@ -1,7 +1,11 @@
-"""vLLM, offline, in this process: one `LLM.generate` a shard, n = K, so that K responses share their prompt's prefill.
+"""vLLM, offline, in this process: a request a prompt, n = K, so that K responses share their prompt's prefill.
 
-stages/vllm.py sets it up. On the CPU there is no chunked prefill where sampling is reproducible: with
-per-request seeds the CPU model runner dies on a prompt that is cut in two ("CPU Generator does not use offset").
+stages/vllm.py sets it up. What `sampler.reproducible` means:
+- On the CPU, shards are sampled one at a time, each with an empty prefix cache: a shard's bytes depend on no other.
+  There is no chunked prefill: with per-request seeds the CPU model runner dies on a prompt that is cut in two ("CPU
+  Generator does not use offset").
+- On GPUs, vLLM's batch-invariant mode: a response depends on its prompt and seed alone, whatever shares its batch.
+Else, and on GPUs, the requests of several shards share the engine (request_queue.py). No GPU has run either.
 
 vLLM gives child i of a request the seed + i (v1/engine/parallel_sampling.py).
 """
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.stages.sample.engine import EngineSettings, Sampled, finish_of
+from sparring.stages.sample.request_queue import RequestQueue, shards_at_once
 from sparring.stages.step import Workers
 from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
 
@@ -42,19 +47,18 @@ class VllmEngine:
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
         self.settings = settings
         start = at_start(settings)
-        self.llm = kept(
-            repr((folder, start)), lambda: import_vllm(settings.workers.cpus)(str(folder), **arguments_of(start))
-        )
+        make_llm = import_for(settings.sampler.reproducible, settings.workers)
+        self.queue = kept(repr((folder, start)), lambda: RequestQueue(make_llm(str(folder), **arguments_of(start))))
+        sampler, running = settings.sampler, self.queue.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        responses = sampler.shard_rows * sampler.k
+        self.at_once = 1 if sampled_alone(settings) else shards_at_once(running, responses)
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
-        """Return K responses for each prompt.
-
-        Where sampling is reproducible the prefix cache starts empty, so that no shard depends on another.
-        """
+        """Return K responses for each prompt; as many threads may ask as `at_once` says."""
         from vllm import SamplingParams
 
-        sampler = self.settings.sampler
-        if sampler.reproducible and not self.llm.reset_prefix_cache():
+        sampler, llm = self.settings.sampler, self.queue.llm
+        if self.at_once == 1 and sampler.reproducible and not llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
         params = [
             SamplingParams(
@@ -71,7 +75,7 @@ class VllmEngine:
             )
             for seed in seeds
         ]
-        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], params, use_tqdm=False)
+        outputs = self.queue.generate([{"prompt_token_ids": ids} for ids in prompt_ids], params)
         return [
             [self._sampled(child, seed) for child in sorted(output.outputs, key=lambda child: child.index)]
             for output, seed in zip(outputs, seeds, strict=True)
@@ -86,6 +90,16 @@ class VllmEngine:
             seed + child.index if self.settings.sampler.reproducible else None,
             logprobs,
         )
+
+
+def import_for(reproducible: bool, workers: Workers) -> Any:
+    """Import vLLM as an engine of these workers needs it; returns its class LLM."""
+    return import_vllm(workers.cpus, batch_invariant=reproducible and workers.gpus > 0)
+
+
+def sampled_alone(settings: EngineSettings) -> bool:
+    """Return whether an engine samples one shard at a time, so that its bytes do not depend on what else is sampled."""
+    return settings.sampler.reproducible and not settings.workers.gpus
 
 
 def arguments_of(settings: EngineSettings) -> dict[str, Any]:
