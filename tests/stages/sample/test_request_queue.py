@@ -28,7 +28,8 @@ def seconds(shards: list[np.ndarray], under_way: int) -> float:
     read once, the keys and values of each.
     """
     coming = iter(enumerate(shards))
-    left, waiting, running, step, clock = {}, deque[tuple[int, int]](), list[tuple[int, int]](), 0, 0.0
+    left, waiting, running = dict[int, int](), deque[tuple[int, int]](), list[tuple[int, int]]()
+    step, clock = 0, 0.0
     while True:
         while len(left) < under_way and (new := next(coming, None)):
             left[new[0]] = len(new[1])
