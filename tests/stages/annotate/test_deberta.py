@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2Model
 
-from sparring.stages.annotate.deberta import Encoder, Shape
+from sparring.stages.annotate.deberta import Encoder, Shape, held_numbers, most_tokens
+from sparring.stages.annotate.pairrm import BACKBONES
 from sparring.stages.errors import DataError
 from tests.refusals import refused
 from tests.stages.annotate.blender import SIZES, randomised
@@ -56,3 +57,22 @@ def test_variants_that_are_not_supported_say_so(changes: dict[str, Any], said: t
     config = {k: v for k, v in {**SIZES, **changes}.items() if v is not None}
     with refused(DataError, "here: ", *said):
         Shape.of(config, "here")
+
+
+def test_no_layer_waits_for_the_device(model: DebertaV2Model) -> None:
+    """Tensors without data cannot be read: a layer that reads a number from the device fails."""
+    weights = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    encoder = Encoder(Shape.of(model.config.to_dict(), "config.json"), weights)
+    found = encoder.states([[1, 2, 3], [4]], torch.tensor([[0, 2], [0, 0]]))
+    assert found.shape == (2, 2, SIZES["hidden_size"]) and found.device.type == "meta"
+
+
+def test_a_pass_holds_what_the_memory_is_free_for() -> None:
+    """DeBERTa-v3-large: 16 heads, 512 buckets in all, 1,024 wide, 4,096 in between."""
+    large = Shape.of(BACKBONES["microsoft/deberta-v3-large"], "large")
+    numbers = 6 * 1024 + 2 * 16 * 512
+    assert held_numbers(large, 4096) == numbers
+    assert held_numbers(large, 40_960) == 3 * 1024 + 2 * 40_960  # a feed-forward layer that holds more than attention
+    assert most_tokens(10**9, 2 * numbers, large) == int(0.8 * 10**9) // (2 * numbers)
+    assert most_tokens(0, 2 * numbers, large) == 1
+    assert most_tokens(10**12, 2 * numbers, large) * 16 * 512 < 2**31
