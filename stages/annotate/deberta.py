@@ -106,7 +106,7 @@ class Rows(NamedTuple):
     """What the layers of one forward pass share."""
 
     lengths: Tensor
-    """int64 (B,)"""
+    """int32 (B,)"""
     mask: Tensor | None
     """(B, 1, 1, length), added to the scores: the least number for padding; None without padding."""
     relative: Relative
@@ -150,7 +150,7 @@ class Encoder:
             mask = torch.zeros(present.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill(~present, torch.finfo(self.dtype).min)[:, None, None]
         relative = disentangled.relative_positions(longest, self.shape.buckets, self.device)
-        shared = Rows(self._sent(lengths), mask, relative)
+        shared = Rows(self._sent(lengths.int()), mask, relative)
         for i in range(self.shape.layers - 1):
             x = self._layer(i, x, x, shared)
         places = self._sent(wanted)

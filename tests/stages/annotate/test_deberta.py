@@ -29,9 +29,7 @@ def encoder(model: DebertaV2Model) -> Encoder:
     return Encoder(Shape.of(model.config.to_dict(), "config.json"), dict(model.state_dict()))
 
 
-@pytest.mark.parametrize("lengths", [[1, 2], [5, 9], [130, 129, 128], [300, 300], [900, 600, 3]])
-def test_states_are_those_of_transformers(model: DebertaV2Model, encoder: Encoder, lengths: list[int]) -> None:
-    """In every range of distances: own buckets, shared ones, and beyond the farthest."""
+def check_states(model: DebertaV2Model, encoder: Encoder, lengths: list[int]) -> None:
     made = torch.Generator().manual_seed(3)
     ids = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=made)
     there = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
@@ -41,6 +39,20 @@ def test_states_are_those_of_transformers(model: DebertaV2Model, encoder: Encode
     found = encoder.states([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], places)
     wanted = whole.gather(1, places[..., None].expand(-1, -1, whole.shape[-1]))
     assert torch.allclose(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[1, 2], [5, 9], [130, 129, 128], [300, 300], [900, 600, 3]])
+def test_states_are_those_of_transformers(model: DebertaV2Model, encoder: Encoder, lengths: list[int]) -> None:
+    """In every range of distances: own buckets, shared ones, and beyond the farthest."""
+    check_states(model, encoder, lengths)
+
+
+@pytest.mark.slow
+def test_states_are_the_same_where_the_kernel_looks_places_up(model: DebertaV2Model) -> None:
+    """As on CUDA; here the kernel is compiled for the CPU."""
+    encoder = Encoder(Shape.of(model.config.to_dict(), "config.json"), dict(model.state_dict()))
+    encoder.looks_up = True
+    check_states(model, encoder, [900, 600, 3])
 
 
 @pytest.mark.parametrize(

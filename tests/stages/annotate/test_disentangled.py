@@ -87,7 +87,7 @@ def test_the_kernel_is_compiled_once_for_all_sizes() -> None:
     before = counted["unique_graphs"]
     with torch.inference_mode():
         for length, rows in ((40, 3), (300, 2), (129, 5), (64, 4)):
-            x, lengths = made(length, rows), torch.arange(length - rows, length) + 1
+            x, lengths = made(length, rows), torch.arange(length - rows, length, dtype=torch.int32) + 1
             relative = relative_positions(length, BUCKETS, x.query.device)
             wanted = with_bias(*x, relative, mask_of(lengths, length), None, SCALE)
             found = looked_up(*x, bucket_table(BUCKETS), lengths, SCALE)
