@@ -1,4 +1,4 @@
-"""A PairRM of DeBERTa-v3-base's size with random weights, in the layout of llm-blender/PairRM; and llm-blender."""
+"""A PairRM with random weights, of DeBERTa-v3's sizes, in the layout of llm-blender/PairRM; and llm-blender."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sparring.stages.annotate.pairrm import (
 )
 
 SIZE: dict[str, Any] = {**BACKBONES["microsoft/deberta-v3-base"], "intermediate_size": 3072, "model_type": "deberta-v2"}
+LARGE = {**SIZE, **BACKBONES["microsoft/deberta-v3-large"], "intermediate_size": 4096}
 SMALLEST = {**SIZE, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 VOCABULARY = 8000
 SHARPENED = ("query_proj.weight", "key_proj.weight")

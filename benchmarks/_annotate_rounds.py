@@ -121,13 +121,28 @@ def precision_rows(case: str, pairs: int, answers: Answers) -> list[Row]:
         for baseline, aim in ((ONE, 4.0 if has else None), (OURS, None))
     ]
     exact, rough = (preferences(answers[way][0]["logits"]) for way in (OURS, BF16))
+    return rows + moved_rows(case, exact, rough)
+
+
+def moved_rows(case: str, exact: Sequence[winrate.Array], rough: Sequence[winrate.Array]) -> list[Row]:
+    """Return how far P in bf16 is from P in fp32: of pairs, of winners, of ranks by win rate."""
     errors, spread = moved(exact, rough)
+    sure = np.concatenate([np.abs(p - 0.5)[np.triu_indices(len(p), 1)] for p in exact])
+    turned = np.concatenate(
+        [((p - 0.5) * (q - 0.5) < 0)[np.triu_indices(len(p), 1)] for p, q in zip(exact, rough, strict=True)]
+    )
+    win_rates = np.concatenate(
+        [np.abs(winrate.win_rates(p) - winrate.win_rates(q)) for p, q in zip(exact, rough, strict=True)]
+    )
     changed, of = rank_changes(exact, rough)
     return [
-        *rows,
         Row(case, "spread of P in fp32 (standard deviation)", 100 * spread, "points of 100"),
         Row(case, "bf16 moves P, at most", 100 * float(errors.max()), "points of 100"),
         Row(case, "bf16 moves P, mean", 100 * float(errors.mean()), "points of 100"),
+        Row(case, "bf16 moves a win rate, at most", 100 * float(win_rates.max()), "points of 100"),
+        Row(case, "bf16 moves a win rate, mean", 100 * float(win_rates.mean()), "points of 100"),
+        Row(case, f"pairs whose winner changes, of {len(turned)}", int(turned.sum()), "pairs"),
+        Row(case, "their largest |P - 1/2| in fp32", 100 * float(sure[turned].max(initial=0)), "points of 100"),
         Row(case, f"responses whose rank by win rate changes, of {of}", changed, "responses"),
     ]
 

@@ -48,7 +48,7 @@ def part() -> Any:
 
 
 SMOKE = [("sample", part) for part in ("speed", "bookkeeping", "start")]
-SMOKE += [("annotate", part) for part in ("speed", "precision", "embed", "memory")]
+SMOKE += [("annotate", part) for part in ("speed", "precision", "embed", "passes", "memory")]
 SMOKE += [("train", part) for part in ("parity", "speed", "prompts", "repulsion", "band", "calibration")]
 
 

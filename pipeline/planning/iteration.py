@@ -15,6 +15,7 @@ from sparring.pipeline.planning.imported import entries
 from sparring.pipeline.planning.plan import Plan, Step, Use
 from sparring.pipeline.planning.prompt_count import MOST_HELDOUT, check_lengths, on_empty, with_prompt_counts
 from sparring.pipeline.sources import Sources, judges
+from sparring.stages.annotate import oracles
 from sparring.stages.annotate.config import (
     BEST,
     CALIBRATE,
@@ -248,9 +249,11 @@ class Builder:
             self.judge_inputs[id(judge)] = judges.spec(judge), folders
         spec, inputs = self.judge_inputs[id(judge)]
         seed = self.config.seed if anchors else 0
-        settings = ScoreSettings(oracle=part(judge, JudgeConfig), anchors=anchors, seed=seed)
+        workers = self.config.hardware.annotator_workers()
+        oracle = oracles.resolved(part(judge, JudgeConfig), workers.gpus)
+        settings = ScoreSettings(oracle=oracle, anchors=anchors, seed=seed)
         inputs = {"samples": samples, **inputs, **({"opponents": opponents} if opponents else {})}
-        return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
+        return self.step(t, label, spec, settings, inputs, workers)
 
     def imported_steps(self, prompts: str, policy: str) -> dict[str, str]:
         """Return label -> name of the steps of iteration 1 that imported artifacts stand for."""

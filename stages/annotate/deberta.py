@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparring.stages.annotate import disentangled
+from sparring.stages.annotate.disentangled import Buckets, Relative
+from sparring.stages.annotate.reader import PASS_TOKENS
 from sparring.stages.errors import DataError
 
 SUPPORTED = {
@@ -27,6 +30,8 @@ SUPPORTED = {
     "conv_kernel_size": 0,
 }
 """Keys of config.json and the only supported values: those of DeBERTa v3 and of models made from it."""
+FREE_SHARE = 0.8
+"""Of a GPU's free memory that a forward pass may take; the rest is for fragments and kernels' workspaces."""
 DEFAULTS = {"hidden_act": "gelu", "type_vocab_size": 0, "conv_kernel_size": 0}
 """Values of keys that config.json may lack."""
 
@@ -38,10 +43,8 @@ class Shape:
     layers: int
     heads: int
     hidden: int
-    buckets: int
-    """Buckets of relative positions on either side."""
-    farthest: int
-    """Distances from this one on share the last bucket."""
+    buckets: Buckets
+    """Of relative positions."""
     eps: float
 
     @staticmethod
@@ -60,8 +63,10 @@ class Shape:
                 layers=int(config["num_hidden_layers"]),
                 heads=int(config["num_attention_heads"]),
                 hidden=int(config["hidden_size"]),
-                buckets=int(config["position_buckets"]),
-                farthest=int(farthest if farthest > 0 else config["max_position_embeddings"]),
+                buckets=Buckets(
+                    each=int(config["position_buckets"]),
+                    farthest=int(farthest if farthest > 0 else config["max_position_embeddings"]),
+                ),
                 eps=float(config["layer_norm_eps"]),
             )
         except KeyError as error:
@@ -76,7 +81,7 @@ class Shape:
             "embeddings.word_embeddings.weight": (vocabulary, h),
             "embeddings.LayerNorm.weight": (h,),
             "embeddings.LayerNorm.bias": (h,),
-            "encoder.rel_embeddings.weight": (2 * self.buckets, h),
+            "encoder.rel_embeddings.weight": (2 * self.buckets.each, h),
             "encoder.LayerNorm.weight": (h,),
             "encoder.LayerNorm.bias": (h,),
         }
@@ -97,6 +102,16 @@ class Shape:
         return shapes
 
 
+class Rows(NamedTuple):
+    """What the layers of one forward pass share."""
+
+    lengths: Tensor
+    """int32 (B,)"""
+    mask: Tensor | None
+    """(B, 1, 1, length), added to the scores: the least number for padding; None without padding."""
+    relative: Relative
+
+
 class Encoder:
     """An encoder on one device; `weights` under the names that transformers gives them."""
 
@@ -104,8 +119,11 @@ class Encoder:
         self.shape, self.weights = shape, weights
         rel = weights["encoder.rel_embeddings.weight"]
         self.device, self.dtype = rel.device, rel.dtype
-        rel = self._norm(rel[: 2 * shape.buckets], "encoder.LayerNorm")
+        rel = self._norm(rel[: 2 * shape.buckets.each], "encoder.LayerNorm")
         self.scale = 1 / math.sqrt(3 * shape.hidden // shape.heads)
+        self.table = disentangled.bucket_table(shape.buckets).to(self.device)
+        self.looks_up = self.device.type == "cuda"
+        """Whether attention looks the places up in its kernel: disentangled.py."""
         # (heads, d, 2 * buckets) and (heads, 2 * buckets, d), scaled
         self.keys, self.queries = [], []
         for prefix in (f"encoder.layer.{i}.attention.self" for i in range(shape.layers)):
@@ -124,55 +142,60 @@ class Encoder:
         ids = torch.zeros((len(rows), longest), dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-        present = (torch.arange(longest)[None] < lengths[:, None]).to(self.device)
-        x = F.embedding(ids.to(self.device), self.weights["embeddings.word_embeddings.weight"])
+        present = self._sent(torch.arange(longest)[None] < lengths[:, None])
+        x = F.embedding(self._sent(ids), self.weights["embeddings.word_embeddings.weight"])
         x = self._norm(x, "embeddings.LayerNorm") * present[..., None]
         mask = None
         if int(lengths.min()) < longest:
             mask = torch.zeros(present.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill(~present, torch.finfo(self.dtype).min)[:, None, None]
-        positions = _buckets(longest, self.shape).to(self.device)
+        relative = disentangled.relative_positions(longest, self.shape.buckets, self.device)
+        shared = Rows(self._sent(lengths.int()), mask, relative)
         for i in range(self.shape.layers - 1):
-            x = self._layer(i, x, x, positions, mask)
-        places = wanted.to(self.device)
+            x = self._layer(i, x, x, shared)
+        places = self._sent(wanted)
         chosen = x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-        return self._layer(self.shape.layers - 1, x, chosen, positions, mask, places)
+        return self._layer(self.shape.layers - 1, x, chosen, shared, places)
 
-    def _layer(
-        self, i: int, x: Tensor, queries: Tensor, positions: Tensor, mask: Tensor | None, places: Tensor | None = None
-    ) -> Tensor:
+    def pass_tokens(self) -> int:
+        """Return the most tokens of one forward pass, padding included: on CUDA as many as memory is free for."""
+        if self.device.type != "cuda":
+            return PASS_TOKENS[self.device.type]
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return most_tokens(torch.cuda.mem_get_info(self.device)[0] + unused, self.held_bytes(), self.shape)
+
+    def held_bytes(self) -> int:
+        """Return the bytes that a layer holds of each token on CUDA; see `held_numbers`."""
+        inner = len(self.weights["encoder.layer.0.intermediate.dense.bias"])
+        return held_numbers(self.shape, inner) * self.dtype.itemsize
+
+    def _sent(self, x: Tensor) -> Tensor:
+        """Return a tensor of the CPU on the device; the CPU does not wait for what a GPU has yet to do."""
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
+
+    def _layer(self, i: int, x: Tensor, queries: Tensor, shared: Rows, places: Tensor | None = None) -> Tensor:
         """Return layer i at the tokens `queries` (B, n, hidden), which attend to all of x (B, length, hidden).
 
         places: (B, n) positions of the queries; None: they are all tokens, in order.
         """
+        layer = f"encoder.layer.{i}"
+        seen = self._linear(self._attention(i, x, queries, shared, places), f"{layer}.attention.output.dense")
+        seen = self._norm(seen + queries, f"{layer}.attention.output.LayerNorm")
+        inner = F.gelu(self._linear(seen, f"{layer}.intermediate.dense"))
+        return self._norm(self._linear(inner, f"{layer}.output.dense") + seen, f"{layer}.output.LayerNorm")
+
+    def _attention(self, i: int, x: Tensor, queries: Tensor, shared: Rows, places: Tensor | None) -> Tensor:
+        """Return what the queries read, (B, n, hidden); the arguments are those of `_layer`."""
         prefix = f"encoder.layer.{i}.attention.self"
         query = self._heads(self._linear(queries, f"{prefix}.query_proj"))
         key = self._heads(self._linear(x, f"{prefix}.key_proj"))
         value = self._heads(self._linear(x, f"{prefix}.value_proj"))
-        bias = self._position_bias(i, query, key, positions, places)
-        if mask is not None:
-            bias = bias + mask
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
-        seen = seen.transpose(1, 2).flatten(2)
-        layer = f"encoder.layer.{i}"
-        seen = self._norm(
-            self._linear(seen, f"{layer}.attention.output.dense") + queries, f"{layer}.attention.output.LayerNorm"
-        )
-        inner = F.gelu(self._linear(seen, f"{layer}.intermediate.dense"))
-        return self._norm(self._linear(inner, f"{layer}.output.dense") + seen, f"{layer}.output.LayerNorm")
-
-    def _position_bias(self, i: int, query: Tensor, key: Tensor, positions: Tensor, places: Tensor | None) -> Tensor:
-        """Return content-to-position plus position-to-content scores (B, heads, n, length), scaled."""
-        length = key.shape[2]
-        low, high = int(positions[0]), int(positions[-1]) + 1  # the buckets in use
-        ahead = torch.arange(length, device=self.device)
-        at = ahead[None, :, None] if places is None else places[:, :, None]
-        # (B or 1, 1, n, length): the bucket of query place minus key place
-        index = (positions[at - ahead + length - 1] - low)[:, None]
-        to_key = query @ self.keys[i][..., low:high]  # (B, heads, n, buckets)
-        to_query = self.queries[i][:, low:high] @ key.transpose(-1, -2)  # (B, heads, buckets, length)
-        index = index.expand(len(query), query.shape[1], -1, -1)
-        return to_key.gather(3, index) + to_query.gather(2, index)
+        tables = self.keys[i], self.queries[i]
+        if self.looks_up and places is None:
+            seen = disentangled.looked_up(query, key, value, *tables, self.table, shared.lengths, self.scale)
+        else:
+            seen = disentangled.with_bias(query, key, value, *tables, shared.relative, shared.mask, places, self.scale)
+        return seen.transpose(1, 2).flatten(2)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
@@ -186,15 +209,23 @@ class Encoder:
         return x.unflatten(-1, (self.shape.heads, -1)).transpose(-2, -3)
 
 
-def _buckets(length: int, shape: Shape) -> Tensor:
-    """Return the row of the relative embeddings for each distance from -(length - 1) to length - 1.
+def held_numbers(shape: Shape, inner: int) -> int:
+    """Return how many numbers a layer holds of each token at most, its attention by `disentangled.looked_up`.
 
-    Each near distance has its own row; farther ones share rows by their logarithm, in float32 as in transformers.
+    While it attends: its input, query (and a copy of it), key, value and output, `hidden` each, and two scores for each
+    head and bucket. Then: its input and two states, `hidden` each, and twice `inner`, the feed-forward layer's width.
     """
-    distance = torch.arange(1 - length, length)
-    middle = shape.buckets // 2
-    far = distance.abs().clamp_min(middle)
-    steps = torch.log(far / middle) / torch.log(torch.tensor((shape.farthest - 1) / middle)) * (middle - 1)
-    shared = (torch.ceil(steps) + middle) * distance.sign()
-    bucket = torch.where(distance.abs() <= middle, distance, shared.long())
-    return (bucket + shape.buckets).clamp(0, 2 * shape.buckets - 1)
+    return max(6 * shape.hidden + 2 * _scores(shape), 3 * shape.hidden + 2 * inner)
+
+
+def most_tokens(free: int, each: int, shape: Shape) -> int:
+    """Return the tokens of a forward pass on CUDA: as many of `each` bytes as `free` bytes hold, at least one.
+
+    The kernel of `disentangled.looked_up` finds scores by numbers of 32 bits.
+    """
+    return max(1, min(int(FREE_SHARE * free) // each, (2**31 - 1) // _scores(shape)))
+
+
+def _scores(shape: Shape) -> int:
+    """Return the scores of a token with all buckets of all heads."""
+    return 2 * shape.buckets.each * shape.heads

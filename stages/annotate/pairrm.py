@@ -15,6 +15,7 @@ Both published layouts are read, safetensors only: `llm-blender/PairRM` (its con
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 from sparring.stages.annotate.deberta import Encoder, Shape
 from sparring.stages.annotate.oracle import Duel, Verdicts
-from sparring.stages.annotate.reader import PASS_TOKENS, Limits, batches, load_tokenizer, weight_files, without
+from sparring.stages.annotate.reader import Limits, batches, load_tokenizer, weight_files, without
 from sparring.stages.errors import DataError
 from sparring.stages.model_folder import header, read_json
 
@@ -90,9 +91,11 @@ class PairRM:
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return logits and whether a text was truncated; each text is tokenized once."""
         rows = self.rows(duels)
+        passes = list(batches([len(row.ids) for row in rows], self.encoder.pass_tokens()))
         logits = np.zeros(len(rows))
-        for batch in batches([len(row.ids) for row in rows], PASS_TOKENS[self.encoder.device.type]):
-            logits[batch] = self.scores([rows[i] for i in batch]).double().cpu().numpy()
+        if passes:  # a GPU's logits are fetched at the end: it never waits for the CPU between passes
+            found = torch.cat([self.scores([rows[i] for i in one]) for one in passes])
+            logits[list(chain(*passes))] = found.double().cpu()
         return Verdicts(logits, np.array([row.truncated for row in rows], dtype=bool))
 
     def rows(self, duels: Sequence[Duel]) -> list[PairTokens]:

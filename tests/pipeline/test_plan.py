@@ -263,6 +263,20 @@ def test_members_of_an_ensemble_are_inputs_of_their_own() -> None:
     assert "1/score" not in {f"{t}/{label}" for (t, label), name in labels(other).items() if name in plan.steps}
 
 
+@pytest.mark.parametrize(("hardware", "dtype"), [("cpu", "float32"), ("h100x8", "bfloat16")])
+@pytest.mark.parametrize("place", ["oracle", "oracle.members.second"])
+def test_pairrm_is_named_by_the_precision_that_it_has_there(hardware: str, dtype: str, place: str) -> None:
+    """By default it is the step that names the dtype."""
+    member = ["oracle=ensemble", "oracle@oracle.members.second=pairrm", "judge=lexical"]
+    chosen = [f"hardware={hardware}", "hardware.workers=1", *(["oracle=pairrm"] if place == "oracle" else member)]
+
+    def names(*overrides: str) -> set[str]:
+        return set(build({"": config.load([*chosen, *overrides])}, Fixed()).steps)
+
+    by_dtype = {one: names(f"{place}.options.dtype={one}") for one in ("float32", "bfloat16")}
+    assert names() == by_dtype[dtype] and by_dtype["float32"] != by_dtype["bfloat16"]
+
+
 WRONG = [
     (["gate.exponent=2"], ("gate.exponent", "gate=linear")),
     (["gate=power", "gate.exponent=0"], ("gate.exponent=0", "> 0")),

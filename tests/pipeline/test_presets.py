@@ -53,7 +53,7 @@ RECIPE: dict[str, Any] = {
     "oracle.kind": "pairrm",
     "oracle.repo": "llm-blender/PairRM",
     "oracle.revision": "main",
-    "oracle.options.dtype": "float32",
+    "oracle.options.dtype": "auto",
     "oracle.opponents": None,
     "gate.name": "off",
     "objective.name": "sppo",

@@ -47,6 +47,11 @@ class OracleOptions:
     def check_folder(self, folder: Path) -> None:
         """Raise, before a run, the error that `load` would raise for a folder; no weights are read."""
 
+    @staticmethod
+    def on(gpus: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of an oracle with this many GPUs: each option that depends on them has its value there."""
+        return dict(values)
+
     def urls_error(self, urls: tuple[str, ...]) -> str | None:
         """Return what is wrong with `oracle.urls`, None where they can be used."""
         return "urls: it asks no server; leave urls empty" if urls and not self.servers else None
@@ -122,6 +127,12 @@ def load(kind: str, values: Mapping[str, Any], context: OracleContext) -> Oracle
     """Load an oracle. values: of its Options."""
     oracle: Oracle = _module(kind).load(options(kind, values), context)
     return oracle
+
+
+def resolved(judge: JudgeConfig, gpus: int) -> JudgeConfig:
+    """Return a judge and its members with the options that they have with this many GPUs, as fingerprints have them."""
+    members = {name: resolved(member, gpus) for name, member in judge.members.items()}
+    return replace(judge, options=options_class(judge.kind).on(gpus, judge.options), members=members)
 
 
 def modules(settings: ScoreSettings) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from sparring.stages.annotate.oracle import Oracle
 from sparring.stages.annotate.oracles import OracleContext, OracleOptions
@@ -16,8 +17,13 @@ class Options(OracleOptions):
 
     needs_transformers_to_check: ClassVar[bool] = True
 
-    dtype: Literal["float32", "bfloat16"]
-    """Of the encoder; the head is in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"]
+    """Of the encoder; the head is in float32. auto: bfloat16 on GPUs, float32 on CPUs."""
+
+    @staticmethod
+    def on(gpus: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        dtype = "bfloat16" if gpus else "float32"
+        return {**values, "dtype": dtype} if values.get("dtype") == "auto" else dict(values)
 
     def check_folder(self, folder: Path) -> None:
         from sparring.stages.annotate.pairrm import read_layout
@@ -29,4 +35,5 @@ def load(options: Options, context: OracleContext) -> Oracle:
     """Load a checkpoint's folder, of either published layout."""
     from sparring.stages.annotate.pairrm import PairRM
 
-    return PairRM(context.folders["judge"], options.dtype, context.device)
+    dtype = Options.on(context.gpus, {"dtype": options.dtype})["dtype"]
+    return PairRM(context.folders["judge"], dtype, context.device)
