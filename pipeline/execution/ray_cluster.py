@@ -261,9 +261,11 @@ import json, sys
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._private import services, utils
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._raylet import GcsClient
 
 try:
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     client = GcsClient(address=services.canonicalize_bootstrap_address_or_die(sys.argv[1]))
     nodes = client.get_all_node_info(timeout=10).values()
     if metadata := get_cluster_metadata(client):
@@ -284,9 +286,14 @@ def check_address(address: str) -> list[dict[str, float]]:
 
     ConfigError where none that can be joined answers. A cluster is asked once a process.
     """
+    print(f"RAY_ADDRESS={address}: asking the cluster, for at most {ANSWER_S:.0f} s", file=sys.stderr)
+    return ask(address)
+
+
+def ask(address: str) -> list[dict[str, float]]:
+    """Return what `check_address` does, as it is now."""
     if address != "auto":
         _check_port(address)
-    print(f"RAY_ADDRESS={address}: asking the cluster, for at most {ANSWER_S:.0f} s", file=sys.stderr)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-c", ASK, address]
     try:
@@ -329,8 +336,8 @@ def _refusal(reply: str) -> str:
     last = (reply.strip().splitlines() or ["no answer"])[-1].rstrip(".")
     if "token" in reply.lower() or "unauthenticated" in reply.lower():
         return (
-            "the cluster refuses this machine's token; copy the head node's token file to ~/.ray/auth_token here, or "
-            "set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)"
+            "the cluster refuses this machine's token, or gets none; copy the head node's ~/.ray/auth_token here (scp, "
+            "mode 600), or name its file by RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token on every node"
         )
     if "Version mismatch" in reply:
         return f"{last[last.index('Version mismatch') :]}; install the same Ray and Python on both"

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import psutil
+import ray
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.backend import Backend
@@ -40,14 +42,29 @@ ENVIRONMENT = {
 """Of the driver while Ray Train runs: see a worker's end at once, write nothing nobody reads."""
 
 
+def _use_rays_interface() -> None:
+    """Have Gloo use the network interface by which Ray reaches this node, unless the environment names one.
+
+    By itself it takes the one of the address of this host's name, which often is 127.0.0.1.
+    """
+    address = ray.util.get_node_ip_address()
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in entries):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
 class _WithSigterm(TorchConfig):
-    """Ray Train's own set-up of torch, and then the handler of SIGTERM in every worker."""
+    """Ray Train's own set-up of torch, on Ray's network interface, and then the handler of SIGTERM in every worker."""
 
     @property
     def backend_cls(self) -> type[Backend]:
         base: Any = super().backend_cls
 
         class WithSigterm(base):
+            def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                worker_group.execute(_use_rays_interface)
+                super().on_start(worker_group, backend_config)
+
             def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
                 super().on_training_start(worker_group, backend_config)
                 worker_group.execute(sigterm.listen)
