@@ -64,6 +64,40 @@ def gpu_memory_gib() -> float | None:
     return min(sizes) / 1024 if sizes else None
 
 
+GPU_GIB = {
+    "T4": 15,
+    "V100": 16,
+    "A10G": 22,
+    "L4": 22,
+    "A100": 40,
+    "L40S": 44,
+    "H100": 79,
+    "H20": 95,
+    "H200": 140,
+    "B200": 178,
+    "GB200": 184,
+    "B300": 268,
+}
+"""A GPU by the name that Ray has for its type -> GiB of its memory, of the smallest one sold by that name."""
+
+
+def known_machines() -> list[dict[str, float]]:
+    """Return {CPU, GPU, GB, GPU_GB} of each machine of the cluster that is joined, else of this one.
+
+    GB: its memory in GiB, less Ray's object store; GPU_GB: of one of its GPUs. What is not known is left out.
+    """
+    if not joined():
+        size = gpu_memory_gib()
+        return [this_machine() | ({"GPU_GB": size} if size else {})]
+    machines = []
+    for has in check_address(os.environ["RAY_ADDRESS"]):
+        sizes = [size for name, size in GPU_GIB.items() if f"accelerator_type:{name}" in has]
+        machine = {kind: has.get(kind, 0) for kind in ("CPU", "GPU")}
+        machine |= {"GB": has["memory"] / 2**30} if "memory" in has else {}
+        machines.append(machine | ({"GPU_GB": min(sizes)} if sizes else {}))
+    return machines
+
+
 def gpu_fault() -> str | None:
     """Return why this machine's GPUs cannot be used as they are, None where nothing is known against it."""
     versions = [int(line.partition(".")[0]) for line in _nvidia_smi("driver_version") if line[:1].isdigit()]
