@@ -7,8 +7,8 @@ V vocabulary.
 
     training      of each weight a worker's share, P/W: 4 bytes of the weight, 4 of its gradient, what the optimizer
                   keeps (MOMENTS), and while the engine is made 4 of a second fp32 copy; then, of the forward pass,
-                  what is gathered of the others' shares, the inputs of L layers (gradient checkpointing), one layer
-                  computed again, and a chunk of logits
+                  what is gathered of the others' shares, what L layers keep (with gradient checkpointing: the inputs of
+                  L layers, and one layer computed again), and a chunk of logits
     log-probs     P weights in fp32, the inputs of one layer, a chunk of logits
     sampling      P weights in the policy's dtype and the keys and values of one response at its longest, over the GPUs
                   of an engine (tensor parallel)
@@ -99,6 +99,8 @@ class Training:
     max_length: int
     """Tokens of a prompt and a response."""
     dtype: str = "bfloat16"
+    checkpointing: bool = True
+    """Whether layers are computed again in the backward pass, and keep their inputs alone until then."""
     rank: int = 0
     """Of the adapter; 0: all weights are trained."""
     four_bit: bool = False
@@ -151,11 +153,13 @@ def training(model: Architecture, chosen: Training) -> Need:
     }
     largest = head  # the embedding, or the head
     tokens = 2 * chosen.micro_batch * chosen.max_length
+    layer = _layer(model, tokens, chosen.max_length, chosen.dtype)
     passing = {
         "gathered weights": FP32 * max(min(LIVE, model.weights), largest)
         + largest * ((BF16 if chosen.dtype == "bfloat16" else 0) + (0 if chosen.rank else FP32)),
-        "activations": FP32 * model.layers * tokens * model.hidden
-        + _layer(model, tokens, chosen.max_length, chosen.dtype),
+        "activations": FP32 * model.layers * tokens * model.hidden + layer
+        if chosen.checkpointing
+        else model.layers * layer,
         "logits": LOGITS * FP32 * CHUNK * model.vocabulary,
     }
     copy = FP32 * share * trained if on_gpu else 0  # until memory.one_copy lets it go
@@ -283,6 +287,7 @@ def training_of(config: Config) -> Training:
         micro_batch=1 if hardware.micro_batch == "auto" else hardware.micro_batch,
         max_length=longest_of(config),
         dtype=trainer.dtype,
+        checkpointing=trainer.gradient_checkpointing,
         rank=trainer.adapter.rank if isinstance(trainer.adapter, Adapter) else 0,
         four_bit=trainer.adapter.four_bit,
     )
@@ -343,5 +348,7 @@ def _ways_out(step: str, config: Config, model: Architecture) -> Iterator[tuple[
             yield "hardware.workers", workers, training(model, replace(chosen, workers=workers))
     for offload in ("optimizer", "all"):
         yield "hardware.offload", offload, training(model, replace(chosen, offload=offload))
+    if not chosen.checkpointing:
+        yield "trainer.gradient_checkpointing", "true", training(model, replace(chosen, checkpointing=True))
     yield "adapter", "lora", training(model, replace(chosen, rank=16))
     yield "adapter", "qlora", training(model, replace(chosen, rank=16, four_bit=True))

@@ -101,6 +101,14 @@ def test_longer_texts_and_more_pairs_need_more() -> None:
     assert training(LLAMA_8B, replace(FULL, dtype="float32"))["activations"] > one
 
 
+def test_without_checkpointing_every_layer_keeps_what_one_does() -> None:
+    """One pair of 2,560 tokens in bf16: 5,120 tokens, 20 bytes of the hidden size and 8 of what linear layers read."""
+    assert LLAMA_8B
+    layer = 5120 * (20 * 4096 + 8 * (4096 + 4096 + 1024 + 14336))
+    assert training(LLAMA_8B, FULL)["activations"] == 4 * 32 * 5120 * 4096 + layer
+    assert training(LLAMA_8B, replace(FULL, checkpointing=False))["activations"] == 32 * layer
+
+
 def test_scores_of_eager_attention_grow_with_the_square_of_the_length() -> None:
     assert GEMMA_27B
     short, long = (training(GEMMA_27B, replace(FULL, max_length=n))["activations"] for n in (1024, 2048))
