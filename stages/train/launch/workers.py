@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import psutil
-import ray
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.backend import Backend
@@ -22,7 +20,7 @@ from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job
 from sparring.stages.train import memory
 from sparring.stages.train.config import TrainSettings
-from sparring.stages.train.launch import failures, sigterm, worker
+from sparring.stages.train.launch import failures, interface, sigterm, worker
 from sparring.stages.train.launch.mailbox import STOP, Receiver, groups, mailbox, request_group
 
 Report = Callable[[dict[str, Any]], None]
@@ -42,17 +40,6 @@ ENVIRONMENT = {
 """Of the driver while Ray Train runs: see a worker's end at once, write nothing nobody reads."""
 
 
-def _use_rays_interface() -> None:
-    """Have Gloo use the network interface by which Ray reaches this node, unless the environment names one.
-
-    By itself it takes the one of the address of this host's name, which often is 127.0.0.1.
-    """
-    address = ray.util.get_node_ip_address()
-    for name, entries in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in entries):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
 class _WithSigterm(TorchConfig):
     """Ray Train's own set-up of torch, on Ray's network interface, and then the handler of SIGTERM in every worker."""
 
@@ -62,7 +49,7 @@ class _WithSigterm(TorchConfig):
 
         class WithSigterm(base):
             def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-                worker_group.execute(_use_rays_interface)
+                worker_group.execute(interface.use_rays_interface)
                 super().on_start(worker_group, backend_config)
 
             def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
