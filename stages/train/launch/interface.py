@@ -7,6 +7,7 @@ listens on all interfaces, where it asks nobody for a token.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from typing import Any
@@ -14,6 +15,21 @@ from typing import Any
 import psutil
 import ray
 from torch.distributed import TCPStore
+
+UNREACHED = re.compile(r"connectFullMesh|Unable to find address for|no socket interface found|ncclSystemError")
+"""What Gloo and NCCL say when processes do not reach each other, or an interface is not there."""
+
+
+def advice(error: str) -> str:
+    """Return what to do about an error of processes that do not reach each other, '' for any other."""
+    if not UNREACHED.search(error):
+        return ""
+    named = {name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ}
+    return (
+        f" The machines do not reach each other on this network interface ({named or 'by which Ray reaches them'}): "
+        "open the network between them, or start Ray on each with GLOO_SOCKET_IFNAME=NAME (on GPUs "
+        "NCCL_SOCKET_IFNAME=NAME), a name that `ip -brief address` lists there."
+    )
 
 
 def use_rays_interface() -> None:

@@ -11,7 +11,7 @@ import pytest
 import ray
 import torch.distributed as dist
 
-from sparring.stages.train.launch.interface import use_rays_interface
+from sparring.stages.train.launch.interface import advice, use_rays_interface
 
 
 @pytest.fixture
@@ -49,6 +49,18 @@ def test_an_interface_that_is_named_is_kept(free_port: str, monkeypatch: pytest.
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     use_rays_interface()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        ("RuntimeError: Gloo connectFullMesh failed with [pair.cc:152] timed out connecting", True),
+        ("[enforce fail at device.cc:84] ifa != nullptr. Unable to find address for: ib0", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_machines_that_do_not_reach_each_other_are_the_named_cause(error: str, named: bool) -> None:
+    assert ("GLOO_SOCKET_IFNAME" in advice(error)) is named
 
 
 def listening() -> set[tuple[str, int]]:
