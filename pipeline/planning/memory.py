@@ -16,6 +16,10 @@ V vocabulary.
 Without GPUs a host holds the same. Beside GPUs it holds P weights in fp32 while a process of log-probs, or a training's
 first rank, reads the policy; and of a training what hardware.offload moves there.
 
+Beside a measured peak (VmHWM; 135M weights, fp32, AdamW, one worker, passes of 4 pairs of 192 + 64 tokens, no
+checkpointing, two cores): 7.4 GiB for 5.8 GiB, 1.27 times; 1.05 times with the prompt, which a pair shares and training
+computes once, counted once.
+
 Sources: ZeRO, arXiv 1910.02054 section 3; activations, arXiv 2205.05198 section 4.1; DeepSpeed's own estimate of the
 states, without activations, is `estimate_zero3_model_states_mem_needs`.
 """
