@@ -26,6 +26,7 @@ STARTS_RAY = {
     "tests/pipeline/execution/test_ray_cluster.py": "trainings",
     "tests/pipeline/test_crossplay_run.py": "trainings",
     "tests/pipeline/test_import.py": "trainings",
+    "tests/scripts/test_slurm.py": "trainings",
     "tests/stages/train/test_resilience.py": "trainings",
     "tests/stages/train/test_stage.py": "trainings",
 }

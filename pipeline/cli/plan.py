@@ -93,7 +93,7 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
         console.print(price, highlight=False)
     if differs := other_code(plan, states):
         print(differs)
-    lines = memory_lines(plan, states, expected.weights)
+    lines = memory_lines(plan, states, expected.weights, ray_cluster.known_machines() if to_run else ())
     if wanted := [f"the {s.wanted[0]} {s.wanted[1]}" for s in plan.externals.values() if s.wanted]:
         lines.append(f"to be downloaded, and not in these figures: {', '.join(wanted)}")
     if plan.assumed:

@@ -127,24 +127,34 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
         check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
 
 
-def memory_lines(plan: Plan, states: Mapping[str, State], weights: Mapping[str, int]) -> list[str]:
-    """Return what each step that is to do holds on a GPU; ConfigError where it is more than the GPU has.
+def memory_lines(
+    plan: Plan, states: Mapping[str, State], weights: Mapping[str, int], nodes: Sequence[Mapping[str, float]]
+) -> list[str]:
+    """Return what each step that is to do holds on a GPU, and on its hosts where that is much; ConfigError where it is
+    more than they have.
 
-    weights: of each arm's policy.
+    weights: of each arm's policy. nodes: as known_machines; none: they are not known, and the hub is not asked either.
     """
-    todo = {plan.steps[name].spec.kind for name, state in states.items() if state.kind != "hit"}
+    todo = {plan.steps[name].spec.kind: plan.steps[name] for name, state in states.items() if state.kind != "hit"}
+    sizes = [node.get("GPU_GB") for node in nodes if node.get("GPU")]
+    smallest = min((size for size in sizes if size), default=None) if all(sizes) else None
     lines: dict[str, str] = {}
     for arm, chosen in plan.configs.items():
-        gib = chosen.hardware.gpu_gb or (ray_cluster.gpu_memory_gib() if chosen.hardware.gpus else None)
-        model = memory.of_policy(plan, arm, weights[arm])
-        needs = memory.needs_of(chosen, model)
-        needs = {step: need for step, need in needs.items() if todo & memory.KINDS.get(step, {step})}
-        for step, need in needs.items():
+        gib = chosen.hardware.gpu_gb or smallest
+        model = memory.of_policy(plan, arm, weights[arm], ask_hub=bool(nodes) and not plan.assumed)
+        for step, need in memory.needs_of(chosen, model).items():
+            if not todo.keys() & memory.KINDS.get(step, {step}):
+                continue
             if gib:
                 memory.check(step, need, chosen, model, gib)
             size = f"of {gib:.0f} GiB" if gib else "whose memory is not known here: hardware.gpu_gb states it"
-            least = "" if model.layers else "at least "  # of weights alone: its config.json is not here yet
+            least = "" if model.layers else "at least "  # of weights alone: its config.json is not to be had
             lines[f"{step} needs {least}{memory.described(need)} of each GPU, {size}"] = ""
+        for step, need in memory.host_needs_of(chosen, model).items():
+            kinds = todo.keys() & memory.KINDS.get(step, {step})
+            for kind in sorted(kinds):
+                if line := memory.check_hosts(step, need, todo[kind].workers, nodes):
+                    lines[line] = ""
     return list(lines)
 
 

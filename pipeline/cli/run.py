@@ -67,7 +67,7 @@ def run(
     if todo:
         check_installed(plan)
         check_here(plan, states)
-        memory_lines(plan, states, estimate.Estimate(plan, []).weights)
+        memory_lines(plan, states, estimate.Estimate(plan, []).weights, ray_cluster.known_machines())
         check_servers(plan, states)
         _check_disk(plan, states, store)
     make_folder("paths.store", store)

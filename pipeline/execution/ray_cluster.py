@@ -64,6 +64,40 @@ def gpu_memory_gib() -> float | None:
     return min(sizes) / 1024 if sizes else None
 
 
+GPU_GIB = {
+    "T4": 15,
+    "V100": 16,
+    "A10G": 22,
+    "L4": 22,
+    "A100": 40,
+    "L40S": 44,
+    "H100": 79,
+    "H20": 95,
+    "H200": 140,
+    "B200": 178,
+    "GB200": 184,
+    "B300": 268,
+}
+"""A GPU by the name that Ray has for its type -> GiB of its memory, of the smallest one sold by that name."""
+
+
+def known_machines() -> list[dict[str, float]]:
+    """Return {CPU, GPU, GB, GPU_GB} of each machine of the cluster that is joined, else of this one.
+
+    GB: its memory in GiB, less Ray's object store; GPU_GB: of one of its GPUs. What is not known is left out.
+    """
+    if not joined():
+        size = gpu_memory_gib()
+        return [this_machine() | ({"GPU_GB": size} if size else {})]
+    machines = []
+    for has in check_address(os.environ["RAY_ADDRESS"]):
+        sizes = [size for name, size in GPU_GIB.items() if f"accelerator_type:{name}" in has]
+        machine = {kind: has.get(kind, 0) for kind in ("CPU", "GPU")}
+        machine |= {"GB": has["memory"] / 2**30} if "memory" in has else {}
+        machines.append(machine | ({"GPU_GB": min(sizes)} if sizes else {}))
+    return machines
+
+
 def gpu_fault() -> str | None:
     """Return why this machine's GPUs cannot be used as they are, None where nothing is known against it."""
     versions = [int(line.partition(".")[0]) for line in _nvidia_smi("driver_version") if line[:1].isdigit()]
@@ -261,9 +295,11 @@ import json, sys
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._private import services, utils
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._raylet import GcsClient
 
 try:
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     client = GcsClient(address=services.canonicalize_bootstrap_address_or_die(sys.argv[1]))
     nodes = client.get_all_node_info(timeout=10).values()
     if metadata := get_cluster_metadata(client):
@@ -284,9 +320,14 @@ def check_address(address: str) -> list[dict[str, float]]:
 
     ConfigError where none that can be joined answers. A cluster is asked once a process.
     """
+    print(f"RAY_ADDRESS={address}: asking the cluster, for at most {ANSWER_S:.0f} s", file=sys.stderr)
+    return ask(address)
+
+
+def ask(address: str) -> list[dict[str, float]]:
+    """Return what `check_address` does, as it is now."""
     if address != "auto":
         _check_port(address)
-    print(f"RAY_ADDRESS={address}: asking the cluster, for at most {ANSWER_S:.0f} s", file=sys.stderr)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-c", ASK, address]
     try:
@@ -329,8 +370,8 @@ def _refusal(reply: str) -> str:
     last = (reply.strip().splitlines() or ["no answer"])[-1].rstrip(".")
     if "token" in reply.lower() or "unauthenticated" in reply.lower():
         return (
-            "the cluster refuses this machine's token; copy the head node's token file to ~/.ray/auth_token here, or "
-            "set RAY_AUTH_TOKEN (`ray get-auth-token` prints it there)"
+            "the cluster refuses this machine's token, or gets none; copy the head node's ~/.ray/auth_token here (scp, "
+            "mode 600), or name its file by RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token on every node"
         )
     if "Version mismatch" in reply:
         return f"{last[last.index('Version mismatch') :]}; install the same Ray and Python on both"

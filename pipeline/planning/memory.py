@@ -1,4 +1,5 @@
-"""What each GPU must hold in the heavy steps of a plan, in bytes: what cannot fit is refused before hours are spent.
+"""What each GPU and each host must hold in the heavy steps of a plan, in bytes: what cannot fit is refused before hours
+are spent.
 
 Arithmetic on the policy's architecture, no measurement; what it leaves out (fragments, kernels' workspaces) is in
 OVERHEAD. P weights, W training workers, T tokens of a forward pass, H hidden size, I intermediate size, L layers,
@@ -6,11 +7,18 @@ V vocabulary.
 
     training      of each weight a worker's share, P/W: 4 bytes of the weight, 4 of its gradient, what the optimizer
                   keeps (MOMENTS), and while the engine is made 4 of a second fp32 copy; then, of the forward pass,
-                  what is gathered of the others' shares, the inputs of L layers (gradient checkpointing), one layer
-                  computed again, and a chunk of logits
+                  what is gathered of the others' shares, what L layers keep (with gradient checkpointing: the inputs of
+                  L layers, and one layer computed again), and a chunk of logits
     log-probs     P weights in fp32, the inputs of one layer, a chunk of logits
     sampling      P weights in the policy's dtype and the keys and values of one response at its longest, over the GPUs
                   of an engine (tensor parallel)
+
+Without GPUs a host holds the same. Beside GPUs it holds P weights in fp32 while a process of log-probs, or a training's
+first rank, reads the policy; and of a training what hardware.offload moves there.
+
+Beside a measured peak (VmHWM; 135M weights, fp32, AdamW, one worker, passes of 4 pairs of 192 + 64 tokens, no
+checkpointing, two cores): 7.4 GiB for 5.8 GiB, 1.27 times; 1.05 times with the prompt, which a pair shares and training
+computes once, counted once.
 
 Sources: ZeRO, arXiv 1910.02054 section 3; activations, arXiv 2205.05198 section 4.1; DeepSpeed's own estimate of the
 states, without activations, is `estimate_zero3_model_states_mem_needs`.
@@ -19,15 +27,19 @@ states, without activations, is `estimate_zero3_model_states_mem_needs`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning.placement import Node, processes_on
 from sparring.pipeline.planning.plan import Plan
+from sparring.pipeline.sources import hub
 from sparring.stages.errors import ConfigError
 from sparring.stages.model_folder import read_json
 from sparring.stages.sample.config import EngineSampler
+from sparring.stages.step import Workers
 from sparring.stages.train.config import Adapter
 
 GIB = 2**30
@@ -46,6 +58,8 @@ OVERHEAD = 1.5 * GIB
 
 ENGINE_OVERHEAD = 3 * GIB
 """Of a sampling engine beside that: activations of a batch of 8,192 tokens, CUDA graphs."""
+PROCESS = 1.0 * GIB
+"""Of a process on a host: Python, torch, transformers, DeepSpeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +103,17 @@ class Training:
     max_length: int
     """Tokens of a prompt and a response."""
     dtype: str = "bfloat16"
+    checkpointing: bool = True
+    """Whether layers are computed again in the backward pass, and keep their inputs alone until then."""
     rank: int = 0
     """Of the adapter; 0: all weights are trained."""
     four_bit: bool = False
 
 
+COUNTS = {"sample": "hardware.engines", "reference": "hardware.annotators"}
+"""Step -> the key of how many of its processes there are, each with all that it holds."""
+OFFLOADED = "offload less (hardware.offload), spread the training's workers over more machines, "
+LARGER = "take a smaller policy, or machines with more memory"
 KINDS = {"reference": {"reference", "logprobs"}}
 """Step -> the kinds of steps that need the same, where there are several."""
 Need = dict[str, float]
@@ -137,11 +157,13 @@ def training(model: Architecture, chosen: Training) -> Need:
     }
     largest = head  # the embedding, or the head
     tokens = 2 * chosen.micro_batch * chosen.max_length
+    layer = _layer(model, tokens, chosen.max_length, chosen.dtype)
     passing = {
         "gathered weights": FP32 * max(min(LIVE, model.weights), largest)
         + largest * ((BF16 if chosen.dtype == "bfloat16" else 0) + (0 if chosen.rank else FP32)),
-        "activations": FP32 * model.layers * tokens * model.hidden
-        + _layer(model, tokens, chosen.max_length, chosen.dtype),
+        "activations": FP32 * model.layers * tokens * model.hidden + layer
+        if chosen.checkpointing
+        else model.layers * layer,
         "logits": LOGITS * FP32 * CHUNK * model.vocabulary,
     }
     copy = FP32 * share * trained if on_gpu else 0  # until memory.one_copy lets it go
@@ -189,10 +211,15 @@ def _known(need: Need) -> Need:
     return {name: size for name, size in need.items() if size}
 
 
-def of_policy(plan: Plan, arm: str, weights: int) -> Architecture:
-    """Return the architecture of an arm's policy; only its weights where its config.json is not here to be read."""
+def of_policy(plan: Plan, arm: str, weights: int, ask_hub: bool = False) -> Architecture:
+    """Return the architecture of an arm's policy; only its weights where its config.json cannot be read.
+
+    ask_hub: have the hub give that file of a policy that is not downloaded yet.
+    """
     settings = plan.base_policy(arm)
     path = settings.root / "config.json" if settings else None
+    if settings and settings.wanted and ask_hub and find_spec("huggingface_hub"):
+        path = hub.model_config(*settings.wanted[1:])
     known = architecture(read_json(path), weights) if path and os.path.isfile(path) else None
     return known or Architecture(
         weights=weights, layers=0, hidden=0, intermediate=0, vocabulary=0, heads=0, q_width=0, kv_width=0, eager=False
@@ -207,10 +234,51 @@ def needs_of(config: Config, model: Architecture) -> dict[str, Need]:
         longest = config.prompts.max_tokens + sampler.max_tokens
         needs["sample"] = sampling(model, hardware.engine_gpus, longest, sampler.dtype)
     if hardware.annotator_gpus:
-        needs["reference"] = scoring(model, trainer.max_length, trainer.dtype, trainer.adapter.four_bit)
+        needs["reference"] = scoring(model, longest_of(config), trainer.dtype, trainer.adapter.four_bit)
     if hardware.worker_gpus:
         needs["train"] = training(model, training_of(config))
     return needs
+
+
+def host_needs_of(config: Config, model: Architecture) -> dict[str, Need]:
+    """Return the step -> what one of its processes holds of its host's memory, at least.
+
+    Of a training it is that of one pair a pass: where memory runs out, fewer pairs are tried.
+    """
+    hardware, trainer, sampler = config.hardware, config.trainer, config.sampler
+    chosen = replace(training_of(config), micro_batch=1)
+    longest = config.prompts.max_tokens + sampler.max_tokens
+    needs = {
+        "reference": scoring(model, longest_of(config), trainer.dtype, trainer.adapter.four_bit),
+        "train": training(model, chosen),
+    }
+    if isinstance(sampler, EngineSampler):
+        needs["sample"] = sampling(model, 1, longest, sampler.dtype)
+        if sampler.engine == "vllm" and not hardware.engine_gpus:
+            needs["sample"] = {"weights": needs["sample"]["weights"], "keys and values": hardware.kv_cache_gb * GIB}
+    reading: Need = {"policy while it is read": FP32 * model.weights}
+    if hardware.annotator_gpus:
+        needs["reference"] = reading
+    if hardware.worker_gpus:
+        trained = model.low_rank(chosen.rank) if chosen.rank else model.weights
+        share = FP32 * trained / chosen.workers
+        states = {"weights": share, "gradients": share, "optimizer": MOMENTS[chosen.optimizer] * share / FP32}
+        if chosen.rank and chosen.offload == "all":
+            states["weights"] += FP32 * model.weights / chosen.workers
+        moved = states if chosen.offload != "none" else {}
+        needs["train"] = max(reading, moved, key=lambda need: sum(need.values()))
+    if hardware.engine_gpus:
+        needs.pop("sample", None)
+    return {step: {**_without_cuda(need), "process": PROCESS} for step, need in needs.items()}
+
+
+def _without_cuda(need: Need) -> Need:
+    return {name: size for name, size in need.items() if name != "CUDA"}
+
+
+def longest_of(config: Config) -> int:
+    """Return the most tokens that a prompt and a response have in training."""
+    return min(config.trainer.max_length, config.prompts.max_tokens + config.sampler.max_tokens)
 
 
 def training_of(config: Config) -> Training:
@@ -221,8 +289,9 @@ def training_of(config: Config) -> Training:
         optimizer=trainer.optimizer,
         offload=hardware.offload,
         micro_batch=1 if hardware.micro_batch == "auto" else hardware.micro_batch,
-        max_length=trainer.max_length,
+        max_length=longest_of(config),
         dtype=trainer.dtype,
+        checkpointing=trainer.gradient_checkpointing,
         rank=trainer.adapter.rank if isinstance(trainer.adapter, Adapter) else 0,
         four_bit=trainer.adapter.four_bit,
     )
@@ -241,6 +310,25 @@ def check(step: str, need: Need, config: Config, model: Architecture, gib: float
     raise ConfigError(f"{step} needs {described(need)} of each GPU, and may take {limit:.0f} GiB. {remedy}.")
 
 
+def check_hosts(step: str, need: Need, workers: Workers, nodes: Sequence[Node]) -> str | None:
+    """Return a line where the processes of a step hold most of a machine's memory; ConfigError where more than it has.
+
+    need: of one process. nodes: those with GB, their memory in GiB, are compared.
+    """
+    line = None
+    for node in nodes:
+        count, gib = processes_on(node, workers), node.get("GB")
+        held = count * sum(need.values()) / GIB
+        if not count or gib is None or held <= gib / 2:
+            continue
+        line = f"{step} holds at least {held:.1f} of the {gib:.0f} GiB of a machine: {count} x {described(need)}"
+        if held > gib:
+            fit = int(gib * GIB // sum(need.values()))
+            fewer = f"set {COUNTS[step]}={fit}, " if 0 < fit < count and step in COUNTS else ""
+            raise ConfigError(f"{line}. To mend it, {fewer}{OFFLOADED if step == 'train' else ''}{LARGER}.")
+    return line
+
+
 def described(need: Need) -> str:
     """Return `23.1 GiB (weights 3.7, ...)`, the largest part first."""
     parts = sorted(((name, size) for name, size in need.items() if size > 0.05 * GIB), key=lambda part: -part[1])
@@ -256,7 +344,7 @@ def _ways_out(step: str, config: Config, model: Architecture) -> Iterator[tuple[
             yield "policy.tensor_parallel", gpus, sampling(model, gpus, longest, sampler.dtype)
         return
     if step == "reference":
-        yield "adapter", "qlora", scoring(model, trainer.max_length, trainer.dtype, four_bit=True)
+        yield "adapter", "qlora", scoring(model, longest_of(config), trainer.dtype, four_bit=True)
         return
     chosen = training_of(config)
     for workers in (2, 4, 8, 16, 32, 64):
@@ -264,5 +352,7 @@ def _ways_out(step: str, config: Config, model: Architecture) -> Iterator[tuple[
             yield "hardware.workers", workers, training(model, replace(chosen, workers=workers))
     for offload in ("optimizer", "all"):
         yield "hardware.offload", offload, training(model, replace(chosen, offload=offload))
+    if not chosen.checkpointing:
+        yield "trainer.gradient_checkpointing", "true", training(model, replace(chosen, checkpointing=True))
     yield "adapter", "lora", training(model, replace(chosen, rank=16))
     yield "adapter", "qlora", training(model, replace(chosen, rank=16, four_bit=True))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sparring.pipeline.planning.plan import Step
 from sparring.stages.errors import ConfigError
 from sparring.stages.sample.config import SampleSettings
+from sparring.stages.step import Workers
 
 Node = Mapping[str, float]
 """Resources of a machine by Ray's names: {"CPU": 16, "GPU": 8}; GB: its memory, where that is known."""
@@ -51,6 +52,13 @@ def check_placement(steps: Iterable[Step], nodes: Sequence[Node], where: str, *,
             f"{step.name} can never be placed: {what}, but {where} has {resources}. Lower these keys, choose another "
             "hardware=..., or join a cluster that has them (RAY_ADDRESS)."
         )
+
+
+def processes_on(node: Node, workers: Workers) -> int:
+    """Return how many processes of a step a machine gets at most."""
+    takes = {kind: n for kind, n in (("CPU", workers.cpus), ("GPU", workers.gpus)) if n}
+    most = _most_workers(node, takes)
+    return min(most, workers.count or most)
 
 
 def _most_workers(node: Node, takes: Mapping[str, int]) -> int:

@@ -129,6 +129,27 @@ def download(kind: str, repo: str, commit: str) -> Path:
     return Path(folder)
 
 
+ARCHITECTURE_S = 3.0
+"""Seconds that the hub has to answer for what a plan can do without."""
+
+
+def model_config(repo: str, commit: str) -> Path | None:
+    """Return a model's config.json, out of the hub's cache or from the hub; None where neither has it to give."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(
+            _ask_hub(
+                "model",
+                repo,
+                commit,
+                lambda: hf_hub_download(repo, "config.json", revision=commit, etag_timeout=ARCHITECTURE_S),
+            )
+        )
+    except (ConfigError, DataError):
+        return None
+
+
 def download_missing(inputs: Iterable[Input]) -> bool:
     """Download the inputs that are not here yet; return whether there were any."""
     missing = [source.wanted for source in inputs if source.wanted]

@@ -58,6 +58,7 @@ TRAIN = StepSpec(
 
 SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
 Dtype = Literal["float32", "bfloat16"]
+Schedule = Literal["linear", "cosine", "constant"]
 Truncation = Literal["drop", "keep_end"]
 Pooling = Literal["mean", "last"]
 LAST = -1
@@ -170,6 +171,10 @@ class Scoring:
     """Of what is longer: drop the pair, or keep_end: cut the response before its end-of-turn token."""
 
 
+def _other_than_linear(trainer: Any) -> str | None:
+    return None if trainer.schedule == "linear" else str(trainer.schedule)
+
+
 def _lossy(trainer: Any) -> dict[str, Any] | None:
     return deepspeed_keys.lossy(trainer.deepspeed)
 
@@ -181,7 +186,9 @@ class TrainerConfig(Scoring):
     optimizer: Literal["rmsprop", "adamw", "adamw_8bit"]
     """RMSProp is the published one; adamw_8bit keeps its states in 8 bits."""
     lr: Rate
-    """Linear to 0 after the warm-up."""
+    """Its peak, at the end of the warm-up."""
+    schedule: Annotated[Schedule, Hashed("unless it is linear", _other_than_linear)] = "linear"
+    """What lr does after the warm-up: fall to 0 in a line or as half a cosine, or stay; published runs are linear."""
     weight_decay: Share
     """Of matrices, not of norms and biases; the published runs have none."""
     adapter_lr: Annotated[

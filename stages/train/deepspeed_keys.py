@@ -18,7 +18,7 @@ OURS = {
     "gradient_accumulation_steps": "trainer.global_batch and hardware.micro_batch",
     "gradient_clipping": "trainer.max_grad_norm",
     "optimizer": "trainer.optimizer",
-    "scheduler": "trainer.lr and trainer.warmup_ratio",
+    "scheduler": "trainer.lr, trainer.schedule and trainer.warmup_ratio",
     "bf16": "trainer.dtype",
     "fp16": "trainer.dtype",
     "torch_autocast": "trainer.dtype",

@@ -73,7 +73,7 @@ def test_what_is_made_already_needs_no_place(monkeypatch: pytest.MonkeyPatch) ->
     with refused(ConfigError, "workers=4"):
         check_here(plan, states)
     check_here(plan, {name: State(kind="hit" if step.spec.run else "miss") for name, step in plan.steps.items()})
-    monkeypatch.setattr("sparring.pipeline.execution.ray_cluster.check_address", lambda address: None)
+    monkeypatch.setattr("sparring.pipeline.execution.ray_cluster.check_address", lambda address: [])
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # its nodes are asked when it is joined
     check_here(plan, states)
 
@@ -189,3 +189,17 @@ def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
     assert "steps, " in shown.out
     assert ("policy.tensor_parallel=1" in shown.err) == (code == 2)
     assert ("this machine cannot run it" in shown.out) == (profile[0] == "hardware=h100x8")
+
+
+def test_the_memory_of_a_clusters_machines_is_what_ray_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's is that of the smallest by the name of its type; of a type that is not known, nothing is known."""
+    head = {"CPU": 4.0, "memory": 16 * 2.0**30, "node:10.0.0.1": 1.0}
+    worker = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:A100": 1.0}
+    other = {"CPU": 64.0, "GPU": 8.0, "accelerator_type:X": 1.0}
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "check_address", lambda address: [head, worker, other])
+    assert ray_cluster.known_machines() == [
+        {"CPU": 4, "GPU": 0, "GB": 16},
+        {"CPU": 64, "GPU": 8, "GB": 512, "GPU_GB": 40},
+        {"CPU": 64, "GPU": 8},
+    ]

@@ -20,7 +20,7 @@ from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.step import Job
 from sparring.stages.train import memory
 from sparring.stages.train.config import TrainSettings
-from sparring.stages.train.launch import failures, sigterm, worker
+from sparring.stages.train.launch import failures, interface, sigterm, worker
 from sparring.stages.train.launch.mailbox import STOP, Receiver, groups, mailbox, request_group
 
 Report = Callable[[dict[str, Any]], None]
@@ -41,13 +41,17 @@ ENVIRONMENT = {
 
 
 class _WithSigterm(TorchConfig):
-    """Ray Train's own set-up of torch, and then the handler of SIGTERM in every worker."""
+    """Ray Train's own set-up of torch, on Ray's network interface, and then the handler of SIGTERM in every worker."""
 
     @property
     def backend_cls(self) -> type[Backend]:
         base: Any = super().backend_cls
 
         class WithSigterm(base):
+            def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                worker_group.execute(interface.use_rays_interface)
+                super().on_start(worker_group, backend_config)
+
             def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
                 super().on_training_start(worker_group, backend_config)
                 worker_group.execute(sigterm.listen)

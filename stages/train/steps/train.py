@@ -21,6 +21,7 @@ from sparring.stages.step import Job
 from sparring.stages.train.config import TrainSettings, refuse_too_few_steps
 from sparring.stages.train.files import checkpoint
 from sparring.stages.train.launch import workers
+from sparring.stages.train.launch.interface import advice
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, Receiver, mailbox, read
 
 
@@ -90,7 +91,7 @@ def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: wor
             error = (str(failed or "").strip() or "they ended without a result").splitlines()[-1]
             raise TrainingFault(
                 f"the training workers failed {job.workers.max_failures + 1} times (hardware.max_failures): {error}; "
-                f"their output is in {mailbox(job)}; last checkpoint: {where}."
+                f"their output is in {mailbox(job)}; last checkpoint: {where}.{advice(str(failed))}"
             ) from failed
     where = f"step {outcome['saved']} of {outcome['of']}" if "saved" in outcome else _place(checkpoint.latest(job))
     number = stop_signal()

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sparring.stages.step import Workers
-from sparring.stages.train.config import TrainSettings
+from sparring.stages.train.config import Schedule, TrainSettings
 from sparring.stages.train.deepspeed_keys import merged
 
 OPTIMIZERS = {"rmsprop": "rmsprop", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
@@ -18,12 +18,18 @@ betas 0.9 and 0.999, eps 1e-8. 8-bit Adam: its states in blocks of 256 of a rank
 weights, so workers change its rounding."""
 
 
-def schedule(step: int, steps: int, warmup_ratio: float) -> float:
-    """Factor on lr at 0-based optimizer step `step`: (s+1)/warm up to 1, then linear down; never 0."""
+def schedule(step: int, steps: int, warmup_ratio: float, shape: Schedule = "linear") -> float:
+    """Factor on lr at 0-based optimizer step s: (s+1)/warm up to 1, then linear, cosine or constant; never 0.
+
+    With x = (s-warm) / (steps-warm): 1-x, (1 + cos(pi x)) / 2, or 1.
+    """
     warm = math.ceil(warmup_ratio * steps)
     if step < warm:
         return (step + 1) / warm
-    return max(steps - step, 1) / (steps - warm) if steps > warm else 1.0
+    if shape == "constant" or steps <= warm:
+        return 1.0
+    left = max(steps - step, 1) / (steps - warm)
+    return left if shape == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def arguments(settings: TrainSettings, workers: Workers, steps: int, folder: Path) -> TrainingArguments:

@@ -184,10 +184,10 @@ class PairTrainer(Trainer):
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Linear with warm-up, lr > 0 at every step; transformers' own starts at 0."""
-        ratio = self.settings.trainer.warmup_ratio
+        """That of `schedule`, lr > 0 at every step; transformers' own start at 0."""
+        ratio, shape = self.settings.trainer.warmup_ratio, self.settings.trainer.schedule
         chosen: Any = self.optimizer if optimizer is None else optimizer
-        self.lr_scheduler = LambdaLR(chosen, lambda step: schedule(step, num_training_steps, ratio))
+        self.lr_scheduler = LambdaLR(chosen, lambda step: schedule(step, num_training_steps, ratio, shape))
         self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -10,16 +10,20 @@ from sparring.pipeline.config import load
 from sparring.pipeline.planning.memory import (
     GIB,
     OVERHEAD,
+    PROCESS,
     Architecture,
     Training,
     architecture,
     check,
+    check_hosts,
+    host_needs_of,
     needs_of,
     sampling,
     scoring,
     training,
 )
 from sparring.stages.errors import ConfigError
+from sparring.stages.step import Workers
 from tests.refusals import named, refused
 
 LLAMA = {
@@ -97,6 +101,14 @@ def test_longer_texts_and_more_pairs_need_more() -> None:
     assert training(LLAMA_8B, replace(FULL, dtype="float32"))["activations"] > one
 
 
+def test_without_checkpointing_every_layer_keeps_what_one_does() -> None:
+    """One pair of 2,560 tokens in bf16: 5,120 tokens, 20 bytes of the hidden size and 8 of what linear layers read."""
+    assert LLAMA_8B
+    layer = 5120 * (20 * 4096 + 8 * (4096 + 4096 + 1024 + 14336))
+    assert training(LLAMA_8B, FULL)["activations"] == 4 * 32 * 5120 * 4096 + layer
+    assert training(LLAMA_8B, replace(FULL, checkpointing=False))["activations"] == 32 * layer
+
+
 def test_scores_of_eager_attention_grow_with_the_square_of_the_length() -> None:
     assert GEMMA_27B
     short, long = (training(GEMMA_27B, replace(FULL, max_length=n))["activations"] for n in (1024, 2048))
@@ -165,3 +177,43 @@ def test_what_no_setting_makes_fit_is_said() -> None:
 
 def test_the_cpu_profile_needs_no_gpu() -> None:
     assert LLAMA_8B and needs_of(load(["hardware=cpu"]), LLAMA_8B) == {}
+
+
+NODE = {"CPU": 128.0, "GPU": 8.0}
+ANNOTATORS = Workers(count=8, cpus=4, gpus=1)
+
+
+def test_a_host_holds_the_policy_of_each_process_that_reads_it() -> None:
+    """Llama-3-8B in fp32 is 32 GB: eight annotators of a node read it at the same time."""
+    assert LLAMA_8B
+    need = host_needs_of(load(WORDS), LLAMA_8B)["reference"]
+    assert sum(need.values()) - PROCESS == 32 * BILLION
+    assert check_hosts("reference", need, ANNOTATORS, [{**NODE, "GB": 1000}]) is None
+    named(check_hosts("reference", need, ANNOTATORS, [{**NODE, "GB": 400}]) or "", "reference", "246", "8 x")
+    assert check_hosts("reference", need, ANNOTATORS, [{**NODE, "GB": 400}, {"CPU": 8.0, "GB": 4}, NODE])
+    with refused(ConfigError, "reference", "hardware.annotators=6"):
+        check_hosts("reference", need, ANNOTATORS, [{**NODE, "GB": 200}])
+
+
+@pytest.mark.parametrize(("offload", "bytes_a_weight"), [("none", 32), ("optimizer", 12), ("all", 12)])
+def test_a_host_holds_what_is_offloaded(offload: str, bytes_a_weight: int) -> None:
+    """fp32 weights, gradients, RMSProp's mean of squares of a worker's share; without offload the policy as it is read.
+
+    On eight workers 4 bytes of every weight are 32 of a worker's own.
+    """
+    assert LLAMA_8B
+    chosen = load(
+        [*WORDS, "hardware.workers=1" if offload != "none" else "hardware.workers=8", f"hardware.offload={offload}"]
+    )
+    need = host_needs_of(chosen, LLAMA_8B)["train"]
+    assert sum(need.values()) - PROCESS == bytes_a_weight * 8 * BILLION / chosen.hardware.workers
+    with refused(ConfigError, "train", "hardware.offload"):
+        check_hosts("train", need, Workers(count=8, gpus=1), [{**NODE, "GB": 16}])
+
+
+def test_without_gpus_a_host_holds_what_a_gpu_would() -> None:
+    assert LLAMA_8B
+    chosen = load(["hardware=cpu", "hardware.kv_cache_gb=3"])
+    needs = host_needs_of(chosen, LLAMA_8B)
+    assert needs["train"]["gradients"] == 4 * 8 * BILLION and needs["sample"]["keys and values"] == 3 * GIB
+    assert "CUDA" not in needs["train"] | needs["reference"]

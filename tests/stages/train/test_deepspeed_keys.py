@@ -63,6 +63,7 @@ def test_only_what_changes_results_is_hashed() -> None:
         "zero_optimization": {"zero_quantized_weights": True}
     }
     assert identity(settings(deepspeed={"communication_data_type": "fp16"})) != plain
+    assert "schedule" not in plain["trainer"] and identity(settings(schedule="cosine")) != plain
 
 
 def test_sections_are_merged_key_by_key() -> None:

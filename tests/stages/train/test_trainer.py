@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from sparring.pipeline.config import load
 from sparring.stages.errors import ConfigError
 from sparring.stages.step import Workers
-from sparring.stages.train.config import optimizer_steps
+from sparring.stages.train.config import Schedule, optimizer_steps
 from sparring.stages.train.loss.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.objectives.sppo import Sppo
 from sparring.stages.train.trainer.arguments import OPTIMIZERS, arguments, deepspeed_config, schedule
@@ -26,10 +26,17 @@ def test_schedule_by_hand() -> None:
     assert factors == pytest.approx([1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
+def test_other_schedules_by_hand() -> None:
+    cosine = [schedule(step, 6, 1 / 3, "cosine") for step in range(6)]
+    assert cosine == pytest.approx([1 / 2, 1, 1, (1 + 2**-0.5) / 2, 1 / 2, (1 - 2**-0.5) / 2])
+    assert [schedule(step, 4, 0.5, "constant") for step in range(4)] == [1 / 2, 1, 1, 1]
+
+
 @pytest.mark.parametrize("steps", [1, 8, 9, 100])
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 1.0])
-def test_every_step_learns_and_the_peak_is_lr(steps: int, ratio: float) -> None:
-    factors = [schedule(step, steps, ratio) for step in range(steps)]
+@pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
+def test_every_step_learns_and_the_peak_is_lr(steps: int, ratio: float, shape: Schedule) -> None:
+    factors = [schedule(step, steps, ratio, shape) for step in range(steps)]
     assert min(factors) > 0 and max(factors) == 1.0
 
 

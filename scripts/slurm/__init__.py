@@ -1,0 +1,1 @@
+"""Runs `make iter` on an allocation of Slurm: iter.sbatch."""
