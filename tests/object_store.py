@@ -6,6 +6,7 @@ Every request passes one lock: moto looks whether an object is there and then wr
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -38,8 +39,8 @@ ENVIRONMENT = {
 }
 
 Fault = Callable[[int, str], str]
-"""(number of the request, its method) -> '', a key of ERRORS, `dropped` before it is done, `lost` after, or
-`unconditional`: done as a server does it that knows no conditions."""
+"""(number of the request, its method) -> '', a key of ERRORS, `dropped` before it is done, `lost` after, the
+client `killed_before` or `killed_after`, or `unconditional`: done as a server does it that knows no conditions."""
 
 
 def none(number: int, method: str) -> str:
@@ -53,6 +54,8 @@ class Server:
 
     url: str = ""
     fault: Fault = none
+    client: int = 0
+    """Process to kill."""
     requests: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,6 +65,10 @@ class Server:
     def environment(self) -> dict[str, str]:
         """What AWS's tools read to find it."""
         return {**ENVIRONMENT, "AWS_ENDPOINT_URL": self.url}
+
+    def watch(self, client: int) -> None:
+        """Take a process as the one to kill."""
+        self.client = client
 
     def make_bucket(self, name: str) -> None:
         """Make an empty bucket, unless it is there."""
@@ -81,6 +88,11 @@ class Server:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start_response(status, [("Content-Type", "text/xml")])
                 return [body]
+            if fault.startswith("killed"):
+                if fault == "killed_after":
+                    list(self.moto(environ, start_response))
+                os.kill(self.client, signal.SIGKILL)
+                _drop(environ)
             if fault == "unconditional":
                 environ.pop("HTTP_IF_NONE_MATCH", None)
             if fault == "dropped":
