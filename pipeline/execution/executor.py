@@ -181,7 +181,7 @@ class Executor:
         for role, name in step.inputs.items():
             if name in self.plan.externals:
                 inputs[role] = replace(self.plan.externals[name], role=role)
-                if bucket and ray_cluster.joined():
+                if bucket and ray_cluster.joined() and not inputs[role].pull:
                     remote.share(bucket, inputs[role])
             else:
                 manifest = self.states[name].manifest

@@ -18,6 +18,7 @@ a role ...). They are in no setting, and no message has them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -285,6 +286,8 @@ class Remote:
         except SparringError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+                raise  # of this node's folder
             code, place = _code(error), f"paths.store={self.url}"
             if code in LOST or isinstance(error, FileExistsError):
                 raise FileExistsError(self.url) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import threading
@@ -262,6 +263,21 @@ def test_a_file_is_downloaded_once_a_node_and_checked(
     assert not (artifact.path / file.path).exists()
     bucket.remove("pairs-abababab", [file.path])
     with refused(DataError, url, file.path, "missing"):
+        source.table(0)
+
+
+def test_a_disk_that_is_full_is_not_taken_for_the_network(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    manifest = _published(remote.connect(url)).manifest()
+    assert manifest
+    source = _artifact(_node(monkeypatch, url, tmp_path / "node-2")).as_input("pairs", manifest)
+
+    def full(key: str, path: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote._file_system(os.getpid()), "get_file", full)
+    with refused(DataError, str(tmp_path / "node-2"), "disk"):
         source.table(0)
 
 
