@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import fnmatch
 import hashlib
 import os
 import re
@@ -31,7 +32,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from fnmatch import fnmatch
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +50,7 @@ TRIES = 9
 DOWNLOADS = 3
 """Times that a file is downloaded until its bytes are those that were recorded."""
 SIDE_BY_SIDE = 16
-"""Manifests that are read at the same time."""
+"""Small files that are read at the same time."""
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403")
 """Codes of a server that does not accept the credentials."""
 LOST = ("PreconditionFailed", "412")
@@ -217,10 +217,14 @@ class Remote:
     def copy_records(self, name: str, pattern: str) -> None:
         """List an artifact anew and copy its small files of a pattern into the folder of this node."""
         self.refresh(name)
-        for path in self.objects[name]:
+
+        def copy(path: str) -> None:
             place = self.folder / name / path
-            if fnmatch(path, pattern) and not place.exists() and (content := self.read(f"{name}/{path}")) is not None:
+            if not place.exists() and (content := self.read(f"{name}/{path}")) is not None:
                 _replace(place, content)
+
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+            list(threads.map(copy, fnmatch.filter(self.objects[name], pattern)))
 
     def check_conditional(self) -> None:
         """ConfigError where the server does not keep the first of two manifests, so that a run could overwrite another.
