@@ -98,7 +98,8 @@ LONGEST_NAME = 255
 """Bytes of a file's name: the limit of common file systems."""
 
 
-def _place(text: str) -> str:
+def place(text: str) -> str:
+    """Return the path of a file or a folder, ~ expanded; ValueError where it can be none."""
     place = os.path.expanduser(text)
     if re.match(r"[A-Za-z][\w+.-]*://", place):
         raise ValueError("an address is no place here; name a file or a folder")
@@ -111,7 +112,7 @@ def _place(text: str) -> str:
     return place
 
 
-Place = Annotated[Text, AfterValidator(_place)]
+Place = Annotated[Text, AfterValidator(place)]
 """A file or a folder."""
 
 

@@ -99,6 +99,8 @@ class Input:
     summary: Mapping[str, Any] = field(default_factory=dict)
     wanted: tuple[str, str, str] | None = None
     """(kind, repository, commit) still to be downloaded from the hub."""
+    pull: Callable[[Path, File], None] | None = None
+    """Puts a file at its path where it is not there, or is damaged, and checks it; None: all files are there."""
 
     @property
     def parts(self) -> list[File]:
@@ -132,14 +134,18 @@ class Input:
 
     def _verified(self, file: File) -> Path:
         path = self.root / file.path
-        if not path.is_file():
+        there = path.is_file()
+        if there and sha256_file(path) == file.sha256:
+            return path
+        if self.pull:
+            self.pull(path, file)
+            return path
+        if not there:
             raise DataError(f"{path}: missing although recorded as {self.role}; run `sparring verify`, then run again.")
-        if sha256_file(path) != file.sha256:
-            raise DataError(
-                f"{path}: its bytes changed since it was recorded (sha256 differs); "
-                "run `sparring verify` to set the artifact aside, then run again."
-            )
-        return path
+        raise DataError(
+            f"{path}: its bytes changed since it was recorded (sha256 differs); "
+            "run `sparring verify` to set the artifact aside, then run again."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +187,8 @@ class Job(Generic[Settings]):
     """A folder under the run for logs."""
     code: str = ""
     """Digest of the modules that compute it: unfinished shards and checkpoints of other code are not resumed."""
+    store: str = ""
+    """Address of the bucket that its artifact goes to, `s3://bucket/prefix`; '' for a store on a file system."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,10 +97,11 @@ def tree(folder: Path) -> dict[str, str]:
     return found
 
 
-def _child(body: Callable[[], None]) -> int:
-    """Run `body` in a fork of this process, which has no threads; return its exit code."""
+def child(body: Callable[[], None], started: Callable[[int], None] = lambda pid: None) -> int:
+    """Run `body` in a fork of this process, in which no other thread is at work; return its exit code."""
     pid = os.fork()
     if pid:
+        started(pid)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     code = FAILED
     try:
@@ -129,10 +130,10 @@ def explore(scenario: Scenario, folder: Path) -> dict[str, Any]:
 
     place, prepared = folder / "place", folder / "prepared"  # one place for all: links and records hold paths
     place.mkdir()
-    if _child(lambda: scenario.prepare(place)):
+    if child(lambda: scenario.prepare(place)):
         return {"points": 0, "wrong": {"0": "it could not be prepared"}, "early": []}
     shutil.copytree(place, prepared, symlinks=True)
-    if _child(lambda: whole(place)):
+    if child(lambda: whole(place)):
         return {"points": 0, "wrong": {"0": "the undisturbed call failed"}, "early": []}
     wanted = scenario.result(place)
     count, named_early = json.loads(early.read_text())
@@ -140,11 +141,11 @@ def explore(scenario: Scenario, folder: Path) -> dict[str, Any]:
     for n in range(1, min(count, MOST) + 1):
         shutil.rmtree(place)
         shutil.copytree(prepared, place, symlinks=True)
-        if (code := _child(lambda n=n: broken(place, n))) != CRASHED:  # type: ignore[misc]
+        if (code := child(lambda n=n: broken(place, n))) != CRASHED:  # type: ignore[misc]
             wrong[str(n)] = f"ended with {code} before its {n}th call of {count}"
         elif why := scenario.holds(place):
             wrong[str(n)] = f"after the crash: {why}"
-        elif _child(lambda: scenario.act(place)):
+        elif child(lambda: scenario.act(place)):
             wrong[str(n)] = "the second call failed"
         elif (found := scenario.result(place)) != wanted:
             wrong[str(n)] = _difference(wanted, found)

@@ -95,7 +95,7 @@ def _step(kind: str, fingerprint: str, iteration: int, inputs: dict[str, str], *
     return Step(spec=made, settings={}, inputs=inputs, fingerprint=fingerprint, uses=[use])
 
 
-def _plan(source: str = "") -> Plan:
+def three_steps(source: str = "") -> Plan:
     """Three steps: one that writes rows, one that reads them, a training."""
     here = "tests.crash_scenarios"
     sharded = {"worker": f"{here}:Worker", "shards": f"{here}:shards", "finish": f"{here}:finish"}
@@ -109,9 +109,9 @@ def _plan(source: str = "") -> Plan:
     return Plan(steps={step.fingerprint: step for step in steps}, externals=externals, configs={})
 
 
-def _run(place: Path, plan: Plan) -> None:
+def run(place: Path, plan: Plan, store: Path | None = None) -> None:
     """As `sparring run` does it: the record first, then every step with its note and its link."""
-    store, folder = place / "store", place / "runs" / "mine"
+    store, folder = store or place / "store", place / "runs" / "mine"
     planned = {(use.iteration, use.label): step.fingerprint for use, step in plan.arm("")}
     run_record.begin(folder, planned, "seed: 0\n", ["seed=0"], str(store), {})
 
@@ -163,7 +163,7 @@ def steps() -> Scenario:
     """A run of three steps from nothing: leases, parts, manifests, what is removed after, the record, the links."""
     return Scenario(
         prepare=lambda place: None,
-        act=lambda place: _run(place, _plan()),
+        act=lambda place: run(place, three_steps()),
         holds=_nothing_false,
         result=_outcome,
         unsynced=LEASES,
@@ -173,17 +173,17 @@ def steps() -> Scenario:
 def successor() -> Scenario:
     """The same after a finished run whose source changed: each stale artifact gives way when its successor is there."""
     return Scenario(
-        prepare=lambda place: _run(place, _plan("e0" * 32)),
-        act=lambda place: _run(place, _with_source(OTHER_INPUT)),
+        prepare=lambda place: run(place, three_steps("e0" * 32)),
+        act=lambda place: run(place, with_source(OTHER_INPUT)),
         holds=_nothing_false,
         result=_outcome,
         unsynced=LEASES,
     )
 
 
-def _with_source(source: str) -> Plan:
+def with_source(source: str) -> Plan:
     """The plan of the same definitions on other bytes."""
-    plan = _plan(source)
+    plan = three_steps(source)
     return replace(plan, externals={source: replace(plan.externals[source], digest=source)})
 
 
@@ -195,7 +195,7 @@ def set_aside() -> Scenario:
             artifact.set_aside()
 
     return Scenario(
-        prepare=lambda place: _run(place, _plan()),
+        prepare=lambda place: run(place, three_steps()),
         act=gone,
         holds=_nothing_false,
         result=lambda place: sorted(name for name in tree(place / "store") if not name.startswith(".leases")),

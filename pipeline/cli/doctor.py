@@ -17,6 +17,7 @@ from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.sources.hub import cached_file
+from sparring.pipeline.store.remote import folder_of
 from sparring.pipeline.suites import to_answer
 from sparring.pipeline.suites.contamination import compared_suites
 from sparring.stages.digests import cache_folder, installed
@@ -87,7 +88,7 @@ def _machine(config: Config) -> Iterator[Check]:
     yield good, "hardware", text if good else f"{text}; hardware={config.hardware.name} wants {wanted} GPUs"
     if fault := ray_cluster.gpu_fault():
         yield False, "GPU", fault
-    cache, store = cache_folder(), Path(config.paths.store).absolute()
+    cache, store = cache_folder(), folder_of(config.paths.store).absolute()
     good = os.access(next(p for p in (cache, *cache.parents) if p.exists()), os.W_OK)
     yield good, "cache", str(cache) if good else f"{cache} is not writable; set SPARRING_CACHE to another folder"
     free = shutil.disk_usage(next(p for p in (store, *store.parents) if p.exists())).free / 2**30

@@ -28,6 +28,7 @@ from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import make_folder
 from sparring.pipeline.store.manifest import Manifest, find
+from sparring.pipeline.store.remote import opened
 from sparring.stages.plain import counts_text, printable
 from sparring.stages.sample.config import ImportSettings
 
@@ -57,7 +58,7 @@ def run(
     arms = arms_of(overrides, multirun=False)
     run_plan = plan_of(arms)
     check_places(run_plan)
-    store = Path(run_plan.configs[""].paths.store)
+    store = opened(run_plan.configs[""].paths.store)
     plan = planned(run_plan)
     if all(state.kind == "hit" for state in inspect(plan, store).values()):
         print(f"nothing to do: all of it is in {store} ({time.monotonic() - begun:.1f} s)")

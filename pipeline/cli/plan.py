@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated
 
 from rich.table import Table
@@ -28,6 +27,7 @@ from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.terminal import stdout_console
 from sparring.pipeline.runs import run_history
 from sparring.pipeline.store.manifest import Manifest
+from sparring.pipeline.store.remote import opened
 from sparring.stages.errors import ConfigError
 from sparring.stages.plain import printable
 
@@ -76,7 +76,7 @@ FEW, MANY = 5, 20
 def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
     """Print a plan; to_run: refuse what can never run here, else say so."""
     first = first_of(plan)
-    store = Path(first.paths.store)
+    store = opened(first.paths.store)
     states, known = inspect(plan, store, redo), estimate.manifests(store)
     expected = estimate.Estimate(plan, known, ray_cluster.gpus_by_machine() if to_run else ())
     console = stdout_console()

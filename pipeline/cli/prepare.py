@@ -22,6 +22,7 @@ from sparring.pipeline.planning.prompt_count import dealt_again
 from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.sources import Sources, check_policy, fetch, hub, judges
 from sparring.pipeline.store.files import check_folder, existing
+from sparring.pipeline.store.remote import folder_of, is_bucket
 from sparring.stages import digests, model_folder
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.plain import printable
@@ -74,7 +75,7 @@ def plan_of(
 def check_places(plan: Plan) -> None:
     """ConfigError where a folder cannot be written that a run of the plan writes into; nothing is written."""
     first = first_of(plan)
-    check_folder("paths.store", Path(first.paths.store))
+    check_folder("paths.store", folder_of(first.paths.store))
     check_folder("paths.runs", Path(first.paths.runs))
     for arm in plan.configs:
         check_folder("run.name", arm_folder(plan, arm))
@@ -121,6 +122,9 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
     todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
     if todo and ray_cluster.joined():
         ray_cluster.check_address(os.environ["RAY_ADDRESS"])
+        if is_bucket(first_of(plan).paths.store):
+            where = "this machine, where the checkpoints are when the store is a bucket,"
+            check_placement((s for s in todo if s.spec.run), [ray_cluster.this_machine()], where, alone=True)
     elif todo:
         if any(step.workers.gpus for step in todo) and (fault := ray_cluster.gpu_fault()):
             raise ConfigError(f"{fault}.")

@@ -41,6 +41,7 @@ from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import existing, make_folder
 from sparring.pipeline.store.lease import Lease, LeaseHeld
 from sparring.pipeline.store.manifest import Artifact, Manifest
+from sparring.pipeline.store.remote import folder_of, opened
 from sparring.stages.errors import DataError, RuleFired, SparringError
 
 
@@ -59,7 +60,7 @@ def run(
     arms = arms_of(overrides, multirun)
     plan = plan_of(arms)
     first = first_of(plan)
-    store, runs = Path(first.paths.store), Path(first.paths.runs)
+    store, runs = opened(first.paths.store), Path(first.paths.runs)
     check_places(plan)
     again = redone(plan, redo)
     states = inspect(plan, store, again)
@@ -130,7 +131,8 @@ def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
     planned |= {(1, entry.label): entry.manifest.fingerprint for entry in entered}
     run_record.begin(folder, planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
     for entry in entered:
-        run_record.note(folder, Path(resolved.paths.store), (1, entry.label), entry.manifest.name, entry.manifest)
+        store = folder_of(resolved.paths.store)
+        run_record.note(folder, store, (1, entry.label), entry.manifest.name, entry.manifest)
 
 
 def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:

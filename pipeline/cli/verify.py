@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,33 +13,42 @@ from sparring.pipeline.store.files import LEASES
 from sparring.pipeline.store.lease import Lease
 from sparring.pipeline.store.manifest import MANIFEST, Artifact, fingerprint_of
 from sparring.pipeline.store.parts import damaged_part
+from sparring.pipeline.store.remote import check_address, of, opened
 from sparring.stages.errors import DataError
 from sparring.stages.plain import printable
 from sparring.stages.train.files import checkpoint
 
+NAME = "*-????????"
+"""Of an artifact's folder."""
 
-def verify(store: Annotated[Path, options.path("FOLDER", "the store (paths.store)", "--store")] = Path("store")) -> int:
+
+def verify(store: Annotated[str, options.value("PLACE", "the store (paths.store)", "--store")] = "store") -> int:
     """Re-hash every file of the store; undo what is corrupt.
 
     The next run makes again what is undone.
 
     Example: sparring verify --store /data/store
     """
-    if not store.is_dir():
+    folder = opened(check_address(store)) if "://" in store else options.place(store)
+    bucket = of(folder)
+    if not bucket and not folder.is_dir():
         raise DataError(f"--store {store}: there is no such folder; name the store (paths.store).")
     bad = 0
-    paths = sorted(p for p in store.glob("*-????????") if p.is_dir())
-    if not paths and not (store / LEASES).is_dir():
+    remotely = fnmatch.filter(bucket.objects, NAME) if bucket else []
+    names = sorted({*remotely, *(path.name for path in folder.glob(NAME) if path.is_dir())})
+    if not names and not (folder / LEASES).is_dir():
         raise DataError(f"--store {store}: holds no artifacts; name the store (paths.store).")
-    for path in paths:
+    for path in (folder / name for name in names):
         kind, _, _ = path.name.rpartition("-")
-        bad += _verify_one(store, kind, path) if (path / MANIFEST).exists() else _verify_unfinished(path)
-    print(f"{store}: {len(paths)} artifacts, {bad} corrupt")
+        bad += _verify_one(folder, kind, path) if (path / MANIFEST).exists() else _verify_unfinished(path)
+    print(f"{store}: {len(names)} artifacts, {bad} corrupt")
     return 2 if bad else 0
 
 
 def _verify_unfinished(path: Path) -> bool:
     """Say what of an unfinished step is there; the next run leaves out what is damaged by itself."""
+    if bucket := of(path.parent):
+        bucket.copy_records(path.name, "part-*.json")
     checkpoints, parts = sorted(path.glob("checkpoints.*/step-*")), sorted(path.glob("part-*.json"))
     damaged = {item.name: checkpoint.damage(item) for item in checkpoints}
     damaged |= {item.name: damaged_part(item) for item in parts}

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sparring.pipeline.report.config import PublishedConfig
 from sparring.pipeline.runs.rules import DiagnosticsConfig
+from sparring.pipeline.store.remote import check_address
 from sparring.stages.annotate.config import (
     EncoderConfig,
     GateConfig,
@@ -25,7 +26,7 @@ from sparring.stages.annotate.config import (
 )
 from sparring.stages.errors import ConfigError
 from sparring.stages.evaluate.config import EvaluateConfig
-from sparring.stages.fields import ELSEWHERE, NO_BOOL, RUNTIME, OnlyIf, Place
+from sparring.stages.fields import ELSEWHERE, NO_BOOL, RUNTIME, OnlyIf, Place, Text, place
 from sparring.stages.hardware import HardwareConfig
 from sparring.stages.sample.config import PolicyConfig, PromptsConfig, SamplerConfig
 from sparring.stages.train.config import CalibrationConfig, RepulsionConfig, TrackingConfig, TrainerConfig
@@ -49,8 +50,8 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PathsConfig:
-    store: Place
-    """Folder of the artifacts, shared by all runs."""
+    store: Annotated[Text, AfterValidator(lambda text: check_address(text) if "://" in text else place(text))]
+    """Folder of the artifacts, shared by all runs, or a bucket: s3://bucket/prefix."""
     runs: Place
     """Folder of what belongs to one run: events, logs, links, report."""
 

@@ -20,6 +20,7 @@ from sparring.pipeline.execution import in_process, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.store import remote
 from sparring.pipeline.store.code_digest import code_of
 from sparring.pipeline.store.files import files_below
 from sparring.pipeline.store.lease import Lease, LeaseHeld
@@ -85,6 +86,8 @@ class Executor:
     def execute(self) -> int:
         """Make every wanted step that is not a hit; return how many were made."""
         made = 0
+        if bucket := remote.of(self.store):
+            bucket.check_conditional()
         try:
             for step in self.plan.steps.values():
                 made += self.wanted(step) and self._ensure(step)
@@ -123,6 +126,7 @@ class Executor:
         return made
 
     def _state(self, step: Step, artifact: Artifact) -> State:
+        artifact.refresh()
         state = step_state(self.plan, step, artifact, self.states)
         return to_redo(state) if step.fingerprint in self.redo else state
 
@@ -173,10 +177,12 @@ class Executor:
         self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
 
     def _inputs(self, step: Step) -> dict[str, Input]:
-        inputs = {}
+        inputs, bucket = {}, remote.of(self.store)
         for role, name in step.inputs.items():
             if name in self.plan.externals:
                 inputs[role] = replace(self.plan.externals[name], role=role)
+                if bucket and ray_cluster.joined() and not inputs[role].pull:
+                    remote.share(bucket, inputs[role])
             else:
                 manifest = self.states[name].manifest
                 assert manifest is not None and input_digest(self.plan, name, self.states)
@@ -197,6 +203,7 @@ class Executor:
             attempt=uuid.uuid4().hex[:8],
             scratch=self.scratch.absolute(),
             code=digest(modules),
+            store=bucket.url if (bucket := remote.of(self.store)) else "",
         )
 
     def _ensure_ray(self, step: Step) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sparring.pipeline.execution.fault_policy import step_errors
+from sparring.pipeline.store import remote
 from sparring.pipeline.store.parts import write_part
 from sparring.stages.step import File, Input, Job, Shard, resolve
 
@@ -15,7 +16,7 @@ from sparring.stages.step import File, Input, Job, Shard, resolve
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary from the written parts, one at a time in memory."""
     files = tuple(File(**record["file"]) for record in records)
-    own = Input(role="own", root=job.out, digest="", files=files)
+    own = Input(role="own", root=job.out, digest="", files=files, pull=remote.pull_of(job))
     with step_errors(job):
         summary: dict[str, Any] = resolve(job.spec.finish)(job, (own.table(i) for i in range(len(files))), records)
         return summary

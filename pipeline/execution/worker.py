@@ -14,6 +14,7 @@ from typing import Any
 
 from sparring.pipeline.execution import in_process
 from sparring.pipeline.store.parts import write_part
+from sparring.pipeline.store.remote import localised
 from sparring.stages.step import Job, Shard, resolve
 
 
@@ -36,6 +37,7 @@ class Worker:
 
     def load(self, job: Job) -> list[str]:
         """Load a step's models, in place of those of the step before; return the stage's warnings."""
+        job = localised(job)
         if self.worker is not None and self.fingerprint == job.fingerprint:
             return []
         begun = time.monotonic()
@@ -60,6 +62,7 @@ class Worker:
 
     def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
         """Compute a shard and write its part; return the process's id and the record, which counts the load once."""
+        job = localised(job)
         self.load(job)
         begun, self.load_s = time.monotonic() - self.load_s, 0.0
         part = self.worker(shard)
@@ -73,6 +76,7 @@ class Worker:
 
 def run_task(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
     """Compute a shard of a light step as a task of its own."""
+    job = localised(job)
     redirect_output(job, 0)
     begun = time.monotonic()
     part = resolve(job.spec.worker)(job)(shard)
@@ -81,6 +85,7 @@ def run_task(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
 
 def finish_task(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary."""
+    job = localised(job)
     redirect_output(job, 0)
     return in_process.finish(job, records)
 

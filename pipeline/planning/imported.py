@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sparring.pipeline.config.model import Config
 from sparring.pipeline.store.manifest import Artifact, Manifest, find
+from sparring.pipeline.store.remote import opened
 from sparring.stages.errors import DataError
 from sparring.stages.fingerprint import artifact_name
 from sparring.stages.step import Input
@@ -34,9 +35,10 @@ def entries(arm: str, config: Config, prompts: str, policy: str) -> list[Entry]:
 
     prompts: the fingerprint of the step; policy: the digest of the base policy.
     """
-    store, chosen = Path(config.paths.store), config.entry
+    chosen = config.entry
     if not chosen.pairs and not chosen.samples:
         return []
+    store = opened(config.paths.store)
     try:
         if chosen.pairs:
             imported = _pairs(arm, store, chosen.pairs)

@@ -110,7 +110,7 @@ def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, 
     except CorruptManifest as error:
         return State(kind="stale", why=str(error))
     if manifest is None:
-        begun = any(artifact.path.glob("part-*.json")) or any(artifact.path.glob("checkpoints*/*"))
+        begun = artifact.begun()
         why = f"{artifact.path.name} was begun" if begun else "never made"
         return State(kind="resume" if begun else "miss", why=why)
     for role, name in step.inputs.items():

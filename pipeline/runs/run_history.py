@@ -22,6 +22,7 @@ from sparring.pipeline.runs import rules, run_record
 from sparring.pipeline.runs.panel import Panel, panels
 from sparring.pipeline.runs.run_record import WRITE_AGAIN, RunRecord
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest
+from sparring.pipeline.store.remote import opened
 from sparring.stages.errors import DataError
 from sparring.stages.fields import validator
 from sparring.stages.step import Input
@@ -79,10 +80,10 @@ class RunHistory:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"{path}: cannot be read ({first}); {WRITE_AGAIN}") from None
 
-    @property
+    @cached_property
     def store(self) -> Path:
-        """Where its artifacts are."""
-        return Path(self.record.store)
+        """Where its artifacts are on this node."""
+        return opened(self.record.store)
 
     @cached_property
     def steps(self) -> dict[int, Steps]:

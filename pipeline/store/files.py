@@ -15,6 +15,7 @@ from sparring.stages.errors import ConfigError, DataError, full_disk
 from sparring.stages.fingerprint import digest
 from sparring.stages.step import File, Input, naming, sha256_file
 
+MANIFEST = "manifest.json"
 LEASES = ".leases"
 """Folder of the leases in a store."""
 RUN_RECORD = "run.json"

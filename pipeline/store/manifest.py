@@ -4,7 +4,8 @@
     store/pairs-3f9c2a1b/part-00007.<attempt>.parquet
 
 Every attempt writes files of its own name. The first manifest wins (link() fails when the name exists) and later
-writers adopt it: two writers of one artifact, a mistake, waste work and corrupt nothing.
+writers adopt it: two writers of one artifact, a mistake, waste work and corrupt nothing. In a bucket a conditional put
+does what link() does (remote.py).
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sparring.pipeline.store.files import LEASES, content_digest, disk_errors, sync, write_text
+from sparring.pipeline.store import remote
+from sparring.pipeline.store.files import LEASES, MANIFEST, content_digest, disk_errors, sync, write_text
 from sparring.stages import fields
 from sparring.stages.errors import DataError, SparringError
 from sparring.stages.fingerprint import artifact_name, digest
 from sparring.stages.step import File, Input, sha256_file
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,8 @@ class Artifact:
         self.fingerprint = fingerprint
         self.path = store / artifact_name(kind, fingerprint)
         self.lease = store / LEASES / f"{self.path.name}.json"
+        self.remote = remote.of(store)
+        """The bucket that the artifact is in; `path` is then this node's copy, whole or not. None: `path` is all."""
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, None when there is none; CorruptManifest when it is not what was published."""
@@ -127,7 +130,10 @@ class Artifact:
         """Yield a line for each file that is missing, has another size or, with `rehash`, has other bytes."""
         for file in manifest.files:
             path = self.path / file.path
-            if not path.is_file():
+            if self.remote:
+                if why := self.remote.fault(self.path.name, file, rehash=rehash):
+                    yield why
+            elif not path.is_file():
                 yield f"{path} is missing"
             elif path.stat().st_size != file.bytes:
                 yield f"{path} has {path.stat().st_size} bytes, recorded {file.bytes}"
@@ -147,6 +153,8 @@ class Artifact:
     def set_aside(self) -> None:
         """Make the artifact undone: the manifest is removed first, then the rest, so that a kill leaves no half."""
         manifest = self.path / MANIFEST
+        if self.remote:
+            self.remote.set_aside(self.path.name)
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             manifest.unlink()
             sync(self.path)
@@ -155,7 +163,25 @@ class Artifact:
 
     def as_input(self, role: str, manifest: Manifest) -> Input:
         """Return the finished artifact as the input `role` of another step."""
-        return Input(role=role, root=self.path, digest=manifest.content, files=manifest.files, summary=manifest.summary)
+        return Input(
+            role=role,
+            root=self.path,
+            digest=manifest.content,
+            files=manifest.files,
+            summary=manifest.summary,
+            pull=remote.Pull(url=self.remote.url, name=self.path.name) if self.remote else None,
+        )
+
+    def refresh(self) -> None:
+        """Look again at what the bucket has; a file system is looked at each time."""
+        if self.remote:
+            self.remote.refresh(self.path.name)
+
+    def begun(self) -> bool:
+        """Return whether a step without a manifest has made something from which it goes on."""
+        names = self.remote.objects.get(self.path.name, ()) if self.remote else ()
+        here = (*self.path.glob("part-*.json"), *self.path.glob("checkpoints*/*"))
+        return bool(here) or any(fnmatch(name, "part-*.json") for name in names)
 
 
 def fingerprint_of(path: Path) -> str:
@@ -187,6 +213,30 @@ def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = Non
     body = asdict(manifest)
     body["files"] = [asdict(file) for file in manifest.files]
     text = json.dumps({**body, "seal": digest(body)}, indent=1)
+    if artifact.remote:
+        _publish_remotely(artifact, artifact.remote, manifest, text, replaces)
+    else:
+        _publish_here(artifact, manifest, text, replaces)
+    published = artifact.manifest()
+    if published is None:
+        raise DataError(f"{artifact.path}: the manifest vanished while it was published; run again.")
+    return published
+
+
+def _publish_remotely(
+    artifact: Artifact, bucket: remote.Remote, manifest: Manifest, text: str, replaces: bytes | None
+) -> None:
+    """Upload what the bucket lacks, then create the manifest, or replace the stale one if it is still there."""
+    name, current = artifact.path.name, artifact.raw()
+    stale = bucket.listed(name, MANIFEST) if current else None
+    bucket.refresh(name)
+    bucket.upload(name, artifact.path, manifest.files)
+    if current is None or current == replaces:
+        bucket.create(f"{name}/{MANIFEST}", text.encode(), stale.etag if stale else "")
+    bucket.refresh(name)
+
+
+def _publish_here(artifact: Artifact, manifest: Manifest, text: str, replaces: bytes | None) -> None:
     temporary = artifact.path / f".{MANIFEST}.{manifest.attempts[-1]}"
     with disk_errors(artifact.path):
         write_text(temporary, text)
@@ -206,10 +256,6 @@ def publish(artifact: Artifact, manifest: Manifest, replaces: bytes | None = Non
         finally:
             temporary.unlink(missing_ok=True)
         sync(artifact.path)
-    published = artifact.manifest()
-    if published is None:
-        raise DataError(f"{artifact.path}: the manifest vanished while it was published; run again.")
-    return published
 
 
 def tidy(artifact: Artifact, manifest: Manifest) -> None:
@@ -218,3 +264,5 @@ def tidy(artifact: Artifact, manifest: Manifest) -> None:
     for path in artifact.path.iterdir():
         if path.name not in keep:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if artifact.remote:
+        artifact.remote.tidy(artifact.path.name, {file.path for file in manifest.files})

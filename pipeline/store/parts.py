@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sparring.pipeline.store import remote
 from sparring.pipeline.store.files import disk_errors, sync, write_text
 from sparring.stages.errors import DataError
 from sparring.stages.step import File, Job, Part, Shard, sha256_file
@@ -53,6 +54,9 @@ def write_part(job: Job, shard: Shard, part: Part, seconds: float) -> dict[str, 
         }
         os.replace(temporary, path)
         write_text(job.out / f"{stem}.json", json.dumps(record))
+    if job.store:
+        for written in (path, job.out / f"{stem}.json"):
+            remote.connect(job.store).put(f"{job.out.name}/{written.name}", written)
     return record
 
 
@@ -61,6 +65,8 @@ def finished_parts(job: Job) -> dict[int, dict[str, Any]]:
     done: dict[int, dict[str, Any]] = {}
     inputs = {role: source.digest for role, source in job.inputs.items()}
     ours = {"fingerprint": job.fingerprint, "inputs": inputs, "code": job.code}
+    if job.store:
+        remote.connect(job.store).copy_records(job.out.name, "part-*.json")
     for path in sorted(job.out.glob("part-*.json")):
         match = _NAME.search(path.name)
         record = _record(path)
@@ -75,8 +81,10 @@ def damaged_part(path: Path) -> str | None:
     record = _record(path)
     if record is None:
         return "its record is not what was written"
-    part = path.parent / record["file"]["path"]
+    part, bucket = path.parent / record["file"]["path"], remote.of(path.parents[1])
     intact = part.is_file() and sha256_file(part) == record["file"]["sha256"]
+    if bucket and not intact:
+        intact = not bucket.fault(path.parent.name, File(**record["file"]))
     return None if intact else f"{part.name} is not what was written"
 
 

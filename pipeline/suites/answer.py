@@ -29,6 +29,7 @@ from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources import Sources, check_policy, fetch
 from sparring.pipeline.store.files import check_target, make_folder, write_target
 from sparring.pipeline.store.manifest import Artifact, Manifest, find
+from sparring.pipeline.store.remote import folder_of, opened
 from sparring.pipeline.suites import results, to_answer
 from sparring.stages.annotate import best
 from sparring.stages.annotate.rows import rows_by_id
@@ -61,7 +62,7 @@ class Player:
 
     def opened(self, manifest: Manifest) -> Input:
         """Return an artifact of the run's store, to read."""
-        store = Path(self.config.paths.store)
+        store = folder_of(self.config.paths.store)
         return Artifact(store, manifest.step, manifest.fingerprint).as_input(manifest.step, manifest)
 
 
@@ -169,7 +170,7 @@ def writable(given: Path | None, default: Path) -> Path:
 
 def make(player: Player, files: Sequence[PromptFile]) -> list[Manifest]:
     """Make what is missing of the answers to files, in one plan; return the manifests, in the files' order."""
-    store = Path(player.config.paths.store)
+    store = opened(player.config.paths.store)
     plan = _planned(player, files)
     if any(state.kind != "hit" for state in inspect(plan, store).values()):
         if fetch(plan.configs.values(), plan.externals.values()):

@@ -1,4 +1,4 @@
-"""A crash before any change of the file system costs work and no bytes; see tests/crash.py."""
+"""A crash before any change of a folder or a bucket costs work and no bytes; see tests/crash.py and crash_bucket.py."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("scenario", "fewest"), [("steps", 60), ("successor", 60), ("set_aside", 9), ("export_folder", 6)]
+    ("module", "scenario", "fewest"),
+    [
+        ("crash", "steps", 60),
+        ("crash", "successor", 60),
+        ("crash", "set_aside", 9),
+        ("crash", "export_folder", 6),
+        pytest.param("crash_bucket", "steps", 16, marks=pytest.mark.slow),
+        pytest.param("crash_bucket", "successor", 15, marks=pytest.mark.slow),
+    ],
 )
-def test_every_crash_is_survived(scenario: str, fewest: int, tmp_path: Path) -> None:
+def test_every_crash_is_survived(module: str, scenario: str, fewest: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash", scenario, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"tests.{module}", scenario, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

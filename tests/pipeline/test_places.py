@@ -49,7 +49,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return said
 
 
-NO_PLACES = ["a\0b", "a\nb", "s3://bucket/store", "~nobody_such/store", "\udcff"]
+NO_PLACES = ["a\0b", "a\nb", "gs://bucket/store", "~nobody_such/store", "\udcff"]
 WRONG = ["file", "file/below", "broken", "broken/below", "loop", "loop/below", "/dev/null", LONG, "deep/" * 1000]
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import ray
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.backend import Backend
@@ -162,7 +163,10 @@ def _trainer(job: Job[TrainSettings]) -> TorchTrainer:
         train_loop_config={"job": job},
         torch_config=_WithSigterm(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=resources,
+            label_selector=_drivers_node() if job.store else None,
         ),
         run_config=RunConfig(
             name="ray",
@@ -173,6 +177,11 @@ def _trainer(job: Job[TrainSettings]) -> TorchTrainer:
             callbacks=callbacks,
         ),
     )
+
+
+def _drivers_node() -> dict[str, str]:
+    """Return what chooses the driver's node: without a common file system the mailbox and checkpoints are there."""
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
 @contextlib.contextmanager
