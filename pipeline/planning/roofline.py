@@ -61,8 +61,9 @@ ACCELERATORS = {
 }
 """SXM modules, by NVIDIA's data sheets."""
 
-NETWORK = 50e9
-"""Bytes/s of a GPU to other nodes: a port of 400 Gb/s each."""
+NETWORK = 400e9
+"""Bytes/s of a node to others, in one direction: a port of 400 Gb/s for each of its 8 GPUs. Collectives over several
+nodes use all ports at once, so that this, not one port, is what a gather waits for."""
 DECODE = 0.65
 """Share of peak that decoding gets, of FLOP/s and of bytes/s. With it an H100 samples from 8 billion weights in bf16 at
 about 19,000 tokens/s. TensorRT-LLM publishes 17,660 in FP8 for 500 tokens in, 2,000 out: its contexts are longer."""
