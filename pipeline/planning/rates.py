@@ -25,7 +25,8 @@ FASTER = 4.0
 MODELS = ("policy", "judge", "encoder")
 """Input roles that a step's workers load; `first.judge` is a judge too."""
 ASSUMPTIONS = (
-    "an engine takes the next prompt as soon as a response ends",
+    "an engine takes the next prompt as soon as a response ends, and its batch-invariant mode costs nothing "
+    "(sampler.reproducible)",
     "a model stays loaded for the next step that needs it",
     "PairRM in bf16 adds its relative positions in the kernel of the attention",
     "training gathers weights in bf16 while it computes, and writes checkpoints beside it",
@@ -101,8 +102,8 @@ def from_data_sheet(step: Step, config: Config, model: Architecture, work: Work)
                 fixed_s=roofline.tail_s(gpu, model, config.sampler.max_tokens, gpus),
             )
         case "score" if step.settings.oracle.kind == "pairrm":
-            dtype, tokens = step.settings.oracle.options["dtype"], work.prompt + 2 * work.length
-            share = PAIRRM["float32" if dtype == "float32" else "bfloat16"]
+            dtype = "float32" if step.settings.oracle.options["dtype"] == "float32" else "bfloat16"
+            tokens, share = work.prompt + 2 * work.length, PAIRRM[dtype]
             return Rate(
                 per_s=roofline.pairrm_pairs_per_s(gpu, tokens, dtype),
                 unit=UNITS[kind],

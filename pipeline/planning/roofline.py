@@ -148,7 +148,7 @@ def pairrm_flops(tokens: float) -> float:
 def pairrm_pairs_per_s(gpu: Accelerator, tokens: float, dtype: str) -> float:
     """Return the ordered pairs/s of one GPU."""
     peak = gpu.flops_fp32 if dtype == "float32" else gpu.flops
-    return peak * PAIRRM["float32" if dtype == "float32" else "bfloat16"] / pairrm_flops(tokens)
+    return peak * PAIRRM[dtype] / pairrm_flops(tokens)
 
 
 def embed_responses_per_s(gpu: Accelerator, tokens: float, weights: int) -> float:
