@@ -41,7 +41,8 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     """Run a driver for each number of workers; return its figures, and those of FAR workers by a line through them."""
-    rows, delays = [], {}
+    rows: list[Row] = []
+    delays: dict[int, float] = {}
     for workers in arguments.workers:
         place = folder / str(workers)
         place.mkdir()

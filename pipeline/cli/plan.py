@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -158,16 +157,17 @@ def _table(
 
 def _minutes(plan: Plan, states: Mapping[str, State], expected: estimate.Estimate) -> Table:
     """Return the minutes of what is to do, by kind of step and iteration; after FEW iterations in the sum alone."""
-    minutes: dict[str, Counter[int]] = {}
+    minutes: dict[str, dict[int, float]] = {}
     for name, step in plan.steps.items():
-        if states[name].kind != "hit":
-            minutes.setdefault(step.spec.kind, Counter())[step.uses[0].iteration] += expected.cost(step).seconds / 60
-    shown = [t for t in sorted({t for by in minutes.values() for t in by}) if t <= FEW]
+        for kind in (step.spec.kind, "all") if states[name].kind != "hit" else ():
+            by, t = minutes.setdefault(kind, {}), step.uses[0].iteration
+            by[t] = by.get(t, 0.0) + expected.cost(step).seconds / 60
+    minutes["all"] = minutes.pop("all")
+    shown = [t for t in sorted(minutes["all"]) if t <= FEW]
     table = Table("minutes", *(f"iteration {t}" for t in shown), "all", box=None)
-    everything = sum(minutes.values(), Counter())
-    for kind, by in (*minutes.items(), ("all", everything)):
+    for kind, by in minutes.items():
         if sum(by.values()) >= LEAST_MINUTES:
-            table.add_row(kind, *(f"{by[t]:.1f}" for t in shown), f"{sum(by.values()):.1f}")
+            table.add_row(kind, *(f"{by.get(t, 0.0):.1f}" for t in shown), f"{sum(by.values()):.1f}")
     return table
 
 

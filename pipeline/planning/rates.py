@@ -143,7 +143,8 @@ def starts(plan: Plan, weights: Mapping[str, int]) -> dict[str, float]:
 
     A pool's processes start when another pool was at work before; a model is loaded where the step before had another.
     """
-    seconds, pool, loaded = {}, "", ()
+    seconds: dict[str, float] = {}
+    pool, loaded = "", tuple[str, ...]()
     for name, step in plan.steps.items():
         kind = "train" if step.spec.run else step.spec.pool
         if kind not in roofline.STARTS:
