@@ -1,8 +1,12 @@
-"""A policy with random weights: sizes of which no folder is at hand here."""
+"""A policy with random weights: sizes of which no folder is at hand here.
+
+.venv/bin/python -m benchmarks._random_policy 8b FOLDER           writes one
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +69,7 @@ def random_policy(name: str, folder: Path) -> Path:
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(embedded.policy_path() / "chat_template.jinja", folder / "chat_template.jinja")
     return folder
+
+
+if __name__ == "__main__":
+    random_policy(sys.argv[1], Path(sys.argv[2]))

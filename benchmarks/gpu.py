@@ -8,11 +8,14 @@ sampling   tokens/s of one engine of vLLM with 8 billion random weights in bf16,
 pairrm     ordered pairs/s of a PairRM of DeBERTa-v3-large's size with random weights, in fp32 and bf16, and what bf16
            does to win rates (benchmarks.annotate --only passes)
 training   our trainer at 1.5 billion random weights in bf16, one worker: tokens/s, model FLOP/s (MFU, aim 45%), and the
-           peak of its memory beside what the plan estimates
+           peak of its memory beside what the plan estimates, which is with gradient checkpointing, as the training is on
+           a card below 60 GiB
 
-On eight cards, or on a cluster, `sparring profile` measures every stage at once by the real steps:
+On eight cards, or on a cluster, `sparring profile` measures every stage at once by the real steps, engines and ranks:
 
-    .venv/bin/sparring profile eight policy=llama-3-8b-instruct oracle=pairrm sampler.k=5 sampler.max_tokens=512
+    .venv/bin/python -m benchmarks._random_policy 8b random-8b
+    .venv/bin/sparring profile eight policy=folder policy.path=random-8b sampler.k=5 sampler.max_tokens=512 \\
+        trainer=official trainer.min_steps=1
 
 No GPU has run this. --smallest tries the same code at toy size on a CPU; its figures mean nothing.
 """
@@ -123,7 +126,8 @@ def training(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     pairs = replace(pairs, rows=[replace(row, p_w=1.0, p_l=0.0, ref_w=-100.0, ref_l=-100.0) for row in pairs.rows])
     whole = (ray_cluster.gpu_memory_gib() or 0) >= FULL_CARD
     micro = GLOBAL_BATCH if whole or not gpu else 2
-    setting = Setting(kind="ours", pairs=pairs, micro_batch=micro, rounds=arguments.rounds, gpu=gpu)
+    options = {} if whole or not gpu else {"overrides": ["trainer.gradient_checkpointing=true"]}
+    setting = Setting(kind="ours", pairs=pairs, micro_batch=micro, rounds=arguments.rounds, gpu=gpu, options=options)
     with loaded("_train_contender", ["ours"], {"ours": setting}, folder) as contenders:
         measured = [contenders["ours"].ask("", "") for _ in range(arguments.rounds)]
     seconds = statistics.median(one["seconds"] for one in measured)
