@@ -8,14 +8,14 @@ sampling   tokens/s of one engine of vLLM with 8 billion random weights in bf16,
 pairrm     ordered pairs/s of a PairRM of DeBERTa-v3-large's size with random weights, in fp32 and bf16, and what bf16
            does to win rates (benchmarks.annotate --only passes)
 training   our trainer at 1.5 billion random weights in bf16, one worker: tokens/s, model FLOP/s (MFU, aim 45%), and the
-           peak of its memory beside what the plan estimates, which is with gradient checkpointing, as the training is on
+           peak of its memory beside what the plan estimates, which is with gradient checkpointing, as training is on
            a card below 60 GiB
 
 On eight cards, or on a cluster, `sparring profile` measures every stage at once by the real steps, engines and ranks:
 
     .venv/bin/python -m benchmarks._random_policy 8b random-8b
     .venv/bin/sparring profile eight policy=folder policy.path=random-8b sampler.k=5 sampler.max_tokens=512 \\
-        trainer=official trainer.min_steps=1
+        trainer=official prompts.per_iteration=2048
 
 No GPU has run this. --smallest tries the same code at toy size on a CPU; its figures mean nothing.
 """
