@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -100,7 +101,7 @@ class Input:
     wanted: tuple[str, str, str] | None = None
     """(kind, repository, commit) still to be downloaded from the hub."""
 
-    @property
+    @cached_property
     def parts(self) -> list[File]:
         """The parquet parts, in shard order."""
         return sorted((f for f in self.files if f.name.startswith("part-")), key=lambda f: f.name)
