@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iter test test-all lint lock bench study-smoke study-small study-lr clean
+.PHONY: help setup iter test test-all lint lock bench bench-gpu study-smoke study-small study-lr clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -55,6 +55,9 @@ lock:  ## resolves both locks anew from pyproject.toml; ARGS=--upgrade takes new
 bench: setup  ## every benchmark, one after another; ARGS=--smallest tries whether all parts run, in ten minutes
 	@.venv/bin/sparring run iterations=1 run.name=default hardware=$(HARDWARE)
 	@failed=0; for name in annotate game sample train; do $(PY) -m benchmarks.$$name $(ARGS) || failed=1; done; exit $$failed
+
+bench-gpu: setup  ## what only a GPU can show, in under ten minutes on one of 40 GB; ARGS=--smallest tries it on the CPU
+	@$(PY) -m benchmarks.gpu --json bench-gpu.json --markdown bench-gpu.md $(ARGS)
 
 study-smoke: setup  ## two arms, one seed, two small iterations: do studies run here? 12 minutes
 	@$(STUDY) smoke $(ON) $(ARGS)

@@ -42,6 +42,14 @@ def answer_of(module: str, arguments: Sequence[str], log: Path) -> dict[str, Any
     return found
 
 
+def run_to_end(module: str, arguments: Sequence[str], log: Path) -> None:
+    """Run a module of benchmarks/ to its end; ChildFailed when it fails."""
+    with log.open("w", encoding="utf-8") as errors:
+        done = subprocess.run(command(module, arguments), stdout=errors, stderr=errors, check=False, env=environment())
+    if done.returncode:
+        raise ChildFailed(module, log.read_text(encoding="utf-8", errors="replace"))
+
+
 def environment() -> dict[str, str]:
     """Return the environment of a benchmark's process: this checkout first, no hub, no cluster."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

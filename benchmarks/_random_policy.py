@@ -1,8 +1,12 @@
-"""A policy with random weights: sizes of which no folder is at hand here."""
+"""A policy with random weights: sizes of which no folder is at hand here.
+
+.venv/bin/python -m benchmarks._random_policy 8b FOLDER           writes one
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +39,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_policy(name: str, folder: Path) -> Path:
-    """Write a Llama of a configuration, with random weights and the embedded policy's tokenizer; return the folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def shape_of(name: str) -> Any:
+    """Return transformers' configuration of a Llama of CONFIGS."""
+    from transformers import LlamaConfig
 
     shape = LlamaConfig(
         **CONFIGS[name],
@@ -50,10 +53,23 @@ def random_policy(name: str, folder: Path) -> Path:
         pad_token_id=END,
         dtype="bfloat16",
     )
+    shape.architectures = ["LlamaForCausalLM"]
+    return shape
+
+
+def random_policy(name: str, folder: Path) -> Path:
+    """Write a Llama of a configuration, with random weights and the embedded policy's tokenizer; return the folder."""
+    import torch
+    from transformers import LlamaForCausalLM
+
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(shape)
+    model: Any = LlamaForCausalLM(shape_of(name))
     model.to(torch.bfloat16).save_pretrained(folder)
     for path in embedded.policy_path().glob("*token*"):
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(embedded.policy_path() / "chat_template.jinja", folder / "chat_template.jinja")
     return folder
+
+
+if __name__ == "__main__":
+    random_policy(sys.argv[1], Path(sys.argv[2]))

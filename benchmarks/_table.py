@@ -70,7 +70,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
         table.add_row(
             row.case,
             row.metric,
-            f"{_number(row.value)} {row.unit}",
+            f"{number(row.value)} {row.unit}",
             row.baseline or "",
             "" if row.ratio is None else f"{row.ratio:.2f}",
             "" if row.aim is None else f"{'>=' if row.unit in LEAST else '<'} {row.aim:g}",
@@ -84,5 +84,6 @@ def write_rows(rows: Sequence[Row], file: Path | None) -> None:
         write_text(file, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a value with as many digits as mean something."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+from sparring.stages.errors import ConfigError
 from sparring.stages.fields import Count, NonNegative, OnlyIf, Positive, Rate, Seconds, Size
 from sparring.stages.step import Workers
 
+SLOW_ENGINE, SLOW_START_S = 1000.0, 120.0
+"""Tokens/s and seconds until it has loaded of a slow engine on a GPU: for deadlines, where `expect` has no numbers."""
 OWN_ENGINES = "with sampler=vllm or transformers: servers have their own engines"
 
 
@@ -28,28 +31,44 @@ def _vllm_on_gpus(hardware: Any, config: Any) -> bool:
     return config.sampler.engine == "vllm" and bool(hardware.engine_gpus)
 
 
+RATES = ("sample_tokens_per_s", "reference_tokens_per_s", "train_tokens_per_s", "embed_responses_per_s", "start_s")
+"""Fields of `expect` that are null only with an accelerator."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExpectConfig:
-    """What `sparring plan` estimates with before the store holds a measured step."""
+    """What `sparring plan` estimates with before the store holds a measured step.
 
-    sample_tokens_per_s: Positive
+    A rate that is null is estimated from the accelerator's data sheet (pipeline/planning/roofline.py).
+    """
+
+    accelerator: Literal["a100", "h100", "h200"] | None = None
+    """GPU from whose data sheet the rates that are null are estimated; null: none is null but score_duels_per_s."""
+    sample_tokens_per_s: Positive | None
     """Of one engine."""
-    reference_tokens_per_s: Positive
+    reference_tokens_per_s: Positive | None
     """Of one annotator."""
-    train_tokens_per_s: Positive
+    train_tokens_per_s: Positive | None
     """Of one training worker."""
     score_duels_per_s: Positive | None
     """Ordered pairs of responses that one annotator judges, with an oracle other than the embedded ones, which take
-    seconds; null: no time is estimated."""
-    embed_responses_per_s: Positive
+    seconds. null: PairRM's are estimated from the accelerator; of other oracles no time is estimated."""
+    embed_responses_per_s: Positive | None
     """Of one annotator."""
     parameters: Count | None
     """Weights of the policy that these tokens/s were measured with: a policy with twice as many is expected to be half
     as fast. null: tokens/s are taken as they are for every policy."""
-    start_s: NonNegative
+    start_s: NonNegative | None
     """Seconds until a step's workers have loaded their models."""
     basis: str
     """Where these numbers come from; shown beside the estimates."""
+
+    def __post_init__(self) -> None:
+        missing = [name for name in RATES if getattr(self, name) is None]
+        if missing and self.accelerator is None:
+            raise ConfigError(
+                f"hardware.expect.{missing[0]} is null: give a number, or set hardware.expect.accelerator."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +111,7 @@ class HardwareConfig:
     once more, the step fails."""
     shard_deadline_s: Seconds | None
     """Seconds that a shard of sampling may take; then its engine is ended and the shard is tried again. null: ten times
-    the seconds that `expect` gives for its longest responses."""
+    the seconds that `expect` gives for its longest responses, or 1,000 tokens/s where it gives none."""
     usd_per_hour: NonNegative | None
     """Price of an hour of this hardware, from which the plan estimates a cost; null: the plan shows hours only."""
     expect: ExpectConfig
@@ -120,7 +139,9 @@ class HardwareConfig:
         count = self.engines or 0
         if self.engines is None and not self.engine_gpus:
             count = _share(self.cores_per_engine) if self.cores_per_engine else 1
-        expected_s = self.expect.start_s + most_tokens / self.expect.sample_tokens_per_s
+        expected_s = (self.expect.start_s or SLOW_START_S) + most_tokens / (
+            self.expect.sample_tokens_per_s or SLOW_ENGINE
+        )
         return Workers(
             count=count,
             cpus=self.cores_per_engine or _share(count or 1),

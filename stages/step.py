@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -102,7 +103,7 @@ class Input:
     pull: Callable[[Path, File], None] | None = None
     """Puts a file at its path where it is not there, or is damaged, and checks it; None: all files are there."""
 
-    @property
+    @cached_property
     def parts(self) -> list[File]:
         """The parquet parts, in shard order."""
         return sorted((f for f in self.files if f.name.startswith("part-")), key=lambda f: f.name)

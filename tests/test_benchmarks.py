@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from sparring.pipeline.planning.estimate import weights_in_files
 from sparring.pipeline.store.files import external
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate import winrate
@@ -50,11 +51,13 @@ def part() -> Any:
 SMOKE = [("sample", part) for part in ("speed", "bookkeeping", "start")]
 SMOKE += [("annotate", part) for part in ("speed", "precision", "embed", "passes", "memory")]
 SMOKE += [("train", part) for part in ("parity", "speed", "prompts", "repulsion", "band", "calibration")]
+SMOKE += [("gpu", part) for part in ("sampling", "pairrm", "training")]
 
 
 def test_every_part_has_a_smoke_test(part: Any) -> None:
     found = [(name, one) for name in ("sample", "annotate") for one in part(name).PARTS]
-    assert [*found, *(("train", one) for one in part("_train_rounds").PARTS)] == SMOKE
+    found += [("train", one) for one in part("_train_rounds").PARTS]
+    assert [*found, *(("gpu", one) for one in part("gpu").PARTS)] == SMOKE
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,35 @@ def test_rows_of_a_part_outlive_another_that_fails(
     assert "the part two failed" in said.err and "No such file or directory: 'no-such-job'" in said.err
     log = tmp_path / "benchmark-sampling-two.log"
     assert str(log) in said.err and "Traceback" in log.read_text()
+
+
+def test_without_a_gpu_it_says_so(
+    part: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    monkeypatch.setattr("sparring.pipeline.execution.ray_cluster.gpu_count", lambda: 0)
+    assert part("gpu").main() == 2 and "--smallest" in capsys.readouterr().err
+
+
+def test_gpu_rows_are_a_table_in_markdown(part: Any) -> None:
+    row = part("_table").Row("8b", "sampled", 12345.678, "tokens/s", "estimated", 0.5, 45.0)
+    head, *table = part("gpu").markdown([row]).splitlines()
+    assert "no GPU" in head and table[-1] == "| 8b | sampled | 12346 tokens/s | estimated | 0.50 | 45 |"
+
+
+def test_the_arithmetic_of_a_random_policy_counts_its_weights(part: Any, tmp_path: Path) -> None:
+    policy = part("_random_policy").random_policy("tiny", tmp_path / "policy")
+    assert part("gpu").architecture("tiny").weights == pytest.approx(
+        weights_in_files(external("policy", policy, lambda path: "")),
+        rel=1e-3,  # norms
+    )
+
+
+@pytest.mark.slow
+def test_a_driver_of_a_step_that_does_nothing(tmp_path: Path) -> None:
+    found, _ = bench(tmp_path, "scale", "--smallest")
+    delays = {row["case"]: row["value"] for row in found if row["metric"] == "delay per shard"}
+    assert len(delays) == 3 and [case for case in delays if "EXTRAPOLATED" in case] == list(delays)[2:]
 
 
 @pytest.mark.slow

@@ -46,6 +46,11 @@ COMMANDS = {
     "export": Listed("Share", "cli.export:export", "Write a policy as a folder with a model card."),
     "sync": Listed("Share", "cli.sync:sync", "Feed a tracker with a run's records, after the fact."),
     "verify": Listed("Maintain", "cli.verify:verify", "Re-hash every file of the store; undo what is corrupt."),
+    "profile": Listed(
+        "Maintain",
+        "cli.profile:profile",
+        "Measure the rates of this machine in minutes, and write them as a hardware profile.",
+    ),
     "doctor": Listed("Maintain", "cli.doctor:doctor", "Check what a run needs, list what is optional."),
 }
 

@@ -23,6 +23,7 @@ from sparring.pipeline.cli.prepare import (
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
+from sparring.pipeline.planning.rates import ASSUMPTIONS, ESTIMATED, Rate
 from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.terminal import stdout_console
 from sparring.pipeline.runs import run_history
@@ -69,6 +70,8 @@ def status(
     run_history.check_undamaged(arms)
 
 
+LEAST_MINUTES = 0.05
+"""A kind of step that takes less has no row of minutes."""
 FEW, MANY = 5, 20
 """Iterations whose every policy met, and whose every step, has a row of its own."""
 
@@ -89,6 +92,10 @@ def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_ru
         f"{len(states)} steps, {todo} to do: about {total.tokens:,.0f} tokens, {total.seconds / 60:.1f} minutes, "
         f"{total.peak_bytes / 2**30:.1f} GiB of disk at the peak ({total.kept_bytes / 2**30:.1f} GiB kept)"
     )
+    if todo and to_run:
+        console.print(_minutes(plan, states, expected))
+        for line in _rate_lines(plan, states, expected):
+            console.print(line, markup=False, highlight=False)
     if todo and (price := estimate.price(first, total)):
         console.print(price, highlight=False)
     if differs := other_code(plan, states):
@@ -146,3 +153,34 @@ def _table(
             Text(printable(reason)),
         )
     return table
+
+
+def _minutes(plan: Plan, states: Mapping[str, State], expected: estimate.Estimate) -> Table:
+    """Return the minutes of what is to do, by kind of step and iteration; after FEW iterations in the sum alone."""
+    minutes: dict[str, dict[int, float]] = {}
+    for name, step in plan.steps.items():
+        for kind in (step.spec.kind, "all") if states[name].kind != "hit" else ():
+            by, t = minutes.setdefault(kind, {}), step.uses[0].iteration
+            by[t] = by.get(t, 0.0) + expected.cost(step).seconds / 60
+    minutes["all"] = minutes.pop("all")
+    shown = [t for t in sorted(minutes["all"]) if t <= FEW]
+    table = Table("minutes", *(f"iteration {t}" for t in shown), "all", box=None)
+    for kind, by in minutes.items():
+        if sum(by.values()) >= LEAST_MINUTES:
+            table.add_row(kind, *(f"{by.get(t, 0.0):.1f}" for t in shown), f"{sum(by.values()):.1f}")
+    return table
+
+
+def _rate_lines(plan: Plan, states: Mapping[str, State], expected: estimate.Estimate) -> list[str]:
+    """Return a line for the rate of each kind of step, with how it is known; then what estimated ones assume."""
+    by_kind: dict[str, tuple[Step, Rate]] = {}
+    for name, step in plan.steps.items():
+        if states[name].kind != "hit" and (rate := expected.cost(step).rate):
+            by_kind.setdefault(step.spec.kind, (step, rate))
+    lines = [
+        f"{kind}: {rate.per_s:,.0f} {rate.unit}/s a {'GPU' if step.workers.gpus else 'worker'} ({rate.known})"
+        for kind, (step, rate) in by_kind.items()
+    ]
+    if any(rate.known.startswith(ESTIMATED) for _, rate in by_kind.values()):
+        lines.append(f"Estimated rates, which no GPU has shown, assume: {'; '.join(ASSUMPTIONS)}.")
+    return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -79,8 +79,9 @@ def run(
         if todo:  # first: what stops here leaves the run as it was
             plan = prepare(plan, arms)
             _check_disk(plan, states, store)
+        expected = estimate.Estimate(plan, estimate.manifests(store), ray_cluster.gpus_by_machine()) if todo else None
         for arm, overrides in arms.items():
-            _begin(plan, arm, overrides)
+            _begin(plan, arm, overrides, _planned_s(plan, arm, states, expected))
         if not todo:
             _link_cached(plan, store, states)
             if differs := other_code(plan, states):
@@ -124,12 +125,20 @@ def _run_lease(folder: Path) -> Lease:
         ) from None
 
 
-def _begin(plan: Plan, arm: str, overrides: Sequence[str]) -> None:
+def _planned_s(
+    plan: Plan, arm: str, states: Mapping[str, State], expected: estimate.Estimate | None
+) -> dict[tuple[int, str], float]:
+    """Return (iteration, label) -> seconds, of the steps of an arm that are to be made."""
+    todo = [(use, step) for use, step in plan.arm(arm) if expected and states[step.fingerprint].kind != "hit"]
+    return {(use.iteration, use.label): expected.cost(step).seconds for use, step in todo} if expected else {}
+
+
+def _begin(plan: Plan, arm: str, overrides: Sequence[str], planned_s: Mapping[tuple[int, str], float]) -> None:
     planned = {(use.iteration, use.label): step.fingerprint for use, step in plan.arm(arm)}
     resolved = plan.configs[arm]
     folder, entered = arm_folder(plan, arm), [entry for entry in plan.entries if entry.arm == arm]
     planned |= {(1, entry.label): entry.manifest.fingerprint for entry in entered}
-    run_record.begin(folder, planned, config.render(resolved), overrides, resolved.paths.store, plan.pins)
+    run_record.begin(folder, planned, config.render(resolved), overrides, resolved.paths.store, plan.pins, planned_s)
     for entry in entered:
         store = folder_of(resolved.paths.store)
         run_record.note(folder, store, (1, entry.label), entry.manifest.name, entry.manifest)

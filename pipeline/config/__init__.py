@@ -25,11 +25,13 @@ from sparring.pipeline.config.arms import DETECTED, detect_hardware, expand
 from sparring.pipeline.config.checks import cross_field_errors
 from sparring.pipeline.config.groups import (
     SHARED,
+    choices_of,
     compose_by_hydra,
     group_names,
     hydra_word,
     is_choice,
     options_of,
+    search_words,
 )
 from sparring.pipeline.config.model import Config
 from sparring.stages import fields
@@ -92,7 +94,8 @@ def compose(parsed: Sequence[Override]) -> DictConfig:
     for one in parsed:
         if is_choice(one) and not (one.is_delete() or one.is_sweep_override()):
             _check_option(one)
-    choices = tuple(hydra_word(one) for one in parsed if is_choice(one))
+    search = search_words(parsed)
+    choices = (*(hydra_word(one) for one in parsed if is_choice(one)), *search)
     settings = [one for one in parsed if not is_choice(one)]
     try:
         if all(one.type == OverrideType.CHANGE and not (one.package or one.is_sweep_override()) for one in settings):
@@ -101,7 +104,7 @@ def compose(parsed: Sequence[Override]) -> DictConfig:
                 for one in settings:
                     OmegaConf.update(composed, one.key_or_group, one.value(), merge=True)
                 return composed
-        return compose_by_hydra([hydra_word(one) for one in parsed])
+        return compose_by_hydra([*(hydra_word(one) for one in parsed), *search])
     except Exception as error:  # Hydra raises many kinds for what a user may write
         raise ConfigError(messages.of_hydra(error, parsed)) from None
 
@@ -116,7 +119,7 @@ def _check_option(one: Override) -> None:
     if one.package and SHARED.get(one.package) == one.key_or_group:
         names = options_of(one.package)
         raise ConfigError(f"{one.input_line}: write {one.package}=NAME, and name one of {', '.join(names)}.")
-    value, names = one.value(), options_of(one.key_or_group)
+    value, names = one.value(), choices_of(one.key_or_group)
     name = value.text if isinstance(value, QuotedString) else value
     if not isinstance(name, str):
         raise ConfigError(f"{one.input_line}: name one of {', '.join(names)}.")

@@ -19,6 +19,8 @@ from sparring.stages.annotate import oracles
 CONF = Path(conf.__file__).parent
 SHARED = {"judge": "oracle"}
 """Group -> the group whose files are its options: the second judge is one of the oracles."""
+OF_USERS = "hardware"
+"""The group that has options of the user's too: files of a folder of this name where the command is run."""
 
 
 @cache
@@ -26,6 +28,12 @@ def group_names() -> tuple[str, ...]:
     """Return the groups of the configuration."""
     folders = {path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")}
     return tuple(sorted(folders | SHARED.keys()))
+
+
+def choices_of(group: str) -> list[str]:
+    """Return the options of a group, those of the user's own files too."""
+    own = {path.stem for path in Path(OF_USERS).glob("*.yaml")} if group == OF_USERS else set()
+    return sorted({*own, *options_of(group)})
 
 
 @cache
@@ -43,7 +51,7 @@ def option_keys(group: str, option: str, place: str | None = None) -> dict[str, 
 
     place: the key under which they are, where it is not the one that the option's file states.
     """
-    path = CONF / SHARED.get(group, group) / f"{option}.yaml"
+    path = _file(SHARED.get(group, group), option)
     package = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     if place is None:
         place = group.replace("/", ".") if package is None else package[1].replace("_global_", "")
@@ -58,6 +66,11 @@ def option_keys(group: str, option: str, place: str | None = None) -> dict[str, 
     return keys
 
 
+def _file(group: str, option: str) -> Path:
+    packaged = CONF / group / f"{option}.yaml"
+    return packaged if group != OF_USERS or packaged.exists() else Path(OF_USERS) / packaged.name
+
+
 def is_choice(override: Override) -> bool:
     """Whether an override chooses an option of a group."""
     return override.key_or_group in group_names()
@@ -69,6 +82,14 @@ def hydra_word(override: Override) -> str:
     if override.package or group not in SHARED:
         return word
     return word.replace(group, f"{SHARED[group]}@{group}", 1)
+
+
+def search_words(parsed: Sequence[Override]) -> list[str]:
+    """Return what tells Hydra where an option of the user's is, if one is chosen; the package's own come first."""
+    chosen = [one.value() for one in parsed if one.key_or_group == OF_USERS and not one.is_sweep_override()]
+    own = [one for one in chosen if isinstance(one, str) and one not in options_of(OF_USERS)]
+    folder = str(Path.cwd()).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.searchpath=['file://{folder}']"] if own else []
 
 
 def compose_by_hydra(words: Sequence[str], with_hydra: bool = False) -> DictConfig:
@@ -91,8 +112,7 @@ def chosen_options(parsed: Sequence[Override]) -> dict[str, Any]:
 
 def _choices(parsed: Sequence[Override]) -> list[str]:
     """Return the overrides that choose an option that exists."""
-    return [
-        hydra_word(one)
-        for one in parsed
-        if is_choice(one) and not one.package and one.value() in options_of(one.key_or_group)
+    known = [
+        one for one in parsed if is_choice(one) and not one.package and one.value() in choices_of(one.key_or_group)
     ]
+    return [*map(hydra_word, known), *search_words(known)]

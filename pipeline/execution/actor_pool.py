@@ -136,6 +136,7 @@ class ActorPool:
         about each of these.
         """
         self.job, self.loaded, self.message, self.ready_at = job, True, message, 0.0
+        self.sent = ray.put(job)  # once: it lists every file of its inputs, thousands of them
         self.deadline = ShardDeadline(job.workers.deadline_s)
         self.waiting, self.failures, self.load_failures = deque(shards), Counter[int](), Counter[Any]()
         self.warned: set[str] = set()
@@ -186,7 +187,7 @@ class ActorPool:
         return any(call.shard for call in self.running.values())
 
     def _load(self, actor: Any) -> None:
-        self.running[actor.load.options(max_task_retries=0).remote(self.job)] = Call(actor, None)
+        self.running[actor.load.options(max_task_retries=0).remote(self.sent)] = Call(actor, None)
 
     def _submit(self, actor: Any) -> None:
         """Give the next shard to an actor, or to a task if `actor` is None."""
@@ -194,7 +195,7 @@ class ActorPool:
             shard = self.waiting.popleft()
             # Ray restarts a worker but does not retry its shard: `map` does, which counts the failures and asks why.
             run = actor.run.options(max_task_retries=0) if actor else _task(self.job, run_task)
-            self.running[run.remote(self.job, shard)] = Call(actor, shard)
+            self.running[run.remote(self.sent, shard)] = Call(actor, shard)
 
     def _check_wait(self, patience: Patience, any_worker: bool) -> None:
         """Report what a driver without results waits for; SparringError where no worker starts at all."""
@@ -323,7 +324,7 @@ class ActorPool:
 
     def _outcome(self, actor: Any, method: Any, shard: Shard | None) -> EngineFault | None:
         """Call a worker and wait; return why it died, failed or hung, None where it did not."""
-        call, arguments = Call(actor, shard), (self.job, shard) if shard else (self.job,)
+        call, arguments = Call(actor, shard), (self.sent, shard) if shard else (self.sent,)
         reference = method.options(max_task_retries=0).remote(*arguments)
         while not ray.wait([reference], timeout=POLL_S)[0]:
             ray_cluster.check_alive()

@@ -256,7 +256,8 @@ class Executor:
                 tokens += record["stats"].get("tokens", 0)
                 done, spent = len(records), time.monotonic() - workers.ready_at
                 eta = Pace((workers.ready_at, done_before)).left_s(done, len(shards))
-                self.events("shard", **show, done=done, of=len(shards), tokens_per_s=tokens / spent, eta_s=eta)
+                rate = tokens / spent
+                self.events("shard", **show, done=done, of=len(shards), tokens_per_s=rate, eta_s=eta, busy_s=spent)
         ordered = [records[shard.index] for shard in shards]
         if job.spec.pool == "in_process":
             summary, side_by_side = in_process.finish(job, ordered), 1

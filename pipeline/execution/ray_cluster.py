@@ -98,6 +98,11 @@ def known_machines() -> list[dict[str, float]]:
     return machines
 
 
+def gpu_names() -> list[str]:
+    """Return the names of this machine's GPUs; [] where nvidia-smi does not say."""
+    return _nvidia_smi("name")
+
+
 def gpu_fault() -> str | None:
     """Return why this machine's GPUs cannot be used as they are, None where nothing is known against it."""
     versions = [int(line.partition(".")[0]) for line in _nvidia_smi("driver_version") if line[:1].isdigit()]

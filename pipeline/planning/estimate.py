@@ -1,5 +1,5 @@
 """What a plan will cost: tokens, minutes, disk, money. Rates are those measured in the store with the same base policy
-where there are any, else the profile's, scaled to the policy's size, times what works side by side.
+where there are any, else those of rates.py, times what works side by side. Steps are taken to follow one another.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sparring.pipeline.config.model import Config
+from sparring.pipeline.planning import memory, rates
 from sparring.pipeline.planning.memory import MOMENTS
 from sparring.pipeline.planning.plan import Plan, State, Step
+from sparring.pipeline.planning.rates import Rate, Work, workers_of
 from sparring.pipeline.store.manifest import Artifact, CorruptManifest, Manifest, fingerprint_of
 from sparring.stages.errors import DataError
 from sparring.stages.fields import setting
 from sparring.stages.fingerprint import digest
-from sparring.stages.hardware import ExpectConfig
 from sparring.stages.model_folder import header
 from sparring.stages.sample.config import FolderPolicy
 from sparring.stages.step import Input
@@ -31,12 +32,12 @@ HUB_PROMPTS = 60_000
 EMBEDDED = ("mini", "lexical")
 UNITS = {"score": "duels", "embed": "responses"}
 """What a step's rate counts, where it is not tokens; by their names in a manifest's stats."""
-BY_POLICY = ("sample", "reference", "logprobs", "train")
-"""Steps whose rate depends on the policy's size."""
 LIGHT_S = 2.0
 """Seconds of a step without a model."""
-FASTER = 4.0
-"""A smaller policy is expected to do at most so many times the profile's tokens/s: then other things hold it up."""
+HEAVY = ("sample", "score", "embed", "reference", "logprobs", "train")
+"""Steps whose workers start and load models."""
+MEASURED = "measured here"
+"""How a rate is known that the store has."""
 UNKNOWN = 300_000_000
 """Weights of a policy of which nothing is known."""
 CHECKPOINTS = 2
@@ -53,8 +54,13 @@ class Cost:
     """Disk the artifact keeps."""
     peak_bytes: float
     """Disk it needs while it runs, beside what it keeps."""
-    assumed: bool = False
-    """Whether the seconds rest on the profile's rates: nothing like it is measured yet."""
+    rate: Rate | None = None
+    """What its seconds rest on, None of a step that takes seconds; of a sum one that was not measured here, if any."""
+
+    @property
+    def assumed(self) -> bool:
+        """Whether the seconds rest on a rate that was not measured here."""
+        return self.rate is not None and self.rate.known != MEASURED
 
 
 def manifests(store: Path) -> list[Manifest]:
@@ -97,6 +103,8 @@ class Estimate:
                 alike = self._alike(manifest.step, manifest.identity, _input_names(manifest), on_gpus)
                 self.rates[alike] = units / manifest.seconds
         self.weights = {arm: self._weights(arm) for arm in plan.configs}
+        self.models = {arm: memory.of_policy(plan, arm, weights) for arm, weights in self.weights.items()}
+        self.starts = rates.starts(plan, self.weights)
         self.slices = {arm: self._prompts_per_iteration(config) for arm, config in plan.configs.items()}
 
     def cost(self, step: Step) -> Cost:
@@ -104,21 +112,30 @@ class Estimate:
         if step.fingerprint in self.costs:
             return self.costs[step.fingerprint]
         arm = step.uses[0].arm
-        config, prompts, weights = self.plan.configs[arm], self.slices[arm], self.weights[arm]
-        tokens = _tokens(step, self.plan, config, prompts)
-        units = _units(step, self.plan, config, prompts)
-        alike = self._alike(step.spec.kind, step.identity, step.inputs, bool(step.workers.gpus)) if self.rates else ""
-        measured = self.rates.get(alike)
-        rate = measured or _profile_rate(step, config.hardware.expect, weights, self.gpus)
-        heavy = step.spec.kind in ("sample", "score", "embed", "reference", "logprobs", "train")
-        seconds = config.hardware.expect.start_s if heavy else LIGHT_S
+        config, weights = self.plan.configs[arm], self.weights[arm]
+        work = _work(step, self.plan, config, self.slices[arm])
+        rate, workers = self._rate(step, config, work), workers_of(step, self.gpus)
+        stated_s = config.hardware.expect.start_s
+        heavy = step.spec.kind in HEAVY
+        seconds = (self.starts[step.fingerprint] if stated_s is None else stated_s) if heavy else LIGHT_S
         if rate:
-            seconds += (tokens if units is None else units) / rate
-        kept, peak = _disk(step, config, weights, tokens)
-        assumed = bool(rate) and measured is None
-        cost = Cost(tokens=tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, assumed=assumed)
+            units = _units(step, self.plan, config, self.slices[arm])
+            seconds += (work.tokens if units is None else units) / (rate.per_s * workers) + rate.fixed_s
+        kept, peak = _disk(step, config, weights, work.tokens)
+        cost = Cost(tokens=work.tokens, seconds=seconds, kept_bytes=kept, peak_bytes=peak, rate=rate)
         self.costs[step.fingerprint] = cost
         return cost
+
+    def _rate(self, step: Step, config: Config, work: Work) -> Rate | None:
+        """Return the rate of a step, None where nothing is known of it or it is of no account."""
+        arm = step.uses[0].arm
+        alike = self._alike(step.spec.kind, step.identity, step.inputs, bool(step.workers.gpus)) if self.rates else ""
+        if measured := self.rates.get(alike):
+            unit = rates.UNITS.get(step.spec.kind, "tokens")
+            return Rate(per_s=measured / workers_of(step, self.gpus), unit=unit, known=MEASURED)
+        return rates.stated(step, config, self.weights[arm]) or rates.from_data_sheet(
+            step, config, self.models[arm], work
+        )
 
     def total(self, states: Mapping[str, State]) -> Cost:
         """Return the sum over the steps that are not hits; the peak is kept plus the largest step's need."""
@@ -129,7 +146,7 @@ class Estimate:
             seconds=sum(c.seconds for c in costs),
             kept_bytes=kept,
             peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
-            assumed=any(c.assumed for c in costs),
+            rate=next((c.rate for c in costs if c.assumed), None),
         )
 
     def _alike(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
@@ -181,7 +198,8 @@ def _input_names(manifest: Manifest) -> dict[str, str]:
     return {role: entry.get("name", "") for role, entry in manifest.inputs.items()}
 
 
-def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
+def _work(step: Step, plan: Plan, config: Config, pairs: int) -> Work:
+    """Return the tokens that a step reads or samples, and the mean lengths that they follow from."""
     length = min(config.sampler.max_tokens * MEAN_SHARE, MEAN_LENGTH)
     prompt = config.prompts.max_tokens / 4
     use = step.uses[0]
@@ -189,16 +207,17 @@ def _tokens(step: Step, plan: Plan, config: Config, pairs: int) -> float:
         if entry.arm == use.arm:  # what was imported is counted
             pairs = entry.manifest.rows["out"]
             length = entry.manifest.summary.get("length_mean", length)
+    tokens = 0.0
     match step.spec.kind:
         case "sample":
-            return float((step.settings.rows or pairs) * step.settings.sampler.k * length)
+            tokens = float((step.settings.rows or pairs) * step.settings.sampler.k * length)
         case "reference":
-            return 2 * pairs * (prompt + length)
+            tokens = 2 * pairs * (prompt + length)
         case "logprobs":
-            return 2.0 * (config.prompts.heldout or 0) * config.evaluate.k * (prompt + length)
+            tokens = 2.0 * (config.prompts.heldout or 0) * config.evaluate.k * (prompt + length)
         case "train":
-            return 2 * pairs * (prompt + length) * config.trainer.epochs
-    return 0.0
+            tokens = 2 * pairs * (prompt + length) * config.trainer.epochs
+    return Work(prompt=prompt, length=length, tokens=tokens)
 
 
 def _units(step: Step, plan: Plan, config: Config, prompts: int) -> float | None:
@@ -218,24 +237,6 @@ def _units(step: Step, plan: Plan, config: Config, prompts: int) -> float | None
         return float(prompts * k)
     rows, anchors = (sampled.settings.rows if sampled else None) or prompts, step.settings.anchors
     return float(rows * (anchors * (2 * k - anchors - 1) if anchors else k * (k - 1)))
-
-
-def _profile_rate(step: Step, expect: ExpectConfig, weights: int, gpus: Sequence[int]) -> float | None:
-    """Return the profile's rate, over all that work side by side: as many as the step says, or as the GPUs hold."""
-    rate = {
-        "sample": expect.sample_tokens_per_s,
-        "score": expect.score_duels_per_s,
-        "embed": expect.embed_responses_per_s,
-        "reference": expect.reference_tokens_per_s,
-        "logprobs": expect.reference_tokens_per_s,
-        "train": expect.train_tokens_per_s,
-    }.get(step.spec.kind)
-    if rate is None:
-        return None
-    if step.spec.kind in BY_POLICY and expect.parameters:
-        rate *= min(FASTER, expect.parameters / weights)
-    each = max(1, step.workers.gpus)
-    return rate * (step.workers.count or sum(count // each for count in gpus) or 1) * each
 
 
 def _disk(step: Step, config: Config, weights: int, tokens: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Time, throughput and cost of every step of a run, from its manifests."""
+"""Time, throughput and cost of every step of a run, from its manifests, beside what the plan said it would take."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ KINDS = {
 }
 """Part of an iteration -> labels of the steps whose time it takes."""
 COLUMNS = {
+    "planned s": 1, "spent s": 1,
     "seconds": 1, "rows": 0, "tokens": 0, "tokens/s": 0, "duels": 0, "duels/s": 0, "attempts": 0, "GPU-hours": 2, "$": 2
 }  # fmt: skip
 """Column -> digits; one that no step has anything in is left out."""
-SUMMED = ("seconds", "tokens", "duels", "GPU-hours", "$")
+SUMMED = ("planned s", "spent s", "seconds", "tokens", "duels", "GPU-hours", "$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,27 @@ class Cost:
             for label, t, numbers in [*rows, ("total", "", self.total)]
         ]
 
+    def minutes(self) -> list[list[str]]:
+        """Return the minutes that each step was to take and took, those of all iterations in one row, the sum last."""
+        sums: dict[str, list[float]] = {}
+        for label, _, one in self.steps:
+            for name in (label, "all") if "planned s" in one else ():
+                before, after = sums.get(name, (0.0, 0.0))
+                sums[name] = [before + one["planned s"] / 60, after + one["spent s"] / 60]
+        ordered = sorted(sums.items(), key=lambda row: row[0] == "all")
+        return [[name, f"{before:.1f}", f"{after:.1f}"] for name, (before, after) in ordered if before + after >= 0.1]
+
 
 def cost_of(arm: RunHistory) -> Cost | None:
     """Return what the steps of a run took, None where none is made."""
     hardware = arm.settings.get("hardware")
     price = hardware.get("usd_per_hour") if isinstance(hardware, dict) else None
     price = float(price) if isinstance(price, int | float) else None
-    steps = [(label, t, numbers(manifest, price)) for t, label, manifest in arm.artifacts()]
+    spent, planned = arm.seconds_spent(), arm.record.planned_s
+    steps = [
+        (label, t, {**_beside(planned.get(t, {}).get(label), spent.get(manifest.name)), **numbers(manifest, price)})
+        for t, label, manifest in arm.artifacts()
+    ]
     if not steps:
         return None
     by_part = [(f"iter {t}" if t else "before", seconds(one)) for t, one in arm.steps.items()]
@@ -68,8 +83,14 @@ def cost_of(arm: RunHistory) -> Cost | None:
         steps=steps,
         total=sums,
         sentence=f"In all {', '.join(parts)}. Seconds are those of a step's work: starts of engines and waiting are "
-        "not among them; of steps that ran side by side each one counts.",
+        "not among them; of steps that ran side by side each one counts. "
+        "Planned and spent, from the start of a step to its end, are given of steps that this run has made.",
     )
+
+
+def _beside(planned: float | None, spent: float | None) -> dict[str, float]:
+    """Return the columns of planned and spent seconds, of a step that was both."""
+    return {"planned s": planned, "spent s": spent} if planned is not None and spent is not None else {}
 
 
 def seconds(steps: Mapping[str, Manifest]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.pipeline.report.comparison import EXPLANATION, HEADS, TITLE, Comparison, remarks, rows
+from sparring.pipeline.report.cost import cost_of
 from sparring.pipeline.report.crossplay import Game, cell, pi, sentences
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.judging import JUDGES
@@ -39,6 +40,7 @@ def print_report(arm: ArmReport, console: Console, panel: bool = False) -> None:
     console.print(table)
     if panel:
         print_panel(arm, console)
+        print_minutes(arm, console)
     _print_lines([f"iteration {t}: {line}" for t, lines in arm.remarks().items() for line in lines], console)
     print_games(arm.games, console)
     _print_lines(arm.judges, console)
@@ -57,6 +59,16 @@ def print_panel(arm: ArmReport, console: Console) -> None:
             table.add_row(row.name, row.title, *row.cells)
         table.add_section()
     if groups:
+        console.print(table)
+
+
+def print_minutes(arm: ArmReport, console: Console) -> None:
+    """Print what each step was planned to take beside what it took; nothing where the run made no step."""
+    cost = cost_of(arm.history)
+    table = Table("minutes", "planned", "spent")
+    for row in cost.minutes() if cost else ():
+        table.add_row(*row)
+    if table.rows:
         console.print(table)
 
 

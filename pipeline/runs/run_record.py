@@ -53,6 +53,8 @@ class RunRecord:
     """iteration -> label -> fingerprint, made or not."""
     steps: dict[Iteration, dict[str, MadeStep]] = field(default_factory=dict)
     """iteration -> label -> what is made."""
+    planned_s: dict[Iteration, dict[str, float]] = field(default_factory=dict)
+    """iteration -> label -> seconds that the step was to take, of the plan that was last before it was made."""
 
 
 _TYPES = TypeAdapter(RunRecord)
@@ -85,23 +87,31 @@ def begin(
     overrides: Sequence[str],
     store: str,
     pins: Mapping[str, str],
+    planned_s: Mapping[Key, float] | None = None,
 ) -> None:
     """Write the configuration; forget the steps of another configuration, and keep those of more iterations of this.
 
     planned: (iteration, label) -> fingerprint of the plan that begins. pins: the commits of the hub's revisions.
+    planned_s: (iteration, label) -> seconds, of the steps that are to be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", config)
-    steps = read(folder).steps
+    before = read(folder)
+    steps, seconds = before.steps, before.planned_s
     made = {(t, label): step.fingerprint for t, row in steps.items() for label, step in row.items()}
     if any(planned.get(key, fingerprint) != fingerprint for key, fingerprint in made.items()):
-        steps = {}
+        steps, seconds = {}, {}
         for path in folder.glob("iter-*"):
             shutil.rmtree(path)
     rows: dict[int, dict[str, str]] = {}
     for (t, label), fingerprint in sorted(planned.items()):
         rows.setdefault(t, {})[label] = fingerprint
-    _write(folder, RunRecord(overrides=list(overrides), store=store, pins=dict(pins), planned=rows, steps=steps))
+    for (t, label), planned_seconds in (planned_s or {}).items():
+        seconds.setdefault(t, {})[label] = planned_seconds
+    record = RunRecord(
+        overrides=list(overrides), store=store, pins=dict(pins), planned=rows, steps=steps, planned_s=seconds
+    )
+    _write(folder, record)
 
 
 def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> None:
@@ -124,6 +134,6 @@ def note(folder: Path, store: Path, key: Key, name: str, manifest: Manifest) -> 
 
 def _write(folder: Path, record: RunRecord) -> None:
     content = asdict(record)
-    for name in ("planned", "steps"):
+    for name in ("planned", "steps", "planned_s"):
         content[name] = {f"{t:02d}": row for t, row in content[name].items()}
     write_text(folder / RUN_RECORD, json.dumps(content, indent=1))

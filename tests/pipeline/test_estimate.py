@@ -16,9 +16,11 @@ from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, Step, inspect
 from sparring.pipeline.store.files import external
 from sparring.pipeline.store.manifest import Manifest
+from sparring.stages.errors import ConfigError
 from sparring.stages.sample import embedded
 from sparring.stages.step import Input, sha256_file
 from tests.pipeline.plans import Fixed, finish
+from tests.refusals import refused
 from tests.tiny import tiny_policy
 
 ARCHITECTURES = {
@@ -33,7 +35,18 @@ ARCHITECTURES = {
     "gemma-2-27b-it": (4608, 46, 36864, 32, 16, 128, 256000, "tied, four norms"),
 }
 """As the models' own configurations have it."""
-PROFILE = ["hardware=h100x8", "experiment=sppo_mistral_7b", "prompts.slices=null", "prompts.per_iteration=800"]
+STATED = {
+    "sample_tokens_per_s": 6000,
+    "reference_tokens_per_s": 20000,
+    "train_tokens_per_s": 4500,
+    "score_duels_per_s": 25,
+    "embed_responses_per_s": 500,
+    "parameters": 8_000_000_000,
+    "start_s": 90,
+}
+"""Rates of a profile that has numbers."""
+ON_EIGHT = ["hardware=h100x8", "experiment=sppo_mistral_7b", "prompts.slices=null", "prompts.per_iteration=800"]
+PROFILE = [*ON_EIGHT, *(f"hardware.expect.{key}={value}" for key, value in STATED.items())]
 
 
 def plan_of(*overrides: str) -> Plan:
@@ -118,7 +131,7 @@ def test_larger_policies_are_slower_in_proportion() -> None:
 
 
 def test_a_profile_of_no_policy_in_particular_is_not_scaled() -> None:
-    words = ["hardware=cuda", *PROFILE[1:]]
+    words = ["hardware=cuda", *ON_EIGHT[1:]]
     assert costs(*words)["train"].seconds == costs(*words, "policy=gemma-2-9b-it")["train"].seconds
 
 
@@ -176,3 +189,50 @@ def test_what_embedding_took_is_measured_in_responses_of_the_same_encoder(tmp_pa
     cost = Estimate(again, [done]).cost(of(again, "embed", 1))
     assert cost.seconds == pytest.approx(12 + 40 * 8 / 50) and not cost.assumed
     assert Estimate(other, [done]).cost(of(other, "embed", 1)).assumed
+
+
+LLAMA = ["experiment=s_sppo_llama3_8b", "hardware=h100x8", "oracle.options.dtype=bfloat16"]
+SLICE = ["prompts.slices=null", "prompts.per_iteration=20000"]
+
+
+def test_an_iteration_of_20_000_prompts_on_eight_h100_is_planned_in_22_minutes() -> None:
+    plan = plan_of(*LLAMA, *SLICE)
+    expected = Estimate(plan, [])
+    seconds: dict[int, float] = {}
+    for name, step in plan.steps.items():
+        t = step.uses[0].iteration
+        seconds[t] = seconds.get(t, 0) + expected.cost(plan.steps[name]).seconds
+    assert set(seconds) == {0, 1, 2, 3} and all(18 * 60 < seconds[t] <= 22 * 60 for t in (1, 2, 3))
+
+
+def test_every_rate_says_how_it_is_known(tmp_path: Path) -> None:
+    plan = plan_of(*LLAMA, *SLICE)
+    known = {use.label: Estimate(plan, []).cost(step).rate for use, step in plan.arm("") if use.iteration == 1}
+    heavy = {label: rate.known for label, rate in known.items() if rate}
+    assert set(heavy) >= {"sample", "score", "embed", "reference", "train", "sample_heldout", "logprobs_own"}
+    assert all(text.startswith("estimated: h100") for text in heavy.values())
+    assert "torchtitan" in heavy["train"] and "37.5%" in heavy["train"]
+    on_cpu = plan_of("hardware=cpu")
+    sample = of(on_cpu, "sample", 1)
+    stated = Estimate(on_cpu, []).cost(sample).rate
+    done = measured(on_cpu, sample, tmp_path, {"tokens": 700.0})
+    here = Estimate(on_cpu, [done]).cost(sample).rate
+    assert stated is not None and stated.known == "hardware=cpu, measured on two cores"
+    assert here is not None and here.known == "measured here"
+
+
+def test_steps_that_use_the_same_weights_load_them_once() -> None:
+    """π_0's samples and held-out ones by one engine; three log-probs of three policies load three."""
+    starts = Estimate(plan := plan_of(*LLAMA, *SLICE), []).starts
+    by_label = {(use.iteration, use.label): starts.get(step.fingerprint) for use, step in plan.arm("")}
+    weights_s = 2 * 8_030_261_248 / 2e9
+    assert by_label[1, "sample"] == 25 + weights_s and by_label[0, "sample_base"] == 0
+    assert by_label[1, "score"] == 12 + 1.7 / 2 and by_label[1, "embed"] == 1.7 / 2
+    assert by_label[1, "reference"] == by_label[2, "logprobs_base"] == weights_s
+    assert by_label[1, "train"] == 40 + weights_s and by_label[1, "pairs"] is None
+
+
+@pytest.mark.parametrize("key", ["sample_tokens_per_s", "start_s"])
+def test_a_rate_that_is_null_needs_an_accelerator(key: str) -> None:
+    with refused(ConfigError, f"hardware.expect.{key}", "hardware.expect.accelerator"):
+        config.load(["hardware=cpu", f"hardware.expect.{key}=null"])
