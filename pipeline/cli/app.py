@@ -34,7 +34,7 @@ COMMANDS = {
     "oracle": Listed(
         "Run", "cli.oracle_check:run", "Is the oracle fit for these prompts? Ask it about labelled pairs."
     ),
-    "status": Listed("Look", "cli.plan:status", "Show the steps of a run."),
+    "status": Listed("Look", "cli.status:status", "Show how a run is doing."),
     "report": Listed("Look", "cli.report:report", "Print the table of runs, and write them as one HTML file."),
     "inspect": Listed("Look", "cli.report:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
     "answer": Listed("Judge", "cli.answer:answer", "Have a run's policy answer a suite or a file of prompts."),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,7 +30,7 @@ from sparring.pipeline.cli.prepare import (
 )
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.events import Events
-from sparring.pipeline.execution.executor import Executor, tidy_after_kill
+from sparring.pipeline.execution.executor import Executor, label_of, tidy_after_kill
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, State, Step, inspect
@@ -36,6 +38,7 @@ from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report, stdout_console
 from sparring.pipeline.runs import run_history, run_record
+from sparring.pipeline.runs.progress import LEASE
 from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import existing, make_folder
@@ -114,9 +117,7 @@ def _onward(plan: Plan, store: Path) -> str:
 
 def _run_lease(folder: Path) -> Lease:
     try:
-        return Lease(folder / ".lease.json", f"run {folder.name}").acquire(
-            wait=False, waiting=partial(print_held, folder)
-        )
+        return Lease(folder / LEASE, f"run {folder.name}").acquire(wait=False, waiting=partial(print_held, folder))
     except LeaseHeld as error:
         raise LeaseHeld(
             f"{folder} is already being driven by {error}. Wait for it, stop it, or choose another run.name."
@@ -146,14 +147,17 @@ def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
 def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> None:
     events = Events(folder / "events.jsonl")
     states = inspect(plan, store, redo)
-    todo = sum(state.kind != "hit" for state in states.values())
-    text = f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}"
-    events("message", text=text)
+    todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
+    expected = estimate.Estimate(plan, estimate.manifests(store), ray_cluster.gpus_by_machine())
+    steps = {one.name: {"label": label_of(one), "expected_s": expected.cost(one).seconds} for one in todo}
+    events("run_started", host=socket.gethostname(), pid=os.getpid(), todo=steps)
+    text = f"{folder}: {len(plan.steps)} steps, {len(todo)} to do; events in {folder / 'events.jsonl'}"
+    events.message(text)
     for line in dealt_again_lines(plan, states):
-        events("message", text=line)
+        events.message(line)
     if differs := other_code(plan, states):
-        events("message", text=str(differs))
-    watch = Watch(plan, folder, store, events.message)
+        events.warning(str(differs))
+    watch = Watch(plan, folder, store, events.warning)
 
     def done(step: Step, manifest: Manifest) -> None:
         _link_step(plan, store, step, manifest)
@@ -172,6 +176,7 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
             wanted=watch.wanted,
         ).execute()
         watch.end()
+        events("finished")
     except (RuleFired, KeyboardInterrupt) as stop:
         events("stopped", text=str(stop))
         raise

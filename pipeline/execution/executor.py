@@ -37,6 +37,11 @@ LOOK_AHEAD = 3
 """Steps whose workers are started early."""
 
 
+def label_of(step: Step) -> str:
+    """Return how events name a step: `iteration 1 sample`."""
+    return f"iteration {step.uses[0].iteration} {step.uses[0].label}"
+
+
 def steps_to_warm_up(steps: Sequence[Step], step: Step) -> list[Step]:
     """Return those of the next steps, up to the next training, whose workers have something to prepare."""
     first = steps.index(step) + 1
@@ -153,7 +158,7 @@ class Executor:
     def _make(self, step: Step, artifact: Artifact, state: State) -> None:
         stale = artifact.raw() if state.kind == "stale" else None
         if stale is not None:
-            self.events.message(f"{step.name}: {state.why}; it is replaced when its successor is complete")
+            self.events.warning(f"{step.name}: {state.why}; it is replaced when its successor is complete")
         self._made_with = self._made_with or {
             **ray_cluster.software(),
             "hardware": ray_cluster.hardware(),
@@ -166,8 +171,7 @@ class Executor:
             self._close_pools(lambda pool: pool.loaded)
         if step.spec.pool in ("tasks", "in_process"):
             self._warm_up_after(step)
-        label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
-        show = {"step": step.name, "kind": step.spec.kind, "label": label}
+        show = {"step": step.name, "kind": step.spec.kind, "label": label_of(step)}
         manifest = self._run_driver(job, show, state) if step.spec.run else self._run_shards(job, show, state)
         tidy(artifact, publish(artifact, manifest, stale))
         self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
@@ -243,7 +247,9 @@ class Executor:
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         if todo:
             done_before, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
-            results = workers.map(job, todo, lambda pid: self.events("worker", **show, pid=pid), self.events.message)
+            results = workers.map(
+                job, todo, lambda worker: self.events("worker", **show, **worker), self.events.warning
+            )
             for index, record in results:
                 records[index] = record
                 tokens += record["stats"].get("tokens", 0)
