@@ -35,6 +35,7 @@ COMMANDS = {
         "Run", "cli.oracle_check:run", "Is the oracle fit for these prompts? Ask it about labelled pairs."
     ),
     "status": Listed("Look", "cli.status:status", "Show how a run is doing."),
+    "logs": Listed("Look", "cli.logs:logs", "Show the logs of a run, the first error first."),
     "report": Listed("Look", "cli.report:report", "Print the table of runs, and write them as one HTML file."),
     "inspect": Listed("Look", "cli.report:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
     "answer": Listed("Judge", "cli.answer:answer", "Have a run's policy answer a suite or a file of prompts."),

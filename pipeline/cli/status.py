@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +46,7 @@ def status(
     arms = run_history.recorded(runs, run)
     stream, console = Stream(events_file(arms[0].folder)), stdout_console()
     if watch:
-        with suppress(_Left):
+        with until_interrupted():
             _watch(runs, run, stream, console)
     else:
         console.print(_shown(progress_of(arms, stream), None))
@@ -55,24 +55,26 @@ def status(
     run_history.check_undamaged(run_history.recorded(runs, run))
 
 
-class _Left(Exception):
-    """Ctrl-C: the one who looks has seen enough. The run goes on."""
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """End the block at Ctrl-C: the one who looks has seen enough, and the run goes on. SIGTERM ends the command."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        pass
 
 
 def _watch(runs: Path, run: str, stream: Stream, console: Console) -> None:
     """Show the run until it ends: on a terminal in place, else again whenever a step or the run changes its state."""
     seen: object = None
-    try:
-        with Live(console=console, auto_refresh=False, transient=False) as live:
-            for now in _looks(runs, run, stream):
-                if sys.stdout.isatty():
-                    live.update(_shown(now, console.height), refresh=True)
-                elif seen != (seen := (now.state, [step.state for step in now.session.steps.values()])):
-                    console.print(_shown(now, None))
-    except Stopped:
-        raise
-    except KeyboardInterrupt:
-        raise _Left from None
+    with Live(console=console, auto_refresh=False) if sys.stdout.isatty() else nullcontext() as live:
+        for now in _looks(runs, run, stream):
+            if live:
+                live.update(_shown(now, console.height), refresh=True)
+            elif seen != (seen := (now.state, [step.state for step in now.session.steps.values()])):
+                console.print(_shown(now, None))
 
 
 def _looks(runs: Path, run: str, stream: Stream) -> Iterator[Progress]:
@@ -91,7 +93,7 @@ def _shown(now: Progress, height: int | None) -> Group:
     counts = f"{now.planned} steps, {now.made} made"
     if now.is_running and states:
         counts += f", {states.count('running')} running, {states.count('waiting')} waiting"
-    lines = [f"run {now.name}: {now.state}{_of_state(now)}", counts + _left(now)]
+    lines = [headline(now), counts + _left(now)]
     parts: list[Text | Table] = [Text(printable(line)) for line in lines]
     others = len(session.workers) + len(session.warnings) + AROUND
     steps = _near(list(session.steps.values()), None if height is None else max(5, height - others))
@@ -103,16 +105,17 @@ def _shown(now: Progress, height: int | None) -> Group:
     return Group(*parts)
 
 
-def _of_state(now: Progress) -> str:
-    """Return what stands after the state of a run."""
+def headline(now: Progress) -> str:
+    """Return the state of a run, and what it rests on."""
+    text = f"run {now.name}: {now.state}"
     if now.holder and now.is_running:
         sign = "" if now.holder.here else f", last sign of life {now.holder.silent_s:.0f} s ago"
-        return f" (driver: {now.holder}{sign})"
+        return f"{text} (driver: {now.holder}{sign})"
     if now.holder:
-        return f"; its driver ({now.holder}) is gone. The command that began it resumes it."
+        return f"{text}; its driver ({now.holder}) is gone. The command that began it resumes it."
     if now.state in ("stopped", "failed") and now.session.why:
-        return f". {now.session.why}"
-    return "" if now.state == "finished" else ". The command that began it resumes it."
+        return f"{text}. {now.session.why}"
+    return text if now.state == "finished" else f"{text}. The command that began it resumes it."
 
 
 def _left(now: Progress) -> str:

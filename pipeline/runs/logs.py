@@ -33,8 +33,8 @@ TRACE = 200
 """Lines of a stack trace that are read for its last line, which names the error."""
 ERROR = re.compile(
     rb"Traceback \(most recent call last\)"
-    rb"|^(?:\x1b\[[\d;]*m)*(?:\[?[\w.:\- /()=,|]{0,80}\b)?(?:ERROR|CRITICAL|FATAL)\b"
-    rb"|^[\w.]*(?:Error|Exception|Interrupt)(?::|$)"
+    rb"|^(?:\x1b\[[\d;]*m|\([\w= ]{1,60}\) |\[rank\d+\]: ?)*[-\d:,.T \[\]]{0,40}(?:(?:ERROR|CRITICAL|FATAL)\b|E \d+ \d+\])"
+    rb"|^[\w.]*(?:Error|Exception)(?::|$)"
     rb"|CUDA (?:error|out of memory)|Segmentation fault|Fatal Python error",
     re.M,
 )

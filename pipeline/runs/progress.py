@@ -44,6 +44,8 @@ class StepProgress:
     """As planned."""
     seconds: float | None = None
     """Once it is done."""
+    attempt: str = ""
+    """In the names of its files."""
     at: float = 0.0
     """When the last event came, by the driver's clock."""
 
@@ -97,6 +99,7 @@ class Session:
                     self.workers = {key: one for key, one in self.workers.items() if one.get("step") != name}
                 else:
                     step.state, step.done, step.of = "running", record["done"], record["of"]
+                    step.attempt = record.get("attempt", step.attempt)
                     step.tokens_per_s = record.get("tokens_per_s") or None
                     step.eta_s = record.get("eta_s")
 

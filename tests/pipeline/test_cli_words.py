@@ -20,7 +20,7 @@ from tests.refusals import named
 
 GROUPS = {
     "Run": ["run", "plan", "import", "oracle"],
-    "Look": ["status", "report", "inspect"],
+    "Look": ["status", "logs", "report", "inspect"],
     "Judge": ["answer", "best-of-n", "judge", "contamination"],
     "Share": ["export", "sync"],
     "Maintain": ["verify", "doctor"],
