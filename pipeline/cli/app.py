@@ -34,6 +34,7 @@ COMMANDS = {
     "oracle": Listed(
         "Run", "cli.oracle_check:run", "Is the oracle fit for these prompts? Ask it about labelled pairs."
     ),
+    "stop": Listed("Run", "cli.stop:stop", "End a run as Ctrl-C there would."),
     "status": Listed("Look", "cli.status:status", "Show how a run is doing."),
     "logs": Listed("Look", "cli.logs:logs", "Show the logs of a run, the first error first."),
     "report": Listed("Look", "cli.report:report", "Print the table of runs, and write them as one HTML file."),

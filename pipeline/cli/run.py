@@ -38,6 +38,7 @@ from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report, stdout_console
 from sparring.pipeline.runs import run_history, run_record
+from sparring.pipeline.runs.driver import stoppable
 from sparring.pipeline.runs.progress import LEASE
 from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources
@@ -76,8 +77,9 @@ def run(
     make_folder("paths.store", store)
     make_folder("paths.runs", runs)
     with ExitStack() as leases:
-        for arm in arms:
-            leases.enter_context(_run_lease(arm_folder(plan, arm)))
+        folders = [arm_folder(plan, arm) for arm in arms]
+        tokens = {folder: leases.enter_context(_run_lease(folder)).token for folder in folders}
+        leases.enter_context(stoppable(tokens))
         if todo:  # first: what stops here leaves the run as it was
             plan = prepare(plan, arms)
             _check_disk(plan, states, store)

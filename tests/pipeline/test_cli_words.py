@@ -19,7 +19,7 @@ from sparring.stages.step import resolve
 from tests.refusals import named
 
 GROUPS = {
-    "Run": ["run", "plan", "import", "oracle"],
+    "Run": ["run", "plan", "import", "oracle", "stop"],
     "Look": ["status", "logs", "report", "inspect"],
     "Judge": ["answer", "best-of-n", "judge", "contamination"],
     "Share": ["export", "sync"],
