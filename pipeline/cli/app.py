@@ -48,6 +48,7 @@ COMMANDS = {
     "export": Listed("Share", "cli.export:export", "Write a policy as a folder with a model card."),
     "sync": Listed("Share", "cli.sync:sync", "Feed a tracker with a run's records, after the fact."),
     "verify": Listed("Maintain", "cli.verify:verify", "Re-hash every file of the store; undo what is corrupt."),
+    "gc": Listed("Maintain", "cli.gc:gc", "List what no run refers to; remove it with --delete."),
     "doctor": Listed("Maintain", "cli.doctor:doctor", "Check what a run needs, list what is optional."),
 }
 

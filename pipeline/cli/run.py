@@ -40,6 +40,7 @@ from sparring.pipeline.report.terminal import print_report, stdout_console
 from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.runs.driver import stoppable
 from sparring.pipeline.runs.progress import LEASE
+from sparring.pipeline.runs.references import register, wait_for_removal
 from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import existing, make_folder
@@ -83,8 +84,12 @@ def run(
         if todo:  # first: what stops here leaves the run as it was
             plan = prepare(plan, arms)
             _check_disk(plan, states, store)
+        register(store, runs)
         for arm, overrides in arms.items():
             _begin(plan, arm, overrides)
+        if wait_for_removal(store, partial(print_held, store)):
+            states = inspect(plan, store, again)
+            todo = any(state.kind != "hit" for state in states.values())
         if not todo:
             _link_cached(plan, store, states)
             if differs := other_code(plan, states):

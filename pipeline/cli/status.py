@@ -22,7 +22,7 @@ from sparring.pipeline.report.terminal import stdout_console
 from sparring.pipeline.runs import run_history
 from sparring.pipeline.runs.progress import Progress, StepProgress, Stream, events_file, progress_of
 from sparring.stages.errors import Stopped
-from sparring.stages.plain import printable
+from sparring.stages.plain import printable, size_text
 
 EVERY_S = 2.0
 """Seconds between two looks."""
@@ -165,7 +165,7 @@ def _workers(now: Progress) -> Table:
 
 
 def _size(count: object) -> str:
-    return f"{count / 2**30:.1f} GiB" if isinstance(count, int | float) else ""
+    return size_text(count) if isinstance(count, int | float) else ""
 
 
 def _span(seconds: float) -> str:

@@ -20,6 +20,7 @@ from sparring.pipeline.execution import in_process, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.runs.references import note_plan, wait_for_removal
 from sparring.pipeline.store.code_digest import code_of
 from sparring.pipeline.store.files import files_below
 from sparring.pipeline.store.lease import Lease, LeaseHeld
@@ -369,6 +370,8 @@ def execute_alone(plan: Plan, store: Path, run: str, scratch: Path) -> None:
     """Make the missing steps of a plan that belongs to no run's record; events and logs go into `scratch`."""
     events = Events(scratch / "events.jsonl")
     try:
+        note_plan(scratch, (step.name for step in plan.steps.values()))
+        wait_for_removal(store, events.message)
         Executor(
             plan=plan,
             store=store,

@@ -23,7 +23,7 @@ GROUPS = {
     "Look": ["status", "logs", "report", "inspect"],
     "Judge": ["answer", "best-of-n", "judge", "contamination"],
     "Share": ["export", "sync"],
-    "Maintain": ["verify", "doctor"],
+    "Maintain": ["verify", "gc", "doctor"],
 }
 
 

@@ -29,7 +29,7 @@ def begun(root: Path, *events: dict[str, Any]) -> Run:
     """A run of two steps that is begun, with these events after its start."""
     run = Run(root)
     run_record.begin(run.folder, PLANNED, "", [], str(run.store), {})
-    run.store.mkdir()
+    run.store.mkdir(exist_ok=True)
     started = {"event": "run_started", "host": "node1", "pid": 17, "todo": TODO}
     write(run, started, *events)
     return run
