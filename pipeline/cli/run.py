@@ -39,6 +39,7 @@ from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report, stdout_console
 from sparring.pipeline.runs import run_history, run_record
 from sparring.pipeline.runs.driver import stoppable
+from sparring.pipeline.runs.keep import Retention
 from sparring.pipeline.runs.progress import LEASE
 from sparring.pipeline.runs.references import register, wait_for_removal
 from sparring.pipeline.runs.stop import Watch
@@ -91,7 +92,7 @@ def run(
             states = inspect(plan, store, again)
             todo = any(state.kind != "hit" for state in states.values())
         if not todo:
-            _link_cached(plan, store, states)
+            _link_cached(plan, store, states, Retention(plan, runs / first.run.name, store, print))
             if differs := other_code(plan, states):
                 print(differs)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
@@ -164,11 +165,12 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
         events.message(line)
     if differs := other_code(plan, states):
         events.warning(str(differs))
-    watch = Watch(plan, folder, store, events.warning)
+    watch, retention = Watch(plan, folder, store, events.warning), Retention(plan, folder, store, events.message)
 
     def done(step: Step, manifest: Manifest) -> None:
         _link_step(plan, store, step, manifest)
         watch.check(step)
+        retention.step_done(step, manifest)
 
     try:
         Executor(
@@ -199,11 +201,12 @@ def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:
         run_record.note(arm_folder(plan, use.arm), store, (use.iteration, use.label), step.name, manifest)
 
 
-def _link_cached(plan: Plan, store: Path, states: dict[str, State]) -> None:
-    """Link steps that are all done; remove what a killed process left beside them."""
+def _link_cached(plan: Plan, store: Path, states: dict[str, State], retention: Retention) -> None:
+    """Link steps that are all done; remove what a killed process left beside them, and what is not kept any more."""
     for name, step in plan.steps.items():
         manifest = states[name].manifest
         assert manifest is not None
         artifact = Artifact(store, step.spec.kind, name)
         tidy_after_kill(artifact, manifest, "sparring", partial(print_held, artifact.path))
         _link_step(plan, store, step, manifest)
+        retention.step_done(step, manifest)

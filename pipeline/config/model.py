@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sparring.pipeline.report.config import PublishedConfig
+from sparring.pipeline.runs.config import KeepConfig
 from sparring.pipeline.runs.rules import DiagnosticsConfig
 from sparring.stages.annotate.config import (
     EncoderConfig,
@@ -101,6 +102,7 @@ class Config:
     evaluate: EvaluateConfig
     tracking: Annotated[TrackingConfig, RUNTIME]
     diagnostics: Annotated[DiagnosticsConfig, RUNTIME]
+    keep: Annotated[KeepConfig, RUNTIME]
     entry: Annotated[EntryConfig, ELSEWHERE]
     published: Annotated[PublishedConfig | None, RUNTIME] = None
     """Of a preset that has published results."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sparring.pipeline.execution import in_process, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.planning.placement import check_placement
-from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, inspect, step_state, to_redo
 from sparring.pipeline.runs.references import note_plan, wait_for_removal
 from sparring.pipeline.store.code_digest import code_of
 from sparring.pipeline.store.files import files_below
@@ -83,6 +83,8 @@ class Executor:
     wanted: Callable[[Step], bool] = lambda step: True
     """Predicate per step; if False the step is skipped. Its dependents must be skipped too."""
     states: dict[str, State] = field(default_factory=dict, init=False)
+    _again: dict[str, State] = field(default_factory=dict, init=False)
+    """Finished steps whose files were dropped, and are read by steps to make."""
     _ray: bool = field(default=False, init=False)
     _pools: dict[str, ActorPool] = field(default_factory=dict, init=False)
     _made_with: dict[str, Any] = field(default_factory=dict, init=False)
@@ -91,6 +93,8 @@ class Executor:
     def execute(self) -> int:
         """Make every wanted step that is not a hit; return how many were made."""
         made = 0
+        states = inspect(self.plan, self.store, self.redo)
+        self._again = {name: one for name, one in states.items() if one.dropped and one.kind != "hit"}
         try:
             for step in self.plan.steps.values():
                 made += self.wanted(step) and self._ensure(step)
@@ -130,6 +134,8 @@ class Executor:
 
     def _state(self, step: Step, artifact: Artifact) -> State:
         state = step_state(self.plan, step, artifact, self.states)
+        if state.kind == "hit" and state.dropped and step.fingerprint in self._again:
+            return self._again[step.fingerprint]
         return to_redo(state) if step.fingerprint in self.redo else state
 
     def _make_or_adopt(self, step: Step, artifact: Artifact, state: State) -> State:
@@ -185,6 +191,10 @@ class Executor:
             else:
                 manifest = self.states[name].manifest
                 assert manifest is not None and input_digest(self.plan, name, self.states)
+                if self.states[name].dropped:  # it was no hit after all: an input was made again, of other bytes
+                    raise DataError(
+                        f"{step.name}: {manifest.name}, which it reads, was dropped; run again to make it again."
+                    )
                 source = self._artifact(self.plan.steps[name]).as_input(role, manifest)
                 inputs[role] = replace(source, root=source.root.absolute())
         return inputs

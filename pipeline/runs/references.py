@@ -97,7 +97,7 @@ def unused(store: Path, runs: Path) -> Unused:
     DataError where a folder of runs, or the record of one, cannot be read: it may refer to anything.
     """
     folders = _folders(store, runs)
-    records = [path for folder in folders for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]]
+    records = _records(folders)
     referred = {name for path in records for name in _of_record(path)}
     plans = [*(store / IMPORTS).glob(f"{PLAN}*.json")]
     plans += [path for one in records for path in (one.parent / ANSWERS).glob(f"{PLAN}*.json")]
@@ -118,6 +118,20 @@ def unused(store: Path, runs: Path) -> Unused:
         runs=len(records),
         folders=folders,
     )
+
+
+def of_runs(store: Path, runs: Path, without: Path) -> set[str]:
+    """Return the names of the artifacts that the records of runs have; without: the folder of a run that is left out.
+
+    DataError as of `unused`.
+    """
+    own = without.absolute()
+    records = [path for path in _records(_folders(store, runs)) if not path.absolute().is_relative_to(own)]
+    return {name for path in records for name in _of_record(path)}
+
+
+def _records(folders: Sequence[Path]) -> list[Path]:
+    return [path for folder in folders for path in [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]]
 
 
 def remove(found: Unused, store: Path) -> Iterator[str]:

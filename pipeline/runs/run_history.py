@@ -115,11 +115,25 @@ class RunHistory:
         return self.steps.get(t, {}).get(label)
 
     def artifact(self, t: int, label: str) -> Input | None:
-        """Return the artifact of a step of iteration t, None where it is not made."""
+        """Return the artifact of a step of iteration t, None where it is not made; DataError where it was dropped."""
         manifest = self.manifest(t, label)
         if manifest is None:
             return None
-        return Artifact(self.store, manifest.step, manifest.fingerprint).as_input(label, manifest)
+        artifact = Artifact(self.store, manifest.step, manifest.fingerprint)
+        if why := artifact.dropped(manifest):
+            group = "policies" if label == "train" else "samples"
+            raise DataError(
+                f"{self.name}, iteration {t}: the files of {manifest.name} were dropped ({why}). To make it again, "
+                f"repeat the `sparring run` that began this run with keep.{group}=all and --redo {manifest.name}."
+            )
+        return artifact.as_input(label, manifest)
+
+    def is_dropped(self, t: int, label: str) -> bool:
+        """Return whether files of a finished step of iteration t were dropped."""
+        manifest = self.manifest(t, label)
+        return manifest is not None and bool(
+            Artifact(self.store, manifest.step, manifest.fingerprint).dropped(manifest)
+        )
 
     def artifacts(self) -> Iterator[tuple[int, str, Manifest]]:
         """Yield iteration, label and manifest of every artifact; of one with two labels the first."""
