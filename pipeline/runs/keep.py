@@ -97,8 +97,9 @@ class Retention:
 
     def _drop(self, step: Step, manifest: Manifest, why: str) -> None:
         artifact = Artifact(self.store, step.spec.kind, step.fingerprint)
-        names = {file.name for file in manifest.files if file.name != METRICS}
-        if artifact.dropped(manifest) or artifact.manifest() != manifest:
+        files = [file for file in manifest.files if file.name != METRICS]
+        names = [file.name for file in files]
+        if not any((artifact.path / file.path).exists() for file in files) or artifact.manifest() != manifest:
             return
         with suppress(LeaseHeld), Lease(artifact.lease, f"run {self.run.name}").acquire(wait=False):
             freed = artifact.drop(manifest, names, why)

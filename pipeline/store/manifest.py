@@ -154,17 +154,18 @@ class Artifact:
     def drop(self, manifest: Manifest, names: Collection[str], why: str) -> int:
         """Remove files of a finished artifact and say so beside its manifest, which stays; return the bytes freed.
 
-        names: their logical names. A kill leaves all of them dropped, or none.
+        names: their logical names. After a kill none counts as dropped, or all do; another call removes the rest.
         """
-        files = [file for file in manifest.files if file.name in names and (self.path / file.path).is_file()]
+        files = [file for file in manifest.files if file.name in names]
+        there = [file for file in files if (self.path / file.path).is_file()]
         marker = {"content": manifest.content, "files": sorted(names), "why": why}
         write_text(self.path / DROPPED, json.dumps(marker))
-        for file in files:
+        for file in there:
             (self.path / file.path).unlink(missing_ok=True)
         for folder in {(self.path / file.path).parent for file in files} - {self.path}:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        return sum(file.bytes for file in files)
+        return sum(file.bytes for file in there)
 
     def dropped(self, manifest: Manifest) -> str:
         """Return why files of a finished artifact were dropped; '' where all of them are there."""

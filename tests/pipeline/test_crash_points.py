@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("scenario", "fewest"), [("steps", 60), ("successor", 60), ("set_aside", 9), ("export_folder", 6)]
+    ("scenario", "fewest"), [("steps", 60), ("successor", 60), ("set_aside", 9), ("dropped", 5), ("export_folder", 6)]
 )
 def test_every_crash_is_survived(scenario: str, fewest: int, tmp_path: Path) -> None:
     done = subprocess.run(
