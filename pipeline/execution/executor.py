@@ -223,8 +223,11 @@ class Executor:
         self.events.message("joining the Ray cluster" if joined else "starting Ray")
         if not joined:
             check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
-        ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
+        dashboard = any(config.hardware.dashboard for config in self.plan.configs.values())
+        address = ray_cluster.start_ray(self.gpus, self.scratch / "ray.log", dashboard)
         self._ray = True
+        if address:
+            self.events.message(f"Ray's dashboard: http://{address}")
         if joined and not ray_cluster.autoscales():
             check_placement(todo, ray_cluster.machines(), f"the cluster {os.environ['RAY_ADDRESS']}")
 
