@@ -218,7 +218,7 @@ def _is_dead(lease: Path) -> bool:
     """Return whether the holder of a lease has ended; of a file that is no lease, whether it is old."""
     holder = holder_of(lease)
     if holder:
-        return not holder.is_alive
+        return not holder.is_alive if holder.here else holder.silent_s > YOUNG_S  # then it is taken over at once
     with suppress(OSError):
         return file_clock(lease.parent) - lease.stat().st_mtime > YOUNG_S
     return False

@@ -119,21 +119,18 @@ class RunHistory:
         manifest = self.manifest(t, label)
         if manifest is None:
             return None
-        artifact = Artifact(self.store, manifest.step, manifest.fingerprint)
-        if why := artifact.dropped(manifest):
+        if why := self.dropped(t, label):
             group = "policies" if label == "train" else "samples"
             raise DataError(
                 f"{self.name}, iteration {t}: the files of {manifest.name} were dropped ({why}). To make it again, "
                 f"repeat the `sparring run` that began this run with keep.{group}=all and --redo {manifest.name}."
             )
-        return artifact.as_input(label, manifest)
+        return Artifact(self.store, manifest.step, manifest.fingerprint).as_input(label, manifest)
 
-    def is_dropped(self, t: int, label: str) -> bool:
-        """Return whether files of a finished step of iteration t were dropped."""
+    def dropped(self, t: int, label: str) -> str:
+        """Return why files of a finished step of iteration t were dropped, '' where none were."""
         manifest = self.manifest(t, label)
-        return manifest is not None and bool(
-            Artifact(self.store, manifest.step, manifest.fingerprint).dropped(manifest)
-        )
+        return Artifact(self.store, manifest.step, manifest.fingerprint).dropped(manifest) if manifest else ""
 
     def artifacts(self) -> Iterator[tuple[int, str, Manifest]]:
         """Yield iteration, label and manifest of every artifact; of one with two labels the first."""
