@@ -91,8 +91,9 @@ def _shown(now: Progress, height: int | None) -> Group:
     session = now.session
     states = [step.state for step in session.steps.values()]
     counts = f"{now.planned} steps, {now.made} made"
-    if now.is_running and states:
-        counts += f", {states.count('running')} running, {states.count('waiting')} waiting"
+    if now.is_running:
+        doing = f"{states.count('running')} running, {states.count('waiting')} waiting"
+        counts += f", {doing}" if states else "; it prepares"
     lines = [headline(now), counts + _left(now)]
     parts: list[Text | Table] = [Text(printable(line)) for line in lines]
     others = len(session.workers) + len(session.warnings) + AROUND

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,9 +156,9 @@ class Progress:
         """`running`, `killed`, `finished`, `stopped`, `failed`, or `not running` where nothing says why it ended."""
         if self.holder:
             return "running" if self.is_running else "killed"
-        if self.session.ended in ("stopped", "failed"):
-            return self.session.ended
-        return "finished" if self.made == self.planned else "not running"
+        if self.made == self.planned:
+            return "finished"
+        return self.session.ended if self.session.ended in ("stopped", "failed") else "not running"
 
     @property
     def left_s(self) -> float | None:
@@ -185,6 +186,8 @@ def progress_of(arms: Sequence[RunHistory], stream: Stream) -> Progress:
     holder = next(filter(None, (holder_of(arm.folder / LEASE) for arm in arms)), None)
     now = session.at
     if holder and holder.is_alive:
+        if session.began < datetime.fromisoformat(holder.since).timestamp():  # it still prepares: all of this is older
+            session = Session()
         with suppress(OSError):
             now = time.time() if holder.here else session.at + silence(stream.path)
     finished = {artifact_name(kind, fp) for kind, fp in made}

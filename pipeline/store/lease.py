@@ -88,6 +88,7 @@ def holder_of(path: Path) -> Holder | None:
     try:
         content = json.loads(path.read_bytes())
         here = content["machine"] == machine()
+        datetime.fromisoformat(content["since"])
         return Holder(
             **{name: str(content[name]) for name in ("token", "owner", "host", "started", "since")},
             pid=int(content["pid"]),

@@ -30,7 +30,8 @@ def begun(root: Path, *events: dict[str, Any]) -> Run:
     run = Run(root)
     run_record.begin(run.folder, PLANNED, "", [], str(run.store), {})
     run.store.mkdir(exist_ok=True)
-    started = {"event": "run_started", "host": "node1", "pid": 17, "todo": TODO}
+    soon = time.time() + 2  # after the lease is taken
+    started = {"event": "run_started", "time": soon, "host": "node1", "pid": 17, "todo": TODO}
     write(run, started, *events)
     return run
 

@@ -75,6 +75,17 @@ def test_a_driver_elsewhere_is_alive_while_its_lease_is_young(tmp_path: Path) ->
     assert looked(run).state == "killed"
 
 
+def test_a_driver_that_prepares_is_not_taken_for_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path, shard(1, 4), {"event": "run_started", "todo": TODO, "time": time.time() - 9}, WORKER)
+    with driven(run):
+        assert looked(run).session.steps == {}
+        assert "4711" not in shown(run, capsys)
+        write(run, {"event": "run_started", "todo": TODO, "time": time.time() + 2})
+        assert looked(run).session.steps.keys() == TODO.keys()
+
+
 @pytest.mark.parametrize(
     ("events", "state"),
     [
