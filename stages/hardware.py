@@ -115,6 +115,9 @@ class HardwareConfig:
     usd_per_hour: NonNegative | None
     """Price of an hour of this hardware, from which the plan estimates a cost; null: the plan shows hours only."""
     expect: ExpectConfig
+    dashboard: bool = False
+    """Whether the Ray that a run starts has its dashboard, on this machine's loopback alone: needs pip install
+    'ray[default]'. A cluster that is joined has its own."""
 
     @property
     def gpus(self) -> int:

@@ -37,6 +37,14 @@ def null_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def size_text(size: float) -> str:
+    """Return bytes as `140.0 GiB`, `3.2 MiB` or `17 bytes`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size:,.0f} bytes"
+
+
 def counts_text(counts: Mapping[str, int]) -> str:
     """Return `capped 2, tie 1,003`, in the order of the names; '' without any."""
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))

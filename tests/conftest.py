@@ -23,6 +23,7 @@ def pytest_report_header() -> str:
 
 STARTS_RAY = {
     "tests/faults/": "whole runs",
+    "tests/pipeline/cli/test_stop.py": "whole runs",
     "tests/pipeline/execution/test_ray_cluster.py": "trainings",
     "tests/pipeline/test_crossplay_run.py": "trainings",
     "tests/pipeline/test_import.py": "trainings",

@@ -202,6 +202,23 @@ def set_aside() -> Scenario:
     )
 
 
+def dropped() -> Scenario:
+    """What `keep` does to a finished artifact: all of its files are there, or all that are gone are said to be."""
+
+    def drop(place: Path) -> None:
+        trained = _artifacts(place)[-1]
+        manifest = trained.manifest()
+        assert manifest is not None
+        trained.drop(manifest, [file.name for file in manifest.files], "keep.policies=last")
+
+    return Scenario(
+        prepare=lambda place: run(place, three_steps()),
+        act=drop,
+        holds=_nothing_false,
+        result=lambda place: sorted(name for name in tree(place / "store") if not name.startswith(".leases")),
+    )
+
+
 def export_folder() -> Scenario:
     """An export: the folder appears whole or not at all; a second call finds nothing in its way."""
 

@@ -34,7 +34,9 @@ COMMANDS = {
     "oracle": Listed(
         "Run", "cli.oracle_check:run", "Is the oracle fit for these prompts? Ask it about labelled pairs."
     ),
-    "status": Listed("Look", "cli.plan:status", "Show the steps of a run."),
+    "stop": Listed("Run", "cli.stop:stop", "End a run as Ctrl-C there would."),
+    "status": Listed("Look", "cli.status:status", "Show how a run is doing."),
+    "logs": Listed("Look", "cli.logs:logs", "Show the logs of a run, the first error first."),
     "report": Listed("Look", "cli.report:report", "Print the table of runs, and write them as one HTML file."),
     "inspect": Listed("Look", "cli.report:inspect_prompt", "Show one prompt: responses, who beats whom, gate, pair."),
     "answer": Listed("Judge", "cli.answer:answer", "Have a run's policy answer a suite or a file of prompts."),
@@ -51,6 +53,7 @@ COMMANDS = {
         "cli.profile:profile",
         "Measure the rates of this machine in minutes, and write them as a hardware profile.",
     ),
+    "gc": Listed("Maintain", "cli.gc:gc", "List what no run refers to; remove it with --delete."),
     "doctor": Listed("Maintain", "cli.doctor:doctor", "Check what a run needs, list what is optional."),
 }
 

@@ -25,6 +25,7 @@ from sparring.pipeline.config.model import Config
 from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import build_import
 from sparring.pipeline.planning.plan import Plan, Step, inspect
+from sparring.pipeline.runs.references import IMPORTS
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import make_folder
 from sparring.pipeline.store.manifest import Manifest, find
@@ -69,7 +70,7 @@ def run(
         plan = planned(run_plan)
         _check_with_policy(plan, store)
         make_folder("paths.store", store)
-        execute_alone(plan, store, "import", store / ".imports")
+        execute_alone(plan, store, "import", store / IMPORTS)
     made = {step.spec.kind: find(store, step.name)[1] for step in plan.steps.values()}
     print(printable("\n".join(described(made, plan.configs[""], overrides))))
 

@@ -1,4 +1,4 @@
-"""`sparring plan` and `sparring status`: the steps, what the store says of each, and what the others will cost."""
+"""`sparring plan`: the steps, what the store says of each, and what the others will cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sparring.pipeline import config
 from sparring.pipeline.cli import options
-from sparring.pipeline.cli.options import RUNS, Multirun, Overrides, Redo, Run, Runs
+from sparring.pipeline.cli.options import Multirun, Overrides, Redo
 from sparring.pipeline.cli.prepare import (
     arms_of,
     check_here,
@@ -26,7 +26,6 @@ from sparring.pipeline.planning.plan import Plan, State, Step, explain, inspect
 from sparring.pipeline.planning.rates import ASSUMPTIONS, ESTIMATED, Rate
 from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.terminal import stdout_console
-from sparring.pipeline.runs import run_history
 from sparring.pipeline.store.manifest import Manifest
 from sparring.pipeline.store.remote import opened
 from sparring.stages.errors import ConfigError
@@ -51,23 +50,7 @@ def plan(
         return
     plan = plan_of(arms, assume=True)
     check_places(plan)
-    _print_plan(plan, why, redone(plan, redo))
-
-
-def status(
-    run: Run = "default",
-    why: Annotated[bool, options.flag("--why", "say why a step is not done")] = False,
-    runs: Runs = RUNS,
-) -> None:
-    """Show the steps of a run.
-
-    They are those of the overrides that the run recorded when it began.
-
-    Example: sparring status myrun --why
-    """
-    arms = run_history.recorded(runs, run)
-    _print_plan(plan_of({one.arm: one.record.overrides for one in arms}, gpus=()), why, to_run=False)
-    run_history.check_undamaged(arms)
+    print_plan(plan, why, redone(plan, redo))
 
 
 LEAST_MINUTES = 0.05
@@ -76,7 +59,7 @@ FEW, MANY = 5, 20
 """Iterations whose every policy met, and whose every step, has a row of its own."""
 
 
-def _print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
+def print_plan(plan: Plan, why: bool, redo: frozenset[str] = frozenset(), to_run: bool = True) -> None:
     """Print a plan; to_run: refuse what can never run here, else say so."""
     first = first_of(plan)
     store = opened(first.paths.store)

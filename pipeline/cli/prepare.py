@@ -128,6 +128,8 @@ def check_here(plan: Plan, states: dict[str, State]) -> None:
     elif todo:
         if any(step.workers.gpus for step in todo) and (fault := ray_cluster.gpu_fault()):
             raise ConfigError(f"{fault}.")
+        if any(chosen.hardware.dashboard for chosen in plan.configs.values()):
+            ray_cluster.check_dashboard()
         check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
 
 

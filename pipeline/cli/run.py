@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +30,7 @@ from sparring.pipeline.cli.prepare import (
 )
 from sparring.pipeline.execution import ray_cluster
 from sparring.pipeline.execution.events import Events
-from sparring.pipeline.execution.executor import Executor, tidy_after_kill
+from sparring.pipeline.execution.executor import Executor, label_of, tidy_after_kill
 from sparring.pipeline.planning import estimate
 from sparring.pipeline.planning.iteration import build
 from sparring.pipeline.planning.plan import Plan, State, Step, inspect
@@ -36,6 +38,10 @@ from sparring.pipeline.planning.redo import other_code, redone
 from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_report, stdout_console
 from sparring.pipeline.runs import run_history, run_record
+from sparring.pipeline.runs.driver import stoppable
+from sparring.pipeline.runs.keep import Retention
+from sparring.pipeline.runs.progress import LEASE
+from sparring.pipeline.runs.references import register, wait_for_removal
 from sparring.pipeline.runs.stop import Watch
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import existing, make_folder
@@ -74,16 +80,21 @@ def run(
     make_folder("paths.store", store)
     make_folder("paths.runs", runs)
     with ExitStack() as leases:
-        for arm in arms:
-            leases.enter_context(_run_lease(arm_folder(plan, arm)))
+        folders = [arm_folder(plan, arm) for arm in arms]
+        tokens = {folder: leases.enter_context(_run_lease(folder)).token for folder in folders}
+        leases.enter_context(stoppable(tokens))
         if todo:  # first: what stops here leaves the run as it was
             plan = prepare(plan, arms)
             _check_disk(plan, states, store)
+        register(store, runs)
         expected = estimate.Estimate(plan, estimate.manifests(store), ray_cluster.gpus_by_machine()) if todo else None
         for arm, overrides in arms.items():
             _begin(plan, arm, overrides, _planned_s(plan, arm, states, expected))
+        if wait_for_removal(store, partial(print_held, store)):
+            states = inspect(plan, store, again)
+            todo = any(state.kind != "hit" for state in states.values())
         if not todo:
-            _link_cached(plan, store, states)
+            _link_cached(plan, store, states, Retention(plan, runs / first.run.name, store, print))
             if differs := other_code(plan, states):
                 print(differs)
             print(f"nothing to do: all {len(states)} steps are hits ({time.monotonic() - begun:.1f} s)")
@@ -116,9 +127,7 @@ def _onward(plan: Plan, store: Path) -> str:
 
 def _run_lease(folder: Path) -> Lease:
     try:
-        return Lease(folder / ".lease.json", f"run {folder.name}").acquire(
-            wait=False, waiting=partial(print_held, folder)
-        )
+        return Lease(folder / LEASE, f"run {folder.name}").acquire(wait=False, waiting=partial(print_held, folder))
     except LeaseHeld as error:
         raise LeaseHeld(
             f"{folder} is already being driven by {error}. Wait for it, stop it, or choose another run.name."
@@ -157,18 +166,22 @@ def _check_disk(plan: Plan, states: dict[str, State], store: Path) -> None:
 def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> None:
     events = Events(folder / "events.jsonl")
     states = inspect(plan, store, redo)
-    todo = sum(state.kind != "hit" for state in states.values())
-    text = f"{folder}: {len(plan.steps)} steps, {todo} to do; events in {folder / 'events.jsonl'}"
-    events("message", text=text)
+    todo = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
+    expected = estimate.Estimate(plan, estimate.manifests(store), ray_cluster.gpus_by_machine())
+    steps = {one.name: {"label": label_of(one), "expected_s": expected.cost(one).seconds} for one in todo}
+    events("run_started", host=socket.gethostname(), pid=os.getpid(), todo=steps)
+    text = f"{folder}: {len(plan.steps)} steps, {len(todo)} to do; events in {folder / 'events.jsonl'}"
+    events.message(text)
     for line in dealt_again_lines(plan, states):
-        events("message", text=line)
+        events.message(line)
     if differs := other_code(plan, states):
-        events("message", text=str(differs))
-    watch = Watch(plan, folder, store, events.message)
+        events.warning(str(differs))
+    watch, retention = Watch(plan, folder, store, events.warning), Retention(plan, folder, store, events.message)
 
     def done(step: Step, manifest: Manifest) -> None:
         _link_step(plan, store, step, manifest)
         watch.check(step)
+        retention.step_done(step, manifest)
 
     try:
         Executor(
@@ -183,6 +196,7 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
             wanted=watch.wanted,
         ).execute()
         watch.end()
+        events("finished")
     except (RuleFired, KeyboardInterrupt) as stop:
         events("stopped", text=str(stop))
         raise
@@ -198,11 +212,12 @@ def _link_step(plan: Plan, store: Path, step: Step, manifest: Manifest) -> None:
         run_record.note(arm_folder(plan, use.arm), store, (use.iteration, use.label), step.name, manifest)
 
 
-def _link_cached(plan: Plan, store: Path, states: dict[str, State]) -> None:
-    """Link steps that are all done; remove what a killed process left beside them."""
+def _link_cached(plan: Plan, store: Path, states: dict[str, State], retention: Retention) -> None:
+    """Link steps that are all done; remove what a killed process left beside them, and what is not kept any more."""
     for name, step in plan.steps.items():
         manifest = states[name].manifest
         assert manifest is not None
         artifact = Artifact(store, step.spec.kind, name)
         tidy_after_kill(artifact, manifest, "sparring", partial(print_held, artifact.path))
         _link_step(plan, store, step, manifest)
+        retention.step_done(step, manifest)

@@ -63,6 +63,9 @@ def _verify_one(store: Path, kind: str, path: Path) -> bool:
     artifact = Artifact(store, kind, fingerprint_of(path / MANIFEST))
     artifact.path, artifact.lease = path, store / LEASES / f"{path.name}.json"
     if not _problems(artifact):
+        manifest = artifact.manifest()
+        if manifest and (why := artifact.dropped(manifest)):
+            print(printable(f"{path.name}: files were dropped ({why}); what is left of it is whole"))
         return False
     with Lease(artifact.lease, "verify").acquire(wait=True, waiting=partial(print_held, path)):
         problems = _problems(artifact)  # again: whoever held the lease may have made it anew

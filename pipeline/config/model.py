@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from sparring.pipeline.report.config import PublishedConfig
+from sparring.pipeline.runs.config import KeepConfig
 from sparring.pipeline.runs.rules import DiagnosticsConfig
 from sparring.pipeline.store.remote import check_address
 from sparring.stages.annotate.config import (
@@ -102,6 +103,7 @@ class Config:
     evaluate: EvaluateConfig
     tracking: Annotated[TrackingConfig, RUNTIME]
     diagnostics: Annotated[DiagnosticsConfig, RUNTIME]
+    keep: Annotated[KeepConfig, RUNTIME]
     entry: Annotated[EntryConfig, ELSEWHERE]
     published: Annotated[PublishedConfig | None, RUNTIME] = None
     """Of a preset that has published results."""

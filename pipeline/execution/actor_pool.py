@@ -35,6 +35,7 @@ from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringEr
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.sample.config import SampleSettings
 from sparring.stages.step import Job, Shard, resolve
+from sparring.stages.vitals import EVERY_S
 
 POLL_S = 1.0
 """Seconds between checks of deadlines and of Ray itself."""
@@ -127,9 +128,10 @@ class ActorPool:
             )
 
     def map(
-        self, job: Job, shards: list[Shard], on_worker: Callable[[int], None], message: Callable[[str], None]
+        self, job: Job, shards: list[Shard], on_worker: Callable[[dict[str, Any]], None], message: Callable[[str], None]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (shard index, record) as shards are done; `on_worker` gets each worker's pid, that of new ones too.
+        """Yield (shard index, record) as shards are done; `on_worker` gets each worker's vitals (stages/vitals.py),
+        of new ones too, and again after a shard where EVERY_S have passed.
 
         A shard whose worker dies, fails or is past its deadline is computed again by a new one. Where it fails again
         and the step's shards can be split, the prompts that make it fail are found and dropped. `message` gets a line
@@ -142,8 +144,9 @@ class ActorPool:
         self.warned: set[str] = set()
         self.running: dict[Any, Call] = {}
         # A worker counts as started when its process answers: on a busy cluster some wait for others' cores and GPUs.
-        self.starting = {actor.pid.remote(): actor for actor in self.actors}
-        seen_pids: set[int] = set()
+        self.starting = {actor.vitals.remote(): actor for actor in self.actors}
+        reported: dict[int, float] = {}
+        """pid -> when `on_worker` got its vitals."""
         for actor in self.actors:
             self._load(actor)
         if not self.actors:
@@ -156,28 +159,29 @@ class ActorPool:
             references = [*self.running, *self.starting]
             ray.wait(references, num_returns=1, timeout=POLL_S)
             for reference in _ready(references):
-                pid, result = None, None
+                pid, result, seen = None, None, None
                 if reference in self.starting:
                     actor = self.starting.pop(reference)
-                    pid = self.pid_of[actor] = _result_or_stop(job, reference)
+                    seen = _result_or_stop(job, reference)
+                    pid = self.pid_of[actor] = seen["pid"]
                     for call in self.running.values():
                         if call.actor == actor:  # only now its models begin to load
                             call.begun = time.monotonic()
                 elif reference in self.running:
                     call = self.running.pop(reference)
                     actor = call.actor
-                    pid, result = self._collect(reference, call)
+                    pid, result, seen = self._collect(reference, call)
                 else:  # the worker was restarted after this call
                     continue
-                if pid and pid not in seen_pids:
-                    seen_pids.add(pid)
-                    on_worker(pid)
+                if pid and seen and time.monotonic() - reported.get(pid, -EVERY_S) >= EVERY_S:
+                    reported[pid] = time.monotonic()
+                    on_worker(seen)
                 if result:
                     yield result
                 busy = actor is not None and any(actor == call.actor for call in self.running.values())
                 if pid and actor not in self.starting.values() and not busy:
                     self._submit(actor)
-            self._check_wait(patience, bool(seen_pids))
+            self._check_wait(patience, bool(reported))
             # A result that has arrived but was not collected yet belongs to no hung worker.
             done = _ready(list(self.running))
             self._end_hung([call for reference, call in self.running.items() if reference not in done])
@@ -214,8 +218,10 @@ class ActorPool:
         needed = f"{_reserved(self.job)} CPUs and {self.job.workers.gpus} GPUs"
         return f"no worker answers yet: it still starts, or waits for {needed} that others hold"
 
-    def _collect(self, reference: Any, call: Call) -> tuple[int | None, tuple[int, dict[str, Any]] | None]:
-        """Return the worker's pid, and of a shard its index and record; None, None after a failure."""
+    def _collect(
+        self, reference: Any, call: Call
+    ) -> tuple[int | None, tuple[int, dict[str, Any]] | None, dict[str, Any] | None]:
+        """Return the worker's pid, and of a shard (index, record) and the worker's vitals; None after a failure."""
         actor, shard = call.actor, call.shard
         try:
             result = _result(self.job, reference, shard)
@@ -227,7 +233,7 @@ class ActorPool:
             else:
                 self._load_failed(actor, fault)
             self._load(actor)
-            return None, None
+            return None, None, None
         self.ended.pop(actor, None)
         if shard is None:
             self.load_failures[actor], self.ready_at = 0, self.ready_at or time.monotonic()
@@ -235,10 +241,10 @@ class ActorPool:
                 if text not in self.warned:  # every worker that loads the same models has the same warnings
                     self.warned.add(text)
                     self.message(f"{self.job.out.name}: {text}")
-            return self.pid_of.get(actor), None
+            return self.pid_of.get(actor), None, None
         self.deadline.record(time.monotonic() - call.begun)
-        pid, record = result
-        return pid, (shard.index, record)
+        seen, record = result
+        return seen["pid"], (shard.index, record), seen
 
     def _load_failed(self, actor: Any, fault: EngineFault) -> None:
         """Restart a worker that failed while it loaded its models; EngineFault after too many failures."""
@@ -342,7 +348,7 @@ class ActorPool:
         if not isinstance(fault, WorkerDied):
             ray.kill(actor, no_restart=False)
         while self.pid_of.get(actor) == old:
-            reference = actor.pid.remote()
+            reference = actor.vitals.remote()
             while not ray.wait([reference], timeout=POLL_S)[0]:
                 ray_cluster.check_alive()
                 if patience.waited_s > PLACEMENT_S:
@@ -352,7 +358,7 @@ class ActorPool:
                     )
                 if patience.is_due():
                     self.message(f"{self.job.out.name}: {self._no_worker_yet()}, {patience.waited_s:.0f} s so far")
-            self.pid_of[actor] = _result_or_stop(self.job, reference)
+            self.pid_of[actor] = _result_or_stop(self.job, reference)["pid"]
             time.sleep(POLL_S / 10)
         self.ended.pop(actor, None)
 

@@ -41,6 +41,10 @@ class Events:
         """Record a line for the user."""
         self("message", text=text)
 
+    def warning(self, text: str) -> None:
+        """Record a line that the user should act on, or know of."""
+        self("message", text=text, level="warning")
+
     def close(self) -> None:
         """Stop the display and close the stream."""
         if self._bars:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from sparring.pipeline.execution import in_process, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.planning.placement import check_placement
-from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
+from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, inspect, step_state, to_redo
+from sparring.pipeline.runs.references import note_plan, wait_for_removal
 from sparring.pipeline.store import remote
 from sparring.pipeline.store.code_digest import code_of
 from sparring.pipeline.store.files import files_below
@@ -36,6 +37,11 @@ if TYPE_CHECKING:  # it imports Ray, which takes seconds
 
 LOOK_AHEAD = 3
 """Steps whose workers are started early."""
+
+
+def label_of(step: Step) -> str:
+    """Return how events name a step: `iteration 1 sample`."""
+    return f"iteration {step.uses[0].iteration} {step.uses[0].label}"
 
 
 def steps_to_warm_up(steps: Sequence[Step], step: Step) -> list[Step]:
@@ -78,6 +84,8 @@ class Executor:
     wanted: Callable[[Step], bool] = lambda step: True
     """Predicate per step; if False the step is skipped. Its dependents must be skipped too."""
     states: dict[str, State] = field(default_factory=dict, init=False)
+    _again: dict[str, State] = field(default_factory=dict, init=False)
+    """Finished steps whose files were dropped, and are read by steps to make."""
     _ray: bool = field(default=False, init=False)
     _pools: dict[str, ActorPool] = field(default_factory=dict, init=False)
     _made_with: dict[str, Any] = field(default_factory=dict, init=False)
@@ -88,6 +96,8 @@ class Executor:
         made = 0
         if bucket := remote.of(self.store):
             bucket.check_conditional()
+        states = inspect(self.plan, self.store, self.redo)
+        self._again = {name: one for name, one in states.items() if one.dropped and one.kind != "hit"}
         try:
             for step in self.plan.steps.values():
                 made += self.wanted(step) and self._ensure(step)
@@ -128,6 +138,8 @@ class Executor:
     def _state(self, step: Step, artifact: Artifact) -> State:
         artifact.refresh()
         state = step_state(self.plan, step, artifact, self.states)
+        if state.kind == "hit" and state.dropped and step.fingerprint in self._again:
+            return self._again[step.fingerprint]
         return to_redo(state) if step.fingerprint in self.redo else state
 
     def _make_or_adopt(self, step: Step, artifact: Artifact, state: State) -> State:
@@ -157,7 +169,7 @@ class Executor:
     def _make(self, step: Step, artifact: Artifact, state: State) -> None:
         stale = artifact.raw() if state.kind == "stale" else None
         if stale is not None:
-            self.events.message(f"{step.name}: {state.why}; it is replaced when its successor is complete")
+            self.events.warning(f"{step.name}: {state.why}; it is replaced when its successor is complete")
         self._made_with = self._made_with or {
             **ray_cluster.software(),
             "hardware": ray_cluster.hardware(),
@@ -170,8 +182,7 @@ class Executor:
             self._close_pools(lambda pool: pool.loaded)
         if step.spec.pool in ("tasks", "in_process"):
             self._warm_up_after(step)
-        label = f"iteration {step.uses[0].iteration} {step.uses[0].label}"
-        show = {"step": step.name, "kind": step.spec.kind, "label": label}
+        show = {"step": step.name, "kind": step.spec.kind, "label": label_of(step)}
         manifest = self._run_driver(job, show, state) if step.spec.run else self._run_shards(job, show, state)
         tidy(artifact, publish(artifact, manifest, stale))
         self.events("step_done", **show, seconds=manifest.seconds, rows=manifest.rows)
@@ -186,6 +197,10 @@ class Executor:
             else:
                 manifest = self.states[name].manifest
                 assert manifest is not None and input_digest(self.plan, name, self.states)
+                if self.states[name].dropped:  # it was no hit after all: an input was made again, of other bytes
+                    raise DataError(
+                        f"{step.name}: {manifest.name}, which it reads, was dropped; run again to make it again."
+                    )
                 source = self._artifact(self.plan.steps[name]).as_input(role, manifest)
                 inputs[role] = replace(source, root=source.root.absolute())
         return inputs
@@ -215,8 +230,11 @@ class Executor:
         self.events.message("joining the Ray cluster" if joined else "starting Ray")
         if not joined:
             check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
-        ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
+        dashboard = any(config.hardware.dashboard for config in self.plan.configs.values())
+        address = ray_cluster.start_ray(self.gpus, self.scratch / "ray.log", dashboard)
         self._ray = True
+        if address:
+            self.events.message(f"Ray's dashboard: http://{address}")
         if joined and not ray_cluster.autoscales():
             check_placement(todo, ray_cluster.machines(), f"the cluster {os.environ['RAY_ADDRESS']}")
 
@@ -250,7 +268,9 @@ class Executor:
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         if todo:
             done_before, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
-            results = workers.map(job, todo, lambda pid: self.events("worker", **show, pid=pid), self.events.message)
+            results = workers.map(
+                job, todo, lambda worker: self.events("worker", **show, **worker), self.events.warning
+            )
             for index, record in results:
                 records[index] = record
                 tokens += record["stats"].get("tokens", 0)
@@ -371,6 +391,8 @@ def execute_alone(plan: Plan, store: Path, run: str, scratch: Path) -> None:
     """Make the missing steps of a plan that belongs to no run's record; events and logs go into `scratch`."""
     events = Events(scratch / "events.jsonl")
     try:
+        note_plan(scratch, (step.name for step in plan.steps.values()))
+        wait_for_removal(store, events.message)
         Executor(
             plan=plan,
             store=store,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from sparring.pipeline.execution.fault_policy import step_errors
 from sparring.pipeline.store import remote
 from sparring.pipeline.store.parts import write_part
 from sparring.stages.step import File, Input, Job, Shard, resolve
+from sparring.stages.vitals import vitals
 
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -29,10 +29,10 @@ class InProcess:
     """When the models of the step were loaded (time.monotonic)."""
 
     def map(
-        self, job: Job, shards: list[Shard], on_worker: Callable[[int], None], message: Callable[[str], None]
+        self, job: Job, shards: list[Shard], on_worker: Callable[[dict[str, Any]], None], message: Callable[[str], None]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as ActorPool.map does, without its retries."""
-        on_worker(os.getpid())
+        on_worker(vitals())
         with step_errors(job):
             worker = resolve(job.spec.worker)(job)
         self.ready_at = time.monotonic()

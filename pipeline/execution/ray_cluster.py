@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,11 @@ def joined() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def start_ray(gpus: int, log: Path | None = None) -> None:
+def start_ray(gpus: int, log: Path | None = None, dashboard: bool = False) -> str:
     """Join the cluster of RAY_ADDRESS, or start a local one bound to loopback; log: a file for what Ray itself prints.
 
-    A signal meanwhile ends it as it would anywhere else.
+    Return the address of Ray's dashboard, '' without one. dashboard: whether the local one has it. A signal meanwhile
+    ends it as it would anywhere else.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -175,7 +177,7 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
 
     terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _init(gpus)
+        address = _init(gpus, dashboard)
     except SystemExit as end:  # Ray's own handler of SIGTERM, while it starts
         if end.code == signal.SIGTERM and callable(terminate):
             terminate(signal.SIGTERM, None)
@@ -191,6 +193,7 @@ def start_ray(gpus: int, log: Path | None = None) -> None:
                 file.write("\n".join(data["lines"]) + "\n")
 
         ray._private.worker.print_to_stdstream = to_log  # a dead raylet's last hundred lines
+    return address
 
 
 def this_machine() -> dict[str, float]:
@@ -213,29 +216,37 @@ def autoscales() -> bool:
     return bool(ray._private.state.state.get_max_resources_from_cluster_config())
 
 
-def _init(gpus: int) -> None:
+def check_dashboard() -> None:
+    """ConfigError where packages of Ray's dashboard are missing: Ray would start without it and say nothing."""
+    missing = [name for name in ("aiohttp_cors", "opencensus", "colorful") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"hardware.dashboard=true: {', '.join(missing)}: not installed; pip install 'ray[default]'.")
+
+
+def _init(gpus: int, dashboard: bool) -> str:
+    """Join or start Ray; return the address of its dashboard, '' without one."""
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if joined():
         try:
-            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+            return str(ray.init(address=os.environ["RAY_ADDRESS"], **quiet).dashboard_url or "")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SparringError(
                 f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {_refusal(' '.join(str(error).split()))}."
             ) from None
-        return
     leftovers.remove()
     os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
     folder, before = leftovers.own_folder(), os.environ.get("TMPDIR")
     folder.mkdir(mode=0o700, exist_ok=True)
     os.environ["TMPDIR"] = str(folder)  # Ray's processes inherit this environment
     try:
-        ray.init(
+        started = ray.init(
             address="local",  # never a cluster that happens to run on this machine
             num_cpus=os.cpu_count(),
             num_gpus=gpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
             _node_ip_address="127.0.0.1",
             object_store_memory=256 * 2**20,
             **quiet,
@@ -244,6 +255,7 @@ def _init(gpus: int) -> None:
         del os.environ["TMPDIR"]
         if before is not None:
             os.environ["TMPDIR"] = before
+    return str(started.dashboard_url or "") if dashboard else ""
 
 
 def stop_ray() -> None:

@@ -16,6 +16,7 @@ from sparring.pipeline.execution import in_process
 from sparring.pipeline.store.parts import write_part
 from sparring.pipeline.store.remote import localised
 from sparring.stages.step import Job, Shard, resolve
+from sparring.stages.vitals import vitals
 
 
 class Worker:
@@ -27,9 +28,9 @@ class Worker:
         self.number, self.fingerprint, self.load_s = number, "", 0.0
         self.worker: Any = None
 
-    def pid(self) -> int:
-        """Return the process's id."""
-        return os.getpid()
+    def vitals(self) -> dict[str, Any]:
+        """Return the process's host, id and memory."""
+        return vitals()
 
     def prepare(self, job: Job) -> None:
         """Do what the step lets its workers do before its inputs exist."""
@@ -60,13 +61,13 @@ class Worker:
         self.load_s = time.monotonic() - begun
         return warnings
 
-    def run(self, job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
-        """Compute a shard and write its part; return the process's id and the record, which counts the load once."""
+    def run(self, job: Job, shard: Shard) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Compute a shard and write its part; return vitals and the record, which counts the load once."""
         job = localised(job)
         self.load(job)
         begun, self.load_s = time.monotonic() - self.load_s, 0.0
         part = self.worker(shard)
-        return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)
+        return vitals(), write_part(job, shard, part, time.monotonic() - begun)
 
     def probe(self, job: Job, shard: Shard) -> None:
         """Compute a shard and keep nothing."""
@@ -74,13 +75,13 @@ class Worker:
         self.worker(shard)
 
 
-def run_task(job: Job, shard: Shard) -> tuple[int, dict[str, Any]]:
+def run_task(job: Job, shard: Shard) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compute a shard of a light step as a task of its own."""
     job = localised(job)
     redirect_output(job, 0)
     begun = time.monotonic()
     part = resolve(job.spec.worker)(job)(shard)
-    return os.getpid(), write_part(job, shard, part, time.monotonic() - begun)
+    return vitals(), write_part(job, shard, part, time.monotonic() - begun)
 
 
 def finish_task(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ MEASURED = "measured here"
 """How a rate is known that the store has."""
 UNKNOWN = 300_000_000
 """Weights of a policy of which nothing is known."""
+MOST_POLICIES = {"last": 2, "best": 3}
+"""keep.policies -> policies that are on the disk at once: the one in training, the one it began with, the best."""
 CHECKPOINTS = 2
 """Of a training: the one before is removed when the next one is complete."""
 
@@ -140,7 +142,7 @@ class Estimate:
     def total(self, states: Mapping[str, State]) -> Cost:
         """Return the sum over the steps that are not hits; the peak is kept plus the largest step's need."""
         costs = [self.cost(step) for name, step in self.plan.steps.items() if states[name].kind != "hit"]
-        kept = sum(c.kept_bytes for c in costs)
+        kept = sum(c.kept_bytes for c in costs) - self._dropped_bytes(states)
         return Cost(
             tokens=sum(c.tokens for c in costs),
             seconds=sum(c.seconds for c in costs),
@@ -148,6 +150,16 @@ class Estimate:
             peak_bytes=kept + max((c.peak_bytes for c in costs), default=0.0),
             rate=next((c.rate for c in costs if c.assumed), None),
         )
+
+    def _dropped_bytes(self, states: Mapping[str, State]) -> float:
+        """Return the bytes of the policies that `keep.policies` drops before the last one is there."""
+        total = 0.0
+        for arm, config in self.plan.configs.items():
+            made = [step for _, step in self.plan.arm(arm) if step.spec.kind == "train"]
+            trained = [step for step in made if states[step.fingerprint].kind != "hit"]
+            most = MOST_POLICIES.get(config.keep.policies, len(trained))
+            total += sum(self.cost(step).kept_bytes for step in trained[most:])
+        return total
 
     def _alike(self, kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str], on_gpus: bool) -> str:
         """Return a digest of what steps have in common whose rates are alike."""

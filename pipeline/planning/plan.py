@@ -6,7 +6,7 @@ Neither Ray nor torch is loaded here: planning, `status` and a run with nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,10 @@ class State:
     """hit, miss, resume (some shards are there) or stale."""
     why: str = ""
     manifest: Manifest | None = None
+    dropped: bool = False
+    """Whether files of the artifact were removed to free disk: it is a hit unless a step that is to do reads it."""
+    follows: bool = False
+    """Whether it is stale only because an input is to be made again: of the same bytes, it is a hit after all."""
 
 
 def inspect(plan: Plan, store: Path, redo: frozenset[str] = frozenset()) -> dict[str, State]:
@@ -95,12 +99,19 @@ def inspect(plan: Plan, store: Path, redo: frozenset[str] = frozenset()) -> dict
     for name, step in plan.steps.items():
         state = step_state(plan, step, Artifact(store, step.spec.kind, name), states)
         states[name] = to_redo(state) if name in redo else state
+    for name, step in reversed(plan.steps.items()):  # a step comes after those that it reads
+        if states[name].kind != "hit" and not states[name].follows:
+            for source in step.inputs.values():
+                if source in states and states[source].kind == "hit" and states[source].dropped:
+                    states[source] = replace(
+                        states[source], kind="stale", why=f"{states[source].why}; {step.name} reads it"
+                    )
     return states
 
 
 def to_redo(state: State) -> State:
     """Return the state of a step that is to be made again: what is there is stale."""
-    return State(kind="stale", why="--redo", manifest=state.manifest) if state.kind == "hit" else state
+    return replace(state, kind="stale", why="--redo") if state.kind == "hit" else state
 
 
 def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, State]) -> State:
@@ -116,12 +127,14 @@ def step_state(plan: Plan, step: Step, artifact: Artifact, states: Mapping[str, 
     for role, name in step.inputs.items():
         current = input_digest(plan, name, states)
         if current is None:
-            return State(kind="stale", why=f"input {role} ({plan.steps[name].name}) is to be redone", manifest=manifest)
+            why = f"input {role} ({plan.steps[name].name}) is to be redone"
+            return State(kind="stale", why=why, manifest=manifest, follows=True)
         if manifest.inputs.get(role, {}).get("digest") != current:
             return State(kind="stale", why=f"input {role} changed bytes", manifest=manifest)
     if damaged := next(artifact.damaged_files(manifest), None):
         return State(kind="stale", why=damaged, manifest=manifest)
-    return State(kind="hit", manifest=manifest)
+    dropped = artifact.dropped(manifest)
+    return State(kind="hit", why=f"dropped ({dropped})" if dropped else "", manifest=manifest, dropped=bool(dropped))
 
 
 def input_digest(plan: Plan, name: str, states: Mapping[str, State]) -> str | None:

@@ -52,10 +52,12 @@ def other_code(plan: Plan, states: Mapping[str, State]) -> OtherCode | None:
 
 
 def redone(plan: Plan, requested: Sequence[str]) -> frozenset[str]:
-    """Return the fingerprints of the steps that --redo names, by kind or label; ConfigError lists the valid names."""
-    names = {name: {step.spec.kind, *(use.label for use in step.uses)} for name, step in plan.steps.items()}
-    valid = {name for own in names.values() for name in own}
+    """Return the fingerprints of the steps that --redo names, by kind, label or artifact; ConfigError lists them."""
+    names = {name: {step.spec.kind, step.name, *(use.label for use in step.uses)} for name, step in plan.steps.items()}
     for one in requested:
-        if one not in valid:
-            raise ConfigError(f"--redo {one}: this plan has no such step; choose from {', '.join(sorted(valid))}.")
+        if not any(one in own for own in names.values()):
+            listed = sorted({name for key, own in names.items() for name in own - {plan.steps[key].name}})
+            raise ConfigError(
+                f"--redo {one}: this plan has no such step; choose from {', '.join(listed)}, or name an artifact of it."
+            )
     return frozenset(name for name, own in names.items() if own & set(requested))

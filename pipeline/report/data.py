@@ -27,7 +27,7 @@ from sparring.pipeline.report.figures import (
 from sparring.pipeline.report.judging import JUDGES, win_rate_name, worth_of_judges
 from sparring.pipeline.report.suites import SuiteTable, suite_table
 from sparring.pipeline.runs.rules import RuleWarning
-from sparring.pipeline.runs.run_history import RunHistory, labels
+from sparring.pipeline.runs.run_history import RunHistory, Steps, labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class ArmReport:
             answer=answer(iterations, figures),
             figures=figures,
             panel={panel.iteration: panel_figures(panel) for panel in panels},
-            notes={t: notes(steps) for t, steps in iterations.items()},
+            notes={t: [*notes(steps), *dropped_notes(history, t, steps)] for t, steps in iterations.items()},
             warnings=history.warnings,
             judges=worth_of_judges(judged[-1]) if judged else [],
             games=crossplay.games(iterations),
@@ -94,6 +94,12 @@ class ArmReport:
         """Return iteration -> its notes and the rules that fire in it."""
         fired = {t: [f"WARNING {one}" for one in self.warnings if one.iteration == t] for t in self.notes}
         return {t: [*lines, *fired[t]] for t, lines in self.notes.items()}
+
+
+def dropped_notes(history: RunHistory, t: int, steps: Steps) -> list[str]:
+    """Return a line for each step of iteration t whose files were dropped to free disk."""
+    reasons = {label: history.dropped(t, label) for label in steps}
+    return [f"the files of {label} were dropped ({why})" for label, why in reasons.items() if why]
 
 
 @dataclass(frozen=True, kw_only=True)

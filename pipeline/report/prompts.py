@@ -204,7 +204,9 @@ def choose(samples: Input, pairs: Input | None) -> tuple[list[Place], int]:
 
 
 def shown_prompts(arm: RunHistory, t: int) -> ShownPrompts | None:
-    """Return the prompts of iteration t that the page shows, None where nothing is sampled."""
+    """Return the prompts of iteration t that the page shows, None where no samples are there."""
+    if arm.dropped(t, "sample"):
+        return None
     samples = arm.artifact(t, "sample")
     if samples is None:
         return None

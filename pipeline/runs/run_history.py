@@ -117,11 +117,22 @@ class RunHistory:
         return self.steps.get(t, {}).get(label)
 
     def artifact(self, t: int, label: str) -> Input | None:
-        """Return the artifact of a step of iteration t, None where it is not made."""
+        """Return the artifact of a step of iteration t, None where it is not made; DataError where it was dropped."""
         manifest = self.manifest(t, label)
         if manifest is None:
             return None
+        if why := self.dropped(t, label):
+            group = "policies" if label == "train" else "samples"
+            raise DataError(
+                f"{self.name}, iteration {t}: the files of {manifest.name} were dropped ({why}). To make it again, "
+                f"repeat the `sparring run` that began this run with keep.{group}=all and --redo {manifest.name}."
+            )
         return Artifact(self.store, manifest.step, manifest.fingerprint).as_input(label, manifest)
+
+    def dropped(self, t: int, label: str) -> str:
+        """Return why files of a finished step of iteration t were dropped, '' where none were."""
+        manifest = self.manifest(t, label)
+        return Artifact(self.store, manifest.step, manifest.fingerprint).dropped(manifest) if manifest else ""
 
     def artifacts(self) -> Iterator[tuple[int, str, Manifest]]:
         """Yield iteration, label and manifest of every artifact; of one with two labels the first."""

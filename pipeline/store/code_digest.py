@@ -24,7 +24,18 @@ PACKAGE = stages.__name__
 ROOT = Path(stages.__file__).parents[1]
 CONTRACT = frozenset(
     f"{name}.py"
-    for name in ("digests", "errors", "fields", "fingerprint", "hardware", "model_folder", "patience", "plain", "step")
+    for name in (
+        "digests",
+        "errors",
+        "fields",
+        "fingerprint",
+        "hardware",
+        "model_folder",
+        "patience",
+        "plain",
+        "step",
+        "vitals",
+    )
 )
 """Files directly in stages/ that its packages and the orchestrator share."""
 CACHE = f"code-{sys.version_info.major}.{sys.version_info.minor}.json"

@@ -17,10 +17,12 @@ import glob
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,61 @@ def started(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who holds a lease, as its file says."""
+
+    token: str
+    owner: str
+    host: str
+    pid: int
+    started: str
+    """The pid's start time: another process may have the pid later."""
+    since: str
+    here: bool
+    """Whether it is, or was, a process of this machine and its pid namespace."""
+    silent_s: float
+    """Seconds since the file last changed, by the clock of its file system; 0 of a process of this machine."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process is there; of another machine, whether it gave a sign of life in DEAD_AFTER_S."""
+        return started(self.pid) == self.started if self.here else self.silent_s <= DEAD_AFTER_S
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on host {self.host}, since {self.since}"
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Return who holds a lease, dead or alive; None where there is no lease, or none that can be read."""
+    try:
+        content = json.loads(path.read_bytes())
+        here = content["machine"] == machine()
+        datetime.fromisoformat(content["since"])
+        return Holder(
+            **{name: str(content[name]) for name in ("token", "owner", "host", "started", "since")},
+            pid=int(content["pid"]),
+            here=here,
+            silent_s=0.0 if here else silence(path),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def silence(path: Path) -> float:
+    """Return the seconds since a file last changed, by the clock that dates files beside it."""
+    return max(0.0, file_clock(path.parent) - path.stat().st_mtime)
+
+
+def file_clock(folder: Path) -> float:
+    """Return the time by the clock that dates files in a folder; by this machine's where nothing can be written."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 class Lease:

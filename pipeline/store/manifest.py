@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,6 +29,9 @@ from sparring.stages import fields
 from sparring.stages.errors import DataError, SparringError
 from sparring.stages.fingerprint import artifact_name, digest
 from sparring.stages.step import File, Input, sha256_file
+
+DROPPED = "dropped.json"
+"""Which files of a finished artifact were removed to free disk, and why; beside its manifest, which stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +130,19 @@ class Artifact:
             return None
 
     def damaged_files(self, manifest: Manifest, *, rehash: bool = False) -> Iterator[str]:
-        """Yield a line for each file that is missing, has another size or, with `rehash`, has other bytes."""
+        """Yield a line for each file that is missing, has another size or, with `rehash`, has other bytes.
+
+        Files that were dropped are no damage.
+        """
+        dropped = self._marker(manifest).get("files", ())
         for file in manifest.files:
             path = self.path / file.path
             if self.remote:
                 if why := self.remote.fault(self.path.name, file, rehash=rehash):
                     yield why
             elif not path.is_file():
-                yield f"{path} is missing"
+                if file.name not in dropped:
+                    yield f"{path} is missing"
             elif path.stat().st_size != file.bytes:
                 yield f"{path} has {path.stat().st_size} bytes, recorded {file.bytes}"
             elif rehash and sha256_file(path) != file.sha256:
@@ -149,6 +157,40 @@ class Artifact:
         if manifest is None:
             return f"{self.path} {'has lost its manifest' if self.path.is_dir() else 'is gone'}"
         return next(self.damaged_files(manifest), "")
+
+    def drop(self, manifest: Manifest, names: Collection[str], why: str) -> int:
+        """Remove files of a finished artifact and say so beside its manifest, which stays; return the bytes freed.
+
+        names: their logical names. After a kill none counts as dropped, or all do; another call removes the rest.
+        """
+        files = [file for file in manifest.files if file.name in names]
+        there = [file for file in files if (self.path / file.path).is_file()]
+        marker = {"content": manifest.content, "files": sorted(names), "why": why}
+        write_text(self.path / DROPPED, json.dumps(marker))
+        for file in there:
+            (self.path / file.path).unlink(missing_ok=True)
+        for folder in {(self.path / file.path).parent for file in files} - {self.path}:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        return sum(file.bytes for file in there)
+
+    def dropped(self, manifest: Manifest) -> str:
+        """Return why files of a finished artifact were dropped; '' where all of them are there."""
+        marker = self._marker(manifest)
+        lost = (
+            any(file.name in marker["files"] and not (self.path / file.path).is_file() for file in manifest.files)
+            if marker
+            else False
+        )
+        return str(marker["why"]) if lost else ""
+
+    def _marker(self, manifest: Manifest) -> dict[str, Any]:
+        """Return what is dropped of the files that a manifest names, {} where nothing is."""
+        try:
+            marker = json.loads((self.path / DROPPED).read_bytes())
+            return marker if marker["content"] == manifest.content and {*marker["files"]} and marker["why"] else {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}
 
     def set_aside(self) -> None:
         """Make the artifact undone: the manifest is removed first, then the rest, so that a kill leaves no half."""
@@ -261,6 +303,7 @@ def _publish_here(artifact: Artifact, manifest: Manifest, text: str, replaces: b
 def tidy(artifact: Artifact, manifest: Manifest) -> None:
     """Remove what no manifest names: records, parts of lost attempts, checkpoints."""
     keep = {MANIFEST} | {Path(file.path).parts[0] for file in manifest.files}
+    keep |= {DROPPED} if artifact.dropped(manifest) else set()
     for path in artifact.path.iterdir():
         if path.name not in keep:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

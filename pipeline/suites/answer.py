@@ -25,6 +25,7 @@ from sparring.pipeline.execution.executor import execute_alone
 from sparring.pipeline.planning.iteration import Question, build_answers
 from sparring.pipeline.planning.plan import Plan, inspect
 from sparring.pipeline.runs import run_history
+from sparring.pipeline.runs.references import ANSWERS
 from sparring.pipeline.runs.run_history import RunHistory
 from sparring.pipeline.sources import Sources, check_policy, fetch
 from sparring.pipeline.store.files import check_target, make_folder, write_target
@@ -175,7 +176,7 @@ def make(player: Player, files: Sequence[PromptFile]) -> list[Manifest]:
     if any(state.kind != "hit" for state in inspect(plan, store).values()):
         if fetch(plan.configs.values(), plan.externals.values()):
             plan = _planned(player, files)
-        execute_alone(plan, store, player.folder.name, player.folder / "answers" / "logs")
+        execute_alone(plan, store, player.folder.name, player.folder / ANSWERS)
     return [find(store, step.name)[1] for step in plan.steps.values()]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparring.pipeline import config
 from sparring.pipeline.planning.iteration import build
-from sparring.pipeline.planning.plan import Plan, Step, inspect
+from sparring.pipeline.planning.plan import Plan, Step
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.manifest import Artifact, Manifest, publish
 from sparring.stages.annotate.config import EncoderConfig, JudgeConfig
@@ -58,10 +58,10 @@ def finish(plan: Plan, step: Step, store: Path, content: str = "x") -> Manifest:
     artifact.path.mkdir(parents=True)
     path = artifact.path / "part-00000.aaaa.parquet"
     path.write_text(content)
-    states = inspect(plan, store)
 
     def content_of(name: str) -> str:
-        manifest = states[name].manifest if name in states else None
+        made = plan.steps.get(name)
+        manifest = Artifact(store, made.spec.kind, name).manifest() if made else None
         return manifest.content if manifest else name
 
     file = File(name="part-00000.parquet", path=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)

@@ -19,11 +19,11 @@ from sparring.stages.step import resolve
 from tests.refusals import named
 
 GROUPS = {
-    "Run": ["run", "plan", "import", "oracle"],
-    "Look": ["status", "report", "inspect"],
+    "Run": ["run", "plan", "import", "oracle", "stop"],
+    "Look": ["status", "logs", "report", "inspect"],
     "Judge": ["answer", "best-of-n", "judge", "contamination"],
     "Share": ["export", "sync"],
-    "Maintain": ["verify", "profile", "doctor"],
+    "Maintain": ["verify", "profile", "gc", "doctor"],
 }
 
 
@@ -107,7 +107,7 @@ def test_options_stand_before_between_and_after_overrides(at: int) -> None:
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    assert parsed("status") == {"run": "default", "why": False, "runs": Path("runs")}
+    assert parsed("status") == {"run": "default", "watch": False, "why": False, "runs": Path("runs")}
     assert not parsed("run")["overrides"] and not parsed("run")["redo"] and not parsed("report")["run"]
     assert parsed("best-of-n", "s", "r")["n"] == 16 and parsed("answer", "s", "r")["best_of"] == 1
 

@@ -16,6 +16,7 @@ import pytest
         ("crash", "steps", 60),
         ("crash", "successor", 60),
         ("crash", "set_aside", 9),
+        ("crash", "dropped", 5),
         ("crash", "export_folder", 6),
         pytest.param("crash_bucket", "steps", 16, marks=pytest.mark.slow),
         pytest.param("crash_bucket", "successor", 15, marks=pytest.mark.slow),

@@ -129,7 +129,7 @@ def test_a_record_of_wrong_types_is_named(place: Path, capsys: pytest.CaptureFix
     record.write_text("[]")
     assert "run.json" in check(capsys, COMMANDS["status"])[1]
     record.write_text(json.dumps({**content, "overrides": ["${", "a=b=c"]}))
-    assert check(capsys, COMMANDS["status"])[0] == 2
+    assert check(capsys, [*COMMANDS["status"], "--why"])[0] == 2
 
 
 def test_a_damaged_record_is_written_anew(place: Path) -> None:

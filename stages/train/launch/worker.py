@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from sparring.stages.train.launch.mailbox import (
     post,
     read,
 )
+from sparring.stages.vitals import EVERY_S, vitals
 
 METRICS = "metrics.jsonl"
 """The records of all optimizer steps and of the probe, in a checkpoint and among the published files."""
@@ -57,8 +58,7 @@ def work(config: dict[str, Job[TrainSettings]]) -> dict[str, Any] | None:
         os.dup2(output, number)
     os.close(output)
     send = Sender(mailbox(job) / f"rank-{rank}.jsonl")
-    where = {"pid": os.getpid(), "host": socket.gethostname(), "group": groups(job)}
-    send({"event": "worker", "rank": rank, **where})
+    send({"event": "worker", "rank": rank, **vitals(), "group": groups(job)})
     try:
         return train_rank(job, rank, send)
     except Exception as error:
@@ -105,6 +105,7 @@ class Session:
         self, job: Job[TrainSettings], rank: int, send: Sender, rows: Sequence[ResponsePair], order: Sequence[int]
     ) -> None:
         self.job, self.rank, self.send, self.rows, self.order = job, rank, send, rows, order
+        self.vitals_at = time.monotonic()
         from sparring.stages.train.files.probe import drawn
         from sparring.stages.train.trainer import trackers
 
@@ -213,6 +214,9 @@ class Session:
 
     def _on_step(self, record: dict[str, Any]) -> None:
         self.history.append(record)
+        if time.monotonic() - self.vitals_at > EVERY_S:
+            self.vitals_at = time.monotonic()
+            self.send({"event": "vitals", "rank": self.rank, **vitals()})
         if self.rank == 0:
             shown = {name: value for name, value in record.items() if name != "step"}
             self.send({"done": record["step"], **shown, "pid": os.getpid()})
