@@ -66,6 +66,7 @@ RECIPE: dict[str, Any] = {
     "trainer.lr": 5e-7,
     "trainer.adapter.name": "off",
     "trainer.warmup_ratio": 0.1,
+    "trainer.schedule": "linear",
     "trainer.epochs": 1,
     "trainer.global_batch": 64,
     "trainer.max_grad_norm": 1.0,
