@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILES = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import FlexKernelOptions
+
+TILES: FlexKernelOptions = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
 """Queries and keys of a block of the kernel, and how it is run. Compiled for an H100 (Triton 3.7.1, sm_90, bfloat16,
 d = 64) on a machine without a GPU, a thread has 40 bytes beside its registers then; 600 with blocks of 64 x 64; 6,384
 with torch's own, 128 x 128, and an int64 table."""
@@ -38,7 +41,7 @@ class Buckets(NamedTuple):
 class Relative(NamedTuple):
     """The relative positions of the tokens of a row."""
 
-    index: Tensor
+    bucket: Tensor
     """int64 (length, length): the bucket of query place minus key place, counted from `low`."""
     low: int
     high: int
