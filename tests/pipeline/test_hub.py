@@ -270,3 +270,13 @@ def test_an_encoder_of_the_hub_and_of_a_folder(tmp_path: Path, cache: Path) -> N
     assert np.array_equal(TextEncoder(found.folder(), 256)(texts)[0], TextEncoder(local.folder(), 256)(texts)[0])
     with refused(DataError, "modules.json"):
         Sources().encoder(config.load(["hardware=cpu", "encoder=folder", f"encoder.path={tmp_path}"]).encoder)
+
+
+def test_a_models_config_comes_out_of_the_cache_or_not_at_all(cache: Path, tmp_path: Path) -> None:
+    content = tmp_path / "model"
+    content.mkdir()
+    (content / "config.json").write_text('{"hidden_size": 8}')
+    in_cache(cache, "model", "a/b", ONE, content)
+    found = hub.model_config("a/b", ONE)
+    assert found and json.loads(found.read_text()) == {"hidden_size": 8}
+    assert hub.model_config("a/b", TWO) is None, "offline"
