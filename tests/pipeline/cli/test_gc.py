@@ -122,7 +122,15 @@ def test_nothing_is_removed_where_it_is_not_known_what_runs_need(
 
 
 def test_leases_and_staging_of_the_dead_go(run: Run) -> None:
-    dead = {"token": "a", "owner": "b", "host": "c", "pid": 1, "started": "0", "since": "2026-01-02T03:04:05+00:00", "machine": "elsewhere"}
+    dead = {
+        "token": "a",
+        "owner": "b",
+        "host": "c",
+        "pid": 1,
+        "started": "0",
+        "since": "2026-01-02T03:04:05+00:00",
+        "machine": "elsewhere",
+    }
     staged = run.folder / f".tensorboard-sync{STAGED}"
     staged.mkdir()
     (staged / "half").write_text("x")
