@@ -73,5 +73,7 @@ def _pairs(arm: str, store: Path, name: str) -> list[Entry]:
 def _entry(arm: str, label: str, artifact: Artifact, manifest: Manifest) -> Entry:
     if damaged := next(artifact.damaged_files(manifest), None):
         raise DataError(f"{damaged}; {AGAIN}")
+    if why := artifact.dropped(manifest):
+        raise DataError(f"the files of {manifest.name} were dropped ({why}); name another artifact, or {AGAIN}")
     source = artifact.as_input("samples" if label == "sample" else label, manifest)
     return Entry(arm=arm, label=label, manifest=manifest, source=replace(source, root=source.root.absolute()))

@@ -420,6 +420,9 @@ def test_an_entry_that_is_not_there_or_does_not_fit(place: Place, policy: Path, 
     part = next(folder.glob("part-*.parquet"))
     part.rename(part.with_suffix(".gone"))
     named(refused(given), part.name, "missing")
+    dropped, names = find(place.store, made["sample"].name)[0], [one.name for one in made["sample"].files]
+    dropped.drop(made["sample"], names, "keep.samples=last")
+    named(refused(given), "keep.samples=last")
     shutil.rmtree(folder)
     named(refused(given), given, "samples")
 

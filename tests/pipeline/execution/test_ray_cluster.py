@@ -17,7 +17,7 @@ from tests.refusals import refused
 
 
 def test_a_signal_while_ray_starts_is_as_anywhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(gpus: int, dashboard: bool) -> str:
+    def start(gpus: int, dashboard: bool) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: exit(number))  # as Ray does
         signal.raise_signal(signal.SIGTERM)
 
