@@ -96,7 +96,7 @@ def profile(
     check_places(plan)
     check_installed(plan)
     check_here(plan, states)
-    memory_lines(plan, states, Estimate(plan, []).weights)
+    memory_lines(plan, states, Estimate(plan, []).weights, ray_cluster.known_machines())
     check_servers(plan, states)
     plan = prepare(plan, arms)
     chosen = first_of(plan)

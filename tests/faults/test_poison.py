@@ -58,7 +58,7 @@ def play(job: Job, todo: list[Shard]) -> tuple[dict[int, dict[str, Any]], list[s
     pids: list[int] = []
     pool = ActorPool(job, len(todo))
     try:
-        records = dict(pool.map(job, todo, pids.append, said.append))
+        records = dict(pool.map(job, todo, lambda vitals: pids.append(vitals["pid"]), said.append))
     finally:
         pool.close()
     assert not any(psutil.pid_exists(pid) for pid in pids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -43,7 +44,7 @@ def test_the_rate_of_shards_is_over_the_seconds_since_the_models_were_loaded() -
 
 
 def test_the_rate_of_a_training_is_that_of_the_steps_after_the_first() -> None:
-    events = [
+    events: list[dict[str, Any]] = [
         {"event": "step_started", "time": 0.0},
         {"event": "train_step", "time": 1.0},  # before any is done
         *({"event": "train_step", "time": 20.0 + 5 * done, "done": done, "of": 4} for done in (1, 2, 4)),

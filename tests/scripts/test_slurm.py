@@ -101,7 +101,7 @@ class Job:
 
 def test_the_signal_before_the_limit_saves_the_run_and_queues_it_again(tmp_path: Path) -> None:
     job = Job(tmp_path)
-    to, name = re.fullmatch(r"(B:)([A-Z]+)@\d+", job.options["signal"]).groups()  # type: ignore[union-attr]
+    to, name = re.fullmatch(r"(B:)([A-Z]+)@\d+", job.options["signal"]).groups()
     assert to and "requeue" in job.options, "sent to the shell alone; the job may be queued again"
     job.until_running(10)
     code, _ = job.end(getattr(signal, f"SIG{name}"))

@@ -206,6 +206,7 @@ def test_a_host_holds_what_is_offloaded(offload: str, bytes_a_weight: int) -> No
         [*WORDS, "hardware.workers=1" if offload != "none" else "hardware.workers=8", f"hardware.offload={offload}"]
     )
     need = host_needs_of(chosen, LLAMA_8B)["train"]
+    assert chosen.hardware.workers
     assert sum(need.values()) - PROCESS == bytes_a_weight * 8 * BILLION / chosen.hardware.workers
     with refused(ConfigError, "train", "hardware.offload"):
         check_hosts("train", need, Workers(count=8, gpus=1), [{**NODE, "GB": 16}])
