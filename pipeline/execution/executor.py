@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparring.pipeline.execution import in_process, ray_cluster, signals
+from sparring.pipeline.execution import in_process, nodes, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, step_state, to_redo
@@ -210,6 +210,8 @@ class Executor:
             check_placement(todo, [ray_cluster.this_machine()], "this machine", alone=True)
         ray_cluster.start_ray(self.gpus, self.scratch / "ray.log")
         self._ray = True
+        if joined:
+            nodes.join((self.store, self.scratch), os.environ["RAY_ADDRESS"])
         if joined and not ray_cluster.autoscales():
             check_placement(todo, ray_cluster.machines(), f"the cluster {os.environ['RAY_ADDRESS']}")
 
@@ -307,7 +309,7 @@ class Executor:
                 ray_cluster.check_alive()
                 return received()
 
-            made = run(job, report, stop_signal)
+            made = run(job, report, stop_signal, lambda: nodes.places(self.events.message))
             return self._manifest(
                 job,
                 files=files_below(job.out, made.files),

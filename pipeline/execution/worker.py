@@ -26,9 +26,11 @@ class Worker:
         self.number, self.fingerprint, self.load_s = number, "", 0.0
         self.worker: Any = None
 
-    def pid(self) -> int:
-        """Return the process's id."""
-        return os.getpid()
+    def process(self) -> tuple[str, int]:
+        """Return Ray's id of the node, and the process's id there."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def prepare(self, job: Job) -> None:
         """Do what the step lets its workers do before its inputs exist."""
