@@ -118,10 +118,9 @@ class ActorPool:
         """Make actors until there are `size`; return the new ones."""
         cpus, gpus = _reserved(self.job), self.job.workers.gpus
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(Worker)
-        options = {"label_selector": self.places.selector} if self.places.selector else {}
         new = []
         for _ in range(size - len(self.actors)):
-            new.append(remote.options(**options).remote(self.job, self.made))
+            new.append(remote.options(**_on(self.places)).remote(self.job, self.made))
             self.made += 1
         self.actors += new
         return new
@@ -451,8 +450,12 @@ def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _task(job: Job, function: Callable[..., Any], places: Places) -> Any:
     # Tasks reserve no core: idle actors may hold all of them, and these tasks are light.
-    selector = places.selector or None
-    return ray.remote(num_cpus=0, max_retries=job.workers.max_failures, label_selector=selector)(function)
+    return ray.remote(num_cpus=0, max_retries=job.workers.max_failures)(function).options(**_on(places))
+
+
+def _on(places: Places) -> dict[str, Any]:
+    """Return Ray's options that keep a task or an actor on these nodes."""
+    return {"label_selector": places.selector} if places.selector else {}
 
 
 def _ready(references: list[Any]) -> list[Any]:

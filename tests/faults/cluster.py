@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, started as a person starts one: `ray start`, once a node.
 
-Nodes have addresses of loopback, or of network namespaces, which root can make and which can be cut from each other.
+All nodes have this machine's address, or that of a network namespace, which root can make and cut from the others.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from ray._private import services
 
 from tests.faults.test_loop import free_port
 
@@ -28,7 +29,6 @@ class Node:
     """`ray start --block` and what it has started."""
 
     process: subprocess.Popen[bytes]
-    host: str
 
     def family(self) -> list[psutil.Process]:
         """Its processes, its workers included."""
@@ -55,27 +55,29 @@ class Cluster:
     """A head and the nodes that have joined it."""
 
     folder: Path
+    host: str
+    """The head's address."""
     port: int
-    hosts: Sequence[str]
-    prefixes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Address -> words that run a command where that address is: `ip netns exec NAME`."""
+    prefix: Sequence[str] = ()
+    """What runs a command where the head is: `ip netns exec NAME`."""
     nodes: list[Node] = field(default_factory=list)
 
     @property
     def address(self) -> str:
         """What RAY_ADDRESS is."""
-        return f"{self.hosts[0]}:{self.port}"
+        return f"{self.host}:{self.port}"
 
-    def start(self, host: str, *words: str, cores: int = 1, **environment: str) -> Node:
-        """Start a node: the head where there is none yet; words: more options of `ray start`."""
-        role = ["--head", f"--port={self.port}", "--include-dashboard=false"] if not self.nodes else []
-        role = role or [f"--address={self.address}"]
-        command = [*self.prefixes.get(host, ()), RAY, "start", *role, "--block", f"--node-ip-address={host}"]
+    def start(self, *words: str, cores: int = 1, prefix: Sequence[str] = ()) -> Node:
+        """Start a node, the head first; words: more options of `ray start`; prefix: what runs it."""
+        number = len(self.nodes)
+        head = ["--head", f"--port={self.port}", "--include-dashboard=false"]
+        role = [f"--address={self.address}"] if number else head
+        command = [*prefix, RAY, "start", *role, "--block", f"--node-name=node-{number}"]
         command += [f"--num-cpus={cores}", "--object-store-memory=100000000", *words]
         log = (self.folder / f"ray-{len(self.nodes)}.log").open("wb")
-        started = {**os.environ, **ENVIRONMENT, **environment}
+        started = {**os.environ, **ENVIRONMENT}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=started, start_new_session=True)
-        self.nodes.append(Node(process, host))
+        self.nodes.append(Node(process))
         return self.nodes[-1]
 
     def cut(self, node: int) -> None:
@@ -90,7 +92,7 @@ class Cluster:
         """Wait until so many nodes are alive."""
         ask = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR');"
         ask += "print('alive', sum(node['Alive'] for node in ray.nodes()))"
-        command = [*self.prefixes.get(self.hosts[0], ()), sys.executable, "-c", ask, self.address]
+        command = [*self.prefix, sys.executable, "-c", ask, self.address]
         deadline, environment = time.monotonic() + STARTED_S, {**os.environ, **ENVIRONMENT}
         while True:
             done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -101,15 +103,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, cores: Sequence[int] = (1, 1)) -> Iterator[Cluster]:
-    """A head and other nodes with so many cores each, at 127.0.0.1, 127.0.0.2 and so on; all are killed in the end."""
-    made = Cluster(folder, free_port(), [f"127.0.0.{i + 1}" for i in range(len(cores))])
+def cluster(folder: Path, cores: Sequence[int] = (1, 1), words: Sequence[str] = ()) -> Iterator[Cluster]:
+    """A head and other nodes with so many cores each; words: more options of `ray start`. All are killed in the end."""
+    made = Cluster(folder, services.get_node_ip_address(), free_port())
     try:
-        for host, own in zip(made.hosts, cores, strict=True):
-            made.start(host, cores=own)
-            if len(made.nodes) == 1:
-                made.ready(1)
-        made.ready(len(cores))
+        for own in cores:
+            made.start(*words, cores=own)
+            made.ready(len(made.nodes))
         yield made
     finally:
         for node in made.nodes:
@@ -119,22 +119,21 @@ def cluster(folder: Path, cores: Sequence[int] = (1, 1)) -> Iterator[Cluster]:
 @contextlib.contextmanager
 def namespaces(folder: Path, count: int = 2) -> Iterator[Cluster]:
     """A cluster whose nodes, a core each, are in network namespaces with a bridge between them; only root can do it."""
-    hosts = [f"10.231.7.{i + 1}" for i in range(count)]
-    prefixes = {host: ["ip", "netns", "exec", f"sparring-{i}"] for i, host in enumerate(hosts)}
-    made = Cluster(folder, 6399, hosts, prefixes)
+    inside = [["ip", "netns", "exec", f"sparring-{i}"] for i in range(count)]
+    made = Cluster(folder, "10.231.7.1", 6399, inside[0])
     try:
         _ip("link", "add", "sparring-br", "type", "bridge")
         _ip("link", "set", "sparring-br", "up")
-        for i, host in enumerate(hosts):
+        for i in range(count):
             name = f"sparring-{i}"
             _ip("netns", "add", name)
             _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
             _ip("link", "set", name, "master", "sparring-br", "up")
-            _ip("-n", name, "address", "add", f"{host}/24", "dev", "eth0")
+            _ip("-n", name, "address", "add", f"10.231.7.{i + 1}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
-        for host in hosts:
-            made.start(host)
+        for i in range(count):
+            made.start(f"--node-ip-address=10.231.7.{i + 1}", prefix=inside[i])
             made.ready(len(made.nodes))
         yield made
     finally:

@@ -27,11 +27,13 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
 
 
 @contextmanager
-def joined(folder: Path, monkeypatch: pytest.MonkeyPatch, cores: tuple[int, ...] = (1, 1)) -> Iterator[Cluster]:
+def joined(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cores: tuple[int, ...] = (1, 1), words: tuple[str, ...] = ()
+) -> Iterator[Cluster]:
     """A cluster that this process has joined."""
     import ray
 
-    with cluster(folder, cores) as made:
+    with cluster(folder, cores, words) as made:
         for name, value in {**ENVIRONMENT, "RAY_ADDRESS": made.address}.items():
             monkeypatch.setenv(name, value)
         ray_cluster.start_ray(0)
@@ -47,9 +49,12 @@ def slow_job(folder: Path, gpus: int = 0) -> Job:
     return replace(made, workers=replace(made.workers, cpus=1, gpus=gpus))
 
 
-def hosts_of(pool: ActorPool) -> list[str]:
-    """Addresses of the nodes that a pool's processes are on."""
-    return sorted(nodes.host(process.node) for process in pool.process_of.values())
+def names_of(pool: ActorPool) -> list[str]:
+    """Names of the nodes that a pool's processes are on."""
+    import ray
+
+    names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+    return sorted(names[process.node] for process in pool.process_of.values())
 
 
 def test_a_pool_goes_on_without_a_lost_node_and_takes_one_that_joins(
@@ -66,15 +71,15 @@ def test_a_pool_goes_on_without_a_lost_node_and_takes_one_that_joins(
             records[index] = record
             when.append(time.monotonic())
             if len(records) == 6:
-                assert hosts_of(pool) == ["127.0.0.1", "127.0.0.2"]
+                assert names_of(pool) == ["node-0", "node-1"]
                 two.nodes[1].kill()
             if len(records) == 30:
-                two.start("127.0.0.3")
+                two.start()
         assert sorted(records) == list(range(60))
-        assert hosts_of(pool) == ["127.0.0.1", "127.0.0.3"], said
+        assert names_of(pool) == ["node-0", "node-2"], said
         assert max(b - a for a, b in itertools.pairwise(when[6:])) < 8.0, said
-        assert "the node 127.0.0.2 of the cluster is gone" in said
-        assert "the node 127.0.0.3 has joined and gets work" in said
+        assert f"the node {two.host} of the cluster is gone" in said
+        assert f"the node {two.host} has joined and gets work" in said
         pool.close()
         assert len(pids) == 3 and not any(psutil.pid_exists(pid) for pid in pids)
 
@@ -93,33 +98,20 @@ def test_a_pool_without_a_node_waits_and_says_how_long(tmp_path: Path, monkeypat
                     begun = time.monotonic()
                     two.nodes[1].kill()
         assert time.monotonic() - begun < 60
-        assert "the node 127.0.0.2 of the cluster is gone" in said
+        assert f"the node {two.host} of the cluster is gone" in said
         pool.close()
 
 
 def test_workers_of_several_gpus_are_never_split_over_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes that claim three GPUs each hold two groups of two, one a node. No GPU has run this."""
-    with cluster(tmp_path, cores=(1,)) as made:
-        made.nodes[0].kill()
-        made.nodes.clear()
-        for host in ("127.0.0.1", "127.0.0.2"):
-            made.start(host, "--num-gpus=3", cores=2)
-            made.ready(len(made.nodes))
-        for name, value in {**ENVIRONMENT, "RAY_ADDRESS": made.address}.items():
-            monkeypatch.setenv(name, value)
-        ray_cluster.start_ray(0)
-        import ray
-
-        try:
-            nodes.join([tmp_path], made.address)
-            job, todo = slow_job(tmp_path, gpus=2), shards(8, 1)
-            pool = ActorPool(job, len(todo))
-            assert len(pool.actors) == 2
-            assert len(dict(pool.map(job, todo, lambda pid: None, lambda text: None))) == len(todo)
-            assert hosts_of(pool) == ["127.0.0.1", "127.0.0.2"]
-            pool.close()
-        finally:
-            ray.shutdown()
+    with joined(tmp_path, monkeypatch, (2, 2), ("--num-gpus=3",)) as made:
+        nodes.join([tmp_path], made.address)
+        job, todo = slow_job(tmp_path, gpus=2), shards(8, 1)
+        pool = ActorPool(job, len(todo))
+        assert len(pool.actors) == 2
+        assert len(dict(pool.map(job, todo, lambda pid: None, lambda text: None))) == len(todo)
+        assert names_of(pool) == ["node-0", "node-1"]
+        pool.close()
 
 
 @as_root
@@ -132,15 +124,14 @@ def test_a_node_that_does_not_see_the_store_is_named(tmp_path: Path, monkeypatch
         nodes.join([store], made.address)
         job, todo = slow_job(tmp_path), shards(40, 1)
         pool, records = ActorPool(job, len(todo)), dict[int, Any]()
-        made.prefixes = {"127.0.0.9": blind}
         for index, record in pool.map(job, todo, lambda pid: None, said.append):
             records[index] = record
             if len(records) == 1:
-                made.start("127.0.0.9")
-        assert len(records) == len(todo) and hosts_of(pool) == ["127.0.0.1"]
-        assert any("127.0.0.9 has joined and gets no work" in text and str(store) in text for text in said), said
+                made.start(prefix=blind)
+        assert len(records) == len(todo) and names_of(pool) == ["node-0"]
+        assert any("has joined and gets no work" in text and str(store) in text for text in said), said
         pool.close()
         begun = time.monotonic()
-        with refused(ConfigError, "1 of 2 nodes", "127.0.0.9", str(store), "paths.store"):
+        with refused(ConfigError, "1 of 2 nodes", made.host, str(store), "paths.store"):
             nodes.join([store], made.address)
         assert time.monotonic() - begun < 30

@@ -140,7 +140,7 @@ def test_a_network_cut_of_half_a_minute(
     more = ["hardware.engines=2", "hardware.annotators=2"]
     run = Run(tmp_path, overrides(tmp_path, policy, *more))
     with namespaces(tmp_path) as made, on(made, monkeypatch):
-        process = run.start(prefix=made.prefixes[made.hosts[0]])
+        process = run.start(prefix=made.prefix)
         try:
             wait_for(run, process, 0, lambda event: event["event"] == "worker" and event["kind"] == "sample")
             begun = time.monotonic()

@@ -16,8 +16,7 @@ def main() -> int:
     def noted() -> None:
         import ray
 
-        ray.worker = ray._private.worker  # its client of the head's tables
-        jobs = ray.worker.global_worker.gcs_client.get_all_job_info()
+        jobs = ray._private.worker.global_worker.gcs_client.get_all_job_info()
         file.write_text(f"{jobs}\n{ray._private.state.actors()}\n{ray.nodes()}", encoding="utf-8")
         stop()
 

@@ -172,7 +172,7 @@ def ended(
     return made, seen
 
 
-def no_room(kind: str = "WorkerGroupStartupTimeoutError") -> TrainingFailedError:
+def no_room(kind: str = "WorkerGroupStartupTimeoutError") -> Any:
     """What Ray Train raises for a group that has not begun."""
     error = getattr(exceptions, kind)
     return ControllerError(error(num_workers=4) if "Timeout" in kind else error("it died"))
