@@ -8,6 +8,8 @@ SILENCE_S = 30.0
 """Seconds that a driver waits before it reports for what."""
 PLACEMENT_S = 1800.0
 """Seconds that a step waits for workers which have no process: others hold what they need, or a node is gone."""
+LOST_S = 100.0
+"""Seconds that a step waits for a node to join when none is left that could hold one of its workers."""
 
 
 class Patience:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,6 +170,23 @@ class Workers:
     def gives_up(self, failures: int) -> bool:
         """Return whether the step fails after so many failures of one shard, or of one worker that loads its models."""
         return failures > self.max_failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where Ray may place workers now."""
+
+    nodes: Mapping[str, Mapping[str, float]]
+    """Ray's id of each node -> its resources by Ray's names: {"CPU": 16, "GPU": 8}."""
+    selector: dict[str, str]
+    """Ray's label selector that keeps workers on these nodes; {}: no node is kept out."""
+
+    def capacity(self, workers: Workers) -> int:
+        """Return how many workers these nodes hold at the same time when nothing else runs there."""
+        needed = {kind: n for kind, n in (("CPU", workers.cpus), ("GPU", workers.gpus)) if n}
+        if not needed:
+            return sys.maxsize
+        return sum(min(int(has.get(kind, 0) // n) for kind, n in needed.items()) for has in self.nodes.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,16 +11,23 @@ import math
 import os
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-from sparring.pipeline.execution import ray_cluster
+from sparring.pipeline.execution import nodes, ray_cluster
 from sparring.pipeline.execution.fault_policy import (
     MOST_POISON,
     TRIES_BEFORE_BISECTION,
@@ -32,15 +39,17 @@ from sparring.pipeline.execution.fault_policy import (
 )
 from sparring.pipeline.execution.worker import Worker, finish_task, run_task
 from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, first_line, full_disk
-from sparring.stages.patience import PLACEMENT_S, Patience
+from sparring.stages.patience import LOST_S, PLACEMENT_S, SILENCE_S, Patience
 from sparring.stages.sample.config import SampleSettings
-from sparring.stages.step import Job, Shard, resolve
+from sparring.stages.step import Job, Places, Shard, Workers, resolve
 from sparring.stages.vitals import EVERY_S
 
 POLL_S = 1.0
 """Seconds between checks of deadlines and of Ray itself."""
-ENDING_S = 10.0
-"""Seconds that ended processes have to be gone, before they are killed, and after."""
+NODES_S = 2.0
+"""Seconds between looks at the cluster's nodes."""
+ENDING_S, ENDS_WITHIN_S = 10.0, 60.0
+"""Seconds that ended processes have to be gone before they are killed, and that their node has to say so."""
 MODELS = ("policy", "judge", "encoder")
 """Input roles that a worker loads once and keeps; `first.judge` is a judge too."""
 
@@ -49,20 +58,40 @@ class WorkerDied(EngineFault):
     """The process of a worker has ended."""
 
 
+class Process(NamedTuple):
+    """A worker's process."""
+
+    node: str
+    """Ray's id of its node."""
+    pid: int
+
+
+@dataclass
+class Search:
+    """The search for the prompts of a shard that make its worker fail."""
+
+    probes: Generator[Shard, EngineFault | None, Shard]
+    """Yields parts to try, gets why each failed or None; returns the shard to compute in the end."""
+
+
 @dataclass
 class Call:
-    """A call that a worker has not answered yet; without a shard the worker loads its models."""
+    """A call that a worker has not answered yet."""
 
     actor: Any
     """None: a task of a light step."""
     shard: Shard | None
+    """None: the worker loads its models."""
+    search: Search | None = None
+    """The shard is a part that this search tries; its result is not kept."""
     begun: float = field(default_factory=time.monotonic)
 
 
 class ActorPool:
     """Workers of one step, and of the steps after it that they fit; `close` ends their processes.
 
-    Light steps run as tasks, without actors.
+    Light steps run as tasks, without actors. On a cluster the pool goes on with the nodes there are: the actors of a
+    node that is gone leave it, and new ones are made, up to the step's number, where nodes have room for them.
     """
 
     def __init__(self, job: Job, shards: int) -> None:
@@ -70,17 +99,32 @@ class ActorPool:
         self.loaded = False
         self.ready_at = 0.0
         """When the first worker had loaded the models of the current step (time.monotonic), 0 before."""
-        self.pid_of: dict[Any, int] = {}
+        self.message: Callable[[str], None] = lambda text: None
+        self.process_of: dict[Any, Process] = {}
+        self.replaced: dict[Any, Process] = {}
+        """Actor that is started again -> the process that it had."""
         self.ended: dict[Any, WorkerDied] = {}
         """Actor that was killed since it hung -> the fault to report."""
-        self.starting: dict[Any, Any] = {}
-        """Ray's reference -> actor whose process does not answer yet."""
+        self.starting: dict[Any, tuple[Any, float]] = {}
+        """Ray's reference -> actor whose process does not answer yet, and since when it is waited for."""
         self.actors: list[Any] = []
+        self.made = 0
+        """Actors so far, those that have left included: the number of the next one."""
+        self.places = nodes.places()
         if job.spec.pool != "tasks":
-            _check_placeable(job)
-            cpus, gpus, size = _reserved(job), job.workers.gpus, min(side_by_side(job), shards)
-            remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(Worker)
-            self.actors = [remote.remote(job, number) for number in range(size)]
+            _check_placeable(job, self.places)
+            self._grow(min(side_by_side(job), shards))
+
+    def _grow(self, size: int) -> list[Any]:
+        """Make actors until there are `size`; return the new ones."""
+        cpus, gpus = _reserved(self.job), self.job.workers.gpus
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(Worker)
+        new = []
+        for _ in range(size - len(self.actors)):
+            new.append(remote.options(**_on(self.places)).remote(self.job, self.made))
+            self.made += 1
+        self.actors += new
+        return new
 
     def fits(self, job: Job, shards: int) -> bool:
         """Return whether these workers can serve another step: as many of them, with the same settings.
@@ -100,32 +144,27 @@ class ActorPool:
 
     def close(self) -> None:
         """End the workers and wait until their processes and their children, and so their memory, are gone."""
-        processes: list[psutil.Process] = []
-        on_this_machine = self.actors and (not ray_cluster.joined() or len(ray.nodes()) == 1)
-        for pid in self.pid_of.values() if on_this_machine else ():
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                processes += [process, *process.children(recursive=True)]
-        if ray_cluster.dead_process():  # ray.kill would wait for a process of Ray that has ended
-            for process in processes:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-        else:
-            for actor in self.actors:
-                with contextlib.suppress(RayError):
-                    ray.kill(actor)
-        self.actors = []
-        _, alive = psutil.wait_procs(processes, timeout=ENDING_S)
-        for process in alive:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        _, alive = psutil.wait_procs(alive, timeout=ENDING_S)
+        pids: dict[str, list[int]] = defaultdict(list)
+        for process in self.process_of.values():
+            pids[process.node].append(process.pid)
+        dead = ray_cluster.dead_process()  # no task runs then, and ray.kill would wait for it
+        families = nodes.run_on(nodes.family, {node: (own,) for node, own in pids.items()}, nodes.CHECK_S)
+        for actor in [] if dead else self.actors:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        self.actors, self.process_of = [], {}
+        known = {node: (family, 0.0 if dead else ENDING_S) for node, family in families.items() if family}
+        silent = [node for node, family in families.items() if isinstance(family, Exception)]
+        ends = nodes.run_on(nodes.end, {node: own for node, own in known.items() if node not in silent}, ENDS_WITHIN_S)
+        alive = [pid for left in ends.values() if not isinstance(left, Exception) for pid in left]
         if alive:
-            left = ", ".join(str(process.pid) for process in alive)
+            left = ", ".join(map(str, alive))
             raise SparringError(
                 f"{self.job.out.name}: the worker processes {left} did not end, so their memory is not free; "
                 "end them, then run again."
             )
+        for node in [*silent, *(node for node, left in ends.items() if isinstance(left, Exception))]:
+            self.message(f"{self.job.out.name}: the node {nodes.host(node)} does not say whether its workers ended")
 
     def map(
         self, job: Job, shards: list[Shard], on_worker: Callable[[dict[str, Any]], None], message: Callable[[str], None]
@@ -133,55 +172,44 @@ class ActorPool:
         """Yield (shard index, record) as shards are done; `on_worker` gets each worker's vitals (stages/vitals.py),
         of new ones too, and again after a shard where EVERY_S have passed.
 
-        A shard whose worker dies, fails or is past its deadline is computed again by a new one. Where it fails again
-        and the step's shards can be split, the prompts that make it fail are found and dropped. `message` gets a line
-        about each of these.
+        A shard whose worker dies, fails or is past its deadline is computed again, by whoever is free first. Where it
+        fails again and the step's shards can be split, the prompts that make it fail are found and dropped. The others
+        work on meanwhile. `message` gets a line about each of these.
         """
-        self.job, self.loaded, self.message, self.ready_at = job, True, message, 0.0
+        self.job, self.loaded, self.message, self.on_worker, self.ready_at = job, True, message, on_worker, 0.0
         self.sent = ray.put(job)  # once: it lists every file of its inputs, thousands of them
+        self.reported: dict[int, float] = {}
+        """pid -> when `on_worker` got its vitals."""
         self.deadline = ShardDeadline(job.workers.deadline_s)
-        self.waiting, self.failures, self.load_failures = deque(shards), Counter[int](), Counter[Any]()
+        self.waiting: deque[tuple[Shard, Search | None]] = deque((shard, None) for shard in shards)
+        self.failures, self.load_failures = Counter[int](), Counter[Any]()
         self.warned: set[str] = set()
         self.running: dict[Any, Call] = {}
+        self.patience, self.waits_for_place, self.looked_at = Patience(), True, -math.inf
+        self.starting, self.replaced = {}, {}
         # A worker counts as started when its process answers: on a busy cluster some wait for others' cores and GPUs.
-        self.starting = {actor.vitals.remote(): actor for actor in self.actors}
-        reported: dict[int, float] = {}
-        """pid -> when `on_worker` got its vitals."""
-        for actor in self.actors:
-            self._load(actor)
+        self._await_process(self.actors)
+        self.idle: list[Any] = []
         if not self.actors:
             self.ready_at = time.monotonic()
-            for _ in range(max(1, int(ray.cluster_resources().get("CPU", 1)))):
-                self._submit(None)
-        patience = Patience()
+            self.idle = [None] * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while self.waiting or self._computing():
             ray_cluster.check_alive()
+            self._follow_nodes()
+            self._submit()
             references = [*self.running, *self.starting]
-            ray.wait(references, num_returns=1, timeout=POLL_S)
+            if references:
+                ray.wait(references, num_returns=1, timeout=POLL_S)
+            else:  # no actor is left
+                time.sleep(POLL_S)
             for reference in _ready(references):
-                pid, result, seen = None, None, None
                 if reference in self.starting:
-                    actor = self.starting.pop(reference)
-                    seen = _result_or_stop(job, reference)
-                    pid = self.pid_of[actor] = seen["pid"]
-                    for call in self.running.values():
-                        if call.actor == actor:  # only now its models begin to load
-                            call.begun = time.monotonic()
-                elif reference in self.running:
+                    self._started(self.starting.pop(reference)[0], reference)
+                else:
                     call = self.running.pop(reference)
-                    actor = call.actor
-                    pid, result, seen = self._collect(reference, call)
-                else:  # the worker was restarted after this call
-                    continue
-                if pid and seen and time.monotonic() - reported.get(pid, -EVERY_S) >= EVERY_S:
-                    reported[pid] = time.monotonic()
-                    on_worker(seen)
-                if result:
-                    yield result
-                busy = actor is not None and any(actor == call.actor for call in self.running.values())
-                if pid and actor not in self.starting.values() and not busy:
-                    self._submit(actor)
-            self._check_wait(patience, bool(reported))
+                    if result := self._collect(reference, call):
+                        yield result
+            self._check_wait()
             # A result that has arrived but was not collected yet belongs to no hung worker.
             done = _ready(list(self.running))
             self._end_hung([call for reference, call in self.running.items() if reference not in done])
@@ -190,64 +218,142 @@ class ActorPool:
         """Return whether a shard is being computed; at a step's end, workers that still load are not waited for."""
         return any(call.shard for call in self.running.values())
 
-    def _load(self, actor: Any) -> None:
+    def _submit(self) -> None:
+        """Give shards to idle actors, or to tasks."""
+        while self.waiting and self.idle:
+            actor, (shard, search) = self.idle.pop(), self.waiting.popleft()
+            # Ray restarts a worker but does not retry its shard: `map` does, which counts the failures and asks why.
+            method = (actor.probe if search else actor.run) if actor else None
+            run = method.options(max_task_retries=0) if method else _task(self.job, run_task, self.places)
+            self.running[run.remote(self.sent, shard)] = Call(actor, shard, search)
+
+    def _await_process(self, actors: Iterable[Any]) -> None:
+        for actor in actors:
+            self.starting[actor.process.remote()] = (actor, time.monotonic())
+
+    def _started(self, actor: Any, reference: Any) -> None:
+        """Have a worker whose process answers load its models."""
+        node, vitals = _result_or_stop(self.job, reference)
+        process = Process(node, vitals["pid"])
+        if process == self.replaced.get(actor):  # it still answers, or only its connection was lost
+            ray.kill(actor, no_restart=False)
+            time.sleep(POLL_S / 20)
+            self._await_process([actor])
+            return
+        self.process_of[actor] = process
+        self._report(vitals)
         self.running[actor.load.options(max_task_retries=0).remote(self.sent)] = Call(actor, None)
 
-    def _submit(self, actor: Any) -> None:
-        """Give the next shard to an actor, or to a task if `actor` is None."""
-        if self.waiting:
-            shard = self.waiting.popleft()
-            # Ray restarts a worker but does not retry its shard: `map` does, which counts the failures and asks why.
-            run = actor.run.options(max_task_retries=0) if actor else _task(self.job, run_task)
-            self.running[run.remote(self.sent, shard)] = Call(actor, shard)
+    def _follow_nodes(self) -> None:
+        """Drop the actors of nodes that are gone, and make as many as the step can use on the nodes there are."""
+        if not ray_cluster.joined() or time.monotonic() < self.looked_at + NODES_S:
+            return
+        before, self.looked_at = self.places.nodes.keys(), time.monotonic()
+        self.places = nodes.places(self.message)
+        gone = {process for process in self.process_of.values() if process.node not in self.places.nodes}
+        lost = [actor for actor in self.actors if self.process_of.get(actor) in gone]
+        if before != self.places.nodes.keys():  # an actor without a process may wait for a node that is gone
+            left = bool(before - self.places.nodes.keys())
+            waiting = [(one, since) for one, since in self.starting.values() if one not in self.process_of]
+            lost += [one for one, since in waiting if left or time.monotonic() - since > SILENCE_S]
+        for actor in lost:
+            self._drop(actor)
+        if lost:  # a worker that was only cut off may still write: under names of its own
+            self.job = replace(self.job, attempt=uuid.uuid4().hex[:8])
+            self.sent = ray.put(self.job)
+        if self.job.spec.pool != "tasks":
+            unfinished = len(self.waiting) + sum(bool(call.shard) for call in self.running.values())
+            self._await_process(self._grow(min(side_by_side(self.job, self.places), unfinished)))
+        if lost:
+            self.message(f"{self.job.out.name}: {len(lost)} workers were lost, it goes on with {len(self.actors)}")
 
-    def _check_wait(self, patience: Patience, any_worker: bool) -> None:
+    def _drop(self, actor: Any) -> None:
+        """Let go of an actor; what it was doing is done first by the next one that is free."""
+        for reference, call in list(self.running.items()):
+            if call.actor == actor:
+                del self.running[reference]
+                if call.shard:
+                    self.waiting.appendleft((call.shard, call.search))
+        self.starting = {reference: one for reference, one in self.starting.items() if one[0] != actor}
+        self.idle = [one for one in self.idle if one != actor]
+        self.actors.remove(actor)
+        for known in (self.process_of, self.replaced, self.ended):
+            known.pop(actor, None)
+        with contextlib.suppress(RayError):
+            ray.kill(actor)
+
+    def _check_wait(self) -> None:
         """Report what a driver without results waits for; SparringError where no worker starts at all."""
-        if self._computing():
-            patience.restart()
-        elif patience.is_due():
-            most = f"{self._no_worker_yet()}, at most {PLACEMENT_S:.0f} s, "
-            what = "its workers still load their models, " if any_worker else most
-            self.message(f"{self.job.out.name}: {what}{patience.waited_s:.0f} s so far")
-        if not any_worker and patience.waited_s > PLACEMENT_S:
-            raise SparringError(
-                f"{self.job.out.name}: {self._no_worker_yet()}, for {PLACEMENT_S:.0f} s now; {RUN_AGAIN}"
-            )
+        for_place = not self.running
+        if self._computing() or self.idle:
+            self.patience.restart()
+            return
+        if for_place != self.waits_for_place:
+            self.patience.restart()
+            self.waits_for_place = for_place
+        what = "its workers still load their models"
+        if for_place:
+            room = bool(self.places.capacity(_workers(self.job))) or ray_cluster.autoscales()
+            most = PLACEMENT_S if room else LOST_S
+            needed = f"{_reserved(self.job)} CPUs and {self.job.workers.gpus} GPUs"
+            what = f"no worker answers yet: it still starts, or waits for {needed} that others hold"
+            what = what if room else f"no node is left that has {needed}, and none has joined"
+            if self.patience.waited_s > most:
+                raise SparringError(f"{self.job.out.name}: {what}, for {most:.0f} s now; {RUN_AGAIN}")
+            what += f", at most {most:.0f} s"
+        if self.patience.is_due():
+            self.message(f"{self.job.out.name}: {what}, {self.patience.waited_s:.0f} s so far")
 
-    def _no_worker_yet(self) -> str:
-        needed = f"{_reserved(self.job)} CPUs and {self.job.workers.gpus} GPUs"
-        return f"no worker answers yet: it still starts, or waits for {needed} that others hold"
+    def _report(self, vitals: dict[str, Any]) -> None:
+        if time.monotonic() - self.reported.get(vitals["pid"], -EVERY_S) >= EVERY_S:
+            self.reported[vitals["pid"]] = time.monotonic()
+            self.on_worker(vitals)
 
-    def _collect(
-        self, reference: Any, call: Call
-    ) -> tuple[int | None, tuple[int, dict[str, Any]] | None, dict[str, Any] | None]:
-        """Return the worker's pid, and of a shard (index, record) and the worker's vitals; None after a failure."""
+    def _collect(self, reference: Any, call: Call) -> tuple[int, dict[str, Any]] | None:
+        """Return of a shard its index and its record; None of other calls and of a failure."""
         actor, shard = call.actor, call.shard
         try:
             result = _result(self.job, reference, shard)
         except EngineFault as error:
-            fault = self.ended.get(actor, error)
-            if shard:
-                self.failures[shard.index] += 1
-                self.waiting.appendleft(self._retry(actor, shard, self.failures[shard.index], fault))
-            else:
-                self._load_failed(actor, fault)
-            self._load(actor)
-            return None, None, None
+            self._failed(call, self.ended.pop(actor, error))
+            return None
         self.ended.pop(actor, None)
+        self.idle.append(actor)
         if shard is None:
             self.load_failures[actor], self.ready_at = 0, self.ready_at or time.monotonic()
             for text in result:
                 if text not in self.warned:  # every worker that loads the same models has the same warnings
                     self.warned.add(text)
                     self.message(f"{self.job.out.name}: {text}")
-            return self.pid_of.get(actor), None, None
-        self.deadline.record(time.monotonic() - call.begun)
-        seen, record = result
-        return seen["pid"], (shard.index, record), seen
+        elif call.search:
+            self._go_on(call.search, None)
+        else:
+            self.deadline.record(time.monotonic() - call.begun)
+            vitals, record = result
+            self._report(vitals)
+            return shard.index, record
+        return None
+
+    def _failed(self, call: Call, fault: EngineFault) -> None:
+        """Count a failure, have the shard done again or its prompts tried, and start the worker again."""
+        name, shard = self.job.out.name, call.shard
+        if shard is None:
+            self._load_failed(call.actor, fault)
+        elif call.search:
+            rows = len(shard.payload["rows"])
+            many = "1 prompt" if rows == 1 else f"{rows} prompts"
+            self.message(f"{name}: {many} of shard {shard.index} alone: {fault}; its worker starts again")
+            self._go_on(call.search, fault)
+        else:
+            self.failures[shard.index] += 1
+            self._retry(shard, fault, self.failures[shard.index] if call.actor else 1 + self.job.workers.max_failures)
+        self.replaced[call.actor] = self.process_of.pop(call.actor)
+        if not isinstance(fault, WorkerDied):
+            ray.kill(call.actor, no_restart=False)
+        self._await_process([call.actor])
 
     def _load_failed(self, actor: Any, fault: EngineFault) -> None:
-        """Restart a worker that failed while it loaded its models; EngineFault after too many failures."""
+        """Count a worker's failure to load its models; EngineFault after too many."""
         self.load_failures[actor] += 1
         if self.job.workers.gives_up(self.load_failures[actor]):
             raise EngineFault(
@@ -255,38 +361,41 @@ class ActorPool:
                 f"before any prompt: {fault}; details: {log_files(self.job)}."
             )
         self.message(f"{self.job.out.name}: while it loaded its models, {fault}; it is started again")
-        self._restart(actor, fault)
 
-    def _end_hung(self, calls: list[Call]) -> None:
-        """Kill the actors whose shard or loading is past its deadline; Ray starts new processes for them."""
-        allowed = self.deadline.allowed_s()
-        for call in calls:
-            spent = time.monotonic() - call.begun
-            if spent > allowed and call.actor in self.pid_of and call.actor not in self.ended:
-                fault = WorkerDied(f"it took longer than {allowed:.0f} s (hardware.shard_deadline_s) and was ended")
-                self.ended[call.actor] = fault
-                what = f"shard {call.shard.index} has taken" if call.shard else "its models have been loading for"
-                self.message(f"{self.job.out.name}: {what} {spent:.0f} s; its worker is ended")
-                ray.kill(call.actor, no_restart=False)
-
-    def _retry(self, actor: Any, shard: Shard, failures: int, fault: EngineFault) -> Shard:
-        """Return the shard to try next, without the prompts that make it fail, if found; EngineFault at the end."""
-        name, narrow = self.job.out.name, self.job.spec.narrow
-        if actor is None:  # Ray itself has done a light task again
-            failures = 1 + self.job.workers.max_failures
+    def _retry(self, shard: Shard, fault: EngineFault, failures: int) -> None:
+        """Have a shard done again, or find the prompts that make it fail; EngineFault after too many failures."""
+        name = self.job.out.name
         if self.job.workers.gives_up(failures):
             raise EngineFault(
                 f"{name}: shard {shard.index} failed {failures} times (hardware.max_failures), at last because "
                 f"{fault}; details: {log_files(self.job)}. Run again to resume from the finished shards."
             )
         self.message(f"{name}: shard {shard.index}: {fault}; it is done again")
-        self._restart(actor, fault)
-        if failures != TRIES_BEFORE_BISECTION or not narrow:
-            return shard
-        part: Callable[..., Shard] = resolve(narrow)
-        self._check_other_prompts(actor, part, shard, fault)
-        rows = len(shard.payload["rows"])
-        poison = bisect(range(rows), lambda keep: self._probe(actor, part(shard, keep)) is not None)
+        if failures == TRIES_BEFORE_BISECTION and self.job.spec.narrow:
+            self._go_on(Search(self._probes(shard, fault)), None)
+        else:
+            self.waiting.appendleft((shard, None))
+
+    def _go_on(self, search: Search, outcome: EngineFault | None) -> None:
+        """Give a search the outcome of its last try; have its next one done first, or what it leaves of the shard."""
+        try:
+            self.waiting.appendleft((search.probes.send(outcome), search))
+        except StopIteration as end:
+            self.waiting.appendleft((end.value, None))
+
+    def _probes(self, shard: Shard, fault: EngineFault) -> Generator[Shard, EngineFault | None, Shard]:
+        """Yield parts of a shard to try; return it without the prompts that make it fail, EngineFault for too many."""
+        part: Callable[..., Shard] = resolve(self.job.spec.narrow)
+        yield from self._other_prompts(part, shard, fault)
+        name, rows, tried = self.job.out.name, len(shard.payload["rows"]), None
+        halves = bisect(range(rows))
+        while True:
+            try:
+                keep = halves.send(tried)
+            except StopIteration as end:
+                poison: list[int] = end.value
+                break
+            tried = yield part(shard, keep)
         if len(poison) > MOST_POISON or len(poison) == rows > 1:
             many = "all" if len(poison) == rows else f"more than {MOST_POISON}"
             raise EngineFault(
@@ -301,13 +410,14 @@ class ActorPool:
         )
         return part(shard, [i for i in range(rows) if i not in poison])
 
-    def _check_other_prompts(self, actor: Any, part: Callable[..., Shard], shard: Shard, fault: EngineFault) -> None:
-        """EngineFault where two other prompts, each alone, fail in the same way."""
+    def _other_prompts(
+        self, part: Callable[..., Shard], shard: Shard, fault: EngineFault
+    ) -> Generator[Shard, EngineFault | None, None]:
+        """Yield two other prompts, each alone; EngineFault where they fail in the same way."""
         own = [0, len(shard.payload["rows"]) - 1]
-        others = sorted(self.waiting, key=lambda one: self.failures[one.index])
-        probes = [*(part(one, [0]) for one in others), *(part(shard, [place]) for place in own)][:2]
-        for probe in probes:
-            other = self._probe(actor, probe)
+        others = sorted((one for one, search in self.waiting if not search), key=lambda one: self.failures[one.index])
+        for probe in [*(part(one, [0]) for one in others), *(part(shard, [place]) for place in own)][:2]:
+            other = yield probe
             if other is None or not alike(str(other), str(fault)):
                 return
         raise EngineFault(
@@ -315,77 +425,45 @@ class ActorPool:
             f"{log_files(self.job)}."
         )
 
-    def _probe(self, actor: Any, shard: Shard) -> EngineFault | None:
-        """Try a part of a shard and keep nothing; return why its worker died, failed or hung, None where it did not."""
-        while (fault := self._outcome(actor, actor.load, None)) is not None:
-            self._load_failed(actor, fault)
-        self.load_failures[actor] = 0
-        fault = self._outcome(actor, actor.probe, shard)
-        if fault is not None:
-            rows = len(shard.payload["rows"])
-            many = "1 prompt" if rows == 1 else f"{rows} prompts"
-            self.message(f"{self.job.out.name}: {many} of shard {shard.index} alone: {fault}; its worker starts again")
-            self._restart(actor, fault)
-        return fault
-
-    def _outcome(self, actor: Any, method: Any, shard: Shard | None) -> EngineFault | None:
-        """Call a worker and wait; return why it died, failed or hung, None where it did not."""
-        call, arguments = Call(actor, shard), (self.sent, shard) if shard else (self.sent,)
-        reference = method.options(max_task_retries=0).remote(*arguments)
-        while not ray.wait([reference], timeout=POLL_S)[0]:
-            ray_cluster.check_alive()
-            self._end_hung([call])
-        try:
-            _result(self.job, reference, shard)
-        except EngineFault as error:
-            return self.ended.get(actor, error)
-        return None
-
-    def _restart(self, actor: Any, fault: EngineFault) -> None:
-        """Wait for the worker that Ray starts in place of a dead one; one that only failed is ended first."""
-        old, patience = self.pid_of.get(actor), Patience()
-        self.starting = {reference: other for reference, other in self.starting.items() if other != actor}
-        if not isinstance(fault, WorkerDied):
-            ray.kill(actor, no_restart=False)
-        while self.pid_of.get(actor) == old:
-            reference = actor.vitals.remote()
-            while not ray.wait([reference], timeout=POLL_S)[0]:
-                ray_cluster.check_alive()
-                if patience.waited_s > PLACEMENT_S:
-                    raise SparringError(
-                        f"{self.job.out.name}: no worker has replaced a dead one in {PLACEMENT_S:.0f} s; is a "
-                        "node gone? Run again to resume."
-                    )
-                if patience.is_due():
-                    self.message(f"{self.job.out.name}: {self._no_worker_yet()}, {patience.waited_s:.0f} s so far")
-            self.pid_of[actor] = _result_or_stop(self.job, reference)["pid"]
-            time.sleep(POLL_S / 10)
-        self.ended.pop(actor, None)
+    def _end_hung(self, calls: list[Call]) -> None:
+        """Kill the actors whose shard or loading is past its deadline; Ray starts new processes for them."""
+        allowed = self.deadline.allowed_s()
+        for call in calls:
+            spent = time.monotonic() - call.begun
+            if spent > allowed and call.actor and call.actor not in self.ended:
+                fault = WorkerDied(f"it took longer than {allowed:.0f} s (hardware.shard_deadline_s) and was ended")
+                self.ended[call.actor] = fault
+                what = f"shard {call.shard.index} has taken" if call.shard else "its models have been loading for"
+                self.message(f"{self.job.out.name}: {what} {spent:.0f} s; its worker is ended")
+                ray.kill(call.actor, no_restart=False)
 
 
-def side_by_side(job: Job) -> int:
+def side_by_side(job: Job, places: Places | None = None) -> int:
     """Return how many workers the step has: its count, or as many as the machines hold, and never more than that.
 
-    Steps of tasks have as many as this machine has cores.
+    Steps of tasks have as many as this machine has cores. places: the nodes that may get work, asked for where not
+    given.
     """
     if job.spec.pool == "tasks":
         return os.cpu_count() or 1
-    needed = {kind: n for kind, n in (("CPU", _reserved(job)), ("GPU", job.workers.gpus)) if n}
-    capacity = sys.maxsize
-    if needed:
-        machines = ray_cluster.machines()
-        capacity = sum(min(int(has.get(kind, 0) // n) for kind, n in needed.items()) for has in machines)
+    one = _workers(job)
+    capacity = (places or nodes.places()).capacity(one) if one.cpus or one.gpus else sys.maxsize
     return max(1, min(job.workers.count or capacity, capacity))
 
 
 def finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the step's summary, computed in a task from the written parts, one at a time in memory."""
-    return _result_or_stop(job, _task(job, finish_task).remote(job, records))
+    return _result_or_stop(job, _task(job, finish_task, nodes.places()).remote(job, records))
 
 
-def _task(job: Job, function: Callable[..., Any]) -> Any:
+def _task(job: Job, function: Callable[..., Any], places: Places) -> Any:
     # Tasks reserve no core: idle actors may hold all of them, and these tasks are light.
-    return ray.remote(num_cpus=0, max_retries=job.workers.max_failures)(function)
+    return ray.remote(num_cpus=0, max_retries=job.workers.max_failures)(function).options(**_on(places))
+
+
+def _on(places: Places) -> dict[str, Any]:
+    """Return Ray's options that keep a task or an actor on these nodes."""
+    return {"label_selector": places.selector} if places.selector else {}
 
 
 def _ready(references: list[Any]) -> list[Any]:
@@ -403,7 +481,7 @@ def _result(job: Job, reference: Any, shard: Shard | None = None) -> Any:
     except RayTaskError as error:
         with step_errors(job, shard):
             raise error.cause from error
-    except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
+    except (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
         if disk_is_full(error, job.out):
             raise DataError(full_disk(job.out)) from None
         ray_cluster.check_alive()
@@ -421,16 +499,20 @@ def _result_or_stop(job: Job, reference: Any) -> Any:
         raise SparringError(f"{job.out.name}: {fault}; details: {log_files(job)}") from None
 
 
-def _check_placeable(job: Job) -> None:
+def _check_placeable(job: Job, places: Places) -> None:
     """SparringError when no machine of the cluster has the cores or GPUs that one worker needs."""
-    machines = ray_cluster.machines()
     for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
-        most = max((machine.get(resource, 0) for machine in machines), default=0)
+        most = max((machine.get(resource, 0) for machine in places.nodes.values()), default=0)
         if (needed := getattr(job.workers, key)) > most:
             raise SparringError(
                 f"{job.out.name}: a worker needs {needed} {resource}s, the largest node has {most:.0f}; "
                 f"lower the {key} of hardware (see conf/hardware)."
             )
+
+
+def _workers(job: Job) -> Workers:
+    """Return the step's workers with the cores that each reserves."""
+    return replace(job.workers, cpus=_reserved(job))
 
 
 def _reserved(job: Job) -> int:

@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparring.pipeline.execution import in_process, ray_cluster, signals
+from sparring.pipeline.execution import in_process, nodes, ray_cluster, signals
 from sparring.pipeline.execution.events import Events
 from sparring.pipeline.planning.placement import check_placement
 from sparring.pipeline.planning.plan import Plan, State, Step, input_digest, inspect, step_state, to_redo
@@ -235,6 +235,9 @@ class Executor:
         self._ray = True
         if address:
             self.events.message(f"Ray's dashboard: http://{address}")
+        if joined:
+            shared = () if remote.of(self.store) else (self.store, self.scratch)
+            nodes.join(shared, os.environ["RAY_ADDRESS"])
         if joined and not ray_cluster.autoscales():
             check_placement(todo, ray_cluster.machines(), f"the cluster {os.environ['RAY_ADDRESS']}")
 
@@ -335,7 +338,7 @@ class Executor:
                 ray_cluster.check_alive()
                 return received()
 
-            made = run(job, report, stop_signal)
+            made = run(job, report, stop_signal, lambda: nodes.places(self.events.message))
             return self._manifest(
                 job,
                 files=files_below(job.out, made.files),

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from sparring.stages.errors import DataError, SparringError, disk_is_full, full_disk
@@ -45,18 +45,18 @@ class ShardDeadline:
         return min(self.limit_s, usual)
 
 
-def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[int]:
-    """Return the rows that fail alone, twice, of rows that fail together; [] when none does.
+def bisect(rows: Sequence[int]) -> Generator[Sequence[int], object, list[int]]:
+    """Yield rows to try together, get whether they fail; return those that fail alone, twice, [] when none does.
 
-    Halves of what fails are tried until single rows are left: about 2 log2(n) tries for one such row. The search stops
-    after more than MOST_POISON rows.
+    rows: they fail together. Halves of what fails are tried until single rows are left: about 2 log2(n) tries for one
+    such row. The search stops after more than MOST_POISON rows.
     """
     if len(rows) == 1:
-        return list(rows) if fails(rows) else []
+        return list(rows) if (yield rows) else []
     poison: list[int] = []
     for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-        if len(poison) <= MOST_POISON and fails(half):
-            poison += bisect(half, fails)
+        if len(poison) <= MOST_POISON and (yield half):
+            poison += yield from bisect(half)
     return poison
 
 

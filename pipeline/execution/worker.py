@@ -28,9 +28,11 @@ class Worker:
         self.number, self.fingerprint, self.load_s = number, "", 0.0
         self.worker: Any = None
 
-    def vitals(self) -> dict[str, Any]:
-        """Return the process's host, id and memory."""
-        return vitals()
+    def process(self) -> tuple[str, dict[str, Any]]:
+        """Return Ray's id of the node, and the process's vitals there."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), vitals()
 
     def prepare(self, job: Job) -> None:
         """Do what the step lets its workers do before its inputs exist."""

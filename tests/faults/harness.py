@@ -75,11 +75,11 @@ class Run:
     stream: str = "events.jsonl"
     """Its events, below the run's folder."""
 
-    def start(self, program: Sequence[str] = ("sparring",)) -> subprocess.Popen[str]:
-        """Start the driver; program: the module to run, and what it takes before the command."""
+    def start(self, program: Sequence[str] = ("sparring",), prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start the driver; program: the module to run, and what it takes before the command; prefix: what runs it."""
         log = (self.folder / "driver.log").open("a")
         return subprocess.Popen(
-            [sys.executable, "-m", *program, self.command, *self.arguments],
+            [*prefix, sys.executable, "-m", *program, self.command, *self.arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,

@@ -62,6 +62,8 @@ class Light:
 
     def __call__(self, shard: Shard) -> Part:
         rows = shard.payload["rows"]
+        if self.how == "slow":
+            time.sleep(1.0)
         if self.sick & set(rows):
             if self.how == "die once" and not self.once.exists():
                 self.once.write_text("")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparring.pipeline.execution import fault_policy, ray_cluster
+from sparring.pipeline.execution import fault_policy, nodes, ray_cluster
 from sparring.pipeline.execution.actor_pool import ActorPool, side_by_side
 from sparring.stages.errors import DataError, EngineFault, SparringError
 from sparring.stages.sample import stage
@@ -176,6 +176,7 @@ def test_workers_that_find_no_room_are_not_waited_for(tmp_path: Path, monkeypatc
     import ray
 
     monkeypatch.setattr(ray_cluster, "joined", lambda: True)
+    nodes.join([tmp_path], "of this test")
     monkeypatch.setattr("sparring.stages.patience.SILENCE_S", 0.5)
     cores = int(ray.cluster_resources()["CPU"])
     made = light_job(tmp_path, "die", sick=[], actors=10 * cores)
@@ -204,7 +205,7 @@ def test_a_step_that_ends_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("sparring.stages.patience.SILENCE_S", 0.0)
     job = light_job(tmp_path, "die", sick=[])
     pool = ActorPool(job, 1)
-    ray.get([actor.pid.remote() for actor in pool.actors])
+    ray.get([actor.process.remote() for actor in pool.actors])
     said: list[str] = []
     try:
         assert dict(pool.map(job, shards(2, 2), lambda pid: None, said.append))

@@ -12,13 +12,21 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError
-from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from sparring.stages.errors import TrainingFault
-from sparring.stages.patience import PLACEMENT_S, Patience
-from sparring.stages.step import Job
+from sparring.stages.patience import LOST_S, PLACEMENT_S, Patience
+from sparring.stages.step import Job, Places
 from sparring.stages.train import memory
 from sparring.stages.train.config import TrainSettings
 from sparring.stages.train.launch import failures, interface, sigterm, worker
@@ -26,10 +34,12 @@ from sparring.stages.train.launch.mailbox import STOP, Receiver, groups, mailbox
 
 Report = Callable[[dict[str, Any]], None]
 POLL_S = 0.2
-START_S = 60.0
-"""Seconds after which Ray Train tries anew to place a group; it would do so for ever."""
+START_S = 30.0
+"""Seconds that Ray Train has to place a group; then the driver looks at the nodes there are."""
 SAVING_S = 900.0
 """Seconds that the workers have to save their state once the run must end."""
+NO_ROOM, DIED_STARTING = "WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"
+"""Ray Train's errors of a group that has not begun."""
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -39,6 +49,27 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """Of the driver while Ray Train runs: see a worker's end at once, write nothing nobody reads."""
+
+
+def every_node() -> Places:
+    """Return all nodes that are alive."""
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return Places(nodes=alive, selector={})
+
+
+def workers_that_fit(job: Job[TrainSettings], places: Places) -> int:
+    """Return with how many workers, at most its own number, a training can run there; 0: with none.
+
+    Each gets an equal share of the optimizer step's pairs.
+    """
+    most = min(job.workers.count, places.capacity(job.workers))
+    return next((n for n in range(most, 0, -1) if job.settings.trainer.global_batch % n == 0), 0)
+
+
+def not_begun(error: object) -> str:
+    """Return NO_ROOM or DIED_STARTING for an error by which Ray Train gave up a group that had not begun, else ""."""
+    kind = type(error.controller_failure).__name__ if isinstance(error, ControllerError) else ""
+    return kind if kind in (NO_ROOM, DIED_STARTING) else ""
 
 
 class _WithSigterm(TorchConfig):
@@ -83,26 +114,25 @@ class MemoryKills(UserCallback):
 
 
 def fit(
-    job: Job[TrainSettings], stop_signal: Callable[[], int], receiver: Receiver
+    job: Job[TrainSettings], stop_signal: Callable[[], int], receiver: Receiver, wait: Wait, places: Places
 ) -> Result | TrainingFailedError | None:
     """Run workers until they end; return Ray's result or error, None where a signal ended the wait for them.
 
     stop_signal: as in steps/train.py; it ends the wait for workers that have not begun at once, and those that have
-    save their state first. receiver: of all groups of workers of the job. TrainingFault when the workers cannot be
-    placed in PLACEMENT_S.
+    save their state first. receiver: of all groups of workers of the job. wait: of all of them as well. places: the
+    nodes that the workers may go to. TrainingFault when they are waited for too long.
     Ray Train is driven from a thread: on the main one it would put its own handler of Ctrl-C in place of ours.
     """
     ends: list[Any] = []
 
     def drive() -> None:
         try:
-            ends.append(_trainer(job).fit())
+            ends.append(_trainer(job, places).fit())
         except BaseException as error:
             ends.append(error)
 
     with _environment():
         thread = threading.Thread(target=drive, name="ray-train", daemon=True)
-        wait = _Wait(job, receiver.report)
         request_group(job)
         thread.start()
         while thread.is_alive():
@@ -110,7 +140,7 @@ def fit(
             receiver()
             if stop_signal():
                 (mailbox(job) / STOP).touch()
-            if wait.is_over(stop_signal(), begun=receiver.group >= groups(job)):
+            if wait.is_over(job, stop_signal(), begun=receiver.group >= groups(job)):
                 return None
         receiver()
     if isinstance(ends[0], Result | TrainingFailedError):
@@ -118,14 +148,14 @@ def fit(
     raise ends[0]
 
 
-class _Wait:
+class Wait:
     """How long the driver waits: for workers to begin, at first and after a death, and to save before an end."""
 
-    def __init__(self, job: Job[TrainSettings], report: Report) -> None:
-        self.job, self.report, self.stopped_at = job, report, 0.0
+    def __init__(self, report: Report, places: Callable[[], Places]) -> None:
+        self.report, self.places, self.stopped_at = report, places, 0.0
         self.patience: Patience | None = None
 
-    def is_over(self, number: int, begun: bool) -> bool:
+    def is_over(self, job: Job[TrainSettings], number: int, begun: bool) -> bool:
         """Return whether a signal `number` ends the wait (0: none); TrainingFault when no worker begins in time."""
         if number:
             if not self.stopped_at and begun:
@@ -139,20 +169,24 @@ class _Wait:
         self.patience = None if begun else self.patience or Patience()
         if not (patience := self.patience):
             return False
-        group = self.job.workers
+        group, most = job.workers, PLACEMENT_S
+        due = patience.is_due()
+        if (due or patience.waited_s > LOST_S) and not workers_that_fit(job, self.places()):
+            most = LOST_S
         wanted = f"{group.count} training workers with {group.cpus} CPUs and {group.gpus} GPUs each"
-        if patience.waited_s > PLACEMENT_S:
+        if patience.waited_s > most:
+            why = "no node is left that has them" if most == LOST_S else "others hold what they need, or a node is gone"
             raise TrainingFault(
-                f"{wanted} could not be placed in {PLACEMENT_S:.0f} s: others hold what they need, or a node is gone. "
-                "Lower hardware.workers, or wait for the others; then run again."
+                f"{wanted} could not be placed in {most:.0f} s: {why}. Lower hardware.workers, or wait for the others; "
+                "then run again."
             )
-        if patience.is_due():
-            text = f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {PLACEMENT_S:.0f} s"
+        if due:
+            text = f"waiting for {wanted}, {patience.waited_s:.0f} s so far, at most {most:.0f} s"
             self.report({"event": "message", "text": text})
         return False
 
 
-def _trainer(job: Job[TrainSettings]) -> TorchTrainer:
+def _trainer(job: Job[TrainSettings], places: Places) -> TorchTrainer:
     workers = job.workers
     train: Any = worker.work  # by its type a training returns nothing
     callbacks: list[Any] = [MemoryKills(job)]  # one of Ray Train's second version, as are the names below
@@ -167,14 +201,12 @@ def _trainer(job: Job[TrainSettings]) -> TorchTrainer:
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
             resources_per_worker=resources,
-            label_selector=_drivers_node() if job.store else None,
+            label_selector=(_drivers_node() if job.store else places.selector) or None,
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(mailbox(job)),
-            failure_config=failure(
-                max_failures=workers.max_failures, controller_failure_limit=int(PLACEMENT_S // START_S)
-            ),
+            failure_config=failure(max_failures=workers.max_failures, controller_failure_limit=0),
             callbacks=callbacks,
         ),
     )

@@ -17,7 +17,7 @@ from ray.train import TrainingFailedError
 
 from sparring.stages import errors
 from sparring.stages.errors import RUN_AGAIN, DataError, Stopped, TrainingFault, disk_is_full, full_disk
-from sparring.stages.step import Job
+from sparring.stages.step import Job, Places
 from sparring.stages.train.config import TrainSettings, refuse_too_few_steps
 from sparring.stages.train.files import checkpoint
 from sparring.stages.train.launch import workers
@@ -36,18 +36,24 @@ class Trained:
     stats: dict[str, float]
 
 
-def run(job: Job[TrainSettings], report: workers.Report, stop_signal: Callable[[], int] = lambda: 0) -> Trained:
+def run(
+    job: Job[TrainSettings],
+    report: workers.Report,
+    stop_signal: Callable[[], int] = lambda: 0,
+    places: Callable[[], Places] = workers.every_node,
+) -> Trained:
     """Train in the cluster that Ray is connected to; Stopped when the state is saved after a signal.
 
     stop_signal: returns the number of the signal that ends the run, 0 while there is none.
     report: gets the record of each optimizer step with done, of and pid, each worker's pid, and messages.
+    places: returns the nodes that may get work now.
     """
     job = replace(job, out=job.out.absolute(), scratch=job.scratch.absolute())
     _check(job)
     mailbox(job).mkdir(parents=True, exist_ok=True)
     for line in checkpoint.drop_damaged(job):
         report({"event": "message", "text": f"{line}; training goes on from {_place(checkpoint.latest(job))}"})
-    result = _result(job, stop_signal, report)
+    result = _result(job, stop_signal, report, places)
     summary = result["summary"]
     dropped = {"too_long": summary["too_long"]} if summary["too_long"] else {}
     return Trained(
@@ -58,13 +64,20 @@ def run(job: Job[TrainSettings], report: workers.Report, stop_signal: Callable[[
     )
 
 
-def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: workers.Report) -> dict[str, Any]:
-    """Start groups of workers until one has finished; return what its rank 0 returned."""
+def _result(
+    job: Job[TrainSettings], stop_signal: Callable[[], int], report: workers.Report, places: Callable[[], Places]
+) -> dict[str, Any]:
+    """Start groups of workers until one has finished; return what its rank 0 returned.
+
+    Where nodes were lost, the next group has as many workers as there is room for and the batch can be dealt to.
+    """
     outcome: dict[str, Any] = {}
-    receiver = Receiver(job, report)
+    receiver, wait, died_starting = Receiver(job, report), workers.Wait(report, places), 0
     while not stop_signal():
-        ended = workers.fit(job, stop_signal, receiver)
+        ended = workers.fit(job, stop_signal, receiver, wait, places())
         failed = ended if isinstance(ended, TrainingFailedError) else None
+        not_begun = workers.not_begun(failed)
+        died_starting += not_begun == workers.DIED_STARTING
         ending = read(job, ENDING) or {}
         outcome = getattr(ended, "return_value", None) or ending
         if (mailbox(job) / DISK_FULL).exists() or (failed and disk_is_full(failed, job.out)):
@@ -79,6 +92,13 @@ def _result(job: Job[TrainSettings], stop_signal: Callable[[], int], report: wor
             report({"event": "message", "text": ending["text"]})
             (mailbox(job) / ENDING).unlink()
             job = replace(job, settings=job.settings.with_micro_batch(ending["micro_batch"]))
+        elif not_begun and not job.workers.gives_up(died_starting):
+            fit = workers.workers_that_fit(job, places())
+            if 0 < fit < job.workers.count:
+                text = f"the nodes that are left hold {fit} of {job.workers.count} training workers: training goes on "
+                text += f"with {fit} from {_place(checkpoint.latest(job))}"
+                report({"event": "message", "text": text})
+                job = replace(job, workers=replace(job.workers, count=fit))
         elif "saved" in outcome:
             step = f"step {outcome['saved']} of {outcome['of']} is saved, training goes on from there"
             report({"event": "message", "text": f"a worker got SIGTERM: {step}"})

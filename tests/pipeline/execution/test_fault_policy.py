@@ -1,12 +1,23 @@
 """Which rows are found at fault, and when a shard hangs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparring.pipeline.execution import fault_policy
-from sparring.pipeline.execution.fault_policy import MOST_POISON, ShardDeadline, bisect
+from sparring.pipeline.execution.fault_policy import MOST_POISON, ShardDeadline
+
+
+def bisect(rows: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> list[int]:
+    """Return what the search finds where `fails` says which rows fail together."""
+    search = fault_policy.bisect(rows)
+    try:
+        tried = next(search)
+        while True:
+            tried = search.send(fails(tried))
+    except StopIteration as end:
+        return list(end.value)
 
 
 @given(st.integers(1, 300), st.data())

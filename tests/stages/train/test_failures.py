@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
-from ray.train import TrainingFailedError
+from ray.train import ControllerError, TrainingFailedError
+from ray.train.v2._internal import exceptions
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from sparring.stages.errors import DataError
-from sparring.stages.step import Job
+from sparring.stages.errors import DataError, TrainingFault
+from sparring.stages.step import Job, Places
 from sparring.stages.train import memory
 from sparring.stages.train.config import TRAIN
 from sparring.stages.train.launch import workers
@@ -21,7 +23,7 @@ from sparring.stages.train.launch.failures import post_ending, post_failure
 from sparring.stages.train.launch.mailbox import DISK_FULL, ENDING, MICRO_BATCH, mailbox, post, read
 from sparring.stages.train.launch.workers import MemoryKills
 from sparring.stages.train.steps import train as steps_train
-from tests.refusals import named
+from tests.refusals import named, refused
 from tests.stages.train.rig import settings
 
 
@@ -148,19 +150,54 @@ def test_a_kill_by_memory_after_publishing_loses_nothing(
     assert ended(job, monkeypatch, (None, failed)) == (PUBLISHED, [])
 
 
-def ended(job: Job, monkeypatch: pytest.MonkeyPatch, *ends: Any) -> tuple[Any, list[str]]:
-    """What the driver makes of groups of workers that end so, one after the other, and what it says."""
-    left, seen = list(ends), []
+def ended(
+    job: Job, monkeypatch: pytest.MonkeyPatch, *ends: Any, nodes: tuple[int, ...] = (), sizes: list[int] | None = None
+) -> tuple[Any, list[str]]:
+    """What the driver makes of groups of workers that end so, one after the other, and what it says.
 
-    def fit(job: Job, stop_signal: Any, receiver: Any) -> Any:
+    nodes: the cores of each. sizes: gets the number of workers of each group.
+    """
+    left, seen = list(ends), []
+    there = Places(nodes={str(i): {"CPU": float(cores)} for i, cores in enumerate(nodes)}, selector={})
+
+    def fit(job: Job, stop_signal: Any, receiver: Any, wait: Any, places: Any) -> Any:
+        (sizes if sizes is not None else []).append(job.workers.count)
         posted, returned = left.pop(0)
         if posted:
             post(job, ENDING, posted)
         return returned
 
     monkeypatch.setattr(workers, "fit", fit)
-    made = steps_train._result(job, lambda: 0, lambda event: seen.append(event["text"]))
+    made = steps_train._result(job, lambda: 0, lambda event: seen.append(event["text"]), lambda: there)
     return made, seen
+
+
+def no_room(kind: str = "WorkerGroupStartupTimeoutError") -> Any:
+    """What Ray Train raises for a group that has not begun."""
+    error = getattr(exceptions, kind)
+    return ControllerError(error(num_workers=4) if "Timeout" in kind else error("it died"))
+
+
+@pytest.mark.parametrize(("nodes", "size"), [((2,), 2), ((2, 1), 2), ((1,), 1), ((2, 2), 4)])
+def test_a_group_that_finds_no_room_has_as_many_workers_as_the_batch_divides_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: tuple[int, ...], size: int
+) -> None:
+    """Of a batch of 8 pairs and four workers: three cannot share it."""
+    job, sizes = job_of(tmp_path, 8), list[int]()
+    job = replace(job, workers=replace(job.workers, count=4, cpus=1))
+    returned = SimpleNamespace(return_value=PUBLISHED)
+    made, seen = ended(job, monkeypatch, (None, no_room()), (None, returned), nodes=nodes, sizes=sizes)
+    assert made == PUBLISHED and sizes == [4, size]
+    assert [f"{size} of 4" in text for text in seen] == ([] if size == 4 else [True])
+
+
+def test_workers_that_always_die_while_they_start_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path, 8)
+    died = [(None, no_room("WorkerGroupStartupFailedError"))] * (job.workers.max_failures + 1)
+    with refused(TrainingFault, "hardware.max_failures"):
+        ended(job, monkeypatch, *died)
 
 
 def test_what_rank_0_has_published_is_taken_though_its_group_failed(
