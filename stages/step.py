@@ -57,7 +57,7 @@ class StepSpec:
     worker is identified, dropped and counted as `poison`."""
     pool: str = "tasks"
     """Where its workers live. `engines`: a process loads its models once and ends with them. `annotators`: a process
-    serves one step after another, and drops a step's models before it loads the next one's. `tasks`: none is kept.
+    serves one step after another, and keeps what stages/loaded.py keeps for the next one. `tasks`: none is kept.
     `in_process`: in the driver's own process, without Ray."""
 
 

@@ -1,4 +1,4 @@
-"""vLLM in this process: imported quickly, set up for a CPU or for GPUs, kept for the steps that need the same.
+"""vLLM in this process: imported quickly, set up for a CPU or for GPUs.
 
 What the settings are for, measured on SmolLM2-135M in fp32 (vLLM 0.32, CPU):
 - In this process (no engine-core process): a start of seconds, and nothing is left behind by kill -9.
@@ -16,7 +16,7 @@ import ast
 import gc
 import os
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,21 +116,6 @@ def quickly() -> Iterator[None]:
         gc.freeze()
         if collecting:
             gc.enable()
-
-
-_KEPT: dict[Hashable, Any] = {}
-
-
-def kept(key: Hashable, make: Callable[[], Any]) -> Any:
-    """Return the engine in memory if it was made for the same `key`, else a new one, which `make` returns.
-
-    Another engine is dropped before: dropped later, vLLM would end the process groups of both.
-    """
-    if key not in _KEPT:
-        _KEPT.clear()
-        gc.collect()
-        _KEPT[key] = make()
-    return _KEPT[key]
 
 
 def on_cpu(max_model_len: int, kv_cache_gb: int) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from sparring.pipeline.execution.fault_policy import (
     log_files,
     step_errors,
 )
-from sparring.pipeline.execution.worker import Worker, finish_task, run_task
+from sparring.pipeline.execution.worker import Loaded, Worker, finish_task, run_task
 from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, first_line, full_disk
+from sparring.stages.loaded import Load
 from sparring.stages.patience import PLACEMENT_S, Patience
 from sparring.stages.sample.config import SampleSettings
 from sparring.stages.step import Job, Shard, resolve
@@ -97,6 +98,16 @@ class ActorPool:
         for actor in self.actors:
             actor.prepare.remote(self.job)
 
+    @property
+    def holds_resources(self) -> bool:
+        """Whether idle workers keep cores or GPUs from others."""
+        return bool(_reserved(self.job) or self.job.workers.gpus)
+
+    def drop_large_models(self) -> None:
+        """Have the workers free the memory of large models; small ones stay for the next step."""
+        for reference in [actor.drop_large.remote() for actor in self.actors]:
+            _result_or_stop(self.job, reference)
+
     def close(self) -> None:
         """End the workers and wait until their processes and their children, and so their memory, are gone."""
         processes: list[psutil.Process] = []
@@ -127,15 +138,21 @@ class ActorPool:
             )
 
     def map(
-        self, job: Job, shards: list[Shard], on_worker: Callable[[int], None], message: Callable[[str], None]
+        self,
+        job: Job,
+        shards: list[Shard],
+        on_worker: Callable[[int], None],
+        message: Callable[[str], None],
+        on_load: Callable[[int, Load], None] = lambda pid, load: None,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as shards are done; `on_worker` gets each worker's pid, that of new ones too.
+        `on_load` gets the pid of a worker and the model that it has loaded.
 
         A shard whose worker dies, fails or is past its deadline is computed again by a new one. Where it fails again
         and the step's shards can be split, the prompts that make it fail are found and dropped. `message` gets a line
         about each of these.
         """
-        self.job, self.loaded, self.message, self.ready_at = job, True, message, 0.0
+        self.job, self.loaded, self.message, self.on_load, self.ready_at = job, True, message, on_load, 0.0
         self.deadline = ShardDeadline(job.workers.deadline_s)
         self.waiting, self.failures, self.load_failures = deque(shards), Counter[int](), Counter[Any]()
         self.warned: set[str] = set()
@@ -230,7 +247,8 @@ class ActorPool:
         self.ended.pop(actor, None)
         if shard is None:
             self.load_failures[actor], self.ready_at = 0, self.ready_at or time.monotonic()
-            for text in result:
+            self._report_loads(actor, result)
+            for text in result.warnings:
                 if text not in self.warned:  # every worker that loads the same models has the same warnings
                     self.warned.add(text)
                     self.message(f"{self.job.out.name}: {text}")
@@ -238,6 +256,10 @@ class ActorPool:
         self.deadline.record(time.monotonic() - call.begun)
         pid, record = result
         return pid, (shard.index, record)
+
+    def _report_loads(self, actor: Any, result: Loaded) -> None:
+        for load in result.loads:
+            self.on_load(self.pid_of.get(actor, 0), load)
 
     def _load_failed(self, actor: Any, fault: EngineFault) -> None:
         """Restart a worker that failed while it loaded its models; EngineFault after too many failures."""
@@ -329,9 +351,11 @@ class ActorPool:
             ray_cluster.check_alive()
             self._end_hung([call])
         try:
-            _result(self.job, reference, shard)
+            result = _result(self.job, reference, shard)
         except EngineFault as error:
             return self.ended.get(actor, error)
+        if shard is None:
+            self._report_loads(actor, result)
         return None
 
     def _restart(self, actor: Any, fault: EngineFault) -> None:
