@@ -151,6 +151,9 @@ def _execute(plan: Plan, store: Path, folder: Path, redo: frozenset[str]) -> Non
     events("message", text=text)
     for line in dealt_again_lines(plan, states):
         events("message", text=line)
+    expected = estimate.Estimate(plan, estimate.manifests(store), ray_cluster.gpus_by_machine())
+    missing = [step for name, step in plan.steps.items() if states[name].kind != "hit"]
+    events("planned", seconds={step.name: round(expected.cost(step).seconds, 1) for step in missing})
     if differs := other_code(plan, states):
         events("message", text=str(differs))
     watch = Watch(plan, folder, store, events.message)

@@ -8,7 +8,6 @@ folder, MLflow's run and trackio's are replaced.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,12 +65,9 @@ def numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
 def _events(history: RunHistory) -> dict[str, dict[int, dict[str, Any]]]:
     """Return step name -> optimizer step -> its last record in the event stream, which all arms of a run share."""
     streamed: dict[str, dict[int, dict[str, Any]]] = {}
-    paths = (folder / "events.jsonl" for folder in (history.folder, *history.folder.parents))
-    path = next((path for path in paths if path.is_file()), None)
-    for line in path.read_bytes().splitlines() if path else ():
-        with suppress(ValueError, KeyError, TypeError, RecursionError):  # the last one, while it is written
-            event = json.loads(line)
-            if event["event"] == "train_step" and isinstance(event["time"], int | float):
+    for event in history.events():
+        with suppress(ValueError, KeyError, TypeError):  # a damaged one
+            if event["event"] == "train_step":
                 streamed.setdefault(event["step"], {})[int(event["done"])] = event
     return streamed
 

@@ -6,6 +6,7 @@ prints or writes anything. `sparring run` and `sparring status` alone read `reco
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,6 +130,16 @@ class RunHistory:
                 if manifest.fingerprint not in seen:
                     yield t, label, manifest
                 seen.add(manifest.fingerprint)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the events of the run, which all its arms share; lines that cannot be read are left out."""
+        paths = (folder / "events.jsonl" for folder in (self.folder, *self.folder.parents))
+        path = next((path for path in paths if path.is_file()), None)
+        for line in path.read_bytes().splitlines() if path else ():
+            with suppress(ValueError, RecursionError):  # the last one, while it is written
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event and isinstance(event.get("time"), int | float):
+                    yield event
 
     def damage(self) -> str:
         """Return a line on what the run has made and the store has lost or damaged; '' without any."""

@@ -273,7 +273,7 @@ def test_stop_on_ends_a_run_before_its_next_iteration(tmp_path: Path) -> None:
     assert done(tmp_path) == {0, 1} and len(list((tmp_path / "store").glob("*/manifest.json"))) == 13
     events = [json.loads(line) for line in (tmp_path / "runs/mine/events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "stopped" and events[-1]["text"] == str(caught.value)
-    assert any("iteration 1: WARNING overoptimized" in event["text"] for event in events)
+    assert any("iteration 1: WARNING overoptimized" in event.get("text", "") for event in events)
 
 
 def test_a_stopped_run_exits_with_2_and_one_message(
