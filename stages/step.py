@@ -7,12 +7,16 @@ Light on purpose: pyarrow is imported only where a table is read.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import math
+import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +63,7 @@ class StepSpec:
     worker is identified, dropped and counted as `poison`."""
     pool: str = "tasks"
     """Where its workers live. `engines`: a process loads its models once and ends with them. `annotators`: a process
-    serves one step after another, and drops a step's models before it loads the next one's. `tasks`: none is kept.
+    serves one step after another, and keeps what stages/loaded.py keeps for the next one. `tasks`: none is kept.
     `in_process`: in the driver's own process, without Ray."""
 
 
@@ -79,6 +83,48 @@ def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file, read in blocks."""
     with naming(path), path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+LARGE = 16 << 20
+"""Bytes from which a file is hashed once for all processes of a machine."""
+RACY_NS = 2_000_000_000
+"""A file that was changed so shortly before it was read may change again without another time of change."""
+
+
+def sha256_once(path: Path) -> str:
+    """Return the hex sha256 of a file. A large one is read by one process of a machine, and again when it changed.
+
+    What was found is noted in the temporary folder, by inode, size and times of change; the others wait for it.
+    """
+    if path.stat().st_size < LARGE:
+        return sha256_file(path)
+    folder = Path(tempfile.gettempdir()) / f"sparring-verified-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            return sha256_file(path)
+        inode = path.stat()
+        note = (folder / f"{inode.st_dev:x}-{inode.st_ino:x}").open("a+", encoding="utf-8")
+    except OSError:  # it saves time alone
+        return sha256_file(path)
+    with note:
+        fcntl.flock(note, fcntl.LOCK_EX)
+        note.seek(0)
+        noted, before, now = note.read().split(), _stamp(path), time.time_ns()
+        if noted[:-1] == before:
+            return noted[-1]
+        digest = sha256_file(path)
+        if _stamp(path) == before and max(map(int, before[-2:])) < now - RACY_NS:
+            with suppress(OSError):
+                note.truncate(0)
+                note.write(" ".join([*before, digest]))
+        return digest
+
+
+def _stamp(path: Path) -> list[str]:
+    found = path.stat()
+    values = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return [str(value) for value in values]
 
 
 @contextmanager
@@ -137,7 +183,7 @@ class Input:
     def _verified(self, file: File) -> Path:
         path = self.root / file.path
         there = path.is_file()
-        if there and sha256_file(path) == file.sha256:
+        if there and sha256_once(path) == file.sha256:
             return path
         if self.pull:
             self.pull(path, file)

@@ -1,4 +1,4 @@
-"""vLLM in this process: imported quickly, set up for a CPU or for GPUs, kept for the steps that need the same.
+"""vLLM in this process: imported quickly, set up for a CPU or for GPUs.
 
 What the settings are for, measured on SmolLM2-135M in fp32 (vLLM 0.32, CPU):
 - In this process (no engine-core process): a start of seconds, and nothing is left behind by kill -9.
@@ -13,14 +13,17 @@ A GPU takes the same path with vLLM's own defaults for blocks, prefill and graph
 from __future__ import annotations
 
 import ast
+import fcntl
 import gc
+import hashlib
 import os
+import socket
 import sys
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -118,19 +121,33 @@ def quickly() -> Iterator[None]:
             gc.enable()
 
 
-_KEPT: dict[Hashable, Any] = {}
+_linked: dict[Path, TextIO] = {}
+"""Links that this process has locked: a folder stays behind its link while an engine may read it."""
 
 
-def kept(key: Hashable, make: Callable[[], Any]) -> Any:
-    """Return the engine in memory if it was made for the same `key`, else a new one, which `make` returns.
+def same_name(folder: Path) -> Path:
+    """Return a link to a model's folder that has the same name for every model of its architecture.
 
-    Another engine is dropped before: dropped later, vLLM would end the process groups of both.
+    vLLM compiles anew for each path: the model's path is in the key of its cache (ModelConfig.compute_hash), although
+    what is compiled depends on config.json and the engine's arguments, which are in the key too. Where the name is
+    taken, by an engine of another model on this machine, the folder itself is returned. No GPU has run this.
     """
-    if key not in _KEPT:
-        _KEPT.clear()
-        gc.collect()
-        _KEPT[key] = make()
-    return _KEPT[key]
+    config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    root = Path(os.path.expanduser(os.environ.get("VLLM_CACHE_ROOT", "~/.cache/vllm")))
+    link = root / "sparring" / f"{socket.gethostname()}-{config[:16]}"
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        lock = _linked.get(link) or link.with_suffix(".lock").open("a")
+        _linked[link] = lock
+        with suppress(BlockingIOError):  # others have engines behind this link
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary = link.with_suffix(f".{os.getpid()}")
+            temporary.symlink_to(folder.absolute())
+            temporary.replace(link)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return link if link.resolve() == folder.resolve() else folder
+    except OSError:  # it saves time alone
+        return folder
 
 
 def on_cpu(max_model_len: int, kv_cache_gb: int) -> dict[str, Any]:

@@ -111,8 +111,10 @@ def _table(
         )
         table.add_row("1", entry.label, entry.manifest.name, "given", "", "", origin)
     rows: dict[tuple[int, str, str, str], list[tuple[int, Step]]] = {}
-    for name, step in plan.steps.items():
-        state, use = states[name], step.uses[0]
+    arms = list(plan.configs)
+    # By iteration: in the order in which they are made, the next iteration begins before this one is evaluated.
+    for step in sorted(plan.steps.values(), key=lambda one: (arms.index(one.uses[0].arm), one.uses[0].iteration)):
+        state, use = states[step.fingerprint], step.uses[0]
         reason = state.why
         if known is not None and state.kind == "miss":
             near = [m for m in known if m.step == step.spec.kind and not m.imported]

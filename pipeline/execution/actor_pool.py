@@ -37,8 +37,9 @@ from sparring.pipeline.execution.fault_policy import (
     log_files,
     step_errors,
 )
-from sparring.pipeline.execution.worker import Worker, finish_task, run_task
+from sparring.pipeline.execution.worker import Loaded, Worker, finish_task, run_task
 from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringError, disk_is_full, first_line, full_disk
+from sparring.stages.loaded import Load
 from sparring.stages.patience import LOST_S, PLACEMENT_S, SILENCE_S, Patience
 from sparring.stages.sample.config import SampleSettings
 from sparring.stages.step import Job, Places, Shard, Workers, resolve
@@ -142,6 +143,16 @@ class ActorPool:
         for actor in self.actors:
             actor.prepare.remote(self.job)
 
+    @property
+    def holds_resources(self) -> bool:
+        """Whether idle workers keep cores or GPUs from others."""
+        return bool(_reserved(self.job) or self.job.workers.gpus)
+
+    def drop_large_models(self) -> None:
+        """Have the workers free the memory of large models; small ones stay for the next step."""
+        for reference in [actor.drop_large.remote() for actor in self.actors]:
+            _result_or_stop(self.job, reference)
+
     def close(self) -> None:
         """End the workers and wait until their processes and their children, and so their memory, are gone."""
         pids: dict[str, list[int]] = defaultdict(list)
@@ -167,16 +178,23 @@ class ActorPool:
             self.message(f"{self.job.out.name}: the node {nodes.host(node)} does not say whether its workers ended")
 
     def map(
-        self, job: Job, shards: list[Shard], on_worker: Callable[[dict[str, Any]], None], message: Callable[[str], None]
+        self,
+        job: Job,
+        shards: list[Shard],
+        on_worker: Callable[[dict[str, Any]], None],
+        message: Callable[[str], None],
+        on_load: Callable[[int, Load], None] = lambda pid, load: None,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as shards are done; `on_worker` gets each worker's vitals (stages/vitals.py),
-        of new ones too, and again after a shard where EVERY_S have passed.
+        of new ones too, and again after a shard where EVERY_S have passed. `on_load` gets the pid of a worker and the
+        model that it has loaded.
 
         A shard whose worker dies, fails or is past its deadline is computed again, by whoever is free first. Where it
         fails again and the step's shards can be split, the prompts that make it fail are found and dropped. The others
         work on meanwhile. `message` gets a line about each of these.
         """
-        self.job, self.loaded, self.message, self.on_worker, self.ready_at = job, True, message, on_worker, 0.0
+        self.job, self.loaded, self.message, self.ready_at = job, True, message, 0.0
+        self.on_worker, self.on_load = on_worker, on_load
         self.sent = ray.put(job)  # once: it lists every file of its inputs, thousands of them
         self.reported: dict[int, float] = {}
         """pid -> when `on_worker` got its vitals."""
@@ -321,7 +339,8 @@ class ActorPool:
         self.idle.append(actor)
         if shard is None:
             self.load_failures[actor], self.ready_at = 0, self.ready_at or time.monotonic()
-            for text in result:
+            self._report_loads(actor, result)
+            for text in result.warnings:
                 if text not in self.warned:  # every worker that loads the same models has the same warnings
                     self.warned.add(text)
                     self.message(f"{self.job.out.name}: {text}")
@@ -333,6 +352,10 @@ class ActorPool:
             self._report(vitals)
             return shard.index, record
         return None
+
+    def _report_loads(self, actor: Any, result: Loaded) -> None:
+        for load in result.loads:
+            self.on_load(self.process_of[actor].pid, load)
 
     def _failed(self, call: Call, fault: EngineFault) -> None:
         """Count a failure, have the shard done again or its prompts tried, and start the worker again."""

@@ -30,6 +30,7 @@ from sparring.pipeline.store.parts import finished_parts
 from sparring.stages.errors import DataError, SparringError
 from sparring.stages.fields import identity
 from sparring.stages.fingerprint import digest
+from sparring.stages.loaded import Load
 from sparring.stages.step import File, Input, Job, resolve
 
 if TYPE_CHECKING:  # it imports Ray, which takes seconds
@@ -103,12 +104,12 @@ class Executor:
                 made += self.wanted(step) and self._ensure(step)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to report
-                self._close_pools(lambda pool: True)
+                self._close_pools(*self._pools)
             raise
         finally:
             if self._ray:
                 try:
-                    self._close_pools(lambda pool: True)
+                    self._close_pools(*self._pools)
                 finally:
                     ray_cluster.stop_ray()
         return made
@@ -147,7 +148,7 @@ class Executor:
         try:
             self._make(step, artifact, state)
         except (SparringError, FileNotFoundError):
-            self._close_pools(lambda pool: pool.loaded)
+            self._close_pools(*(kind for kind, pool in self._pools.items() if pool.loaded))
             made = self._state(step, artifact)
             if made.kind == "hit":
                 return made
@@ -160,11 +161,22 @@ class Executor:
     def _artifact(self, step: Step) -> Artifact:
         return Artifact(self.store, step.spec.kind, step.fingerprint)
 
-    def _close_pools(self, chosen: Callable[[ActorPool], bool]) -> None:
+    def _close_pools(self, *kinds: str) -> None:
+        for kind in kinds:
+            self._pools.pop(kind).close()
+
+    def _make_room(self, used: ActorPool | None = None) -> None:
+        """End the workers of the steps before, or have them drop their large models, so that memory is free for others.
+
+        used: those that the next step takes. Annotators that hold no resources stay, with their small models.
+        """
         for kind, pool in list(self._pools.items()):
-            if chosen(pool):
-                del self._pools[kind]
-                pool.close()
+            if pool is used or not pool.loaded:
+                continue
+            if kind == "annotators" and not pool.holds_resources:
+                pool.drop_large_models()
+            else:
+                self._close_pools(kind)
 
     def _make(self, step: Step, artifact: Artifact, state: State) -> None:
         stale = artifact.raw() if state.kind == "stale" else None
@@ -179,7 +191,7 @@ class Executor:
         artifact.path.mkdir(parents=True, exist_ok=True)
         job = self._job(step, inputs)
         if step.spec.run:
-            self._close_pools(lambda pool: pool.loaded)
+            self._make_room()
         if step.spec.pool in ("tasks", "in_process"):
             self._warm_up_after(step)
         show = {"step": step.name, "kind": step.spec.kind, "label": label_of(step)}
@@ -271,8 +283,12 @@ class Executor:
         self.events("step_started", **show, why=why, done=len(records), of=len(shards), attempt=job.attempt)
         if todo:
             done_before, tokens, workers = len(records), 0.0, self._workers(job, len(todo))
+
+            def on_load(pid: int, load: Load) -> None:
+                self.events("load", **show, pid=pid, **load._asdict())
+
             results = workers.map(
-                job, todo, lambda worker: self.events("worker", **show, **worker), self.events.warning
+                job, todo, lambda worker: self.events("worker", **show, **worker), self.events.warning, on_load
             )
             for index, record in results:
                 records[index] = record
@@ -317,7 +333,9 @@ class Executor:
             return ActorPool(job, shards)
         kept = self._pools.get(kind)
         fits = kept is not None and kept.fits(job, shards)
-        self._close_pools(lambda pool: not fits if pool is kept else pool.loaded)
+        if kept and not fits:
+            self._close_pools(kind)
+        self._make_room(self._pools.get(kind))
         if not fits:
             self._pools[kind] = ActorPool(job, shards)
         return self._pools[kind]

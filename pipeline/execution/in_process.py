@@ -9,6 +9,8 @@ from typing import Any
 from sparring.pipeline.execution.fault_policy import step_errors
 from sparring.pipeline.store import remote
 from sparring.pipeline.store.parts import write_part
+from sparring.stages import loaded
+from sparring.stages.loaded import Load
 from sparring.stages.step import File, Input, Job, Shard, resolve
 from sparring.stages.vitals import vitals
 
@@ -29,12 +31,20 @@ class InProcess:
     """When the models of the step were loaded (time.monotonic)."""
 
     def map(
-        self, job: Job, shards: list[Shard], on_worker: Callable[[dict[str, Any]], None], message: Callable[[str], None]
+        self,
+        job: Job,
+        shards: list[Shard],
+        on_worker: Callable[[dict[str, Any]], None],
+        message: Callable[[str], None],
+        on_load: Callable[[int, Load], None] = lambda pid, load: None,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (shard index, record) as ActorPool.map does, without its retries."""
-        on_worker(vitals())
+        process = vitals()
+        on_worker(process)
         with step_errors(job):
             worker = resolve(job.spec.worker)(job)
+        for load in loaded.taken_note_of():
+            on_load(process["pid"], load)
         self.ready_at = time.monotonic()
         for shard in shards:
             begun = time.monotonic()

@@ -10,13 +10,23 @@ import logging
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparring.pipeline.execution import in_process
 from sparring.pipeline.store.parts import write_part
 from sparring.pipeline.store.remote import localised
+from sparring.stages import loaded
 from sparring.stages.step import Job, Shard, resolve
 from sparring.stages.vitals import vitals
+
+
+class Loaded(NamedTuple):
+    """What a worker says when it has a step's models."""
+
+    warnings: list[str]
+    """The stage's."""
+    loads: list[loaded.Load]
+    """The models that it had to load: those that it kept are not among them."""
 
 
 class Worker:
@@ -38,11 +48,11 @@ class Worker:
         """Do what the step lets its workers do before its inputs exist."""
         resolve(job.spec.prepare)(job)
 
-    def load(self, job: Job) -> list[str]:
-        """Load a step's models, in place of those of the step before; return the stage's warnings."""
+    def load(self, job: Job) -> Loaded:
+        """Load a step's models, in place of those of the step before."""
         job = localised(job)
         if self.worker is not None and self.fingerprint == job.fingerprint:
-            return []
+            return Loaded([], [])
         begun = time.monotonic()
         if self.worker:
             self.worker = None
@@ -61,7 +71,12 @@ class Worker:
         finally:
             logger.removeHandler(handler)
         self.load_s = time.monotonic() - begun
-        return warnings
+        return Loaded(warnings, loaded.taken_note_of())
+
+    def drop_large(self) -> None:
+        """Free the memory of large models."""
+        self.worker, self.fingerprint = None, ""
+        loaded.drop_large()
 
     def run(self, job: Job, shard: Shard) -> tuple[dict[str, Any], dict[str, Any]]:
         """Compute a shard and write its part; return vitals and the record, which counts the load once."""

@@ -74,27 +74,33 @@ class Builder:
         """id of a judge's configuration -> how it is run, and role -> name of what it is loaded from."""
 
     def build(self) -> None:
-        """Add N iterations: sample, annotate, train, evaluate; each starts from the policy of the one before."""
+        """Add N iterations: sample, annotate, train, evaluate; each starts from the policy of the one before.
+
+        Steps are made in the order in which they are added, and neighbours need the same weights: the held-out samples
+        of π_t and slice t+1, all duels of a judge, the log-probs of π_t and reference t+1, those of the base for all t.
+        Where a rule may stop the run, the next iteration begins after `evaluate`.
+        """
         config = self.config
         prompts = self.prompts()
-        policy = base = self.external(self.sources.policy(config.policy))
-        imported = self.imported_steps(prompts, policy)
-        heldout: list[str] = []
+        base = self.external(self.sources.policy(config.policy))
+        imported, policies = self.imported_steps(prompts, base), [base]
+        heldout = [self.sample(0, "sample_base", prompts, base, "heldout")]
+        samples, scores = self.slice(1, prompts, base, imported)
         for t in range(1, config.iterations + 1):
-            ready = imported if t == 1 else {}
-            samples = ready.get("sample") or self.sample(t, "sample", prompts, policy, "train")
-            if t == 1:  # by the engine that is already loaded
-                heldout.append(self.sample(0, "sample_base", prompts, policy, "heldout"))
-            pairs, targets = self.annotate(t, samples, ready.get("pairs"))
-            before, policy = policy, self.train(t, prompts, samples, pairs, targets, policy)
-            heldout.append(self.sample(t, "sample_heldout", prompts, policy, "heldout"))
-            self.evaluate(t, heldout)
-            if config.evaluate.kl:
-                for label, scoring in (("own", policy), ("previous", before), ("base", base)):
-                    inputs = {"samples": heldout[t], "policy": scoring}
-                    self.log_probs(t, f"logprobs_{label}", LOGPROBS, inputs)
-            if config.evaluate.best_of > 1:
-                self.best_of(t, config.evaluate.best_of, prompts, policy, heldout)
+            pairs, targets = self.annotate(t, samples, scores, imported.get("pairs") if t == 1 else None)
+            self.divergence(t - 1, heldout, policies)
+            policies.append(self.train(t, prompts, samples, pairs, targets, policies[-1]))
+            heldout.append(self.sample(t, "sample_heldout", prompts, policies[t], "heldout"))
+            n, follows, may_stop = config.evaluate.best_of, t < config.iterations, bool(config.diagnostics.stop_on)
+            drawn = self.sample(t, "sample_best", prompts, policies[t], "heldout", n) if n > 1 else ""
+            if follows and not may_stop:
+                samples, scores = self.slice(t + 1, prompts, policies[t])
+            self.evaluate(t, heldout, self.best(t, drawn) if drawn else "")
+            if follows and may_stop:
+                samples, scores = self.slice(t + 1, prompts, policies[t])
+        self.divergence(config.iterations, heldout, policies)
+        for t in range(1, config.iterations + 1) if config.evaluate.kl else ():
+            self.log_probs(t, "logprobs_base", LOGPROBS, {"samples": heldout[t], "policy": base})
 
     def prompts(self) -> str:
         prompts = self.config.prompts
@@ -129,11 +135,16 @@ class Builder:
             workers = replace(workers, count=1, cpus=1, gpus=0)
         return self.step(t, label, SAMPLE, settings, {"prompts": prompts, "policy": policy}, workers)
 
-    def annotate(self, t: int, samples: str, pairs: str | None) -> tuple[str, str]:
+    def slice(self, t: int, prompts: str, policy: str, imported: Mapping[str, str] | None = None) -> tuple[str, str]:
+        """Return (samples, scores) of slice t; scores: '' where the pairs are imported."""
+        oracle, ready = self.config.oracle, imported or {}
+        samples = ready.get("sample") or self.sample(t, "sample", prompts, policy, "train")
+        scores = "" if "pairs" in ready else self.score(t, "score", oracle, samples, anchors=oracle.opponents)
+        return samples, scores
+
+    def annotate(self, t: int, samples: str, scores: str, pairs: str | None) -> tuple[str, str]:
         """Return (pairs, targets); pairs: imported ones, which need no scores."""
         config = self.config
-        anchors = config.oracle.opponents
-        scores = "" if pairs else self.score(t, "score", config.oracle, samples, anchors=anchors)
         inputs = {"samples": samples, "encoder": self.external(self.sources.encoder(config.encoder))}
         workers = config.hardware.annotator_workers()
         similar = self.step(t, "embed", EMBED, EmbedSettings(encoder=config.encoder), inputs, workers)
@@ -201,39 +212,43 @@ class Builder:
         settings = ReferenceSettings(trainer=part(self.config.trainer, Scoring), four_bit=four_bit)
         return self.step(t, label, spec, settings, inputs, self.config.hardware.annotator_workers())
 
-    def evaluate(self, t: int, heldout: Sequence[str]) -> None:
-        """Judge π_t against earlier policies; heldout: the held-out samples of π_0 .. π_t.
+    def divergence(self, t: int, heldout: Sequence[str], policies: Sequence[str]) -> None:
+        """Add the log-probs of π_t's held-out responses under π_{t-1} and under π_t itself; that is the one to keep."""
+        for label, s in (("previous", t - 1), ("own", t)) if self.config.evaluate.kl and t else ():
+            inputs = {"samples": heldout[t], "policy": policies[s]}
+            self.log_probs(t, f"logprobs_{label}", LOGPROBS, inputs)
+
+    def best(self, t: int, samples: str) -> str:
+        """Add the steps that choose the oracle's best of the n responses of π_t to each held-out prompt."""
+        config = self.config
+        scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
+        settings = BestSettings(win_rate="matrix" if config.win_rate == "cross_fit" else config.win_rate)  # no training
+        return self.step(t, "best", BEST, settings, {"samples": samples, "scores": scores})
+
+    def evaluate(self, t: int, heldout: Sequence[str], best: str) -> None:
+        """Judge π_t against earlier policies, and where there is a `best`, that against a response of its own and one
+        of the base. heldout: the held-out samples of π_0 .. π_t.
 
         Two policies are judged once: cross-play reads the scores of earlier iterations.
         """
         crossed = self.config.evaluate.crossplay
         opponents = {"previous": t - 1, "base": 0} | {f"vs{s:02d}": s for s in range(1, t - 1) if crossed}
-        inputs = {"samples": heldout[t]}
+        inputs, of_best = {"samples": heldout[t]}, {"samples": best}
         for judge, name in ((self.config.oracle, "oracle"), (self.config.judge, "second")):
             for opponent, s in opponents.items():
                 scores = self.score(t, f"score_{name}_{opponent}", judge, heldout[t], heldout[s])
                 self.scores_by_pair[f"{name}_{t:02d}_{s:02d}"] = scores
                 if opponent in ("previous", "base"):
                     inputs[f"{name}_{opponent}"] = scores
+            for opponent, s in (("single", t), ("base", 0)) if best else ():
+                scores = self.score(t, f"score_best_{name}_{opponent}", judge, best, heldout[s])
+                of_best[f"{name}_{opponent}"] = scores
         settings = EvaluateSettings(evaluate=self.config.evaluate, seed=self.config.seed)
         self.step(t, "evaluate", EVALUATE, settings, inputs)
         if crossed and t > 1:  # at t = 1 there are two policies, and `evaluate` compares them
             self.step(t, "crossplay", CROSSPLAY, settings, self.scores_by_pair)
-
-    def best_of(self, t: int, n: int, prompts: str, policy: str, heldout: Sequence[str]) -> None:
-        """Judge the oracle's best of n responses of π_t against one response of the base, and one of its own."""
-        config = self.config
-        samples = self.sample(t, "sample_best", prompts, policy, "heldout", n)
-        scores = self.score(t, "score_best", config.oracle, samples, anchors=config.oracle.opponents)
-        chosen = {"samples": samples, "scores": scores}
-        settings = BestSettings(win_rate="matrix" if config.win_rate == "cross_fit" else config.win_rate)  # no training
-        best = self.step(t, "best", BEST, settings, chosen)
-        inputs = {"samples": best}
-        for judge, name in ((config.oracle, "oracle"), (config.judge, "second")):
-            for opponent, s in (("single", t), ("base", 0)):
-                scores = self.score(t, f"score_best_{name}_{opponent}", judge, best, heldout[s])
-                inputs[f"{name}_{opponent}"] = scores
-        self.step(t, "evaluate_best", EVALUATE, EvaluateSettings(evaluate=config.evaluate, seed=config.seed), inputs)
+        if best:
+            self.step(t, "evaluate_best", EVALUATE, settings, of_best)
 
     def score(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparring.pipeline.runs.run_history import RunHistory
+from sparring.pipeline.runs.timeline import Timeline, timeline_of
 from sparring.pipeline.store.manifest import Manifest
 
 KINDS = {
@@ -34,11 +35,19 @@ class Cost:
     """Label, iteration and column -> number of each step."""
     total: Mapping[str, float]
     sentence: str
+    timeline: Timeline | None
+    """None where the events are lost, or all steps were made by other runs."""
 
     @property
     def parts(self) -> list[str]:
         """The parts that some iteration has, in their order."""
         return [kind for kind in KINDS if any(kind in seconds for _, seconds in self.by_part)]
+
+    @property
+    def timeline_parts(self) -> list[str]:
+        """Likewise of the timeline."""
+        found = {part_of(span.label) for span in self.timeline.spans} if self.timeline else set()
+        return [kind for kind in KINDS if kind in found]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return heads and rows, the total last."""
@@ -65,9 +74,10 @@ def cost_of(arm: RunHistory) -> Cost | None:
     hardware = arm.settings.get("hardware")
     price = hardware.get("usd_per_hour") if isinstance(hardware, dict) else None
     price = float(price) if isinstance(price, int | float) else None
-    spent, planned = arm.seconds_spent(), arm.record.planned_s
+    made, planned = timeline_of(arm), arm.record.planned_s
+    spent = {(span.iteration, span.label): span.end - span.begin for span in made.spans} if made else {}
     steps = [
-        (label, t, {**_beside(planned.get(t, {}).get(label), spent.get(manifest.name)), **numbers(manifest, price)})
+        (label, t, {**_beside(planned.get(t, {}).get(label), spent.get((t, label))), **numbers(manifest, price)})
         for t, label, manifest in arm.artifacts()
     ]
     if not steps:
@@ -85,6 +95,7 @@ def cost_of(arm: RunHistory) -> Cost | None:
         sentence=f"In all {', '.join(parts)}. Seconds are those of a step's work: starts of engines and waiting are "
         "not among them; of steps that ran side by side each one counts. "
         "Planned and spent, from the start of a step to its end, are given of steps that this run has made.",
+        timeline=made,
     )
 
 
@@ -93,15 +104,28 @@ def _beside(planned: float | None, spent: float | None) -> dict[str, float]:
     return {"planned s": planned, "spent s": spent} if planned is not None and spent is not None else {}
 
 
+def part_of(label: str) -> str:
+    """Return the part of an iteration that a step belongs to."""
+    if label.startswith(("score_", "logprobs_")) or "best" in label:
+        return "evaluate"
+    return next((kind for kind, labels in KINDS.items() if label in labels), "other")
+
+
+def stretches(made: Timeline) -> list[tuple[str, list[tuple[str, str, float, float]]]]:
+    """Return `iter 1` -> its steps as (part, label, begin, end), for a chart."""
+    rows: dict[int, list[tuple[str, str, float, float]]] = {}
+    for span in made.spans:
+        rows.setdefault(span.iteration, []).append((part_of(span.label), span.label, span.begin, span.end))
+    return [(f"iter {t}" if t else "before", rows[t]) for t in sorted(rows)]
+
+
 def seconds(steps: Mapping[str, Manifest]) -> dict[str, float]:
     """Return part of an iteration -> seconds; an artifact with two labels is counted once."""
     parts: dict[str, float] = {}
     seen = set()
     for label, manifest in steps.items():
         if manifest.fingerprint not in seen:
-            judged = label.startswith(("score_", "logprobs_")) or "best" in label
-            kind = next((kind for kind, labels in KINDS.items() if label in labels), "other")
-            kind = "evaluate" if judged else kind
+            kind = part_of(label)
             parts[kind] = parts.get(kind, 0.0) + manifest.seconds
         seen.add(manifest.fingerprint)
     return parts

@@ -28,6 +28,7 @@ from sparring.pipeline.report.judging import JUDGES, win_rate_name, worth_of_jud
 from sparring.pipeline.report.suites import SuiteTable, suite_table
 from sparring.pipeline.runs.rules import RuleWarning
 from sparring.pipeline.runs.run_history import RunHistory, Steps, labels
+from sparring.pipeline.runs.timeline import Timeline, timeline_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class ArmReport:
     games: Mapping[str, crossplay.Game]
     """judge -> intervals, cycle, exploitability and equilibrium, where all policies have met."""
     suites: SuiteTable
+    timeline: Timeline | None
+    """When its steps were made, None where its events do not say."""
 
     @staticmethod
     def of(history: RunHistory, label: str = "") -> ArmReport:
@@ -71,6 +74,7 @@ class ArmReport:
             judges=worth_of_judges(judged[-1]) if judged else [],
             games=crossplay.games(iterations),
             suites=suite_table(history, figures),
+            timeline=timeline_of(history),
         )
 
     def win_rate(self, t: int, judge: str) -> Figure | None:

@@ -43,7 +43,7 @@ def print_report(arm: ArmReport, console: Console, panel: bool = False) -> None:
         print_minutes(arm, console)
     _print_lines([f"iteration {t}: {line}" for t, lines in arm.remarks().items() for line in lines], console)
     print_games(arm.games, console)
-    _print_lines(arm.judges, console)
+    _print_lines([*arm.judges, *([arm.timeline.sentence] if arm.timeline else [])], console)
     print_suites(arm.suites, console)
 
 

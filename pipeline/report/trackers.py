@@ -66,7 +66,7 @@ def _events(history: RunHistory) -> dict[str, dict[int, dict[str, Any]]]:
     """Return step name -> optimizer step -> its last record in the event stream, which all arms of a run share."""
     streamed: dict[str, dict[int, dict[str, Any]]] = {}
     for event in history.events():
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError):  # a damaged one
             if event["event"] == "train_step":
                 streamed.setdefault(event["step"], {})[int(event["done"])] = event
     return streamed

@@ -144,26 +144,14 @@ class RunHistory:
                 seen.add(manifest.fingerprint)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the events of the run, which its arms share; lines that are none are left out."""
+        """Yield the events of the run, which all its arms share; lines that cannot be read are left out."""
         paths = (folder / "events.jsonl" for folder in (self.folder, *self.folder.parents))
         path = next((path for path in paths if path.is_file()), None)
         for line in path.read_bytes().splitlines() if path else ():
             with suppress(ValueError, RecursionError):  # the last one, while it is written
                 event = json.loads(line)
-                if isinstance(event, dict) and isinstance(event.get("time"), int | float):
+                if isinstance(event, dict) and "event" in event and isinstance(event.get("time"), int | float):
                     yield event
-
-    def seconds_spent(self) -> dict[str, float]:
-        """Return name of an artifact -> seconds from the start of its step to its end, when it was last begun."""
-        begun: dict[str, float] = {}
-        spent: dict[str, float] = {}
-        for event in self.events():
-            name = str(event.get("step"))
-            if event.get("event") == "step_started":
-                begun[name] = event["time"]
-            elif event.get("event") == "step_done" and name in begun:
-                spent[name] = event["time"] - begun[name]
-        return spent
 
     def damage(self) -> str:
         """Return a line on what the run has made and the store has lost or damaged; '' without any."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sparring.stages import loaded
 from sparring.stages.annotate.config import EmbedSettings
 from sparring.stages.annotate.gate import off_diagonals
 from sparring.stages.annotate.rows import histogram, matrix, place, rows_by_id, total
@@ -33,7 +34,13 @@ class Embedder:
 
     def __init__(self, job: Job[EmbedSettings]) -> None:
         device = "cuda" if job.workers.gpus else "cpu"
-        self.encoder = TextEncoder(job.inputs["encoder"].folder(), job.settings.encoder.window, device)
+        encoder, window = job.inputs["encoder"], job.settings.encoder.window
+        self.encoder = loaded.kept(
+            "encoder",
+            (encoder.root, encoder.digest, window, device),
+            lambda: TextEncoder(encoder.folder(), window, device),
+            small=loaded.is_small([encoder]),
+        )
         self.samples = job.inputs["samples"]
 
     def __call__(self, shard: Shard) -> Part:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from sparring.stages import loaded
 from sparring.stages.annotate.oracle import Duel, Verdicts
 from sparring.stages.annotate.question import fitted
 from sparring.stages.annotate.reader import weight_files
 from sparring.stages.chat import Chat, load_chat
 from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.model_folder import read_json
-from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
+from sparring.stages.vllm import EVERYWHERE, import_vllm, on_cpu, on_gpus
 
 KV_CACHE_GB = 2
 """Of vLLM on a CPU."""
@@ -47,7 +48,7 @@ class JudgeEngine:
             own = {"dtype": dtype, "max_model_len": max_tokens + 1, "load_format": "safetensors"}
             return make_llm(str(folder), skip_tokenizer_init=True, seed=0, **EVERYWHERE, **own, **hardware)
 
-        self.llm = kept((folder, max_tokens, dtype, cpus, gpus), make)
+        self.llm = loaded.kept("judge engine", (folder, max_tokens, dtype, cpus, gpus), make)
 
     def __call__(self, duels: Sequence[Duel]) -> Verdicts:
         """Return log P(A) - log P(B) for each duel, and whether a text of it was truncated."""

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sparring.stages import loaded
 from sparring.stages.annotate import embed, oracles, winrate
 from sparring.stages.annotate.config import ScoreSettings
 from sparring.stages.annotate.fitness import correct
@@ -79,14 +80,20 @@ class Scorer:
     """Scores a part of `samples`; the judge is loaded once."""
 
     def __init__(self, job: Job[ScoreSettings], load: LoadOracle = oracles.load) -> None:
-        judge, roles = job.settings.oracle, [role for role in job.inputs if role not in ("samples", "opponents")]
-        context = OracleContext(
-            folders={role: job.inputs[role].folder() for role in roles},
-            judge=judge,
-            cpus=job.workers.cpus,
-            gpus=job.workers.gpus,
-        )
-        self.oracle = load(judge.kind, judge.options, context)
+        judge = job.settings.oracle
+        models = {role: one for role, one in job.inputs.items() if role not in ("samples", "opponents")}
+
+        def make() -> Oracle:
+            folders = {role: one.folder() for role, one in models.items()}
+            context = OracleContext(folders=folders, judge=judge, cpus=job.workers.cpus, gpus=job.workers.gpus)
+            return load(judge.kind, judge.options, context)
+
+        if models and job.spec.pool == "annotators":
+            sources = {role: (one.root, one.digest) for role, one in models.items()}
+            key = repr((judge, sources, job.workers.cpus, job.workers.gpus))
+            self.oracle = loaded.kept(f"judge {judge.kind}", key, make, small=loaded.is_small(models.values()))
+        else:  # it asks servers, or its process ends with it
+            self.oracle = make()
         self.anchors, self.seed = job.settings.anchors, job.settings.seed
         self.samples = job.inputs["samples"]
         self.opponents = job.inputs.get("opponents")

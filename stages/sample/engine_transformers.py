@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparring.stages import loaded
 from sparring.stages.sample.engine import EngineSettings, Sampled
 
 BATCH_TOKENS = 65_536
@@ -33,10 +34,13 @@ class TransformersEngine:
         torch.set_num_threads(settings.workers.cpus)
         self.settings = settings
         self.device = "cuda" if settings.workers.gpus else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, settings.sampler.dtype), local_files_only=True, **settings.engine_args
-        )
-        self.model = model.to(self.device).eval()
+        dtype, more = getattr(torch, settings.sampler.dtype), settings.engine_args
+
+        def make() -> Any:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **more)
+            return model.to(self.device).eval()
+
+        self.model = loaded.kept("policy engine", repr((folder, settings.sampler.dtype, self.device, more)), make)
         self.tokenizer: Any = load_tokenizer(folder) if settings.sampler.stop else None
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:

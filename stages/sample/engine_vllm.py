@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparring.stages import loaded
 from sparring.stages.sample.engine import EngineSettings, Sampled, finish_of
 from sparring.stages.sample.request_queue import RequestQueue, shards_at_once
 from sparring.stages.step import Workers
-from sparring.stages.vllm import EVERYWHERE, import_vllm, kept, on_cpu, on_gpus
+from sparring.stages.vllm import EVERYWHERE, import_vllm, on_cpu, on_gpus, same_name
 
 PER_CALL: dict[str, Any] = {
     "k": 2, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "logprobs": False, "shard_rows": 1,
@@ -47,8 +48,13 @@ class VllmEngine:
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
         self.settings = settings
         start = at_start(settings)
-        make_llm = import_for(settings.sampler.reproducible, settings.workers)
-        self.queue = kept(repr((folder, start)), lambda: RequestQueue(make_llm(str(folder), **arguments_of(start))))
+
+        def make() -> RequestQueue:
+            make_llm = import_for(settings.sampler.reproducible, settings.workers)
+            path = same_name(folder) if settings.workers.gpus else folder  # on the CPU nothing is compiled
+            return RequestQueue(make_llm(str(path), **arguments_of(start)))
+
+        self.queue = loaded.kept("policy engine", repr((folder, start)), make)
         sampler, running = settings.sampler, self.queue.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         responses = sampler.shard_rows * sampler.k
         self.at_once = 1 if sampled_alone(settings) else shards_at_once(running, responses)

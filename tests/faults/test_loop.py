@@ -64,13 +64,15 @@ def test_every_row_is_accounted_for(undisturbed: Path) -> None:
 
 
 def test_workers_end_with_their_models_or_serve_the_next_step(undisturbed: Path) -> None:
-    """One process annotates and scores the reference; the engine samples for the base too, and ends before training."""
+    """One process annotates, scores the reference and judges; an engine samples for the base too, and ends before
+    training.
+    """
     events = [json.loads(line) for line in Run(undisturbed, []).events.read_text().splitlines()]
     pids = {e["label"].partition(" ")[2].partition(" ")[2]: e["pid"] for e in events if e["event"] == "worker"}
     assert pids["score"] == pids["embed"] == pids["reference"]
     assert pids["sample"] == pids["sample_base"]
-    assert pids["score_oracle_previous"] == pids["score_second_previous"]
-    assert len({pids[name] for name in ("sample", "score", "train", "sample_heldout", "score_oracle_previous")}) == 5
+    assert pids["score"] == pids["score_oracle_previous"] == pids["score_second_previous"]
+    assert len({pids[name] for name in ("sample", "score", "train", "sample_heldout")}) == 4
 
 
 def test_a_second_run_does_nothing_in_seconds(undisturbed: Path, policy: Path) -> None:

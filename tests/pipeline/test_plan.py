@@ -63,6 +63,40 @@ def test_every_policy_meets_every_other_one_once() -> None:
     assert len(sampled) == 9  # the base once; each iteration once to play, once held out
 
 
+def loads(plan: Plan) -> list[str]:
+    """What the steps load in their order: small models once, of the large ones one at a time."""
+    small: set[str] = set()
+    large, loaded = "", []
+    for step in plan.steps.values():
+        kind = step.spec.kind
+        if kind in ("score", "embed"):
+            name = f"{kind} {[own for role, own in sorted(step.inputs.items()) if role in ('judge', 'encoder')]}"
+            if name not in small:
+                loaded.append(name)
+            small.add(name)
+        elif kind in ("sample", "reference", "logprobs", "train"):
+            name = f"{'log-probs' if kind in ('reference', 'logprobs') else kind} {step.inputs['policy']}"
+            if name != large:
+                loaded.append(name)
+            large = name
+    return loaded
+
+
+def test_neighbours_need_the_same_weights() -> None:
+    """18 loads in three iterations: 4 engines, 8 of a policy for its log-probs, 3 trainings, 2 judges, the encoder."""
+    assert len(loads(plan_of("iterations=3"))) == 18
+    assert len(loads(plan_of("iterations=2", "evaluate.best_of=4"))) == len(loads(plan_of("iterations=2")))
+
+
+def test_what_may_stop_a_run_is_known_before_the_next_iteration() -> None:
+    """And without such a rule the engine that is loaded samples the next slice first."""
+    for more, first in ((["diagnostics.stop_on=[longer]"], "evaluate"), ([], "sample")):
+        order = [(use.iteration, use.label) for use, _ in plan_of("iterations=2", *more).arm("")]
+        assert (order.index((1, "evaluate")) < order.index((2, "sample"))) == (first == "evaluate")
+        assert max(map(order.index, [(1, "evaluate"), (2, "sample")])) < order.index((2, "train"))
+    assert labels(plan_of("iterations=2")) == labels(plan_of("iterations=2", "diagnostics.stop_on=[longer]"))
+
+
 def test_best_of_n_adds_steps_and_changes_none() -> None:
     """16 held-out samples a policy, which meet the base's one response and the policy's own, by both judges."""
     plan = plan_of("iterations=2", "evaluate.best_of=16")
@@ -137,7 +171,8 @@ def test_addresses_of_servers_are_in_no_fingerprint(key: str, others: list[str])
 def test_a_shard_of_the_default_profile_has_minutes_one_of_ultrafeedback_hours() -> None:
     def deadline(*overrides: str) -> float:
         found = plan_of(*overrides)
-        return float(next(s for s in found.steps.values() if s.spec.kind == "sample").workers.deadline_s)
+        step = found.steps[labels(found)[1, "sample"]]
+        return float(step.workers.deadline_s)
 
     assert deadline() == 10 * (12 + 32 * 4 * 32 / 180)
     assert deadline("prompts=ultrafeedback", "sampler.k=5", "sampler.max_tokens=512") > 10 * 3600

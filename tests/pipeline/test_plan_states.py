@@ -8,7 +8,7 @@ from typing import Any
 
 from sparring.pipeline.planning.plan import Plan, State, explain, inspect
 from sparring.pipeline.store.manifest import Artifact
-from tests.pipeline.plans import finish, plan_of
+from tests.pipeline.plans import finish, labels, plan_of
 
 
 def states_by_label(plan: Plan, store: Path) -> dict[str, State]:
@@ -22,7 +22,7 @@ def test_a_hit_needs_the_inputs_bytes(tmp_path: Path) -> None:
     for step in plan.steps.values():
         finish(plan, step, tmp_path)
     assert {state.kind for state in inspect(plan, tmp_path).values()} == {"hit"}
-    sample = next(step for step in plan.steps.values() if step.spec.kind == "sample")
+    sample = plan.steps[labels(plan)[1, "sample"]]
     Artifact(tmp_path, "sample", sample.fingerprint).set_aside()
     finish(plan, sample, tmp_path, content="other bytes")
     found = states_by_label(plan, tmp_path)

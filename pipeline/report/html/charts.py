@@ -288,6 +288,38 @@ def bar_chart(
     return Chart(title=title, shapes=shapes, height=len(rows) * (BAR + 8) + 4, legend=legend)
 
 
+def timeline_chart(
+    title: str, rows: Sequence[tuple[str, Sequence[tuple[str, str, float, float]]]], kinds: Sequence[str]
+) -> Chart | None:
+    """Return bars from the begin to the end of each stretch, None without any; time runs from left to right.
+
+    rows: (name, [(kind, label, begin, end)]) in seconds; those of a row that overlap share its height. kinds: in order,
+    each with its fill.
+    """
+    latest = max((end for _, stretches in rows for _, _, _, end in stretches), default=0.0)
+    if not latest:
+        return None
+    scale, shapes, bottom = (WIDTH - NAME - RIGHT) / latest, [], 4 + len(rows) * (BAR + 8)
+    for value, label in labelled(0.0, latest):
+        shapes.append(shape("path", d=f"M{NAME + value * scale:.2f} 0V{bottom:g}", class_="grid"))
+        shapes.append(shape("text", label, x=NAME + value * scale, y=bottom + 15, text_anchor="middle"))
+    for place, (name, stretches) in enumerate(rows):
+        top, ends = 4 + place * (BAR + 8), [0.0, 0.0]
+        shapes.append(shape("text", name, x=NAME - 6, y=top + BAR / 2 + 4, text_anchor="end"))
+        for kind, label, begin, end in stretches:
+            lane = 0 if begin >= ends[0] else 1
+            ends[lane] = end
+            fill = f"bar c{kinds.index(kind) % COLOURS}"
+            x, width, y = NAME + begin * scale, max((end - begin) * scale - 0.5, 0.5), top + lane * BAR / 2
+            bar = shape("rect", x=x, y=y, width=width, height=BAR / 2, class_=fill)
+            shapes.append(shape("g", title=f"{name}, {label}: {begin:,.0f} to {end:,.0f} s", inside=[bar]))
+    legend = [
+        (kind, shape("rect", x=2, y=1, width=24, height=10, class_=f"bar c{look % COLOURS}"))
+        for look, kind in enumerate(kinds)
+    ]
+    return Chart(title=title, shapes=shapes, height=bottom + BOTTOM, legend=legend)
+
+
 def whisker_chart(title: str, x_name: str, rows: Sequence[tuple[str, Sequence[Whisker]]]) -> Chart | None:
     """Return a dot and an interval for each difference, left and right of 0; None without any. A row each."""
     every = [one for _, whiskers in rows for one in whiskers]

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from sparring.pipeline.report import comparison, crossplay
 from sparring.pipeline.report.answer import highest_arm
 from sparring.pipeline.report.comparison import Comparison
-from sparring.pipeline.report.cost import cost_of
+from sparring.pipeline.report.cost import cost_of, stretches
 from sparring.pipeline.report.data import ArmReport, ReportData
 from sparring.pipeline.report.details import ArmDetails
 from sparring.pipeline.report.html.axes import number
@@ -35,6 +35,7 @@ from sparring.pipeline.report.html.charts import (
     heat_map,
     histogram_chart,
     line_chart,
+    timeline_chart,
     whisker_chart,
 )
 from sparring.pipeline.report.judging import JUDGES, OPPONENTS, win_rate_name
@@ -129,8 +130,8 @@ def templates() -> Environment:
         "BAND": BAND,
     }
     called = (
-        win_rate_charts, length_charts, training_charts, difference_chart, bar_chart, game_maps, spreads, cost_of,
-        made_of,
+        win_rate_charts, length_charts, training_charts, difference_chart, bar_chart, timeline_chart, game_maps,
+        spreads, cost_of, stretches, made_of,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in called}
     return environment

@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from sparring.stages import loaded
 from sparring.stages.errors import TrainingFault
 from sparring.stages.step import Job, Workers
 from sparring.stages.train.batch.order import deal, shares
@@ -157,7 +158,7 @@ class Session:
 
         steps = optimizer_steps(len(self.rows), settings.trainer.epochs, settings.trainer.global_batch)
         args = arguments(settings, self.job.workers, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
-        model = load_policy(self.policy, settings, self.route)
+        model = self._load("trainer", lambda: load_policy(self.policy, settings, self.route))
         workers, lengths = self.job.workers.count, [row.shared_length for row in self.rows]
         return PairTrainer(
             model=model,
@@ -175,17 +176,29 @@ class Session:
             resumed_from=self.resumed[1] if self.resumed else 0,
         )
 
+    def _load(self, model: str, make: Callable[[], Any]) -> Any:
+        """Load a model and report it."""
+        made = loaded.load(model, make)
+        for one in loaded.taken_note_of():
+            self.send({"event": "load", "pid": os.getpid(), **one._asdict()})
+        return made
+
     def _route(self) -> Any:
-        """Return how the policy is scored, checked by rank 0 on complete weights: under ZeRO-3 no rank has them.
+        """Return how the policy is scored, checked on complete weights: by the step that scored the reference, else by
+        rank 0. Under ZeRO-3 no rank has them.
 
         Without the step that scores a reference, the probe's rows get one as well, and the noise is what stands for it.
         """
         from sparring.stages.train.files.probe import from_start
-        from sparring.stages.train.model.scorer import load_scorer
+        from sparring.stages.train.model.scorer import Scored, load_scorer, read_route
 
         if self.rank != 0:
             return _of_rank_0(None)
-        scorer: Any = load_scorer(self.policy, self.settings.trainer.dtype, self.settings.trainer.adapter.four_bit)
+        trainer, policy = self.settings.trainer, self.job.inputs["policy"]
+        known = read_route(self.job, Scored(policy.digest, trainer.dtype, trainer.adapter.four_bit))
+        if known and self.settings.objective.reads_reference:
+            return _of_rank_0(known)
+        scorer: Any = self._load("scorer", lambda: load_scorer(self.policy, trainer.dtype, trainer.adapter.four_bit))
         if scorer.route.why:
             self.send({"event": "message", "text": f"train: {scorer.route.why}"})
         if not self.settings.objective.reads_reference:

@@ -14,17 +14,23 @@ It takes complete weights: not under ZeRO-3, which gets the route instead.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sparring.stages.digests import installed
 from sparring.stages.errors import DataError
+from sparring.stages.fingerprint import digest
+from sparring.stages.step import Job, sha256_file
 from sparring.stages.train.batch.collate import collate
 from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.memory import out_of_memory
@@ -46,6 +52,15 @@ BEHIND = 2
 """Prompts put behind a sequence, on which no log-prob of a causal model depends."""
 DIGITS = 7
 """Of the scale of logits: those of float32, so that it is the same number wherever it is measured."""
+
+
+class Scored(NamedTuple):
+    """What a route depends on, beside code and device."""
+
+    policy: str
+    """Digest of its files."""
+    dtype: str
+    four_bit: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +87,30 @@ def load_scorer(folder: Path, dtype: str, four_bit: bool = False) -> Bound:
     if bound.route.why:
         log.warning(bound.route.why)
     return bound
+
+
+def write_route(job: Job, scoring: Scored, route: Route) -> None:
+    """Leave a policy's checked route among the run's logs: a training on that policy need not load it to check it."""
+    path = _route_file(job, scoring)
+    with suppress(OSError):  # it saves time alone
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(route)), encoding="utf-8")
+        temporary.replace(path)
+
+
+def read_route(job: Job, scoring: Scored) -> Route | None:
+    """Return the route that was checked with the same code in this run; None where there is none."""
+    try:
+        return Route(**json.loads(_route_file(job, scoring).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _route_file(job: Job, scoring: Scored) -> Path:
+    code = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    versions = installed(("torch", "transformers", "flash-attn"))
+    name = digest([*scoring, torch.cuda.is_available(), code, versions])
+    return job.scratch / f"route-{name[:16]}.json"
 
 
 def score(model: Bound, rows: Sequence[ResponsePair]) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sparring.stages import loaded
 from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceSettings
 from sparring.stages.train.steps.reference import shards
@@ -27,10 +28,15 @@ class Scorer:
     """Scores the responses of a part. Inputs: `samples`, `policy`."""
 
     def __init__(self, job: Job[ReferenceSettings]) -> None:
-        from sparring.stages.train.model.scorer import load_scorer
+        from sparring.stages.train.model.scorer import Scored, load_scorer
 
         self.samples, self.scoring = job.inputs["samples"], job.settings.trainer
-        self.model = load_scorer(job.inputs["policy"].folder(), self.scoring.dtype)
+        policy = job.inputs["policy"]
+        self.model = loaded.kept(
+            "scorer",
+            (policy.root, *Scored(policy.digest, self.scoring.dtype, four_bit=False)),
+            lambda: load_scorer(policy.folder(), self.scoring.dtype),
+        )
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part: counted are responses."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sparring.stages import loaded
 from sparring.stages.step import Job, Part, Shard
 from sparring.stages.train.config import ReferenceSettings
 
@@ -31,11 +32,17 @@ class Reference:
     """Scores the pairs of a part. Inputs: `samples`, `pairs`, `policy`."""
 
     def __init__(self, job: Job[ReferenceSettings]) -> None:
-        from sparring.stages.train.model.scorer import load_scorer
+        from sparring.stages.train.model.scorer import Scored, load_scorer, write_route
 
-        self.job = job
-        self.scoring = job.settings.trainer
-        self.model = load_scorer(job.inputs["policy"].folder(), self.scoring.dtype, job.settings.four_bit)
+        self.job, self.scoring = job, job.settings.trainer
+        policy, dtype, four_bit = job.inputs["policy"], self.scoring.dtype, job.settings.four_bit
+        key = Scored(policy.digest, dtype, four_bit)
+
+        def make() -> Any:
+            return load_scorer(policy.folder(), dtype, four_bit)
+
+        self.model = loaded.kept("scorer", (policy.root, *key), make)
+        write_route(job, key, self.model.route)
 
     def __call__(self, shard: Shard) -> Part:
         """Score one part."""

@@ -21,12 +21,12 @@ from tests.settings import sample
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
-        ("0/prompts", ["1/sample", "0/sample_base", "1/score"]),
+        ("0/prompts", ["0/sample_base", "1/sample", "1/score"]),
         ("1/pairs", []),
         ("1/calibrate", []),
-        ("1/train", ["1/sample_heldout", "1/score_oracle_previous", "1/score_second_previous"]),
-        ("1/evaluate", ["2/sample"]),
-        ("1/logprobs_previous", ["2/sample", "2/score", "2/embed"]),
+        ("1/train", ["1/sample_heldout", "2/sample", "2/score"]),
+        ("1/evaluate", ["2/embed"]),
+        ("2/train", ["2/sample_heldout", "2/score_oracle_previous", "2/score_oracle_base"]),
         ("2/evaluate", []),
     ],
 )
