@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,26 @@ def one_copy(engine: Any) -> None:
     for master, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
         if (master.dtype, master.device) == (weights.dtype, weights.device):
             master.data = weights.data
+
+
+def trim() -> None:
+    """Return to the system the host's memory that is free, which glibc's allocator keeps; nothing elsewhere."""
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def drop(tensor: torch.Tensor) -> None:
+    """Return a tensor's memory on the host to the system until it is written again, and read as 0 until then.
+
+    Its first and last page may stay as they are. Nothing happens on a GPU, to pinned memory, or where the system is not
+    Linux.
+    """
+    if tensor.device.type != "cpu" or tensor.is_pinned() or sys.platform != "linux":
+        return
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (tensor.data_ptr() + tensor.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def available(device: torch.device) -> int:

@@ -153,11 +153,16 @@ class Session:
         return settings.with_micro_batch(pairs)
 
     def _trainer(self, settings: TrainSettings) -> Any:
-        from sparring.stages.train.trainer.arguments import arguments
+        from transformers import AutoConfig
+
+        from sparring.stages.train.trainer.arguments import arguments, machine_of
         from sparring.stages.train.trainer.trainer import Hooks, PairTrainer
 
         steps = optimizer_steps(len(self.rows), settings.trainer.epochs, settings.trainer.global_batch)
-        args = arguments(settings, self.job.workers, steps, mailbox(self.job))  # first: it turns ZeRO-3 loading on
+        hidden = AutoConfig.from_pretrained(self.policy).get_text_config().hidden_size
+        machine = machine_of(self.job.workers)
+        # First: it turns ZeRO-3 loading on.
+        args = arguments(settings, self.job.workers, steps, mailbox(self.job), machine, hidden)
         model = self._load("trainer", lambda: load_policy(self.policy, settings, self.route))
         workers, lengths = self.job.workers.count, [row.shared_length for row in self.rows]
         return PairTrainer(

@@ -102,18 +102,17 @@ def routes(model: nn.Module, dtype: str) -> list[Route]:
     """How the pass may compute a model, by its configuration, the fastest first.
 
     Gemma 2's attention caps its scores, which torch's fused attention cannot do and transformers' drops silently:
-    without flash-attn such a model attends eagerly.
+    attention.py computes them.
     """
     config: Any = model.config
     loaded = config._attn_implementation
     guesses = []
     if flash_runs(model, dtype) or loaded == attention.FLASH:
         guesses.append(Route(attention=attention.FLASH, flat=True))
+    if shared := shared_up_to(model):
+        guesses.append(Route(attention=attention.NAME, shared_up_to=shared))
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
-        plain = "sdpa" if loaded in (attention.NAME, attention.FLASH) else loaded
-        shared = shared_up_to(model)
-        guesses += [Route(attention=attention.NAME, shared_up_to=shared)] if shared else []
-        guesses.append(Route(attention=plain))
+        guesses.append(Route(attention="sdpa" if loaded in (attention.NAME, attention.FLASH) else loaded))
     return list(dict.fromkeys([*guesses, Route(attention="eager")]))
 
 

@@ -26,8 +26,10 @@ from sparring.stages.train.batch.rows import ResponsePair
 from sparring.stages.train.config import TrainSettings, tracked_name
 from sparring.stages.train.files import reshard
 from sparring.stages.train.loss.loss import pair_losses, recorded
-from sparring.stages.train.memory import one_copy
+from sparring.stages.train.memory import drop, one_copy, trim
+from sparring.stages.train.model.activations import keep_products
 from sparring.stages.train.model.forward import Bound
+from sparring.stages.train.trainer import gathers
 from sparring.stages.train.trainer.arguments import schedule
 from sparring.stages.train.trainer.instruments import Instruments
 
@@ -87,6 +89,8 @@ class PairTrainer(Trainer):
         self.instruments = Instruments(model, settings)
         self.order = list(order)
         dealt: Any = self.order
+        if not args.gradient_checkpointing:
+            keep_products(model)
         super().__init__(model=model, args=args, train_dataset=dealt, data_collator=self._collate)
         self.model_wrapped: Any
         self.model_accepts_loss_kwargs = False
@@ -144,6 +148,7 @@ class PairTrainer(Trainer):
             "lr": logs["learning_rate"],
         }
         record |= self.instruments.record(count, means["d_w"], means["d_l"])
+        drop(self.model_wrapped.optimizer.grad_partitions_flat_buffer)  # the next step writes it anew
         self.hooks.on_step(record)
         shown = {tracked_name(name): value for name, value in record.items()}
         self.control: Any = self.callback_handler.on_log(self.args, self.state, self.control, shown)
@@ -181,6 +186,11 @@ class PairTrainer(Trainer):
             reshard.load(self.model_wrapped, folder)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the schedule alone, under DeepSpeed
         one_copy(self.model_wrapped)
+        if self.args.device.type == "cuda" and self.settings.trainer.dtype == "bfloat16":
+            gathers.in_bfloat16(self.model_wrapped.module)
+        trim()
+        if self.args.device.type == "cpu":  # what the passes left free, before the optimizer takes as much elsewhere
+            self.model_wrapped.optimizer.optimizer.register_step_pre_hook(lambda *_: trim())
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:

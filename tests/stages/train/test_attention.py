@@ -144,21 +144,25 @@ def test_flash_attention_is_checked_in_bfloat16(
     assert ends or "sequences without padding it is off by" in model.route.why
 
 
-def test_capped_attention_is_capped_without_flash() -> None:
-    """transformers' fused attention does not look at the cap: a policy that it loads by default must not use it."""
+@pytest.mark.parametrize("window", [4096, 6])
+def test_capped_attention_is_packed_and_as_eager(window: int) -> None:
+    """With a sliding window shorter than the longest sequence as well, where rows are padded."""
     shape = {"vocab_size": 50000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, "pad_token_id": 0}
     found = []
     for cap, loaded in ((0.5, "sdpa"), (0.5, "eager"), (None, "sdpa")):
         torch.manual_seed(0)
         config = AutoConfig.for_model(
-            "gemma2", **shape, **heads, attn_implementation=loaded, attn_logit_softcapping=cap
+            "gemma2", **shape, **heads, attn_implementation=loaded, attn_logit_softcapping=cap, sliding_window=window
         )
         model = bind(AutoModelForCausalLM.from_config(config).eval(), "float32")
-        with torch.no_grad():
-            found.append(forward(model, collate(ROWS, (2,), "mean", model.shared_up_to, model.flat))[0])
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4)
-    assert (found[0] - found[2]).abs().max() > 0.1  # the cap matters here
+        batch, *figures = scored(model)
+        packed = loaded == "sdpa" and window > 6
+        assert batch["input_ids"].shape == ((1, sum(row.shared_length for row in ROWS)) if packed else (6, 70))
+        found.append(figures)
+    for ours, theirs, rtol in zip(found[0], found[1], (0, 1e-4, 1e-4), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-4)
+    assert (found[0][0] - found[2][0]).abs().max() > 0.1  # the cap matters here
 
 
 def test_the_reference_scores_sequences_one_after_another(flash: None, tmp_path: Path) -> None:

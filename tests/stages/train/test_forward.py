@@ -133,8 +133,7 @@ def test_packed_lines_in_other_architectures(architecture: str) -> None:
         "initializer_range": 0.2,
         "pad_token_id": 0,
     }
-    uncapped = {"attn_logit_softcapping": None} if architecture == "gemma2" else {}  # with a cap nothing is packed
-    config = AutoConfig.for_model(architecture, **shape, **heads, **uncapped, attn_implementation="sdpa")
+    config = AutoConfig.for_model(architecture, **shape, **heads, attn_implementation="sdpa")
     packed = bind(AutoModelForCausalLM.from_config(config).eval(), "float32")
     assert packed.shared_up_to >= max(row.length for row in ROWS)
     batch = collate(ROWS, (2,), "mean", packed.shared_up_to)

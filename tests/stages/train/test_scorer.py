@@ -57,7 +57,7 @@ FOUND: dict[str, tuple[dict[str, Any], tuple[str, bool], float]] = {
     "qwen3": ({}, PACKED, 1.0),
     "gpt2": (GPT2, PACKED, 1.0),
     "gemma3_text": ({"query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0}, PACKED, 1.0),
-    "gemma2": ({"final_logit_softcapping": 5.0, "attn_logit_softcapping": 1.0}, EAGER, 1.0),
+    "gemma2": ({"final_logit_softcapping": 5.0, "attn_logit_softcapping": 1.0}, PACKED, 1.0),
     "granite": ({"logits_scaling": 8.0}, PACKED, 0.125),
     "granitemoe": ({"logits_scaling": 6.0, "num_local_experts": 4}, PACKED, 0.1666667),
     "cohere": ({"logit_scale": 0.0625}, PACKED, 0.0625),

@@ -14,7 +14,14 @@ from sparring.stages.step import Workers
 from sparring.stages.train.config import Schedule, optimizer_steps
 from sparring.stages.train.loss.loss import SUMS, pair_losses, recorded
 from sparring.stages.train.objectives.sppo import Sppo
-from sparring.stages.train.trainer.arguments import OPTIMIZERS, arguments, deepspeed_config, schedule
+from sparring.stages.train.trainer.arguments import (
+    OPTIMIZERS,
+    Machine,
+    arguments,
+    communication,
+    deepspeed_config,
+    schedule,
+)
 from tests.refusals import refused
 from tests.stages.train.rig import HINGE, OFF, settings
 
@@ -89,12 +96,40 @@ def test_weight_decay_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_offload_is_told_to_deepspeed() -> None:
     offloads = ("none", "optimizer", "all")
-    zero = {name: deepspeed_config(name, on_gpus=False)["zero_optimization"] for name in offloads}
+    zero = {name: deepspeed_config(name)["zero_optimization"] for name in offloads}
     moved = {name: {key for key in made if key.startswith("offload_")} for name, made in zero.items()}
     assert moved == {"none": set(), "optimizer": {"offload_optimizer"}, "all": {"offload_optimizer", "offload_param"}}
-    on_gpu = deepspeed_config("all", on_gpus=True)
+    on_gpu = deepspeed_config("all", Machine(gpus=16, gpus_per_node=8, gpu_bytes=80 * 2**30), 4096)
     assert on_gpu["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True}
     assert on_gpu["zero_force_ds_cpu_optimizer"] is False
+    assert "zero_hpz_partition_size" not in on_gpu["zero_optimization"]
+
+
+def test_gpus_communicate_while_they_compute() -> None:
+    node = Machine(gpus=8, gpus_per_node=8, gpu_bytes=80 * 2**30)
+    bucket = 14 * 4096**2
+    assert 8 * bucket > 0.02 * node.gpu_bytes  # the memory is the bound
+    assert communication(node, 4096) == {
+        "overlap_comm": True,
+        "reduce_bucket_size": 214_748_364,
+        "stage3_prefetch_bucket_size": 214_748_364,
+        "stage3_max_live_parameters": 644_245_092,
+    }
+    assert communication(node, 1536)["reduce_bucket_size"] == 14 * 1536**2
+    assert communication(node, 512)["reduce_bucket_size"] == 20_000_000
+    assert communication(replace(node, gpus=16), 4096)["zero_hpz_partition_size"] == 8
+    for gpus, each in ((16, 1), (12, 8), (4, 8)):  # none to share with, and nodes of unlike size
+        assert "zero_hpz_partition_size" not in communication(replace(node, gpus=gpus, gpus_per_node=each), 4096)
+
+
+def test_deepspeed_takes_the_keys_of_gpus_and_checkpoints_stay_readable() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    zero = deepspeed_config("none", Machine(gpus=16, gpus_per_node=8, gpu_bytes=80 * 2**30), 4096)["zero_optimization"]
+    taken = DeepSpeedZeroConfig(**zero)
+    assert taken.overlap_comm and taken.zero_hpz_partition_size == 8
+    assert (taken.prefetch_bucket_size, taken.reduce_bucket_size) == (214_748_364, 214_748_364)
+    assert taken.sub_group_size == deepspeed_config("none")["zero_optimization"]["sub_group_size"]
 
 
 def batch_of_two() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
