@@ -43,7 +43,7 @@ from sparring.pipeline.planning.rates import workers_of
 from sparring.pipeline.sources import Sources
 from sparring.pipeline.store.files import make_folder, write_text
 from sparring.pipeline.store.manifest import Manifest
-from sparring.stages.errors import ConfigError
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.hardware import HardwareConfig
 
 EXPECTED = {
@@ -164,12 +164,15 @@ def measure(plan: Plan, folder: Path) -> dict[str, Measured]:
 def measured(events: Sequence[Mapping[str, Any]], units: float) -> Measured:
     """Return the rate of a step that made so many units, from its events.
 
-    Of shards it is over the seconds since the first models were loaded, of optimizer steps over those after the first.
+    Of shards it is over the seconds since the first models were loaded, of optimizer steps over those after the first;
+    DataError where there is one.
     """
     began, ended = (next(e["time"] for e in events if e["event"] == name) for name in ("step_started", "step_done"))
     steps = [event for event in events if event["event"] == "train_step" and event.get("done")]
     if steps:
         first, last = steps[0], steps[-1]
+        if first["done"] == last["done"]:
+            raise DataError(f"{first['step']}: one optimizer step has no rate; play on more prompts (--prompts).")
         seconds_each = (last["time"] - first["time"]) / (last["done"] - first["done"])
         per_s = units / last["of"] / seconds_each
     else:

@@ -18,7 +18,7 @@ from sparring.pipeline.report.data import ArmReport
 from sparring.pipeline.report.terminal import print_minutes
 from sparring.pipeline.runs import run_record
 from sparring.pipeline.runs.run_history import open_run
-from sparring.stages.errors import ConfigError
+from sparring.stages.errors import ConfigError, DataError
 from tests.pipeline.plans import plan_of
 from tests.pipeline.report.fabricated import Run
 from tests.refusals import refused
@@ -51,6 +51,12 @@ def test_the_rate_of_a_training_is_that_of_the_steps_after_the_first() -> None:
         {"event": "step_done", "time": 45.0},
     ]
     assert profile.measured(events, 400.0) == Measured(per_s=20.0, start_s=25.0)  # 100 tokens in 5 s
+
+
+def test_one_optimizer_step_has_no_rate() -> None:
+    step = {"event": "train_step", "time": 20.0, "done": 1, "of": 1, "step": "train-1f2e3d4c"}
+    with refused(DataError, "train-1f2e3d4c", "--prompts"):
+        profile.measured([{"event": "step_started", "time": 0.0}, step, {"event": "step_done", "time": 45.0}], 100.0)
 
 
 def test_a_measured_profile_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
