@@ -189,3 +189,18 @@ def test_a_plan_for_this_machine_is_refused_and_one_for_another_is_shown(
     assert "steps, " in shown.out
     assert ("policy.tensor_parallel=1" in shown.err) == (code == 2)
     assert ("this machine cannot run it" in shown.out) == (profile[0] == "hardware=h100x8")
+
+
+def test_with_a_bucket_a_training_is_refused_where_the_driver_cannot_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "check_address", lambda address: [NODE_OF_8, NODE_OF_8])
+    monkeypatch.setattr(ray_cluster, "this_machine", lambda: NODE_OF_8)
+    words = ["hardware=cuda", "hardware.workers=16", *SIXTEEN]
+    for store, fits in (("paths.store=store", True), ("paths.store=s3://bucket/prefix", False)):
+        plan = plan_of(*words, store)
+        states = {name: State(kind="miss") for name in plan.steps}
+        if fits:
+            check_here(plan, states)
+        else:
+            with refused(ConfigError, "train-", "hardware.workers=16", "this machine"):
+                check_here(plan, states)
