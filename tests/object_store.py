@@ -136,7 +136,7 @@ class _Quiet(MotoRequestHandler):
 def serving() -> Iterator[Server]:
     """Serve on a free port of loopback until the end."""
     server = Server()
-    listening = make_server("127.0.0.1", 0, server, threaded=True, request_handler=_Quiet)  # type: ignore[arg-type]
+    listening = make_server("127.0.0.1", 0, server, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
     server.url = f"http://127.0.0.1:{listening.server_port}"
