@@ -153,12 +153,13 @@ def _trainer(job: Job[TrainSettings]) -> TorchTrainer:
     train: Any = worker.work  # by its type a training returns nothing
     callbacks: list[Any] = [MemoryKills(job)]  # one of Ray Train's second version, as are the names below
     failure: Any = FailureConfig
+    scaling: Any = ScalingConfig
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     return TorchTrainer(
         train,
         train_loop_config={"job": job},
         torch_config=_WithSigterm(backend="nccl" if workers.gpus else "gloo"),
-        scaling_config=ScalingConfig(
+        scaling_config=scaling(
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
             resources_per_worker=resources,
