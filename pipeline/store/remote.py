@@ -256,7 +256,8 @@ class Remote:
 
     def _list(self, below: str) -> Iterator[tuple[str, Object]]:
         """Yield (key below the prefix, object)."""
-        start, page = self._key(""), dict[str, Any]()
+        start = self._key("")
+        page: dict[str, Any] = {}
         while True:
             with self._explained("listing it"):
                 after = {"ContinuationToken": page["NextContinuationToken"]} if page else {}

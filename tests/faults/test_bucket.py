@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import object_store
 from tests.faults.harness import contents, overrides
 from tests.faults.test_loop import free_port, sparring, wait_for_port
 from tests.object_store import SECRETS, WRITES, Server, serving
@@ -103,11 +102,3 @@ def test_two_nodes_with_disks_of_their_own(undisturbed: Path, policy: Path, tmp_
         assert (tmp_path / "policy" / "model.safetensors").is_file()
     for path in (path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()):
         assert not any(secret.encode() in path.read_bytes() for secret in SECRETS.values()), path
-
-
-def test_a_bucket_that_is_not_there_is_refused_at_plan(policy: Path, tmp_path: Path) -> None:
-    with serving() as server:
-        environment = {**server.environment, "SPARRING_CACHE": str(tmp_path / "cache")}
-        done = sparring("plan", *overrides(tmp_path, policy, f"paths.store={URL}"), **environment)
-    assert done.returncode == 2 and "no such bucket" in done.stderr and "Traceback" not in done.stderr
-    assert object_store.ENVIRONMENT["AWS_SECRET_ACCESS_KEY"] not in done.stderr

@@ -203,3 +203,18 @@ def test_the_memory_of_a_clusters_machines_is_what_ray_says(monkeypatch: pytest.
         {"CPU": 64, "GPU": 8, "GB": 512, "GPU_GB": 40},
         {"CPU": 64, "GPU": 8},
     ]
+
+
+def test_with_a_bucket_a_training_is_refused_where_the_driver_cannot_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "check_address", lambda address: [NODE_OF_8, NODE_OF_8])
+    monkeypatch.setattr(ray_cluster, "this_machine", lambda: NODE_OF_8)
+    words = ["hardware=cuda", "hardware.workers=16", *SIXTEEN]
+    for store, fits in (("paths.store=store", True), ("paths.store=s3://bucket/prefix", False)):
+        plan = plan_of(*words, store)
+        states = {name: State(kind="miss") for name in plan.steps}
+        if fits:
+            check_here(plan, states)
+        else:
+            with refused(ConfigError, "train-", "hardware.workers=16", "this machine"):
+                check_here(plan, states)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from sparring.pipeline import config
+from sparring.pipeline.cli import main
 from sparring.pipeline.cli.verify import verify
 from sparring.pipeline.store import remote
 from sparring.pipeline.store.files import external, files_below
@@ -25,7 +26,7 @@ from sparring.stages.errors import RUN_AGAIN, ConfigError, DataError
 from sparring.stages.step import File, Input, Job, Part, Shard, StepSpec
 from tests import object_store
 from tests.object_store import Server
-from tests.refusals import refused
+from tests.refusals import named, refused
 
 FINGERPRINT = "ab" * 32
 BUCKET = "store-of-tests"
@@ -377,9 +378,13 @@ def test_without_the_package_the_extra_is_named(url: str, monkeypatch: pytest.Mo
         remote.opened(url)
 
 
-def test_a_bucket_that_is_not_there(server: Server) -> None:
-    with refused(ConfigError, "paths.store=s3://no-such-bucket/a", "bucket"):
-        remote.opened("s3://no-such-bucket/a")
+def test_a_bucket_that_is_not_there_is_refused_at_plan(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "hardware=cpu", "paths.store=s3://no-such-bucket/a"]) == 2
+    named(capsys.readouterr().err, "error: paths.store=s3://no-such-bucket/a", "bucket")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["node-1"]
 
 
 def test_credentials_that_are_missing_or_refused(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
