@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import (
+    ActorUnschedulableError,
     NodeDiedError,
     OutOfMemoryError,
     RayActorError,
     RayError,
     RayTaskError,
+    TaskUnschedulableError,
     WorkerCrashedError,
 )
 
@@ -57,6 +59,10 @@ MODELS = ("policy", "judge", "encoder")
 
 class WorkerDied(EngineFault):
     """The process of a worker has ended."""
+
+
+class NodeLost(WorkerDied):
+    """No node is left that a worker may go to."""
 
 
 class Process(NamedTuple):
@@ -251,7 +257,13 @@ class ActorPool:
 
     def _started(self, actor: Any, reference: Any) -> None:
         """Have a worker whose process answers load its models."""
-        node, vitals = _result_or_stop(self.job, reference)
+        try:
+            node, vitals = _result(self.job, reference)
+        except NodeLost:
+            self._drop(actor)
+            return
+        except EngineFault as fault:
+            raise _stop(self.job, fault) from None
         process = Process(node, vitals["pid"])
         if process == self.replaced.get(actor):  # it still answers, or only its connection was lost
             ray.kill(actor, no_restart=False)
@@ -333,7 +345,11 @@ class ActorPool:
         try:
             result = _result(self.job, reference, shard)
         except EngineFault as error:
-            self._failed(call, self.ended.pop(actor, error))
+            if isinstance(error, NodeLost) and actor:
+                self.running[reference] = call
+                self._drop(actor)
+            else:
+                self._failed(call, self.ended.pop(actor, error))
             return None
         self.ended.pop(actor, None)
         self.idle.append(actor)
@@ -509,6 +525,8 @@ def _result(job: Job, reference: Any, shard: Shard | None = None) -> Any:
             raise DataError(full_disk(job.out)) from None
         ray_cluster.check_alive()
         raise WorkerDied("its worker died (out of memory, or killed)") from None
+    except (ActorUnschedulableError, TaskUnschedulableError):
+        raise NodeLost("the node of its worker is gone") from None
     except RayError as error:
         ray_cluster.check_alive()
         raise SparringError(f"{job.out.name}: Ray failed: {first_line(error)}. {RUN_AGAIN}") from None
@@ -519,7 +537,11 @@ def _result_or_stop(job: Job, reference: Any) -> Any:
     try:
         return _result(job, reference)
     except EngineFault as fault:
-        raise SparringError(f"{job.out.name}: {fault}; details: {log_files(job)}") from None
+        raise _stop(job, fault) from None
+
+
+def _stop(job: Job, fault: EngineFault) -> SparringError:
+    return SparringError(f"{job.out.name}: {fault}; details: {log_files(job)}")
 
 
 def _check_placeable(job: Job, places: Places) -> None:

@@ -239,6 +239,8 @@ def _init(gpus: int, dashboard: bool) -> str:
     os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
     folder, before = leftovers.own_folder(), os.environ.get("TMPDIR")
     folder.mkdir(mode=0o700, exist_ok=True)
+    constants = ray._private.ray_constants
+    many, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False  # else 127.0.0.1 is not taken as it is
     os.environ["TMPDIR"] = str(folder)  # Ray's processes inherit this environment
     try:
         started = ray.init(
@@ -252,6 +254,7 @@ def _init(gpus: int, dashboard: bool) -> str:
             **quiet,
         )
     finally:
+        constants.ENABLE_RAY_CLUSTER = many
         del os.environ["TMPDIR"]
         if before is not None:
             os.environ["TMPDIR"] = before

@@ -61,7 +61,7 @@ def _trained(folder: Path, how: str) -> tuple[Tensor, list[Tensor], int]:
 @pytest.mark.parametrize(("tied", "ranks"), [(True, 2), (False, 4)])
 def test_the_same_training_with_half_of_the_bytes(tied: bool, ranks: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 30, "intermediate_size": 44, "num_hidden_layers": 2}
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 30, "intermediate_size": 44, "num_hidden_layers": 2}
     config = LlamaConfig(**shape, num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=tied)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with socket.socket() as probe:
