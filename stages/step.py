@@ -58,6 +58,8 @@ class StepSpec:
     """Job without inputs -> None: what a worker may do before its step's inputs exist, such as slow imports."""
     modules: str = ""
     """Settings -> names of the modules that the step takes by name, such as its oracle's: they are part of its code."""
+    at_once: str = ""
+    """Returns how many shards a worker of a job computes at once, each in a thread of its own; "": 1."""
     narrow: str = ""
     """(Shard, rows to keep) -> Shard, of a step whose shards can be tried in parts: a prompt that kills or hangs its
     worker is identified, dropped and counted as `poison`."""

@@ -44,6 +44,7 @@ from sparring.stages.errors import RUN_AGAIN, DataError, EngineFault, SparringEr
 from sparring.stages.loaded import Load
 from sparring.stages.patience import LOST_S, PLACEMENT_S, SILENCE_S, Patience
 from sparring.stages.sample.config import SampleSettings
+from sparring.stages.sample.request_queue import MOST_AT_ONCE
 from sparring.stages.step import Job, Places, Shard, Workers, resolve
 from sparring.stages.vitals import EVERY_S
 
@@ -115,6 +116,8 @@ class ActorPool:
         self.starting: dict[Any, tuple[Any, float]] = {}
         """Ray's reference -> actor whose process does not answer yet, and since when it is waited for."""
         self.actors: list[Any] = []
+        self.at_once = _at_once(job)
+        """Shards that a worker computes at once."""
         self.made = 0
         """Actors so far, those that have left included: the number of the next one."""
         self.places = nodes.places()
@@ -125,7 +128,8 @@ class ActorPool:
     def _grow(self, size: int) -> list[Any]:
         """Make actors until there are `size`; return the new ones."""
         cpus, gpus = _reserved(self.job), self.job.workers.gpus
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(Worker)
+        threads = {"max_concurrency": MOST_AT_ONCE} if self.at_once > 1 else {}
+        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, **threads)(Worker)
         new = []
         for _ in range(size - len(self.actors)):
             new.append(remote.options(**_on(self.places)).remote(self.job, self.made))
@@ -201,6 +205,13 @@ class ActorPool:
         """
         self.job, self.loaded, self.message, self.ready_at = job, True, message, 0.0
         self.on_worker, self.on_load = on_worker, on_load
+        self.at_once = _at_once(job)
+        self.alone: set[Any] = set()
+        """Actors that compute one shard and get no other beside it: one that has failed, or a part that is tried."""
+        self.under_way = Counter[Any]()
+        """Shards of each actor."""
+        self.answered: dict[Any, float] = {}
+        """Actor -> when it has last answered (time.monotonic)."""
         self.sent = ray.put(job)  # once: it lists every file of its inputs, thousands of them
         self.reported: dict[int, float] = {}
         """pid -> when `on_worker` got its vitals."""
@@ -214,6 +225,7 @@ class ActorPool:
         # A worker counts as started when its process answers: on a busy cluster some wait for others' cores and GPUs.
         self._await_process(self.actors)
         self.idle: list[Any] = []
+        """Actors, each as often as it can take a shard; None: a task."""
         if not self.actors:
             self.ready_at = time.monotonic()
             self.idle = [None] * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -229,7 +241,7 @@ class ActorPool:
             for reference in _ready(references):
                 if reference in self.starting:
                     self._started(self.starting.pop(reference)[0], reference)
-                else:
+                elif reference in self.running:  # else it failed with another shard of its worker
                     call = self.running.pop(reference)
                     if result := self._collect(reference, call):
                         yield result
@@ -244,12 +256,32 @@ class ActorPool:
 
     def _submit(self) -> None:
         """Give shards to idle actors, or to tasks."""
-        while self.waiting and self.idle:
-            actor, (shard, search) = self.idle.pop(), self.waiting.popleft()
+        for actor in self.idle[::-1]:
+            place = next((i for i, item in enumerate(self.waiting) if self._may_take(actor, *item)), None)
+            if place is None:
+                continue
+            shard, search = self.waiting[place]
+            del self.waiting[place]
+            self.idle.remove(actor)
+            self.under_way[actor] += 1
+            if self.at_once > 1 and self._is_alone(shard, search):
+                self.alone.add(actor)
+                self._rest(actor)
             # Ray restarts a worker but does not retry its shard: `map` does, which counts the failures and asks why.
             method = (actor.probe if search else actor.run) if actor else None
             run = method.options(max_task_retries=0) if method else _task(self.job, run_task, self.places)
             self.running[run.remote(self.sent, shard)] = Call(actor, shard, search)
+
+    def _may_take(self, actor: Any, shard: Shard, search: Search | None) -> bool:
+        return actor not in self.alone and not (self.under_way[actor] and self._is_alone(shard, search))
+
+    def _is_alone(self, shard: Shard, search: Search | None) -> bool:
+        """Return whether a shard may share its worker with no other, since it may be the one that makes it fail."""
+        return search is not None or self.failures[shard.index] > 0
+
+    def _rest(self, actor: Any) -> None:
+        """Give an actor no more shards for now."""
+        self.idle = [one for one in self.idle if one != actor]
 
     def _await_process(self, actors: Iterable[Any]) -> None:
         for actor in actors:
@@ -305,7 +337,7 @@ class ActorPool:
                 if call.shard:
                     self.waiting.appendleft((call.shard, call.search))
         self.starting = {reference: one for reference, one in self.starting.items() if one[0] != actor}
-        self.idle = [one for one in self.idle if one != actor]
+        self._forget(actor)
         self.actors.remove(actor)
         for known in (self.process_of, self.replaced, self.ended):
             known.pop(actor, None)
@@ -352,7 +384,11 @@ class ActorPool:
                 self._failed(call, self.ended.pop(actor, error))
             return None
         self.ended.pop(actor, None)
-        self.idle.append(actor)
+        self.answered[actor] = time.monotonic()
+        self.under_way[actor] -= shard is not None
+        all_places = shard is None or actor in self.alone
+        self.alone.discard(actor)
+        self.idle += [actor] * (self.at_once if all_places else 1)
         if shard is None:
             self.load_failures[actor], self.ready_at = 0, self.ready_at or time.monotonic()
             self._report_loads(actor, result)
@@ -386,10 +422,22 @@ class ActorPool:
         else:
             self.failures[shard.index] += 1
             self._retry(shard, fault, self.failures[shard.index] if call.actor else 1 + self.job.workers.max_failures)
+        for reference, other in list(self.running.items()):  # what shared its worker: one of these may be at fault
+            if other.actor == call.actor and other.shard:
+                del self.running[reference]
+                self.failures[other.shard.index] += 1
+                self.waiting.appendleft((other.shard, None))
+        self._forget(call.actor)
         self.replaced[call.actor] = self.process_of.pop(call.actor)
         if not isinstance(fault, WorkerDied):
             ray.kill(call.actor, no_restart=False)
         self._await_process([call.actor])
+
+    def _forget(self, actor: Any) -> None:
+        """Forget what an actor was doing and could take."""
+        self._rest(actor)
+        self.alone.discard(actor)
+        self.under_way.pop(actor, None)
 
     def _load_failed(self, actor: Any, fault: EngineFault) -> None:
         """Count a worker's failure to load its models; EngineFault after too many."""
@@ -468,13 +516,17 @@ class ActorPool:
         """Kill the actors whose shard or loading is past its deadline; Ray starts new processes for them."""
         allowed = self.deadline.allowed_s()
         for call in calls:
-            spent = time.monotonic() - call.begun
+            spent = time.monotonic() - max(call.begun, self.answered.get(call.actor, 0.0))
             if spent > allowed and call.actor and call.actor not in self.ended:
                 fault = WorkerDied(f"it took longer than {allowed:.0f} s (hardware.shard_deadline_s) and was ended")
                 self.ended[call.actor] = fault
                 what = f"shard {call.shard.index} has taken" if call.shard else "its models have been loading for"
                 self.message(f"{self.job.out.name}: {what} {spent:.0f} s; its worker is ended")
                 ray.kill(call.actor, no_restart=False)
+
+
+def _at_once(job: Job) -> int:
+    return int(resolve(job.spec.at_once)(job)) if job.spec.at_once else 1
 
 
 def side_by_side(job: Job, places: Places | None = None) -> int:

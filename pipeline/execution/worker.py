@@ -35,7 +35,7 @@ class Worker:
     def __init__(self, job: Job, number: int) -> None:
         redirect_output(job, number)
         os.environ["OMP_NUM_THREADS"] = str(job.workers.cpus)
-        self.number, self.fingerprint, self.load_s = number, "", 0.0
+        self.number, self.fingerprint, self.load_s, self.ended = number, "", 0.0, 0.0
         self.worker: Any = None
 
     def process(self) -> tuple[str, dict[str, Any]]:
@@ -79,12 +79,14 @@ class Worker:
         loaded.drop_large()
 
     def run(self, job: Job, shard: Shard) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Compute a shard and write its part; return vitals and the record, which counts the load once."""
+        """Compute a shard and write its part; return vitals and the record, which counts the load once, and of the
+        seconds of shards that are computed at once each one once."""
         job = localised(job)
         self.load(job)
         begun, self.load_s = time.monotonic() - self.load_s, 0.0
         part = self.worker(shard)
-        return vitals(), write_part(job, shard, part, time.monotonic() - begun)
+        seconds, self.ended = time.monotonic() - max(begun, self.ended), time.monotonic()
+        return vitals(), write_part(job, shard, part, seconds)
 
     def probe(self, job: Job, shard: Shard) -> None:
         """Compute a shard and keep nothing."""

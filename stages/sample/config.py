@@ -52,6 +52,7 @@ SAMPLE = StepSpec(
     shards="sparring.stages.sample.stage:shards",
     finish="sparring.stages.sample.stage:finish",
     prepare="sparring.stages.sample.stage:prepare",
+    at_once="sparring.stages.sample.request_queue:at_once",
     narrow="sparring.stages.sample.stage:narrow",
     modules="sparring.stages.sample.engine:modules",
     pool="engines",

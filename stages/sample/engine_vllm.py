@@ -20,7 +20,7 @@ from typing import Any
 
 from sparring.stages import loaded
 from sparring.stages.sample.engine import EngineSettings, Sampled, finish_of
-from sparring.stages.sample.request_queue import RequestQueue, shards_at_once
+from sparring.stages.sample.request_queue import RequestQueue
 from sparring.stages.step import Workers
 from sparring.stages.vllm import EVERYWHERE, import_vllm, on_cpu, on_gpus, same_name
 
@@ -55,16 +55,14 @@ class VllmEngine:
             return RequestQueue(make_llm(str(path), **arguments_of(start)))
 
         self.queue = loaded.kept("policy engine", repr((folder, start)), make)
-        sampler, running = settings.sampler, self.queue.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        responses = sampler.shard_rows * sampler.k
-        self.at_once = 1 if sampled_alone(settings) else shards_at_once(running, responses)
+        self.alone = settings.sampler.reproducible and not settings.workers.gpus
 
     def generate(self, prompt_ids: Sequence[list[int]], seeds: Sequence[int]) -> list[list[Sampled]]:
-        """Return K responses for each prompt; as many threads may ask as `at_once` says."""
+        """Return K responses for each prompt; several threads may ask, but for an engine that samples a shard alone."""
         from vllm import SamplingParams
 
         sampler, llm = self.settings.sampler, self.queue.llm
-        if self.at_once == 1 and sampler.reproducible and not llm.reset_prefix_cache():
+        if self.alone and not llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of the last shard are still running")
         params = [
             SamplingParams(
@@ -101,11 +99,6 @@ class VllmEngine:
 def import_for(reproducible: bool, workers: Workers) -> Any:
     """Import vLLM as an engine of these workers needs it; returns its class LLM."""
     return import_vllm(workers.cpus, batch_invariant=reproducible and workers.gpus > 0)
-
-
-def sampled_alone(settings: EngineSettings) -> bool:
-    """Return whether an engine samples one shard at a time, so that its bytes do not depend on what else is sampled."""
-    return settings.sampler.reproducible and not settings.workers.gpus
 
 
 def arguments_of(settings: EngineSettings) -> dict[str, Any]:

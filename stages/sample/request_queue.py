@@ -12,11 +12,25 @@ from concurrent.futures import Future
 from threading import Lock, Thread
 from typing import Any, NamedTuple
 
+from sparring.stages.sample.config import EngineSampler, SampleSettings
+from sparring.stages.step import Job
+
 FILL = 4
 """Responses of the shards under way, finished ones too, for each that an engine runs at once: of a shard that waits for
 its longest response most have ended."""
 MOST_AT_ONCE = 64
 """Shards under way in one engine: all of them are lost with it."""
+RUNNING_ON_GPUS, RUNNING_ON_CPU = 1024, 256
+"""Responses that vLLM runs at once by itself (max_num_seqs), on a GPU of 70 GB or more."""
+
+
+def at_once(job: Job[SampleSettings]) -> int:
+    """Return how many shards an engine samples at once: 1 where a shard's bytes may depend on no other."""
+    sampler, on_gpus = job.settings.sampler, job.workers.gpus > 0
+    if not isinstance(sampler, EngineSampler) or sampler.engine != "vllm" or (sampler.reproducible and not on_gpus):
+        return 1
+    running = sampler.engine_args.get("max_num_seqs") or (RUNNING_ON_GPUS if on_gpus else RUNNING_ON_CPU)
+    return shards_at_once(running, sampler.shard_rows * sampler.k)
 
 
 def shards_at_once(most_running: int, responses: int) -> int:

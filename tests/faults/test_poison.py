@@ -40,7 +40,7 @@ def ray_started() -> Iterator[None]:
 
 
 def light_job(folder: Path, how: str, sick: list[int], deadline_s: float = 600.0, actors: int = 1) -> Job:
-    spec = replace(SAMPLE, worker="tests.faults.poison:Light", finish="", prepare="")
+    spec = replace(SAMPLE, worker="tests.faults.poison:Light", finish="", prepare="", at_once="")
     made = as_job(spec, {"how": how, "sick": sick}, [], folder)
     made.out.mkdir(parents=True)
     return replace(made, workers=Workers(count=actors, deadline_s=deadline_s))
@@ -83,6 +83,18 @@ def test_the_prompts_at_fault_are_dropped(tmp_path: Path, how: str, monkeypatch:
     assert len(pids) > 2
     if how == "hang":
         assert any("it took longer than 6 s (hardware.shard_deadline_s) and was ended" in text for text in said)
+
+
+def test_what_shares_a_worker_with_a_prompt_at_fault_is_done_alone_and_kept(tmp_path: Path) -> None:
+    job = light_job(tmp_path, "die together", sick=[5])
+    job = replace(job, spec=replace(job.spec, at_once="tests.faults.poison:three"))
+    job.scratch.mkdir()
+    records, said, pids = play(job, shards(12, 2))
+    assert ids(job, records) == [str(i) for i in range(12) if i != 5]
+    assert [records[i]["dropped"] for i in range(6)] == [{}, {}, {"poison": 1}, {}, {}, {}]
+    assert sum("are dropped and counted as poison" in text for text in said) == 1 and len(set(pids)) > 2
+    at_once = (job.scratch / "at-once").read_text().split()
+    assert max(at_once) == "3" and at_once.count("1") >= 4, "together at first, then one by one"
 
 
 def test_a_worker_killed_once_loses_nothing(tmp_path: Path) -> None:

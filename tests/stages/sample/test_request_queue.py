@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path) -> Any:
     """As on GPUs: seeds, and shards that share it."""
     made: Any = make_engine("vllm", folder, engine_settings())
-    made.at_once = len(QUESTIONS)
+    made.alone = False
     return made
 
 
