@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from sparring.pipeline import cli
 from sparring.pipeline.execution import ray_cluster
@@ -16,7 +17,8 @@ def main() -> int:
     def noted() -> None:
         import ray
 
-        jobs = ray._private.worker.global_worker.gcs_client.get_all_job_info()
+        client: Any = ray._private.worker.global_worker
+        jobs = client.gcs_client.get_all_job_info()
         file.write_text(f"{jobs}\n{ray._private.state.actors()}\n{ray.nodes()}", encoding="utf-8")
         stop()
 
