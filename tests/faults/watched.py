@@ -17,8 +17,8 @@ def main() -> int:
     def noted() -> None:
         import ray
 
-        worker: Any = ray._private.worker.global_worker
-        jobs = worker.gcs_client.get_all_job_info()
+        client: Any = ray._private.worker.global_worker
+        jobs = client.gcs_client.get_all_job_info()
         file.write_text(f"{jobs}\n{ray._private.state.actors()}\n{ray.nodes()}", encoding="utf-8")
         stop()
 
