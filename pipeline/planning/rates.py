@@ -25,11 +25,9 @@ FASTER = 4.0
 MODELS = ("policy", "judge", "encoder")
 """Input roles that a step's workers load; `first.judge` is a judge too."""
 ASSUMPTIONS = (
-    "an engine takes the next prompt as soon as a response ends, and its batch-invariant mode costs nothing "
-    "(sampler.reproducible)",
+    "the engines' batch-invariant mode costs nothing (sampler.reproducible)",
     "a model stays loaded for the next step that needs it",
-    "PairRM in bf16 adds its relative positions in the kernel of the attention",
-    "training gathers weights in bf16 while it computes, and writes checkpoints beside it",
+    "checkpoints are written beside the training",
 )
 """What rates from a data sheet assume of the code. Each is left out when the code does it."""
 ESTIMATED = "estimated: "
