@@ -11,7 +11,7 @@ from sparring.pipeline.cli.options import RUNS, Runs
 from sparring.pipeline.runs import references
 from sparring.pipeline.store.files import LEASES
 from sparring.pipeline.store.manifest import MANIFEST
-from sparring.stages.errors import DataError
+from sparring.stages.errors import ConfigError, DataError
 from sparring.stages.plain import printable, size_text
 
 
@@ -27,6 +27,8 @@ def gc(
 
     Example: sparring gc --store /data/store
     """
+    if str(store).startswith("s3:"):
+        raise ConfigError(f"--store {store}: gc removes from folders alone; remove from a bucket with its own tools.")
     if not (store / LEASES).is_dir():
         raise DataError(f"--store {store}: holds no artifacts; name the store (paths.store).")
     with references.removal(store) if delete else nullcontext():

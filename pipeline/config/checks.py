@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sparring.pipeline.config.model import Config, judges_of
+from sparring.pipeline.store.remote import is_bucket
 from sparring.stages.annotate import oracles
 from sparring.stages.sample import engine_args
 from sparring.stages.sample.config import EngineSampler
@@ -24,6 +25,13 @@ def cross_field_errors(config: Config) -> Iterable[str]:
         yield (
             f"prompts.per_iteration={rows} and prompts.slices={slices}: one of the two says how many prompts "
             "an iteration plays on; set the other to null."
+        )
+    kept = {"keep.policies": config.keep.policies, "keep.samples": config.keep.samples}
+    dropped = [f"{key}={value}" for key, value in kept.items() if value != "all"]
+    if dropped and is_bucket(config.paths.store):
+        yield (
+            f"{' '.join(dropped)}: of a store in a bucket nothing is dropped; set {' and '.join(kept)} to all, or "
+            "paths.store to a folder."
         )
     yield from _of_training(config)
     yield from _of_sampling(config)

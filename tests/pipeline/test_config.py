@@ -96,13 +96,14 @@ MESSAGES: list[tuple[str, str | tuple[str, ...]]] = [
     ("trainer.lr=0", ("trainer.lr=0", "> 0", "≤ 1")),
     ("trainer.lr=1e10", ("trainer.lr=1e10", "> 0", "≤ 1")),
     ("hardware.shard_deadline_s=0.001", ("hardware.shard_deadline_s=0.001", "≥ 1", "null")),
+    ("keep.policies=last paths.store=s3://bucket/prefix", ("keep.policies=last", "paths.store")),
 ]
 
 
 @pytest.mark.parametrize(("override", "names"), MESSAGES)
 def test_a_mistake_has_one_message(override: str, names: str | tuple[str, ...]) -> None:
     with refused(ConfigError, names) as caught:
-        config.load([override])
+        config.load(override.split(" ") if " paths." in override else [override])
     assert len(str(caught.value)) < 500
 
 

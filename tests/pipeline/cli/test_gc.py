@@ -182,3 +182,8 @@ def test_a_removal_that_is_killed_is_finished_by_the_next(run: Run) -> None:
     assert kept(run) <= names(run)
     old(run.store)
     assert gc(run, "--delete") == 0 and names(run) == kept(run)
+
+
+def test_a_bucket_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gc", "--delete", "--store", "s3://bucket/prefix"]) == 2
+    named(capsys.readouterr().err, "--store", "bucket")
