@@ -87,7 +87,7 @@ def _even(counts: NDArray[np.int_]) -> list[int]:
     return counts.tolist()
 
 
-def complaints(game: Game, policies: Sequence[Array], rounds: int) -> dict[str, str]:
+def violations(game: Game, policies: Sequence[Array], rounds: int) -> dict[str, str]:
     """What is wrong with self-play of T = `rounds` rounds; policies: log pi_0 ... log pi_T. Empty: nothing.
 
     closed form: a step is further than C eta^3 from it; gap: that of the average of all policies but the last is not

@@ -11,7 +11,7 @@ from tests.game.finite import (
     Game,
     average,
     closed_form,
-    complaints,
+    violations,
     deviation,
     duality_gap,
     eta_of,
@@ -87,23 +87,23 @@ def test_the_games_are_cyclic(name: str) -> None:
 @pytest.mark.parametrize("rounds", [16, 64, 256])
 def test_the_checks_pass_the_closed_form_alone(name: str, rounds: int) -> None:
     game = GAMES[name]
-    assert complaints(game, ideal(game, rounds), rounds) == {}
-    assert complaints(game, ideal(game, rounds, factor=0), rounds).keys() == {"closed form", "gap"}
-    assert "closed form" in complaints(game, ideal(game, rounds, factor=-1), rounds)
-    assert "closed form" in complaints(game, ideal(game, rounds, factor=0.5), rounds)
+    assert violations(game, ideal(game, rounds), rounds) == {}
+    assert violations(game, ideal(game, rounds, factor=0), rounds).keys() == {"closed form", "gap"}
+    assert "closed form" in violations(game, ideal(game, rounds, factor=-1), rounds)
+    assert "closed form" in violations(game, ideal(game, rounds, factor=0.5), rounds)
 
 
 def test_the_gap_alone_does_not_see_a_wrong_sign_in_rock_paper_scissors() -> None:
     """To lose at it is to play it backwards, around the same equilibrium; six responses have no such symmetry."""
-    assert "gap" not in complaints(ROCK_PAPER_SCISSORS, ideal(ROCK_PAPER_SCISSORS, 256, factor=-1), 256)
-    assert "gap" in complaints(SIX, ideal(SIX, 256, factor=-1), 256)
+    assert "gap" not in violations(ROCK_PAPER_SCISSORS, ideal(ROCK_PAPER_SCISSORS, 256, factor=-1), 256)
+    assert "gap" in violations(SIX, ideal(SIX, 256, factor=-1), 256)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_missing_number_is_a_complaint() -> None:
     path = ideal(SIX, 16)
     path[3] = np.full(6, np.nan)
-    assert complaints(SIX, path, 16).keys() == {"closed form", "gap"}
+    assert violations(SIX, path, 16).keys() == {"closed form", "gap"}
 
 
 @EVERY

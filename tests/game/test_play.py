@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.game.finite import average, complaints, duality_gap
+from tests.game.finite import average, violations, duality_gap
 from tests.game.games import GAMES, GATED
 from tests.game.process import Played, play
 
@@ -28,7 +28,7 @@ def accepted(name: str, found: Played, rounds: int) -> None:
     np.testing.assert_allclose([np.exp(policy).sum() for policy in found.policies], 1, rtol=0, atol=1e-6)
     assert found.noise < 1e-5
     assert found.unconverged < 1e-2
-    assert complaints(GAMES[name], found.policies, rounds) == {}
+    assert violations(GAMES[name], found.policies, rounds) == {}
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -39,19 +39,19 @@ def test_sixteen_rounds(name: str, sixteen: dict[str, Played]) -> None:
 def test_a_frozen_policy_is_rejected(sixteen: dict[str, Played]) -> None:
     found = sixteen["frozen"]
     assert np.abs(np.subtract(found.policies[-1], found.policies[0])).max() < 1e-5
-    assert complaints(GAMES["rps"], found.policies, 16).keys() == {"closed form", "gap"}
+    assert violations(GAMES["rps"], found.policies, 16).keys() == {"closed form", "gap"}
     assert found.unconverged > 0.99
 
 
 def test_a_wrong_sign_is_rejected(sixteen: dict[str, Played]) -> None:
     found = sixteen["backwards"]
     assert found.unconverged < 1e-2  # learned well, the wrong thing
-    assert "closed form" in complaints(GAMES["rps"], found.policies, 16)
+    assert "closed form" in violations(GAMES["rps"], found.policies, 16)
 
 
 def test_the_ungated_game_is_not_the_gated_one(sixteen: dict[str, Played]) -> None:
-    assert "closed form" in complaints(GATED, sixteen["rps"].policies, 16)
-    assert "closed form" in complaints(GAMES["rps"], sixteen["gated"].policies, 16)
+    assert "closed form" in violations(GATED, sixteen["rps"].policies, 16)
+    assert "closed form" in violations(GAMES["rps"], sixteen["gated"].policies, 16)
 
 
 @pytest.mark.slow
