@@ -11,13 +11,13 @@ from tests.game.finite import (
     Game,
     average,
     closed_form,
-    violations,
     deviation,
     duality_gap,
     eta_of,
     gap_bound,
     multiplicities,
     rates,
+    violations,
 )
 from tests.game.games import GAMES, GATED, ROCK_PAPER_SCISSORS, SIX, random_game
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.game.finite import average, violations, duality_gap
+from tests.game.finite import average, duality_gap, violations
 from tests.game.games import GAMES, GATED
 from tests.game.process import Played, play
 
