@@ -31,12 +31,10 @@ from ray.exceptions import (
 
 from sparring.pipeline.execution import nodes, ray_cluster
 from sparring.pipeline.execution.fault_policy import (
-    MOST_POISON,
     TRIES_BEFORE_BISECTION,
     ShardDeadline,
-    alike,
-    bisect,
     log_files,
+    poison_search,
     step_errors,
 )
 from sparring.pipeline.execution.worker import Loaded, Worker, finish_task, run_task
@@ -459,7 +457,9 @@ class ActorPool:
             )
         self.message(f"{name}: shard {shard.index}: {fault}; it is done again")
         if failures == TRIES_BEFORE_BISECTION and self.job.spec.narrow:
-            self._go_on(Search(self._probes(shard, fault)), None)
+            others = [one for one, search in self.waiting if not search]
+            others.sort(key=lambda one: self.failures[one.index])
+            self._go_on(Search(poison_search(self.job, shard, fault, others, self.message)), None)
         else:
             self.waiting.appendleft((shard, None))
 
@@ -469,48 +469,6 @@ class ActorPool:
             self.waiting.appendleft((search.probes.send(outcome), search))
         except StopIteration as end:
             self.waiting.appendleft((end.value, None))
-
-    def _probes(self, shard: Shard, fault: EngineFault) -> Generator[Shard, EngineFault | None, Shard]:
-        """Yield parts of a shard to try; return it without the prompts that make it fail, EngineFault for too many."""
-        part: Callable[..., Shard] = resolve(self.job.spec.narrow)
-        yield from self._other_prompts(part, shard, fault)
-        name, rows, tried = self.job.out.name, len(shard.payload["rows"]), None
-        halves = bisect(range(rows))
-        while True:
-            try:
-                keep = halves.send(tried)
-            except StopIteration as end:
-                poison: list[int] = end.value
-                break
-            tried = yield part(shard, keep)
-        if len(poison) > MOST_POISON or len(poison) == rows > 1:
-            many = "all" if len(poison) == rows else f"more than {MOST_POISON}"
-            raise EngineFault(
-                f"{name}: {many} prompts of shard {shard.index} fail, so it is not the prompts; the last time because "
-                f"{fault}; details: {log_files(self.job)}."
-            )
-        if not poison:
-            return shard
-        places = ", ".join(str(shard.payload["rows"][i]) for i in poison)
-        self.message(
-            f"{name}: its worker fails on the prompts of rows {places}; they are dropped and counted as poison"
-        )
-        return part(shard, [i for i in range(rows) if i not in poison])
-
-    def _other_prompts(
-        self, part: Callable[..., Shard], shard: Shard, fault: EngineFault
-    ) -> Generator[Shard, EngineFault | None, None]:
-        """Yield two other prompts, each alone; EngineFault where they fail in the same way."""
-        own = [0, len(shard.payload["rows"]) - 1]
-        others = sorted((one for one, search in self.waiting if not search), key=lambda one: self.failures[one.index])
-        for probe in [*(part(one, [0]) for one in others), *(part(shard, [place]) for place in own)][:2]:
-            other = yield probe
-            if other is None or not alike(str(other), str(fault)):
-                return
-        raise EngineFault(
-            f"{self.job.out.name}: every prompt fails in the same way, so it is not the prompts: {fault}; details: "
-            f"{log_files(self.job)}."
-        )
 
     def _end_hung(self, calls: list[Call]) -> None:
         """Kill the actors whose shard or loading is past its deadline; Ray starts new processes for them."""

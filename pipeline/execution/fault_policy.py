@@ -6,11 +6,11 @@ import contextlib
 import math
 import re
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from sparring.stages.errors import DataError, SparringError, disk_is_full, full_disk
-from sparring.stages.step import Job, Shard
+from sparring.stages.errors import DataError, EngineFault, SparringError, disk_is_full, full_disk
+from sparring.stages.step import Job, Shard, resolve
 
 TRIES_BEFORE_BISECTION = 2
 """A worker that fails once on a shard may have been killed from outside; after two failures the prompts are tested."""
@@ -58,6 +58,43 @@ def bisect(rows: Sequence[int]) -> Generator[Sequence[int], object, list[int]]:
         if len(poison) <= MOST_POISON and (yield half):
             poison += yield from bisect(half)
     return poison
+
+
+def poison_search(
+    job: Job, shard: Shard, fault: EngineFault, others: Sequence[Shard], message: Callable[[str], None]
+) -> Generator[Shard, EngineFault | None, Shard]:
+    """Yield parts of shards to try alone, get why each failed or None; return the shard without its poison.
+
+    fault: why the shard fails. others: shards that are not done yet, the least suspect first. `message` gets a line
+    about what is dropped. EngineFault where it is not the prompts: others fail in the same way, or too many do.
+    """
+    part: Callable[[Shard, Sequence[int]], Shard] = resolve(job.spec.narrow)
+    name, count, details = job.out.name, len(shard.payload["rows"]), f"details: {log_files(job)}"
+    for probe in [*(part(one, [0]) for one in others), part(shard, [0]), part(shard, [count - 1])][:2]:
+        other = yield probe
+        if other is None or not alike(str(other), str(fault)):
+            break
+    else:
+        raise EngineFault(f"{name}: every prompt fails in the same way, so it is not the prompts: {fault}; {details}.")
+    halves, tried = bisect(range(count)), None
+    while True:
+        try:
+            keep = halves.send(tried)
+        except StopIteration as end:
+            poison: list[int] = end.value
+            break
+        tried = yield part(shard, keep)
+    if len(poison) > MOST_POISON or len(poison) == count > 1:
+        many = "all" if len(poison) == count else f"more than {MOST_POISON}"
+        raise EngineFault(
+            f"{name}: {many} prompts of shard {shard.index} fail, so it is not the prompts; the last time because "
+            f"{fault}; {details}."
+        )
+    if not poison:
+        return shard
+    places = ", ".join(str(shard.payload["rows"][i]) for i in poison)
+    message(f"{name}: its worker fails on the prompts of rows {places}; they are dropped and counted as poison")
+    return part(shard, [i for i in range(count) if i not in poison])
 
 
 @contextlib.contextmanager
