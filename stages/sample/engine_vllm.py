@@ -50,7 +50,9 @@ class VllmEngine:
         start = at_start(settings)
 
         def make() -> RequestQueue:
-            make_llm = import_for(settings.sampler.reproducible, settings.workers)
+            make_llm = import_vllm(
+                settings.workers.cpus, batch_invariant=settings.sampler.reproducible and settings.workers.gpus > 0
+            )
             path = same_name(folder) if settings.workers.gpus else folder  # on the CPU nothing is compiled
             return RequestQueue(make_llm(str(path), **arguments_of(start)))
 
@@ -94,11 +96,6 @@ class VllmEngine:
             seed + child.index if self.settings.sampler.reproducible else None,
             logprobs,
         )
-
-
-def import_for(reproducible: bool, workers: Workers) -> Any:
-    """Import vLLM as an engine of these workers needs it; returns its class LLM."""
-    return import_vllm(workers.cpus, batch_invariant=reproducible and workers.gpus > 0)
 
 
 def arguments_of(settings: EngineSettings) -> dict[str, Any]:

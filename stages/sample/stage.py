@@ -86,9 +86,9 @@ def narrow(shard: Shard, keep: Sequence[int]) -> Shard:
 def prepare(job: Job[SampleSettings]) -> None:
     """Import vLLM, which takes longer than loading a small policy."""
     if job.settings.sampler.engine == "vllm":
-        from sparring.stages.sample.engine_vllm import import_for
+        from sparring.stages.vllm import import_vllm
 
-        import_for(job.settings.sampler.reproducible, job.workers)
+        import_vllm(job.workers.cpus, batch_invariant=job.settings.sampler.reproducible and job.workers.gpus > 0)
 
 
 class Sampler:
