@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -121,7 +121,7 @@ def quickly() -> Iterator[None]:
             gc.enable()
 
 
-_linked: dict[Path, TextIO] = {}
+_linked: dict[Path, BinaryIO] = {}
 """Links that this process has locked: a folder stays behind its link while an engine may read it."""
 
 
@@ -137,7 +137,7 @@ def same_name(folder: Path) -> Path:
     link = root / "sparring" / f"{socket.gethostname()}-{config[:16]}"
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
-        lock = _linked.get(link) or link.with_suffix(".lock").open("a")
+        lock = _linked.get(link) or link.with_suffix(".lock").open("ab")
         _linked[link] = lock
         with suppress(BlockingIOError):  # others have engines behind this link
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

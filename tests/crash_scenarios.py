@@ -24,7 +24,7 @@ from sparring.pipeline.store.files import check_export
 from sparring.pipeline.store.manifest import Artifact
 from sparring.pipeline.store.staging import STAGED
 from sparring.stages.fingerprint import digest
-from sparring.stages.step import Input, Job, Part, Shard, StepSpec
+from sparring.stages.step import Input, Job, Part, Places, Shard, StepSpec
 from sparring.stages.train.files import checkpoint
 from tests.crash import Scenario, tree
 
@@ -66,7 +66,9 @@ def finish(job: Job, tables: Iterator[pa.Table], records: list[dict[str, Any]]) 
     return {"sum": sum(sum(table["x"].to_pylist()) for table in tables)}
 
 
-def train(job: Job, report: Callable[[dict[str, Any]], None], asked: Callable[[], int]) -> SimpleNamespace:
+def train(
+    job: Job, report: Callable[[dict[str, Any]], None], asked: Callable[[], int], places: Callable[[], Places]
+) -> SimpleNamespace:
     """Take three steps, each with a checkpoint from which the next goes on, and write a model of all of them."""
     job.out.mkdir(parents=True, exist_ok=True)
     checkpoint.drop_damaged(job)

@@ -190,7 +190,7 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         turn, temporary = self.folder / ".pulls" / file.sha256, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         turn.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(self.folder), turn.open("w") as lock:
+        with disk_errors(self.folder), turn.open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process that holds it
             if path.is_file() and sha256_file(path) == file.sha256:
                 return

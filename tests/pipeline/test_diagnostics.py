@@ -253,7 +253,7 @@ def made(plan: Plan, folder: Path, arm: str, last: int, comparisons: list[dict[s
 def executed(plan: Plan, folder: Path) -> None:
     """Run the plan as `sparring run` does, without preparing or measuring anything."""
     for arm in plan.configs:
-        cli_run._begin(plan, arm, [])
+        cli_run._begin(plan, arm, [], {})
     cli_run._execute(plan, folder / "store", folder / "runs" / "mine", frozenset())
 
 

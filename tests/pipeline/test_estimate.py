@@ -226,7 +226,7 @@ def test_steps_that_use_the_same_weights_load_them_once() -> None:
     starts = Estimate(plan := plan_of(*LLAMA, *SLICE), []).starts
     by_label = {(use.iteration, use.label): starts.get(step.fingerprint) for use, step in plan.arm("")}
     weights_s = 2 * 8_030_261_248 / 2e9
-    assert by_label[1, "sample"] == 25 + weights_s and by_label[0, "sample_base"] == 0
+    assert by_label[0, "sample_base"] == 25 + weights_s and by_label[1, "sample"] == 0
     assert by_label[1, "score"] == 12 + 1.7 / 2 and by_label[1, "embed"] == 1.7 / 2
     assert by_label[1, "reference"] == by_label[2, "logprobs_base"] == weights_s
     assert by_label[1, "train"] == 40 + weights_s and by_label[1, "pairs"] is None

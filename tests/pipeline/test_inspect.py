@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = in_process(cli_prepare.plan_of({"": overrides}))
     steps = {name: step for name, step in plan.steps.items() if step.uses[0].label in KINDS}
     run = folder / "runs" / "mine"
-    cli_run._begin(plan, "", overrides)
+    cli_run._begin(plan, "", overrides, {})
     events = Events(run / "events.jsonl")
     Executor(
         plan=replace(plan, steps=steps),

@@ -94,6 +94,8 @@ def test_the_report_prints_planned_beside_spent(tmp_path: Path) -> None:
     planned = {(1, "sample"): 120.0, (1, "train"): 300.0, (2, "sample"): 60.0}
     run_record.begin(run.folder, {}, "", [], str(run.store), {}, planned)
     made = {(t, label): run.add(t, label, seconds=1.0) for t, label in planned}
+    names = {key: one.fingerprint for key, one in made.items()}
+    run_record.begin(run.folder, names, "", [], str(run.store), {}, planned)
     run.add(1, "score", seconds=1.0)  # of another run: this one has no events of it
     events = [
         {"event": event, "step": made[key].name, "time": 1000.0 + second}

@@ -75,7 +75,7 @@ def test_an_arm_has_its_own_unfinished_training(tmp_path: Path) -> None:
     arms = ["gate=off", "gate=linear"]
     plan, store = plan_of(tmp_path, {arm: [arm] for arm in arms}), tmp_path / "store"
     for arm in arms:
-        cli_run._begin(plan, arm, [])
+        cli_run._begin(plan, arm, [], {})
     for step in (one for one in plan.steps.values() if one.uses[0].label in ("prompts", "sample")):  # which both have
         finish(plan, step, store, {})
         manifest = Artifact(store, step.spec.kind, step.fingerprint).manifest()
