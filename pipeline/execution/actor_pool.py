@@ -125,9 +125,9 @@ class ActorPool:
 
     def _grow(self, size: int) -> list[Any]:
         """Make actors until there are `size`; return the new ones."""
-        cpus, gpus = _reserved(self.job), self.job.workers.gpus
-        threads = {"max_concurrency": MOST_AT_ONCE} if self.at_once > 1 else {}
-        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, **threads)(Worker)
+        options: dict[str, Any] = {"num_cpus": _reserved(self.job), "num_gpus": self.job.workers.gpus}
+        options |= {"max_concurrency": MOST_AT_ONCE} if self.at_once > 1 else {}
+        remote = ray.remote(max_restarts=-1, max_task_retries=-1, **options)(Worker)
         new = []
         for _ in range(size - len(self.actors)):
             new.append(remote.options(**_on(self.places)).remote(self.job, self.made))
