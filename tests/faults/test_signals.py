@@ -13,6 +13,7 @@ from tests.faults.harness import DEADLINE_S, Run, contents, overrides, wait_for,
 pytestmark = pytest.mark.faults
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_its_training_and_resumes(undisturbed: Path, policy: Path, tmp_path: Path) -> None:
     without(undisturbed, tmp_path, "01/train")
     run = Run(tmp_path, overrides(tmp_path, policy, "trainer.checkpoint_steps=100"))

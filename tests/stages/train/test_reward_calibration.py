@@ -210,6 +210,7 @@ def test_the_micro_batch_does_not_change_delta(whole_batch: list[dict[str, float
     close(figures(micro), whole_batch)
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_same_delta(whole_batch: list[dict[str, float]], tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         ranks = [pool.submit(of_rank, rank, str(tmp_path / "store")) for rank in range(2)]
