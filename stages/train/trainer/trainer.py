@@ -27,7 +27,6 @@ from sparring.stages.train.config import TrainSettings, tracked_name
 from sparring.stages.train.files import reshard
 from sparring.stages.train.loss.loss import pair_losses, recorded
 from sparring.stages.train.memory import drop, one_copy, trim
-from sparring.stages.train.model.activations import keep_products
 from sparring.stages.train.model.forward import Bound
 from sparring.stages.train.trainer import gathers
 from sparring.stages.train.trainer.arguments import schedule
@@ -89,8 +88,6 @@ class PairTrainer(Trainer):
         self.instruments = Instruments(model, settings)
         self.order = list(order)
         dealt: Any = self.order
-        if not args.gradient_checkpointing:
-            keep_products(model)
         super().__init__(model=model, args=args, train_dataset=dealt, data_collator=self._collate)
         self.model_wrapped: Any
         self.model_accepts_loss_kwargs = False
@@ -189,8 +186,6 @@ class PairTrainer(Trainer):
         if self.args.device.type == "cuda" and self.settings.trainer.dtype == "bfloat16":
             gathers.in_bfloat16(self.model_wrapped.module)
         trim()
-        if self.args.device.type == "cpu":  # what the passes left free, before the optimizer takes as much elsewhere
-            self.model_wrapped.optimizer.optimizer.register_step_pre_hook(lambda *_: trim())
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
