@@ -22,7 +22,8 @@ def stop(run: Run = "default", runs: Runs = RUNS) -> None:
     arms = run_history.recorded(runs, run)
     held = [(arm.folder, one) for arm in arms if (one := holder_of(arm.folder / LEASE)) and one.is_alive]
     if not held:
-        raise DataError(f"{headline(progress_of(arms, Stream(events_file(arms[0].folder))))} Nothing is to be stopped.")
+        now = headline(progress_of(arms, Stream(events_file(arms[0].folder))))
+        raise DataError(f"{now.rstrip('.')}. Nothing is to be stopped.")
     folder, holder = held[0]
     driver.ask(folder, holder)
     print(printable(f"run {run} ({holder}): asked to stop; waiting for at most {driver.LONGEST_S:.0f} s"), flush=True)
