@@ -581,8 +581,9 @@ def _process_settings(job: Job) -> Any:
     workers, settings = replace(job.workers, deadline_s=math.inf), job.settings
     if not isinstance(settings, SampleSettings):
         return workers
-    engine_args, hardware = getattr(settings.sampler, "engine_args", None), settings.hardware
-    return workers, settings.max_model_len, engine_args, hardware.gpu_memory, hardware.kv_cache_gb
+    sampler, hardware = settings.sampler, settings.hardware
+    engine = getattr(sampler, "engine_args", None), sampler.reproducible
+    return workers, settings.max_model_len, engine, hardware.gpu_memory, hardware.kv_cache_gb
 
 
 def _models(job: Job) -> dict[str, str]:
