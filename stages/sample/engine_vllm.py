@@ -81,7 +81,8 @@ class VllmEngine:
             )
             for seed in seeds
         ]
-        outputs = self.queue.generate([{"prompt_token_ids": ids} for ids in prompt_ids], params)
+        prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
+        outputs = llm.generate(prompts, params, use_tqdm=False) if self.alone else self.queue.generate(prompts, params)
         return [
             [self._sampled(child, seed) for child in sorted(output.outputs, key=lambda child: child.index)]
             for output, seed in zip(outputs, seeds, strict=True)

@@ -63,6 +63,8 @@ class RequestQueue:
 
     def generate(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """Return vLLM's output for each prompt, in order, once all are finished."""
+        import torch
+
         outputs: list[Future[Any]] = [Future() for _ in prompts]
         with self.lock:
             if self.error:
@@ -70,10 +72,13 @@ class RequestQueue:
             self.asked.append(Asked(prompts, params, outputs))
             if not self.steps:
                 self.steps = True
-                Thread(target=self._run, daemon=True).start()
+                Thread(target=self._run, args=(torch.get_num_threads(),), daemon=True).start()
         return [output.result() for output in outputs]
 
-    def _run(self) -> None:
+    def _run(self, cpu_threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(cpu_threads)  # each thread has a number of its own, and vLLM one for all
         try:
             while self._goes_on():
                 for output in self.llm.llm_engine.step():

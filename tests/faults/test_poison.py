@@ -178,7 +178,6 @@ def test_a_bug_names_its_step_and_shard_and_is_in_the_logs(tmp_path: Path) -> No
 
 def test_more_than_a_few_prompts_are_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fault_policy, "MOST_POISON", 1)
-    monkeypatch.setattr("sparring.pipeline.execution.actor_pool.MOST_POISON", 1)
     with pytest.raises(EngineFault, match="more than 1 prompts of shard 0 fail, so it is not the prompts"):
         play(light_job(tmp_path, "raise", sick=[0, 1, 2]), shards(4, 4))
 

@@ -200,7 +200,7 @@ def test_a_plan_sums_minutes_by_step_and_iteration_and_says_how_rates_are_known(
     assert all(part[4] == pytest.approx(sum(part[:4]), abs=0.2) for part in parts)
     for kind, unit in (("sample", "tokens/s"), ("score", "ordered pairs/s"), ("train", "tokens/s")):
         assert re.search(rf"^{kind}: [\d,]+ {unit} a GPU \(estimated: h100, ", out, re.M)
-    assert "Estimated rates, which no GPU has shown, assume: an engine takes the next prompt" in " ".join(out.split())
+    assert "Estimated rates, which no GPU has shown, assume: the engines' batch-invariant mode" in " ".join(out.split())
 
 
 def test_without_a_price_there_are_hours_alone() -> None:
